@@ -1,0 +1,202 @@
+"""The bundle: a folder that plain PEFT loads, with gates, spec, card and one signature over all.
+
+    adapter_config.json, adapter_model.safetensors    as PEFT writes them
+    gates.safetensors                                 one float32 vector a module
+    spec.json                                         the expert's facts
+    README.md                                         model card
+    bundle.dsse.json                                  in-toto statement over the five files above
+
+The statement repeats the spec and adds sizes, so that a coordinator can judge a bundle by its
+envelope alone, before it stores a byte. A bundle's identity is the digest of the signed payload.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field
+
+from protocol import statement, strict_json
+from protocol.errors import Code, Refused
+from protocol.signing import Identity, PublicKey, Signed
+from protocol.spec import ExpertSpec
+from protocol.statement import Strict
+
+BUNDLE_TYPE = "https://greylag.org/bundle/v1"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+GATES = "gates.safetensors"
+SPEC = "spec.json"
+CARD = "README.md"
+ENVELOPE = "bundle.dsse.json"
+FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, GATES, SPEC)
+"""What is signed; the envelope stands beside it."""
+
+MAX_TEXT_BYTES = {ADAPTER_CONFIG: 1 << 18, SPEC: 1 << 20, CARD: 1 << 18}
+
+
+class _Predicate(Strict):
+    spec: ExpertSpec
+    sizes: dict[str, int] = Field(min_length=len(FILES), max_length=len(FILES))
+
+
+@dataclass(frozen=True)
+class SignedFile:
+    """One file of a bundle by content."""
+
+    sha256: str
+    size: int
+    """Size in bytes."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an envelope says about a bundle; its signature has been verified."""
+
+    digest: str
+    """Identity of the bundle: sha256 of the signed payload."""
+    envelope: bytes
+    spec: ExpertSpec
+    files: Mapping[str, SignedFile]
+
+    @property
+    def signer(self) -> PublicKey:
+        """The contributor's key."""
+        return PublicKey.from_hex(self.spec.contributor)
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of all files together."""
+        return sum(file.size for file in self.files.values())
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk whose every byte was checked against its manifest."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def digest(self) -> str:
+        """Identity of the bundle."""
+        return self.manifest.digest
+
+    @property
+    def spec(self) -> ExpertSpec:
+        """The expert's facts."""
+        return self.manifest.spec
+
+
+def read_manifest(envelope: bytes) -> Manifest:
+    """Read and verify an envelope on its own.
+
+    The spec names the contributor's key, and that key must have signed; whether the key is known to
+    anyone is for the caller to ask.
+
+    Raises:
+        Refused: `ENVELOPE_SCHEMA`, `UNSUPPORTED_STATEMENT`, `SPEC_INVALID`, `FILE_MISSING`,
+            `FILE_NOT_ALLOWED`, `TOO_LARGE`, `SIGNER_MISMATCH` or `BAD_SIGNATURE`.
+    """
+    signed = Signed.parse(envelope)
+    parsed = statement.parse(signed.payload, BUNDLE_TYPE)
+    predicate = statement.read(_Predicate, parsed.predicate, what="The bundle's statement")
+    _check_names(parsed.subjects)
+    _check_names(predicate.sizes)
+    for name, limit in MAX_TEXT_BYTES.items():
+        if predicate.sizes[name] > limit:
+            raise Refused(Code.TOO_LARGE, f"{name} is {predicate.sizes[name]} bytes; at most {limit} are taken.")
+    key = PublicKey.from_hex(predicate.spec.contributor)
+    if key.keyid not in signed.keyids:
+        raise Refused(
+            Code.SIGNER_MISMATCH, "The bundle names another contributor than the key that signed it.", "Sign it again."
+        )
+    signed.verify([key])
+    files = {name: SignedFile(parsed.subjects[name], predicate.sizes[name]) for name in FILES}
+    return Manifest(signed.digest, envelope, predicate.spec, files)
+
+
+def pack(folder: Path, spec: ExpertSpec, identity: Identity) -> Bundle:
+    """Write spec and signature into a folder that holds adapter, gates and card.
+
+    Raises:
+        Refused: `FILE_MISSING` or `FILE_NOT_ALLOWED`.
+    """
+    _write(folder / SPEC, strict_json.dumps(spec.model_dump(mode="json")))
+    _check_folder(folder, {*FILES, ENVELOPE} if (folder / ENVELOPE).exists() else FILES)
+    sizes = {name: (folder / name).stat().st_size for name in FILES}
+    subjects = {name: sha256_of(folder / name) for name in FILES}
+    payload = statement.build(BUNDLE_TYPE, subjects, _Predicate(spec=spec, sizes=sizes))
+    _write(folder / ENVELOPE, identity.sign(payload))
+    return open_bundle(folder)
+
+
+def open_bundle(folder: Path) -> Bundle:
+    """Verify a bundle on disk, byte by byte. No tensor is read.
+
+    Raises:
+        Refused: As `read_manifest`, and `SIZE_MISMATCH`, `DIGEST_MISMATCH` or `SPEC_INVALID` for
+            bytes that are not the signed ones.
+    """
+    if not (folder / ENVELOPE).is_file():
+        raise Refused(Code.FILE_MISSING, f"{folder} holds no {ENVELOPE}.", "Give the folder of a finished bundle.")
+    manifest = read_manifest((folder / ENVELOPE).read_bytes())
+    _check_folder(folder, {*FILES, ENVELOPE})
+    for name, file in manifest.files.items():
+        check_file(folder / name, file)
+    check_spec(folder / SPEC, manifest.spec)
+    return Bundle(folder, manifest)
+
+
+def check_file(path: Path, signed: SignedFile) -> None:
+    """Hold a file against its signed size and digest.
+
+    Raises:
+        Refused: `SIZE_MISMATCH` or `DIGEST_MISMATCH`.
+    """
+    if (size := path.stat().st_size) != signed.size:
+        raise Refused(Code.SIZE_MISMATCH, f"{path.name} has {size} bytes; {signed.size} were signed.")
+    if sha256_of(path) != signed.sha256:
+        raise Refused(Code.DIGEST_MISMATCH, f"The bytes of {path.name} are not those that were signed.")
+
+
+def check_spec(path: Path, spec: ExpertSpec) -> None:
+    """Refuse a spec.json that says other than the signed statement (`SPEC_INVALID`)."""
+    value = strict_json.loads(path.read_bytes(), what=path.name, code=Code.SPEC_INVALID)
+    if statement.read(ExpertSpec, value, what=path.name) != spec:
+        raise Refused(Code.SPEC_INVALID, f"{path.name} differs from the spec in the signed statement.")
+
+
+def sha256_of(path: Path) -> str:
+    """Digest of a file in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_folder(folder: Path, names: Mapping[str, object] | set[str] | tuple[str, ...]) -> None:
+    entries = {entry.name: entry for entry in folder.iterdir()}
+    for name, entry in sorted(entries.items()):
+        if name not in names or entry.is_symlink() or not entry.is_file():
+            raise Refused(Code.FILE_NOT_ALLOWED, f"{name!r:.200} has no place in a bundle.", "Remove it.")
+    for name in names:
+        if name not in entries:
+            raise Refused(Code.FILE_MISSING, f"The bundle lacks {name}.")
+
+
+def _check_names(found: Mapping[str, object]) -> None:
+    if missing := sorted(set(FILES) - set(found)):
+        raise Refused(Code.FILE_MISSING, f"The statement lacks {missing[0]}.")
+    if extra := sorted(set(found) - set(FILES)):
+        raise Refused(Code.FILE_NOT_ALLOWED, f"The statement names {extra[0]!r:.200}, which no bundle holds.")
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Replace a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

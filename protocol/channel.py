@@ -1,0 +1,104 @@
+"""Client side of a connection: TLS, message limits, deadlines, gRPC's own retry policy."""
+
+import ipaddress
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+
+from protocol.errors import Code, Refused
+from protocol.status import from_rpc_error
+from protocol.wire import MAX_MESSAGE_BYTES
+
+DEADLINE_S = 60.0
+"""Deadline of a call that moves no file, in seconds."""
+STREAM_DEADLINE_S = 3600.0
+"""Deadline of a call that moves one file, in seconds."""
+
+# Exponential back-off with jitter, inside gRPC: only UNAVAILABLE is retried, and only for calls that
+# may be repeated. Put carries a stream that cannot be replayed; upload.py resumes it by offset.
+_RETRY = {
+    "methodConfig": [
+        {
+            "name": [{"service": "greylag.v1.Catalog"}, {"service": "greylag.v1.Query"}]
+            + [{"service": "greylag.v1.Intake", "method": name} for name in ("Enrol", "Begin", "Commit", "Status")],
+            "retryPolicy": {
+                "maxAttempts": 5,
+                "initialBackoff": "0.2s",
+                "maxBackoff": "3s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}
+OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.service_config", json.dumps(_RETRY)),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+@contextmanager
+def connect(address: str, ca: Path | None = None) -> Iterator[grpc.Channel]:
+    """Open a channel, and turn every failed call inside into an error of our table.
+
+    A loopback address without a CA certificate is spoken to in plain text; every other address
+    over TLS, checked against the CA certificate or, without one, the system's.
+
+    Args:
+        address: `host:port`.
+        ca: CA certificate, PEM.
+
+    Raises:
+        Refused: `SETTINGS_INVALID`, `UNTRUSTED`, or whatever the other side refuses with.
+        Unavailable: `UNREACHABLE` or `BUSY`.
+    """
+    credentials = _credentials(address, ca)
+    if credentials is None:
+        channel = grpc.insecure_channel(address, options=OPTIONS)
+    else:
+        channel = grpc.secure_channel(address, credentials, options=OPTIONS)
+    try:
+        with channel:
+            yield channel
+    except grpc.RpcError as error:
+        raise from_rpc_error(error, address) from error
+
+
+def is_loopback(address: str) -> bool:
+    """Tell whether `host:port` stays on this machine."""
+    host = address.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_address(address: str) -> str:
+    """Return an address that reads `host:port`.
+
+    Raises:
+        Refused: `SETTINGS_INVALID`.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or not int(port) < 1 << 16:
+        raise Refused(Code.SETTINGS_INVALID, f"{address!r} is no address.", "Write it as host:port.")
+    return address
+
+
+def _credentials(address: str, ca: Path | None) -> grpc.ChannelCredentials | None:
+    if ca is None and is_loopback(check_address(address)):
+        return None
+    try:
+        return grpc.ssl_channel_credentials(None if ca is None else ca.read_bytes())
+    except OSError as error:
+        raise Refused(
+            Code.SETTINGS_INVALID, f"The CA certificate {ca} cannot be read: {error.strerror}.", "Check the path."
+        ) from error

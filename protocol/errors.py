@@ -1,0 +1,144 @@
+"""What can go wrong, in one table: a code, its meaning, and how each door reports it.
+
+Two families. `Refused` means that the other side's bytes, key or request are at fault and that
+sending the same again will be refused again. `Unavailable` means that nothing is wrong with the
+request: try again. Misuse by a programmer stays `ValueError`.
+
+Exit statuses are those of BSD's sysexits.h, which shells and service managers already know.
+"""
+
+from enum import Enum
+from typing import NamedTuple
+
+EX_USAGE, EX_DATAERR, EX_NOINPUT, EX_UNAVAILABLE = 64, 65, 66, 69
+EX_CANTCREAT, EX_IOERR, EX_TEMPFAIL, EX_PROTOCOL = 73, 74, 75, 76
+EX_NOPERM, EX_CONFIG = 77, 78
+
+
+class Fate(NamedTuple):
+    """How the doors report a code."""
+
+    grpc: str
+    """Name of the gRPC status code."""
+    http: int
+    """HTTP status."""
+    exit: int
+    """Exit status of a command (sysexits.h)."""
+    meaning: str
+    """One sentence for the reference table in docs/errors.md."""
+
+
+class Code(Enum):
+    """Every reason, once. A code is never reused for another meaning."""
+
+    # What an envelope or a statement looks like.
+    BAD_WIRE = Fate("INVALID_ARGUMENT", 400, EX_PROTOCOL, "The message is not what the protocol says.")
+    ENVELOPE_SCHEMA = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "The signed envelope is malformed.")
+    UNSUPPORTED_STATEMENT = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "The statement is of another type or version.")
+    SPEC_INVALID = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "A signed document breaks its schema.")
+
+    # Who signed.
+    BAD_SIGNATURE = Fate("UNAUTHENTICATED", 401, EX_NOPERM, "No valid signature by the expected key.")
+    KEY_TYPE = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "The key is not an Ed25519 key that can be read.")
+    WEAK_KEY = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "The public key is of small order and signs everything.")
+    KEY_UNKNOWN = Fate("UNAUTHENTICATED", 401, EX_NOPERM, "The key is not enrolled with this coordinator.")
+    KEY_PENDING = Fate("FAILED_PRECONDITION", 409, EX_NOPERM, "The key waits for an operator's approval.")
+    KEY_REVOKED = Fate("PERMISSION_DENIED", 403, EX_NOPERM, "The key was revoked.")
+    SIGNER_MISMATCH = Fate("PERMISSION_DENIED", 403, EX_NOPERM, "The bundle names another contributor than its signer.")
+    SESSION_DENIED = Fate("PERMISSION_DENIED", 403, EX_NOPERM, "The upload session belongs to someone else.")
+
+    # What a pool takes.
+    NAME_TAKEN = Fate("ALREADY_EXISTS", 409, EX_DATAERR, "The name belongs to another contributor.")
+    WRONG_POOL = Fate("FAILED_PRECONDITION", 409, EX_DATAERR, "The bundle was made for another pool.")
+    BASE_MISMATCH = Fate("FAILED_PRECONDITION", 409, EX_DATAERR, "The bundle was trained on another base model.")
+    MODULE_UNKNOWN = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "The expert touches a module that the base lacks.")
+    RANK_OUT_OF_BOUNDS = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "A rank is outside what the pool allows.")
+    SUPERSEDES_UNKNOWN = Fate("NOT_FOUND", 404, EX_DATAERR, "The bundle to supersede is not this contributor's.")
+    VERSION_REUSED = Fate("ALREADY_EXISTS", 409, EX_DATAERR, "The expert's name is in use and is not superseded.")
+    DUPLICATE_OF = Fate("ALREADY_EXISTS", 409, EX_DATAERR, "Another key has submitted the same weights.")
+    QUOTA = Fate("RESOURCE_EXHAUSTED", 429, EX_TEMPFAIL, "The contributor's quota is used up.")
+    TOO_LARGE = Fate("RESOURCE_EXHAUSTED", 413, EX_DATAERR, "The bundle is larger than the pool takes.")
+
+    # Bytes.
+    FILE_NOT_ALLOWED = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "The bundle holds a file that no bundle has.")
+    FILE_MISSING = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "The bundle lacks a file.")
+    SIZE_MISMATCH = Fate("DATA_LOSS", 422, EX_DATAERR, "A file has another size than was signed.")
+    DIGEST_MISMATCH = Fate("DATA_LOSS", 422, EX_DATAERR, "A file's bytes are not those that were signed.")
+    CHUNK_CORRUPT = Fate("DATA_LOSS", 422, EX_IOERR, "A chunk arrived damaged.")
+    OFFSET_MISMATCH = Fate("ABORTED", 409, EX_TEMPFAIL, "A chunk does not continue where the file ends.")
+    MISSING_RANGES = Fate("FAILED_PRECONDITION", 409, EX_TEMPFAIL, "Not all bytes have arrived.")
+    SESSION_UNKNOWN = Fate("NOT_FOUND", 404, EX_TEMPFAIL, "There is no such upload session; begin again.")
+
+    # Tensors and numbers.
+    TENSOR_HEADER = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "The safetensors header is malformed.")
+    TENSOR_NAMES = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "Tensors are missing or extra.")
+    TENSOR_SHAPE = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "A tensor has another shape than was declared.")
+    TENSOR_DTYPE = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "A tensor has a dtype that a pool does not take.")
+    CONFIG_MISMATCH = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "adapter_config.json says other than the spec.")
+    NOT_FINITE = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "A tensor holds NaN or infinity.")
+    CONSTANT_GATE = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "A gate is constant, so it cannot route.")
+    NO_EFFECT = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "The expert changes nothing.")
+    PROBE_FAILED = Fate("FAILED_PRECONDITION", 409, EX_DATAERR, "The routed model breaks on the probe text.")
+    VALIDATOR_FAILED = Fate("FAILED_PRECONDITION", 409, EX_DATAERR, "The validator hit its limits on this bundle.")
+
+    # What is asked for.
+    BUNDLE_UNKNOWN = Fate("NOT_FOUND", 404, EX_NOINPUT, "There is no such bundle.")
+    RELEASE_UNKNOWN = Fate("NOT_FOUND", 404, EX_NOINPUT, "There is no such release.")
+    RELEASE_ROLLBACK = Fate("FAILED_PRECONDITION", 409, EX_PROTOCOL, "The release is older than one already seen.")
+    RELEASE_EXPIRED = Fate("FAILED_PRECONDITION", 410, EX_PROTOCOL, "The release has expired.")
+    METHOD_UNKNOWN = Fate("INVALID_ARGUMENT", 400, EX_USAGE, "There is no such routing method.")
+    EXPERT_UNKNOWN = Fate("NOT_FOUND", 404, EX_NOINPUT, "There is no such expert in the release.")
+    STATE_CHANGE = Fate("FAILED_PRECONDITION", 409, EX_USAGE, "The bundle's state does not allow that step.")
+    REQUEST_INVALID = Fate("INVALID_ARGUMENT", 400, EX_USAGE, "The request cannot be answered as it is.")
+
+    # On the user's own machine.
+    DATA_UNREADABLE = Fate("INVALID_ARGUMENT", 400, EX_NOINPUT, "The data file is missing or cannot be read.")
+    DATA_COLUMNS = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "The data lack the columns that training needs.")
+    DATA_EMPTY = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "The data hold empty rows or too few rows.")
+    DATA_TOO_LONG = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "An example is longer than the model takes.")
+    BASE_UNREADABLE = Fate("INVALID_ARGUMENT", 400, EX_NOINPUT, "The base model cannot be loaded.")
+    PASSPHRASE = Fate("UNAUTHENTICATED", 401, EX_NOPERM, "The passphrase does not open the key.")
+    KEY_UNREADABLE = Fate("INVALID_ARGUMENT", 400, EX_NOINPUT, "The key file is missing or cannot be read.")
+    KEY_EXISTS = Fate("ALREADY_EXISTS", 409, EX_CANTCREAT, "There is a key already; it is never replaced.")
+    SETTINGS_INVALID = Fate("INVALID_ARGUMENT", 400, EX_CONFIG, "A settings file, variable or flag is wrong.")
+    WORKSPACE_BUSY = Fate("FAILED_PRECONDITION", 409, EX_TEMPFAIL, "Another process works in this workspace.")
+    WORKSPACE_EXISTS = Fate("ALREADY_EXISTS", 409, EX_CANTCREAT, "There is a workspace here already.")
+    WORKSPACE_MISSING = Fate("NOT_FOUND", 404, EX_CONFIG, "There is no workspace here yet.")
+    SCHEMA_MISMATCH = Fate("FAILED_PRECONDITION", 409, EX_CONFIG, "The registry was written by another version.")
+    NOT_TRAINED = Fate("FAILED_PRECONDITION", 409, EX_USAGE, "There is no finished bundle here yet.")
+    UNTRUSTED = Fate("UNAUTHENTICATED", 401, EX_NOPERM, "The coordinator is not the one that this machine trusts.")
+
+    # Nobody's fault; try again.
+    UNREACHABLE = Fate("UNAVAILABLE", 503, EX_UNAVAILABLE, "The other side cannot be reached.")
+    STORAGE_FULL = Fate("RESOURCE_EXHAUSTED", 507, EX_IOERR, "The disk is full.")
+    BUSY = Fate("UNAVAILABLE", 503, EX_TEMPFAIL, "The other side is busy or shutting down.")
+
+    @property
+    def fate(self) -> Fate:
+        """How the doors report this code."""
+        return self.value
+
+
+class GreylagError(Exception):
+    """An error that a person can act on.
+
+    Args:
+        code: The reason; decides exit, HTTP and gRPC status.
+        message: One public sentence: what, where, expected, found. Never private data.
+        hint: What to do next, often a command to type.
+    """
+
+    def __init__(self, code: Code, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.code, self.message, self.hint = code, message, hint
+
+    def __str__(self) -> str:
+        return f"{self.code.name}: {self.message}" + (f" {self.hint}" if self.hint else "")
+
+
+class Refused(GreylagError):  # noqa: N818 - the word people see
+    """The request is at fault; the same request will be refused again."""
+
+
+class Unavailable(GreylagError):  # noqa: N818 - as above
+    """The request is fine; try again later."""

@@ -1,0 +1,195 @@
+"""Signed documents of a coordinator: the pool, its releases, enrolments and receipts.
+
+A release is a short list, not a tensor file: it names bundles by digest, in order. A pool that
+grows by one expert grows by one line, and a node fetches only what it lacks.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated
+
+from pydantic import Field
+
+from protocol import statement
+from protocol.errors import Code, Refused
+from protocol.signing import Identity, PublicKey, Signed
+from protocol.spec import POOL_TYPE, KeyHex, Name, PoolSpec, Routing, Sha256, Timestamp
+from protocol.statement import Document, Strict
+
+RELEASE_TYPE = "https://greylag.org/release/v1"
+ENROLMENT_TYPE = "https://greylag.org/enrolment/v1"
+RECEIPT_TYPE = "https://greylag.org/receipt/v1"
+
+
+class ReleasedExpert(Strict):
+    """One expert of a release."""
+
+    name: Name
+    contributor: Name
+    bundle: Sha256
+
+
+class ReleaseSpec(Strict):
+    """What "newest" means at a number."""
+
+    version: Annotated[int, Field(ge=1, le=1)] = 1
+    pool: Sha256
+    number: Annotated[int, Field(ge=1)]
+    previous: Sha256 | None
+    """Digest of the release before; null for the first."""
+    experts: tuple[ReleasedExpert, ...]
+    routing: Routing
+    created: Timestamp
+    expires: Timestamp
+
+
+class Enrolment(Strict):
+    """A key presents itself under a name; signed by that key."""
+
+    pool: Sha256
+    name: Name
+    key: KeyHex
+    created: Timestamp
+
+
+class Receipt(Strict):
+    """The coordinator's word that it keeps a bundle."""
+
+    pool: Sha256
+    bundle: Sha256
+    contributor: KeyHex
+    sequence: Annotated[int, Field(ge=1)]
+    received: Timestamp
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A pool whose signature was verified."""
+
+    digest: str
+    envelope: bytes
+    spec: PoolSpec
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release whose signature was verified."""
+
+    digest: str
+    envelope: bytes
+    spec: ReleaseSpec
+
+
+def sign(predicate_type: str, subjects: dict[str, str], document: Strict, identity: Identity) -> bytes:
+    """Sign a document about subjects (name to sha256)."""
+    return identity.sign(statement.build(predicate_type, subjects, document))
+
+
+def sign_pool(spec: PoolSpec, identity: Identity) -> Pool:
+    """Sign a pool; its subject is the base model's weights."""
+    envelope = sign(POOL_TYPE, {"base": spec.base.weights}, spec, identity)
+    return Pool(Signed.parse(envelope).digest, envelope, spec)
+
+
+def read_pool(envelope: bytes, trusted: PublicKey | None = None) -> Pool:
+    """Verify a pool document.
+
+    Args:
+        envelope: The signed document.
+        trusted: The key it must be signed by; without one, the key that it names itself
+            (trust on first use: the caller shows the key to a person).
+
+    Raises:
+        Refused: `UNTRUSTED` for another key than the trusted one, or any code of an envelope.
+    """
+    signed = Signed.parse(envelope)
+    spec = statement.read(PoolSpec, statement.parse(signed.payload, POOL_TYPE).predicate, what="The pool")
+    key = PublicKey.from_hex(spec.coordinator)
+    if trusted is not None and key != trusted:
+        raise Refused(
+            Code.UNTRUSTED,
+            f"The pool is signed by key {key.hex[:16]}; this machine trusts {trusted.hex[:16]}.",
+            "Ask the operator; if the key really changed, start a new workspace.",
+        )
+    signed.verify([key])
+    return Pool(signed.digest, envelope, spec)
+
+
+def sign_release(spec: ReleaseSpec, identity: Identity) -> Release:
+    """Sign a release; its subject is the pool."""
+    envelope = sign(RELEASE_TYPE, {"pool": spec.pool}, spec, identity)
+    return Release(Signed.parse(envelope).digest, envelope, spec)
+
+
+def read_release(envelope: bytes, pool: Pool) -> Release:
+    """Verify a release of a pool.
+
+    Raises:
+        Refused: `WRONG_POOL`, `BAD_SIGNATURE`, or any code of an envelope.
+    """
+    signed, spec = _read(ReleaseSpec, RELEASE_TYPE, envelope, PublicKey.from_hex(pool.spec.coordinator), "The release")
+    if spec.pool != pool.digest:
+        raise Refused(Code.WRONG_POOL, "The release belongs to another pool.")
+    return Release(signed.digest, envelope, spec)
+
+
+def check_fresh(release: Release, *, seen: int, now: datetime) -> None:
+    """Refuse to move backwards or to take an expired release for the newest.
+
+    Args:
+        release: The candidate.
+        seen: Highest number that this node has used; 0 for none.
+        now: The time, aware.
+
+    Raises:
+        Refused: `RELEASE_ROLLBACK` or `RELEASE_EXPIRED`.
+    """
+    if release.spec.number < seen:
+        raise Refused(
+            Code.RELEASE_ROLLBACK,
+            f"The coordinator offers release {release.spec.number}, but release {seen} was seen here.",
+            "Ask the operator whether an old backup was restored.",
+        )
+    if read_timestamp(release.spec.expires) < now:
+        raise Refused(
+            Code.RELEASE_EXPIRED,
+            f"Release {release.spec.number} expired at {release.spec.expires}; this machine's clock says "
+            f"{timestamp(now)}.",
+            "Check the clock, then ask the operator for a new release.",
+        )
+
+
+def read_enrolment(envelope: bytes) -> Enrolment:
+    """Verify that a key presents itself.
+
+    Raises:
+        Refused: `BAD_SIGNATURE`, `WEAK_KEY`, or any code of an envelope.
+    """
+    signed = Signed.parse(envelope)
+    spec = statement.read(Enrolment, statement.parse(signed.payload, ENROLMENT_TYPE).predicate, what="The enrolment")
+    signed.verify([PublicKey.from_hex(spec.key)])
+    return spec
+
+
+def read_receipt(envelope: bytes, pool: Pool) -> Receipt:
+    """Verify a receipt of a pool's coordinator."""
+    return _read(Receipt, RECEIPT_TYPE, envelope, PublicKey.from_hex(pool.spec.coordinator), "The receipt")[1]
+
+
+def timestamp(moment: datetime) -> str:
+    """Write an aware time as the documents do: UTC, whole seconds."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def read_timestamp(text: str) -> datetime:
+    """Inverse of `timestamp`."""
+    return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+
+
+def _read(
+    document: type[Document], predicate_type: str, envelope: bytes, key: PublicKey, what: str
+) -> tuple[Signed, Document]:
+    signed = Signed.parse(envelope)
+    signed.verify([key])
+    parsed = statement.parse(signed.payload, predicate_type)
+    return signed, statement.read(document, parsed.predicate, what=what)

@@ -1,0 +1,155 @@
+"""Server side of a connection: limits, TLS, health, errors as status, and a graceful stop."""
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from protocol.channel import check_address, is_loopback
+from protocol.errors import Code, GreylagError, Refused
+from protocol.status import to_status
+from protocol.wire import MAX_MESSAGE_BYTES
+
+DRAIN_S = 20.0
+"""How long calls in flight may take to finish after a stop signal, in seconds."""
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.so_reuseport", 0),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 30_000),
+    ("grpc.max_connection_age_ms", 3_600_000),
+)
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Listen:
+    """Where a server listens.
+
+    Args:
+        address: `host:port`; port 0 takes a free one.
+        certificate: Certificate chain, PEM. Needed for anything but loopback.
+        key: Its private key, PEM.
+        max_concurrent_calls: Calls beyond this many are refused at once (RESOURCE_EXHAUSTED).
+    """
+
+    address: str
+    certificate: Path | None = None
+    key: Path | None = None
+    max_concurrent_calls: int = 64
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Turns our errors into status codes, counts them, and hides everything else behind INTERNAL."""
+
+    def __init__(self, count: Callable[[Code], None]) -> None:
+        self._count = count
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Wrap a handler of any of the three kinds that we serve."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return handler
+        make: Any
+        if handler.response_streaming:
+            wrapped, make = self._wrap_stream(handler.unary_stream), grpc.unary_stream_rpc_method_handler
+        elif handler.request_streaming:
+            wrapped, make = self._wrap_unary(handler.stream_unary), grpc.stream_unary_rpc_method_handler
+        else:
+            wrapped, make = self._wrap_unary(handler.unary_unary), grpc.unary_unary_rpc_method_handler
+        return make(wrapped, handler.request_deserializer, handler.response_serializer)
+
+    def _wrap_unary(self, behaviour: Any) -> Any:
+        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            try:
+                return await behaviour(request, context)
+            except GreylagError as error:
+                await self._abort(error, context)
+
+        return call
+
+    def _wrap_stream(self, behaviour: Any) -> Any:
+        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            try:
+                async for reply in behaviour(request, context):
+                    yield reply
+            except GreylagError as error:
+                await self._abort(error, context)
+
+        return call
+
+    async def _abort(self, error: GreylagError, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        self._count(error.code)
+        _log.info("refused", code=error.code.name, message=error.message)
+        status = to_status(error)
+        await context.abort(status.code, status.details, status.trailing_metadata)
+
+
+async def serve(
+    listen: Listen,
+    register: Callable[[grpc.aio.Server], Sequence[str]],
+    *,
+    count: Callable[[Code], None] = lambda _: None,
+    on_ready: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Serve until SIGTERM or SIGINT, then drain.
+
+    Args:
+        listen: Where.
+        register: Adds the servicers and returns their full names, for the health service.
+        count: Called with the code of every refusal.
+        on_ready: Called once with the port, when calls are being taken.
+
+    Raises:
+        Refused: `SETTINGS_INVALID` if the address cannot be listened on.
+    """
+    server = grpc.aio.server(
+        interceptors=[ErrorInterceptor(count)],
+        options=_OPTIONS,
+        maximum_concurrent_rpcs=listen.max_concurrent_calls,
+    )
+    monitor = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(monitor, server)
+    services = (*register(server), "")
+    port = _bind(server, listen)
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    await server.start()
+    for name in services:
+        await monitor.set(name, health_pb2.HealthCheckResponse.SERVING)
+    on_ready(port)
+    await stopped.wait()
+    await monitor.enter_graceful_shutdown()
+    await server.stop(DRAIN_S)
+
+
+def _bind(server: grpc.aio.Server, listen: Listen) -> int:
+    check_address(listen.address)
+    try:
+        if listen.certificate and listen.key:
+            pair = (listen.key.read_bytes(), listen.certificate.read_bytes())
+            return server.add_secure_port(listen.address, grpc.ssl_server_credentials([pair]))
+        if is_loopback(listen.address):
+            return server.add_insecure_port(listen.address)
+    except (OSError, RuntimeError) as error:
+        raise Refused(
+            Code.SETTINGS_INVALID, f"Cannot listen on {listen.address}: {error}.", "Is another process listening there?"
+        ) from error
+    raise Refused(
+        Code.SETTINGS_INVALID,
+        f"{listen.address} can be reached from other machines, so it needs TLS.",
+        "Give --tls-cert and --tls-key, or listen on 127.0.0.1.",
+    )

@@ -1,0 +1,256 @@
+"""Ed25519 identities and DSSE envelopes.
+
+The envelope is DSSE (https://github.com/secure-systems-lab/dsse) as securesystemslib writes and
+verifies it. Everything the library lets through is closed here: unknown fields, other spellings of
+base64, more than one signature per key, and public keys of small order. An envelope can be
+re-encoded without breaking its signature, so a document's identity is the digest of its *payload*.
+"""
+
+import base64
+import binascii
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    KeySerializationEncryption,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+    load_pem_public_key,
+    load_ssh_private_key,
+    load_ssh_public_key,
+)
+from securesystemslib.dsse import Envelope
+from securesystemslib.exceptions import VerificationError
+from securesystemslib.signer import CryptoSigner, Signature, SSlibKey
+
+from protocol import strict_json
+from protocol.errors import Code, Refused
+
+PAYLOAD_TYPE = "application/vnd.in-toto+json"
+MAX_SIGNATURES = 8
+MAX_ENVELOPE_BYTES = 1 << 20
+
+# y-coordinates (little-endian, sign bit cleared) of the eight points of small order and their
+# non-canonical spellings, which OpenSSL accepts too; one signature by such a key fits any message.
+# Source: C. Cremers and D. Jackson, "Prime, Order Please!", CSF 2019, and libsodium's block list.
+_SMALL_ORDER_Y = frozenset(
+    bytes.fromhex(text)
+    for text in (
+        "0000000000000000000000000000000000000000000000000000000000000000",
+        "0100000000000000000000000000000000000000000000000000000000000000",
+        "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+        "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+        "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+        "edffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+        "eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+    )
+)
+
+
+@dataclass(frozen=True)
+class PublicKey:
+    """An Ed25519 public key that passed the small-order check.
+
+    Args:
+        raw: The 32 bytes of RFC 8032, section 5.1.5.
+    """
+
+    raw: bytes
+
+    def __post_init__(self) -> None:
+        if len(self.raw) != 32:  # noqa: PLR2004 - RFC 8032
+            raise Refused(Code.KEY_TYPE, f"An Ed25519 public key has 32 bytes; this one has {len(self.raw)}.")
+        if self.raw[:31] + bytes([self.raw[31] & 0x7F]) in _SMALL_ORDER_Y:
+            raise Refused(Code.WEAK_KEY, "The public key is of small order.", "Make a new key.")
+
+    @classmethod
+    def from_hex(cls, text: str) -> "PublicKey":
+        """Read 64 hexadecimal digits."""
+        try:
+            return cls(bytes.fromhex(text))
+        except ValueError as error:
+            raise Refused(Code.KEY_TYPE, "A public key is written as 64 hexadecimal digits.") from error
+
+    @classmethod
+    def from_text(cls, text: bytes) -> "PublicKey":
+        """Read a PEM or OpenSSH public key."""
+        load = load_ssh_public_key if text.startswith(b"ssh-") else load_pem_public_key
+        try:
+            key = load(text)
+        except (ValueError, UnsupportedAlgorithm) as error:
+            raise Refused(Code.KEY_TYPE, "This is no public key in PEM or OpenSSH format.") from error
+        if not isinstance(key, Ed25519PublicKey):
+            raise Refused(Code.KEY_TYPE, "The key is not Ed25519.", "Make one with: greylag-client keys new")
+        return cls(key.public_bytes_raw())
+
+    @property
+    def hex(self) -> str:
+        """The raw bytes as 64 hexadecimal digits: the form kept in documents and rows."""
+        return self.raw.hex()
+
+    @property
+    def keyid(self) -> str:
+        """The key's identifier in envelopes (securesystemslib's default: sha256 of the key's canonical form)."""
+        return self._verifier.keyid
+
+    @property
+    def openssh(self) -> str:
+        """The key in OpenSSH's one-line format."""
+        return (
+            Ed25519PublicKey.from_public_bytes(self.raw).public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+        )
+
+    @property
+    def _verifier(self) -> SSlibKey:
+        return SSlibKey.from_crypto(Ed25519PublicKey.from_public_bytes(self.raw))
+
+
+class Identity:
+    """A private key that signs. Never printed, never sent."""
+
+    def __init__(self, key: Ed25519PrivateKey) -> None:
+        self._key = key
+        self._signer = CryptoSigner(key)
+        self.public = PublicKey(key.public_key().public_bytes_raw())
+
+    @classmethod
+    def generate(cls) -> "Identity":
+        """Make a new key from the system's randomness."""
+        return cls(Ed25519PrivateKey.generate())
+
+    @classmethod
+    def load(cls, path: Path, passphrase: str | None = None) -> "Identity":
+        """Read a PKCS8 PEM or OpenSSH private key.
+
+        Raises:
+            Refused: `KEY_UNREADABLE`, `KEY_TYPE`, or `PASSPHRASE` if the passphrase is missing or wrong.
+        """
+        try:
+            text = path.read_bytes()
+        except OSError as error:
+            raise Refused(
+                Code.KEY_UNREADABLE,
+                f"The key {path} cannot be read: {error.strerror}.",
+                "Check the path, or make a key.",
+            ) from error
+        load = load_ssh_private_key if b"BEGIN OPENSSH" in text else load_pem_private_key
+        try:
+            key = load(text, passphrase.encode() if passphrase else None)
+        except (TypeError, ValueError, UnsupportedAlgorithm) as error:
+            if b"ENCRYPTED" in text or "assword" in str(error) or "checksum" in str(error):
+                raise Refused(
+                    Code.PASSPHRASE, f"The passphrase does not open {path}.", "Give it in GREYLAG_KEY_PASSPHRASE."
+                ) from error
+            raise Refused(Code.KEY_UNREADABLE, f"{path} holds no private key that can be read.") from error
+        if not isinstance(key, Ed25519PrivateKey):
+            raise Refused(Code.KEY_TYPE, f"{path} is not an Ed25519 key.", "Make one with: greylag-client keys new")
+        return cls(key)
+
+    def save(self, path: Path, passphrase: str | None = None) -> None:
+        """Write PKCS8 PEM, readable by its owner alone; an existing file is never replaced.
+
+        Raises:
+            FileExistsError: There is a file already.
+        """
+        protection: KeySerializationEncryption = (
+            BestAvailableEncryption(passphrase.encode()) if passphrase else NoEncryption()
+        )
+        text = self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, protection)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def sign(self, payload: bytes) -> bytes:
+        """Put a payload into a signed envelope (JSON bytes)."""
+        envelope = Envelope(payload, PAYLOAD_TYPE, {})
+        envelope.sign(self._signer)
+        return strict_json.dumps(envelope.to_dict())
+
+
+@dataclass(frozen=True)
+class Signed:
+    """An envelope that parsed; nothing about it is verified yet."""
+
+    payload: bytes
+    signatures: tuple[tuple[str, bytes], ...]
+
+    @property
+    def digest(self) -> str:
+        """The document's identity: sha256 of the payload in hexadecimal."""
+        return hashlib.sha256(self.payload).hexdigest()
+
+    @property
+    def keyids(self) -> tuple[str, ...]:
+        """Who claims to have signed."""
+        return tuple(keyid for keyid, _ in self.signatures)
+
+    @classmethod
+    def parse(cls, raw: bytes) -> "Signed":
+        """Read an envelope strictly.
+
+        Raises:
+            Refused: `ENVELOPE_SCHEMA`.
+        """
+        fields = _fields(strict_json.loads(raw, what="The envelope"), {"payload", "payloadType", "signatures"})
+        if fields["payloadType"] != PAYLOAD_TYPE:
+            raise Refused(Code.ENVELOPE_SCHEMA, f"The envelope's payloadType is not {PAYLOAD_TYPE}.")
+        entries = fields["signatures"]
+        if not isinstance(entries, list) or not 1 <= len(entries) <= MAX_SIGNATURES:
+            raise Refused(Code.ENVELOPE_SCHEMA, f"The envelope needs 1 to {MAX_SIGNATURES} signatures.")
+        signatures = tuple(_signature(entry) for entry in entries)
+        if len({keyid for keyid, _ in signatures}) != len(signatures):
+            raise Refused(Code.ENVELOPE_SCHEMA, "The envelope holds two signatures by one key.")
+        return cls(_base64(fields["payload"]), signatures)
+
+    def verify(self, keys: list[PublicKey], *, threshold: int = 1) -> bytes:
+        """Return the payload if at least `threshold` of the keys signed it.
+
+        Raises:
+            Refused: `BAD_SIGNATURE`.
+        """
+        envelope = Envelope(
+            self.payload, PAYLOAD_TYPE, {keyid: Signature(keyid, value.hex()) for keyid, value in self.signatures}
+        )
+        try:
+            envelope.verify([key._verifier for key in keys], threshold)  # noqa: SLF001 - a class of this module
+        except VerificationError as error:
+            raise Refused(
+                Code.BAD_SIGNATURE, f"The signature by key {self.keyids[0][:16]} is not valid for this document."
+            ) from error
+        return self.payload
+
+
+def _fields(value: Any, names: set[str]) -> dict[str, Any]:
+    if not isinstance(value, dict) or set(value) != names:
+        raise Refused(Code.ENVELOPE_SCHEMA, f"The envelope needs exactly the fields {', '.join(sorted(names))}.")
+    return value
+
+
+def _signature(entry: Any) -> tuple[str, bytes]:
+    fields = _fields(entry, {"keyid", "sig"})
+    keyid = fields["keyid"]
+    if not isinstance(keyid, str) or len(keyid) != 64 or set(keyid) - set("0123456789abcdef"):  # noqa: PLR2004 - sha256
+        raise Refused(Code.ENVELOPE_SCHEMA, "A keyid is 64 hexadecimal digits.")
+    return keyid, _base64(fields["sig"])
+
+
+def _base64(text: Any) -> bytes:
+    try:
+        raw = base64.b64decode(text, validate=True)
+        canonical = base64.b64encode(raw).decode() == text
+    except (TypeError, ValueError, binascii.Error):
+        canonical = False
+    if not canonical:
+        raise Refused(Code.ENVELOPE_SCHEMA, "The envelope holds base64 that is not in its one canonical form.")
+    return raw

@@ -1,0 +1,144 @@
+"""What a pool asks for and what an expert is: facts only, no tensors.
+
+`PoolSpec` is written and signed by the coordinator; `ExpertSpec` by the contributor. Together they
+decide, without looking at a single weight, which tensors a bundle must hold.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints, model_validator
+
+from protocol.statement import Strict
+
+POOL_TYPE = "https://greylag.org/pool/v1"
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+KeyHex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?$")]
+ModulePath = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$", max_length=255)]
+Timestamp = Annotated[str, StringConstraints(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
+Dtype = Literal["float32", "bfloat16", "float16"]
+Architecture = Literal["encoder-decoder", "decoder-only"]
+
+
+class BaseModelRef(Strict):
+    """A base model by content: two refs with equal digests are the same model, whatever its name."""
+
+    name: Annotated[str, StringConstraints(min_length=1, max_length=200)]
+    """Hugging Face id or folder name; informative."""
+    config: Sha256
+    weights: Sha256
+    tokenizer: Sha256
+
+    def same_as(self, other: "BaseModelRef") -> bool:
+        """Compare by content."""
+        return (self.config, self.weights, self.tokenizer) == (other.config, other.weights, other.tokenizer)
+
+
+class Shape(Strict):
+    """Width of a linear module."""
+
+    d_in: Annotated[int, Field(ge=1, le=1 << 20)]
+    d_out: Annotated[int, Field(ge=1, le=1 << 20)]
+
+
+class Recipe(Strict):
+    """How an expert and its gates are trained; the defaults are the paper's.
+
+    Source: arXiv 2402.05859, section 4.1 and its published code (rank 16, AdamW 5e-3, warm-up 6 %,
+    1000 steps for the expert and 100 for the gates, LoRA scale 1 / r, which is `alpha = 1`).
+    """
+
+    rank: Annotated[int, Field(ge=1, le=1024)] = 16
+    alpha: Annotated[float, Field(gt=0, le=4096)] = 1.0
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-3
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.06
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    expert_steps: Annotated[int, Field(ge=1, le=10_000_000)] = 1000
+    gate_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 100
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 32
+    eval_every: Annotated[int, Field(ge=1, le=1_000_000)] = 100
+    """Steps between two looks at the held-out split; the best checkpoint is kept."""
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the contributor's rows kept back from training."""
+    max_input_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 512
+    max_target_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 512
+
+
+class Policy(Strict):
+    """Who may contribute, how much, and who decides."""
+
+    enrolment: Literal["open", "approved"] = "open"
+    """`open`: any key may submit; `approved`: an operator approves each key first."""
+    admission: Literal["open", "reviewed"] = "open"
+    """`open`: a bundle that passes every check is accepted; `reviewed`: an operator accepts it."""
+    max_rank: Annotated[int, Field(ge=1, le=1024)] = 64
+    max_bundle_bytes: Annotated[int, Field(ge=1)] = 1 << 30
+    max_experts_per_contributor: Annotated[int, Field(ge=1)] = 8
+    release_days: Annotated[int, Field(ge=1, le=3650)] = 30
+    """How long a release may be taken for the newest one."""
+
+
+class Routing(Strict):
+    """How a release routes unless a request says otherwise (DESIGN: `k` experts a token and module)."""
+
+    method: Name = "phatgoose"
+    k: Annotated[int, Field(ge=1, le=64)] = 2
+
+
+class PoolSpec(Strict):
+    """One base model, one recipe, one policy."""
+
+    version: Literal[1] = 1
+    name: Name
+    base: BaseModelRef
+    architecture: Architecture
+    modules: Annotated[dict[ModulePath, Shape], Field(min_length=1)]
+    """Every linear module of the base that an expert may touch."""
+    recipe: Recipe = Recipe()
+    policy: Policy = Policy()
+    routing: Routing = Routing()
+    coordinator: KeyHex
+    """Public key that signs this document, releases and receipts."""
+    created: Timestamp
+
+
+class LoraModule(Strict):
+    """One LoRA module: `W u + (alpha / rank) B A u`, A [rank, d_in], B [d_out, rank]."""
+
+    d_in: Annotated[int, Field(ge=1, le=1 << 20)]
+    d_out: Annotated[int, Field(ge=1, le=1 << 20)]
+    rank: Annotated[int, Field(ge=1, le=1024)]
+    alpha: Annotated[float, Field(gt=0, le=4096)]
+
+    @property
+    def scaling(self) -> float:
+        """The factor alpha / r, written s in the formulas."""
+        return self.alpha / self.rank
+
+
+class ExpertSpec(Strict):
+    """What a bundle holds, as its contributor signs it."""
+
+    version: Literal[1] = 1
+    name: Name
+    pool: Sha256
+    """Digest of the pool's signed payload: a bundle is for one pool only."""
+    base: BaseModelRef
+    contributor: KeyHex
+    peft_type: Literal["LORA"] = "LORA"
+    modules: Annotated[dict[ModulePath, LoraModule], Field(min_length=1)]
+    dtype: Dtype
+    """Dtype of the adapter's tensors; gates are always float32."""
+    license: Annotated[str, StringConstraints(min_length=1, max_length=100)]
+    supersedes: Sha256 | None = None
+    """Digest of this contributor's earlier bundle that this one replaces."""
+    created: Timestamp
+    tool: Annotated[str, StringConstraints(max_length=100)]
+
+    @model_validator(mode="after")
+    def _rank_fits(self) -> "ExpertSpec":
+        for path, module in self.modules.items():
+            if module.rank > min(module.d_in, module.d_out):
+                raise ValueError(f"rank {module.rank} of {path} is larger than the module is wide")
+        return self

@@ -1,0 +1,102 @@
+"""in-toto Statements v1: the one shape of everything that is signed here.
+
+A statement names subjects by digest and says something about them in a predicate
+(https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md). A bundle, a pool, a
+release, an enrolment and a receipt differ only in their predicate type.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from protocol import strict_json
+from protocol.errors import Code, Refused
+
+STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_SUBJECT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+class Strict(BaseModel):
+    """Base of every signed document: no coercion, no unknown field, no change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+Document = TypeVar("Document", bound=Strict)
+
+
+class Statement(NamedTuple):
+    """What a statement says, before its predicate is understood."""
+
+    subjects: dict[str, str]
+    predicate: dict[str, Any]
+
+
+def build(predicate_type: str, subjects: Mapping[str, str], predicate: Strict) -> bytes:
+    """Serialise a statement; equal input gives equal bytes.
+
+    Args:
+        predicate_type: URI of the predicate's schema.
+        subjects: Name to sha256.
+        predicate: What is said of the subjects.
+    """
+    return strict_json.dumps(
+        {
+            "_type": STATEMENT_TYPE,
+            "subject": [{"name": name, "digest": {"sha256": subjects[name]}} for name in sorted(subjects)],
+            "predicateType": predicate_type,
+            "predicate": predicate.model_dump(mode="json"),
+        }
+    )
+
+
+def parse(payload: bytes, predicate_type: str) -> Statement:
+    """Read a statement of one type.
+
+    Raises:
+        Refused: `ENVELOPE_SCHEMA` or `UNSUPPORTED_STATEMENT`.
+    """
+    value = strict_json.loads(payload, what="The statement")
+    if not isinstance(value, dict) or set(value) != {"_type", "subject", "predicateType", "predicate"}:
+        raise Refused(Code.ENVELOPE_SCHEMA, "The payload is not an in-toto statement.")
+    if value["_type"] != STATEMENT_TYPE or value["predicateType"] != predicate_type:
+        raise Refused(Code.UNSUPPORTED_STATEMENT, f"Expected a statement of type {predicate_type}.")
+    if not isinstance(value["predicate"], dict):
+        raise Refused(Code.ENVELOPE_SCHEMA, "The statement's predicate is not an object.")
+    return Statement(_subjects(value["subject"]), value["predicate"])
+
+
+def read(document: type[Document], value: Any, *, what: str, code: Code = Code.SPEC_INVALID) -> Document:
+    """Check a parsed JSON value against its schema, strictly.
+
+    Raises:
+        Refused: The given code, with the place and reason of the first fault.
+    """
+    try:
+        return document.model_validate_json(strict_json.dumps(value))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "document"
+        raise Refused(code, f"{what}: {place}: {first['msg']}.") from error
+
+
+def _subjects(entries: Any) -> dict[str, str]:
+    if not isinstance(entries, list) or not entries:
+        raise Refused(Code.ENVELOPE_SCHEMA, "The statement names no subject.")
+    subjects: dict[str, str] = {}
+    for entry in entries:
+        match entry:
+            case {"name": str(name), "digest": {"sha256": str(digest)}} if (
+                len(entry) == 2  # noqa: PLR2004 - exactly these two fields
+                and len(entry["digest"]) == 1
+                and _SUBJECT_NAME.fullmatch(name)
+                and _SHA256.fullmatch(digest)
+                and name not in subjects
+            ):
+                subjects[name] = digest
+            case _:
+                raise Refused(Code.ENVELOPE_SCHEMA, "A subject needs a plain, unique name and one sha256 digest.")
+    return subjects

@@ -1,0 +1,73 @@
+"""Which modules of a transformer an expert may touch, and how another module takes their place."""
+
+import re
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from protocol.errors import Code, Refused
+from protocol.spec import Shape
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Cross-attention's k and v read what the encoder wrote, although they stand in the decoder
+# (T5 and UL2: EncDecAttention; BART, Pegasus, Whisper and others: encoder_attn).
+_READS_ENCODER = re.compile(r"(^|\.)encoder\.|\.(EncDecAttention|encoder_attn|crossattention)\.(k|v|k_proj|v_proj)$")
+
+
+class WrappedLinear(nn.Module):
+    """A linear module with something beside it; passes for the module that it wraps.
+
+    T5's feed-forward looks at `wo.weight.dtype`, so the weight must be seen from outside.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear = linear
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+
+    @property
+    def weight(self) -> Tensor:
+        """[o, d], the base's."""
+        return self.linear.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """[o] or None, the base's."""
+        return self.linear.bias
+
+
+def reads_input(path: str) -> bool:
+    """Tell whether a module of an encoder-decoder sees the input's tokens (else the output's)."""
+    return _READS_ENCODER.search(path) is not None
+
+
+def linear_modules(model: "PreTrainedModel") -> dict[str, Shape]:
+    """List every linear module that an expert may touch: all but the language model's head.
+
+    The same set as PEFT's "all-linear": for T5 q, k, v, o and wi*, wo of every block (arXiv
+    2402.05859, section 4.1), for Llama q, k, v, o, gate, up, down.
+
+    Returns:
+        Shapes by module path, in the model's order.
+    """
+    head = model.get_output_embeddings()
+    return {
+        path: Shape(d_in=module.in_features, d_out=module.out_features)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+    }
+
+
+def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Put a module in another's place.
+
+    Raises:
+        Refused: `MODULE_UNKNOWN`.
+    """
+    try:
+        model.get_submodule(path)
+    except AttributeError as error:
+        raise Refused(Code.MODULE_UNKNOWN, f"The base model has no module {path}.") from error
+    model.set_submodule(path, module)

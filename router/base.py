@@ -1,0 +1,198 @@
+"""Base models: what they are (by content) and how they are loaded."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from protocol.errors import Code, Refused
+from protocol.spec import Architecture, BaseModelRef
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "spiece.model",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "special_tokens_map.json",
+)
+# Written by the library that saved the model, not facts about it.
+_VOLATILE_CONFIG = {"_name_or_path", "transformers_version", "torch_dtype", "dtype"}
+_BLOCK_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model, frozen and in eval mode, with its tokenizer."""
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+
+    @property
+    def architecture(self) -> Architecture:
+        """Which of the two families the model belongs to."""
+        return "encoder-decoder" if self.model.config.is_encoder_decoder else "decoder-only"
+
+
+def load_base(name_or_path: str, *, device: str | None = None, dtype: str | None = None) -> Base:
+    """Load a base model from a folder or the Hugging Face Hub; safetensors only.
+
+    Args:
+        name_or_path: Folder or Hub id.
+        device: A torch device; without one, CUDA where there is a GPU, else the CPU.
+        dtype: A torch dtype's name; without one, the dtype of the checkpoint.
+
+    Raises:
+        Refused: `BASE_UNREADABLE`.
+    """
+    import torch  # noqa: PLC0415 - seconds of import that fingerprinting does not need
+    import transformers  # noqa: PLC0415
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer  # noqa: PLC0415
+
+    folder = locate(name_or_path)
+    transformers.utils.logging.disable_progress_bar()  # the doors draw their own
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        model = auto.from_pretrained(folder, use_safetensors=True, dtype=dtype or "auto")
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise _unreadable(name_or_path, str(error).splitlines()[0]) from error
+    return Base(model.to(device).eval().requires_grad_(requires_grad=False), tokenizer)
+
+
+def locate(name_or_path: str) -> Path:
+    """Return the folder of a base model, fetching it from the Hub if it is an id.
+
+    Raises:
+        Refused: `BASE_UNREADABLE`.
+    """
+    folder = Path(name_or_path)
+    if folder.is_dir():
+        return folder
+    if name_or_path.startswith((".", "/", "~")):
+        raise _unreadable(name_or_path, "there is no such folder")
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - a folder needs no network code
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415
+
+    try:
+        return Path(
+            snapshot_download(name_or_path, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise _unreadable(name_or_path, str(error).splitlines()[0]) from error
+
+
+def fingerprint(name_or_path: str, cache: Path | None = None) -> BaseModelRef:
+    """Compute what a base model is by content.
+
+    Weights are digested tensor by tensor in the order of their names, so that a model keeps its
+    fingerprint however it is sharded. Needs no torch.
+
+    Args:
+        name_or_path: Folder or Hub id.
+        cache: A JSON file that keeps the result for as long as sizes and times of the files stay.
+
+    Raises:
+        Refused: `BASE_UNREADABLE`.
+    """
+    folder = locate(name_or_path)
+    try:
+        stamp = _stamp(folder)
+        if cache is not None and (known := _read_cache(cache, stamp)):
+            return known
+        ref = BaseModelRef(
+            name=_display_name(name_or_path),
+            config=_config_digest(folder),
+            weights=_weights_digest(folder),
+            tokenizer=_tokenizer_digest(folder),
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreadable(name_or_path, str(error)) from error
+    if cache is not None:
+        _write_cache(cache, stamp, ref)
+    return ref
+
+
+def _unreadable(name_or_path: str, reason: str) -> Refused:
+    return Refused(
+        Code.BASE_UNREADABLE,
+        f"The base model {name_or_path} cannot be loaded: {reason}.",
+        "Give a folder or a Hugging Face id that holds config.json, safetensors weights and a tokenizer.",
+    )
+
+
+def _display_name(name_or_path: str) -> str:
+    # A local path is private; its last part is what people call the model.
+    return Path(name_or_path).resolve().name if Path(name_or_path).is_dir() else name_or_path
+
+
+def _config_digest(folder: Path) -> str:
+    config = json.loads((folder / "config.json").read_bytes())
+    facts = {key: value for key, value in config.items() if key not in _VOLATILE_CONFIG}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _tokenizer_digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    present = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    if not present:
+        raise ValueError("no tokenizer file found")
+    for name in present:
+        digest.update(f"{name}\0".encode())
+        digest.update(hashlib.sha256((folder / name).read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _weights_digest(folder: Path) -> str:
+    tensors = sorted(entry for path in sorted(folder.glob("*.safetensors")) for entry in _tensor_digests(path))
+    if not tensors:
+        raise ValueError("no safetensors weights found")
+    return hashlib.sha256("\n".join(tensors).encode()).hexdigest()
+
+
+def _tensor_digests(path: Path) -> Iterator[str]:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > path.stat().st_size:
+            raise ValueError(f"{path.name} is not a safetensors file")
+        header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        for name, entry in header.items():
+            begin, end = entry["data_offsets"]
+            file.seek(8 + length + begin)
+            digest = hashlib.sha256()
+            for start in range(begin, end, _BLOCK_BYTES):
+                digest.update(file.read(min(_BLOCK_BYTES, end - start)))
+            yield f"{name} {entry['dtype']} {entry['shape']} {digest.hexdigest()}"
+
+
+def _stamp(folder: Path) -> list[list[Any]]:
+    names = ("config.json", *TOKENIZER_FILES)
+    files = [folder / name for name in names if (folder / name).is_file()] + sorted(folder.glob("*.safetensors"))
+    return [[str(folder.resolve()), *((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)]]
+
+
+def _read_cache(cache: Path, stamp: list[list[Any]]) -> BaseModelRef | None:
+    try:
+        entry = json.loads(cache.read_bytes())
+        if entry["stamp"] == json.loads(json.dumps(stamp)):
+            return BaseModelRef.model_validate(entry["base"])
+    except (OSError, ValueError, KeyError):
+        pass  # a lost or damaged cache costs a recomputation, nothing else
+    return None
+
+
+def _write_cache(cache: Path, stamp: list[list[Any]], ref: BaseModelRef) -> None:
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    temporary = cache.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps({"stamp": stamp, "base": ref.model_dump()}))
+    temporary.replace(cache)

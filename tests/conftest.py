@@ -1,0 +1,23 @@
+"""Fixtures of every room."""
+
+from pathlib import Path
+
+import pytest
+
+from protocol.signing import Identity
+from tests import factories
+
+
+@pytest.fixture(scope="session")
+def t5_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return factories.make_t5(tmp_path_factory.mktemp("t5-base"))
+
+
+@pytest.fixture(scope="session")
+def llama_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return factories.make_llama(tmp_path_factory.mktemp("llama-base"))
+
+
+@pytest.fixture
+def identity() -> Identity:
+    return Identity.generate()

@@ -1,0 +1,133 @@
+"""Small real things for tests: base models, pools and bundles, made on the spot."""
+
+import json
+import string
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, GATES, Bundle, pack
+from protocol.release import Pool, sign_pool
+from protocol.signing import Identity
+from protocol.spec import ExpertSpec, LoraModule, Policy, PoolSpec, Recipe, Shape
+from protocol.tensors import ADAPTER_PREFIX
+from router.attach import linear_modules
+from router.base import fingerprint, load_base
+
+NOW = "2026-11-22T12:00:00Z"
+WORDS = ["please", "now", "reverse", "copy", "rotate", "cipher", "say", "it", ":", ";", *string.ascii_lowercase]
+
+
+def save_tokenizer(folder: Path, *, begin: bool) -> PreTrainedTokenizerFast:
+    """Write a word-level tokenizer that appends </s> (and, for decoders, prepends <s>)."""
+    vocabulary = {word: number for number, word in enumerate(["<pad>", "</s>", "<unk>", "<s>", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    single = "<s> $A" if begin else "$A </s>"
+    special = [(word, vocabulary[word]) for word in ("<s>", "</s>")]
+    tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=special)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", bos_token="<s>"
+    )
+    fast.save_pretrained(folder)
+    return fast
+
+
+def make_t5(folder: Path, *, d_model: int = 32, seed: int = 0) -> Path:
+    """Write a random T5-like model of two plus two layers."""
+    torch.manual_seed(seed)
+    tokenizer = save_tokenizer(folder, begin=False)
+    config = T5Config(
+        vocab_size=len(tokenizer), d_model=d_model, d_kv=8, d_ff=48, num_layers=2, num_heads=4, dropout_rate=0.0,
+        tie_word_embeddings=False, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
+def make_llama(folder: Path, *, hidden_size: int = 32, seed: int = 0) -> Path:
+    """Write a random Llama-like model of two layers."""
+    torch.manual_seed(seed)
+    tokenizer = save_tokenizer(folder, begin=True)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=hidden_size, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=False,
+        pad_token_id=0, eos_token_id=1, bos_token_id=3,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def make_pool(base: Path, identity: Identity, recipe: Recipe | None = None, **policy: object) -> Pool:
+    """Sign a pool over a base model."""
+    loaded = load_base(str(base), device="cpu")
+    spec = PoolSpec(
+        name="test-pool",
+        base=fingerprint(str(base)),
+        architecture=loaded.architecture,
+        modules=linear_modules(loaded.model),
+        recipe=recipe or Recipe(),
+        policy=Policy.model_validate(policy),
+        coordinator=identity.public.hex,
+        created=NOW,
+    )
+    return sign_pool(spec, identity)
+
+
+def make_bundle(
+    folder: Path,
+    pool: Pool,
+    identity: Identity,
+    *,
+    name: str = "expert",
+    rank: int = 4,
+    alpha: float = 8.0,
+    modules: list[str] | None = None,
+    seed: int = 0,
+) -> Bundle:
+    """Write a signed bundle with random weights, laid out as PEFT does."""
+    paths = modules or list(pool.spec.modules)
+    shapes = {path: pool.spec.modules[path] for path in paths}
+    spec = ExpertSpec(
+        name=name,
+        pool=pool.digest,
+        base=pool.spec.base,
+        contributor=identity.public.hex,
+        modules={path: _lora(shape, rank, alpha) for path, shape in shapes.items()},
+        dtype="float32",
+        license="apache-2.0",
+        created=NOW,
+        tool="tests",
+    )
+    folder.mkdir(parents=True)
+    write_weights(folder, spec, seed)
+    config = {
+        "peft_type": "LORA", "task_type": None, "r": rank, "lora_alpha": alpha, "target_modules": paths,
+        "bias": "none", "base_model_name_or_path": pool.spec.base.name, "inference_mode": True,
+    }  # fmt: skip
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config))
+    (folder / CARD).write_text(f"# {name}\n")
+    return pack(folder, spec, identity)
+
+
+def write_weights(folder: Path, spec: ExpertSpec, seed: int = 0) -> None:
+    """Write random adapter and gate tensors for a spec."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator) * 0.3
+
+    adapter, gates = {}, {}
+    for path, module in spec.modules.items():
+        adapter[f"{ADAPTER_PREFIX}{path}.lora_A.weight"] = draw(module.rank, module.d_in)
+        adapter[f"{ADAPTER_PREFIX}{path}.lora_B.weight"] = draw(module.d_out, module.rank)
+        gates[f"{path}.gate"] = draw(module.d_in)
+    save_file(adapter, folder / ADAPTER_WEIGHTS, {"format": "pt"})
+    save_file(gates, folder / GATES, {"format": "pt"})
+
+
+def _lora(shape: Shape, rank: int, alpha: float) -> LoraModule:
+    return LoraModule(d_in=shape.d_in, d_out=shape.d_out, rank=rank, alpha=alpha)
