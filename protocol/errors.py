@@ -80,6 +80,7 @@ class Code(Enum):
     NO_EFFECT = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "The expert changes nothing.")
     PROBE_FAILED = Fate("FAILED_PRECONDITION", 409, EX_DATAERR, "The routed model breaks on the probe text.")
     VALIDATOR_FAILED = Fate("FAILED_PRECONDITION", 409, EX_DATAERR, "The validator hit its limits on this bundle.")
+    DECLINED = Fate("FAILED_PRECONDITION", 409, EX_DATAERR, "An operator decided against the bundle.")
 
     # What is asked for.
     BUNDLE_UNKNOWN = Fate("NOT_FOUND", 404, EX_NOINPUT, "There is no such bundle.")

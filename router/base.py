@@ -122,6 +122,29 @@ def fingerprint(name_or_path: str, cache: Path | None = None) -> BaseModelRef:
     return ref
 
 
+def check_base(name_or_path: str, expected: BaseModelRef, cache: Path | None = None) -> None:
+    """Refuse any base model but the expected one.
+
+    Args:
+        name_or_path: Folder or Hub id.
+        expected: What a pool or a release was made for.
+        cache: As in `fingerprint`.
+
+    Raises:
+        Refused: `BASE_MISMATCH` or `BASE_UNREADABLE`.
+    """
+    found = fingerprint(name_or_path, cache)
+    for part in ("config", "weights", "tokenizer"):
+        ours, theirs = getattr(found, part), getattr(expected, part)
+        if ours != theirs:
+            raise Refused(
+                Code.BASE_MISMATCH,
+                f"{name_or_path} is not the pool's base model {expected.name}: its {part} has digest {ours[:16]}, "
+                f"expected {theirs[:16]}.",
+                f"Get {expected.name} and give its folder or Hugging Face id with --base.",
+            )
+
+
 def _unreadable(name_or_path: str, reason: str) -> Refused:
     return Refused(
         Code.BASE_UNREADABLE,

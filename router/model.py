@@ -1,52 +1,54 @@
 """The routed model: a base, every expert of a release, and a router at every module."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
+from platformdirs import user_cache_path
 from torch import Tensor
 from torch.nn import functional
 
 from protocol.bundle import Bundle
 from protocol.errors import Code, Refused
 from protocol.spec import Routing
+from router.answer import Answer, Answered
 from router.attach import linear_modules, replace_module
-from router.base import Base, load_base
+from router.base import Base, check_base, load_base
 from router.layer import Plan, RoutedLinear, routing
-from router.methods import resolve
+from router.methods.registry import resolve
 from router.pool import Expert, ExpertPool, load_expert
-from router.trace import ModuleRoute, RouteRecorder
+from router.pull import Mirror, pull
+from router.record import RouteRecorder
 
 IGNORED = -100
 """Label of a position that the loss leaves out (PyTorch's convention)."""
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What the model said to one input, and why."""
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """What a request is answered with, from its first token to its last."""
 
-    text: str
-    input_tokens: tuple[str, ...] = ()
-    output_tokens: tuple[str, ...] = ()
-    routes: tuple[ModuleRoute, ...] = ()
-    """Only if an explanation was asked for."""
+    pool: ExpertPool = field(default_factory=ExpertPool)
+    settings: Routing = field(default_factory=Routing)
+    """Method and k for requests that name none."""
+    release: int = 0
+    """Number of the release; 0 for a pool that was put together by hand."""
 
 
 class RoutedModel:
     """Answers with whatever experts it holds; grows and shrinks while it answers.
 
-    `append`, `remove` and `update` exchange the pool as a whole: a request that has begun finishes with the
-    experts that it began with.
+    Experts come and go by exchanging the generation as a whole: a request that has begun finishes with
+    the generation that it began with.
 
     Args:
         base: A loaded base model; its linear modules are replaced by routed ones.
-        settings: Method and k for requests that name none.
     """
 
-    def __init__(self, base: Base, settings: Routing | None = None) -> None:
+    def __init__(self, base: Base) -> None:
         self.base = base
-        self.settings = settings or Routing()
-        self._pool = ExpertPool()
+        self.generation = Generation()
         for path in linear_modules(base.model):
             replace_module(base.model, path, RoutedLinear(path, base.model.get_submodule(path)))
 
@@ -63,15 +65,48 @@ class RoutedModel:
             model.append(bundle)
         return model
 
-    @property
-    def pool(self) -> ExpertPool:
-        """The experts that the next request will begin with."""
-        return self._pool
+    @classmethod
+    def from_mirror(cls, name_or_path: str, mirror: Mirror, *, device: str | None = None) -> "RoutedModel":
+        """Load a base model with a release that was pulled to this machine.
+
+        Raises:
+            Refused: `BASE_MISMATCH` if the release was made for another base.
+        """
+        check_base(name_or_path, mirror.pool.spec.base)
+        model = cls.from_base(name_or_path, device=device)
+        model.take_up(mirror)
+        return model
+
+    @classmethod
+    def from_release(
+        cls,
+        coordinator: str,
+        base: str,
+        *,
+        folder: Path | None = None,
+        ca: Path | None = None,
+        device: str | None = None,
+    ) -> "RoutedModel":
+        """Fetch the newest release of a coordinator and load it.
+
+        Args:
+            coordinator: `host:port`.
+            base: Folder or Hub id of the pool's base model.
+            folder: Where releases are kept; without one, the user's cache.
+            ca: The coordinator's CA certificate, PEM.
+            device: A torch device.
+
+        Raises:
+            Refused: As `router.pull.pull`, and `BASE_MISMATCH`.
+            Unavailable: The coordinator cannot be reached.
+        """
+        kept = folder or user_cache_path("greylag") / coordinator.replace(":", "-")
+        return cls.from_mirror(base, pull(kept, coordinator, ca=ca), device=device)
 
     @property
     def digests(self) -> tuple[str, ...]:
         """Bundle digests of the experts, in pool order."""
-        return tuple(expert.digest for expert in self._pool.experts)
+        return tuple(expert.digest for expert in self.generation.pool.experts)
 
     def load(self, bundle: Bundle, *, name: str | None = None, contributor: str = "") -> Expert:
         """Read a bundle onto the model's device without using it yet.
@@ -96,16 +131,29 @@ class RoutedModel:
         return load_expert(bundle, device=model.device, dtype=model.dtype, name=name, contributor=contributor)
 
     def append(self, bundle: Bundle, *, name: str | None = None, contributor: str = "") -> None:
-        """Add one expert; the others are not touched."""
-        self.update(self._pool.add(self.load(bundle, name=name, contributor=contributor)))
+        """Add one expert from the next request on; the others are not touched."""
+        pool = self.generation.pool.add(self.load(bundle, name=name, contributor=contributor))
+        self.generation = replace(self.generation, pool=pool)
 
     def remove(self, digest: str) -> None:
         """Leave one expert out from the next request on."""
-        self.update(self._pool.remove(digest))
+        self.generation = replace(self.generation, pool=self.generation.pool.remove(digest))
 
-    def update(self, pool: ExpertPool, settings: Routing | None = None) -> None:
-        """Exchange the pool, and the settings with it, from the next request on."""
-        self._pool, self.settings = pool, settings or self.settings
+    def take_up(self, mirror: Mirror) -> None:
+        """Go over to a release: load what is new, drop what is gone, leave the rest alone.
+
+        Raises:
+            Refused: As `load`; the model then stays as it was.
+        """
+        release = mirror.release.spec
+        held = set(self.digests)
+        pool = self.generation.pool
+        for digest in held - {expert.bundle for expert in release.experts}:
+            pool = pool.remove(digest)
+        for entry, bundle in zip(release.experts, mirror.bundles, strict=True):
+            if entry.bundle not in held:
+                pool = pool.add(self.load(bundle, name=entry.name, contributor=entry.contributor))
+        self.generation = Generation(pool, release.routing, release.number)
 
     def generate(self, inputs: Sequence[str], *, method: str | None = None, max_new_tokens: int = 64) -> list[str]:
         """Answer a batch of inputs greedily.
@@ -118,26 +166,34 @@ class RoutedModel:
         Raises:
             Refused: `METHOD_UNKNOWN`, `EXPERT_UNKNOWN` or `REQUEST_INVALID`.
         """
-        return [answer.text for answer in self.answer(inputs, method=method, max_new_tokens=max_new_tokens)]
+        answered = self.answer(inputs, method=method, max_new_tokens=max_new_tokens)
+        return [answer.text for answer in answered.answers]
 
     def answer(
         self, inputs: Sequence[str], *, method: str | None = None, max_new_tokens: int = 64, explain: bool = False
-    ) -> list[Answer]:
-        """Answer a batch of inputs greedily, with the experts that answered on request.
+    ) -> Answered:
+        """Answer a batch of inputs greedily, on request with the experts that answered.
 
-        As `generate`; positions in the routes count into `pool.experts` as it was at the call.
+        Arguments and errors as `generate`.
         """
         if not inputs or not all(text.strip() for text in inputs):
             raise Refused(Code.REQUEST_INVALID, "A request needs at least one input, and no empty one.")
-        pool = self._pool
-        recorder = RouteRecorder({digest: at for at, digest in enumerate(self.digests)}) if explain else None
+        generation = self.generation
+        experts = generation.pool.experts
+        recorder = RouteRecorder({expert.digest: at for at, expert in enumerate(experts)}) if explain else None
         batch = self._encode(inputs)
         causal = self.base.architecture == "decoder-only"
-        with torch.inference_mode(), routing(self._plan(pool, method, recorder)):
+        with torch.inference_mode(), routing(_plan(generation, method, recorder)):
             # transformers' generate settings of the checkpoint may sample; an answer should be repeatable.
             out = self.base.model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
         written = out[:, batch["input_ids"].shape[1] :] if causal else out[:, 1:]
-        return [self._answer(batch, row, written[row].tolist(), recorder) for row in range(len(inputs))]
+        answers = tuple(self._answer(batch, row, written[row].tolist(), recorder) for row in range(len(inputs)))
+        return Answered(
+            generation.release,
+            method or generation.settings.method,
+            tuple(expert.full_name for expert in experts),
+            answers,
+        )
 
     def score(self, inputs: Sequence[str], targets: Sequence[str], *, method: str | None = None) -> list[float]:
         """Mean negative log-likelihood of each target's tokens after its input, in nats a token.
@@ -148,7 +204,7 @@ class RoutedModel:
             method: As in `generate`.
         """
         batch, labels = self._encode_pairs(inputs, targets)
-        with torch.inference_mode(), routing(self._plan(self._pool, method, None)):
+        with torch.inference_mode(), routing(_plan(self.generation, method)):
             if self.base.architecture == "decoder-only":
                 logits = self.base.model(**batch).logits[:, :-1]
                 labels = labels[:, 1:]
@@ -175,9 +231,6 @@ class RoutedModel:
                 Code.PROBE_FAILED, "With this expert the routed model's loss on the probe text is not finite."
             )
         return mean
-
-    def _plan(self, pool: ExpertPool, method: str | None, recorder: RouteRecorder | None) -> Plan:
-        return Plan(pool, resolve(method or self.settings.method, pool, self.settings.k), recorder)
 
     def _encode(self, inputs: Sequence[str]) -> dict[str, Tensor]:
         # A decoder continues from the last position, so the padding goes to the left.
@@ -216,6 +269,11 @@ class RoutedModel:
         return Answer(
             text, tuple(inputs), tuple(outputs), tuple(recorder.routes(row, mask.tolist(), length, causal=causal))
         )
+
+
+def _plan(generation: Generation, method: str | None, recorder: RouteRecorder | None = None) -> Plan:
+    settings, pool = generation.settings, generation.pool
+    return Plan(pool, resolve(method or settings.method, pool, settings.k), recorder)
 
 
 def _pad(rows: Sequence[Sequence[int]], value: int, device: torch.device) -> Tensor:

@@ -1,22 +1,5 @@
-"""Routing methods: one small file each, and an entry here."""
+"""Routing methods: one small file each, a line here and an entry in the registry."""
 
-from collections.abc import Callable
-
-from protocol.errors import Code, Refused
-from router.layer import Method
-from router.methods.base import BaseOnly
-from router.methods.expert import SingleExpert
-from router.methods.merged import Merged
-from router.methods.phatgoose import Phatgoose
-from router.pool import ExpertPool
-
-# A factory takes the pool, the number of experts a token, and what stands behind the colon.
-_METHODS: dict[str, Callable[[ExpertPool, int, str], Method]] = {
-    "base": lambda _pool, _k, _argument: BaseOnly(),
-    "expert": lambda pool, _k, argument: SingleExpert(pool.find(argument)),
-    "merged": lambda _pool, _k, _argument: Merged(),
-    "phatgoose": lambda _pool, k, _argument: Phatgoose(k),
-}
 METHODS = {
     "phatgoose": "The gates choose the top-k experts for every token at every module (arXiv 2402.05859).",
     "expert:NAME": "One expert for everything, by its name or as contributor/name.",
@@ -24,22 +7,3 @@ METHODS = {
     "base": "The base model alone.",
 }
 """One line for each method, as people write it."""
-
-
-def resolve(method: str, pool: ExpertPool, k: int) -> Method:
-    """Turn a method's name into a method.
-
-    Args:
-        method: `phatgoose`, `expert:NAME`, `merged` or `base`.
-        pool: The experts of the request.
-        k: Experts a token, for methods that choose.
-
-    Raises:
-        Refused: `METHOD_UNKNOWN` or `EXPERT_UNKNOWN`.
-    """
-    name, colon, argument = method.partition(":")
-    if name not in _METHODS or (name == "expert") != bool(colon):
-        raise Refused(
-            Code.METHOD_UNKNOWN, f"There is no routing method {method!r:.200}.", f"Choose one of: {', '.join(METHODS)}."
-        )
-    return _METHODS[name](pool, k, argument)

@@ -1,0 +1,42 @@
+"""What a routed model says, and which experts said it. Needs no torch."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class ModuleRoute:
+    """What one module chose for the tokens of one request."""
+
+    module: str
+    reads_input: bool
+    """Whether the module sees the input's tokens; else the output's. A decoder-only model's modules see both."""
+    experts: NDArray[np.int64]
+    """[s, k] positions in the pool."""
+    weights: NDArray[np.float32]
+    """[s, k], each row sums to 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What the model said to one input, and why."""
+
+    text: str
+    input_tokens: tuple[str, ...] = ()
+    output_tokens: tuple[str, ...] = ()
+    routes: tuple[ModuleRoute, ...] = ()
+    """Only if an explanation was asked for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Answered:
+    """What a routed model answered to a batch of inputs, and at which release."""
+
+    release: int
+    """0 for a model that was put together by hand."""
+    method: str
+    experts: tuple[str, ...]
+    """Names in pool order; routes count into it."""
+    answers: tuple[Answer, ...]

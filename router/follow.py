@@ -1,0 +1,61 @@
+"""Keep a running model at the newest release."""
+
+import threading
+from collections.abc import Callable
+
+import structlog
+
+from protocol.errors import GreylagError
+from router.model import RoutedModel
+from router.pull import Mirror
+
+_log = structlog.get_logger(__name__)
+
+
+class Follower:
+    """Polls for releases in a thread of its own and swaps them in.
+
+    Whatever goes wrong (no network, a release that is not to be trusted, a full disk), the model
+    keeps answering with the last good release, and the next round tries again.
+
+    Args:
+        model: The running model.
+        fetch: Brings the newest release onto this machine, as `router.pull.pull` does.
+        interval_s: Seconds between two rounds.
+    """
+
+    def __init__(self, model: RoutedModel, fetch: Callable[[], Mirror], *, interval_s: float) -> None:
+        self._model, self._fetch, self._interval_s = model, fetch, interval_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
+
+    def start(self) -> None:
+        """Begin to follow."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop and wait for the round in progress."""
+        self._stop.set()
+        self._thread.join()
+
+    def step(self) -> bool:
+        """Do one round.
+
+        Returns:
+            Whether a new release was taken up.
+        """
+        try:
+            mirror = self._fetch()
+            if mirror.release.spec.number == self._model.generation.release:
+                return False
+            self._model.take_up(mirror)
+        except GreylagError as error:
+            _log.warning("release not taken up", code=error.code.name, message=error.message)
+            return False
+        _log.info("release taken up", release=mirror.release.spec.number, experts=len(mirror.bundles))
+        return True
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self.step()
+            self._stop.wait(self._interval_s)

@@ -1,0 +1,220 @@
+"""Bring a pool's newest release onto this machine: only what is missing, checked byte by byte.
+
+pool.dsse.json        the pool, pinned at the first pull
+release.dsse.json     the newest release that was fetched whole
+bundles/<digest>/     its bundles; kept when a later release drops them
+"""
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import grpc
+
+from protocol.bundle import ENVELOPE, Bundle, Manifest, SignedFile, check_file, open_bundle, read_manifest
+from protocol.channel import DEADLINE_S, STREAM_DEADLINE_S, connect
+from protocol.errors import Code, GreylagError, Refused, Unavailable
+from protocol.release import Pool, Release, check_fresh, read_pool, read_release
+from protocol.signing import PublicKey
+from protocol.status import from_rpc_error
+from protocol.v1 import catalog_pb2
+from protocol.v1.catalog_pb2_grpc import CatalogStub
+from protocol.wire import check_chunk
+
+POOL, RELEASE, BUNDLES = "pool.dsse.json", "release.dsse.json", "bundles"
+_ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """A release on disk with every bundle in it."""
+
+    pool: Pool
+    release: Release
+    bundles: tuple[Bundle, ...]
+    """In the release's order."""
+
+
+def pull(
+    folder: Path,
+    address: str,
+    *,
+    ca: Path | None = None,
+    pool_key: PublicKey | None = None,
+    now: datetime | None = None,
+    on_bytes: Callable[[int], None] = lambda _: None,
+) -> Mirror:
+    """Fetch the newest release into a folder.
+
+    A broken pull leaves what arrived and continues there the next time; the release that was there
+    before stays in use until the new one is whole.
+
+    Args:
+        folder: Where releases are kept; made if it is missing.
+        address: The coordinator, `host:port`.
+        ca: Its CA certificate, PEM.
+        pool_key: The key that must sign the pool; without one, the key pinned at the first pull.
+        now: The time; only tests give one.
+        on_bytes: Called with the size of every chunk that arrives.
+
+    Raises:
+        Refused: `UNTRUSTED`, `RELEASE_UNKNOWN` before the first release, `RELEASE_ROLLBACK`,
+            `RELEASE_EXPIRED`, or any code of a document or bundle.
+        Unavailable: `UNREACHABLE`, `STORAGE_FULL`.
+    """
+    with _disk_errors(folder), connect(address, ca) as channel:
+        (folder / BUNDLES).mkdir(parents=True, exist_ok=True)
+        catalog = CatalogStub(channel)
+        pool = _pull_pool(folder, catalog, pool_key)
+        envelope = catalog.GetRelease(catalog_pb2.GetReleaseRequest(), timeout=DEADLINE_S).envelope
+        release = read_release(envelope, pool)
+        check_fresh(release, seen=_seen(folder, pool), now=now or datetime.now(UTC))
+        bundles = tuple(
+            _pull_bundle(folder / BUNDLES, catalog, expert.bundle, on_bytes, address) for expert in release.spec.experts
+        )
+        _write(folder / RELEASE, envelope)
+    return Mirror(pool, release, bundles)
+
+
+def open_mirror(folder: Path) -> Mirror:
+    """Open what an earlier pull fetched; needs no network.
+
+    Raises:
+        Refused: `WORKSPACE_MISSING`, or any code of a document or bundle.
+    """
+    if not (folder / RELEASE).is_file():
+        raise Refused(
+            Code.WORKSPACE_MISSING,
+            f"{folder.resolve()} holds no release yet.",
+            "Fetch one with: greylag-router pull --coordinator HOST:PORT --base MODEL",
+        )
+    pool = read_pool((folder / POOL).read_bytes())
+    release = read_release((folder / RELEASE).read_bytes(), pool)
+    return Mirror(
+        pool, release, tuple(open_bundle(folder / BUNDLES / expert.bundle) for expert in release.spec.experts)
+    )
+
+
+def _pull_pool(folder: Path, catalog: CatalogStub, pool_key: PublicKey | None) -> Pool:
+    envelope = catalog.GetPool(catalog_pb2.GetPoolRequest(), timeout=DEADLINE_S).envelope
+    path = folder / POOL
+    if not path.exists():
+        pool = read_pool(envelope, pool_key)
+        _write(path, envelope)
+        return pool
+    pinned = read_pool(path.read_bytes())
+    pool = read_pool(envelope, pool_key or PublicKey.from_hex(pinned.spec.coordinator))
+    if pool.digest != pinned.digest:
+        raise Refused(
+            Code.WRONG_POOL,
+            f"The coordinator serves pool {pool.spec.name}, digest {pool.digest[:16]}; this folder follows "
+            f"{pinned.spec.name}, digest {pinned.digest[:16]}.",
+            "Use another folder for another pool.",
+        )
+    return pool
+
+
+def _seen(folder: Path, pool: Pool) -> int:
+    path = folder / RELEASE
+    return read_release(path.read_bytes(), pool).spec.number if path.exists() else 0
+
+
+def _pull_bundle(
+    folder: Path, catalog: CatalogStub, digest: str, on_bytes: Callable[[int], None], address: str
+) -> Bundle:
+    whole = folder / digest
+    if whole.is_dir():
+        return open_bundle(whole)
+    envelope = catalog.GetBundle(catalog_pb2.GetBundleRequest(digest=digest), timeout=DEADLINE_S).envelope
+    manifest = read_manifest(envelope)
+    if manifest.digest != digest:
+        raise Refused(Code.DIGEST_MISMATCH, f"The coordinator sent another bundle than {digest[:16]}.")
+    part = folder / f".{digest}.part"
+    part.mkdir(exist_ok=True)
+    for name, file in manifest.files.items():
+        _pull_file(part / name, catalog, file, on_bytes, address)
+    _write(part / ENVELOPE, envelope)
+    _open_part(part, manifest)
+    part.replace(whole)
+    return open_bundle(whole)
+
+
+def _open_part(part: Path, manifest: Manifest) -> None:
+    try:
+        open_bundle(part)
+    except Refused:
+        # Whatever is wrong with it, the next pull starts this bundle afresh.
+        shutil.rmtree(part)
+        raise
+    for name in (*manifest.files, ENVELOPE):
+        _sync(part / name)
+
+
+def _pull_file(
+    path: Path, catalog: CatalogStub, file: SignedFile, on_bytes: Callable[[int], None], address: str
+) -> None:
+    for attempt in range(_ATTEMPTS):
+        offset = path.stat().st_size if path.exists() else 0
+        if offset == file.size:
+            break
+        try:
+            _continue_file(path, catalog, file, offset, on_bytes)
+        except grpc.RpcError as error:
+            ours = from_rpc_error(error, address)
+            if not isinstance(ours, Unavailable) or attempt == _ATTEMPTS - 1:
+                raise ours from error
+    try:
+        check_file(path, file)
+    except Refused:
+        path.unlink()
+        raise
+
+
+def _continue_file(
+    path: Path, catalog: CatalogStub, file: SignedFile, offset: int, on_bytes: Callable[[int], None]
+) -> None:
+    stream = catalog.Fetch(catalog_pb2.FetchRequest(sha256=file.sha256, offset=offset), timeout=STREAM_DEADLINE_S)
+    with path.open("ab") as out:
+        for chunk in stream:
+            data = check_chunk(chunk, offset=offset, size=file.size)
+            out.write(data)
+            offset += len(data)
+            on_bytes(len(data))
+
+
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except GreylagError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise Unavailable(
+                Code.STORAGE_FULL,
+                f"The disk that holds {folder} is full.",
+                "Make room; the pull continues where it is.",
+            ) from error
+        raise Refused(
+            Code.SETTINGS_INVALID, f"{folder} cannot be written: {error.strerror}.", "Choose another folder."
+        ) from error
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(content)
+    _sync(temporary)
+    temporary.replace(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

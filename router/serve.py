@@ -1,0 +1,68 @@
+"""The Query service: a routed model that answers over gRPC and follows its pool."""
+
+import asyncio
+from typing import Any
+
+import grpc
+
+from protocol.errors import Code, Refused
+from protocol.v1 import query_pb2
+from protocol.v1.query_pb2_grpc import QueryServicer, add_QueryServicer_to_server
+from router.model import RoutedModel
+from router.query import to_wire
+
+SERVICE = "greylag.v1.Query"
+MAX_INPUTS = 256
+MAX_NEW_TOKENS = 1024
+_DEFAULT_NEW_TOKENS = 64
+
+
+class QueryService(QueryServicer):
+    """Answers one batch at a time.
+
+    Args:
+        model: The routed model; someone else keeps it at the newest release.
+    """
+
+    def __init__(self, model: RoutedModel) -> None:
+        self._model = model
+        # One batch fills the device; the others wait in the order in which they came.
+        self._turn = asyncio.Lock()
+
+    async def Ask(  # noqa: N802 - the service's name for it
+        self,
+        request: query_pb2.AskRequest,
+        context: grpc.aio.ServicerContext[Any, Any],  # noqa: ARG002 - gRPC passes it
+    ) -> query_pb2.AskReply:
+        """Answer a batch of inputs."""
+        if len(request.inputs) > MAX_INPUTS or request.max_new_tokens > MAX_NEW_TOKENS:
+            raise Refused(
+                Code.REQUEST_INVALID,
+                f"At most {MAX_INPUTS} inputs and {MAX_NEW_TOKENS} new tokens are taken in one request.",
+                "Split the request.",
+            )
+        async with self._turn:
+            answered = await asyncio.to_thread(
+                self._model.answer,
+                list(request.inputs),
+                method=request.method or None,
+                max_new_tokens=request.max_new_tokens or _DEFAULT_NEW_TOKENS,
+                explain=request.explain,
+            )
+        return to_wire(answered)
+
+    async def Info(  # noqa: N802 - the service's name for it
+        self,
+        request: query_pb2.InfoRequest,  # noqa: ARG002 - gRPC passes it
+        context: grpc.aio.ServicerContext[Any, Any],  # noqa: ARG002 - as above
+    ) -> query_pb2.InfoReply:
+        """Tell which release answers at this moment."""
+        generation = self._model.generation
+        return query_pb2.InfoReply(
+            release=generation.release, experts=[expert.full_name for expert in generation.pool.experts]
+        )
+
+    def register(self, server: grpc.aio.Server) -> tuple[str, ...]:
+        """Add the service to a server."""
+        add_QueryServicer_to_server(self, server)
+        return (SERVICE,)

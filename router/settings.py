@@ -1,0 +1,89 @@
+"""What a user may set: router.toml < GREYLAG_ROUTER_... < flags."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from protocol.errors import Code, Refused
+
+FILE = "router.toml"
+PREFIX = "GREYLAG_ROUTER_"
+
+
+class RouterSettings(BaseSettings):
+    """Where releases come from and how they are served."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, toml_file=FILE)
+
+    coordinator: str
+    """The coordinator, `host:port`."""
+    base: str
+    """The pool's base model: folder or Hugging Face id."""
+    ca: Path | None = None
+    """The coordinator's CA certificate, PEM; without one, the system's."""
+    device: str | None = None
+    """A torch device; without one, CUDA where there is a GPU, else the CPU."""
+    listen: str = "127.0.0.1:50052"
+    """Where `serve` answers, `host:port`."""
+    follow_interval_s: float = Field(default=10.0, gt=0)
+    """Seconds between two looks for a new release."""
+    tls_cert: Path | None = None
+    """Certificate chain of `serve`, PEM."""
+    tls_key: Path | None = None
+    """Its private key, PEM."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - not a source here
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - not a source here
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags before environment before file."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+def load(folder: Path, **flags: Any) -> RouterSettings:
+    """Read the settings of a workspace.
+
+    Args:
+        folder: The workspace.
+        flags: Settings from the command line; None stands for a flag that was not given.
+
+    Raises:
+        Refused: `SETTINGS_INVALID` with the setting and what is wrong with it.
+    """
+    for name in os.environ:
+        if name.startswith(PREFIX) and name.removeprefix(PREFIX).lower() not in RouterSettings.model_fields:
+            raise Refused(Code.SETTINGS_INVALID, f"There is no setting {name}.", "Correct the environment variable.")
+
+    class Here(RouterSettings):
+        model_config = SettingsConfigDict(toml_file=folder / FILE)
+
+    try:
+        return Here(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise Refused(
+            Code.SETTINGS_INVALID,
+            f"The setting {name} is wrong: {first['msg'].lower()}.",
+            f"Give --{name.replace('_', '-')}, set {PREFIX}{name.upper()}, or write it in {folder / FILE}.",
+        ) from error
+    except (OSError, ValueError) as error:
+        raise Refused(
+            Code.SETTINGS_INVALID, f"{folder / FILE} cannot be read: {error}.", "Correct the file."
+        ) from error
+
+
+def save(folder: Path, settings: RouterSettings) -> None:
+    """Write the settings that differ from their defaults, for the next command."""
+    folder.mkdir(parents=True, exist_ok=True)
+    values = settings.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+    (folder / FILE).write_text(tomli_w.dumps(values))

@@ -1,0 +1,92 @@
+"""Answers on a screen: plain text, JSON, and the table behind `--explain`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from router.answer import Answer, Answered
+from router.trace import expert_shares, module_shares
+
+_COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red", "bright_cyan", "bright_magenta")
+
+
+def as_json(answered: Answered, *, explain: bool) -> dict[str, Any]:
+    """Build the document of `ask --json`."""
+    return {
+        "schema": 1,
+        "release": answered.release,
+        "method": answered.method,
+        "answers": [_answer_json(answer, answered.experts, explain=explain) for answer in answered.answers],
+    }
+
+
+def explain(console: Console, answered: Answered, answer: Answer) -> None:
+    """Print who answered: shares of all routing, then token by token, then module by module."""
+    shares = expert_shares(answer.routes, answered.experts)
+    colours = {name: _COLOURS[at % len(_COLOURS)] for at, name in enumerate(answered.experts)}
+    table = Table("expert", "share", "", title=f"Who answered (release {answered.release}, {answered.method})")
+    for name, share in shares.items():
+        table.add_row(Text(name, colours[name]), f"{share:.0%}", Text("█" * round(share * 40), colours[name]))
+    console.print(table)
+    console.print(_token_table(answer, answered.experts, colours))
+    console.print(_module_table(answer, answered.experts, colours))
+
+
+def _answer_json(answer: Answer, experts: Sequence[str], *, explain: bool) -> dict[str, Any]:
+    document: dict[str, Any] = {"text": answer.text}
+    if explain:
+        document |= {
+            "experts": list(experts),
+            "shares": expert_shares(answer.routes, experts),
+            "input_tokens": list(answer.input_tokens),
+            "output_tokens": list(answer.output_tokens),
+            "routes": [
+                {
+                    "module": route.module,
+                    "reads_input": route.reads_input,
+                    "experts": route.experts.tolist(),
+                    "weights": [[round(float(weight), 6) for weight in row] for row in route.weights],
+                }
+                for route in answer.routes
+            ],
+        }
+    return document
+
+
+def _token_table(answer: Answer, experts: Sequence[str], colours: dict[str, str]) -> Table:
+    """For each token the experts with the largest mean weight over the modules that saw it."""
+    table = Table("token", "read by", "experts (mean weight over modules)", title="Token by token")
+    tokens = [(token, True) for token in answer.input_tokens] + [(token, False) for token in answer.output_tokens]
+    for position, (token, is_input) in enumerate(tokens):
+        sums, modules = np.zeros(len(experts)), 0
+        for route in answer.routes:
+            # A decoder-only model's modules see input and output in one row of tokens.
+            row = position if is_input or len(route.experts) > len(answer.input_tokens) else None
+            if not is_input and not route.reads_input:
+                row = position - len(answer.input_tokens)
+            if row is None or row >= len(route.experts) or (is_input and not route.reads_input):
+                continue
+            np.add.at(sums, route.experts[row], route.weights[row])
+            modules += 1
+        if modules:
+            table.add_row(token, "input" if is_input else "output", _ranking(sums / modules, experts, colours, most=3))
+    return table
+
+
+def _module_table(answer: Answer, experts: Sequence[str], colours: dict[str, str]) -> Table:
+    table = Table("module", "experts (mean weight over tokens)", title="Module by module")
+    for module, shares in module_shares(answer.routes, experts).items():
+        table.add_row(module, _ranking(shares, experts, colours, most=3))
+    return table
+
+
+def _ranking(shares: np.ndarray[Any, Any], experts: Sequence[str], colours: dict[str, str], *, most: int) -> Text:
+    text = Text()
+    for at in np.argsort(-shares, kind="stable")[:most]:
+        if shares[at] > 0:
+            text.append(f"{experts[at]} {shares[at]:.0%}  ", colours[experts[at]])
+    return text

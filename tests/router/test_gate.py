@@ -1,0 +1,137 @@
+"""The gate's formulas, worked by hand, and a gate that we train."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from protocol.release import Pool
+from protocol.signing import Identity
+from router import reference
+from router.base import load_base
+from router.gate import GatedLora, attach_gates, choose, detach_gates, scores, standardise
+from tests import factories
+
+
+def test_standardise_by_hand() -> None:
+    # [1, 2, 3, 6]: mean 3, biased variance (4 + 1 + 0 + 9) / 4 = 3.5
+    x = torch.tensor([1.0, 2.0, 3.0, 6.0])
+    expected = (x - 3.0) / math.sqrt(3.5 + 1e-5)
+    torch.testing.assert_close(standardise(x), expected)
+
+
+def test_a_constant_vector_standardises_to_zero() -> None:
+    assert standardise(torch.full((8,), 3.0)).abs().max() == 0
+
+
+def test_gated_forward_by_hand() -> None:
+    linear = nn.Linear(2, 2, bias=False)
+    linear.weight.data = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    layer = GatedLora(linear, torch.tensor([[1.0, 1.0]]), torch.tensor([[2.0], [0.0]]), scaling=0.5)
+    u = torch.tensor([[3.0, 1.0]])
+    # Gate 0: sigmoid 1/2. B A u = [8, 0], times s = 0.5 times 1/2 gives [2, 0].
+    torch.testing.assert_close(layer(u), torch.tensor([[5.0, 1.0]]))
+    layer.gate.data = torch.tensor([0.0, math.log(3.0)])
+    # v . u = log 3: sigmoid 3/4, so [8, 0] * 0.5 * 0.75 = [3, 0].
+    torch.testing.assert_close(layer(u), torch.tensor([[6.0, 1.0]]))
+
+
+def test_routing_by_hand() -> None:
+    # Gates along +x, -x and +y of a standardised plane: for u along +x, scores are d, -d and 0.
+    u = torch.tensor([[1.0, -1.0, 0.0, 0.0]])
+    gates = standardise(torch.tensor([[1.0, -1, 0, 0], [-1.0, 1, 0, 0], [0.0, 0, 1, -1]]))
+    affinity = scores(u, gates)
+    torch.testing.assert_close(affinity, torch.tensor([[4.0, -4.0, 0.0]]), atol=1e-3, rtol=0)
+    choice = choose(affinity, k=2, d=4)
+    assert choice.experts.tolist() == [[0, 2]]
+    # Softmax of 4/2 and 0/2.
+    expected = math.exp(2.0) / (math.exp(2.0) + 1.0)
+    assert choice.weights[0, 0].item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_ties_go_to_the_lowest_position() -> None:
+    choice = choose(torch.tensor([[1.0, 2.0, 2.0, 2.0]] * 64), k=2, d=4)
+    assert (choice.experts == torch.tensor([1, 2])).all()
+
+
+def test_fewer_experts_than_k_gives_all() -> None:
+    choice = choose(torch.tensor([[0.5, 1.5]]), k=5, d=16)
+    assert choice.experts.tolist() == [[1, 0]]
+    assert choice.weights.sum().item() == pytest.approx(1.0)
+
+
+def test_scores_are_float32_for_a_bfloat16_activation() -> None:
+    u = torch.randn(5, 64, dtype=torch.bfloat16)
+    gates = standardise(torch.randn(7, 64))
+    assert scores(u, gates).dtype == torch.float32
+    torch.testing.assert_close(scores(u, gates), scores(u.float(), gates), atol=0, rtol=0)
+
+
+def test_softmax_over_all_then_renormalised_is_the_same() -> None:
+    # The paper's code does it that way round; only its 1e-6 differs (reference: routing notes, trap 1).
+    affinity = torch.randn(100, 30) * 20
+    choice = choose(affinity, k=2, d=400)
+    full = torch.softmax(affinity / 20.0, dim=1).gather(1, choice.experts)
+    torch.testing.assert_close(choice.weights, full / full.sum(1, keepdim=True), atol=1e-6, rtol=1e-5)
+
+
+def test_a_norm_cannot_buy_tokens() -> None:
+    gates = torch.randn(4, 64)
+    loud = gates.clone()
+    loud[2] *= 1e6
+    u = torch.randn(50, 64)
+    plain, shouted = (choose(scores(u, standardise(g)), 2, 64) for g in (gates, loud))
+    assert (plain.experts == shouted.experts).all()
+
+
+@pytest.mark.parametrize("kind", ["t5_base", "llama_base"])
+def test_only_gates_are_trainable_and_they_start_half_open(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path, identity: Identity
+) -> None:
+    base: Path = request.getfixturevalue(kind)
+    pool: Pool = factories.make_pool(base, identity)
+    bundle = factories.make_bundle(tmp_path / "b", pool, identity)
+    model = load_base(str(base), device="cpu").model
+    plain = {path: model.get_submodule(path) for path in bundle.spec.modules}
+    gated = attach_gates(model, bundle.folder, bundle.spec.modules)
+    assert {name for name, value in model.named_parameters() if value.requires_grad} == {f"{p}.gate" for p in gated}
+    layer = next(iter(gated.values()))
+    u = torch.randn(3, layer.in_features)
+    expected = layer.linear(u) + 0.5 * layer.scaling * (u @ layer.a.T @ layer.b.T)
+    torch.testing.assert_close(layer(u), expected)
+    detach_gates(model, gated)
+    assert all(model.get_submodule(path) is module for path, module in plain.items())
+
+
+def test_a_gate_that_we_train_opens_for_its_task_and_routes_by_the_formulas() -> None:
+    generator = torch.Generator().manual_seed(0)
+    d, o, r, t = 16, 8, 2, 256
+    linear = nn.Linear(d, o, bias=False)
+    linear.weight.data = torch.randn(o, d, generator=generator) / 4
+    direction = torch.randn(2, d, generator=generator) * 2
+    # Each of two experts helps on inputs near its own direction and harms elsewhere.
+    experts = []
+    for own in range(2):
+        a, b = torch.randn(r, d, generator=generator) / 4, torch.randn(o, r, generator=generator)
+        layer = GatedLora(linear, a, b, scaling=1.0)
+        near = direction[own] + torch.randn(t, d, generator=generator)
+        far = direction[1 - own] + torch.randn(t, d, generator=generator)
+        u = torch.cat([near, far])
+        opened = torch.cat([torch.ones(t, 1), torch.zeros(t, 1)])
+        target = (linear(u) + opened * (u @ a.T @ b.T)).detach()
+        optimizer = torch.optim.AdamW([layer.gate], lr=5e-3)
+        for _ in range(100):
+            optimizer.zero_grad()
+            (layer(u) - target).pow(2).mean().backward()
+            optimizer.step()
+        experts.append(reference.ReferenceExpert(a, b, 1.0, layer.gate.detach()))
+        assert torch.sigmoid(near @ layer.gate).mean() > 0.8
+        assert torch.sigmoid(far @ layer.gate).mean() < 0.5
+    u = torch.cat([direction[z] + torch.randn(t, d, generator=generator) for z in range(2)])
+    slow = reference.route(u, linear.weight.detach(), None, experts, k=1)
+    fast = choose(scores(u, standardise(torch.stack([expert.gate for expert in experts]))), 1, d)
+    assert fast.experts[:, 0].tolist() == [chosen[0] for chosen in slow.experts]
+    right = (fast.experts[:, 0] == torch.arange(2).repeat_interleave(t)).float().mean()
+    assert right > 0.9

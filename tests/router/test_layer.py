@@ -1,0 +1,135 @@
+"""The routed layer against the float64 reference."""
+
+import pytest
+import torch
+from torch import nn
+
+from router.gate import Choice, standardise
+from router.layer import Plan, RoutedLinear, mixture, routing
+from router.methods.base import BaseOnly
+from router.methods.expert import SingleExpert
+from router.methods.merged import Merged
+from router.methods.phatgoose import Phatgoose
+from router.pool import Expert, ExpertModule, ExpertPool
+from router.reference import ReferenceExpert, route
+
+PATH = "block.linear"
+
+
+def make_experts(
+    count: int, d: int, o: int, *, seed: int = 0, absent: int = 0
+) -> tuple[ExpertPool, list[ReferenceExpert]]:
+    """Experts of mixed ranks and alphas; every `absent`-th leaves the module alone."""
+    generator = torch.Generator().manual_seed(seed)
+    pool, slow = ExpertPool(), []
+    for number in range(count):
+        rank, scaling = 1 + number % 7, 0.25 * (1 + number % 5)
+        gate = torch.randn(d, generator=generator) + 3 * torch.randn(1, generator=generator)
+        a = torch.randn(rank, d, generator=generator) / d**0.5
+        b = torch.randn(o, rank, generator=generator)
+        modules = {"another": ExpertModule(a, b, scaling, standardise(gate))}
+        if not absent or number % absent:
+            modules[PATH] = ExpertModule(a, b, scaling, standardise(gate.double()).float())
+            slow.append(ReferenceExpert(a, b, scaling, gate))
+        pool = pool.add(Expert(f"{number:064x}", f"e{number}", "c", modules))
+    return pool, slow
+
+
+def make_layer(d: int, o: int, *, bias: bool = False, seed: int = 1) -> RoutedLinear:
+    torch.manual_seed(seed)
+    return RoutedLinear(PATH, nn.Linear(d, o, bias=bias).requires_grad_(requires_grad=False))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 36, 200])
+@pytest.mark.parametrize("k", [1, 2, 4])
+@pytest.mark.parametrize("bias", [False, True])
+def test_agrees_with_the_reference(count: int, k: int, bias: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    d, o, t = 64, 48, 33
+    pool, slow = make_experts(count, d, o, absent=3 if count > 3 else 0, seed=count)
+    layer = make_layer(d, o, bias=bias)
+    u = torch.randn(3, 11, d, generator=torch.Generator().manual_seed(k))
+    with routing(Plan(pool, Phatgoose(k))):
+        y = layer(u)
+    expected = route(u.reshape(t, d), layer.linear.weight, layer.linear.bias, slow, k)
+    error = (y.reshape(t, o).double() - expected.y).abs().max() / expected.y.abs().max()
+    assert error <= 1e-6
+    choice = Phatgoose(k).choose(pool.modules[PATH], u.reshape(t, d))
+    for row, (chosen, gap) in enumerate(zip(expected.experts, expected.gaps, strict=True)):
+        if gap > 1e-5:
+            assert choice.experts[row].tolist() == chosen
+
+
+def test_no_expert_is_bitwise_the_base() -> None:
+    layer = make_layer(32, 16)
+    u = torch.randn(5, 7, 32)
+    plain = layer.linear(u)
+    assert torch.equal(layer(u), plain)
+    with routing(Plan(ExpertPool(), Phatgoose(2))):
+        assert torch.equal(layer(u), plain)
+    pool, _ = make_experts(4, 32, 16)
+    with routing(Plan(pool, BaseOnly())):
+        assert torch.equal(layer(u), plain)
+
+
+def test_one_expert_by_name_is_that_expert() -> None:
+    pool, slow = make_experts(5, 32, 16)
+    layer, u = make_layer(32, 16), torch.randn(9, 32)
+    with routing(Plan(pool, SingleExpert(pool.find("c/e3")))):
+        y = layer(u)
+    expected = layer.linear(u) + slow[3].scaling * (u @ slow[3].a.T @ slow[3].b.T)
+    torch.testing.assert_close(y, expected)
+
+
+def test_an_expert_that_leaves_the_module_alone_is_bitwise_the_base() -> None:
+    pool, _ = make_experts(5, 32, 16, absent=3)
+    layer, u = make_layer(32, 16), torch.randn(9, 32)
+    with routing(Plan(pool, SingleExpert(pool.find("e3")))):
+        assert torch.equal(layer(u), layer.linear(u))
+
+
+def test_merged_is_the_mean_of_outer_products() -> None:
+    pool, slow = make_experts(9, 32, 16, absent=4)
+    layer, u = make_layer(32, 16), torch.randn(9, 32)
+    with routing(Plan(pool, Merged())):
+        y = layer(u)
+    mean = sum((e.scaling * e.b.double() @ e.a.double() for e in slow), torch.zeros(16, 32, dtype=torch.float64))
+    expected = u.double() @ (layer.linear.weight.double() + mean / len(slow)).T
+    assert (y.double() - expected).abs().max() / expected.abs().max() < 1e-6
+
+
+def test_only_chosen_experts_are_computed() -> None:
+    pool, _ = make_experts(6, 32, 16)
+    module = pool.modules[PATH]
+    poisoned = ExpertModule(
+        torch.full_like(module.parts[5].a, float("nan")), module.parts[5].b, 1.0, module.parts[5].gate
+    )
+    module = type(module)(module.experts, (*module.parts[:5], poisoned), module.gates)
+    choice = Choice(torch.tensor([[0, 1], [3, 4], [1, 0]]), torch.full((3, 2), 0.5))
+    assert mixture(module, torch.randn(3, 32), choice).isfinite().all()
+
+
+def test_add_then_remove_leaves_the_pool_equal() -> None:
+    pool, _ = make_experts(6, 32, 16, absent=3)
+    extra, _ = make_experts(1, 32, 16, seed=9)
+    expert = Expert("f" * 64, "extra", "c", extra.experts[0].modules)
+    back = pool.add(expert).remove(expert.digest)
+    assert back.experts == pool.experts
+    assert back.modules.keys() == pool.modules.keys()
+    assert all(torch.equal(back.modules[path].gates, pool.modules[path].gates) for path in pool.modules)
+
+
+def test_adding_shares_the_tensors_of_the_others() -> None:
+    pool, _ = make_experts(3, 32, 16)
+    extra, _ = make_experts(1, 32, 16, seed=9)
+    grown = pool.add(Expert("f" * 64, "extra", "c", extra.experts[0].modules))
+    assert all(grown.modules[PATH].parts[z].a.data_ptr() == pool.modules[PATH].parts[z].a.data_ptr() for z in range(3))
+
+
+def test_bfloat16_chooses_as_float64_does() -> None:
+    d, o, t = 256, 64, 400
+    pool, slow = make_experts(36, d, o)
+    u = torch.randn(t, d, generator=torch.Generator().manual_seed(3)).bfloat16()
+    expected = route(u.float(), torch.zeros(o, d), None, slow, k=2)
+    choice = Phatgoose(2).choose(pool.modules[PATH], u)
+    same = sum(sorted(choice.experts[row].tolist()) == sorted(expected.experts[row]) for row in range(t))
+    assert same / t >= 0.999

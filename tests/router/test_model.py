@@ -1,0 +1,184 @@
+"""Whole routed models of both families."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+
+from protocol.errors import Code, Refused
+from protocol.signing import Identity
+from router.base import load_base
+from router.layer import Plan, routing
+from router.methods.registry import resolve
+from router.model import Generation, RoutedModel
+from router.trace import expert_shares, module_shares, save_heat_map
+from tests import factories
+
+INPUTS = ["please reverse it : a b c", "say d", "copy it : x y z w v"]
+
+
+@pytest.fixture(params=["t5_base", "llama_base"])
+def base(request: pytest.FixtureRequest) -> Path:
+    path: Path = request.getfixturevalue(request.param)
+    return path
+
+
+@pytest.fixture
+def model(base: Path, tmp_path: Path, identity: Identity) -> RoutedModel:
+    pool = factories.make_pool(base, identity)
+    routed = RoutedModel.from_base(str(base), device="cpu")
+    paths = list(pool.spec.modules)
+    for number in range(4):
+        bundle = factories.make_bundle(
+            tmp_path / f"b{number}", pool, identity, name=f"e{number}", rank=2 + number, alpha=3.0 + number,
+            modules=paths[number:], seed=number,
+        )  # fmt: skip
+        routed.append(bundle, contributor="ada")
+    return routed
+
+
+def logits(model: torch.nn.Module, routed: RoutedModel, text: str) -> torch.Tensor:
+    ids = routed.base.tokenizer(text, return_tensors="pt").input_ids
+    more = {"decoder_input_ids": ids} if routed.base.architecture == "encoder-decoder" else {}
+    with torch.inference_mode():
+        return model(input_ids=ids, **more).logits
+
+
+def test_a_single_expert_gives_plain_peft_logits(base: Path, model: RoutedModel, tmp_path: Path) -> None:
+    plain = PeftModel.from_pretrained(load_base(str(base), device="cpu").model, tmp_path / "b2").eval()
+    pool = model.generation.pool
+    with routing(Plan(pool, resolve("expert:ada/e2", pool, 2))):
+        ours = logits(model.base.model, model, INPUTS[0])
+    torch.testing.assert_close(ours, logits(plain, model, INPUTS[0]), atol=1e-5, rtol=1e-5)
+
+
+def test_without_experts_logits_are_bitwise_the_base(base: Path) -> None:
+    routed = RoutedModel.from_base(str(base), device="cpu")
+    with routing(Plan(routed.generation.pool, resolve("phatgoose", routed.generation.pool, 2))):
+        ours = logits(routed.base.model, routed, INPUTS[0])
+    assert torch.equal(ours, logits(load_base(str(base), device="cpu").model, routed, INPUTS[0]))
+
+
+@pytest.mark.parametrize("method", ["phatgoose", "merged", "base", "expert:e1"])
+def test_a_batch_answers_as_its_inputs_do_alone(model: RoutedModel, method: str) -> None:
+    together = model.generate(INPUTS, method=method, max_new_tokens=8)
+    alone = [model.generate([text], method=method, max_new_tokens=8)[0] for text in INPUTS]
+    assert together == alone
+
+
+def test_scores_do_not_depend_on_the_batch(model: RoutedModel) -> None:
+    targets = ["c b a", "d d d d", "x"]
+    together = model.score(INPUTS, targets)
+    alone = [model.score([text], [target])[0] for text, target in zip(INPUTS, targets, strict=True)]
+    assert together == pytest.approx(alone, rel=1e-5)
+
+
+def test_score_is_the_mean_log_likelihood(model: RoutedModel) -> None:
+    tokenizer = model.base.tokenizer
+    target = [*tokenizer("c b", add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+    prompt = tokenizer("a b").input_ids
+    pool = model.generation.pool
+    with torch.inference_mode(), routing(Plan(pool, resolve("phatgoose", pool, 2))):
+        if model.base.architecture == "decoder-only":
+            out = model.base.model(input_ids=torch.tensor([prompt + target])).logits[0, len(prompt) - 1 : -1]
+        else:
+            start = [model.base.model.config.decoder_start_token_id]
+            out = model.base.model(
+                input_ids=torch.tensor([prompt]), decoder_input_ids=torch.tensor([start + target[:-1]])
+            ).logits[0]
+    expected = -torch.log_softmax(out, -1)[range(len(target)), target].mean().item()
+    assert model.score(["a b"], ["c b"]) == [pytest.approx(expected, rel=1e-5)]
+
+
+def test_growing_and_shrinking_changes_only_later_requests(model: RoutedModel, tmp_path: Path) -> None:
+    before = model.score(INPUTS, INPUTS)
+    digest = model.digests[1]
+    kept = model.generation
+    model.remove(digest)
+    assert model.score(INPUTS, INPUTS) != before
+    assert digest in {expert.digest for expert in kept.pool.experts}
+    model.generation = kept
+    assert model.score(INPUTS, INPUTS) == before
+
+
+def test_routes_name_every_token_of_input_and_output(model: RoutedModel) -> None:
+    answered = model.answer(INPUTS, max_new_tokens=5, explain=True)
+    assert answered.experts == ("ada/e0", "ada/e1", "ada/e2", "ada/e3")
+    for text, answer in zip(INPUTS, answered.answers, strict=True):
+        assert [token for token in answer.input_tokens if token not in ("</s>", "<s>")] == text.split()
+        assert answer.routes
+        for route in answer.routes:
+            read = len(answer.input_tokens) if route.reads_input else len(answer.output_tokens)
+            if model.base.architecture == "decoder-only":
+                read = len(answer.input_tokens) + len(answer.output_tokens) - 1
+            assert route.experts.shape == route.weights.shape == (read, min(2, route.experts.shape[1]))
+            assert route.weights.sum(1) == pytest.approx(1.0)
+        assert sum(expert_shares(answer.routes, answered.experts).values()) == pytest.approx(1.0)
+    # Only expert 0 touches the first module.
+    lonely = next(path for path, module in model.generation.pool.modules.items() if len(module.experts) == 1)
+    assert module_shares(answered.answers[0].routes, answered.experts)[lonely].tolist() == [1, 0, 0, 0]
+
+
+def test_routes_of_a_batch_are_those_of_its_inputs_alone(model: RoutedModel) -> None:
+    together = model.answer(INPUTS, max_new_tokens=5, explain=True).answers
+    for text, batched in zip(INPUTS, together, strict=True):
+        alone = model.answer([text], max_new_tokens=5, explain=True).answers[0]
+        assert batched.output_tokens == alone.output_tokens
+        for ours, theirs in zip(batched.routes, alone.routes, strict=True):
+            assert ours.experts.tolist() == theirs.experts.tolist()
+
+
+def test_heat_map_is_a_picture(model: RoutedModel, tmp_path: Path) -> None:
+    answered = model.answer(INPUTS, max_new_tokens=5, explain=True)
+    save_heat_map(
+        {"a": answered.answers[0].routes, "b": answered.answers[1].routes}, answered.experts, tmp_path / "h.png"
+    )
+    assert (tmp_path / "h.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("method", "code"),
+    [
+        ("magic", Code.METHOD_UNKNOWN),
+        ("expert", Code.METHOD_UNKNOWN),
+        ("base:x", Code.METHOD_UNKNOWN),
+        ("expert:nobody", Code.EXPERT_UNKNOWN),
+    ],
+)
+def test_unknown_methods_and_experts_are_refused(model: RoutedModel, method: str, code: Code) -> None:
+    with pytest.raises(Refused) as refused:
+        model.generate(["a"], method=method)
+    assert refused.value.code is code
+
+
+@pytest.mark.parametrize("inputs", [[], [""], ["a", "  "]])
+def test_empty_requests_are_refused(model: RoutedModel, inputs: list[str]) -> None:
+    with pytest.raises(Refused) as refused:
+        model.generate(inputs)
+    assert refused.value.code is Code.REQUEST_INVALID
+
+
+def test_an_expert_for_a_wider_base_is_refused_and_harms_nothing(
+    model: RoutedModel, tmp_path: Path, identity: Identity
+) -> None:
+    make = factories.make_t5 if model.base.architecture == "encoder-decoder" else factories.make_llama
+    wide = make(tmp_path / "wide", **{"d_model" if make is factories.make_t5 else "hidden_size": 64})
+    bundle = factories.make_bundle(tmp_path / "foreign", factories.make_pool(wide, identity), identity)
+    before = model.generation
+    with pytest.raises(Refused) as refused:
+        model.append(bundle)
+    assert refused.value.code is Code.TENSOR_SHAPE
+    assert model.generation is before
+
+
+def test_a_broken_expert_fails_the_probe(model: RoutedModel, base: Path, tmp_path: Path, identity: Identity) -> None:
+    assert model.probe(INPUTS) > 0
+    huge = factories.make_bundle(tmp_path / "huge", factories.make_pool(base, identity), identity)
+    expert = model.load(huge)
+    for part in expert.modules.values():
+        part.b.fill_(3e38)
+    model.generation = Generation(model.generation.pool.add(expert))
+    with pytest.raises(Refused) as refused:
+        model.probe(INPUTS)
+    assert refused.value.code is Code.PROBE_FAILED
