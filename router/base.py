@@ -54,6 +54,7 @@ def load_base(name_or_path: str, *, device: str | None = None, dtype: str | None
     """
     import torch  # noqa: PLC0415 - seconds of import that fingerprinting does not need
     import transformers  # noqa: PLC0415
+    from safetensors import SafetensorError  # noqa: PLC0415
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer  # noqa: PLC0415
 
     folder = locate(name_or_path)
@@ -63,8 +64,9 @@ def load_base(name_or_path: str, *, device: str | None = None, dtype: str | None
         config = AutoConfig.from_pretrained(folder)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         model = auto.from_pretrained(folder, use_safetensors=True, dtype=dtype or "auto")
+        _tokenizer_files(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _unreadable(name_or_path, str(error).splitlines()[0]) from error
     return Base(model.to(device).eval().requires_grad_(requires_grad=False), tokenizer)
 
@@ -166,13 +168,18 @@ def _config_digest(folder: Path) -> str:
 
 def _tokenizer_digest(folder: Path) -> str:
     digest = hashlib.sha256()
-    present = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
-    if not present:
-        raise ValueError("no tokenizer file found")
-    for name in present:
+    for name in _tokenizer_files(folder):
         digest.update(f"{name}\0".encode())
         digest.update(hashlib.sha256((folder / name).read_bytes()).digest())
     return digest.hexdigest()
+
+
+def _tokenizer_files(folder: Path) -> list[str]:
+    present = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    if not present:
+        # transformers would make up an empty tokenizer for some architectures.
+        raise ValueError("no tokenizer file found")
+    return present
 
 
 def _weights_digest(folder: Path) -> str:

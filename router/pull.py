@@ -27,7 +27,6 @@ from protocol.v1.catalog_pb2_grpc import CatalogStub
 from protocol.wire import check_chunk
 
 POOL, RELEASE, BUNDLES = "pool.dsse.json", "release.dsse.json", "bundles"
-_ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -158,16 +157,16 @@ def _open_part(part: Path, manifest: Manifest) -> None:
 def _pull_file(
     path: Path, catalog: CatalogStub, file: SignedFile, on_bytes: Callable[[int], None], address: str
 ) -> None:
-    for attempt in range(_ATTEMPTS):
-        offset = path.stat().st_size if path.exists() else 0
-        if offset == file.size:
-            break
+    offset = path.stat().st_size if path.exists() else 0
+    while offset < file.size:
         try:
             _continue_file(path, catalog, file, offset, on_bytes)
         except grpc.RpcError as error:
             ours = from_rpc_error(error, address)
-            if not isinstance(ours, Unavailable) or attempt == _ATTEMPTS - 1:
+            # gRPC has retried already where not a byte came; a stream that broke later is continued.
+            if not isinstance(ours, Unavailable) or path.stat().st_size == offset:
                 raise ours from error
+        offset = path.stat().st_size
     try:
         check_file(path, file)
     except Refused:

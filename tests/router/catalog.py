@@ -1,0 +1,89 @@
+"""A catalogue in this process: serves a pool, releases and bundles that a test puts into it."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from protocol.bundle import Bundle
+from protocol.errors import Code, GreylagError, Refused
+from protocol.release import Pool, Release, ReleasedExpert, ReleaseSpec, sign_release
+from protocol.signing import Identity
+from protocol.spec import Routing
+from protocol.status import to_status
+from protocol.v1 import catalog_pb2, chunk_pb2
+from protocol.v1.catalog_pb2_grpc import CatalogServicer, add_CatalogServicer_to_server
+from protocol.wire import read_chunks
+
+
+class Catalog(CatalogServicer):
+    """Holds what it is given.
+
+    `breaks` cuts that many file streams after their first chunk; while `silent`, a file that is
+    asked for from the middle is not sent at all.
+    """
+
+    def __init__(self, pool: Pool, identity: Identity) -> None:
+        self.pool, self.identity = pool, identity
+        self.release: Release | None = None
+        self.bundles: dict[str, Bundle] = {}
+        self.files: dict[str, Path] = {}
+        self.breaks = 0
+        self.silent = False
+        self.fetched: list[tuple[str, int]] = []
+
+    def publish(self, bundles: list[Bundle], *, number: int, expires: str = "2126-01-01T00:00:00Z") -> Release:
+        for bundle in bundles:
+            self.bundles[bundle.digest] = bundle
+            self.files |= {file.sha256: bundle.folder / name for name, file in bundle.manifest.files.items()}
+        experts = tuple(ReleasedExpert(name=b.spec.name, contributor="ada", bundle=b.digest) for b in bundles)
+        spec = ReleaseSpec(
+            pool=self.pool.digest, number=number, previous=self.release.digest if self.release else None,
+            experts=experts, routing=Routing(), created="2026-11-22T12:00:00Z", expires=expires,
+        )  # fmt: skip
+        self.release = sign_release(spec, self.identity)
+        return self.release
+
+    def GetPool(self, request: Any, context: Any) -> Any:  # noqa: N802 - the service\'s name
+        return catalog_pb2.GetPoolReply(envelope=self.pool.envelope)
+
+    def GetRelease(self, request: Any, context: Any) -> Any:  # noqa: N802 - the service\'s name
+        if self.release is None:
+            _abort(context, Refused(Code.RELEASE_UNKNOWN, "There is no release yet."))
+        assert self.release
+        return catalog_pb2.GetReleaseReply(envelope=self.release.envelope)
+
+    def GetBundle(self, request: Any, context: Any) -> Any:  # noqa: N802 - the service\'s name
+        return catalog_pb2.GetBundleReply(envelope=self.bundles[request.digest].manifest.envelope)
+
+    def Fetch(self, request: Any, context: Any) -> Iterator[chunk_pb2.Chunk]:  # noqa: N802 - as above
+        self.fetched.append((request.sha256, request.offset))
+        if self.silent and request.offset:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "silent")
+        for number, chunk in enumerate(read_chunks(self.files[request.sha256], request.offset)):
+            if number and self.breaks:
+                self.breaks -= 1
+                context.abort(grpc.StatusCode.UNAVAILABLE, "cut")
+            yield chunk
+
+
+@contextmanager
+def serving(catalog: Catalog) -> Iterator[str]:
+    """Serve on a free loopback port."""
+    server = grpc.server(ThreadPoolExecutor(4))
+    add_CatalogServicer_to_server(catalog, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(0).wait()
+
+
+def _abort(context: Any, error: GreylagError) -> None:
+    status = to_status(error)
+    context.set_trailing_metadata(status.trailing_metadata)
+    context.abort(status.code, status.details)

@@ -1,0 +1,130 @@
+"""Fingerprints and loading."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from protocol.errors import Code, Refused
+from router.attach import linear_modules, reads_input
+from router.base import check_base, fingerprint, load_base
+from tests import factories
+
+
+@pytest.fixture
+def copy(t5_base: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(t5_base, tmp_path / "copy"))
+
+
+def test_the_name_is_not_the_model(t5_base: Path, copy: Path) -> None:
+    assert fingerprint(str(copy)).same_as(fingerprint(str(t5_base)))
+    assert fingerprint(str(copy)).name == "copy"
+
+
+def test_sharding_does_not_change_the_fingerprint(t5_base: Path, copy: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    (copy / "model.safetensors").unlink()
+    names = sorted(tensors)
+    for part in (0, 1):
+        save_file({name: tensors[name] for name in names[part::2]}, copy / f"model-0000{part}-of-00002.safetensors")
+    assert fingerprint(str(copy)).weights == fingerprint(str(t5_base)).weights
+
+
+def test_the_library_version_is_not_the_model(t5_base: Path, copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(
+        json.dumps(config | {"transformers_version": "9.9", "_name_or_path": "x"}, indent=7)
+    )
+    assert fingerprint(str(copy)).config == fingerprint(str(t5_base)).config
+
+
+@pytest.mark.parametrize("part", ["config", "weights", "tokenizer"])
+def test_every_part_counts(t5_base: Path, copy: Path, part: str) -> None:
+    if part == "config":
+        config = json.loads((copy / "config.json").read_text())
+        (copy / "config.json").write_text(json.dumps(config | {"num_heads": 8}))
+    elif part == "tokenizer":
+        text = (copy / "tokenizer.json").read_text()
+        (copy / "tokenizer.json").write_text(text.replace('"please"', '"pleased"'))
+    else:
+        tensors = load_file(copy / "model.safetensors")
+        tensors["shared.weight"][0, 0] += 1e-3
+        save_file(tensors, copy / "model.safetensors")
+    ours, theirs = fingerprint(str(copy)), fingerprint(str(t5_base))
+    differing = {name for name in ("config", "weights", "tokenizer") if getattr(ours, name) != getattr(theirs, name)}
+    assert differing == {part}
+    with pytest.raises(Refused) as refused:
+        check_base(str(copy), theirs)
+    assert refused.value.code is Code.BASE_MISMATCH
+    assert part in refused.value.message
+
+
+def test_the_cache_is_used_until_a_file_changes(copy: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "deep" / "cache.json"
+    first = fingerprint(str(copy), cache)
+    entry = json.loads(cache.read_text())
+    entry["base"]["weights"] = "0" * 64
+    cache.write_text(json.dumps(entry))
+    assert fingerprint(str(copy), cache).weights == "0" * 64
+    tensors = load_file(copy / "model.safetensors")
+    save_file({**tensors, "extra": tensors["shared.weight"][0].clone()}, copy / "model.safetensors")
+    assert fingerprint(str(copy), cache).weights not in {first.weights, "0" * 64}
+    cache.write_text("{damaged")
+    assert fingerprint(str(copy), cache).tokenizer == first.tokenizer
+
+
+@pytest.mark.parametrize(
+    "broken", ["no folder", "no config", "no weights", "no tokenizer", "torn weights", "pickle only"]
+)
+def test_an_unreadable_base_is_one_sentence(copy: Path, broken: str) -> None:
+    path = str(copy)
+    match broken:
+        case "no folder":
+            path = str(copy / "nowhere")
+        case "no config":
+            (copy / "config.json").unlink()
+        case "no weights":
+            (copy / "model.safetensors").unlink()
+        case "no tokenizer":
+            for name in ("tokenizer.json", "tokenizer_config.json"):
+                (copy / name).unlink()
+        case "torn weights":
+            whole = (copy / "model.safetensors").read_bytes()
+            (copy / "model.safetensors").write_bytes(whole[:100])
+        case "pickle only":
+            (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
+    for call in (fingerprint, load_base):
+        with pytest.raises(Refused) as refused:
+            call(path)
+        assert refused.value.code is Code.BASE_UNREADABLE
+        assert "\n" not in str(refused.value)
+
+
+def test_the_modules_of_a_t5(t5_base: Path) -> None:
+    modules = linear_modules(load_base(str(t5_base), device="cpu").model)
+    # Two encoder blocks of q, k, v, o, wi, wo; two decoder blocks with cross-attention besides.
+    assert len(modules) == 2 * 6 + 2 * 10
+    assert "lm_head" not in modules
+    assert {path for path in modules if path.startswith("decoder") and reads_input(path)} == {
+        f"decoder.block.{block}.layer.1.EncDecAttention.{name}" for block in (0, 1) for name in "kv"
+    }
+    assert all(reads_input(path) == path.startswith("encoder") for path in modules if "EncDec" not in path)
+
+
+def test_the_modules_of_a_llama(llama_base: Path) -> None:
+    modules = linear_modules(load_base(str(llama_base), device="cpu").model)
+    assert len(modules) == 2 * 7
+    assert (modules["model.layers.0.self_attn.k_proj"].d_in, modules["model.layers.0.self_attn.k_proj"].d_out) == (
+        32,
+        16,
+    )
+
+
+def test_a_head_that_is_tied_is_not_touched(tmp_path: Path) -> None:
+    base = load_base(str(factories.make_t5(tmp_path / "t5", seed=3)), device="cpu")
+    assert base.model.get_output_embeddings() not in {
+        base.model.get_submodule(path) for path in linear_modules(base.model)
+    }
+    assert not any(parameter.requires_grad for parameter in base.model.parameters())

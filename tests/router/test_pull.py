@@ -1,0 +1,230 @@
+"""Releases come over the wire: whole, checked, resumed, and never backwards."""
+
+import errno
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from protocol import wire
+from protocol.bundle import GATES, Bundle
+from protocol.errors import Code, Refused, Unavailable
+from protocol.signing import Identity
+from router import pull as pulling
+from router.follow import Follower
+from router.model import RoutedModel
+from router.pull import open_mirror, pull
+from tests import factories
+from tests.router.catalog import Catalog, serving
+
+
+@pytest.fixture
+def catalog(t5_base: Path, identity: Identity) -> Catalog:
+    return Catalog(factories.make_pool(t5_base, identity), identity)
+
+
+@pytest.fixture
+def address(catalog: Catalog) -> Iterator[str]:
+    with serving(catalog) as where:
+        yield where
+
+
+@pytest.fixture
+def bundles(catalog: Catalog, tmp_path: Path) -> list[Bundle]:
+    return [
+        factories.make_bundle(tmp_path / f"b{n}", catalog.pool, catalog.identity, name=f"e{n}", seed=n)
+        for n in range(3)
+    ]
+
+
+def test_a_release_arrives_whole(catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path) -> None:
+    catalog.publish(bundles[:2], number=1)
+    mirror = pull(tmp_path / "node", address)
+    assert [bundle.digest for bundle in mirror.bundles] == [bundle.digest for bundle in bundles[:2]]
+    assert [bundle.digest for bundle in open_mirror(tmp_path / "node").bundles] == [b.digest for b in bundles[:2]]
+
+
+def test_only_what_is_missing_is_fetched(catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path) -> None:
+    catalog.publish(bundles[:2], number=1)
+    pull(tmp_path / "node", address)
+    catalog.fetched.clear()
+    catalog.publish(bundles, number=2)
+    pull(tmp_path / "node", address)
+    assert {sha for sha, _ in catalog.fetched} == {file.sha256 for file in bundles[2].manifest.files.values()}
+
+
+def test_a_cut_stream_continues_where_it_broke(
+    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "CHUNK_BYTES", 1000)
+    catalog.publish(bundles[:1], number=1)
+    catalog.breaks = 3
+    pull(tmp_path / "node", address)
+    offsets = [offset for _, offset in catalog.fetched]
+    assert len([offset for offset in offsets if offset]) == 3
+
+
+def test_a_stream_that_stays_cut_is_unavailable_and_keeps_what_came(
+    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "CHUNK_BYTES", 1000)
+    catalog.publish(bundles[:1], number=1)
+    catalog.silent = True
+    catalog.breaks = 1
+    with pytest.raises(Unavailable) as failed:
+        pull(tmp_path / "node", address)
+    assert failed.value.code is Code.UNREACHABLE
+    assert not (tmp_path / "node" / pulling.RELEASE).exists()
+    catalog.silent = False
+    catalog.fetched.clear()
+    pull(tmp_path / "node", address)
+    assert catalog.fetched[0][1] == 1000
+
+
+def test_tampered_bytes_are_refused_and_not_kept(
+    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path
+) -> None:
+    catalog.publish(bundles[:1], number=1)
+    path = bundles[0].folder / GATES
+    good = path.read_bytes()
+    path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    with pytest.raises(Refused) as refused:
+        pull(tmp_path / "node", address)
+    assert refused.value.code is Code.DIGEST_MISMATCH
+    assert not (tmp_path / "node" / pulling.RELEASE).exists()
+    path.write_bytes(good)
+    assert len(pull(tmp_path / "node", address).bundles) == 1
+
+
+def test_endless_data_is_cut(catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path) -> None:
+    catalog.publish(bundles[:1], number=1)
+    with (bundles[0].folder / GATES).open("ab") as file:
+        file.write(bytes(5 << 20))
+    with pytest.raises(Refused) as refused:
+        pull(tmp_path / "node", address)
+    assert refused.value.code is Code.SIZE_MISMATCH
+
+
+def test_a_swapped_bundle_is_refused(catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path) -> None:
+    catalog.publish(bundles[:2], number=1)
+    catalog.bundles[bundles[0].digest] = bundles[1]
+    with pytest.raises(Refused) as refused:
+        pull(tmp_path / "node", address)
+    assert refused.value.code is Code.DIGEST_MISMATCH
+
+
+def test_never_backwards(catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path) -> None:
+    catalog.publish(bundles, number=5)
+    pull(tmp_path / "node", address)
+    catalog.publish(bundles[:1], number=4)
+    with pytest.raises(Refused) as refused:
+        pull(tmp_path / "node", address)
+    assert refused.value.code is Code.RELEASE_ROLLBACK
+    assert open_mirror(tmp_path / "node").release.spec.number == 5
+
+
+def test_an_expired_release_is_no_news_but_what_is_here_stays(
+    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path
+) -> None:
+    catalog.publish(bundles, number=1, expires="2026-12-01T00:00:00Z")
+    pull(tmp_path / "node", address, now=datetime(2026, 11, 30, tzinfo=UTC))
+    with pytest.raises(Refused) as refused:
+        pull(tmp_path / "node", address, now=datetime(2026, 12, 2, tzinfo=UTC))
+    assert refused.value.code is Code.RELEASE_EXPIRED
+    assert len(open_mirror(tmp_path / "node").bundles) == 3
+
+
+def test_another_coordinator_is_not_trusted(
+    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path, t5_base: Path
+) -> None:
+    catalog.publish(bundles, number=1)
+    pull(tmp_path / "node", address)
+    stranger = Identity.generate()
+    catalog.pool, catalog.identity = factories.make_pool(t5_base, stranger), stranger
+    catalog.publish(bundles, number=2)
+    with pytest.raises(Refused) as refused:
+        pull(tmp_path / "node", address)
+    assert refused.value.code is Code.UNTRUSTED
+    with pytest.raises(Refused) as refused:
+        pull(tmp_path / "fresh", address, pool_key=Identity.generate().public)
+    assert refused.value.code is Code.UNTRUSTED
+
+
+def test_another_pool_of_the_same_operator_is_refused(
+    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path, t5_base: Path
+) -> None:
+    catalog.publish(bundles, number=1)
+    pull(tmp_path / "node", address)
+    catalog.pool = factories.make_pool(t5_base, catalog.identity, max_rank=3)
+    with pytest.raises(Refused) as refused:
+        pull(tmp_path / "node", address)
+    assert refused.value.code is Code.WRONG_POOL
+
+
+def test_no_release_yet(address: str, tmp_path: Path) -> None:
+    with pytest.raises(Refused) as refused:
+        pull(tmp_path / "node", address)
+    assert refused.value.code is Code.RELEASE_UNKNOWN
+    with pytest.raises(Refused) as refused:
+        open_mirror(tmp_path / "node")
+    assert refused.value.code is Code.WORKSPACE_MISSING
+
+
+def test_a_full_disk_is_a_sentence(
+    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog.publish(bundles[:1], number=1)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pulling, "_continue_file", full)
+        with pytest.raises(Unavailable) as failed:
+            pull(tmp_path / "node", address)
+    assert failed.value.code is Code.STORAGE_FULL
+    assert len(pull(tmp_path / "node", address).bundles) == 1
+
+
+def test_a_running_model_follows(
+    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path, t5_base: Path
+) -> None:
+    model = RoutedModel.from_base(str(t5_base), device="cpu")
+    follower = Follower(model, lambda: pull(tmp_path / "node", address), interval_s=60)
+    assert not follower.step()  # nothing is released yet
+    catalog.publish(bundles[:2], number=1)
+    assert follower.step()
+    assert not follower.step()
+    first = model.generation
+    catalog.publish(bundles[1:], number=2)
+    assert follower.step()
+    assert model.digests == (bundles[1].digest, bundles[2].digest)
+    assert model.generation.release == 2
+    # What stayed was not loaded again, and the old generation is whole.
+    assert model.generation.pool.experts[0] is first.pool.experts[1]
+    assert [expert.name for expert in first.pool.experts] == ["e0", "e1"]
+
+
+def test_a_follower_outlives_a_lost_coordinator(
+    catalog: Catalog, bundles: list[Bundle], tmp_path: Path, t5_base: Path
+) -> None:
+    model = RoutedModel.from_base(str(t5_base), device="cpu")
+    with serving(catalog) as address:
+        catalog.publish(bundles, number=1)
+        assert Follower(model, lambda: pull(tmp_path / "node", address), interval_s=60).step()
+    assert not Follower(model, lambda: pull(tmp_path / "node", address), interval_s=60).step()
+    assert model.generation.release == 1
+
+
+def test_from_release_loads_what_the_coordinator_serves(
+    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path, t5_base: Path, llama_base: Path
+) -> None:
+    catalog.publish(bundles, number=3)
+    model = RoutedModel.from_release(address, str(t5_base), folder=tmp_path / "node", device="cpu")
+    assert model.digests == tuple(bundle.digest for bundle in bundles)
+    assert model.answer(["a b"], max_new_tokens=2).release == 3
+    with pytest.raises(Refused) as refused:
+        RoutedModel.from_release(address, str(llama_base), folder=tmp_path / "node", device="cpu")
+    assert refused.value.code is Code.BASE_MISMATCH
