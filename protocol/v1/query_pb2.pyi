@@ -64,7 +64,7 @@ class AskReply(_message.Message):
     def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Answer]: ...
     @_builtins.property
     def experts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names that ModuleRoute.experts counts into; only with explain."""
+        """The release's experts, as contributor/expert; ModuleRoute.experts counts into them."""
 
     def __init__(
         self,

@@ -1,0 +1,58 @@
+# Everything sets itself up: `make demo` and `make test` need Python 3.11 or newer, make and nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# One maths thread a process: tests and demo run several processes on as many cores.
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM := false
+export HF_HUB_OFFLINE ?= 1
+
+.DEFAULT_GOAL := help
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+.PHONY: install
+install: $(STAMP) ## Make the virtual environment .venv with everything in it
+
+.PHONY: demo
+demo: $(STAMP) ## A whole federation on this machine, from private data to a routed answer
+	@$(BIN)/python -m deploy.demo
+
+.PHONY: demo-base
+demo-base: $(STAMP) ## Train the demo's base model again from generated text (15 minutes)
+	@$(BIN)/python -m deploy.demo.make_base
+
+.PHONY: test
+test: lint $(STAMP) ## Everything that must hold before a change lands (under 12 minutes)
+	$(BIN)/python -m pytest -n 2
+
+.PHONY: test-all
+test-all: lint $(STAMP) ## As test, with the slow tests
+	$(BIN)/python -m pytest -n 2 -m ""
+
+.PHONY: lint
+lint: $(STAMP) ## Style, types and import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: proto
+proto: $(STAMP) ## Generate the code for protocol/v1/*.proto again
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --grpc_python_out=. \
+		--plugin=$(BIN)/protoc-gen-mypy --mypy_out=quiet:. \
+		--plugin=$(BIN)/protoc-gen-mypy_grpc --mypy_grpc_out=quiet:. protocol/v1/*.proto
+
+.PHONY: clean
+clean: ## Remove what was built, but not the virtual environment
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'

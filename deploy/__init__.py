@@ -1,0 +1,1 @@
+"""Ways to run Greylag; not part of the distribution."""
