@@ -14,7 +14,7 @@ from deploy.demo.world import World
 
 BASE = Path(__file__).parent / "base"
 POOL_NAME = "demo"
-EXAMPLES = 1500
+EXAMPLES = 512
 """Rows in a contributor's private file."""
 TRAIN_SEED = 1
 # Found on the demo's base model; see make_base.py for how the base came about.

@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -44,7 +44,11 @@ def run(name: str, *arguments: object, log: Path) -> str:
 
 @contextmanager
 def running(
-    name: str, *arguments: object, log: Path, stderr: IO[str] | int | None = None
+    name: str,
+    *arguments: object,
+    log: Path,
+    stderr: IO[str] | int | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[str]]:
     """Keep a program running for the length of a block.
 
@@ -53,10 +57,16 @@ def running(
         arguments: Its command line.
         log: File that its stderr is appended to, unless `stderr` says otherwise.
         stderr: Where its stderr goes instead.
+        environment: Variables to set besides those of this process.
     """
     with log.open("a") as talk:
         process = subprocess.Popen(
-            program(name, *arguments), stdout=subprocess.PIPE, stderr=stderr or talk, text=True, start_new_session=True
+            program(name, *arguments),
+            stdout=subprocess.PIPE,
+            stderr=stderr or talk,
+            text=True,
+            start_new_session=True,
+            env=os.environ | (environment or {}),
         )
         try:
             yield process
