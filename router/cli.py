@@ -205,12 +205,14 @@ def _ask(
 
         options["method"] = options["method"] or ""
         return query.ask(server, inputs, ca=ca, **options)
-    from router.model import RoutedModel
     from router.pull import open_mirror
     from router.settings import load
 
     mirror = open_mirror(workspace)
     settings: RouterSettings = load(workspace, device=device)
+    # Last, since it brings torch with it: what is wrong with the workspace is said at once.
+    from router.model import RoutedModel
+
     return RoutedModel.from_mirror(settings.base, mirror, device=settings.device).answer(inputs, **options)
 
 
