@@ -1,6 +1,7 @@
 """greylag-router: fetch releases, ask the routed model, keep one running."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ NewTokens = Annotated[int, typer.Option(min=1, max=1024, help="Longest answer, i
 
 def main() -> None:
     """Run the program; every refusal ends in one sentence and a documented exit status."""
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # else the library narrates handshakes on stderr
     with _door():
         app()
 

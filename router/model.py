@@ -222,9 +222,13 @@ class RoutedModel:
             Mean loss in nats a token of each text given itself.
 
         Raises:
-            Refused: `PROBE_FAILED` if any figure is not finite.
+            Refused: `PROBE_FAILED` if any figure is not finite, or if the device cannot run the model.
         """
-        losses = self.score(texts, texts)
+        try:
+            losses = self.score(texts, texts)
+        except RuntimeError as error:  # torch's family: out of memory, shapes, kernels
+            reason = str(error).splitlines()[0]
+            raise Refused(Code.PROBE_FAILED, f"The routed model does not run on the probe text: {reason}.") from error
         mean = sum(losses) / len(losses)
         if not all(abs(loss) < float("inf") for loss in losses):
             raise Refused(

@@ -1,0 +1,81 @@
+"""Are the numbers of a bundle fit to compute with? Read in blocks: memory does not grow with the file."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocol.errors import Code, Refused
+from protocol.tensors import TensorInfo
+
+_BLOCK_VALUES = 1 << 20
+_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+_MIN_GATE_STD = 1e-8
+"""Below this a gate's standardised form is rounding noise (gates are float32, of order 0.01 to 1)."""
+
+
+def check_adapter(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
+    """Refuse adapter weights that are not finite or change nothing.
+
+    Args:
+        path: adapter_model.safetensors, whose header was checked.
+        tensors: Its tensors, `...lora_A.weight` and `...lora_B.weight` a module.
+
+    Raises:
+        Refused: `NOT_FINITE` naming the tensor, or `NO_EFFECT`.
+    """
+    nonzero = set()
+    with path.open("rb") as file:
+        for name, info in tensors.items():
+            for block in _blocks(file, info):
+                _check_finite(name, block)
+                if block.any():
+                    nonzero.add(name)
+    if not any(name.endswith("lora_B.weight") and name.replace("lora_B", "lora_A") in nonzero for name in nonzero):
+        raise Refused(
+            Code.NO_EFFECT,
+            "In every module A or B is zero, so the expert changes nothing.",
+            "Train it before submitting it.",
+        )
+
+
+def check_gates(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
+    """Refuse gates that are not finite or cannot tell one activation from another.
+
+    A gate is standardised before it is used: a constant vector becomes zero or noise.
+
+    Args:
+        path: gates.safetensors, whose header was checked.
+        tensors: Its tensors, vectors [d_in].
+
+    Raises:
+        Refused: `NOT_FINITE` or `CONSTANT_GATE`, naming the tensor.
+    """
+    with path.open("rb") as file:
+        for name, info in tensors.items():
+            gate = np.concatenate(list(_blocks(file, info))).astype(np.float64)
+            _check_finite(name, gate)
+            if gate.std() <= _MIN_GATE_STD + 1e-6 * abs(gate.mean()):
+                raise Refused(
+                    Code.CONSTANT_GATE, f"{name} is constant, so it cannot route.", "Train the gates before packing."
+                )
+
+
+def _blocks(file: BinaryIO, info: TensorInfo) -> Iterator[NDArray[np.floating]]:
+    dtype = _DTYPES[info.dtype]
+    file.seek(info.offset)
+    rest = info.nbytes // dtype.itemsize
+    while rest:
+        raw = np.frombuffer(file.read(min(rest, _BLOCK_VALUES) * dtype.itemsize), dtype)
+        if not raw.size:
+            raise EOFError(f"{file.name} became shorter while it was read")
+        rest -= raw.size
+        # bfloat16 is the upper half of a float32.
+        yield (raw.astype(np.uint32) << 16).view(np.float32) if info.dtype == "BF16" else raw
+
+
+def _check_finite(name: str, values: NDArray[np.floating]) -> None:
+    if not np.isfinite(values).all():
+        raise Refused(Code.NOT_FINITE, f"{name} holds NaN or infinity.", "Train again with a smaller learning rate.")

@@ -1,0 +1,180 @@
+"""Makes a workspace: key, signed pool, empty registry. Whole or not at all."""
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import ValidationError
+
+from coordinator.registry import Registry
+from coordinator.settings import Workspace, read
+from protocol.errors import Code, Refused
+from protocol.release import Pool, sign_pool, timestamp
+from protocol.signing import Identity
+from protocol.spec import Architecture, BaseModelRef, Policy, PoolSpec, Recipe, Shape
+
+PROBE = (
+    "The quick brown fox jumps over the lazy dog.",
+    "Water boils at one hundred degrees at sea level.",
+    "Please send me the report before Friday.",
+    "Once upon a time there was a king who had three daughters.",
+)
+"""Public text for a pool whose operator gives none."""
+
+
+@dataclass(frozen=True)
+class BaseFacts:
+    """What a pool says of its base model."""
+
+    location: str
+    """Folder or Hugging Face id; stays in the operator's settings."""
+    ref: BaseModelRef
+    architecture: Architecture
+    modules: dict[str, Shape]
+
+
+def study_base(name_or_path: str) -> BaseFacts:
+    """Load a base model and list what a pool must know of it.
+
+    Raises:
+        Refused: `BASE_UNREADABLE`.
+    """
+    from router.attach import linear_modules  # noqa: PLC0415 - seconds of import that only this needs
+    from router.base import fingerprint, load_base  # noqa: PLC0415
+
+    loaded = load_base(name_or_path, device="cpu")
+    folder = Path(name_or_path)
+    return BaseFacts(
+        location=str(folder.resolve()) if folder.is_dir() else name_or_path,
+        ref=fingerprint(name_or_path),
+        architecture=loaded.architecture,
+        modules=linear_modules(loaded.model),
+    )
+
+
+def found(
+    workspace: Workspace,
+    base: BaseFacts,
+    *,
+    name: str,
+    recipe: dict[str, Any],
+    policy: dict[str, Any],
+    settings: dict[str, Any],
+    probe: Path | None,
+    now: datetime,
+) -> Pool:
+    """Make a workspace.
+
+    Args:
+        workspace: A folder that is not a workspace yet; made if it is missing.
+        base: The base model.
+        name: The pool's name.
+        recipe: Fields of `Recipe` that differ from the defaults.
+        policy: Fields of `Policy` that differ from the defaults.
+        settings: Entries of coordinator.toml that differ from the defaults.
+        probe: Public text, one input a line; without it, a few sentences of our own.
+        now: The time.
+
+    Raises:
+        Refused: `WORKSPACE_EXISTS`, `SETTINGS_INVALID` or `DATA_UNREADABLE`; nothing is left behind.
+        Unavailable: `BUSY` if the database does not answer.
+    """
+    check_absent(workspace)
+    lines = list(PROBE) if probe is None else read_probe(probe)
+    identity = Identity.generate()
+    try:
+        spec = PoolSpec(
+            name=name,
+            base=base.ref,
+            architecture=base.architecture,
+            modules=base.modules,
+            recipe=Recipe(**recipe),
+            policy=Policy(**policy),
+            coordinator=identity.public.hex,
+            created=timestamp(now),
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise Refused(Code.SETTINGS_INVALID, f"{place}: {first['msg']}.", "Correct the option or the file.") from error
+    pool = sign_pool(spec, identity)
+    existed = workspace.folder.exists()
+    try:
+        workspace.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".init-", dir=workspace.folder) as folder:
+            draft = Workspace(Path(folder))
+            identity.save(draft.key)
+            draft.pool.write_bytes(pool.envelope)
+            (draft.folder / "probe.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            draft.settings.write_text(tomli_w.dumps({"base": base.location, **settings}), encoding="utf-8")
+            # An external database is migrated where it is; SQLite's file moves in with the rest.
+            _prepare_registry(read(draft).database)
+            _move_in(draft, workspace)
+    except BaseException as error:
+        if not existed:
+            shutil.rmtree(workspace.folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise Refused(
+                Code.SETTINGS_INVALID,
+                f"{workspace.folder} cannot be written to: {error.strerror}.",
+                "Check its owner, permissions and free space.",
+            ) from error
+        raise
+    return pool
+
+
+def check_absent(workspace: Workspace) -> None:
+    """Refuse to found a workspace over another, or over what an interrupted founding left."""
+    for path in (workspace.settings, workspace.key, workspace.pool, workspace.folder / "registry.db"):
+        if path.exists():
+            raise Refused(
+                Code.WORKSPACE_EXISTS,
+                f"{path} is there already.",
+                "Choose another folder with --workspace; a key and a registry are never replaced.",
+            )
+
+
+def read_probe(path: Path) -> list[str]:
+    """Read public text, one input a line.
+
+    Raises:
+        Refused: `DATA_UNREADABLE`.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused(
+            Code.DATA_UNREADABLE, f"The probe {path} cannot be read: {error}.", "Give a UTF-8 text file."
+        ) from error
+    if not lines:
+        raise Refused(Code.DATA_UNREADABLE, f"The probe {path} is empty.", "Give one input a line.")
+    return lines
+
+
+def _prepare_registry(url: str) -> None:
+    registry = Registry.open(url, migrate=True)
+    try:
+        if not registry.is_empty:
+            raise Refused(
+                Code.WORKSPACE_EXISTS, "The database holds the registry of another pool.", "Give an empty database."
+            )
+    finally:
+        registry.close()
+
+
+def _move_in(draft: Workspace, workspace: Workspace) -> None:
+    """Move a finished workspace into place; the settings file comes last and makes it one."""
+    moved: list[Path] = []
+    names = sorted((path.name for path in draft.folder.iterdir()), key=lambda name: name == draft.settings.name)
+    try:
+        for name in names:
+            (draft.folder / name).rename(workspace.folder / name)
+            moved.append(workspace.folder / name)
+    except OSError:
+        for path in moved:
+            path.unlink()
+        raise

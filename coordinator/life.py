@@ -1,0 +1,65 @@
+"""A bundle's life: its states, the steps between them, and what earlier lives mean for a new one."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from protocol.errors import Code, Refused
+
+
+class State(StrEnum):
+    """Where a bundle stands."""
+
+    RECEIVED = "received"
+    """Every byte is kept; nothing has been looked at."""
+    VERIFIED = "verified"
+    """Structure and numbers are what the envelope says."""
+    QUARANTINED = "quarantined"
+    """Waits for the pool's policy."""
+    ACCEPTED = "accepted"
+    """Allowed in; not in a release yet."""
+    REFUSED = "refused"
+    RELEASED = "released"
+    SUPERSEDED = "superseded"
+    YANKED = "yanked"
+
+
+_STEPS = {
+    State.RECEIVED: {State.VERIFIED, State.REFUSED},
+    State.VERIFIED: {State.QUARANTINED, State.REFUSED},
+    State.QUARANTINED: {State.ACCEPTED, State.REFUSED, State.SUPERSEDED},
+    State.ACCEPTED: {State.RELEASED, State.REFUSED, State.SUPERSEDED},
+    State.RELEASED: {State.SUPERSEDED, State.YANKED},
+    State.SUPERSEDED: {State.YANKED},
+    State.REFUSED: set(),
+    State.YANKED: set(),
+}
+
+LIVE = frozenset({State.RECEIVED, State.VERIFIED, State.QUARANTINED, State.ACCEPTED, State.RELEASED})
+"""States that hold a name and count against a quota."""
+PUBLIC = frozenset({State.ACCEPTED, State.RELEASED, State.SUPERSEDED})
+"""States whose bytes anyone may fetch; superseded ones stay, so that a node that follows an earlier
+release can still complete it."""
+
+
+def check_step(digest: str, before: State, after: State) -> None:
+    """Refuse a step that a bundle's life does not have (`STATE_CHANGE`)."""
+    if after not in _STEPS[before]:
+        raise Refused(
+            Code.STATE_CHANGE,
+            f"Bundle {digest[:16]} is {before}; it cannot become {after}.",
+            "List the bundles with: greylag-coordinator experts ls",
+        )
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What the registry knows that bears on one new bundle; read in one transaction."""
+
+    contributor: str | None
+    """State of the contributor's key: active, pending, revoked; None for an unknown key."""
+    live: tuple[tuple[str, str], ...] = ()
+    """(name, digest) of this contributor's other live bundles, oldest first."""
+    uploads: int = 0
+    """How many other bundles this contributor has begun to upload."""
+    twin: int | None = None
+    """Sequence number of another contributor's bundle with the same weights."""

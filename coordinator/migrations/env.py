@@ -1,0 +1,9 @@
+"""Alembic's door: runs the migrations on the connection that schema.py hands over."""
+
+from alembic import context
+
+from coordinator.tables import Base
+
+context.configure(connection=context.config.attributes["connection"], target_metadata=Base.metadata)
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,0 +1,149 @@
+"""What an operator may set: coordinator.toml < GREYLAG_COORDINATOR_... < flags."""
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from protocol.errors import Code, Refused
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A coordinator's folder and what lies where in it."""
+
+    folder: Path
+
+    @property
+    def settings(self) -> Path:
+        """The settings file; a folder that has it is a workspace."""
+        return self.folder / "coordinator.toml"
+
+    @property
+    def key(self) -> Path:
+        """The private key that signs pool, releases and receipts."""
+        return self.folder / "coordinator.key"
+
+    @property
+    def pool(self) -> Path:
+        """The signed pool."""
+        return self.folder / "pool.dsse.json"
+
+    @property
+    def spool(self) -> Path:
+        """Files on their way in."""
+        return self.folder / "spool"
+
+    @property
+    def bundles(self) -> Path:
+        """Bundle folders rebuilt from the store; may be deleted at any time."""
+        return self.folder / "cache" / "bundles"
+
+    @property
+    def fingerprint(self) -> Path:
+        """Remembers the base model's fingerprint; may be deleted at any time."""
+        return self.folder / "cache" / "base.json"
+
+    def lock(self, process: str) -> Path:
+        """The lock that one process of a kind holds."""
+        return self.folder / f"{process}.lock"
+
+
+class Settings(BaseSettings):
+    """Settings of one coordinator."""
+
+    model_config = SettingsConfigDict(env_prefix="GREYLAG_COORDINATOR_", extra="forbid", frozen=True)
+
+    base: str
+    """Folder or Hugging Face id of the base model; its content must be the pool's."""
+    database: str
+    """SQLAlchemy URL; the workspace's registry.db unless set."""
+    store: str
+    """fsspec URL of the bytes; the workspace's store/ unless set."""
+    probe: Path
+    """Public text, one input a line; the workspace's probe.txt unless set."""
+    listen: str = "127.0.0.1:7443"
+    """`host:port`; port 0 takes a free one."""
+    tls_cert: Path | None = None
+    """Certificate chain, PEM; needed for any address but loopback."""
+    tls_key: Path | None = None
+    """Its private key, PEM."""
+    worker_interval_s: float = Field(default=1.0, gt=0)
+    """Pause of an idle worker, in seconds."""
+    session_hours: float = Field(default=24.0, gt=0)
+    """How long an upload may be resumed, in hours."""
+    idle_timeout_s: float = Field(default=30.0, gt=0)
+    """Longest silence of an upload stream, in seconds."""
+    spool_quota_bytes: int = Field(default=16 << 30, ge=1)
+    """Largest sum of the sizes of all unfinished uploads, in bytes."""
+    free_disk_floor_bytes: int = Field(default=256 << 20, ge=0)
+    """Disk space that uploads leave free, in bytes."""
+
+
+def load(workspace: Workspace, **flags: Any) -> Settings:
+    """Read a workspace's settings once.
+
+    Args:
+        workspace: Where coordinator.toml lies; relative paths in it start there.
+        flags: Settings given on the command line; None means not given.
+
+    Raises:
+        Refused: `WORKSPACE_MISSING` or `SETTINGS_INVALID`.
+    """
+    if not workspace.settings.is_file():
+        raise Refused(
+            Code.WORKSPACE_MISSING,
+            f"{workspace.folder.resolve()} is no coordinator's workspace.",
+            "Go to one, name one with --workspace, or make one with: greylag-coordinator init",
+        )
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        settings = read(workspace, **given)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Refused(
+            Code.SETTINGS_INVALID, f"{workspace.settings} is not TOML: {error}.", "Correct the file."
+        ) from error
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise Refused(
+            Code.SETTINGS_INVALID,
+            f"The setting {name!r} is wrong: {first['msg']}.",
+            f"Correct {workspace.settings.name}, GREYLAG_COORDINATOR_{name.upper()} or the flag.",
+        ) from error
+    paths = {name: getattr(settings, name) for name in ("probe", "tls_cert", "tls_key")}
+    return settings.model_copy(update={name: path and workspace.folder / path for name, path in paths.items()})
+
+
+def read(workspace: Workspace, **given: Any) -> Settings:
+    """Merge flags, environment, coordinator.toml (if there is one) and the workspace's own places."""
+    folder = workspace.folder.resolve()
+    places = {
+        "database": f"sqlite:///{folder / 'registry.db'}",
+        "store": str(folder / "store"),
+        "probe": folder / "probe.txt",
+    }
+
+    class _Merged(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+            file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            file = TomlConfigSettingsSource(settings_cls, workspace.settings)
+            return init_settings, env_settings, file, InitSettingsSource(settings_cls, places)
+
+    return _Merged(**given)

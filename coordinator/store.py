@@ -1,0 +1,174 @@
+"""Bytes by their sha256, behind fsspec: a folder by default, any object store by URL.
+
+What lies under a digest is whole or not there. On a local file system `put` also survives a power
+cut once it has returned: the file is synced, renamed into place, and its folder synced.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec.core
+from fsspec.implementations.local import LocalFileSystem
+
+from coordinator.faults import fault_point
+from protocol.errors import Code, Refused, Unavailable
+
+_BLOCK_BYTES = 1 << 20
+_TEMPORARY = ".incoming-"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def is_sha256(text: str) -> bool:
+    """Tell whether a text is a digest; nothing else from outside may become a path or a query."""
+    return _SHA256.fullmatch(text) is not None
+
+
+class Store:
+    """A content-addressed store.
+
+    Args:
+        url: fsspec URL or path of its root folder.
+
+    Raises:
+        Refused: `SETTINGS_INVALID` if the URL cannot be used.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(url)
+            self._fs.makedirs(self._root, exist_ok=True)
+        except (ImportError, OSError, ValueError) as error:
+            raise Refused(
+                Code.SETTINGS_INVALID, f"The store {url!r} cannot be used: {error}.", "Correct the setting `store`."
+            ) from error
+        self._local = isinstance(self._fs, LocalFileSystem)
+        self._verified: dict[str, Any] = {}
+
+    def put(self, path: Path, sha256: str) -> None:
+        """Keep a file whose digest was checked. The file itself stays; its bytes must not change afterwards.
+
+        Raises:
+            Unavailable: `STORAGE_FULL`.
+        """
+        try:
+            if self._local:
+                self._put_local(path, sha256)
+            else:
+                temporary = f"{self._root}/{_TEMPORARY}{uuid.uuid4().hex}"
+                self._fs.put_file(str(path), temporary)
+                self._fs.mv(temporary, self._key(sha256))
+        except OSError as error:
+            raise Unavailable(
+                Code.STORAGE_FULL, f"The store cannot take more: {error.strerror or error}.", "Try again later."
+            ) from error
+
+    def has(self, sha256: str) -> bool:
+        """Tell whether something lies under a digest."""
+        return bool(self._fs.exists(self._key(sha256)))
+
+    def open(self, sha256: str, offset: int = 0) -> IO[bytes]:
+        """Open a file for reading at an offset in bytes.
+
+        Raises:
+            FileNotFoundError: Nothing lies under the digest.
+        """
+        file: IO[bytes] = self._fs.open(self._key(sha256), "rb")
+        file.seek(offset)
+        return file
+
+    def verify(self, sha256: str) -> bool:
+        """Tell whether the bytes under a digest are there and have that digest.
+
+        The verdict is remembered for as long as the file looks untouched (size and time).
+        """
+        try:
+            stamp = self._stamp(sha256)
+            if self._verified.get(sha256) == stamp:
+                return True
+            with self.open(sha256) as file:
+                digest = hashlib.sha256()
+                while block := file.read(_BLOCK_BYTES):
+                    digest.update(block)
+        except FileNotFoundError:
+            return False
+        if digest.hexdigest() != sha256:
+            return False
+        self._verified[sha256] = stamp
+        return True
+
+    def copy_to(self, sha256: str, target: Path) -> None:
+        """Bring a file to a local path: by hard link where that works, else by copying.
+
+        Raises:
+            FileNotFoundError: Nothing lies under the digest.
+        """
+        if self._local:
+            _link_or_copy(Path(self._key(sha256)), target)
+        else:
+            self._fs.get_file(self._key(sha256), str(target))
+
+    def digests(self) -> Iterator[str]:
+        """Walk over every digest that something lies under."""
+        for path in self._fs.find(self._root):
+            if is_sha256(name := path.rpartition("/")[2]):
+                yield name
+
+    def remove(self, sha256: str) -> None:
+        """Drop a file that nothing needs."""
+        self._verified.pop(sha256, None)
+        self._fs.rm_file(self._key(sha256))
+
+    def sweep_leftovers(self) -> int:
+        """Drop what interrupted calls of `put` left, and return how many files that were."""
+        leftovers = [path for path in self._fs.find(self._root) if path.rpartition("/")[2].startswith(_TEMPORARY)]
+        for path in leftovers:
+            self._fs.rm_file(path)
+        return len(leftovers)
+
+    def _key(self, sha256: str) -> str:
+        return f"{self._root}/{sha256[:2]}/{sha256}"
+
+    def _stamp(self, sha256: str) -> Any:
+        if not self._local:
+            return self._fs.info(self._key(sha256))["size"]
+        status = Path(self._key(sha256)).stat()
+        return status.st_size, status.st_mtime_ns, status.st_ino
+
+    def _put_local(self, path: Path, sha256: str) -> None:
+        final = Path(self._key(sha256))
+        temporary = Path(self._root) / f"{_TEMPORARY}{uuid.uuid4().hex}"
+        final.parent.mkdir(exist_ok=True)
+        try:
+            _link_or_copy(path, temporary)
+            _sync(temporary)
+            fault_point("blob-linked")
+            # Also over a file that is there already: these bytes were just checked, those were not.
+            temporary.replace(final)
+            fault_point("blob-renamed")
+        finally:
+            temporary.unlink(missing_ok=True)  # renaming one link of a file over another leaves both
+        _sync(final.parent)
+        _sync(Path(self._root))
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(source)
+    except FileNotFoundError:
+        raise
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,114 @@
+"""The rows: who contributes, what arrived, what became of it.
+
+Times are text as in signed documents (UTC, whole seconds): equal on every database, and ordered.
+"""
+
+from sqlalchemy import BigInteger, ForeignKey, Integer, LargeBinary, MetaData, String, Text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+_DIGEST = String(64)
+_TIME = String(20)
+
+
+class Base(DeclarativeBase):
+    """Declares every table; constraints carry names so that migrations can find them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(column_0_label)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class Contributor(Base):
+    """A key under a name."""
+
+    __tablename__ = "contributors"
+
+    key: Mapped[str] = mapped_column(_DIGEST, primary_key=True)
+    """Raw Ed25519 public key in hexadecimal."""
+    name: Mapped[str] = mapped_column(String(64), unique=True)
+    state: Mapped[str] = mapped_column(String(16))
+    """active, pending or revoked."""
+    envelope: Mapped[bytes] = mapped_column(LargeBinary)
+    """The signed enrolment."""
+    enrolled: Mapped[str] = mapped_column(_TIME)
+
+
+class Upload(Base):
+    """An upload session: bytes may arrive, nothing is kept yet."""
+
+    __tablename__ = "uploads"
+
+    digest: Mapped[str] = mapped_column(_DIGEST, primary_key=True)
+    contributor: Mapped[str] = mapped_column(ForeignKey("contributors.key"), index=True)
+    token: Mapped[bytes] = mapped_column(LargeBinary)
+    envelope: Mapped[bytes] = mapped_column(LargeBinary)
+    total_bytes: Mapped[int] = mapped_column(BigInteger)
+    expires: Mapped[str] = mapped_column(_TIME)
+
+
+class BundleRow(Base):
+    """A bundle whose bytes are all in the store."""
+
+    __tablename__ = "bundles"
+
+    sequence: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    """Order of arrival, without holes."""
+    digest: Mapped[str] = mapped_column(_DIGEST, unique=True)
+    contributor: Mapped[str] = mapped_column(ForeignKey("contributors.key"), index=True)
+    name: Mapped[str] = mapped_column(String(64))
+    state: Mapped[str] = mapped_column(String(16), index=True)
+    envelope: Mapped[bytes] = mapped_column(LargeBinary)
+    receipt: Mapped[bytes] = mapped_column(LargeBinary)
+    received: Mapped[str] = mapped_column(_TIME)
+    code: Mapped[str] = mapped_column(String(32), default="")
+    """Why it was refused or yanked; empty otherwise."""
+    message: Mapped[str] = mapped_column(Text, default="")
+    hint: Mapped[str] = mapped_column(Text, default="")
+    release: Mapped[int] = mapped_column(default=0)
+    """First release that holds it; 0 for none."""
+
+
+class BundleFile(Base):
+    """One file of a bundle by content."""
+
+    __tablename__ = "bundle_files"
+
+    bundle: Mapped[str] = mapped_column(ForeignKey("bundles.digest"), primary_key=True)
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    sha256: Mapped[str] = mapped_column(_DIGEST, index=True)
+    size: Mapped[int] = mapped_column(BigInteger)
+
+
+class ReleaseRow(Base):
+    """A signed release."""
+
+    __tablename__ = "releases"
+
+    number: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    digest: Mapped[str] = mapped_column(_DIGEST, unique=True)
+    envelope: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class Event(Base):
+    """One step of anything, in the order of commits; written once, never changed."""
+
+    __tablename__ = "events"
+
+    number: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    at: Mapped[str] = mapped_column(_TIME)
+    """Never earlier than the event before, whatever the server's clock does."""
+    kind: Mapped[str] = mapped_column(String(16))
+    """contributor, bundle or release."""
+    subject: Mapped[str] = mapped_column(_DIGEST, index=True)
+    """Key or digest."""
+    step: Mapped[str] = mapped_column(String(16))
+    """The state that was reached."""
+    actor: Mapped[str] = mapped_column(String(64))
+    """contributor, worker or operator."""
+    code: Mapped[str] = mapped_column(String(32), default="")
+    message: Mapped[str] = mapped_column(Text, default="")

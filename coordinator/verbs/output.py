@@ -1,0 +1,62 @@
+"""What every verb shares: where the workspace is, one JSON document or one table on stdout, talk on stderr."""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+SCHEMA = 1
+"""Version of the JSON documents."""
+_PIPE_WIDTH = 200
+
+WorkspaceOption = Annotated[
+    Path, typer.Option("--workspace", "-w", envvar="GREYLAG_WORKSPACE", help="The coordinator's folder.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+
+
+def emit(document: dict[str, Any]) -> None:
+    """Write one JSON document to stdout at once."""
+    sys.stdout.write(json.dumps({"schema": SCHEMA, **document}) + "\n")
+    sys.stdout.flush()
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a table to stdout."""
+    from rich import box  # noqa: PLC0415 - not for --help
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    drawn = Table(*columns, box=box.SIMPLE_HEAD)
+    for row in rows:
+        drawn.add_row(*(Text(str(cell)) for cell in row))  # Text: names are not markup
+    # A pipe has no width; whatever reads it should get whole digests.
+    Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(drawn)
+
+
+def say(sentence: str) -> None:
+    """Talk to the person at the terminal."""
+    sys.stderr.write(sentence + "\n")
+    sys.stderr.flush()
+
+
+def configure_logs(*, as_json: bool) -> None:
+    """Send log lines to stderr, for people or for machines."""
+    import structlog  # noqa: PLC0415 - not for --help
+
+    renderer: Any = structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(colors=False)
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )

@@ -1,0 +1,108 @@
+"""The two processes: `serve` takes bundles in and hands releases out, `worker` judges and publishes."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from coordinator.verbs.output import JsonOption, WorkspaceOption, configure_logs, emit, say
+
+if TYPE_CHECKING:
+    from coordinator.opening import Opened
+    from coordinator.worker import Worker
+
+JsonLogOption = Annotated[bool, typer.Option("--json-log", help="Log lines as JSON.")]
+
+
+def serve(
+    *,
+    listen: Annotated[str | None, typer.Option(help="host:port; port 0 takes a free one.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
+    json_log: JsonLogOption = False,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = Path(),
+) -> None:
+    """Take bundles from contributors and hand releases to routers, until SIGTERM."""
+    from coordinator.metrics import Metrics  # noqa: PLC0415 - slow imports wait until they are needed
+    from coordinator.opening import exclusive, opened  # noqa: PLC0415
+    from coordinator.serving import serve_workspace  # noqa: PLC0415
+    from coordinator.settings import Workspace, load  # noqa: PLC0415
+
+    configure_logs(as_json=json_log)
+    place = Workspace(workspace)
+    settings = load(
+        place, listen=listen, tls_cert=tls_cert and tls_cert.absolute(), tls_key=tls_key and tls_key.absolute()
+    )
+
+    def ready(address: str) -> None:
+        say(f"Serving pool {open_.pool.spec.name} on {address}; stop with Ctrl-C.")
+        if as_json:
+            emit({"address": address, "pool": open_.pool.digest})
+
+    metrics = Metrics()
+    with exclusive(place, "serve"), opened(place, settings, metrics) as open_:
+        serve_workspace(open_, metrics, clock=_now, on_ready=ready)
+
+
+def worker(
+    *,
+    once: Annotated[bool, typer.Option(help="Do what there is to do, then end.")] = False,
+    json_log: JsonLogOption = False,
+    workspace: WorkspaceOption = Path(),
+) -> None:
+    """Judge bundles, try experts on the model and publish releases, until SIGTERM."""
+    import signal  # noqa: PLC0415
+    import threading  # noqa: PLC0415
+
+    from coordinator.metrics import Metrics  # noqa: PLC0415 - slow imports wait until they are needed
+    from coordinator.opening import exclusive, opened  # noqa: PLC0415
+    from coordinator.settings import Workspace, load  # noqa: PLC0415
+
+    configure_logs(as_json=json_log)
+    place = Workspace(workspace)
+    settings = load(place)
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+    with exclusive(place, "worker"), opened(place, settings, Metrics()) as open_:
+        work = _worker(open_)
+        say(f"Working for pool {open_.pool.spec.name}.")
+        if once:
+            while not stopped.is_set() and work.step(stopped):
+                pass
+        else:
+            work.run(stopped, interval_s=settings.worker_interval_s)
+
+
+def _worker(open_: "Opened") -> "Worker":
+    from coordinator.admission import sandbox  # noqa: PLC0415
+    from coordinator.founding import read_probe  # noqa: PLC0415
+    from coordinator.review import Cache, Model, Reviewer  # noqa: PLC0415
+    from coordinator.store import Store  # noqa: PLC0415
+    from coordinator.worker import Worker  # noqa: PLC0415
+    from router.base import check_base  # noqa: PLC0415
+
+    base = open_.settings.base
+    check_base(base, open_.pool.spec.base, open_.workspace.fingerprint)
+    cache = Cache(open_.workspace.bundles, Store(open_.settings.store))
+
+    def load_model() -> Model:
+        from router.model import RoutedModel  # noqa: PLC0415 - seconds of import, on the first expert only
+
+        return RoutedModel.from_base(base)
+
+    return Worker(
+        open_.pool,
+        open_.identity,
+        open_.registry,
+        cache=cache,
+        check=lambda bundle: sandbox.check(bundle.folder, open_.workspace.pool),
+        reviewer=Reviewer(load_model, open_.registry, cache, read_probe(open_.settings.probe)),
+        clock=_now,
+    )
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

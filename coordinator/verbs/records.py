@@ -1,0 +1,197 @@
+"""The verbs that show and decide: experts, releases, contributors."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from coordinator.verbs.output import JsonOption, WorkspaceOption, configure_logs, emit, say, table
+from protocol.errors import Code, Refused
+
+if TYPE_CHECKING:
+    from coordinator.opening import Opened
+    from coordinator.tables import BundleRow, Contributor, Event
+
+experts = typer.Typer(help="Bundles and what became of them.", no_args_is_help=True)
+releases = typer.Typer(help="Signed releases.", no_args_is_help=True)
+contributors = typer.Typer(help="Keys and names.", no_args_is_help=True)
+
+DigestArgument = Annotated[str, typer.Argument(help="Eight or more digits of the bundle's digest.")]
+ReasonOption = Annotated[str, typer.Option(help="One public sentence.")]
+WhoArgument = Annotated[str, typer.Argument(help="Name or key.")]
+
+
+@experts.command("ls")
+def experts_ls(*, as_json: JsonOption = False, workspace: WorkspaceOption = Path()) -> None:
+    """List every bundle in order of arrival."""
+    with _open(workspace) as open_:
+        names = {row.key: row.name for row in open_.registry.contributors()}
+        rows = [_expert(row, names) for row in open_.registry.bundles()]
+    if as_json:
+        emit({"experts": rows})
+    else:
+        shown = ("sequence", "digest", "contributor", "name", "state", "release", "code")
+        table(shown, ([_short(row[column]) for column in shown] for row in rows))
+
+
+@experts.command("show")
+def experts_show(digest: DigestArgument, *, as_json: JsonOption = False, workspace: WorkspaceOption = Path()) -> None:
+    """Show one bundle, its facts and its history."""
+    from protocol.bundle import read_manifest  # noqa: PLC0415 - not for --help
+
+    with _open(workspace) as open_:
+        row = open_.registry.find_bundle(digest)
+        events = open_.registry.events(row.digest)
+        facts = _expert(row, {entry.key: entry.name for entry in open_.registry.contributors()})
+    manifest = read_manifest(row.envelope)
+    facts |= {
+        "received": row.received, "message": row.message, "bytes": manifest.total_bytes,
+        "modules": len(manifest.spec.modules), "license": manifest.spec.license, "supersedes": manifest.spec.supersedes,
+    }  # fmt: skip
+    if as_json:
+        emit({"expert": facts, "events": [_event(event) for event in events]})
+    else:
+        table(("field", "value"), facts.items())
+        table(("at", "step", "by", "why"), ((e.at, e.step, e.actor, e.message) for e in events))
+
+
+@experts.command("accept")
+def experts_accept(digest: DigestArgument, *, workspace: WorkspaceOption = Path()) -> None:
+    """Let a quarantined bundle in; the worker then tries and releases it."""
+    from coordinator.life import State  # noqa: PLC0415 - not for --help
+
+    _decide(workspace, digest, State.ACCEPTED)
+
+
+@experts.command("refuse")
+def experts_refuse(digest: DigestArgument, *, reason: ReasonOption, workspace: WorkspaceOption = Path()) -> None:
+    """Refuse a bundle that is not released yet."""
+    from coordinator.life import State  # noqa: PLC0415 - not for --help
+
+    _decide(workspace, digest, State.REFUSED, reason)
+
+
+@experts.command("yank")
+def experts_yank(digest: DigestArgument, *, reason: ReasonOption, workspace: WorkspaceOption = Path()) -> None:
+    """Take a released bundle out; the worker publishes a release without it."""
+    from coordinator.life import State  # noqa: PLC0415 - not for --help
+
+    _decide(workspace, digest, State.YANKED, reason)
+
+
+@releases.command("ls")
+def releases_ls(*, as_json: JsonOption = False, workspace: WorkspaceOption = Path()) -> None:
+    """List every release, oldest first."""
+    from protocol.release import read_release  # noqa: PLC0415 - not for --help
+
+    with _open(workspace) as open_:
+        specs = [(row.digest, read_release(row.envelope, open_.pool).spec) for row in open_.registry.releases()]
+    rows = [
+        {"number": spec.number, "digest": digest, "experts": len(spec.experts), "created": spec.created,
+         "expires": spec.expires}
+        for digest, spec in specs
+    ]  # fmt: skip
+    if as_json:
+        emit({"releases": rows})
+    else:
+        shown = ("number", "digest", "experts", "created", "expires")
+        table(shown, ([_short(row[column]) for column in shown] for row in rows))
+
+
+@releases.command("show")
+def releases_show(
+    number: Annotated[int, typer.Argument(min=0, max=(1 << 31) - 1, help="0 for the newest.")] = 0,
+    *,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = Path(),
+) -> None:
+    """Show one release and its experts in order."""
+    from protocol.release import read_release  # noqa: PLC0415 - not for --help
+
+    with _open(workspace) as open_:
+        row = open_.registry.release(number)
+        if row is None:
+            raise Refused(
+                Code.RELEASE_UNKNOWN,
+                f"There is no release {number or 'yet'}.",
+                "See: greylag-coordinator releases ls",
+            )
+        release = read_release(row.envelope, open_.pool)
+    if as_json:
+        emit({"digest": release.digest, "release": release.spec.model_dump(mode="json")})
+    else:
+        table(("expert", "contributor", "bundle"), ((e.name, e.contributor, e.bundle) for e in release.spec.experts))
+
+
+@contributors.command("ls")
+def contributors_ls(*, as_json: JsonOption = False, workspace: WorkspaceOption = Path()) -> None:
+    """List every key."""
+    with _open(workspace) as open_:
+        rows = [_contributor(row) for row in open_.registry.contributors()]
+    if as_json:
+        emit({"contributors": rows})
+    else:
+        table(
+            ("name", "state", "enrolled", "key"),
+            ([row["name"], row["state"], row["enrolled"], row["key"]] for row in rows),
+        )
+
+
+@contributors.command("approve")
+def contributors_approve(who: WhoArgument, *, workspace: WorkspaceOption = Path()) -> None:
+    """Let a key submit."""
+    _set_contributor(workspace, who, "active")
+
+
+@contributors.command("revoke")
+def contributors_revoke(who: WhoArgument, *, workspace: WorkspaceOption = Path()) -> None:
+    """Let a key submit no more; what it submitted stays (yank it with `experts yank`)."""
+    _set_contributor(workspace, who, "revoked")
+
+
+@contextmanager
+def _open(folder: Path) -> "Iterator[Opened]":
+    from coordinator.opening import opened  # noqa: PLC0415 - not for --help
+    from coordinator.settings import Workspace, load  # noqa: PLC0415
+
+    configure_logs(as_json=False)
+    place = Workspace(folder)
+    with opened(place, load(place)) as open_:
+        yield open_
+
+
+def _decide(folder: Path, digest: str, step: Any, reason: str | None = None) -> None:
+    with _open(folder) as open_:
+        row = open_.registry.find_bundle(digest)
+        why = Refused(Code.DECLINED, reason) if reason else None
+        open_.registry.move(row.digest, step, actor="operator", reason=why, now=datetime.now(UTC))
+    say(f"Bundle {row.digest[:16]} ({row.name}) is {step}.")
+
+
+def _set_contributor(folder: Path, who: str, state: str) -> None:
+    with _open(folder) as open_:
+        row = open_.registry.set_contributor(who, state, now=datetime.now(UTC))
+    say(f"{row.name} is {state}.")
+
+
+def _expert(row: "BundleRow", names: dict[str, str]) -> dict[str, Any]:
+    return {
+        "sequence": row.sequence, "digest": row.digest, "contributor": names[row.contributor], "name": row.name,
+        "state": row.state, "release": row.release, "code": row.code,
+    }  # fmt: skip
+
+
+def _contributor(row: "Contributor") -> dict[str, str]:
+    return {"name": row.name, "state": row.state, "enrolled": row.enrolled, "key": row.key}
+
+
+def _event(event: "Event") -> dict[str, Any]:
+    return {"number": event.number, "at": event.at, "step": event.step, "actor": event.actor, "code": event.code,
+            "message": event.message}  # fmt: skip
+
+
+def _short(value: Any) -> Any:
+    return value[:16] if isinstance(value, str) and len(value) == 64 else value  # noqa: PLR2004 - a digest

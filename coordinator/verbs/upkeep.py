@@ -1,0 +1,49 @@
+"""The verbs that keep a workspace in order: `fsck` and `migrate`."""
+
+from pathlib import Path
+
+from coordinator.verbs.output import JsonOption, WorkspaceOption, configure_logs, emit, say
+from protocol.errors import Code, Refused
+
+
+def fsck(*, as_json: JsonOption = False, workspace: WorkspaceOption = Path()) -> None:
+    """Verify every stored byte, and drop what no bundle needs. Stop serve first."""
+    from dataclasses import asdict  # noqa: PLC0415 - not for --help
+
+    from coordinator.fsck import check_store  # noqa: PLC0415
+    from coordinator.opening import exclusive, opened  # noqa: PLC0415
+    from coordinator.settings import Workspace, load  # noqa: PLC0415
+    from coordinator.store import Store  # noqa: PLC0415
+
+    configure_logs(as_json=False)
+    place = Workspace(workspace)
+    settings = load(place)
+    with exclusive(place, "serve"), opened(place, settings) as open_:
+        findings = check_store(open_.registry, Store(settings.store))
+    say(
+        f"{findings.files} files are needed: {len(findings.missing)} missing, {len(findings.damaged)} damaged. "
+        f"Dropped: {len(findings.orphans)} orphans, {findings.leftovers} incomplete files."
+    )
+    if as_json:
+        emit({"healthy": findings.healthy, **asdict(findings)})
+    if not findings.healthy:
+        first = (findings.missing + findings.damaged)[0]
+        raise Refused(
+            Code.DIGEST_MISMATCH,
+            f"The store lost or changed {len(findings.missing) + len(findings.damaged)} files, such as {first[:16]}.",
+            "Restore them from a copy of the store, or yank the bundles that need them.",
+        )
+
+
+def migrate(*, workspace: WorkspaceOption = Path()) -> None:
+    """Bring an older registry to the schema of this version. Stop serve and worker first."""
+    from coordinator.opening import exclusive  # noqa: PLC0415 - not for --help
+    from coordinator.registry import Registry  # noqa: PLC0415
+    from coordinator.settings import Workspace, load  # noqa: PLC0415
+
+    configure_logs(as_json=False)
+    place = Workspace(workspace)
+    settings = load(place)
+    with exclusive(place, "serve"), exclusive(place, "worker"):
+        Registry.open(settings.database, migrate=True).close()
+    say("The registry has the schema of this version.")

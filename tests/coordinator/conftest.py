@@ -1,0 +1,216 @@
+"""Fixtures of the coordinator's tests: a pool that needs no model, databases, a served workspace."""
+
+import asyncio
+import json
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import grpc
+import psycopg
+import psycopg.sql
+import pytest
+
+from coordinator.intake import Intake
+from coordinator.registry import Registry
+from coordinator.service import CatalogService, IntakeService
+from coordinator.spool import Spool
+from coordinator.store import Store
+from protocol.bundle import ADAPTER_CONFIG, Bundle, pack
+from protocol.errors import Code
+from protocol.release import Pool, sign_pool
+from protocol.server import ErrorInterceptor
+from protocol.signing import Identity
+from protocol.spec import BaseModelRef, ExpertSpec, Policy, PoolSpec, Shape
+from protocol.v1 import catalog_pb2_grpc, intake_pb2_grpc
+from tests import factories
+from tests.coordinator.contributor import NOW
+
+POSTGRES_BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+MODULES = {"block.0.q": Shape(d_in=16, d_out=16), "block.0.v": Shape(d_in=16, d_out=24)}
+
+
+class Clock:
+    """A clock that stands still until it is told."""
+
+    def __init__(self) -> None:
+        self.now = datetime(2026, 11, 22, 12, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def forward(self, **by: float) -> None:
+        self.now += timedelta(**by)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def make_pool(identity: Identity, **policy: object) -> Pool:
+    spec = PoolSpec(
+        name="test-pool",
+        base=BaseModelRef(name="base", config="1" * 64, weights="2" * 64, tokenizer="3" * 64),
+        architecture="encoder-decoder",
+        modules=MODULES,
+        policy=Policy.model_validate(policy),
+        coordinator=identity.public.hex,
+        created=NOW,
+    )
+    return sign_pool(spec, identity)
+
+
+def resign(bundle: Bundle, identity: Identity, **changes: object) -> Bundle:
+    """Change facts of a spec and sign the bundle again."""
+    spec = ExpertSpec.model_validate(bundle.spec.model_dump() | changes)
+    return pack(bundle.folder, spec, identity)
+
+
+@pytest.fixture
+def coordinator_identity() -> Identity:
+    return Identity.generate()
+
+
+@pytest.fixture
+def pool(coordinator_identity: Identity) -> Pool:
+    return make_pool(coordinator_identity)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, pool: Pool, identity: Identity) -> Bundle:
+    return factories.make_bundle(tmp_path / "bundle", pool, identity)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """A PostgreSQL server of our own on a free loopback port; yields a URL without a database's name."""
+    if not POSTGRES_BINARIES:
+        pytest.skip("no PostgreSQL server binaries on this machine")
+    binaries = POSTGRES_BINARIES[-1]
+    user = next((n for n in ("postgres", "nobody") if _exists(n)), None) if os.geteuid() == 0 else None
+    folder = Path(tempfile.mkdtemp(prefix="pg-"))  # pytest's own folders are closed to other users
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    if user:
+        shutil.chown(folder, user)
+
+    def run(name: str, *arguments: str) -> None:
+        subprocess.run(
+            [str(binaries / name), *arguments], user=user, cwd=folder, check=True, timeout=60, env={"LC_ALL": "C"},
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    data = str(folder / "data")
+    run("initdb", "-D", data, "-U", "greylag", "-A", "trust", "-E", "UTF8", "--no-sync")
+    options = f"-p {port} -h 127.0.0.1 -k {folder} -c fsync=off"
+    run("pg_ctl", "-D", data, "-w", "-l", str(folder / "log"), "-o", options, "start")
+    try:
+        yield f"postgresql://greylag@127.0.0.1:{port}"
+    finally:
+        run("pg_ctl", "-D", data, "-m", "immediate", "stop")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _exists(user: str) -> bool:
+    try:
+        pwd.getpwnam(user)
+    except KeyError:
+        return False
+    return True
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'registry.db'}"
+    server: str = request.getfixturevalue("postgres")
+    name = f"t{os.urandom(6).hex()}"
+    with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
+        connection.execute(psycopg.sql.SQL("CREATE DATABASE {}").format(psycopg.sql.Identifier(name)))
+    return f"{server}/{name}"
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    registry = Registry.open(f"sqlite:///{tmp_path / 'registry.db'}", migrate=True)
+    yield registry
+    registry.close()
+
+
+class Served:
+    """A coordinator behind a real port, in a thread of this process."""
+
+    def __init__(self, folder: Path, pool: Pool, identity: Identity, clock: Clock) -> None:
+        self.folder, self.pool, self.identity, self.clock = folder, pool, identity, clock
+        self.refused: list[Code] = []
+        self.idle_timeout_s = 30.0
+        self.free_bytes = 1 << 40
+        self.registry = Registry.open(f"sqlite:///{folder / 'served.db'}", migrate=True)
+        self.store = Store(str(folder / "store"))
+        self.spool = Spool(
+            folder / "spool", quota_bytes=1 << 30, floor_bytes=1 << 20, free_bytes=lambda _: self.free_bytes
+        )
+        self.service: IntakeService | None = None
+        self.intake = Intake(
+            pool, identity, self.registry, store=self.store, spool=self.spool, clock=clock,
+            session_life=timedelta(hours=24),
+        )  # fmt: skip
+
+    def busy(self) -> set[tuple[str, str]]:
+        return self.service._busy if self.service else set()
+
+    @contextmanager
+    def running(self) -> Iterator[str]:
+        loop = asyncio.new_event_loop()
+        stop = asyncio.Event()
+        ready: list[int] = []
+        started = threading.Event()
+
+        async def main() -> None:
+            server = grpc.aio.server(interceptors=[ErrorInterceptor(self.refused.append)])
+            service = self.service = IntakeService(self.intake, self.spool, idle_timeout_s=self.idle_timeout_s)
+            intake_pb2_grpc.add_IntakeServicer_to_server(service, server)
+            catalog = CatalogService(self.pool, self.registry, self.store)
+            catalog_pb2_grpc.add_CatalogServicer_to_server(catalog, server)
+            ready.append(server.add_insecure_port("127.0.0.1:0"))
+            await server.start()
+            started.set()
+            await stop.wait()
+            await server.stop(1)
+
+        thread = threading.Thread(target=loop.run_until_complete, args=(main(),))
+        thread.start()
+        try:
+            assert started.wait(10)
+            yield f"127.0.0.1:{ready[0]}"
+        finally:
+            loop.call_soon_threadsafe(stop.set)
+            thread.join(20)
+            loop.run_until_complete(loop.shutdown_default_executor())
+            loop.close()
+            self.registry.close()
+
+
+@pytest.fixture
+def served(tmp_path: Path, pool: Pool, coordinator_identity: Identity, clock: Clock) -> Served:
+    folder = tmp_path / "served"
+    folder.mkdir()
+    return Served(folder, pool, coordinator_identity, clock)
+
+
+def set_config(bundle: Bundle, identity: Identity, **changes: object) -> Bundle:
+    """Change adapter_config.json and sign the bundle again."""
+    path = bundle.folder / ADAPTER_CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return pack(bundle.folder, bundle.spec, identity)

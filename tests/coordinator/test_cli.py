@@ -1,0 +1,278 @@
+"""The program as an operator types it: in this process where that is enough."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from coordinator import cli, founding
+from coordinator.founding import BaseFacts, found
+from coordinator.life import State
+from coordinator.opening import exclusive
+from coordinator.registry import Registry
+from coordinator.settings import Workspace
+from protocol.bundle import Bundle
+from protocol.errors import Code, Refused
+from protocol.release import Enrolment, Pool, ReleasedExpert, ReleaseSpec, read_pool, sign_release
+from protocol.signing import Identity
+from protocol.spec import Shape
+from tests import factories
+from tests.coordinator.contributor import NOW
+from tests.coordinator.test_processes import BASE, make_workspace
+
+SHAPES = {"m": Shape(d_in=8, d_out=8)}
+
+
+@pytest.fixture
+def founded(tmp_path: Path) -> tuple[Workspace, Pool]:
+    return make_workspace(tmp_path / "w", SHAPES)
+
+
+@pytest.fixture
+def workspace(founded: tuple[Workspace, Pool]) -> Workspace:
+    return founded[0]
+
+
+@pytest.fixture
+def bundle(founded: tuple[Workspace, Pool], tmp_path: Path, identity: Identity) -> Bundle:
+    """A quarantined bundle."""
+    workspace, pool = founded
+    bundle = factories.make_bundle(tmp_path / "b", pool, identity)
+    now = datetime.now(UTC)
+    registry = Registry.open(f"sqlite:///{workspace.folder / 'registry.db'}")
+    registry.enrol(
+        Enrolment(pool=pool.digest, name="ada", key=identity.public.hex, created=NOW), b"", state="active", now=now
+    )
+    registry.keep(bundle.manifest, check=lambda _: None, sign=lambda _: b"", now=now)
+    registry.move(bundle.digest, State.VERIFIED, State.QUARANTINED, actor="worker", now=now)
+    registry.close()
+    return bundle
+
+
+class Program:
+    """Runs `main` and keeps what it wrote."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        self._capsys, self._monkeypatch = capsys, monkeypatch
+        self.out, self.err = "", ""
+
+    def __call__(self, workspace: Workspace | None, *arguments: str) -> int:
+        place = ("-w", str(workspace.folder)) if workspace else ()
+        self._monkeypatch.setattr(sys, "argv", ["greylag-coordinator", *arguments, *place])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        self.out, self.err = self._capsys.readouterr()
+        assert "Traceback" not in self.err
+        return int(ended.value.code or 0)
+
+    def json(self, workspace: Workspace, *arguments: str) -> Any:
+        assert self(workspace, *arguments, "--json") == 0
+        document = json.loads(self.out)
+        assert document["schema"] == 1
+        return document
+
+
+@pytest.fixture
+def program(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Program]:
+    yield Program(capsys, monkeypatch)
+    structlog.reset_defaults()  # the verbs send log lines to a stderr that ends with the test
+
+
+def refused(program: Program, code: Code) -> None:
+    error, *rest = program.err.splitlines()[-2:]
+    assert error.startswith("error: ")
+    assert rest[0].startswith("hint: ")
+    assert code.name not in program.err
+    assert program.out == ""
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = "import sys; import coordinator.cli; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=30)
+    heavy = {"torch", "transformers", "peft", "datasets", "sqlalchemy", "grpc", "pydantic", "numpy"}
+    assert heavy & set(loaded.stdout.split()) == set()
+
+
+def test_init_makes_a_workspace_of_a_real_base(program: Program, tmp_path: Path, t5_base: Path) -> None:
+    workspace = Workspace(tmp_path / "pool")
+    recipe, probe = tmp_path / "recipe.toml", tmp_path / "probe.txt"
+    recipe.write_text("rank = 3\ngate_steps = 7\n")
+    probe.write_text("reverse : a b\n\n copy : c \n")
+    arguments = ["init", "--name", "birds", "--base", str(t5_base), "--recipe", str(recipe), "--rank", "5"]
+    arguments += ["--admission", "reviewed", "--probe", str(probe), "--listen", "127.0.0.1:0", "--json"]
+    assert program(workspace, *arguments) == 0
+    pool = read_pool(workspace.pool.read_bytes(), Identity.load(workspace.key).public)
+    assert json.loads(program.out) == {
+        "schema": 1, "name": "birds", "pool": pool.digest, "key": pool.spec.coordinator,
+    }  # fmt: skip
+    assert (pool.spec.recipe.rank, pool.spec.recipe.gate_steps) == (5, 7)
+    assert (pool.spec.policy.admission, pool.spec.architecture) == ("reviewed", "encoder-decoder")
+    assert pool.spec.modules["encoder.block.0.layer.0.SelfAttention.q"].d_in == 32
+    assert workspace.key.stat().st_mode & 0o777 == 0o600
+    assert (workspace.folder / "probe.txt").read_text() == "reverse : a b\ncopy : c\n"
+    assert sorted(path.name for path in workspace.folder.iterdir()) == [
+        "coordinator.key", "coordinator.toml", "pool.dsse.json", "probe.txt", "registry.db",
+    ]  # fmt: skip
+    before = workspace.key.read_bytes()
+    assert program(workspace, "init", "--name", "birds", "--base", str(t5_base)) == 73
+    refused(program, Code.WORKSPACE_EXISTS)
+    assert workspace.key.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (["--base", "/no/such/folder"], 66),
+        (["--rank", "0"], 78),
+        (["--name", "Not A Name"], 78),
+        (["--recipe", "{folder}/unknown.toml"], 78),
+        (["--recipe", "{folder}/missing.toml"], 78),
+        (["--probe", "{folder}/missing.txt"], 66),
+        (["--probe", "{folder}/empty.txt"], 66),
+        (["--listen", "nowhere"], 78),
+    ],
+)
+def test_a_failed_init_leaves_nothing(
+    program: Program, tmp_path: Path, t5_base: Path, arguments: list[str], status: int
+) -> None:
+    (tmp_path / "unknown.toml").write_text("rnk = 3\n")
+    (tmp_path / "empty.txt").write_text("\n")
+    workspace = Workspace(tmp_path / "pool")
+    given = [argument.format(folder=tmp_path) for argument in arguments]
+    assert program(workspace, "init", "--name", "p", "--base", str(t5_base), *given) == status
+    assert program.err.splitlines()[-2].startswith("error: ")
+    assert not workspace.folder.exists()
+
+
+def test_an_init_that_breaks_in_the_middle_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = Workspace(tmp_path)
+    (tmp_path / "mine.txt").write_text("mine")
+    rename = Path.rename
+
+    def fail_at_the_end(path: Path, target: Path) -> Path:
+        if path.name == "coordinator.toml":
+            raise OSError(28, "No space left on device")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail_at_the_end)
+    facts = BaseFacts("nowhere", BASE, "encoder-decoder", SHAPES)
+    arguments: dict[str, Any] = {"recipe": {}, "policy": {}, "settings": {}, "probe": None}
+    with pytest.raises(Refused) as broken:
+        found(workspace, facts, name="p", now=datetime.now(UTC), **arguments)
+    assert broken.value.code is Code.SETTINGS_INVALID
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_database_with_another_pool_is_refused(
+    founded: tuple[Workspace, Pool], bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GREYLAG_COORDINATOR_DATABASE", f"sqlite:///{founded[0].folder / 'registry.db'}")
+    with pytest.raises(Refused) as other:
+        make_workspace(tmp_path / "second", SHAPES)
+    assert other.value.code is Code.WORKSPACE_EXISTS
+    assert not (tmp_path / "second").exists()
+
+
+def test_experts(program: Program, workspace: Workspace, bundle: Bundle) -> None:
+    (listed,) = program.json(workspace, "experts", "ls")["experts"]
+    assert (listed["digest"], listed["contributor"], listed["state"]) == (bundle.digest, "ada", "quarantined")
+    assert program(workspace, "experts", "ls") == 0
+    assert bundle.digest[:16] in program.out
+    assert program(workspace, "experts", "yank", bundle.digest[:8], "--reason", "Bad.") == 64
+    refused(program, Code.STATE_CHANGE)
+    assert program(workspace, "experts", "accept", bundle.digest[:8]) == 0
+    assert program(workspace, "experts", "refuse", bundle.digest[:8], "--reason", "Copied text.") == 0
+    shown = program.json(workspace, "experts", "show", bundle.digest)
+    assert shown["expert"]["code"] == "DECLINED"
+    assert shown["expert"]["message"] == "Copied text."
+    assert [event["step"] for event in shown["events"]][-2:] == ["accepted", "refused"]
+    assert program(workspace, "experts", "show", bundle.digest) == 0
+    assert "Copied text." in program.out
+    assert program(workspace, "experts", "show", "00000000") == 66
+    refused(program, Code.BUNDLE_UNKNOWN)
+
+
+def test_releases(program: Program, founded: tuple[Workspace, Pool], bundle: Bundle) -> None:
+    workspace, pool = founded
+    assert program(workspace, "releases", "show") == 66
+    refused(program, Code.RELEASE_UNKNOWN)
+    expert = ReleasedExpert(name="expert", contributor="ada", bundle=bundle.digest)
+    spec = ReleaseSpec(
+        pool=pool.digest, number=1, previous=None, experts=(expert,), routing=pool.spec.routing, created=NOW,
+        expires=NOW,
+    )  # fmt: skip
+    registry = Registry.open(f"sqlite:///{workspace.folder / 'registry.db'}")
+    now = datetime.now(UTC)
+    registry.move(bundle.digest, State.ACCEPTED, actor="operator", now=now)
+    registry.publish(sign_release(spec, Identity.load(workspace.key)), {bundle.digest: State.RELEASED}, now=now)
+    registry.close()
+    (listed,) = program.json(workspace, "releases", "ls")["releases"]
+    assert (listed["number"], listed["experts"]) == (1, 1)
+    assert program.json(workspace, "releases", "show")["release"] == spec.model_dump(mode="json")
+    for verb in (["releases", "ls"], ["releases", "show", "1"]):
+        assert program(workspace, *verb) == 0
+    assert bundle.digest in program.out
+
+
+def test_contributors(program: Program, workspace: Workspace, bundle: Bundle) -> None:
+    assert program(workspace, "contributors", "revoke", "ada") == 0
+    (listed,) = program.json(workspace, "contributors", "ls")["contributors"]
+    assert (listed["name"], listed["state"]) == ("ada", "revoked")
+    assert program(workspace, "contributors", "approve", bundle.spec.contributor) == 0
+    assert program(workspace, "contributors", "ls") == 0
+    assert "active" in program.out
+    assert program(workspace, "contributors", "approve", "nobody") == 77
+    refused(program, Code.KEY_UNKNOWN)
+
+
+@pytest.mark.parametrize("process", ["serve", "worker"])
+def test_a_second_process_is_refused(program: Program, workspace: Workspace, process: str) -> None:
+    with exclusive(workspace, process):
+        assert program(workspace, process) == 75
+    refused(program, Code.WORKSPACE_BUSY)
+
+
+def test_no_workspace(program: Program, tmp_path: Path) -> None:
+    for verb in (["serve"], ["worker"], ["experts", "ls"], ["fsck"], ["migrate"]):
+        assert program(Workspace(tmp_path), *verb) == 78
+        refused(program, Code.WORKSPACE_MISSING)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_without_its_base(program: Program, workspace: Workspace) -> None:
+    assert program(workspace, "worker", "--once") == Code.BASE_UNREADABLE.fate.exit
+
+
+def test_another_schema_names_the_command(program: Program, workspace: Workspace) -> None:
+    (workspace.folder / "registry.db").unlink()
+    assert program(workspace, "experts", "ls") == 78
+    refused(program, Code.SCHEMA_MISMATCH)
+    assert "greylag-coordinator migrate" in program.err
+    assert program(workspace, "migrate") == 0
+    assert program(workspace, "experts", "ls") == 0
+
+
+def test_somebody_elses_pool_or_key(program: Program, workspace: Workspace) -> None:
+    workspace.key.unlink()
+    assert program(workspace, "experts", "ls") == 66
+    Identity.generate().save(workspace.key)
+    assert program(workspace, "experts", "ls") == 77
+    workspace.pool.unlink()
+    assert program(workspace, "experts", "ls") == 78
+
+
+def test_an_address_for_others_needs_tls(program: Program, workspace: Workspace) -> None:
+    assert program(workspace, "serve", "--listen", "0.0.0.0:0") == 78
+    assert "TLS" in program.err
+
+
+def test_the_default_probe_is_text() -> None:
+    assert all(line.strip() for line in founding.PROBE)

@@ -1,0 +1,262 @@
+"""What the sandbox finds, and what happens to the sandbox."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+
+from coordinator.admission import sandbox
+from coordinator.admission.content import check_content
+from coordinator.admission.numbers import check_adapter
+from coordinator.admission.sandbox import Limits
+from protocol.bundle import ADAPTER_WEIGHTS, GATES, SPEC, Bundle, pack
+from protocol.errors import Code, Refused
+from protocol.release import Pool
+from protocol.signing import Identity
+from protocol.tensors import TensorInfo, adapter_tensors
+from tests import factories
+from tests.coordinator.conftest import set_config
+
+GATE = "block.0.q.gate"
+A = "base_model.model.block.0.q.lora_A.weight"
+B = "base_model.model.block.0.q.lora_B.weight"
+
+
+@pytest.fixture
+def pool_file(tmp_path: Path, pool: Pool) -> Path:
+    path = tmp_path / "pool.dsse.json"
+    path.write_bytes(pool.envelope)
+    return path
+
+
+def edit(bundle: Bundle, identity: Identity, file: str, change: Any) -> None:
+    tensors = load_file(bundle.folder / file)
+    change(tensors)
+    save_file(tensors, bundle.folder / file, {"format": "pt"})
+    pack(bundle.folder, bundle.spec, identity)
+
+
+def refusal(bundle: Bundle, pool_file: Path) -> Refused:
+    with pytest.raises(Refused) as refused:
+        check_content(bundle.folder, pool_file)
+    return refused.value
+
+
+def test_a_good_bundle_passes_in_the_sandbox(bundle: Bundle, pool_file: Path) -> None:
+    sandbox.check(bundle.folder, pool_file)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(("file", "name"), [(ADAPTER_WEIGHTS, A), (ADAPTER_WEIGHTS, B), (GATES, GATE)])
+def test_not_finite(bundle: Bundle, identity: Identity, pool_file: Path, value: float, file: str, name: str) -> None:
+    edit(bundle, identity, file, lambda tensors: tensors[name].view(-1)[-1:].fill_(value))
+    refused = refusal(bundle, pool_file)
+    assert refused.code is Code.NOT_FINITE
+    assert name in refused.message
+
+
+@pytest.mark.parametrize("value", [0.0, 0.7, -3e4])
+def test_constant_gate(bundle: Bundle, identity: Identity, pool_file: Path, value: float) -> None:
+    edit(bundle, identity, GATES, lambda tensors: tensors[GATE].fill_(value))
+    refused = refusal(bundle, pool_file)
+    assert refused.code is Code.CONSTANT_GATE
+    assert GATE in refused.message
+
+
+@pytest.mark.parametrize("half", ["lora_A", "lora_B"])
+def test_no_effect(bundle: Bundle, identity: Identity, pool_file: Path, half: str) -> None:
+    def zero(tensors: dict[str, torch.Tensor]) -> None:
+        for name, tensor in tensors.items():
+            if half in name:
+                tensor.zero_()
+
+    edit(bundle, identity, ADAPTER_WEIGHTS, zero)
+    assert refusal(bundle, pool_file).code is Code.NO_EFFECT
+
+
+def test_one_module_may_be_without_effect(bundle: Bundle, identity: Identity, pool_file: Path) -> None:
+    edit(bundle, identity, ADAPTER_WEIGHTS, lambda tensors: tensors[B].zero_())
+    check_content(bundle.folder, pool_file)
+
+
+def test_a_missing_tensor(bundle: Bundle, identity: Identity, pool_file: Path) -> None:
+    edit(bundle, identity, ADAPTER_WEIGHTS, lambda tensors: tensors.pop(B))
+    assert refusal(bundle, pool_file).code is Code.TENSOR_NAMES
+
+
+def test_a_transposed_tensor(bundle: Bundle, identity: Identity, pool_file: Path) -> None:
+    edit(bundle, identity, ADAPTER_WEIGHTS, lambda tensors: tensors.update({A: tensors[A].T.contiguous()}))
+    assert refusal(bundle, pool_file).code is Code.TENSOR_SHAPE
+
+
+def test_another_dtype(bundle: Bundle, identity: Identity, pool_file: Path) -> None:
+    edit(bundle, identity, GATES, lambda tensors: tensors.update({GATE: tensors[GATE].half()}))
+    assert refusal(bundle, pool_file).code is Code.TENSOR_DTYPE
+
+
+def test_bytes_after_the_tensors(bundle: Bundle, identity: Identity, pool_file: Path) -> None:
+    with (bundle.folder / GATES).open("ab") as file:
+        file.write(b"MZ")
+    pack_anyway(bundle, identity)
+    assert refusal(bundle, pool_file).code is Code.TENSOR_HEADER
+
+
+def pack_anyway(bundle: Bundle, identity: Identity) -> None:
+    pack(bundle.folder, bundle.spec, identity)
+
+
+def test_a_spec_that_is_not_the_signed_one(bundle: Bundle, pool_file: Path) -> None:
+    spec = json.loads((bundle.folder / SPEC).read_text())
+    (bundle.folder / SPEC).write_text(json.dumps(spec | {"license": "other"}))
+    assert refusal(bundle, pool_file).code is Code.SPEC_INVALID
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"peft_type": "IA3"},
+        {"r": 5},
+        {"r": True},
+        {"lora_alpha": 1e30},
+        {"rank_pattern": {"q": 2}},
+        {"alpha_pattern": {"v": 2}},
+        {"rank_pattern": {"(a+)+$": 4}},
+        {"rank_pattern": [4]},
+        {"bias": "all"},
+        {"use_dora": True},
+        {"use_rslora": True},
+        {"auto_mapping": {"base_model_class": "X", "parent_library": "evil"}},
+        {"modules_to_save": ["lm_head"]},
+        {"fan_in_fan_out": True},
+        {"layers_to_transform": [0]},
+        {"a_key_of_tomorrow": 1},
+        {"target_modules": ["q"]},
+        {"target_modules": ["q", "v", "k"]},
+        {"target_modules": "all-linear"},
+        {"target_modules": [".*"]},
+        {"target_modules": None},
+    ],
+)
+def test_config_mismatch(bundle: Bundle, identity: Identity, pool_file: Path, changes: dict[str, Any]) -> None:
+    refused = refusal(set_config(bundle, identity, **changes), pool_file)
+    assert refused.code is Code.CONFIG_MISMATCH
+
+
+def test_a_target_that_covers_more_than_the_spec(
+    tmp_path: Path, pool: Pool, identity: Identity, pool_file: Path
+) -> None:
+    bundle = factories.make_bundle(tmp_path / "one", pool, identity, modules=["block.0.q"])
+    check_content(bundle.folder, pool_file)
+    refused = refusal(set_config(bundle, identity, target_modules=["q", "v"]), pool_file)
+    assert refused.code is Code.CONFIG_MISMATCH
+    assert "block.0.v" in refused.message
+
+
+def test_what_peft_writes_passes(bundle: Bundle, identity: Identity, pool_file: Path) -> None:
+    config = LoraConfig(r=2, lora_alpha=1, target_modules=["q", "v"], task_type="SEQ_2_SEQ_LM").to_dict()
+    config |= {
+        "target_modules": ["q", "v"],
+        "rank_pattern": {"q": 4, "block.0.v": 4},
+        "alpha_pattern": {"block.0.q": 8, "v": 8.0},
+    }
+    check_content(set_config(bundle, identity, **json.loads(json.dumps(config))).folder, pool_file)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_decoded(tmp_path: Path, dtype: torch.dtype) -> None:
+    code = {torch.bfloat16: "BF16", torch.float16: "F16"}[dtype]
+    half = torch.ones(2, 3).to(dtype)
+    path = tmp_path / "half.safetensors"
+    for last, expected in ((1.0, None), (float("nan"), Code.NOT_FINITE), (float("inf"), Code.NOT_FINITE)):
+        half[1, 2] = last
+        path.write_bytes(half.view(torch.uint16).numpy().tobytes() * 2)
+        tensors = {A: TensorInfo(code, (2, 3), 0), B: TensorInfo(code, (3, 2), 12)}
+        if expected is None:
+            check_adapter(path, tensors)
+        else:
+            with pytest.raises(Refused) as refused:
+                check_adapter(path, tensors)
+            assert refused.value.code is expected
+
+
+def test_a_subnormal_bfloat16_is_something(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.safetensors"
+    path.write_bytes(np.array([1, 1], dtype="<u2").tobytes())
+    check_adapter(path, {A: TensorInfo("BF16", (1, 1), 0), B: TensorInfo("BF16", (1, 1), 2)})
+
+
+def test_a_refusal_crosses_the_sandbox(bundle: Bundle, identity: Identity, pool_file: Path) -> None:
+    edit(bundle, identity, GATES, lambda tensors: tensors[GATE].fill_(float("nan")))
+    inside = refusal(bundle, pool_file)
+    with pytest.raises(Refused) as outside:
+        sandbox.check(bundle.folder, pool_file)
+    assert (outside.value.code, outside.value.message, outside.value.hint) == (inside.code, inside.message, inside.hint)
+
+
+@pytest.mark.parametrize(
+    "limits", [Limits(memory_bytes=64 << 20), Limits(cpu_s=0), Limits(wall_s=0.01)], ids=["memory", "cpu", "wall"]
+)
+def test_a_sandbox_that_hits_its_limits_is_a_verdict(bundle: Bundle, pool_file: Path, limits: Limits) -> None:
+    with pytest.raises(Refused) as refused:
+        sandbox.check(bundle.folder, pool_file, limits)
+    assert refused.value.code is Code.VALIDATOR_FAILED
+
+
+def test_a_sandbox_that_answers_nonsense_is_a_verdict(
+    bundle: Bundle, pool_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for output in (b"", b"[]", b'{"code": "NO_SUCH", "message": "", "hint": ""}'):
+        done = subprocess.CompletedProcess([], 0, output, b"")
+        monkeypatch.setattr(subprocess, "run", lambda *_, done=done, **__: done)
+        with pytest.raises(Refused) as refused:
+            sandbox.check(bundle.folder, pool_file)
+        assert refused.value.code is Code.VALIDATOR_FAILED
+
+
+def test_the_sandbox_sees_nothing_of_the_servers_environment(
+    bundle: Bundle, pool_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def run(*_: Any, **options: Any) -> subprocess.CompletedProcess[bytes]:
+        seen.update(options)
+        return subprocess.CompletedProcess([], 0, b"null\n", b"")
+
+    monkeypatch.setenv("GREYLAG_COORDINATOR_DATABASE", "postgresql://user:secret@host/db")
+    monkeypatch.setattr(subprocess, "run", run)
+    sandbox.check(bundle.folder, pool_file)
+    assert not any("secret" in value for value in seen["env"].values())
+
+
+def test_memory_does_not_grow_with_the_bundle(tmp_path: Path, pool: Pool, identity: Identity) -> None:
+    small = factories.make_bundle(tmp_path / "b", pool, identity)
+    spec = small.spec.model_copy(
+        update={"modules": {"m": small.spec.modules["block.0.q"].model_copy(
+            update={"d_in": 1 << 20, "d_out": 1 << 20, "rank": 32})}}
+    )  # fmt: skip
+    path = tmp_path / "large.safetensors"
+    tensors, end = {}, 0
+    for name, info in adapter_tensors(spec).items():
+        tensors[name] = info._replace(offset=end)
+        end += info.nbytes
+    with path.open("wb") as file:
+        for info in tensors.values():
+            file.seek(info.offset)
+            file.write(b"\0\0\x80\x3f")
+        file.truncate(end)
+    script = "import sys; from pathlib import Path; from coordinator.admission.numbers import check_adapter;"
+    script += "from protocol.tensors import TensorInfo; check_adapter(Path(sys.argv[1]), eval(sys.argv[2]));"
+    # Not ru_maxrss: a child inherits that of the process that forked it.
+    script += "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path), repr(tensors)], capture_output=True, check=True, timeout=60
+    )
+    assert end == 256 << 20
+    assert int(done.stdout) << 10 < 120 << 20

@@ -1,0 +1,49 @@
+from pathlib import Path
+
+import pytest
+
+from coordinator.settings import Workspace, load
+from protocol.errors import Code, Refused
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    workspace = Workspace(tmp_path)
+    workspace.settings.write_text('base = "b"\nlisten = "127.0.0.1:1"\nworker_interval_s = 2.5\ntls_cert = "c.pem"\n')
+    return workspace
+
+
+def test_file_then_environment_then_flags(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load(workspace, listen=None).listen == "127.0.0.1:1"
+    monkeypatch.setenv("GREYLAG_COORDINATOR_LISTEN", "127.0.0.1:2")
+    assert load(workspace).listen == "127.0.0.1:2"
+    assert load(workspace, listen="127.0.0.1:3").listen == "127.0.0.1:3"
+    assert load(workspace).worker_interval_s == 2.5
+
+
+def test_places_are_in_the_workspace(workspace: Workspace, tmp_path: Path) -> None:
+    settings = load(workspace)
+    assert settings.database == f"sqlite:///{tmp_path}/registry.db"
+    assert settings.store == str(tmp_path / "store")
+    assert settings.probe == tmp_path / "probe.txt"
+    assert settings.tls_cert == tmp_path / "c.pem"
+    assert settings.tls_key is None
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [('base = "b"\nlisen = "x"', "lisen"), ("base = 3", "base"), ("", "base"), ("base = ", "TOML"), ("\xff", "TOML")],
+)
+def test_a_wrong_file_is_one_sentence(workspace: Workspace, text: str, word: str) -> None:
+    workspace.settings.write_bytes(text.encode("latin-1"))
+    with pytest.raises(Refused) as refused:
+        load(workspace)
+    assert refused.value.code is Code.SETTINGS_INVALID
+    assert word in refused.value.message
+    assert refused.value.hint
+
+
+def test_no_workspace(tmp_path: Path) -> None:
+    with pytest.raises(Refused) as refused:
+        load(Workspace(tmp_path))
+    assert refused.value.code is Code.WORKSPACE_MISSING

@@ -1,0 +1,81 @@
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from coordinator.spool import Spool
+from protocol.bundle import SignedFile
+from protocol.errors import Code, Unavailable
+
+FILES = {"a": SignedFile("0" * 64, 6), "empty": SignedFile("0" * 64, 0)}
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    return Spool(tmp_path / "spool", quota_bytes=100, floor_bytes=10, free_bytes=lambda _: 60)
+
+
+def test_the_length_of_a_file_is_the_offset(spool: Spool) -> None:
+    assert spool.missing("d", FILES) == {"a": 0, "empty": 0}
+    spool.make("d", FILES)
+    assert spool.missing("d", FILES) == {"a": 0}
+    writer = spool.append("d", "a")
+    writer.write(b"abc")
+    writer.sync()
+    writer.close()
+    writer.close()
+    spool.make("d", FILES)
+    assert spool.missing("d", FILES) == {"a": 3}
+    writer = spool.append("d", "a")
+    assert writer.offset == 3
+    writer.write(b"def")
+    writer.close()
+    assert spool.missing("d", FILES) == {}
+    spool.drop_file("d", "a")
+    assert spool.missing("d", FILES) == {"a": 0}
+
+
+def test_a_late_write_after_closing_touches_nothing(spool: Spool) -> None:
+    spool.make("d", FILES)
+    writer = spool.append("d", "a")
+    writer.close()
+    writer.write(b"late")
+    writer.sync()
+    assert spool.path("d", "a").read_bytes() == b""
+
+
+@pytest.mark.parametrize(("others", "new"), [(95, 10), (0, 55)])
+def test_no_room(spool: Spool, others: int, new: int) -> None:
+    spool.check_room(50, 50)
+    with pytest.raises(Unavailable) as full:
+        spool.check_room(others, new)
+    assert full.value.code is Code.STORAGE_FULL
+
+
+def test_a_full_disk_keeps_what_fits(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+
+    def full_after_two(descriptor: int, data: memoryview) -> int:
+        if os.fstat(descriptor).st_size >= 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(descriptor, data[:2])
+
+    spool.make("d", FILES)
+    writer = spool.append("d", "a")
+    monkeypatch.setattr(os, "write", full_after_two)
+    with pytest.raises(Unavailable) as full:
+        writer.write(b"abcdef")
+    monkeypatch.undo()
+    writer.close()
+    assert full.value.code is Code.STORAGE_FULL
+    assert spool.missing("d", FILES) == {"a": 2}
+    assert spool.path("d", "a").read_bytes() == b"ab"
+
+
+def test_the_sweeper_keeps_open_uploads(spool: Spool) -> None:
+    for digest in ("kept", "lost"):
+        spool.make(digest, FILES)
+    assert spool.sweep({"kept"}) == 1
+    assert spool.missing("kept", FILES) == {"a": 0}
+    assert not spool.path("lost", "a").exists()

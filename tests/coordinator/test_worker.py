@@ -1,0 +1,303 @@
+"""From received to released, with a model that does as it is told, and once with a real one."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from coordinator.admission import sandbox
+from coordinator.life import State
+from coordinator.registry import Registry
+from coordinator.review import Cache, Model, Reviewer
+from coordinator.store import Store
+from coordinator.worker import Worker
+from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle
+from protocol.errors import Code, Refused
+from protocol.release import Enrolment, Pool, Release, read_release
+from protocol.signing import Identity
+from router.model import RoutedModel
+from tests import factories
+from tests.coordinator.conftest import Clock, make_pool, resign
+from tests.coordinator.contributor import NOW
+
+
+class ObedientModel:
+    """Counts what it is asked to do, and fails on the bundles it is told to fail on."""
+
+    def __init__(self) -> None:
+        self.held: list[str] = []
+        self.appended: list[str] = []
+        self.breaks_on: set[str] = set()
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        return tuple(self.held)
+
+    def append(self, bundle: Bundle, *, name: str | None = None, contributor: str = "") -> None:
+        self.held.append(bundle.digest)
+        self.appended.append(bundle.digest)
+
+    def remove(self, digest: str) -> None:
+        self.held.remove(digest)
+
+    def probe(self, texts: list[str]) -> float:
+        assert texts == ["probe"]
+        if self.breaks_on & set(self.held):
+            raise Refused(Code.PROBE_FAILED, "It is not finite.")
+        return 1.0
+
+
+class Workshop:
+    """A worker with everything around it."""
+
+    def __init__(self, folder: Path, pool: Pool, identity: Identity, registry: Registry, clock: Clock) -> None:
+        self.pool, self.identity, self.registry, self.clock = pool, identity, registry, clock
+        self.store = Store(str(folder / "store"))
+        self.cache = Cache(folder / "cache", self.store)
+        self.model = ObedientModel()
+        self.load: Callable[[], Model] = lambda: self.model
+        self.verdicts: dict[str, Refused] = {}
+        self.worker = self.start()
+
+    def start(self) -> Worker:
+        return Worker(
+            self.pool,
+            self.identity,
+            self.registry,
+            cache=self.cache,
+            check=self.check,
+            reviewer=Reviewer(self._load, self.registry, self.cache, ["probe"]),
+            clock=self.clock,
+        )
+
+    def _load(self) -> Model:
+        return self.load()
+
+    def check(self, bundle: Bundle) -> None:
+        if bundle.digest in self.verdicts:
+            raise self.verdicts[bundle.digest]
+
+    def receive(self, bundle: Bundle, contributor: str = "ada") -> Bundle:
+        key = bundle.spec.contributor
+        document = Enrolment(pool=self.pool.digest, name=contributor, key=key, created=NOW)
+        self.registry.enrol(document, b"", state="active", now=self.clock())
+        for name, file in bundle.manifest.files.items():
+            self.store.put(bundle.folder / name, file.sha256)
+        self.registry.keep(bundle.manifest, check=lambda _: None, sign=lambda _: b"receipt", now=self.clock())
+        return bundle
+
+    def state(self, bundle: Bundle) -> str:
+        row = self.registry.bundle(bundle.digest)
+        assert row is not None
+        return row.state
+
+    def newest(self) -> Release:
+        row = self.registry.release()
+        assert row is not None
+        return read_release(row.envelope, self.pool)
+
+    def listed(self) -> list[str]:
+        return [expert.bundle for expert in self.newest().spec.experts]
+
+
+@pytest.fixture
+def shop(tmp_path: Path, pool: Pool, coordinator_identity: Identity, registry: Registry, clock: Clock) -> Workshop:
+    return Workshop(tmp_path, pool, coordinator_identity, registry, clock)
+
+
+def make(shop: Workshop, folder: Path, number: int, identity: Identity) -> Bundle:
+    return factories.make_bundle(folder / str(number), shop.pool, identity, name=f"e{number}", seed=number)
+
+
+def test_one_release_for_each_expert_and_nothing_twice(shop: Workshop, tmp_path: Path, identity: Identity) -> None:
+    bundles = [shop.receive(make(shop, tmp_path, number, identity)) for number in range(3)]
+    assert shop.worker.step()
+    assert not shop.worker.step()
+    specs = [read_release(row.envelope, shop.pool).spec for row in shop.registry.releases()]
+    assert [len(spec.experts) for spec in specs] == [1, 2, 3]
+    assert specs[2].previous == shop.registry.releases()[1].digest
+    assert shop.model.appended == shop.listed() == [bundle.digest for bundle in bundles]
+    assert [event.step for event in shop.registry.events(bundles[0].digest)] == [
+        "received", "verified", "quarantined", "accepted", "released",
+    ]  # fmt: skip
+    row = shop.registry.bundle(bundles[1].digest)
+    assert row is not None
+    assert row.release == 2
+
+
+def test_a_refused_content_never_meets_the_model(shop: Workshop, bundle: Bundle) -> None:
+    shop.receive(bundle)
+    shop.verdicts[bundle.digest] = Refused(Code.NOT_FINITE, "NaN.", "Train again.")
+    shop.worker.step()
+    row = shop.registry.bundle(bundle.digest)
+    assert row is not None
+    assert (row.state, row.code, row.hint) == (State.REFUSED, "NOT_FINITE", "Train again.")
+    assert shop.model.appended == []
+    assert not (shop.cache._folder / bundle.digest).exists()
+
+
+def test_an_expert_that_breaks_the_model_is_out_and_the_others_stay(
+    shop: Workshop, tmp_path: Path, identity: Identity
+) -> None:
+    good, bad, later = (make(shop, tmp_path, number, identity) for number in range(3))
+    shop.model.breaks_on = {bad.digest}
+    for bundle in (good, bad, later):
+        shop.receive(bundle)
+    shop.worker.step()
+    assert [shop.state(bundle) for bundle in (good, bad, later)] == [State.RELEASED, State.REFUSED, State.RELEASED]
+    assert shop.listed() == shop.model.held == [good.digest, later.digest]
+    assert shop.model.appended.count(good.digest) == 1
+
+
+def test_a_reviewed_pool_waits_for_an_operator(
+    tmp_path: Path, coordinator_identity: Identity, registry: Registry, clock: Clock, identity: Identity
+) -> None:
+    pool = make_pool(coordinator_identity, admission="reviewed")
+    shop = Workshop(tmp_path, pool, coordinator_identity, registry, clock)
+    first = shop.receive(make(shop, tmp_path, 1, identity))
+    second = shop.receive(resign(make(shop, tmp_path, 2, identity), identity, name="e1", supersedes=first.digest))
+    shop.worker.step()
+    assert [shop.state(first), shop.state(second)] == [State.QUARANTINED] * 2
+    assert registry.release() is None
+    registry.move(second.digest, State.ACCEPTED, actor="operator", now=clock())
+    shop.worker.step()
+    assert shop.listed() == [second.digest]
+    assert shop.state(first) == State.SUPERSEDED, "an older one must not come back later"
+
+
+def test_a_successor_drops_its_predecessor(shop: Workshop, tmp_path: Path, identity: Identity) -> None:
+    old = shop.receive(make(shop, tmp_path, 1, identity))
+    shop.worker.step()
+    new = shop.receive(resign(make(shop, tmp_path, 2, identity), identity, name="e1", supersedes=old.digest))
+    shop.worker.step()
+    assert shop.listed() == shop.model.held == [new.digest]
+    assert shop.state(old) == State.SUPERSEDED
+    assert not (shop.cache._folder / old.digest).exists()
+
+
+def test_a_yank_is_a_release_without_it(shop: Workshop, tmp_path: Path, identity: Identity) -> None:
+    bundles = [shop.receive(make(shop, tmp_path, number, identity)) for number in range(2)]
+    shop.worker.step()
+    shop.registry.move(bundles[0].digest, State.YANKED, actor="operator", now=shop.clock())
+    assert shop.worker.step()
+    assert not shop.worker.step()
+    assert shop.newest().spec.number == 3
+    assert shop.listed() == [bundles[1].digest]
+
+
+def test_a_release_is_renewed(shop: Workshop, bundle: Bundle) -> None:
+    shop.receive(bundle)
+    shop.worker.step()
+    shop.clock.forward(days=29)
+    assert shop.worker.step()
+    assert shop.newest().spec.number == 2
+    assert shop.listed() == [bundle.digest]
+
+
+def test_a_restarted_worker_rebuilds_the_model(shop: Workshop, tmp_path: Path, identity: Identity) -> None:
+    bundles = [shop.receive(make(shop, tmp_path, number, identity)) for number in range(2)]
+    shop.worker.step()
+    shop.model = ObedientModel()
+    shop.worker = shop.start()
+    assert not shop.worker.step()
+    assert shop.model.appended == [], "nothing to try, nothing to load"
+    bundles.append(shop.receive(make(shop, tmp_path, 2, identity)))
+    shop.worker.step()
+    assert shop.model.appended == [bundle.digest for bundle in bundles]
+
+
+def test_lost_bytes_are_not_the_contributors_fault(shop: Workshop, tmp_path: Path, identity: Identity) -> None:
+    lost, whole = (shop.receive(make(shop, tmp_path, number, identity)) for number in range(2))
+    gates = lost.manifest.files[GATES].sha256
+    shop.store.remove(gates)
+    shop.worker.step()
+    assert [shop.state(lost), shop.state(whole)] == [State.RECEIVED, State.RELEASED]
+    shop.store.put(lost.folder / GATES, gates)
+    shop.worker.step()
+    assert shop.state(lost) == State.RELEASED
+
+
+def test_a_base_that_cannot_be_loaded_is_not_the_contributors_fault(shop: Workshop, bundle: Bundle) -> None:
+    def fail() -> Model:
+        raise Refused(Code.BASE_UNREADABLE, "Gone.")
+
+    load, shop.load = shop.load, fail
+    shop.receive(bundle)
+    shop.worker.step()
+    assert shop.state(bundle) == State.ACCEPTED
+    shop.load = load
+    shop.worker.step()
+    assert shop.state(bundle) == State.RELEASED
+
+
+def test_an_operator_who_is_quicker(shop: Workshop, bundle: Bundle) -> None:
+    shop.receive(bundle)
+
+    def refuse_meanwhile(_: Bundle) -> None:
+        shop.registry.move(bundle.digest, State.REFUSED, actor="operator", now=shop.clock())
+
+    shop.worker._check = refuse_meanwhile
+    shop.worker.step()
+    assert shop.state(bundle) == State.REFUSED
+
+
+def test_a_damaged_cache_is_built_again(shop: Workshop, bundle: Bundle) -> None:
+    shop.receive(bundle)
+    row = shop.registry.bundle(bundle.digest)
+    assert row is not None
+    path = shop.cache.open(row).folder / GATES
+    path.unlink()
+    path.write_bytes(b"junk")
+    assert shop.cache.open(row).digest == bundle.digest
+    assert path.read_bytes() == (bundle.folder / GATES).read_bytes()
+
+
+def test_running_until_told_to_stop(shop: Workshop, bundle: Bundle) -> None:
+    shop.receive(bundle)
+    stopped = threading.Event()
+    thread = threading.Thread(target=shop.worker.run, args=(stopped,), kwargs={"interval_s": 60.0})
+    thread.start()
+    deadline = 200
+    while shop.registry.release() is None and deadline:
+        deadline -= 1
+        threading.Event().wait(0.05)
+    stopped.set()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert shop.state(bundle) == State.RELEASED
+
+
+def test_told_to_stop_before_the_next_bundle(shop: Workshop, bundle: Bundle) -> None:
+    shop.receive(bundle)
+    stopped = threading.Event()
+    stopped.set()
+    assert not shop.worker.step(stopped)
+    assert shop.state(bundle) == State.RECEIVED
+
+
+def test_a_real_model(
+    tmp_path: Path, t5_base: Path, coordinator_identity: Identity, registry: Registry, clock: Clock
+) -> None:
+    pool = factories.make_pool(t5_base, coordinator_identity)
+    (tmp_path / "pool.json").write_bytes(pool.envelope)
+    shop = Workshop(tmp_path, pool, coordinator_identity, registry, clock)
+    model = RoutedModel.from_base(str(t5_base), device="cpu")
+    shop.load = lambda: model
+    shop.check = lambda bundle: sandbox.check(bundle.folder, tmp_path / "pool.json")  # type: ignore[method-assign]
+    shop.worker = shop.start()
+    identities = [Identity.generate() for _ in range(2)]
+    for number, identity in enumerate(identities):
+        shop.receive(make(shop, tmp_path, number, identity), contributor=f"c{number}")
+    huge = make(shop, tmp_path, 2, identities[0])
+    weights = load_file(huge.folder / ADAPTER_WEIGHTS)
+    save_file({name: tensor * 1e30 for name, tensor in weights.items()}, huge.folder / ADAPTER_WEIGHTS)
+    huge = resign(huge, identities[0])
+    shop.receive(huge, contributor="c0")
+    shop.worker.step()
+    assert model.digests == tuple(shop.listed())
+    assert len(model.digests) == 2
+    row = registry.bundle(huge.digest)
+    assert row is not None
+    assert (row.state, row.code) == (State.REFUSED, "PROBE_FAILED")
