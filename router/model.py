@@ -3,11 +3,13 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from platformdirs import user_cache_path
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from protocol.bundle import Bundle
 from protocol.errors import Code, Refused
@@ -20,7 +22,9 @@ from router.methods.registry import resolve
 from router.pool import Expert, ExpertPool, load_expert
 from router.pull import Mirror, pull
 from router.record import RouteRecorder
+from router.text import encode_input, encode_target
 
+Side = Literal["left", "right"]
 IGNORED = -100
 """Label of a position that the loss leaves out (PyTorch's convention)."""
 
@@ -237,27 +241,26 @@ class RoutedModel:
         return mean
 
     def _encode(self, inputs: Sequence[str]) -> dict[str, Tensor]:
-        # A decoder continues from the last position, so the padding goes to the left.
-        side = "left" if self.base.architecture == "decoder-only" else "right"
-        encoded = self.base.tokenizer(list(inputs), return_tensors="pt", padding=True, padding_side=side)
-        device = self.base.model.device
-        return {name: encoded[name].to(device) for name in ("input_ids", "attention_mask")}
+        rows = [encode_input(self.base.tokenizer, text, self.base.architecture) for text in inputs]
+        # A decoder continues from the last position, so there the padding goes to the left.
+        return self._batch(rows, "left" if self.base.architecture == "decoder-only" else "right")
 
     def _encode_pairs(self, inputs: Sequence[str], targets: Sequence[str]) -> tuple[dict[str, Tensor], Tensor]:
+        tokenizer, architecture = self.base.tokenizer, self.base.architecture
+        rows = [encode_input(tokenizer, text, architecture) for text in inputs]
+        labels = [encode_target(tokenizer, text, architecture) for text in targets]
+        if architecture == "decoder-only":
+            labels = [[IGNORED] * len(row) + label for row, label in zip(rows, labels, strict=True)]
+            rows = [row + label[len(row) :] for row, label in zip(rows, labels, strict=True)]
+        return self._batch(rows, "right"), _pad(labels, IGNORED, "right", self.base.model.device)
+
+    def _batch(self, rows: Sequence[Sequence[int]], side: Side) -> dict[str, Tensor]:
         tokenizer, device = self.base.tokenizer, self.base.model.device
-        prompts = [tokenizer(text).input_ids for text in inputs]
-        answers = [[*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id] for text in targets]
-        if self.base.architecture == "decoder-only":
-            rows = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
-            labels = [[IGNORED] * len(prompt) + answer for prompt, answer in zip(prompts, answers, strict=True)]
-        else:
-            rows, labels = prompts, answers
         padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        batch = {
-            "input_ids": _pad(rows, padding, device),
-            "attention_mask": _pad([[1] * len(row) for row in rows], 0, device),
+        return {
+            "input_ids": _pad(rows, padding, side, device),
+            "attention_mask": _pad([[1] * len(row) for row in rows], 0, side, device),
         }
-        return batch, _pad(labels, IGNORED, device)
 
     def _answer(self, batch: dict[str, Tensor], row: int, written: list[int], recorder: RouteRecorder | None) -> Answer:
         tokenizer = self.base.tokenizer
@@ -280,7 +283,6 @@ def _plan(generation: Generation, method: str | None, recorder: RouteRecorder | 
     return Plan(pool, resolve(method or settings.method, pool, settings.k), recorder)
 
 
-def _pad(rows: Sequence[Sequence[int]], value: int, device: torch.device) -> Tensor:
-    return torch.nn.utils.rnn.pad_sequence(
-        [torch.tensor(row, device=device) for row in rows], batch_first=True, padding_value=value
-    )
+def _pad(rows: Sequence[Sequence[int]], value: int, side: Side, device: torch.device) -> Tensor:
+    tensors = [torch.tensor(row, dtype=torch.long, device=device) for row in rows]
+    return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side)

@@ -14,15 +14,16 @@ from tests.system.town import call, found, succeed, write_rows
 SECRET = "zanzibar-harvest-4711"
 
 
-@pytest.mark.parametrize("kind", ["t5_base", "llama_base"])
-def test_from_private_data_to_a_routed_answer(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "names"), [("t5_base", ["ada", "bob"]), ("llama_base", ["ada"])])
+def test_from_private_data_to_a_routed_answer(
+    kind: str, names: list[str], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     town = found(tmp_path, request.getfixturevalue(kind))
     with town.serving(), proxied(town.port) as wire:
-        for name in ("ada", "bob"):
+        for name in names:
             place = town.join(name, through=wire.port)
             data = write_rows(tmp_path / f"{name}.jsonl", marker=SECRET)
-            dry = succeed("client", "train", "-w", place, "--data", data, "--seed", "1" if name == "ada" else "2")
-            assert dry
+            succeed("client", "train", "-w", place, "--data", data, "--seed", "1" if name == "ada" else "2")
             dry_run = succeed("client", "submit", "-w", place, "--dry-run")
             assert SECRET not in dry_run
             assert "lora_A" in dry_run
@@ -39,18 +40,14 @@ def test_from_private_data_to_a_routed_answer(kind: str, request: pytest.Fixture
                 "router", "pull", "-w", node, "--coordinator", f"127.0.0.1:{wire.port}", "--base", town.base, "--json"
             )
         )
-        assert pulled["release"] == 2
-        assert [expert["contributor"] for expert in pulled["experts"]] == ["ada", "bob"]
+        assert pulled["release"] == len(names)
+        assert [expert["contributor"] for expert in pulled["experts"]] == names
 
     # From here on without any coordinator.
     answer = json.loads(succeed("router", "ask", "-w", node, "--explain", "--json", "reverse it : a b c d"))
-    assert answer["release"] == 2
-    assert answer["answers"][0]["experts"] == ["ada/ada", "bob/bob"]
+    assert answer["release"] == len(names)
+    assert answer["answers"][0]["experts"] == [f"{name}/{name}" for name in names]
     assert sum(answer["answers"][0]["shares"].values()) == pytest.approx(1.0, abs=1e-5)
-    for method in ("base", "merged", "expert:ada"):
-        succeed("router", "ask", "-w", node, "--method", method, "reverse it : a b c d")
-    succeed("router", "trace", "-w", node, "--png", tmp_path / "map.png", "reverse it : a b c d")
-    assert (tmp_path / "map.png").stat().st_size > 10_000
 
     # A bundle is a folder that plain PEFT opens.
     bundle = next((node / "bundles").glob("[0-9a-f]*"))
@@ -63,7 +60,7 @@ def test_from_private_data_to_a_routed_answer(kind: str, request: pytest.Fixture
     assert b"lora_A" in bytes(wire.sent)
     leaked = [
         path
-        for place in (town.coordinator, node, tmp_path / "ada" / "bundles", tmp_path / "bob" / "bundles")
+        for place in (town.coordinator, node, *(tmp_path / name / "bundles" for name in names))
         for path in place.rglob("*")
         if path.is_file() and SECRET.encode() in path.read_bytes()
     ]

@@ -1,0 +1,68 @@
+"""Every command of the README runs, word for word but for names, addresses and the number of steps."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from deploy.demo.processes import free_port
+from tests.house.sources import ROOT
+from tests.system.town import write_rows
+
+BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SHORT = "--rank 4 --expert-steps 4 --gate-steps 2 --eval-every 2"
+# A command that ends in & is a server: what follows may begin when its port answers.
+WAIT = """
+wait_for() {
+    for _ in $(seq 300); do (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null && return; sleep 0.2; done; return 1
+}
+"""
+
+
+def script(blocks: list[str], base: Path, pool_port: int, router_port: int) -> str:
+    """Join the shell blocks; make servers wait for their ports."""
+    text = "\n".join(blocks).replace("\\\n", " ")
+    text = re.sub(r"^export .*$", f"export BASE={base} POOL=localhost:{pool_port}", text, flags=re.MULTILINE)
+    text = text.replace("coordinator init", f"coordinator init {SHORT}").replace(":7444", f":{router_port}")
+    text = re.sub(r"^(greylag-coordinator serve .*&)$", rf"\1\nwait_for {pool_port}", text, flags=re.MULTILINE)
+    text = re.sub(r"^(greylag-router serve .*&)$", rf"\1\nwait_for {router_port}", text, flags=re.MULTILINE)
+    return f"set -euo pipefail\n{WAIT}\n{text}\n"
+
+
+def test_the_readme_runs(t5_base: Path, tmp_path: Path) -> None:
+    found = BLOCK.findall((ROOT / "README.md").read_text())
+    shell = [text for language, text in found if language == "sh"]
+    python = [text for language, text in found if language == "python"]
+    assert len(shell) >= 5
+    assert len(python) == 1
+    pool_port, router_port = free_port(), free_port()
+    write_rows(tmp_path / "notes.jsonl")
+    program = (
+        python[0]
+        .replace("pool.example.org:7443", f"localhost:{pool_port}")
+        .replace("google/t5-v1_1-small", str(t5_base))
+    )
+    (tmp_path / "snippet.py").write_text(program)
+    (tmp_path / "readme.sh").write_text(
+        script(shell, t5_base, pool_port, router_port) + f"{sys.executable} snippet.py\necho all done\n"
+    )
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }  # fmt: skip
+    with (tmp_path / "out").open("w") as out:
+        process = subprocess.Popen(
+            ["bash", "readme.sh"], cwd=tmp_path, env=environment, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    try:
+        status = process.wait(280)
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+    said = (tmp_path / "out").read_text()
+    assert status == 0, said
+    assert said.rstrip().endswith("all done")
+    assert "released" in said
+    assert (tmp_path / "who-answered.png").stat().st_size > 10_000
