@@ -15,12 +15,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field
 
 from protocol import statement, strict_json
 from protocol.errors import Code, Refused
-from protocol.signing import Identity, PublicKey, Signed
+from protocol.signing import MAX_ENVELOPE_BYTES, Identity, PublicKey, Signed
 from protocol.spec import ExpertSpec
 from protocol.statement import Strict
 
@@ -39,7 +40,7 @@ MAX_TEXT_BYTES = {ADAPTER_CONFIG: 1 << 18, SPEC: 1 << 20, CARD: 1 << 18}
 
 class _Predicate(Strict):
     spec: ExpertSpec
-    sizes: dict[str, int] = Field(min_length=len(FILES), max_length=len(FILES))
+    sizes: dict[str, Annotated[int, Field(ge=0)]] = Field(min_length=len(FILES), max_length=len(FILES))
 
 
 @dataclass(frozen=True)
@@ -122,14 +123,19 @@ def pack(folder: Path, spec: ExpertSpec, identity: Identity) -> Bundle:
     """Write spec and signature into a folder that holds adapter, gates and card.
 
     Raises:
-        Refused: `FILE_MISSING` or `FILE_NOT_ALLOWED`.
+        Refused: `FILE_MISSING`, `FILE_NOT_ALLOWED`, `TOO_LARGE`, or `SIGNER_MISMATCH` for a spec that
+            names another contributor than the identity.
     """
+    for path in (folder / SPEC, folder / ENVELOPE):
+        _temporary(path).unlink(missing_ok=True)  # left by a kill in the middle of an earlier pack
     _write(folder / SPEC, strict_json.dumps(spec.model_dump(mode="json")))
     _check_folder(folder, {*FILES, ENVELOPE} if (folder / ENVELOPE).exists() else FILES)
     sizes = {name: (folder / name).stat().st_size for name in FILES}
     subjects = {name: sha256_of(folder / name) for name in FILES}
     payload = statement.build(BUNDLE_TYPE, subjects, _Predicate(spec=spec, sizes=sizes))
-    _write(folder / ENVELOPE, identity.sign(payload))
+    envelope = identity.sign(payload)
+    read_manifest(envelope)
+    _write(folder / ENVELOPE, envelope)
     return open_bundle(folder)
 
 
@@ -142,8 +148,10 @@ def open_bundle(folder: Path) -> Bundle:
     """
     if not (folder / ENVELOPE).is_file():
         raise Refused(Code.FILE_MISSING, f"{folder} holds no {ENVELOPE}.", "Give the folder of a finished bundle.")
-    manifest = read_manifest((folder / ENVELOPE).read_bytes())
     _check_folder(folder, {*FILES, ENVELOPE})
+    if (size := (folder / ENVELOPE).stat().st_size) > MAX_ENVELOPE_BYTES:
+        raise Refused(Code.TOO_LARGE, f"{ENVELOPE} is {size} bytes; at most {MAX_ENVELOPE_BYTES} are read.")
+    manifest = read_manifest((folder / ENVELOPE).read_bytes())
     for name, file in manifest.files.items():
         check_file(folder / name, file)
     check_spec(folder / SPEC, manifest.spec)
@@ -194,9 +202,13 @@ def _check_names(found: Mapping[str, object]) -> None:
 
 def _write(path: Path, content: bytes) -> None:
     """Replace a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = _temporary(path)
     with temporary.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")

@@ -2,11 +2,13 @@
 
 import ipaddress
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
+from cryptography.x509 import load_pem_x509_certificates
 
 from protocol.errors import Code, Refused
 from protocol.status import from_rpc_error
@@ -88,17 +90,26 @@ def check_address(address: str) -> str:
         Refused: `SETTINGS_INVALID`.
     """
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not int(port) < 1 << 16:
+    if not host or not re.fullmatch("[0-9]{1,5}", port) or not int(port) < 1 << 16:
         raise Refused(Code.SETTINGS_INVALID, f"{address!r} is no address.", "Write it as host:port.")
     return address
 
 
 def _credentials(address: str, ca: Path | None) -> grpc.ChannelCredentials | None:
-    if ca is None and is_loopback(check_address(address)):
+    check_address(address)
+    if ca is None and is_loopback(address):
         return None
+    if ca is None:
+        return grpc.ssl_channel_credentials()
     try:
-        return grpc.ssl_channel_credentials(None if ca is None else ca.read_bytes())
+        pem = ca.read_bytes()
+        load_pem_x509_certificates(pem)  # gRPC takes an empty file for "the system's", and others in silence
     except OSError as error:
         raise Refused(
             Code.SETTINGS_INVALID, f"The CA certificate {ca} cannot be read: {error.strerror}.", "Check the path."
         ) from error
+    except ValueError as error:
+        raise Refused(
+            Code.SETTINGS_INVALID, f"{ca} is no certificate in PEM format.", "Ask the operator for the CA certificate."
+        ) from error
+    return grpc.ssl_channel_credentials(pem)

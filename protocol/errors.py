@@ -10,7 +10,7 @@ Exit statuses are those of BSD's sysexits.h, which shells and service managers a
 from enum import Enum
 from typing import NamedTuple
 
-EX_USAGE, EX_DATAERR, EX_NOINPUT, EX_UNAVAILABLE = 64, 65, 66, 69
+EX_USAGE, EX_DATAERR, EX_NOINPUT, EX_UNAVAILABLE, EX_SOFTWARE = 64, 65, 66, 69, 70
 EX_CANTCREAT, EX_IOERR, EX_TEMPFAIL, EX_PROTOCOL = 73, 74, 75, 76
 EX_NOPERM, EX_CONFIG = 77, 78
 
@@ -33,6 +33,7 @@ class Code(Enum):
 
     # What an envelope or a statement looks like.
     BAD_WIRE = Fate("INVALID_ARGUMENT", 400, EX_PROTOCOL, "The message is not what the protocol says.")
+    MESSAGE_TOO_LARGE = Fate("RESOURCE_EXHAUSTED", 413, EX_PROTOCOL, "A message is larger than one side takes.")
     ENVELOPE_SCHEMA = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "The signed envelope is malformed.")
     UNSUPPORTED_STATEMENT = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "The statement is of another type or version.")
     SPEC_INVALID = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "A signed document breaks its schema.")
@@ -113,6 +114,7 @@ class Code(Enum):
     UNREACHABLE = Fate("UNAVAILABLE", 503, EX_UNAVAILABLE, "The other side cannot be reached.")
     STORAGE_FULL = Fate("RESOURCE_EXHAUSTED", 507, EX_IOERR, "The disk is full.")
     BUSY = Fate("UNAVAILABLE", 503, EX_TEMPFAIL, "The other side is busy or shutting down.")
+    INTERNAL = Fate("INTERNAL", 500, EX_SOFTWARE, "The other side failed; its log says why.")
 
     @property
     def fate(self) -> Fate:

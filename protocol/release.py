@@ -13,7 +13,17 @@ from pydantic import Field
 from protocol import statement
 from protocol.errors import Code, Refused
 from protocol.signing import Identity, PublicKey, Signed
-from protocol.spec import POOL_TYPE, KeyHex, Name, PoolSpec, Routing, Sha256, Timestamp
+from protocol.spec import (
+    POOL_TYPE,
+    TIMESTAMP_FORMAT,
+    KeyHex,
+    Name,
+    PoolSpec,
+    Routing,
+    Sha256,
+    Timestamp,
+    Version,
+)
 from protocol.statement import Document, Strict
 
 RELEASE_TYPE = "https://greylag.org/release/v1"
@@ -32,7 +42,7 @@ class ReleasedExpert(Strict):
 class ReleaseSpec(Strict):
     """What "newest" means at a number."""
 
-    version: Annotated[int, Field(ge=1, le=1)] = 1
+    version: Version = 1
     pool: Sha256
     number: Annotated[int, Field(ge=1)]
     previous: Sha256 | None
@@ -172,18 +182,25 @@ def read_enrolment(envelope: bytes) -> Enrolment:
 
 
 def read_receipt(envelope: bytes, pool: Pool) -> Receipt:
-    """Verify a receipt of a pool's coordinator."""
-    return _read(Receipt, RECEIPT_TYPE, envelope, PublicKey.from_hex(pool.spec.coordinator), "The receipt")[1]
+    """Verify a receipt of a pool's coordinator.
+
+    Raises:
+        Refused: `WRONG_POOL`, `BAD_SIGNATURE`, or any code of an envelope.
+    """
+    receipt = _read(Receipt, RECEIPT_TYPE, envelope, PublicKey.from_hex(pool.spec.coordinator), "The receipt")[1]
+    if receipt.pool != pool.digest:
+        raise Refused(Code.WRONG_POOL, "The receipt belongs to another pool.")
+    return receipt
 
 
 def timestamp(moment: datetime) -> str:
     """Write an aware time as the documents do: UTC, whole seconds."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return moment.astimezone(UTC).strftime(TIMESTAMP_FORMAT)
 
 
 def read_timestamp(text: str) -> datetime:
     """Inverse of `timestamp`."""
-    return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    return datetime.strptime(text, TIMESTAMP_FORMAT).replace(tzinfo=UTC)
 
 
 def _read(

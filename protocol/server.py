@@ -2,17 +2,18 @@
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from protocol.channel import check_address, is_loopback
-from protocol.errors import Code, GreylagError, Refused
+from protocol.errors import Code, GreylagError, Refused, Unavailable
 from protocol.status import to_status
 from protocol.wire import MAX_MESSAGE_BYTES
 
@@ -59,41 +60,64 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     ) -> Any:
         """Wrap a handler of any of the three kinds that we serve."""
         handler = await continuation(handler_call_details)
-        if handler is None:
-            return handler
-        make: Any
+        if handler is None or handler_call_details.method.startswith("/grpc.health."):
+            return handler  # the health service reports in gRPC's own words
+        # Requests are parsed inside the wrapper, so that garbage is refused with a code of ours.
+        parse, make = handler.request_deserializer, grpc.unary_unary_rpc_method_handler
+        wrapped: Any
         if handler.response_streaming:
-            wrapped, make = self._wrap_stream(handler.unary_stream), grpc.unary_stream_rpc_method_handler
+            wrapped, make = self._wrap_stream(handler.unary_stream, parse), grpc.unary_stream_rpc_method_handler
         elif handler.request_streaming:
-            wrapped, make = self._wrap_unary(handler.stream_unary), grpc.stream_unary_rpc_method_handler
+            wrapped, make = (
+                self._wrap_unary(handler.stream_unary, _parse_each(parse)),
+                grpc.stream_unary_rpc_method_handler,
+            )
         else:
-            wrapped, make = self._wrap_unary(handler.unary_unary), grpc.unary_unary_rpc_method_handler
-        return make(wrapped, handler.request_deserializer, handler.response_serializer)
+            wrapped = self._wrap_unary(handler.unary_unary, parse)
+        return make(wrapped, None, handler.response_serializer)
 
-    def _wrap_unary(self, behaviour: Any) -> Any:
+    def _wrap_unary(self, behaviour: Any, parse: Any) -> Any:
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             try:
-                return await behaviour(request, context)
-            except GreylagError as error:
+                return await behaviour(parse(request), context)
+            except Exception as error:  # noqa: BLE001 - gRPC would send its text to the client
                 await self._abort(error, context)
 
         return call
 
-    def _wrap_stream(self, behaviour: Any) -> Any:
+    def _wrap_stream(self, behaviour: Any, parse: Any) -> Any:
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             try:
-                async for reply in behaviour(request, context):
+                async for reply in behaviour(parse(request), context):
                     yield reply
-            except GreylagError as error:
+            except Exception as error:  # noqa: BLE001 - as above
                 await self._abort(error, context)
 
         return call
 
-    async def _abort(self, error: GreylagError, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    async def _abort(self, error: Exception, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        if isinstance(error, grpc.aio.AbortError):
+            raise error
+        if isinstance(error, DecodeError):
+            error = Refused(Code.BAD_WIRE, "The message cannot be parsed.", "Do both sides run the same version?")
+        if isinstance(error, GreylagError):
+            _log.info("refused", code=error.code.name, message=error.message)
+        else:
+            _log.error("failed", exc_info=error)
+            error = Unavailable(
+                Code.INTERNAL, "The other side failed on this request.", "Ask its operator for the log."
+            )
         self._count(error.code)
-        _log.info("refused", code=error.code.name, message=error.message)
         status = to_status(error)
         await context.abort(status.code, status.details, status.trailing_metadata)
+
+
+def _parse_each(parse: Any) -> Any:
+    async def parsed(requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+        async for request in requests:
+            yield parse(request)
+
+    return parsed
 
 
 async def serve(
@@ -112,7 +136,8 @@ async def serve(
         on_ready: Called once with the port, when calls are being taken.
 
     Raises:
-        Refused: `SETTINGS_INVALID` if the address cannot be listened on.
+        Refused: `SETTINGS_INVALID` if the address cannot be listened on, or the certificate and its
+            key cannot be used.
     """
     server = grpc.aio.server(
         interceptors=[ErrorInterceptor(count)],
@@ -131,25 +156,47 @@ async def serve(
     for name in services:
         await monitor.set(name, health_pb2.HealthCheckResponse.SERVING)
     on_ready(port)
-    await stopped.wait()
-    await monitor.enter_graceful_shutdown()
-    await server.stop(DRAIN_S)
+    try:
+        await stopped.wait()
+    finally:
+        await monitor.enter_graceful_shutdown()
+        await server.stop(DRAIN_S)
 
 
 def _bind(server: grpc.aio.Server, listen: Listen) -> int:
     check_address(listen.address)
+    credentials = _credentials(listen)
     try:
-        if listen.certificate and listen.key:
-            pair = (listen.key.read_bytes(), listen.certificate.read_bytes())
-            return server.add_secure_port(listen.address, grpc.ssl_server_credentials([pair]))
-        if is_loopback(listen.address):
+        if credentials is None:
             return server.add_insecure_port(listen.address)
-    except (OSError, RuntimeError) as error:
+        return server.add_secure_port(listen.address, credentials)
+    except RuntimeError as error:
         raise Refused(
-            Code.SETTINGS_INVALID, f"Cannot listen on {listen.address}: {error}.", "Is another process listening there?"
+            Code.SETTINGS_INVALID,
+            f"Cannot listen on {listen.address}.",
+            "Is another process listening there, or is the certificate or its key not PEM?"
+            if credentials
+            else "Is another process listening there?",
         ) from error
-    raise Refused(
-        Code.SETTINGS_INVALID,
-        f"{listen.address} can be reached from other machines, so it needs TLS.",
-        "Give --tls-cert and --tls-key, or listen on 127.0.0.1.",
-    )
+
+
+def _credentials(listen: Listen) -> grpc.ServerCredentials | None:
+    if listen.certificate is None and listen.key is None:
+        if is_loopback(listen.address):
+            return None
+        raise Refused(
+            Code.SETTINGS_INVALID,
+            f"{listen.address} can be reached from other machines, so it needs TLS.",
+            "Give --tls-cert and --tls-key, or listen on 127.0.0.1.",
+        )
+    if listen.certificate is None or listen.key is None:
+        raise Refused(
+            Code.SETTINGS_INVALID, "TLS needs a certificate and its key; one of them is missing.", "Give both."
+        )
+    try:
+        pair = (listen.key.read_bytes(), listen.certificate.read_bytes())
+    except OSError as error:
+        raise Refused(
+            Code.SETTINGS_INVALID, f"{error.filename} cannot be read: {error.strerror}.", "Check the path."
+        ) from error
+    return grpc.ssl_server_credentials([pair])

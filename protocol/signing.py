@@ -146,6 +146,10 @@ class Identity:
         try:
             key = load(text, passphrase.encode() if passphrase else None)
         except (TypeError, ValueError, UnsupportedAlgorithm) as error:
+            if "not encrypted" in str(error):
+                raise Refused(
+                    Code.PASSPHRASE, f"{path} is not encrypted, but a passphrase was given.", "Leave it out."
+                ) from error
             if b"ENCRYPTED" in text or "assword" in str(error) or "checksum" in str(error):
                 raise Refused(
                     Code.PASSPHRASE, f"The passphrase does not open {path}.", "Give it in GREYLAG_KEY_PASSPHRASE."
@@ -166,10 +170,14 @@ class Identity:
         )
         text = self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, protection)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            path.unlink()  # half a key would block its name for ever
+            raise
 
     def sign(self, payload: bytes) -> bytes:
         """Put a payload into a signed envelope (JSON bytes)."""
@@ -226,7 +234,7 @@ class Signed:
             envelope.verify([key._verifier for key in keys], threshold)  # noqa: SLF001 - a class of this module
         except VerificationError as error:
             raise Refused(
-                Code.BAD_SIGNATURE, f"The signature by key {self.keyids[0][:16]} is not valid for this document."
+                Code.BAD_SIGNATURE, f"The document carries no valid signature by key {keys[0].hex[:16]}."
             ) from error
         return self.payload
 

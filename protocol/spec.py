@@ -4,19 +4,35 @@
 decide, without looking at a single weight, which tensors a bundle must hold.
 """
 
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from protocol.statement import Strict
 
 POOL_TYPE = "https://greylag.org/pool/v1"
+TIMESTAMP_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
+
+
+def _exists(text: str) -> str:
+    datetime.strptime(text, TIMESTAMP_FORMAT).replace(tzinfo=UTC)
+    return text
+
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 KeyHex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?$")]
 ModulePath = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$", max_length=255)]
-Timestamp = Annotated[str, StringConstraints(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
+Timestamp = Annotated[
+    str,
+    StringConstraints(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$"),
+    AfterValidator(_exists),
+]
+Line = Annotated[str, StringConstraints(pattern=r"^\PC*$")]
+"""Text of one line for a terminal: no control characters, no letters that turn the reading direction."""
+Version = Annotated[int, Field(ge=1, le=1)]
+"""Of a document's schema. Not a Literal: that would take `true` and `1.0` too."""
 Dtype = Literal["float32", "bfloat16", "float16"]
 Architecture = Literal["encoder-decoder", "decoder-only"]
 
@@ -24,7 +40,7 @@ Architecture = Literal["encoder-decoder", "decoder-only"]
 class BaseModelRef(Strict):
     """A base model by content: two refs with equal digests are the same model, whatever its name."""
 
-    name: Annotated[str, StringConstraints(min_length=1, max_length=200)]
+    name: Annotated[Line, StringConstraints(min_length=1, max_length=200)]
     """Hugging Face id or folder name; informative."""
     config: Sha256
     weights: Sha256
@@ -89,7 +105,7 @@ class Routing(Strict):
 class PoolSpec(Strict):
     """One base model, one recipe, one policy."""
 
-    version: Literal[1] = 1
+    version: Version = 1
     name: Name
     base: BaseModelRef
     architecture: Architecture
@@ -120,7 +136,7 @@ class LoraModule(Strict):
 class ExpertSpec(Strict):
     """What a bundle holds, as its contributor signs it."""
 
-    version: Literal[1] = 1
+    version: Version = 1
     name: Name
     pool: Sha256
     """Digest of the pool's signed payload: a bundle is for one pool only."""
@@ -130,11 +146,11 @@ class ExpertSpec(Strict):
     modules: Annotated[dict[ModulePath, LoraModule], Field(min_length=1)]
     dtype: Dtype
     """Dtype of the adapter's tensors; gates are always float32."""
-    license: Annotated[str, StringConstraints(min_length=1, max_length=100)]
+    license: Annotated[Line, StringConstraints(min_length=1, max_length=100)]
     supersedes: Sha256 | None = None
     """Digest of this contributor's earlier bundle that this one replaces."""
     created: Timestamp
-    tool: Annotated[str, StringConstraints(max_length=100)]
+    tool: Annotated[Line, StringConstraints(max_length=100)]
 
     @model_validator(mode="after")
     def _rank_fits(self) -> "ExpertSpec":

@@ -79,7 +79,7 @@ def read(document: type[Document], value: Any, *, what: str, code: Code = Code.S
         return document.model_validate_json(strict_json.dumps(value))
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        place = ".".join(str(part) for part in first["loc"]) or "document"
+        place = ".".join(str(part) for part in first["loc"])[:200].encode("unicode_escape").decode() or "document"
         raise Refused(code, f"{what}: {place}: {first['msg']}.") from error
 
 

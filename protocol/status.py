@@ -4,12 +4,15 @@ from typing import Any, NamedTuple
 
 import grpc
 from google.protobuf.any_pb2 import Any as PackedMessage
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from protocol.errors import Code, GreylagError, Refused, Unavailable
 
 DOMAIN = "greylag"
 _DETAILS_KEY = "grpc-status-details-bin"
+_MAX_TEXT = 1000  # gRPC refuses more than 16 KiB of trailing metadata, and carries a sentence twice
+_TRY_AGAIN = frozenset({Code.UNREACHABLE, Code.STORAGE_FULL, Code.BUSY, Code.INTERNAL})
 
 
 class RpcStatus(NamedTuple):
@@ -22,12 +25,12 @@ class RpcStatus(NamedTuple):
 
 def to_status(error: GreylagError) -> RpcStatus:
     """Write an error for the wire."""
-    code = grpc.StatusCode[error.code.fate.grpc]
-    info = error_details_pb2.ErrorInfo(reason=error.code.name, domain=DOMAIN, metadata={"hint": error.hint})
+    code, message = grpc.StatusCode[error.code.fate.grpc], _plain(error.message)
+    info = error_details_pb2.ErrorInfo(reason=error.code.name, domain=DOMAIN, metadata={"hint": _plain(error.hint)})
     packed = PackedMessage()
     packed.Pack(info)
-    status = status_pb2.Status(code=code.value[0], message=error.message, details=[packed])
-    return RpcStatus(code, error.message, ((_DETAILS_KEY, status.SerializeToString()),))
+    status = status_pb2.Status(code=code.value[0], message=message, details=[packed])
+    return RpcStatus(code, message, ((_DETAILS_KEY, status.SerializeToString()),))
 
 
 def from_rpc_error(error: grpc.RpcError, address: str) -> GreylagError:
@@ -45,18 +48,26 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> GreylagError:
 
 
 def _from_details(raw: bytes) -> GreylagError | None:
-    status = status_pb2.Status.FromString(raw)
-    for packed in status.details:
-        info = error_details_pb2.ErrorInfo()
-        if packed.Unpack(info) and info.domain == DOMAIN and info.reason in Code.__members__:
-            code = Code[info.reason]
-            family = Unavailable if code.fate.grpc == "UNAVAILABLE" or code is Code.STORAGE_FULL else Refused
-            return family(code, status.message, info.metadata.get("hint", ""))
-    return None
+    info = error_details_pb2.ErrorInfo()
+    try:
+        status = status_pb2.Status.FromString(raw)
+        ours = any(packed.Unpack(info) and info.domain == DOMAIN for packed in status.details)
+    except DecodeError:
+        return None
+    if not ours or info.reason not in Code.__members__:
+        return None
+    code = Code[info.reason]
+    family = Unavailable if code in _TRY_AGAIN else Refused
+    return family(code, _plain(status.message), _plain(info.metadata.get("hint", "")))
 
 
 def _from_transport(code: grpc.StatusCode, details: str, address: str) -> GreylagError:
-    if "CERTIFICATE_VERIFY_FAILED" in details or "SSL" in details:
+    details = _plain(details).rstrip(".")
+    if code is grpc.StatusCode.UNAVAILABLE and "WRONG_VERSION_NUMBER" in details:
+        return Refused(
+            Code.UNTRUSTED, f"{address} does not speak TLS.", "Check the address, and leave --ca out on loopback."
+        )
+    if code is grpc.StatusCode.UNAVAILABLE and _is_about_certificates(details):
         return Refused(
             Code.UNTRUSTED,
             f"The certificate of {address} is not one that this machine trusts.",
@@ -68,6 +79,22 @@ def _from_transport(code: grpc.StatusCode, details: str, address: str) -> Greyla
             f"{address} does not answer ({code.name}).",
             "Check the address, then run the command again.",
         )
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
+        return Refused(
+            Code.MESSAGE_TOO_LARGE,
+            f"A message to or from {address} is too large: {details}.",
+            "Do both sides run the same version?",
+        )
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return Unavailable(Code.BUSY, f"{address} is busy: {details}.", "Try again in a minute.")
     return Refused(Code.BAD_WIRE, f"{address} answered {code.name}: {details}.", "Do both sides run the same version?")
+
+
+def _is_about_certificates(details: str) -> bool:
+    return any(word in details for word in ("CERTIFICATE_VERIFY_FAILED", "SSL", "Hostname Verification"))
+
+
+def _plain(text: str) -> str:
+    # A sentence comes from, or goes to, a stranger's terminal: no control characters, no endless text.
+    shown = "".join(letter if letter.isprintable() else "?" for letter in text[: _MAX_TEXT + 1])
+    return shown if len(shown) <= _MAX_TEXT else shown[: _MAX_TEXT - 3] + "..."

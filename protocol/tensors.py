@@ -68,7 +68,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     fields = strict_json.loads(
         header, what=f"The header of {path.name}", code=Code.TENSOR_HEADER, max_bytes=MAX_HEADER_BYTES
     )
-    if not isinstance(fields, dict):
+    if not isinstance(fields, dict) or not header.startswith(b"{"):
         raise Refused(Code.TENSOR_HEADER, f"The header of {path.name} is not an object.")
     metadata = fields.pop("__metadata__", {})
     if len(json.dumps(metadata)) > MAX_METADATA_BYTES or metadata not in ({}, {"format": "pt"}):
@@ -113,8 +113,9 @@ def _header_bytes(file: BinaryIO, size: int, name: str) -> bytes:
 
 def _tensor(name: str, entry: object, start: int, file: str) -> TensorInfo:
     match entry:
-        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)], **others} if (
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [begin, end], **others} if (
             not others
+            and type(begin) is type(end) is int
             and 1 <= len(shape) <= 2  # noqa: PLR2004 - vectors and matrices
             and all(type(width) is int and width > 0 for width in shape)
         ):

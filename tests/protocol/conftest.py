@@ -1,0 +1,18 @@
+"""Fixtures of the protocol's tests."""
+
+import re
+
+import pytest
+
+from protocol import channel
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retry as often as always, without the waits."""
+    quick = [
+        (name, re.sub(r'"[0-9.]+s"', '"0.01s"', value) if isinstance(value, str) else value)
+        for name, value in channel.OPTIONS
+    ]
+    assert quick != list(channel.OPTIONS)
+    monkeypatch.setattr(channel, "OPTIONS", quick)

@@ -1,0 +1,255 @@
+import json
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol import channel
+from protocol.channel import OPTIONS, check_address, connect, is_loopback
+from protocol.errors import Code, GreylagError, Refused, Unavailable
+from protocol.v1 import catalog_pb2, intake_pb2, query_pb2
+from protocol.v1.catalog_pb2 import GetPoolRequest
+from protocol.v1.catalog_pb2_grpc import CatalogStub
+from protocol.wire import MAX_MESSAGE_BYTES
+from tests.protocol.serving import Authority, Behaviour, make_authority, run, untyped
+from tests.protocol.strategies import many
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return make_authority(tmp_path_factory.mktemp("tls") / "own")
+
+
+def get_pool(address: str, ca: Path | None = None, *, timeout_s: float = 20.0) -> bytes:
+    with connect(address, ca) as open_channel:
+        return CatalogStub(open_channel).GetPool(GetPoolRequest(), timeout=timeout_s).envelope
+
+
+def failure(address: str, ca: Path | None = None, *, timeout_s: float = 20.0) -> GreylagError:
+    with pytest.raises(GreylagError) as failed:
+        get_pool(address, ca, timeout_s=timeout_s)
+    assert address in failed.value.message
+    assert failed.value.hint
+    return failed.value
+
+
+# Addresses.
+
+
+@pytest.mark.parametrize("address", ["localhost:1", "127.0.0.1:0", "[::1]:65535", "example.org:443", "::1:50051"])
+def test_an_address_is_host_and_port(address: str) -> None:
+    assert check_address(address) == address
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "",
+        ":1",
+        "host",
+        "host:",
+        "host:x",
+        "host:-1",
+        "host:65536",
+        "host:1.0",
+        "host: 1",
+        "host:²",
+        "host:\u0661",
+        "a:" + "1" * 5000,
+    ],
+)
+def test_what_is_no_address_is_refused_with_and_without_ca(address: str, tmp_path: Path) -> None:
+    for ca in (None, tmp_path / "ca.pem"):
+        with pytest.raises(Refused, match="is no address") as refused, connect(address, ca):
+            pass
+        assert refused.value.code is Code.SETTINGS_INVALID
+
+
+@many
+@given(st.text(max_size=30) | st.text("0123456789.:[]abf", max_size=30))
+def test_any_address_is_returned_or_refused(address: str) -> None:
+    is_loopback(address)
+    try:
+        assert check_address(address) == address
+    except Refused as refused:
+        assert refused.code is Code.SETTINGS_INVALID  # noqa: PT017 - either outcome is right
+
+
+@pytest.mark.parametrize("address", ["localhost:1", "127.0.0.1:1", "127.9.9.9:1", "[::1]:1"])
+def test_loopback_stays_on_this_machine(address: str) -> None:
+    assert is_loopback(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "0.0.0.0:1",
+        "[::]:1",
+        "10.0.0.1:1",
+        "example.org:1",
+        "localhost.example.org:1",
+        "127.0.0.1.example.org:1",
+        "unix:/x:1",
+        "128.0.0.1:1",
+        "2130706433:1",
+    ],
+)
+def test_everything_else_leaves_it(address: str) -> None:
+    assert not is_loopback(address)
+
+
+# Calls.
+
+
+def test_a_call_over_plain_loopback() -> None:
+    assert run(Behaviour(), lambda port: get_pool(f"127.0.0.1:{port}")) == b"envelope"
+
+
+def test_a_call_over_tls(authority: Authority) -> None:
+    ask = lambda port: get_pool(f"127.0.0.1:{port}", authority.ca)  # noqa: E731 - a name for the line below
+    assert run(Behaviour(), ask, authority.listen()) == b"envelope"
+
+
+@pytest.mark.parametrize("case", ["another CA", "the system's CAs", "expired", "another host"])
+def test_a_server_without_a_trusted_certificate_is_untrusted(
+    authority: Authority, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    behaviour, listen, ca = Behaviour(), authority.listen(), authority.ca
+    if case == "another CA":
+        ca = make_authority(tmp_path / "other").ca
+    elif case == "expired":
+        other = make_authority(tmp_path / "expired", days=-1)
+        listen, ca = other.listen(), other.ca
+    elif case == "another host":
+        other = make_authority(tmp_path / "host", host="10.0.0.1")
+        listen, ca = other.listen(), other.ca
+    else:
+        # On loopback no CA means plain text, so another name for this machine is needed.
+        monkeypatch.setattr(channel, "is_loopback", lambda address: False)
+        ca = None  # type: ignore[assignment] # the one case without a CA
+    error = run(behaviour, lambda port: failure(f"127.0.0.1:{port}", ca), listen)
+    assert isinstance(error, Refused)
+    assert error.code is Code.UNTRUSTED
+    assert "is not one that this machine trusts" in error.message
+    assert "--ca" in error.hint
+    assert behaviour.calls == 0
+
+
+def test_plain_text_is_never_spoken_to_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel, "is_loopback", lambda address: False)
+    behaviour = Behaviour()
+    error = run(behaviour, lambda port: failure(f"127.0.0.1:{port}"))
+    assert error.code is Code.UNTRUSTED
+    assert "does not speak TLS" in error.message
+    assert behaviour.calls == 0
+
+
+def test_plain_text_to_a_tls_server_does_not_get_through(authority: Authority) -> None:
+    behaviour = Behaviour()
+    error = run(behaviour, lambda port: failure(f"127.0.0.1:{port}"), authority.listen())
+    assert error.code is Code.UNREACHABLE
+    assert behaviour.calls == 0
+
+
+def test_nothing_listening_is_unreachable(authority: Authority) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # bound, not listening: connections are refused
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        for ca in (None, authority.ca):
+            error = failure(address, ca)
+            assert isinstance(error, Unavailable)
+            assert error.code is Code.UNREACHABLE
+
+
+def test_a_name_that_does_not_exist_is_unreachable(monkeypatch: pytest.MonkeyPatch, authority: Authority) -> None:
+    error = failure("no-such-host.invalid:1", authority.ca, timeout_s=10)
+    assert isinstance(error, Unavailable)
+    assert error.code is Code.UNREACHABLE
+
+
+def test_a_deadline_passes(authority: Authority) -> None:
+    behaviour = Behaviour(wait_s=2.0)
+    start = time.monotonic()
+    error = run(behaviour, lambda port: failure(f"127.0.0.1:{port}", timeout_s=0.3))
+    assert isinstance(error, Unavailable)
+    assert error.code is Code.UNREACHABLE
+    assert "DEADLINE_EXCEEDED" in error.message
+    assert time.monotonic() - start < 2
+
+
+def test_a_ca_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    for ca in (tmp_path / "none.pem", tmp_path):
+        with pytest.raises(Refused) as refused, connect("127.0.0.1:1", ca):
+            pass
+        assert refused.value.code is Code.SETTINGS_INVALID
+        assert str(ca) in refused.value.message
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"])
+def test_a_ca_file_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "ca.pem").write_bytes(content)
+    with pytest.raises(Refused) as refused, connect("127.0.0.1:1", tmp_path / "ca.pem"):
+        pass
+    assert refused.value.code is Code.SETTINGS_INVALID
+    assert str(tmp_path / "ca.pem") in refused.value.message
+
+
+def test_a_reply_that_is_too_large_is_refused() -> None:
+    def ask(port: int) -> GreylagError:
+        return failure(f"127.0.0.1:{port}")
+
+    error = run(Behaviour(reply=bytes(MAX_MESSAGE_BYTES + 1)), ask)
+    assert isinstance(error, Refused)
+    assert error.code is Code.MESSAGE_TOO_LARGE
+
+
+def test_a_request_that_is_too_large_is_not_sent() -> None:
+    def ask(port: int) -> None:
+        with connect(f"127.0.0.1:{port}") as open_channel:
+            untyped(open_channel).unary_unary("/greylag.v1.Catalog/GetPool")(bytes(MAX_MESSAGE_BYTES + 1), timeout=10)
+
+    with pytest.raises(Refused) as refused:
+        run(Behaviour(), ask)
+    assert refused.value.code is Code.MESSAGE_TOO_LARGE
+
+
+def test_other_errors_pass_through_a_connection() -> None:
+    with pytest.raises(ValueError, match="mine"), connect("127.0.0.1:1"):
+        raise ValueError("mine")
+
+
+# The retry policy.
+
+
+def test_only_calls_that_may_be_repeated_are_repeated() -> None:
+    (policy,) = json.loads(str(dict(OPTIONS)["grpc.service_config"]))["methodConfig"]
+    named = {(name["service"], name.get("method")) for name in policy["name"]}
+    services: dict[str, Any] = {}
+    for module in (catalog_pb2, intake_pb2, query_pb2):
+        services |= {service.full_name: service for service in module.DESCRIPTOR.services_by_name.values()}
+    repeated = set()
+    for service, method in named:
+        methods = services[service].methods_by_name
+        repeated |= {(service, name) for name in ([method] if method else methods)}
+        assert method is None or method in methods
+    every = {(name, method) for name, service in services.items() for method in service.methods_by_name}
+    assert every - repeated == {("greylag.v1.Intake", "Put")}
+    assert policy["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
+
+
+def test_the_policy_is_followed() -> None:
+    behaviour = Behaviour(error=Unavailable(Code.BUSY, "Later.", "Wait."))
+    with pytest.raises(Unavailable, match="Later"):
+        run(behaviour, lambda port: get_pool(f"127.0.0.1:{port}"))
+    assert behaviour.calls == 5
+
+
+def test_a_refusal_is_not_repeated() -> None:
+    behaviour = Behaviour(error=Refused(Code.QUOTA, "Full."))
+    with pytest.raises(Refused, match="Full"):
+        run(behaviour, lambda port: get_pool(f"127.0.0.1:{port}"))
+    assert behaviour.calls == 1

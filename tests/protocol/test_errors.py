@@ -1,0 +1,77 @@
+import os
+from collections import Counter
+from http import HTTPStatus
+from pathlib import Path
+
+import grpc
+import pytest
+
+from protocol import errors
+from protocol.errors import Code, GreylagError, Refused, Unavailable
+
+PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
+HEAD = """\
+# Errors
+
+Every refusal carries one of these codes: on the command line as exit status (sysexits.h) and sentence, over gRPC
+as status and `google.rpc.ErrorInfo`, over HTTP as status. A code is never reused for another meaning. The table is
+written from `protocol/errors.py` by `GREYLAG_UPDATE=1 pytest tests/protocol/test_errors.py`.
+
+| code | meaning | exit | gRPC | HTTP |
+|---|---|---|---|---|
+"""
+
+
+def table() -> str:
+    rows = (
+        f"| `{code.name}` | {code.fate.meaning} | {code.fate.exit} | {code.fate.grpc} | {code.fate.http} |\n"
+        for code in Code
+    )
+    return HEAD + "".join(rows)
+
+
+def test_the_page_shows_the_table() -> None:
+    if os.environ.get("GREYLAG_UPDATE") == "1":
+        PAGE.parent.mkdir(exist_ok=True)
+        PAGE.write_text(table())
+    assert PAGE.read_text() == table(), "write it again with GREYLAG_UPDATE=1"
+
+
+def test_no_two_codes_are_one() -> None:
+    # Enum makes an alias, silently, of a member whose value stands already.
+    assert list(Code.__members__) == [code.name for code in Code]
+
+
+def test_no_two_codes_mean_the_same() -> None:
+    assert {meaning for meaning, count in Counter(code.fate.meaning for code in Code).items() if count > 1} == set()
+
+
+@pytest.mark.parametrize("code", Code, ids=lambda code: code.name)
+def test_a_fate_is_one_that_every_door_knows(code: Code) -> None:
+    assert code.fate.grpc in grpc.StatusCode.__members__
+    assert code.fate.grpc != "OK"
+    assert 400 <= HTTPStatus(code.fate.http) < 600
+    assert 64 <= code.fate.exit <= 78
+    assert code.fate.exit in {value for name, value in vars(errors).items() if name.startswith("EX_")}
+    assert code.fate.meaning.endswith(".")
+    assert "|" not in code.fate.meaning
+    assert code.name == code.name.upper()
+
+
+def test_exit_statuses_are_those_of_sysexits() -> None:
+    ours = {name: value for name, value in vars(errors).items() if name.startswith("EX_")}
+    assert {name: getattr(os, name) for name in ours} == ours
+
+
+@pytest.mark.parametrize("family", [Refused, Unavailable])
+def test_an_error_says_code_sentence_and_hint(family: type[GreylagError]) -> None:
+    error = family(Code.QUOTA, "Eight experts are in.", "Withdraw one.")
+    assert str(error) == "QUOTA: Eight experts are in. Withdraw one."
+    assert str(family(Code.QUOTA, "Eight experts are in.")) == "QUOTA: Eight experts are in."
+    assert (error.code, error.message, error.hint) == (Code.QUOTA, "Eight experts are in.", "Withdraw one.")
+    assert isinstance(error, GreylagError)
+
+
+def test_the_families_are_told_apart() -> None:
+    assert not issubclass(Refused, Unavailable)
+    assert not issubclass(Unavailable, Refused)

@@ -1,0 +1,244 @@
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol import release, statement
+from protocol.errors import Code, Refused
+from protocol.release import ENROLMENT_TYPE, RECEIPT_TYPE, Enrolment, Receipt, ReleaseSpec
+from protocol.signing import Identity, Signed
+from protocol.spec import POOL_TYPE
+from tests.protocol import samples
+from tests.protocol.samples import CONTRIBUTOR, COORDINATOR, CREATED, STRANGER
+from tests.protocol.strategies import changed_json, few, many, mutations
+
+POOL = samples.pool()
+RELEASE = release.sign_release(samples.release(), COORDINATOR)
+ENROLMENT = Enrolment(pool=POOL.digest, name="alice", key=CONTRIBUTOR.public.hex, created=CREATED)
+RECEIPT = Receipt(pool=POOL.digest, bundle="4" * 64, contributor=CONTRIBUTOR.public.hex, sequence=1, received=CREATED)
+
+
+def enrol(document: Enrolment, signer: Identity) -> bytes:
+    return release.sign(ENROLMENT_TYPE, {"key": "5" * 64}, document, signer)
+
+
+def receipt(document: Receipt, signer: Identity) -> bytes:
+    return release.sign(RECEIPT_TYPE, {"bundle": document.bundle}, document, signer)
+
+
+def refusal(read: Callable[..., object], *arguments: object) -> Refused:
+    with pytest.raises(Refused) as refused:
+        read(*arguments)
+    assert len(refused.value.message) < 500
+    return refused.value
+
+
+# Laws.
+
+
+@few
+@given(st.datetimes(datetime(1000, 1, 1), datetime(9999, 12, 30)), st.integers(-14 * 60, 14 * 60))  # noqa: DTZ001 - hypothesis wants them bare
+def test_a_timestamp_that_is_written_is_read(moment: datetime, offset_min: int) -> None:
+    aware = moment.replace(tzinfo=timezone(timedelta(minutes=offset_min)))
+    try:
+        text = release.timestamp(aware)
+    except OverflowError:
+        return
+    assert release.read_timestamp(text) == aware.replace(microsecond=0)
+    assert release.timestamp(release.read_timestamp(text)) == text
+
+
+@few
+@given(st.integers(1, 2**53 - 1), st.none() | st.from_regex(r"[0-9a-f]{64}", fullmatch=True), st.integers(0, 5))
+def test_a_release_that_is_signed_is_read(number: int, previous: str | None, count: int) -> None:
+    experts = samples.release().experts * count
+    spec = samples.release(number, previous=previous, experts=experts)
+    written = release.sign_release(spec, COORDINATOR)
+    assert release.read_release(written.envelope, POOL) == written
+    assert written.spec == spec
+
+
+def test_documents_that_are_signed_are_read() -> None:
+    assert release.read_pool(POOL.envelope) == release.read_pool(POOL.envelope, COORDINATOR.public) == POOL
+    assert release.read_enrolment(enrol(ENROLMENT, CONTRIBUTOR)) == ENROLMENT
+    assert release.read_receipt(receipt(RECEIPT, COORDINATOR), POOL) == RECEIPT
+
+
+def test_equal_documents_have_one_identity() -> None:
+    assert samples.pool() == POOL
+    assert samples.pool(name="other").digest != POOL.digest
+    assert release.sign_release(samples.release(), COORDINATOR) == RELEASE
+
+
+READERS: dict[str, tuple[bytes, Callable[[bytes], object], Identity]] = {
+    "pool": (POOL.envelope, release.read_pool, COORDINATOR),
+    "release": (RELEASE.envelope, lambda raw: release.read_release(raw, POOL), COORDINATOR),
+    "enrolment": (enrol(ENROLMENT, CONTRIBUTOR), release.read_enrolment, CONTRIBUTOR),
+    "receipt": (receipt(RECEIPT, COORDINATOR), lambda raw: release.read_receipt(raw, POOL), COORDINATOR),
+}
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_only_refusals_come_out_of_mutated_documents(kind: str) -> None:
+    envelope, read, _ = READERS[kind]
+    payload = Signed.parse(envelope).payload
+
+    @few
+    @given(mutations(envelope) | changed_json(envelope))
+    def law(raw: bytes) -> None:
+        try:
+            read(raw)
+        except Refused:
+            return
+        assert Signed.parse(raw).payload == payload
+
+    law()
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_only_refusals_come_out_of_strange_documents_that_are_truly_signed(kind: str) -> None:
+    envelope, read, signer = READERS[kind]
+
+    @many
+    @given(changed_json(Signed.parse(envelope).payload))
+    def law(raw: bytes) -> None:
+        try:
+            read(signer.sign(raw))
+        except Refused as refused:
+            assert refused.message.isprintable()  # noqa: PT017 - either outcome is right
+
+    law()
+
+
+@pytest.mark.parametrize("kind", READERS)
+@pytest.mark.parametrize("other", READERS)
+def test_no_document_passes_for_one_of_another_type(kind: str, other: str) -> None:
+    _, read, _ = READERS[kind]
+    envelope, _, _ = READERS[other]
+    if kind == other:
+        read(envelope)
+    else:
+        assert refusal(read, envelope).code in {Code.UNSUPPORTED_STATEMENT, Code.BAD_SIGNATURE}
+
+
+# The pool.
+
+
+def test_a_pool_by_another_key_than_the_trusted_one_is_refused() -> None:
+    other = samples.pool(STRANGER)
+    assert release.read_pool(other.envelope).spec.coordinator == STRANGER.public.hex
+    assert refusal(release.read_pool, other.envelope, COORDINATOR.public).code is Code.UNTRUSTED
+
+
+def test_a_pool_that_names_a_key_that_did_not_sign_it_is_refused() -> None:
+    forged = release.sign(POOL_TYPE, {"base": "2" * 64}, POOL.spec, STRANGER)
+    for trusted in (None, COORDINATOR.public):
+        assert refusal(release.read_pool, forged, trusted).code is Code.BAD_SIGNATURE
+
+
+def test_a_pool_under_a_weak_key_is_refused() -> None:
+    spec = POOL.spec.model_copy(update={"coordinator": "00" * 32})
+    forged = release.sign(POOL_TYPE, {"base": "2" * 64}, spec, STRANGER)
+    assert refusal(release.read_pool, forged).code is Code.WEAK_KEY
+
+
+# Releases.
+
+
+def test_a_release_by_another_key_is_refused() -> None:
+    foreign = release.sign_release(samples.release(), STRANGER)
+    assert refusal(release.read_release, foreign.envelope, POOL).code is Code.BAD_SIGNATURE
+
+
+def test_a_release_of_another_pool_is_refused() -> None:
+    other = samples.pool(name="other")
+    assert refusal(release.read_release, RELEASE.envelope, other).code is Code.WRONG_POOL
+
+
+@pytest.mark.parametrize("number", [0, -1, "1", 1.0, True, None, 2**53])
+def test_a_release_number_counts_from_one(number: Any) -> None:
+    document = json.loads(Signed.parse(RELEASE.envelope).payload)
+    document["predicate"]["number"] = number
+    envelope = COORDINATOR.sign(json.dumps(document).encode())
+    assert refusal(release.read_release, envelope, POOL).code in {Code.SPEC_INVALID, Code.ENVELOPE_SCHEMA}
+
+
+NOW = datetime(2026, 12, 1, tzinfo=UTC)
+
+
+def numbered(number: int) -> release.Release:
+    return release.sign_release(samples.release(number), COORDINATOR)
+
+
+@pytest.mark.parametrize(("number", "seen"), [(1, 0), (5, 5), (6, 5), (10**6, 5)])
+def test_a_newer_release_or_the_same_is_taken(number: int, seen: int) -> None:
+    release.check_fresh(numbered(number), seen=seen, now=NOW)
+
+
+@pytest.mark.parametrize(("number", "seen"), [(1, 2), (5, 10**6)])
+def test_an_older_release_is_refused(number: int, seen: int) -> None:
+    error = refusal(lambda: release.check_fresh(numbered(number), seen=seen, now=NOW))
+    assert error.code is Code.RELEASE_ROLLBACK
+    assert str(number) in error.message
+    assert str(seen) in error.message
+
+
+def test_a_release_expires() -> None:
+    expires = release.read_timestamp(RELEASE.spec.expires)
+    release.check_fresh(RELEASE, seen=0, now=expires)
+    release.check_fresh(RELEASE, seen=0, now=expires - timedelta(days=400))  # a clock that is behind
+    for late in (timedelta(seconds=1), timedelta(days=2)):
+        error = refusal(lambda late=late: release.check_fresh(RELEASE, seen=0, now=expires + late))
+        assert error.code is Code.RELEASE_EXPIRED
+        assert release.timestamp(expires + late) in error.message
+        assert "clock" in error.hint
+
+
+def test_expiry_is_the_same_moment_in_every_time_zone() -> None:
+    expires = release.read_timestamp(RELEASE.spec.expires)
+    east = timezone(timedelta(hours=9))
+    release.check_fresh(RELEASE, seen=0, now=expires.astimezone(east))
+    with pytest.raises(Refused):
+        release.check_fresh(RELEASE, seen=0, now=(expires + timedelta(seconds=1)).astimezone(east))
+
+
+def test_rollback_is_told_before_expiry() -> None:
+    late = datetime(2030, 1, 1, tzinfo=UTC)
+    assert refusal(lambda: release.check_fresh(RELEASE, seen=2, now=late)).code is Code.RELEASE_ROLLBACK
+
+
+# Enrolments and receipts.
+
+
+def test_an_enrolment_by_another_key_is_refused() -> None:
+    assert refusal(release.read_enrolment, enrol(ENROLMENT, STRANGER)).code is Code.BAD_SIGNATURE
+
+
+def test_a_weak_key_cannot_enrol() -> None:
+    weak = ENROLMENT.model_copy(update={"key": "00" * 32})
+    assert refusal(release.read_enrolment, enrol(weak, STRANGER)).code is Code.WEAK_KEY
+
+
+@pytest.mark.parametrize("name", ["", "Alice", "a/b", "../a", "a\n"])
+def test_an_enrolment_has_a_plain_name(name: str) -> None:
+    odd = ENROLMENT.model_copy(update={"name": name})
+    assert refusal(release.read_enrolment, enrol(odd, CONTRIBUTOR)).code is Code.SPEC_INVALID
+
+
+def test_a_receipt_by_another_key_is_refused() -> None:
+    assert refusal(release.read_receipt, receipt(RECEIPT, CONTRIBUTOR), POOL).code is Code.BAD_SIGNATURE
+
+
+def test_a_receipt_of_another_pool_is_refused() -> None:
+    other = RECEIPT.model_copy(update={"pool": "6" * 64})
+    assert refusal(release.read_receipt, receipt(other, COORDINATOR), POOL).code is Code.WRONG_POOL
+
+
+def test_the_subject_of_a_document_is_what_it_is_about() -> None:
+    parsed = statement.parse(Signed.parse(RELEASE.envelope).payload, release.RELEASE_TYPE)
+    assert parsed.subjects == {"pool": POOL.digest}
+    assert statement.read(ReleaseSpec, parsed.predicate, what="It") == RELEASE.spec
