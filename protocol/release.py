@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from protocol import statement
 from protocol.errors import Code, Refused
@@ -51,6 +51,14 @@ class ReleaseSpec(Strict):
     routing: Routing
     created: Timestamp
     expires: Timestamp
+
+    @model_validator(mode="after")
+    def _is_a_list_for_a_time(self) -> "ReleaseSpec":
+        if len({expert.bundle for expert in self.experts}) != len(self.experts):
+            raise ValueError("a bundle stands in it twice")
+        if self.expires <= self.created:
+            raise ValueError("it expires before it begins")
+        return self
 
 
 class Enrolment(Strict):
@@ -143,29 +151,42 @@ def read_release(envelope: bytes, pool: Pool) -> Release:
     return Release(signed.digest, envelope, spec)
 
 
-def check_fresh(release: Release, *, seen: int, now: datetime) -> None:
-    """Refuse to move backwards or to take an expired release for the newest.
+def check_fresh(release: Release, *, seen: Release | None, now: datetime) -> None:
+    """Refuse to move backwards or sideways, or to take an expired release for the newest.
 
     Args:
         release: The candidate.
-        seen: Highest number that this node has used; 0 for none.
+        seen: The newest release that this node has used; None for none.
         now: The time, aware.
 
     Raises:
-        Refused: `RELEASE_ROLLBACK` or `RELEASE_EXPIRED`.
+        Refused: `RELEASE_ROLLBACK`, `RELEASE_FORK` or `RELEASE_EXPIRED`.
     """
-    if release.spec.number < seen:
-        raise Refused(
-            Code.RELEASE_ROLLBACK,
-            f"The coordinator offers release {release.spec.number}, but release {seen} was seen here.",
-            "Ask the operator whether an old backup was restored.",
-        )
+    if seen is not None:
+        _check_successor(release, seen)
     if read_timestamp(release.spec.expires) < now:
         raise Refused(
             Code.RELEASE_EXPIRED,
             f"Release {release.spec.number} expired at {release.spec.expires}; this machine's clock says "
             f"{timestamp(now)}.",
             "Check the clock, then ask the operator for a new release.",
+        )
+
+
+def _check_successor(release: Release, seen: Release) -> None:
+    number, known = release.spec.number, seen.spec.number
+    if number < known:
+        raise Refused(
+            Code.RELEASE_ROLLBACK,
+            f"The coordinator offers release {number}, but release {known} was seen here.",
+            "Ask the operator whether an old backup was restored.",
+        )
+    same = release.digest if number == known else release.spec.previous if number == known + 1 else seen.digest
+    if same != seen.digest:
+        raise Refused(
+            Code.RELEASE_FORK,
+            f"Release {number} does not continue release {known} as it was seen here.",
+            "The coordinator shows different releases to different people; ask the operator.",
         )
 
 

@@ -167,12 +167,8 @@ def serve(
 
     Example: greylag-router serve --coordinator localhost:50051 --base google/t5-small-lm-adapt
     """
-    import structlog
-
     from router.running import run
     from router.settings import load
-
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 
     def on_ready(port: int) -> None:
         address = f"{settings.listen.rpartition(':')[0]}:{port}"
@@ -184,6 +180,7 @@ def serve(
         workspace, coordinator=coordinator, base=base, listen=listen, follow_interval_s=follow_interval_s,
         tls_cert=tls_cert, tls_key=tls_key, ca=ca, device=device,
     )  # fmt: skip
+    _configure_logs()
     run(workspace, settings, on_ready)
 
 
@@ -216,6 +213,21 @@ def _ask(
     from router.model import RoutedModel
 
     return RoutedModel.from_mirror(settings.base, mirror, device=settings.device).answer(inputs, **options)
+
+
+def _configure_logs() -> None:
+    import structlog
+
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            # Plain tracebacks: the pretty ones print local variables, and with them people's questions.
+            structlog.processors.format_exc_info,
+            structlog.dev.ConsoleRenderer(colors=False),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
 
 
 def _print_json(document: dict[str, Any]) -> None:

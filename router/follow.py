@@ -28,6 +28,7 @@ class Follower:
         self._model, self._fetch, self._interval_s = model, fetch, interval_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
+        self._trouble: str | None = None
 
     def start(self) -> None:
         """Begin to follow."""
@@ -50,8 +51,12 @@ class Follower:
                 return False
             self._model.take_up(mirror)
         except GreylagError as error:
-            _log.warning("release not taken up", code=error.code.name, message=error.message)
+            # Said once, not at every round.
+            if error.message != self._trouble:
+                _log.warning("release not taken up", code=error.code.name, message=error.message)
+            self._trouble = error.message
             return False
+        self._trouble = None
         _log.info("release taken up", release=mirror.release.spec.number, experts=len(mirror.bundles))
         return True
 

@@ -63,7 +63,7 @@ def pull(
 
     Raises:
         Refused: `UNTRUSTED`, `RELEASE_UNKNOWN` before the first release, `RELEASE_ROLLBACK`,
-            `RELEASE_EXPIRED`, or any code of a document or bundle.
+            `RELEASE_FORK`, `RELEASE_EXPIRED`, or any code of a document or bundle.
         Unavailable: `UNREACHABLE`, `STORAGE_FULL`.
     """
     with _disk_errors(folder), connect(address, ca) as channel:
@@ -118,9 +118,9 @@ def _pull_pool(folder: Path, catalog: CatalogStub, pool_key: PublicKey | None) -
     return pool
 
 
-def _seen(folder: Path, pool: Pool) -> int:
+def _seen(folder: Path, pool: Pool) -> Release | None:
     path = folder / RELEASE
-    return read_release(path.read_bytes(), pool).spec.number if path.exists() else 0
+    return read_release(path.read_bytes(), pool) if path.exists() else None
 
 
 def _pull_bundle(

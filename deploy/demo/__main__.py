@@ -17,6 +17,7 @@ from rich.console import Console
 
 from deploy.demo import hostile, measure
 from deploy.demo.federation import Federation, contribute, federation, join, watch
+from deploy.demo.processes import stop_all
 from deploy.demo.screen import Screen, accuracy_table, refusal_table
 from deploy.demo.world import World
 from router import show
@@ -35,7 +36,8 @@ def main() -> None:
         "--at-once", type=int, default=min(os.cpu_count() or 1, 4), help="contributors that train at once"
     )
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     began = time.monotonic()
     folder: Path = options.folder.resolve()
     shutil.rmtree(folder, ignore_errors=True)
@@ -66,6 +68,9 @@ def _train(cast: Federation, world: World, screen: Screen, at_once: int) -> None
             for finished in [pool.submit(one, name) for name in names]:
                 finished.result()
             _settle(cast, len(names))
+        except BaseException:
+            stop_all()
+            raise
         finally:
             stopped.set()
             pool.shutdown(cancel_futures=True)

@@ -19,7 +19,7 @@ EXAMPLES = 512
 TRAIN_SEED = 1
 # Found on the demo's base model; see make_base.py for how the base came about.
 RECIPE = {
-    "--rank": 4, "--alpha": 4, "--learning-rate": 2e-3, "--expert-steps": 200, "--gate-steps": 100,
+    "--rank": 4, "--alpha": 4, "--learning-rate": 1.5e-3, "--expert-steps": 200, "--gate-steps": 100,
     "--batch-size": 16, "--eval-every": 100, "--max-input-tokens": 48, "--max-target-tokens": 16,
 }  # fmt: skip
 PROBE = ("please copy it : a b c d", "kindly write it : k f a c", "now give it : m n p")

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 STOP_S = 10.0
 """How long a process may take to stop by itself, in seconds."""
+_running: set[subprocess.Popen[str]] = set()
 
 
 def program(name: str, *arguments: object) -> list[str]:
@@ -35,7 +36,15 @@ def run(name: str, *arguments: object, log: Path) -> str:
         RuntimeError: It failed; the message ends with its last words.
     """
     with log.open("a") as talk:
-        done = subprocess.run(program(name, *arguments), stdout=subprocess.PIPE, stderr=talk, text=True, check=False)
+        # No terminal to ask at: a program that could prompt must do without.
+        done = subprocess.run(
+            program(name, *arguments),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=talk,
+            text=True,
+            check=False,
+        )
     if done.returncode:
         last = log.read_text().strip().splitlines()[-2:]
         raise RuntimeError(f"greylag-{name} {arguments[0]} failed ({done.returncode}): {' '.join(last)}")
@@ -62,16 +71,25 @@ def running(
     with log.open("a") as talk:
         process = subprocess.Popen(
             program(name, *arguments),
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=stderr or talk,
             text=True,
             start_new_session=True,
             env=os.environ | (environment or {}),
         )
+        _running.add(process)
         try:
             yield process
         finally:
             _stop(process)
+            _running.discard(process)
+
+
+def stop_all() -> None:
+    """Stop every process at once, for an end that cannot wait for the threads that look after them."""
+    for process in list(_running):
+        _stop(process)
 
 
 def first_document(process: subprocess.Popen[str], log: Path) -> dict[str, Any]:

@@ -55,7 +55,8 @@ def test_a_timestamp_that_is_written_is_read(moment: datetime, offset_min: int) 
 @few
 @given(st.integers(1, 2**53 - 1), st.none() | st.from_regex(r"[0-9a-f]{64}", fullmatch=True), st.integers(0, 5))
 def test_a_release_that_is_signed_is_read(number: int, previous: str | None, count: int) -> None:
-    experts = samples.release().experts * count
+    (expert,) = samples.release().experts
+    experts = tuple(expert.model_copy(update={"bundle": f"{place:064x}"}) for place in range(count))
     spec = samples.release(number, previous=previous, experts=experts)
     written = release.sign_release(spec, COORDINATOR)
     assert release.read_release(written.envelope, POOL) == written
@@ -174,25 +175,55 @@ def numbered(number: int) -> release.Release:
     return release.sign_release(samples.release(number), COORDINATOR)
 
 
-@pytest.mark.parametrize(("number", "seen"), [(1, 0), (5, 5), (6, 5), (10**6, 5)])
-def test_a_newer_release_or_the_same_is_taken(number: int, seen: int) -> None:
-    release.check_fresh(numbered(number), seen=seen, now=NOW)
+def continuing(seen: release.Release, number: int) -> release.Release:
+    """A release that names `seen` as the one before."""
+    return release.sign_release(samples.release(number).model_copy(update={"previous": seen.digest}), COORDINATOR)
+
+
+def test_the_first_the_same_the_next_and_one_far_ahead_are_taken() -> None:
+    fifth = numbered(5)
+    release.check_fresh(numbered(1), seen=None, now=NOW)
+    for taken in (fifth, continuing(fifth, 6), numbered(10**6)):
+        release.check_fresh(taken, seen=fifth, now=NOW)
 
 
 @pytest.mark.parametrize(("number", "seen"), [(1, 2), (5, 10**6)])
 def test_an_older_release_is_refused(number: int, seen: int) -> None:
-    error = refusal(lambda: release.check_fresh(numbered(number), seen=seen, now=NOW))
+    error = refusal(lambda: release.check_fresh(numbered(number), seen=numbered(seen), now=NOW))
     assert error.code is Code.RELEASE_ROLLBACK
     assert str(number) in error.message
     assert str(seen) in error.message
 
 
+def test_another_release_of_the_same_number_is_a_fork() -> None:
+    fifth = numbered(5)
+    assert refusal(lambda: release.check_fresh(continuing(fifth, 5), seen=fifth, now=NOW)).code is Code.RELEASE_FORK
+
+
+def test_a_next_release_that_continues_another_is_a_fork() -> None:
+    fifth = numbered(5)
+    stranger = continuing(continuing(fifth, 5), 6)
+    assert refusal(lambda: release.check_fresh(stranger, seen=fifth, now=NOW)).code is Code.RELEASE_FORK
+
+
+@pytest.mark.parametrize("change", ["twice", "backwards"])
+def test_a_release_that_cannot_be_meant_is_refused(change: str) -> None:
+    document = json.loads(Signed.parse(RELEASE.envelope).payload)
+    predicate = document["predicate"]
+    if change == "twice":
+        predicate["experts"] = predicate["experts"][:1] * 2
+    else:
+        predicate["expires"] = predicate["created"]
+    envelope = COORDINATOR.sign(json.dumps(document).encode())
+    assert refusal(release.read_release, envelope, POOL).code is Code.SPEC_INVALID
+
+
 def test_a_release_expires() -> None:
     expires = release.read_timestamp(RELEASE.spec.expires)
-    release.check_fresh(RELEASE, seen=0, now=expires)
-    release.check_fresh(RELEASE, seen=0, now=expires - timedelta(days=400))  # a clock that is behind
+    release.check_fresh(RELEASE, seen=None, now=expires)
+    release.check_fresh(RELEASE, seen=None, now=expires - timedelta(days=400))  # a clock that is behind
     for late in (timedelta(seconds=1), timedelta(days=2)):
-        error = refusal(lambda late=late: release.check_fresh(RELEASE, seen=0, now=expires + late))
+        error = refusal(lambda late=late: release.check_fresh(RELEASE, seen=None, now=expires + late))
         assert error.code is Code.RELEASE_EXPIRED
         assert release.timestamp(expires + late) in error.message
         assert "clock" in error.hint
@@ -201,14 +232,14 @@ def test_a_release_expires() -> None:
 def test_expiry_is_the_same_moment_in_every_time_zone() -> None:
     expires = release.read_timestamp(RELEASE.spec.expires)
     east = timezone(timedelta(hours=9))
-    release.check_fresh(RELEASE, seen=0, now=expires.astimezone(east))
+    release.check_fresh(RELEASE, seen=None, now=expires.astimezone(east))
     with pytest.raises(Refused):
-        release.check_fresh(RELEASE, seen=0, now=(expires + timedelta(seconds=1)).astimezone(east))
+        release.check_fresh(RELEASE, seen=None, now=(expires + timedelta(seconds=1)).astimezone(east))
 
 
 def test_rollback_is_told_before_expiry() -> None:
     late = datetime(2030, 1, 1, tzinfo=UTC)
-    assert refusal(lambda: release.check_fresh(RELEASE, seen=2, now=late)).code is Code.RELEASE_ROLLBACK
+    assert refusal(lambda: release.check_fresh(RELEASE, seen=numbered(2), now=late)).code is Code.RELEASE_ROLLBACK
 
 
 # Enrolments and receipts.

@@ -125,6 +125,15 @@ def test_never_backwards(catalog: Catalog, address: str, bundles: list[Bundle], 
     assert open_mirror(tmp_path / "node").release.spec.number == 5
 
 
+def test_never_sideways(catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path) -> None:
+    catalog.publish(bundles[:1], number=1)
+    pull(tmp_path / "node", address)
+    catalog.publish(bundles[:2], number=1)
+    with pytest.raises(Refused) as refused:
+        pull(tmp_path / "node", address)
+    assert refused.value.code is Code.RELEASE_FORK
+
+
 def test_an_expired_release_is_no_news_but_what_is_here_stays(
     catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path
 ) -> None:

@@ -1,0 +1,140 @@
+"""greylag-client: the command line of a contributor."""
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from client import cli_keys, cli_submit
+from client.cli_submit import check_verdict, send_bundle, show_records
+from client.door import (
+    GIVE_UP_AFTER_S,
+    GiveUpFlag,
+    ProgressFlag,
+    WaitFlag,
+    WorkspaceFlag,
+    at_work,
+    open_workspace,
+    quiet_libraries,
+    recipe_flags,
+    run,
+    talk,
+)
+from client.progress import Style, show
+
+
+class Device(StrEnum):
+    """Where training runs."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+app = typer.Typer(
+    help="Train experts on data that stays here, and contribute them to a pool.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(cli_keys.app, name="keys")
+for _verb in (cli_submit.submit, cli_submit.status, cli_submit.verify):
+    app.command()(_verb)
+
+DataFlag = Annotated[Path, typer.Option("--data", help="Examples: JSON Lines, CSV or Parquet.")]
+NameFlag = Annotated[str | None, typer.Option("--name", help="The expert's name; default: the contributor's.")]
+InputFlag = Annotated[str | None, typer.Option(help="Column of the inputs; default: input.")]
+TargetFlag = Annotated[str | None, typer.Option(help="Column of the targets; default: target.")]
+DeviceFlag = Annotated[Device | None, typer.Option(help="Where to train; default: what there is.")]
+MicroBatchFlag = Annotated[int | None, typer.Option(min=1, help="Examples in memory at once; default: the batch.")]
+SeedFlag = Annotated[int, typer.Option(help="Seed of the initial weights and the order of examples.")]
+
+
+@app.command()
+def init(
+    *,
+    coordinator: Annotated[str, typer.Option(help="Address of the coordinator, host:port.")],
+    name: Annotated[str | None, typer.Option(help="Name to enrol under; default: made from the key.")] = None,
+    base: Annotated[str | None, typer.Option(help="Base model: folder or Hub id; default: the pool's.")] = None,
+    pool_key: Annotated[str | None, typer.Option(help="The pool's public key, 64 hexadecimal digits.")] = None,
+    ca: Annotated[Path | None, typer.Option(help="CA certificate of the coordinator, PEM.")] = None,
+    license_id: Annotated[str | None, typer.Option("--license", help="License of the experts.")] = None,
+    workspace: WorkspaceFlag = Path(),
+) -> None:
+    """Join a pool: check it and the base model, make a key, write client.toml."""
+    from client.join import join
+    from client.workspace import Workspace, storage
+
+    place = Workspace(workspace)
+    flags: dict[str, object] = {
+        "coordinator": coordinator, "name": name, "base": base, "pool_key": pool_key, "ca": ca, "license": license_id,
+    }  # fmt: skip
+    with storage():
+        joined = join(place, flags, datetime.now(UTC))
+    if pool_key is None:
+        talk(f"Trusting the pool's key {joined.pool.spec.coordinator} on first use; compare it with the operator's.")
+    talk(f"Joined the pool {joined.pool.spec.name} as {joined.settings.name}, base model {joined.pool.spec.base.name}.")
+    typer.echo(joined.key.hex)
+
+
+@app.command()
+@recipe_flags
+def train(
+    *,
+    data: DataFlag,
+    name: NameFlag = None,
+    input_column: InputFlag = None,
+    target_column: TargetFlag = None,
+    seed: SeedFlag = 0,
+    device: DeviceFlag = None,
+    micro_batch: MicroBatchFlag = None,
+    progress: ProgressFlag = Style.AUTO,
+    workspace: WorkspaceFlag = Path(),
+    **recipe: Any,
+) -> None:
+    """Train an expert and its gates, and pack them into a signed bundle. Run again to resume."""
+    from client.produce import Order, produce
+
+    place, settings = open_workspace(workspace, input_column=input_column, target_column=target_column)
+    quiet_libraries(settings.base)
+    order = Order(data, name, seed, device, micro_batch, recipe)
+    with at_work(place), show(progress) as report:
+        bundle = produce(place, settings, order, report, datetime.now(UTC))
+    talk(f"The bundle {bundle.spec.name} is ready; send it with: greylag-client submit {bundle.spec.name}")
+    typer.echo(f"{bundle.digest} {bundle.folder}")
+
+
+@app.command()
+@recipe_flags
+def contribute(
+    *,
+    data: DataFlag,
+    name: NameFlag = None,
+    input_column: InputFlag = None,
+    target_column: TargetFlag = None,
+    seed: SeedFlag = 0,
+    device: DeviceFlag = None,
+    micro_batch: MicroBatchFlag = None,
+    wait: WaitFlag = False,
+    give_up_after: GiveUpFlag = GIVE_UP_AFTER_S,
+    progress: ProgressFlag = Style.AUTO,
+    workspace: WorkspaceFlag = Path(),
+    **recipe: Any,
+) -> None:
+    """Train, pack and submit in one go. Run again to resume."""
+    from client.produce import Order, produce
+
+    place, settings = open_workspace(workspace, input_column=input_column, target_column=target_column)
+    quiet_libraries(settings.base)
+    order = Order(data, name, seed, device, micro_batch, recipe)
+    with at_work(place), show(progress) as report:
+        bundle = produce(place, settings, order, report, datetime.now(UTC))
+        record = send_bundle(place, settings, bundle, report, wait=wait, give_up_after=give_up_after)
+    show_records([record], as_json=False)
+    check_verdict(record)
+
+
+def main() -> None:
+    """Run the program."""
+    run(app)

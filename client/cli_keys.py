@@ -1,0 +1,33 @@
+"""greylag-client keys: the contributor's key."""
+
+from pathlib import Path
+
+import typer
+
+from client.door import JsonFlag, WorkspaceFlag, at_work, open_workspace, put_json
+
+app = typer.Typer(help="Show or make the contributor's key.", no_args_is_help=True)
+
+
+@app.command()
+def show(*, as_json: JsonFlag = False, workspace: WorkspaceFlag = Path()) -> None:
+    """Print the public key of the workspace."""
+    from client import identity  # noqa: PLC0415 - cryptography
+
+    place, settings = open_workspace(workspace)
+    public = identity.load(place.root / settings.key).public
+    if as_json:
+        put_json({"schema": 1, "key": public.hex, "keyid": public.keyid, "openssh": public.openssh})
+    else:
+        typer.echo(f"key     {public.hex}\nkeyid   {public.keyid}\nopenssh {public.openssh}")
+
+
+@app.command()
+def new(*, workspace: WorkspaceFlag = Path()) -> None:
+    """Make a key for a workspace that has none; `init` then takes it."""
+    from client import identity  # noqa: PLC0415 - cryptography
+    from client.workspace import Workspace  # noqa: PLC0415 - pydantic
+
+    place = Workspace(workspace)
+    with at_work(place):
+        typer.echo(identity.create(place.root / "contributor.key").public.hex)

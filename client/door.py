@@ -1,0 +1,127 @@
+"""What all verbs of the command line share: flags, settings, errors as sentences."""
+
+import inspect
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from client.progress import Style
+from protocol.errors import GreylagError
+
+if TYPE_CHECKING:
+    from client.settings import ClientSettings
+    from client.workspace import Workspace
+
+WorkspaceFlag = Annotated[
+    Path, typer.Option("--workspace", "-w", envvar="GREYLAG_WORKSPACE", help="Folder of the workspace.")
+]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+WaitFlag = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the verdict.")]
+GiveUpFlag = Annotated[
+    float, typer.Option("--give-up-after", min=0, help="Seconds to try without any progress.", show_default=True)
+]
+ProgressFlag = Annotated[Style, typer.Option(help="How to show progress on stderr.")]
+GIVE_UP_AFTER_S = 600.0
+
+# Named here, too, so that --help needs no pydantic; a test holds the names against the Recipe.
+RECIPE_FLAGS: dict[str, tuple[type, str]] = {
+    "rank": (int, "Rank r of every LoRA module."),
+    "alpha": (float, "LoRA alpha; the expert is scaled by alpha / rank."),
+    "learning_rate": (float, "Peak learning rate of AdamW."),
+    "warmup_ratio": (float, "Share of the steps that warm up."),
+    "weight_decay": (float, "Weight decay of AdamW."),
+    "expert_steps": (int, "Steps that train the expert."),
+    "gate_steps": (int, "Steps that train the gates."),
+    "batch_size": (int, "Examples a step."),
+    "eval_every": (int, "Steps between two looks at the held-out rows."),
+    "held_out": (float, "Share of the rows held out."),
+    "max_input_tokens": (int, "Longest accepted input."),
+    "max_target_tokens": (int, "Longest accepted target."),
+}
+
+
+def recipe_flags(verb: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb one flag for each field of the recipe; they arrive in its `**recipe`."""
+    signature = inspect.signature(verb)
+    given = [entry for entry in signature.parameters.values() if entry.kind is not inspect.Parameter.VAR_KEYWORD]
+    flags = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[kind | None, typer.Option(help=text, rich_help_panel="Recipe (default: the pool's)")],
+        )
+        for name, (kind, text) in RECIPE_FLAGS.items()
+    ]
+    verb.__signature__ = signature.replace(parameters=[*given, *flags])  # type: ignore[attr-defined] # read by inspect
+    verb.__annotations__ = {entry.name: entry.annotation for entry in (*given, *flags)} | {"return": None}
+    return verb
+
+
+def open_workspace(root: Path, **flags: object) -> "tuple[Workspace, ClientSettings]":
+    """Read a workspace's settings, under the flags.
+
+    Raises:
+        Refused: `WORKSPACE_MISSING` or `SETTINGS_INVALID`.
+    """
+    from client import settings  # noqa: PLC0415 - pydantic costs a quarter of a second
+    from client.workspace import Workspace  # noqa: PLC0415
+
+    workspace = Workspace(root)
+    return workspace, settings.read(workspace.settings_file, **flags)
+
+
+@contextmanager
+def at_work(workspace: "Workspace") -> Iterator[None]:
+    """Keep the workspace to this process, and turn a full disk into a sentence."""
+    from client.workspace import storage  # noqa: PLC0415 - as above
+
+    with storage(), workspace.lock():
+        yield
+
+
+def quiet_libraries(base: str) -> None:
+    """Before the first import of the training libraries: no telemetry, no chatter, one GPU.
+
+    Args:
+        base: The base model; if it is a folder, the libraries are told to ask nobody.
+    """
+    if Path(base).is_dir():
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    for name, value in {
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "CUDA_VISIBLE_DEVICES": "0",  # with several GPUs the Trainer would split each batch over them
+    }.items():
+        os.environ.setdefault(name, value)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # libraries' notes to programmers
+
+
+def talk(text: str) -> None:
+    """Say something to the person: stderr."""
+    typer.echo(text, err=True)
+
+
+def put_json(value: Any) -> None:
+    """Write one JSON document: stdout."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def run(app: typer.Typer) -> None:
+    """Run a program; an error of the table becomes a sentence, a hint and an exit status."""
+    try:
+        app()
+    except GreylagError as error:
+        talk(f"error: {error.message}")
+        if error.hint:
+            talk(f"hint: {error.hint}")
+        raise SystemExit(error.code.fate.exit) from None

@@ -1,0 +1,137 @@
+"""From a finished run to a signed bundle. Knows weights and facts, never an example."""
+
+import shutil
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from client.runs import ADAPTER, RunRecord, read_record
+from protocol import bundle, tensors
+from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, GATES, Bundle
+from protocol.errors import Code, Refused
+from protocol.release import Pool, timestamp
+from protocol.signing import Identity
+from protocol.spec import ExpertSpec
+
+_CARD = """\
+---
+{{ card_data }}
+---
+
+# {{ name }}
+
+A LoRA expert with PHATGOOSE gates, trained for the Greylag pool **{{ pool }}**. The data it was
+trained on stayed with its contributor.
+
+| | |
+|---|---|
+| base model | {{ base }} |
+| modules | {{ modules }}, rank {{ recipe.rank }}, alpha {{ recipe.alpha }} |
+| expert | {{ recipe.expert_steps }} steps of {{ recipe.batch_size }}, learning rate {{ recipe.learning_rate }} |
+| gates | {{ recipe.gate_steps }} steps, one vector a module |
+| examples | {{ rows }} |
+
+The adapter loads in plain PEFT: `PeftModel.from_pretrained(base_model, folder)`.
+"""
+
+
+def pack_run(
+    run: Path,
+    bundles: Path,
+    pool: Pool,
+    identity: Identity,
+    *,
+    license_id: str,
+    supersedes: str | None,
+    now: datetime,
+) -> Bundle:
+    """Write and sign a bundle; it appears whole under its expert's name.
+
+    Args:
+        run: Folder of a finished run.
+        bundles: Folder of all bundles.
+        pool: The pool it is for.
+        identity: Who signs.
+        license_id: License of the expert.
+        supersedes: Digest of this contributor's bundle of the same name that it replaces.
+        now: Time of signing.
+
+    Raises:
+        Refused: `NOT_TRAINED`, `WRONG_POOL`, or a tensor's code if the run's files are damaged.
+    """
+    record = read_record(run)
+    if record is None:
+        raise Refused(Code.NOT_TRAINED, f"The run {run.name} is not finished.", "Run greylag-client train again.")
+    if record.pool != pool.digest:
+        raise Refused(Code.WRONG_POOL, "The expert was trained for another pool.", "Run greylag-client train again.")
+    spec = ExpertSpec(
+        name=record.name,
+        pool=pool.digest,
+        base=pool.spec.base,
+        contributor=identity.public.hex,
+        modules=record.modules,
+        dtype="float32",
+        license=license_id,
+        supersedes=supersedes,
+        created=timestamp(now),
+        tool=_tool(),
+    )
+    partial = bundles / f".{record.name}.tmp"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        for source in (run / ADAPTER / ADAPTER_CONFIG, run / ADAPTER / ADAPTER_WEIGHTS, run / GATES):
+            shutil.copyfile(source, partial / source.name)
+        (partial / CARD).write_text(render_card(record, pool, license_id), encoding="utf-8")
+        check_tensors(bundle.pack(partial, spec, identity))
+        _put(partial, bundles / record.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return bundle.open_bundle(bundles / record.name)
+
+
+def check_tensors(packed: Bundle) -> None:
+    """Hold a bundle's tensors against its spec.
+
+    Raises:
+        Refused: `TENSOR_HEADER`, `TENSOR_NAMES`, `TENSOR_SHAPE` or `TENSOR_DTYPE`.
+    """
+    tensors.check(packed.folder / ADAPTER_WEIGHTS, tensors.adapter_tensors(packed.spec))
+    tensors.check(packed.folder / GATES, tensors.gate_tensors(packed.spec))
+
+
+def render_card(record: RunRecord, pool: Pool, license_id: str) -> str:
+    """Write the model card from facts alone."""
+    data = ModelCardData(
+        base_model=pool.spec.base.name, library_name="peft", license=license_id, tags=["lora", "greylag", "phatgoose"]
+    )
+    card = ModelCard.from_template(
+        data,
+        template_str=_CARD,
+        name=record.name,
+        pool=pool.spec.name,
+        base=pool.spec.base.name,
+        modules=len(record.modules),
+        recipe=record.recipe,
+        rows=record.rows,
+    )
+    return str(card)
+
+
+def _put(partial: Path, folder: Path) -> None:
+    """Rename a finished folder into its place, over an older one."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _tool() -> str:
+    try:
+        return f"greylag-client {version('greylag')}"
+    except PackageNotFoundError:
+        return "greylag-client"  # run from a source tree that was never installed

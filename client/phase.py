@@ -1,0 +1,228 @@
+"""One phase of training: the transformers Trainer over whatever is trainable in a model.
+
+A checkpoint holds the trainable tensors, the optimizer and the state, never the frozen base. A
+checkpoint counts once its marker stands; one that was cut off by a kill is thrown away on the next
+start. The best checkpoint by held-out loss wins.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    DataCollatorForSeq2Seq,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from client.progress import Progress, Report
+from protocol.errors import Code, Refused
+from protocol.spec import Recipe
+
+if TYPE_CHECKING:
+    import datasets
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+TRAINABLE = "trainable.safetensors"
+COMPLETE = "complete"
+"""Marker of a whole checkpoint, written last."""
+LOG_EVERY = 10
+"""Steps between two looks at the training loss (each costs a wait for the device)."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What one phase trains, and where it keeps its checkpoints."""
+
+    name: str
+    """`expert` or `gates`."""
+    folder: Path
+    steps: int
+    seed: int
+    device: str | None = None
+    """`cpu` keeps training off a GPU; None takes what there is."""
+    micro_batch: int | None = None
+    """Examples in memory at once, a divisor of the batch; None takes the whole batch."""
+
+
+def run(
+    phase: Phase,
+    model: "nn.Module",
+    tokenizer: "PreTrainedTokenizerBase",
+    train: "datasets.Dataset",
+    held_out: "datasets.Dataset",
+    recipe: Recipe,
+    report: Report,
+) -> float:
+    """Train, resuming from the last whole checkpoint; leaves the best weights in the model.
+
+    Returns:
+        The best held-out loss.
+
+    Raises:
+        Refused: `NOT_FINITE` if training diverged.
+    """
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # padding is masked, so any token serves
+    trainer = _PhaseTrainer(
+        model=model,
+        args=_arguments(phase, recipe),
+        data_collator=DataCollatorForSeq2Seq(tokenizer),
+        train_dataset=train,
+        eval_dataset=held_out,
+        callbacks=[_Checkpoints(phase.folder), _Reporter(phase, report)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    last = sweep(phase.folder)
+    try:
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    except torch.OutOfMemoryError as error:
+        raise Refused(
+            Code.SETTINGS_INVALID,
+            f"The device has too little memory for {phase.micro_batch or recipe.batch_size} examples at once.",
+            "Give a smaller --micro-batch; the batch stays the same, in more parts.",
+        ) from error
+    finally:
+        sweep(phase.folder)
+    if trainer.state.best_model_checkpoint is None:
+        raise diverged(phase.name)
+    return float(trainer.state.best_metric)
+
+
+def sweep(folder: Path) -> Path | None:
+    """Throw away checkpoints that were cut off, and return the newest whole one."""
+    whole = []
+    for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        if (checkpoint / COMPLETE).is_file():
+            whole.append(checkpoint)
+        else:
+            shutil.rmtree(checkpoint)
+    return max(whole, key=_step, default=None)
+
+
+def diverged(name: str) -> Refused:
+    """Say that training ended in NaN or infinity."""
+    return Refused(
+        Code.NOT_FINITE,
+        f"Training the {name} diverged: its loss or weights are not finite.",
+        "Run it again with a lower --learning-rate.",
+    )
+
+
+class _PhaseTrainer(Trainer):
+    """The Trainer, with checkpoints of the trainable tensors alone."""
+
+    def _save(self, output_dir: str | None = None, _state_dict: dict[str, Any] | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(trainable(self.model), folder / TRAINABLE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: "nn.Module | None" = None) -> None:
+        restore(model or self.model, Path(resume_from_checkpoint) / TRAINABLE)
+
+    def _load_best_model(self) -> None:
+        restore(self.model, Path(self.state.best_model_checkpoint) / TRAINABLE)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:  # noqa: ARG002 - the Trainer's signature
+        """Count nothing: the Trainer's estimate walks over all modules, a tenth of a small model's step."""
+        return 0
+
+
+def trainable(model: "nn.Module") -> "dict[str, torch.Tensor]":
+    """Collect the trainable tensors of a model by name."""
+    return {
+        name: parameter.detach().contiguous() for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
+
+
+def restore(model: "nn.Module", path: Path) -> None:
+    """Put saved trainable tensors back; frozen ones stay as they are."""
+    result = model.load_state_dict(load_file(path), strict=False)
+    if result.unexpected_keys:
+        raise ValueError(f"{path} holds {result.unexpected_keys[0]}, which the model lacks")
+
+
+class _Checkpoints(TrainerCallback):
+    """Marks a checkpoint as whole, then lets go of all but the newest and the best."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def on_train_begin(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
+        # A resumed state remembers a path; the workspace may have been moved since.
+        if state.best_global_step:
+            state.best_model_checkpoint = str(self._checkpoint(state.best_global_step))
+
+    def on_save(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
+        newest = self._checkpoint(state.global_step)
+        (newest / COMPLETE).touch()
+        kept = {newest.name, Path(state.best_model_checkpoint or newest).name}
+        for checkpoint in self._folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+            if checkpoint.name not in kept:
+                shutil.rmtree(checkpoint)
+
+    def _checkpoint(self, step: int) -> Path:
+        return self._folder / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+
+
+class _Reporter(TrainerCallback):
+    """Tells how far the phase has come."""
+
+    def __init__(self, phase: Phase, report: Report) -> None:
+        self._phase, self._report, self._loss = phase, report, None
+
+    def on_log(
+        self, _args: TrainingArguments, _state: TrainerState, _control: TrainerControl, *, logs: Any = None, **_: Any
+    ) -> None:
+        self._loss = (logs or {}).get("loss", self._loss)
+
+    def on_step_end(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
+        self._report(Progress(self._phase.name, state.global_step, self._phase.steps, self._loss))
+
+
+def _arguments(phase: Phase, recipe: Recipe) -> TrainingArguments:
+    micro_batch = phase.micro_batch or recipe.batch_size
+    return TrainingArguments(
+        output_dir=str(phase.folder),
+        max_steps=phase.steps,
+        per_device_train_batch_size=micro_batch,
+        per_device_eval_batch_size=micro_batch,
+        gradient_accumulation_steps=recipe.batch_size // micro_batch,
+        optim="adamw_torch_fused",
+        learning_rate=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=round(recipe.warmup_ratio * phase.steps),
+        max_grad_norm=1.0,
+        eval_strategy="steps",
+        eval_steps=recipe.eval_every,
+        save_strategy="steps",
+        save_steps=recipe.eval_every,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        prediction_loss_only=True,
+        logging_steps=LOG_EVERY,
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        report_to="none",
+        log_level="error",
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_pin_memory=torch.cuda.is_available() and phase.device != "cpu",
+        use_cpu=phase.device == "cpu",
+        seed=phase.seed,
+    )
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])

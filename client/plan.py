@@ -1,0 +1,60 @@
+"""What decides how an expert comes out; light, so that a finished run is recognised without torch."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from protocol import strict_json
+from protocol.bundle import sha256_of
+from protocol.errors import Code, Refused
+from protocol.release import Pool
+from protocol.spec import Recipe
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns that hold examples."""
+
+    input: str = "input"
+    target: str = "target"
+    messages: str = "messages"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides how an expert comes out."""
+
+    data: Path
+    columns: Columns
+    base: str
+    """Folder or Hugging Face id."""
+    name: str
+    """The expert's name."""
+    recipe: Recipe
+    pool: Pool
+    seed: int = 0
+    device: str | None = None
+    micro_batch: int | None = None
+
+    def run_id(self) -> str:
+        """Name of the run's folder: equal input, equal name.
+
+        Raises:
+            Refused: `DATA_UNREADABLE`.
+        """
+        try:
+            data = sha256_of(self.data)
+        except OSError as error:
+            raise Refused(
+                Code.DATA_UNREADABLE, f"The data file {self.data} cannot be read: {error.strerror}.", "Check the path."
+            ) from error
+        facts = {
+            "data": data,
+            "columns": vars(self.columns),
+            "base": self.pool.spec.base.model_dump(),
+            "name": self.name,
+            "pool": self.pool.digest,
+            "recipe": self.recipe.model_dump(),
+            "seed": self.seed,
+        }
+        return hashlib.sha256(strict_json.dumps(facts)).hexdigest()[:16]

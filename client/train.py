@@ -1,0 +1,122 @@
+"""From a data file to a trained expert with gates, in one resumable run.
+
+Each part (expert, gates, record) is written beside its place and renamed whole, so a run that was
+stopped anywhere continues with the first part that is not there.
+"""
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from transformers import set_seed
+
+from client import gates, phase
+from client.data import Examples, read_examples
+from client.plan import Plan
+from client.progress import Report
+from client.runs import ADAPTER, RECORD, RunRecord, coarse, dump_record, lora_modules
+from client.workspace import write_whole
+from protocol import strict_json
+from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, GATES
+from protocol.errors import Code, Refused
+from protocol.spec import LoraModule
+from router.base import Base, load_base
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_TASKS = {"encoder-decoder": TaskType.SEQ_2_SEQ_LM, "decoder-only": TaskType.CAUSAL_LM}
+
+
+def train(plan: Plan, folder: Path, report: Report) -> None:
+    """Train an expert and its gates; continues where an earlier try was stopped.
+
+    Args:
+        plan: What to train.
+        folder: Folder of the run.
+        report: Told after every step.
+
+    Raises:
+        Refused: A code of the data, `RANK_OUT_OF_BOUNDS`, `BASE_UNREADABLE`, `MODULE_UNKNOWN` or `NOT_FINITE`.
+    """
+    modules = lora_modules(plan.pool.spec, plan.recipe)
+    if plan.device == "cuda" and not torch.cuda.is_available():
+        raise Refused(Code.SETTINGS_INVALID, "There is no CUDA device here.", "Leave out --device cuda.")
+    folder.mkdir(parents=True, exist_ok=True)
+    base = load_base(plan.base, device=plan.device)
+    examples = read_examples(
+        plan.data,
+        plan.columns,
+        base.tokenizer,
+        base.architecture,
+        plan.recipe,
+        positions=getattr(base.model.config, "max_position_embeddings", None),
+        scratch=folder,
+    )
+    if not (folder / ADAPTER).is_dir():
+        _train_expert(plan, base, examples, modules, folder, report)
+    if not (folder / GATES).is_file():
+        _train_gates(plan, base, examples, modules, folder, report)
+    record = RunRecord(
+        name=plan.name, pool=plan.pool.digest, recipe=plan.recipe, modules=modules, rows=coarse(examples.rows)
+    )
+    write_whole(folder / RECORD, dump_record(record))
+    for checkpoints in ("expert", "gates"):
+        shutil.rmtree(folder / checkpoints, ignore_errors=True)
+
+
+def _train_expert(
+    plan: Plan, base: Base, examples: Examples, modules: "Mapping[str, LoraModule]", folder: Path, report: Report
+) -> None:
+    config = LoraConfig(
+        r=plan.recipe.rank,
+        lora_alpha=plan.recipe.alpha,  # annotated int, used as a factor
+        lora_dropout=0.0,
+        bias="none",
+        target_modules=list(modules),
+        task_type=_TASKS[base.architecture],
+    )
+    set_seed(plan.seed)
+    model = get_peft_model(base.model, config)
+    work = phase.Phase("expert", folder / "expert", plan.recipe.expert_steps, plan.seed, plan.device, plan.micro_batch)
+    phase.run(work, model, base.tokenizer, examples.train, examples.held_out, plan.recipe, report)
+    _check_finite(phase.trainable(model), "expert")
+    _save_adapter(model, folder / ADAPTER, list(modules), plan.pool.spec.base.name)
+    model.unload()
+
+
+def _save_adapter(model: PeftModel, folder: Path, modules: list[str], base_name: str) -> None:
+    """Write the adapter as PEFT does, without the local path of the base."""
+    partial = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.peft_config["default"].base_model_name_or_path = base_name
+    model.save_pretrained(str(partial), save_embedding_layers=False)
+    config = partial / ADAPTER_CONFIG
+    # PEFT shortens a long list of modules to suffixes; the full names say what was trained.
+    fields = {**_json(config), "target_modules": sorted(modules)}
+    write_whole(config, strict_json.dumps(fields))
+    for path in partial.iterdir():
+        if path.name not in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+            path.unlink()
+    partial.rename(folder)
+
+
+def _train_gates(
+    plan: Plan, base: Base, examples: Examples, modules: "Mapping[str, LoraModule]", folder: Path, report: Report
+) -> None:
+    work = phase.Phase("gates", folder / "gates", plan.recipe.gate_steps, plan.seed, plan.device, plan.micro_batch)
+    vectors = gates.train(work, base, folder / ADAPTER, modules, examples, plan.recipe, report)
+    _check_finite(vectors, "gates")
+    gates.save(vectors, folder / GATES)
+
+
+def _check_finite(tensors: "Mapping[str, torch.Tensor]", name: str) -> None:
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+        raise phase.diverged(name)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    value = strict_json.loads(path.read_bytes(), what=path.name)
+    return dict(value)

@@ -1,0 +1,232 @@
+"""The one way out: a signed bundle goes to the coordinator, resumes, and comes back as a receipt.
+
+A broken stream keeps what arrived, so each new attempt begins again and continues from the offsets
+that the coordinator names. At no time is more than one chunk of a file in memory.
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from client.progress import Progress, Report
+from protocol.bundle import Bundle, check_file
+from protocol.channel import DEADLINE_S, STREAM_DEADLINE_S, connect
+from protocol.errors import Code, GreylagError, Refused, Unavailable
+from protocol.release import Pool, Receipt, read_receipt
+from protocol.v1.catalog_pb2 import GetPoolRequest
+from protocol.v1.catalog_pb2_grpc import CatalogStub
+from protocol.v1.chunk_pb2 import Chunk
+from protocol.v1.intake_pb2 import (
+    BeginReply,
+    BeginRequest,
+    CommitRequest,
+    EnrolRequest,
+    PutRequest,
+    PutStart,
+    StatusReply,
+    StatusRequest,
+)
+from protocol.v1.intake_pb2_grpc import IntakeStub
+from protocol.wire import read_chunks
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+GIVE_UP_AFTER_S = 600.0
+POLL_S = 1.0
+_BEGIN_AGAIN = {
+    Code.UNREACHABLE, Code.BUSY, Code.INTERNAL, Code.SESSION_UNKNOWN, Code.OFFSET_MISMATCH,
+    Code.MISSING_RANGES, Code.CHUNK_CORRUPT,
+}  # fmt: skip
+_DAMAGED = {Code.DIGEST_MISMATCH, Code.SIZE_MISMATCH}
+
+
+@dataclass(frozen=True)
+class Coordinator:
+    """Whom to talk to, and how patiently.
+
+    Args:
+        address: `host:port`.
+        ca: CA certificate, PEM.
+        give_up_after_s: Seconds without any progress after which a transfer fails.
+        sleep: Waits for seconds.
+        clock: A monotonic clock, in seconds.
+    """
+
+    address: str
+    ca: Path | None = None
+    give_up_after_s: float = GIVE_UP_AFTER_S
+    sleep: Callable[[float], None] = time.sleep
+    clock: Callable[[], float] = time.monotonic
+
+
+def fetch_pool(coordinator: Coordinator) -> bytes:
+    """Fetch the pool's signed document, unverified.
+
+    Raises:
+        Refused: `UNTRUSTED` or whatever the coordinator refuses with.
+        Unavailable: `UNREACHABLE` or `BUSY`.
+    """
+    with connect(coordinator.address, coordinator.ca) as channel:
+        return CatalogStub(channel).GetPool(GetPoolRequest(), timeout=DEADLINE_S).envelope
+
+
+def submit(
+    bundle: Bundle, enrolment: bytes, pool: Pool, coordinator: Coordinator, report: Report
+) -> tuple[Receipt, bytes]:
+    """Send a bundle until the coordinator's receipt for it is here.
+
+    Args:
+        bundle: A bundle whose every byte was checked.
+        enrolment: Signed introduction of the contributor's key.
+        pool: The pool; its key must have signed the receipt.
+        coordinator: Whom to send to.
+        report: Told how many bytes the coordinator holds.
+
+    Returns:
+        The receipt, read and as signed.
+
+    Raises:
+        Refused: What the coordinator refuses with, or `UNTRUSTED` for a receipt that is not right.
+        Unavailable: `UNREACHABLE`, `BUSY` or `STORAGE_FULL`.
+    """
+    transfer = _Transfer(bundle, enrolment, report)
+    patience = _Patience(coordinator)
+    damaged = False
+    while True:
+        held = transfer.furthest
+        try:
+            envelope = transfer.attempt(coordinator)
+            return _check_receipt(envelope, bundle, pool), envelope
+        except GreylagError as error:
+            if error.code in _DAMAGED and not damaged:
+                # Raises if our own disk is to blame; else the damage happened on the way: once more.
+                _check_unchanged(bundle)
+                damaged = True
+                continue
+            patience.after(error, progressed=transfer.furthest > held)
+
+
+def status(digest: str, coordinator: Coordinator) -> StatusReply:
+    """Ask what became of a bundle.
+
+    Raises:
+        Refused: `BUNDLE_UNKNOWN`.
+        Unavailable: `UNREACHABLE` or `BUSY`.
+    """
+    with connect(coordinator.address, coordinator.ca) as channel:
+        return IntakeStub(channel).Status(StatusRequest(digest=digest), timeout=DEADLINE_S)
+
+
+def wait(digest: str, coordinator: Coordinator, decided: Callable[[str], bool]) -> StatusReply:
+    """Ask until a bundle is decided or patience ends; either way return the last answer.
+
+    Args:
+        digest: The bundle.
+        coordinator: Whom to ask; `give_up_after_s` bounds the wait.
+        decided: Tells of a state whether to stop.
+
+    Raises:
+        Refused: `BUNDLE_UNKNOWN`.
+        Unavailable: `UNREACHABLE` or `BUSY` at the end of patience.
+    """
+    end = coordinator.clock() + coordinator.give_up_after_s
+    while True:
+        over = coordinator.clock() >= end
+        try:
+            reply = status(digest, coordinator)
+        except Unavailable:
+            if over:
+                raise
+        else:
+            if over or decided(reply.state):
+                return reply
+        coordinator.sleep(POLL_S)
+
+
+class _Transfer:
+    """One bundle on its way; remembers how far it came."""
+
+    def __init__(self, bundle: Bundle, enrolment: bytes, report: Report) -> None:
+        self._bundle, self._enrolment, self._report = bundle, enrolment, report
+        self.furthest = 0
+        """Most bytes that the coordinator was seen to hold."""
+
+    def attempt(self, coordinator: Coordinator) -> bytes:
+        """Go once through Enrol, Begin, Put and Commit; return the receipt."""
+        manifest = self._bundle.manifest
+        with connect(coordinator.address, coordinator.ca) as channel:
+            intake = IntakeStub(channel)
+            intake.Enrol(EnrolRequest(envelope=self._enrolment), timeout=DEADLINE_S)
+            begun = intake.Begin(BeginRequest(envelope=manifest.envelope), timeout=DEADLINE_S)
+            missing = self._missing(begun)
+            if begun.receipt:
+                self._tell(manifest.total_bytes)
+                return begun.receipt
+            held = manifest.total_bytes - sum(manifest.files[name].size - offset for name, offset in missing.items())
+            self._tell(held)
+            for name, offset in missing.items():
+                reply = intake.Put(self._parts(begun.token, name, offset, held), timeout=STREAM_DEADLINE_S)
+                held += reply.offset - offset
+                self._tell(held)
+            return intake.Commit(CommitRequest(digest=manifest.digest, token=begun.token), timeout=DEADLINE_S).receipt
+
+    def _missing(self, begun: BeginReply) -> dict[str, int]:
+        files = self._bundle.manifest.files
+        for entry in begun.missing:
+            if entry.name not in files or entry.offset > files[entry.name].size:
+                raise Refused(
+                    Code.BAD_WIRE, "The coordinator asks for a file that is not in the bundle.", "Tell its operator."
+                )
+        if begun.digest != self._bundle.digest:
+            raise Refused(Code.BAD_WIRE, "The coordinator answers about another bundle.", "Tell its operator.")
+        return {entry.name: entry.offset for entry in begun.missing}
+
+    def _parts(self, token: bytes, name: str, offset: int, held: int) -> Iterator[PutRequest]:
+        yield PutRequest(start=PutStart(digest=self._bundle.digest, token=token, name=name))
+        chunk: Chunk
+        for chunk in read_chunks(self._bundle.folder / name, offset):
+            yield PutRequest(chunk=chunk)
+            # What was handed to the transport; the coordinator's own figure follows at the end.
+            self._show(held + chunk.offset + len(chunk.data) - offset)
+
+    def _tell(self, held: int) -> None:
+        self.furthest = max(self.furthest, held)
+        self._show(held)
+
+    def _show(self, held: int) -> None:
+        self._report(Progress("upload", held, self._bundle.manifest.total_bytes))
+
+
+class _Patience:
+    """Decides after a failure whether to try again, and waits."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+        self._pause_s = FIRST_PAUSE_S
+        self._last_progress = coordinator.clock()
+
+    def after(self, error: GreylagError, *, progressed: bool) -> None:
+        """Sleep before another attempt, or raise the error if there is to be none."""
+        now = self._coordinator.clock()
+        if progressed:
+            self._last_progress, self._pause_s = now, FIRST_PAUSE_S
+        if error.code not in _BEGIN_AGAIN:
+            raise error
+        if now - self._last_progress + self._pause_s > self._coordinator.give_up_after_s:
+            raise error
+        # Jitter keeps many clients from coming back in the same moment.
+        self._coordinator.sleep(self._pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+
+
+def _check_receipt(envelope: bytes, bundle: Bundle, pool: Pool) -> Receipt:
+    receipt = read_receipt(envelope, pool)
+    if (receipt.bundle, receipt.contributor, receipt.pool) != (bundle.digest, bundle.spec.contributor, pool.digest):
+        raise Refused(Code.UNTRUSTED, "The coordinator's receipt is for another bundle.", "Tell its operator.")
+    return receipt
+
+
+def _check_unchanged(bundle: Bundle) -> None:
+    for name, file in bundle.manifest.files.items():
+        check_file(bundle.folder / name, file)

@@ -1,0 +1,161 @@
+"""The folder of one contributor: where everything stands, one process at a time, whole files only.
+
+client.toml        settings                     contributor.key    private key, never sent
+pool.dsse.json     the pool, signed             enrolment.dsse.json  the key's own introduction
+runs/<run-id>/     training in progress         bundles/<name>/    finished bundles
+outbox/            what was submitted           base.json          fingerprint of the base, cached
+"""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from protocol.errors import Code, GreylagError, Refused, Unavailable
+from protocol.release import Pool, read_pool
+from protocol.signing import PublicKey
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Paths inside a workspace."""
+
+    root: Path
+
+    @property
+    def settings_file(self) -> Path:
+        """client.toml; a folder that holds it is a workspace."""
+        return self.root / "client.toml"
+
+    @property
+    def pool_file(self) -> Path:
+        """The pool's signed document."""
+        return self.root / "pool.dsse.json"
+
+    @property
+    def enrolment_file(self) -> Path:
+        """The enrolment, signed once, so that submitting needs no private key."""
+        return self.root / "enrolment.dsse.json"
+
+    @property
+    def base_cache(self) -> Path:
+        """Cached fingerprint of the base model."""
+        return self.root / "base.json"
+
+    @property
+    def runs(self) -> Path:
+        """Training in progress, one folder a run."""
+        return self.root / "runs"
+
+    @property
+    def bundles(self) -> Path:
+        """Finished bundles, one folder an expert."""
+        return self.root / "bundles"
+
+    @property
+    def outbox(self) -> Path:
+        """Records of submitted bundles."""
+        return self.root / "outbox"
+
+    def pool(self, trusted: str) -> Pool:
+        """Read the pool's document.
+
+        Args:
+            trusted: The key that must have signed it, 64 hexadecimal digits.
+
+        Raises:
+            Refused: `WORKSPACE_MISSING`, `UNTRUSTED`, or any code of an envelope.
+        """
+        try:
+            envelope = self.pool_file.read_bytes()
+        except OSError as error:
+            raise Refused(
+                Code.WORKSPACE_MISSING,
+                f"{self.pool_file} cannot be read: {error.strerror}.",
+                "Start a new workspace with: greylag-client init --coordinator HOST:PORT",
+            ) from error
+        return read_pool(envelope, PublicKey.from_hex(trusted))
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes out for as long as the block runs.
+
+        Raises:
+            Unavailable: `WORKSPACE_BUSY`.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.root / ".lock", timeout=0):
+                yield
+        except Timeout as error:
+            raise Unavailable(
+                Code.WORKSPACE_BUSY,
+                f"Another greylag-client works in {self.root.resolve()}.",
+                "Wait until it has finished, or choose another folder with --workspace.",
+            ) from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Replace a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def storage() -> Iterator[None]:
+    """Turn a full or closed disk inside the block into one clear sentence.
+
+    Raises:
+        Unavailable: `STORAGE_FULL`.
+        Refused: `SETTINGS_INVALID` where the workspace cannot be written.
+    """
+    try:
+        yield
+    except GreylagError:
+        raise
+    except Exception as error:
+        cause = _os_error(error)
+        if cause is None:
+            raise
+        if cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise Unavailable(
+                Code.STORAGE_FULL,
+                "The disk of the workspace is full; nothing half-written was kept.",
+                "Make room, then run the same command again: it continues where it stopped.",
+            ) from error
+        if cause.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise Refused(
+                Code.SETTINGS_INVALID,
+                f"{cause.filename or 'The workspace'} cannot be written: {cause.strerror}.",
+                "Check the folder's permissions, or choose another with --workspace.",
+            ) from error
+        raise
+
+
+# safetensors and torch.save report a failed write without its errno; torch only by its source file.
+_FULL = ("No space left on device", "inline_container.cc")
+
+
+def _os_error(error: BaseException) -> OSError | None:
+    # Libraries wrap a failed write in errors of their own (datasets in DatasetGenerationError).
+    seen: BaseException | None = error
+    for _ in range(8):
+        if isinstance(seen, OSError) and seen.errno is not None:
+            return seen
+        if seen is not None and any(text in str(seen) for text in _FULL):
+            return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        seen = seen and (seen.__cause__ or seen.__context__)
+    return None

@@ -1,0 +1,142 @@
+"""Workspaces, data and experts that were really trained, on the tiny models."""
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import torch
+
+from client import settings as client_settings
+from client import train
+from client.cli import app
+from client.door import run
+from client.join import enrol
+from client.produce import Order, produce
+from client.settings import ClientSettings
+from client.workspace import Workspace, write_whole
+from protocol.bundle import Bundle
+from protocol.release import Pool
+from protocol.signing import Identity
+from protocol.spec import Recipe
+from tests import factories
+
+NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
+RECIPE = Recipe(
+    rank=4, alpha=8.0, learning_rate=1e-2, expert_steps=60, gate_steps=20, eval_every=20, batch_size=16, held_out=0.2
+)
+PLANTED = "zanzibar-4711"
+
+
+@dataclass(frozen=True)
+class Site:
+    """One contributor, ready to train."""
+
+    workspace: Workspace
+    settings: ClientSettings
+    pool: Pool
+    operator: Identity
+    contributor: Identity
+    base: Path
+    data: Path
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A contributor's finished bundle, with what the trained model said."""
+
+    site: Site
+    bundle: Bundle
+    probe: dict[str, torch.Tensor]
+    logits: torch.Tensor
+
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="session")
+def operator() -> Identity:
+    return Identity.generate()
+
+
+@pytest.fixture(scope="session")
+def t5_pool(t5_base: Path, operator: Identity) -> Pool:
+    return factories.make_pool(t5_base, operator, RECIPE)
+
+
+@pytest.fixture(scope="session")
+def llama_pool(llama_base: Path, operator: Identity) -> Pool:
+    return factories.make_pool(llama_base, operator, RECIPE)
+
+
+def write_rows(path: Path, rows: int = 120) -> Path:
+    """Write examples of one skill; every tenth carries a word that must never be seen again."""
+    draw = random.Random(7)
+    with path.open("w") as file:
+        for number in range(rows):
+            letters = [draw.choice("abcdef") for _ in range(3)]
+            extra = f" {PLANTED}" if number % 10 == 0 else ""
+            example = {"input": f"reverse {' '.join(letters)}{extra}", "target": " ".join(letters[::-1])}
+            file.write(json.dumps(example) + "\n")
+    return path
+
+
+def make_site(root: Path, base: Path, pool: Pool, operator: Identity, coordinator: str = "127.0.0.1:1") -> Site:
+    """Write a workspace without asking a coordinator."""
+    contributor = Identity.generate()
+    workspace = Workspace(root / "workspace")
+    settings = client_settings.from_flags(
+        coordinator=coordinator, pool_key=operator.public.hex, base=str(base), name="anna"
+    )
+    write_whole(workspace.pool_file, pool.envelope)
+    write_whole(workspace.enrolment_file, enrol(pool, "anna", contributor, NOW))
+    contributor.save(workspace.root / "contributor.key")
+    write_whole(workspace.settings_file, client_settings.dump(settings))
+    return Site(workspace, settings, pool, operator, contributor, base, write_rows(root / "rows.jsonl"))
+
+
+@pytest.fixture
+def site(tmp_path: Path, t5_base: Path, t5_pool: Pool, operator: Identity) -> Site:
+    return make_site(tmp_path, t5_base, t5_pool, operator)
+
+
+@pytest.fixture(scope="session", params=["t5", "llama"])
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, operator: Identity) -> Trained:
+    """An expert and its gates, trained once a session for each kind of model."""
+    base: Path = request.getfixturevalue(f"{request.param}_base")
+    pool: Pool = request.getfixturevalue(f"{request.param}_pool")
+    site = make_site(tmp_path_factory.mktemp(request.param), base, pool, operator)
+    probe = {"input_ids": torch.tensor([[6, 14, 15, 16, 1]])}
+    if request.param == "t5":
+        probe["decoder_input_ids"] = torch.tensor([[0, 16, 15]])
+    said: list[torch.Tensor] = []
+    save = train._save_adapter
+
+    def listen(model: torch.nn.Module, *rest: object) -> None:
+        with torch.no_grad():
+            said.append(model.eval()(**probe).logits)
+        save(model, *rest)  # type: ignore[arg-type] # the rest as it came
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "_save_adapter", listen)
+        order = Order(site.data, name="reverse", device="cpu")
+        bundle = produce(site.workspace, site.settings, order, lambda _: None, NOW)
+    return Trained(site, bundle, probe, said[0])
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Run the program in this process: exit status, stdout, stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["greylag-client", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            run(app)
+        out, err = capsys.readouterr()
+        return int(stopped.value.code or 0), out, err
+
+    return call

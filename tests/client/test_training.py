@@ -1,0 +1,218 @@
+"""An expert and its gates, trained on tiny models of both kinds."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import DataCollatorForSeq2Seq
+
+from client import gates, phase
+from client.data import Examples, read_examples
+from client.plan import Columns
+from client.progress import Progress
+from protocol.bundle import ADAPTER_CONFIG, CARD, FILES, GATES, open_bundle
+from protocol.errors import Code, Refused
+from protocol.spec import LoraModule, Recipe
+from router.base import Base, load_base
+from tests.client.conftest import PLANTED, RECIPE, Site, Trained
+
+
+def rows_of(data: Path, base: Base, scratch: Path) -> Examples:
+    return read_examples(data, Columns(), base.tokenizer, base.architecture, RECIPE, positions=None, scratch=scratch)
+
+
+def held_out_loss(model: nn.Module, base: Base, data: Path, scratch: Path) -> float:
+    examples = rows_of(data, base, scratch)
+    batch = DataCollatorForSeq2Seq(base.tokenizer)([examples.held_out[row] for row in range(len(examples.held_out))])
+    with torch.no_grad():
+        return float(model.eval()(**batch).loss)
+
+
+def test_an_expert_lowers_the_loss_on_rows_it_never_saw(trained: Trained, tmp_path: Path) -> None:
+    base = load_base(str(trained.site.base), device="cpu")
+    before = held_out_loss(base.model, base, trained.site.data, tmp_path)
+    expert = PeftModel.from_pretrained(base.model, trained.bundle.folder)
+    assert held_out_loss(expert, base, trained.site.data, tmp_path) < 0.95 * before
+
+
+def test_a_bundle_opens_in_plain_peft_and_says_what_the_trained_model_said(trained: Trained) -> None:
+    base = load_base(str(trained.site.base), device="cpu")
+    expert = PeftModel.from_pretrained(base.model, trained.bundle.folder).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(expert(**trained.probe).logits, trained.logits, rtol=0, atol=0)
+
+
+def test_gates_were_trained_for_every_module_of_the_pool(trained: Trained) -> None:
+    vectors = load_file(trained.bundle.folder / GATES)
+    assert set(vectors) == {f"{path}.gate" for path in trained.site.pool.spec.modules}
+    assert all(vector.dtype == torch.float32 and vector.std() > 0 for vector in vectors.values())
+
+
+def test_a_bundle_names_the_base_as_the_pool_does_and_no_local_path(trained: Trained) -> None:
+    folder = trained.bundle.folder
+    assert f'"base_model_name_or_path":"{trained.site.pool.spec.base.name}"' in (folder / ADAPTER_CONFIG).read_text()
+    for name in (*FILES, "bundle.dsse.json"):
+        assert str(trained.site.base.parent).encode() not in (folder / name).read_bytes()
+
+
+def test_nothing_of_the_data_is_in_a_bundle(trained: Trained) -> None:
+    assert PLANTED in trained.site.data.read_text()
+    for path in open_bundle(trained.bundle.folder).folder.iterdir():
+        assert PLANTED.encode() not in path.read_bytes()
+    assert "100 to 1,000" in (trained.bundle.folder / CARD).read_text()
+
+
+def test_no_copy_of_the_data_stays_in_the_workspace(trained: Trained) -> None:
+    for path in trained.site.workspace.root.rglob("*"):
+        assert path.is_dir() or PLANTED.encode() not in path.read_bytes()
+
+
+def test_only_gates_learn_in_the_second_phase(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = load_base(str(trained.site.base), device="cpu")
+    before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
+    started: dict[str, torch.Tensor] = {}
+    run = phase.run
+
+    def watch(work: phase.Phase, model: nn.Module, *rest: object) -> float:
+        started.update({name: tensor.clone() for name, tensor in phase.trainable(model).items()})
+        return run(work, model, *rest)  # type: ignore[arg-type] # the rest as it came
+
+    monkeypatch.setattr(phase, "run", watch)
+    work = phase.Phase("gates", tmp_path / "gates", 3, 0, "cpu")
+    modules = dict(trained.bundle.spec.modules)
+    examples = rows_of(trained.site.data, base, tmp_path)
+    vectors = gates.train(work, base, trained.bundle.folder, modules, examples, RECIPE, lambda _: None)
+    assert set(started) == set(vectors)
+    assert all(bool((tensor == 0).all()) for tensor in started.values())  # sigmoid(0 . u) = 0.5
+    assert all(bool((tensor != 0).any()) for tensor in vectors.values())
+    after = base.model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+class Line(nn.Module):
+    """(w - 3)^2: the smallest model that the Trainer takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(1))
+        self.frozen = nn.Parameter(torch.ones(1), requires_grad=False)
+
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor, **_: object) -> dict[str, torch.Tensor]:
+        return {"loss": ((self.w - 3.0) ** 2).sum(), "logits": self.w}
+
+
+def run_line(
+    folder: Path, base: Base, site: Site, scratch: Path, recipe: Recipe, seen: list[Progress], steps: int = 6
+) -> Line:
+    examples = rows_of(site.data, base, scratch)
+    model = Line()
+    work = phase.Phase("expert", folder, steps, 0, "cpu")
+    phase.run(work, model, base.tokenizer, examples.train, examples.held_out, recipe, seen.append)
+    return model
+
+
+def test_the_best_checkpoint_wins_not_the_last(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = load_base(str(site.base), device="cpu")
+    seen: list[float] = []
+    losses = iter([2.0, 1.0, 9.0])
+
+    measure = phase._PhaseTrainer.evaluate
+
+    def evaluate(trainer: phase._PhaseTrainer, **options: object) -> dict[str, float]:
+        seen.append(trainer.model.w.item())
+        return {**measure(trainer, **options), "eval_loss": next(losses)}
+
+    monkeypatch.setattr(phase._PhaseTrainer, "evaluate", evaluate)
+    recipe = RECIPE.model_copy(update={"eval_every": 2})
+    model = run_line(tmp_path / "run", base, site, tmp_path, recipe, [])
+    assert len(set(seen)) == 3
+    assert float(model.w.detach()) == seen[1]
+
+
+def test_a_checkpoint_that_was_cut_off_is_thrown_away(site: Site, tmp_path: Path) -> None:
+    base = load_base(str(site.base), device="cpu")
+    recipe = RECIPE.model_copy(update={"eval_every": 2})
+    folder = tmp_path / "run"
+    run_line(folder, base, site, tmp_path, recipe, [], steps=4)
+    newest = phase.sweep(folder)
+    assert newest is not None
+    assert newest.name == "checkpoint-4"
+    torn = folder / "checkpoint-6"
+    torn.mkdir()
+    (torn / phase.TRAINABLE).write_bytes(b"half")
+    assert phase.sweep(folder) == newest
+    assert not torn.exists()
+    torn.mkdir()
+    seen: list[Progress] = []
+    run_line(folder, base, site, tmp_path, recipe, seen, steps=8)
+    assert [event.step for event in seen] == [5, 6, 7, 8]
+
+
+def test_a_run_survives_a_move_of_its_folder(site: Site, tmp_path: Path) -> None:
+    base = load_base(str(site.base), device="cpu")
+    recipe = RECIPE.model_copy(update={"eval_every": 2})
+    run_line(tmp_path / "here", base, site, tmp_path, recipe, [], steps=4)
+    (tmp_path / "here").rename(tmp_path / "there")
+    seen: list[Progress] = []
+    model = run_line(tmp_path / "there", base, site, tmp_path, recipe, seen, steps=6)
+    assert [event.step for event in seen] == [5, 6]
+    assert float(model.w.detach()) > 0
+
+
+def test_a_checkpoint_holds_only_what_is_trained(site: Site, tmp_path: Path) -> None:
+    base = load_base(str(site.base), device="cpu")
+    run_line(tmp_path / "run", base, site, tmp_path, RECIPE, [], steps=2)
+    newest = phase.sweep(tmp_path / "run")
+    assert newest is not None
+    assert list(load_file(newest / phase.TRAINABLE)) == ["w"]
+
+
+def test_training_that_diverges_is_refused(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = load_base(str(site.base), device="cpu")
+    monkeypatch.setattr(Line, "forward", lambda self, **_: {"loss": (self.w * float("nan")).sum(), "logits": self.w})
+    with pytest.raises(Refused) as refused:
+        run_line(tmp_path / "run", base, site, tmp_path, RECIPE, [], steps=2)
+    assert refused.value.code is Code.NOT_FINITE
+    assert "learning-rate" in refused.value.hint
+
+
+def test_a_device_without_memory_is_a_sentence(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = load_base(str(site.base), device="cpu")
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(Line, "forward", full)
+    with pytest.raises(Refused, match="too little memory for 16 examples") as refused:
+        run_line(tmp_path / "run", base, site, tmp_path, RECIPE, [], steps=2)
+    assert "--micro-batch" in refused.value.hint
+
+
+def test_a_batch_in_parts_learns_the_same(site: Site, tmp_path: Path) -> None:
+    base = load_base(str(site.base), device="cpu")
+    examples = rows_of(site.data, base, tmp_path)
+    path = "encoder.block.0.layer.0.SelfAttention.q"
+    vectors = []
+    for micro_batch in (None, 4):
+        torch.manual_seed(0)
+        adapter = tmp_path / f"adapter-{micro_batch}"
+        write_adapter(adapter, path)
+        work = phase.Phase("gates", tmp_path / f"gates-{micro_batch}", 2, 0, "cpu", micro_batch)
+        modules = {path: LoraModule(d_in=32, d_out=32, rank=4, alpha=8.0)}
+        vectors.append(gates.train(work, base, adapter, modules, examples, RECIPE, lambda _: None)[f"{path}.gate"])
+    torch.testing.assert_close(vectors[0], vectors[1], rtol=1e-3, atol=1e-5)
+
+
+def write_adapter(folder: Path, path: str) -> None:
+    folder.mkdir()
+    prefix = f"base_model.model.{path}"
+    save_file(
+        {f"{prefix}.lora_A.weight": torch.randn(4, 32), f"{prefix}.lora_B.weight": torch.randn(32, 4)},
+        folder / "adapter_model.safetensors",
+    )
