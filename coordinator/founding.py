@@ -102,6 +102,12 @@ def found(
         place = ".".join(str(part) for part in first["loc"])
         raise Refused(Code.SETTINGS_INVALID, f"{place}: {first['msg']}.", "Correct the option or the file.") from error
     pool = sign_pool(spec, identity)
+    _write(workspace, identity, pool, probe=lines, settings={"base": base.location, **settings})
+    return pool
+
+
+def _write(workspace: Workspace, identity: Identity, pool: Pool, *, probe: list[str], settings: dict[str, Any]) -> None:
+    """Write a workspace whole, or leave nothing behind."""
     existed = workspace.folder.exists()
     try:
         workspace.folder.mkdir(parents=True, exist_ok=True)
@@ -109,8 +115,8 @@ def found(
             draft = Workspace(Path(folder))
             identity.save(draft.key)
             draft.pool.write_bytes(pool.envelope)
-            (draft.folder / "probe.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-            draft.settings.write_text(tomli_w.dumps({"base": base.location, **settings}), encoding="utf-8")
+            (draft.folder / "probe.txt").write_text("\n".join(probe) + "\n", encoding="utf-8")
+            draft.settings.write_text(tomli_w.dumps(settings), encoding="utf-8")
             # An external database is migrated where it is; SQLite's file moves in with the rest.
             _prepare_registry(read(draft).database)
             _move_in(draft, workspace)
@@ -124,7 +130,6 @@ def found(
                 "Check its owner, permissions and free space.",
             ) from error
         raise
-    return pool
 
 
 def check_absent(workspace: Workspace) -> None:

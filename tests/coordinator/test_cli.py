@@ -207,7 +207,7 @@ def test_releases(program: Program, founded: tuple[Workspace, Pool], bundle: Bun
     expert = ReleasedExpert(name="expert", contributor="ada", bundle=bundle.digest)
     spec = ReleaseSpec(
         pool=pool.digest, number=1, previous=None, experts=(expert,), routing=pool.spec.routing, created=NOW,
-        expires=NOW,
+        expires="2126-11-22T12:00:00Z",
     )  # fmt: skip
     registry = Registry.open(f"sqlite:///{workspace.folder / 'registry.db'}")
     now = datetime.now(UTC)
