@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 _READS_ENCODER = re.compile(r"(^|\.)encoder\.|\.(EncDecAttention|encoder_attn|crossattention)\.(k|v|k_proj|v_proj)$")
 
 
+# Names of modules that a block calls on one and the same tensor (T5, UL2; Llama, Mistral, Qwen).
+_SIBLINGS = (("q", "k", "v"), ("wi_0", "wi_1"), ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+
+
 class WrappedLinear(nn.Module):
     """A linear module with something beside it; passes for the module that it wraps.
 
@@ -41,6 +45,20 @@ class WrappedLinear(nn.Module):
 def reads_input(path: str) -> bool:
     """Tell whether a module of an encoder-decoder sees the input's tokens (else the output's)."""
     return _READS_ENCODER.search(path) is not None
+
+
+def shared_input(path: str) -> tuple[str, ...]:
+    """Name the modules that read the same input as a module, itself among them.
+
+    A guess from names, good for speed only: the layer sees for itself which input a module is given.
+    """
+    parent, dot, name = path.rpartition(".")
+    for siblings in _SIBLINGS:
+        if name in siblings:
+            # In cross-attention q reads the decoder, k and v the encoder.
+            family = [f"{parent}{dot}{other}" for other in siblings]
+            return tuple(other for other in family if reads_input(other) == reads_input(path))
+    return (path,)
 
 
 def linear_modules(model: "PreTrainedModel") -> dict[str, Shape]:

@@ -43,9 +43,18 @@ class Choice(NamedTuple):
     """Which experts each token is given."""
 
     experts: Tensor
-    """[t, k] positions among the experts of a module, highest score first."""
+    """[t, k] rows among the experts of a module, highest score first."""
     weights: Tensor
     """[t, k] float32, each row sums to 1."""
+
+
+class CommonChoice(NamedTuple):
+    """The experts that all tokens are given alike; also those of a token that comes alone."""
+
+    experts: list[int]
+    """k rows among the experts of a module, highest score first."""
+    weights: list[float]
+    """k, which sum to 1."""
 
 
 def scores(u: Tensor, gates: Tensor) -> Tensor:

@@ -1,105 +1,102 @@
-"""Experts in memory, arranged by module.
+"""Experts in memory, arranged by module, growing while requests run.
 
-A pool is a value: adding or removing an expert makes a new pool that shares all tensors with the
-old one. A request keeps the pool that it began with, so a swap in the middle of it changes nothing.
+A pool is a value: adding or removing an expert makes a new generation, a cheap view of pages that both
+generations share. A request keeps the generation that it began with, so a swap in the middle of it changes
+nothing. A generation is a length and a short list of rows to pass over: experts that were removed, and
+experts that only another branch of the pool's history knows.
 """
 
+import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from types import MappingProxyType
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
-from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle
 from protocol.errors import Code, Refused
-from protocol.tensors import ADAPTER_PREFIX
-from router.gate import standardise
+from router.attach import shared_input
+from router.expert import Expert, ExpertModule, load_expert
+from router.group import GroupStore, ModuleExperts, RouteGroup
+
+__all__ = ["Expert", "ExpertModule", "ExpertPool", "ModuleExperts", "load_expert"]
+
+_SPARE = 8
+"""Rows that may be gone before a pool moves to new pages."""
+_Groups = Mapping[tuple[str, ...], RouteGroup]
 
 
-@dataclass(frozen=True, eq=False)
-class ExpertModule:
-    """One expert at one module."""
+class _Store:
+    """What all generations of a pool share; only grows."""
 
-    a: Tensor
-    """[r, d] in the model's dtype."""
-    b: Tensor
-    """[o, r] in the model's dtype."""
-    scaling: float
-    gate: Tensor
-    """[d] float32, standardised."""
-
-
-@dataclass(frozen=True, eq=False)
-class Expert:
-    """One contributor's expert, ready to run."""
-
-    digest: str
-    """Identity of its bundle."""
-    name: str
-    contributor: str
-    modules: Mapping[str, ExpertModule]
-
-    @property
-    def full_name(self) -> str:
-        """`contributor/name`, unique in a pool."""
-        return f"{self.contributor}/{self.name}" if self.contributor else self.name
-
-
-@dataclass(frozen=True, eq=False)
-class ModuleExperts:
-    """The experts that touch one module, in pool order."""
-
-    experts: tuple[Expert, ...]
-    parts: tuple[ExpertModule, ...]
-    gates: Tensor
-    """[n, d] float32, standardised."""
-
-    def add(self, expert: Expert, part: ExpertModule) -> "ModuleExperts":
-        """Append an expert."""
-        gates = torch.cat([self.gates, part.gate.unsqueeze(0)])
-        return ModuleExperts((*self.experts, expert), (*self.parts, part), gates)
-
-    def remove(self, digest: str) -> "ModuleExperts":
-        """Leave an expert out."""
-        kept = [position for position, expert in enumerate(self.experts) if expert.digest != digest]
-        return ModuleExperts(
-            tuple(self.experts[position] for position in kept),
-            tuple(self.parts[position] for position in kept),
-            self.gates[kept],
-        )
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.experts: list[Expert] = []
+        self.rows: dict[str, list[int]] = {}
+        """Rows by digest; several if an expert left and came back."""
+        self.groups: dict[tuple[str, ...], GroupStore] = {}
 
 
 @dataclass(frozen=True, eq=False)
 class ExpertPool:
-    """Every expert of a release."""
+    """Every expert of a release, as one generation of requests sees it."""
 
-    experts: tuple[Expert, ...] = ()
+    _store: _Store = field(default_factory=_Store)
+    _length: int = 0
+    _hidden: frozenset[int] = frozenset()
+    _groups: _Groups = field(default_factory=dict)
     modules: Mapping[str, ModuleExperts] = field(default_factory=lambda: MappingProxyType({}))
     """Experts by module path; a module that no expert touches is absent."""
+
+    @cached_property
+    def experts(self) -> tuple[Expert, ...]:
+        """Experts in pool order."""
+        known = self._store.experts
+        return tuple(known[row] for row in range(self._length) if row not in self._hidden)
 
     def add(self, expert: Expert) -> "ExpertPool":
         """Append an expert; work is proportional to that expert, not to the pool.
 
+        Its tensors are copied into the pool's pages, so the caller's may go.
+
         Raises:
             Refused: `DUPLICATE_OF` if the pool holds the bundle already.
         """
-        if any(known.digest == expert.digest for known in self.experts):
-            raise Refused(Code.DUPLICATE_OF, f"Expert {expert.full_name} is in the pool already.")
-        modules = dict(self.modules)
-        for path, part in expert.modules.items():
-            known = modules.get(path) or ModuleExperts((), (), part.gate.new_empty((0, len(part.gate))))
-            modules[path] = known.add(expert, part)
-        return ExpertPool((*self.experts, expert), MappingProxyType(modules))
+        store = self._store
+        unseen = len(store.experts) - (self._length - len(self._hidden))
+        if unseen > _SPARE and 2 * unseen > len(store.experts):
+            return self._compacted().add(expert)
+        # Pages outlive the forward pass in which they might be made: they must not be inference tensors.
+        with store.lock, torch.inference_mode(mode=False), torch.no_grad():
+            if self._row(expert.digest) is not None:
+                raise Refused(Code.DUPLICATE_OF, f"Expert {expert.full_name} is in the pool already.")
+            placed: dict[str, ExpertModule] = {}
+            pooled = replace(expert, modules=MappingProxyType(placed))
+            groups = dict(self._groups)
+            for paths, parts in _by_group(expert.modules).items():
+                if paths not in store.groups:
+                    store.groups[paths] = GroupStore(paths, next(iter(parts.values())))
+                known = groups.get(paths) or RouteGroup.empty(store.groups[paths])
+                placed |= store.groups[paths].append(pooled, parts)
+                groups[paths] = known.grown()
+            row = len(store.experts)
+            store.experts.append(pooled)
+            store.rows.setdefault(expert.digest, []).append(row)
+        # Rows in between were appended by another branch, such as a candidate that failed its probe.
+        hidden = self._hidden.union(range(self._length, row)) if row > self._length else self._hidden
+        return ExpertPool(store, row + 1, hidden, groups, _modules(groups))
 
     def remove(self, digest: str) -> "ExpertPool":
-        """Leave an expert out; equal to never having added it."""
-        modules = {path: experts.remove(digest) for path, experts in self.modules.items()}
-        return ExpertPool(
-            tuple(expert for expert in self.experts if expert.digest != digest),
-            MappingProxyType({path: experts for path, experts in modules.items() if experts.experts}),
-        )
+        """Leave an expert out of this and later generations; equal to never having added it.
+
+        Its memory comes back with the first addition that finds more rows gone than kept: what is kept then
+        moves to new pages, and the old pages go with the last request that reads them.
+        """
+        row = self._row(digest)
+        if row is None:
+            return self
+        groups = {paths: group.without(digest) for paths, group in self._groups.items()}
+        return ExpertPool(self._store, self._length, self._hidden | {row}, groups, _modules(groups))
 
     def find(self, name: str) -> Expert:
         """Look an expert up by `name` or `contributor/name`.
@@ -114,29 +111,30 @@ class ExpertPool:
         reason = "There is no expert" if not found else "Several contributors have an expert"
         raise Refused(Code.EXPERT_UNKNOWN, f"{reason} {name!r:.200} in this release.", f"It holds: {known}.")
 
+    def _compacted(self) -> "ExpertPool":
+        pool = ExpertPool()
+        for expert in self.experts:
+            pool = pool.add(expert)
+        return pool
 
-def load_expert(
-    bundle: Bundle, *, device: torch.device | str, dtype: torch.dtype, name: str | None = None, contributor: str = ""
-) -> Expert:
-    """Read a verified bundle's tensors.
+    def _row(self, digest: str) -> int | None:
+        rows = self._store.rows.get(digest, ())
+        return next((row for row in rows if row < self._length and row not in self._hidden), None)
 
-    Args:
-        bundle: As `protocol.bundle.open_bundle` gives it.
-        device: Where the model is.
-        dtype: What the model computes in.
-        name: Name in the release; without one, the name in the spec.
-        contributor: The contributor's name in the release.
-    """
-    adapter = load_file(bundle.folder / ADAPTER_WEIGHTS)
-    gates = load_file(bundle.folder / GATES)
-    modules = {
-        path: ExpertModule(
-            a=adapter[f"{ADAPTER_PREFIX}{path}.lora_A.weight"].to(device, dtype),
-            b=adapter[f"{ADAPTER_PREFIX}{path}.lora_B.weight"].to(device, dtype),
-            scaling=module.scaling,
-            # In float64, once: a gate of large mean would lose digits in float32.
-            gate=standardise(gates[f"{path}.gate"].double()).float().to(device),
-        )
-        for path, module in bundle.spec.modules.items()
-    }
-    return Expert(bundle.digest, name or bundle.spec.name, contributor, MappingProxyType(modules))
+
+def _by_group(modules: Mapping[str, ExpertModule]) -> dict[tuple[str, ...], dict[str, ExpertModule]]:
+    groups: dict[tuple[str, ...], dict[str, ExpertModule]] = {}
+    for path, part in modules.items():
+        groups.setdefault(shared_input(path), {})[path] = part
+    return groups
+
+
+def _modules(groups: _Groups) -> Mapping[str, ModuleExperts]:
+    return MappingProxyType(
+        {
+            path: ModuleExperts(group, slot)
+            for group in groups.values()
+            for slot, path in enumerate(group.store.paths)
+            if group.counts[slot]
+        }
+    )

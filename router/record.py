@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from router.answer import ModuleRoute
 from router.attach import reads_input
-from router.gate import Choice
+from router.gate import Choice, CommonChoice
 from router.pool import ModuleExperts
 
 
@@ -23,13 +23,18 @@ class RouteRecorder:
         self._positions = positions
         self._chunks: dict[str, list[tuple[NDArray[np.int64], NDArray[np.float32]]]] = {}
 
-    def record(self, path: str, module: ModuleExperts, choice: Choice, shape: torch.Size) -> None:
+    def record(self, path: str, module: ModuleExperts, choice: Choice | CommonChoice, shape: torch.Size) -> None:
         """Keep one module's choice for an activation [b, s, d]."""
-        tokens, k = shape[:-1].numel(), choice.experts.shape[1]
-        known = np.array([self._positions[expert.digest] for expert in module.experts])
-        experts = known[choice.experts.expand(tokens, k).cpu().numpy()].reshape(*shape[:-1], k)
-        weights = choice.weights.float().expand(tokens, k).cpu().numpy().reshape(*shape[:-1], k)
-        self._chunks.setdefault(path, []).append((experts, weights))
+        if isinstance(choice, CommonChoice):
+            rows = np.broadcast_to(np.array(choice.experts), (shape[:-1].numel(), len(choice.experts)))
+            weights = np.broadcast_to(np.array(choice.weights, dtype=np.float32), rows.shape)
+        else:
+            rows, weights = choice.experts.cpu().numpy(), choice.weights.cpu().numpy()
+        k = rows.shape[1]
+        chosen, positions = np.unique(rows, return_inverse=True)
+        known = np.array([self._positions[module.expert(row).digest] for row in chosen.tolist()], dtype=np.int64)
+        experts = known[positions].reshape(*shape[:-1], k)
+        self._chunks.setdefault(path, []).append((experts, weights.reshape(experts.shape)))
 
     def routes(self, row: int, input_mask: Sequence[bool], output_length: int, *, causal: bool) -> list[ModuleRoute]:
         """Put together what one row of the batch was given.

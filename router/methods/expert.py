@@ -1,9 +1,8 @@
 """One expert for every token and module."""
 
-import torch
 from torch import Tensor
 
-from router.gate import Choice
+from router.gate import CommonChoice
 from router.pool import Expert, ModuleExperts
 
 
@@ -17,9 +16,7 @@ class SingleExpert:
     def __init__(self, expert: Expert) -> None:
         self._expert = expert
 
-    def choose(self, module: ModuleExperts, u: Tensor) -> Choice | None:
+    def choose(self, module: ModuleExperts, u: Tensor) -> CommonChoice | None:  # noqa: ARG002 - a Method's signature
         """Choose that expert wherever it touches the module."""
-        if self._expert not in module.experts:
-            return None
-        position = module.experts.index(self._expert)
-        return Choice(torch.tensor([[position]], device=u.device), torch.ones(1, 1, device=u.device))
+        row = module.row(self._expert.digest)
+        return None if row is None else CommonChoice([row], [1.0])

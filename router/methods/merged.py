@@ -4,18 +4,15 @@ The baseline "Merged Experts" of arXiv 2402.05859, section 4.2: the outer produc
 averaged, not A and B on their own. Experts that leave a module alone do not count there.
 """
 
-import torch
 from torch import Tensor
 
-from router.gate import Choice
+from router.gate import CommonChoice
 from router.pool import ModuleExperts
 
 
 class Merged:
     """The mean over experts of s B A, for every token alike."""
 
-    def choose(self, module: ModuleExperts, u: Tensor) -> Choice:
+    def choose(self, module: ModuleExperts, u: Tensor) -> CommonChoice:  # noqa: ARG002 - a Method's signature
         """Choose everybody, at equal weight."""
-        count = len(module.experts)
-        everybody = torch.arange(count, device=u.device).unsqueeze(0)
-        return Choice(everybody, torch.full((1, count), 1 / count, device=u.device))
+        return CommonChoice(list(module.rows), [1 / len(module)] * len(module))

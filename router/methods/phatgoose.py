@@ -6,12 +6,15 @@ Zero-Shot Generalization", arXiv 2402.05859, section 3.
 
 from torch import Tensor
 
-from router.gate import Choice, choose, scores
-from router.pool import ModuleExperts
+from router.gate import Choice, CommonChoice
+from router.group import ModuleExperts, RouteGroup
+from router.select import select
 
 
 class Phatgoose:
     """The k experts whose gates agree most with a token.
+
+    One object serves one request: it remembers what its modules were given last.
 
     Args:
         k: Experts a token; the paper uses 2.
@@ -19,7 +22,23 @@ class Phatgoose:
 
     def __init__(self, k: int) -> None:
         self._k = k
+        self._group: RouteGroup | None = None
+        self._u: Tensor | None = None
+        self._waiting: dict[int, Choice | CommonChoice | None] = {}
 
-    def choose(self, module: ModuleExperts, u: Tensor) -> Choice:
-        """Score every gate against every token and keep the best k."""
-        return choose(scores(u, module.gates), self._k, u.shape[-1])
+    def choose(self, module: ModuleExperts, u: Tensor) -> Choice | CommonChoice | None:
+        """Score every gate against every token and keep the best k.
+
+        The first of several modules that are given one tensor decides for its siblings, too.
+        """
+        group, slot = module.group, module.slot
+        if len(group.counts) == 1:
+            return select(group, u, self._k)[0]
+        if u is not self._u or group is not self._group or slot not in self._waiting:
+            self._group, self._u = group, u
+            self._waiting = {at: choice for at, choice in enumerate(select(group, u, self._k)) if choice is not None}
+        # Each decision is used once, so that a tensor that is written over between two calls is read again.
+        choice = self._waiting.pop(slot)
+        if not self._waiting:
+            self._u = None
+        return choice

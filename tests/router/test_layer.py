@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from router.gate import Choice, standardise
-from router.layer import Plan, RoutedLinear, mixture, routing
+from router.layer import Plan, RoutedLinear, routing
 from router.methods.base import BaseOnly
 from router.methods.expert import SingleExpert
 from router.methods.merged import Merged

@@ -1,0 +1,114 @@
+"""Which way to compute: found out once for each kind of work, on the first of its kind."""
+
+import threading
+import time
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from router import cpu
+from router.gate import Choice, CommonChoice
+from router.group import ModuleExperts
+
+_ROUNDS = 3
+_HOPELESS = 3.0
+"""A way this many times slower than the best at its first run is not timed again."""
+_FEW_TOKENS = 8
+_FEW_RANKS = 1024
+"""Ranks of all experts together up to which computing all of them may pay."""
+_ALIGNED_BYTES = 16
+"""Row length that torch's grouped product asks for, and the dtypes that it takes."""
+_GROUPED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_IN_PLACE_EXPERTS = 4
+"""More than these are summed on their own first: y is large against each of them and would round them off."""
+
+_Kind = tuple[torch.dtype, int, int, int, int, tuple[str, ...]]
+
+
+class Dispatch:
+    """Remembers the quickest way for each kind of work, for as long as the process lives.
+
+    A kind is a dtype, a module's widths, and the magnitudes of tokens and of experts. Since the answer is
+    kept, a request computes the same way, bit for bit, from its first token to its last.
+    """
+
+    def __init__(self) -> None:
+        self._quickest: dict[_Kind, str] = {}
+        self._lock = threading.Lock()
+
+    def add(self, module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> None:
+        """Add the chosen experts' contributions to y in place.
+
+        Args:
+            module: The experts at the module.
+            u: [t, d].
+            choice: Experts and weights [t, k].
+            y: [t, o].
+        """
+        paths = offered(module, u)
+        kind = (
+            u.dtype, u.shape[1], y.shape[1], len(u).bit_length(), len(module).bit_length(), tuple(paths),
+        )  # fmt: skip
+        name = self._quickest.get(kind)
+        if name is None:
+            with self._lock:
+                name = self._quickest.get(kind) or _quickest(paths, module, u, choice, y)
+                self._quickest[kind] = name
+        paths[name](module, u, choice, y)
+
+
+def offered(module: ModuleExperts, u: Tensor) -> dict[str, cpu.Path]:
+    """List the ways that can do a piece of work, by name."""
+    paths: dict[str, cpu.Path] = {"sorted": cpu.add_sorted}
+    if len(u) <= _FEW_TOKENS:
+        paths["one by one"] = cpu.add_one_by_one
+    if module.whole and len(module) * module.rank <= _FEW_RANKS:
+        paths["concatenated"] = cpu.add_concatenated
+    if u.dtype in _GROUPED_DTYPES and module.step_bytes % _ALIGNED_BYTES == 0:
+        paths["grouped"] = cpu.add_grouped
+    return paths
+
+
+def _quickest(paths: Mapping[str, cpu.Path], module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> str:
+    scratch = torch.zeros_like(y)
+    best: dict[str, float] = {}
+    for turn in range(1 + _ROUNDS):
+        for name, path in paths.items():
+            if turn > 1 and best[name] > _HOPELESS * min(best.values()):
+                continue
+            start = time.perf_counter()
+            path(module, u, choice, scratch)
+            took = time.perf_counter() - start
+            # The first turn only warms caches up.
+            best[name] = took if turn <= 1 else min(best[name], took)
+    return min(best, key=best.__getitem__)
+
+
+_dispatch = Dispatch()
+
+
+def add_experts(module: ModuleExperts, u: Tensor, choice: Choice | CommonChoice, y: Tensor) -> Tensor:
+    """Add the chosen experts' contributions to the base's output.
+
+    Args:
+        module: The experts at the module.
+        u: [..., d].
+        choice: Experts and weights.
+        y: [..., o], the base's; written over.
+
+    Returns:
+        [..., o].
+    """
+    tokens = u.reshape(-1, u.shape[-1])
+    out = y.view(-1, y.shape[-1])
+    common = isinstance(choice, CommonChoice)
+    in_place = y.dtype == torch.float32 and not (common and len(choice.experts) > _IN_PLACE_EXPERTS)
+    total = out if in_place else torch.zeros(out.shape, dtype=torch.float32, device=out.device)
+    if isinstance(choice, CommonChoice):
+        cpu.add_common(module, tokens, choice, total)
+    else:
+        _dispatch.add(module, tokens, choice, total)
+    if not in_place:
+        out.add_(total)
+    return y

@@ -1,0 +1,228 @@
+"""Modules that read the same input, and the experts there: one store, many generations of views."""
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from router.expert import Expert, ExpertModule
+from router.pages import Column, FactorPage, FactorPages, GatePages
+
+
+class GroupStore:
+    """All that was ever added for a few modules that share an input; only grows.
+
+    One row an expert, over all of the group's modules (slots). An expert that leaves a module alone has
+    an empty place there. Whoever appends holds the pool's lock; whoever reads knows how many rows to read.
+
+    Args:
+        paths: The modules, one slot each.
+        part: Any expert's part of one of them, for width and device.
+    """
+
+    def __init__(self, paths: Sequence[str], part: ExpertModule) -> None:
+        device = part.gate.device
+        self.paths = tuple(paths)
+        self.experts: list[Expert] = []
+        self.parts: tuple[list[ExpertModule | None], ...] = tuple([] for _ in paths)
+        self.absent: tuple[list[int], ...] = tuple([] for _ in paths)
+        """Rows without a part, by slot."""
+        self.gates = GatePages(len(paths), len(part.gate), device)
+        self.factors: list[FactorPages | None] = [None for _ in paths]
+        self.keys = tuple(Column(torch.int64, device) for _ in paths)
+        self.scalings = tuple(Column(torch.float32, device) for _ in paths)
+        self.masks = tuple(Column(torch.float32, device) for _ in paths)
+
+    def append(self, expert: Expert, parts: Mapping[str, ExpertModule]) -> dict[str, ExpertModule]:
+        """Copy one expert's parts into the pages.
+
+        Returns:
+            The parts where they are now.
+        """
+        row = len(self.experts)
+        gates = self.gates.append([parts[path].gate if path in parts else None for path in self.paths])
+        placed = {}
+        for slot, path in enumerate(self.paths):
+            part, key = parts.get(path), -1
+            if part is None:
+                self.absent[slot].append(row)
+                self.parts[slot].append(None)
+            else:
+                pages = self.factors[slot] or FactorPages(part.a.shape[1], len(part.b), part.a)
+                self.factors[slot] = pages
+                key, a, b = pages.append(part.a, part.b)
+                placed[path] = ExpertModule(a, b, part.scaling, gates[slot])
+                self.parts[slot].append(placed[path])
+            self.keys[slot].append(key)
+            self.scalings[slot].append(part.scaling if part else 0.0)
+            self.masks[slot].append(0.0 if part else -torch.inf)
+        # Last of all, since its length says how many rows are whole.
+        self.experts.append(expert)
+        return placed
+
+
+@dataclass(frozen=True, eq=False)
+class RouteGroup:
+    """One generation of a group: the rows that a request of that generation may see."""
+
+    store: GroupStore
+    length: int
+    """Rows from the first on; rows that came later belong to later generations."""
+    hidden: tuple[int, ...]
+    """Rows below that to pass over: removed, or appended by another branch of the pool's history."""
+    counts: tuple[int, ...]
+    """Experts at each slot."""
+
+    @classmethod
+    def empty(cls, store: GroupStore) -> "RouteGroup":
+        """See nothing of a store yet."""
+        return cls(store, len(store.experts), tuple(range(len(store.experts))), (0,) * len(store.paths))
+
+    def grown(self) -> "RouteGroup":
+        """See the row that was appended last, too."""
+        row = len(self.store.experts) - 1
+        others = tuple(range(self.length, row))
+        counts = tuple(n + (parts[row] is not None) for n, parts in zip(self.counts, self.store.parts, strict=True))
+        return RouteGroup(self.store, row + 1, self.hidden + others, counts)
+
+    def without(self, digest: str) -> "RouteGroup":
+        """See one expert no more."""
+        row = next((row for row in self.rows if self.store.experts[row].digest == digest), None)
+        if row is None:
+            return self
+        counts = tuple(n - (parts[row] is not None) for n, parts in zip(self.counts, self.store.parts, strict=True))
+        return RouteGroup(self.store, self.length, (*self.hidden, row), counts)
+
+    @property
+    def rows(self) -> list[int]:
+        """Rows of the experts that are seen."""
+        hidden = set(self.hidden)
+        return [row for row in range(self.length) if row not in hidden]
+
+    def absent(self, slot: int) -> list[int]:
+        """Return the rows of experts that leave a slot's module alone."""
+        rows = self.store.absent[slot]
+        return rows if not rows or rows[-1] < self.length else rows[: bisect_left(rows, self.length)]
+
+    @cached_property
+    def blocks(self) -> tuple[Tensor, ...]:
+        """Gates as `router.pages.GatePages.blocks` gives them."""
+        return self.store.gates.blocks(self.length)
+
+    @cached_property
+    def hidden_index(self) -> Tensor | None:
+        """Hidden rows as a tensor, None where nothing is hidden."""
+        return torch.tensor(self.hidden, device=self.blocks[0].device) if self.hidden else None
+
+
+@dataclass(frozen=True, eq=False)
+class ModuleExperts:
+    """The experts that touch one module, of one generation.
+
+    Experts are known by their row, which grows in pool order; rows of experts that the generation does
+    not see, or that leave the module alone, are passed over.
+    """
+
+    group: RouteGroup
+    slot: int
+
+    def __len__(self) -> int:
+        """Number of experts."""
+        return self.group.counts[self.slot]
+
+    @cached_property
+    def rows(self) -> tuple[int, ...]:
+        """Rows in pool order."""
+        parts = self.parts
+        return tuple(row for row in self.group.rows if parts[row] is not None)
+
+    def row(self, digest: str) -> int | None:
+        """Find an expert by its bundle's digest."""
+        return self._rows_by_digest.get(digest)
+
+    @cached_property
+    def _rows_by_digest(self) -> dict[str, int]:
+        return {self.expert(row).digest: row for row in self.rows}
+
+    @property
+    def whole(self) -> bool:
+        """Whether every row, and so every place in the factor pages, is seen."""
+        return not self.group.hidden
+
+    @property
+    def experts(self) -> tuple[Expert, ...]:
+        """Experts in pool order."""
+        return tuple(self.group.store.experts[row] for row in self.rows)
+
+    @property
+    def gates(self) -> Tensor:
+        """[n, d] float32, standardised; a copy."""
+        return torch.stack([self.part(row).gate for row in self.rows])
+
+    @cached_property
+    def parts(self) -> list[ExpertModule | None]:
+        """Parts by row; the list is shared by all generations, so it may be longer than this one."""
+        return self.group.store.parts[self.slot]
+
+    def part(self, row: int) -> ExpertModule:
+        """Return the part in a row.
+
+        Raises:
+            ValueError: The row holds none.
+        """
+        part = self.parts[row]
+        if part is None:
+            raise ValueError(f"row {row} has no expert for {self.group.store.paths[self.slot]}")
+        return part
+
+    def expert(self, row: int) -> Expert:
+        """Return the expert in a row."""
+        return self.group.store.experts[row]
+
+    @cached_property
+    def mask(self) -> Tensor | None:
+        """[rows] float32, -inf where an expert leaves the module alone; None where all touch it."""
+        absent = self.group.store.absent[self.slot]
+        return self.group.store.masks[self.slot].first(self.group.length) if absent else None
+
+    @cached_property
+    def scalings(self) -> Tensor:
+        """[rows] float32."""
+        return self.group.store.scalings[self.slot].first(self.group.length)
+
+    @cached_property
+    def keys(self) -> Tensor:
+        """[rows] int64, where each row's factors are in `pages`."""
+        return self.group.store.keys[self.slot].first(self.group.length)
+
+    @property
+    def pages(self) -> list[FactorPage]:
+        """Factor pages, shared by all generations."""
+        return self._factors.pages
+
+    @cached_property
+    def filled(self) -> tuple[tuple[FactorPage, int], ...]:
+        """Factor pages with the number of places in them that this generation knows."""
+        keys = self.keys.tolist()
+        held = [(page, sum(page.first <= key < page.first + len(page.a) for key in keys)) for page in self.pages]
+        return tuple((page, places) for page, places in held if places)
+
+    @property
+    def rank(self) -> int:
+        """The largest rank."""
+        return self._factors.rank
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes by which all rows of all factors are apart, as their greatest common divisor."""
+        return self._factors.step_bytes
+
+    @property
+    def _factors(self) -> FactorPages:
+        factors = self.group.store.factors[self.slot]
+        if factors is None:
+            raise ValueError(f"no expert touches {self.group.store.paths[self.slot]}")
+        return factors

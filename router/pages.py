@@ -1,0 +1,157 @@
+"""Memory that experts move into and never move within.
+
+Pages are append-only: a row, once written, is not written again, and a page that is full gets a neighbour
+instead of a bigger copy. So whatever a request reads stays where it is and what it is, however many experts
+arrive meanwhile. Rows are reserved before they are needed; the operating system hands out the memory
+behind them when they are written.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_FIRST_GATES = 256
+_FIRST_FACTORS, _MOST_FACTORS = 16, 64
+
+
+class GatePages:
+    """Standardised gates of modules that read the same input, side by side: one product scores them all.
+
+    The first page begins with a row of 1 / d for every module, so that the product yields the mean of
+    the input, too. Pages double, so that few products serve many experts.
+
+    Args:
+        slots: Modules that share the input.
+        d: Width of the input.
+        device: Where the model is.
+    """
+
+    def __init__(self, slots: int, d: int, device: torch.device) -> None:
+        self._slots, self._d, self._device = slots, d, device
+        self._pages: list[Tensor] = []
+        self._room = 0
+        self._rows = 0
+
+    def append(self, gates: Sequence[Tensor | None]) -> list[Tensor]:
+        """Write one expert's gates, one a slot; None stands for an expert that leaves that module alone.
+
+        Returns:
+            [d] for each slot, where the gates now are.
+        """
+        if self._rows == self._room:
+            head = not self._pages
+            added = max(_FIRST_GATES, self._room)
+            page = torch.empty(added + head, self._slots, self._d, dtype=torch.float32, device=self._device)
+            if head:
+                page[0] = 1 / self._d
+            self._pages.append(page)
+            self._room += added
+        # Pages end where the reserved room ends.
+        row = self._pages[-1][self._rows - self._room]
+        for target, gate in zip(row, gates, strict=True):
+            target.zero_() if gate is None else target.copy_(gate)
+        self._rows += 1
+        return list(row)
+
+    def blocks(self, rows: int) -> tuple[Tensor, ...]:
+        """View the first rows as matrices.
+
+        Returns:
+            [m * slots, d] for each page; the first with the row of means, so that the heights sum to
+            (rows + 1) * slots.
+        """
+        found, left = [], rows + 1
+        for page in self._pages:
+            taken = min(left, len(page))
+            if taken > 0:
+                found.append(page[:taken].view(-1, self._d))
+            left -= taken
+        return tuple(found)
+
+
+@dataclass(frozen=True, eq=False)
+class FactorPage:
+    """Factors of experts of one rank at one module."""
+
+    first: int
+    """Key of the page's first place; places of all pages of a module are numbered through."""
+    a: Tensor
+    """[places, r, d]."""
+    b: Tensor
+    """[places, r, o], transposed against PEFT's layout."""
+
+
+class FactorPages:
+    """A and B of experts at one module, in any mix of ranks; each page holds one rank.
+
+    Args:
+        d: d_in of the module.
+        o: d_out of the module.
+        like: A tensor of the device and dtype that the model computes in.
+    """
+
+    def __init__(self, d: int, o: int, like: Tensor) -> None:
+        self._d, self._o, self._like = d, o, like.new_empty(0)
+        self.pages: list[FactorPage] = []
+        self.rank = 0
+        """The largest so far."""
+        self.step_bytes = math.gcd(d, o) * self._like.itemsize
+        """Greatest common divisor of all row lengths, in bytes."""
+        self._open: dict[int, tuple[FactorPage, int]] = {}
+        self._held: dict[int, int] = {}
+        self._places = 0
+
+    def append(self, a: Tensor, b: Tensor) -> tuple[int, Tensor, Tensor]:
+        """Write one expert's factors.
+
+        Args:
+            a: [r, d].
+            b: [o, r].
+
+        Returns:
+            The key of their place, and views [r, d] and [o, r] of it.
+        """
+        r = len(a)
+        page, used = self._open.get(r) or (self._new_page(r), 0)
+        page.a[used].copy_(a)
+        page.b[used].copy_(b.T)
+        if used + 1 < len(page.a):
+            self._open[r] = (page, used + 1)
+        else:
+            self._open.pop(r, None)
+        return page.first + used, page.a[used], page.b[used].T
+
+    def _new_page(self, r: int) -> FactorPage:
+        held = self._held.get(r, 0)
+        places = min(max(_FIRST_FACTORS, held), _MOST_FACTORS)
+        page = FactorPage(
+            self._places, self._like.new_empty(places, r, self._d), self._like.new_empty(places, r, self._o)
+        )
+        self.pages.append(page)
+        self.rank = max(self.rank, r)
+        self.step_bytes = math.gcd(self.step_bytes, r * self._like.itemsize)
+        self._held[r] = held + places
+        self._places += places
+        return page
+
+
+class Column:
+    """One number for each expert, contiguous; growing copies numbers, never matrices, and ever more rarely."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self._values = torch.empty(_FIRST_GATES, dtype=dtype, device=device)
+        self._rows = 0
+
+    def append(self, value: float) -> None:
+        """Write the next row's number."""
+        if self._rows == len(self._values):
+            self._values = torch.cat([self._values, torch.empty_like(self._values)])
+        self._values[self._rows] = value
+        self._rows += 1
+
+    def first(self, rows: int) -> Tensor:
+        """View the first rows."""
+        return self._values[:rows]

@@ -1,0 +1,140 @@
+"""Which experts: one routing product for all modules that read the same input.
+
+Since a standardised gate has mean zero, `vbar . ubar = (vbar . u) / sigma`: the order of the raw products is
+the order of the scores, and sigma, one number a token, is wanted in the softmax alone. It comes from |u|^2 and
+from the mean, which the row of 1 / d in front of the gates yields with the same product. Where the mean is
+large against sigma that difference would lose digits; there the activation itself is standardised.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from router.gate import EPS, Choice, CommonChoice, standardise
+from router.group import ModuleExperts, RouteGroup
+
+_TRUSTED = 4.0
+"""Largest mean^2 / sigma^2 at which sigma^2 is taken as E[u^2] - mean^2: float32 then keeps 1e-6 of it."""
+_SCORES = 1 << 20
+"""Scores held at a time, so that memory does not grow with the pool."""
+
+Selected = list[Choice | CommonChoice | None]
+
+
+def select(group: RouteGroup, u: Tensor, k: int) -> Selected:
+    """Choose the k best experts at every module of a group, in float32 whatever the model computes in.
+
+    Args:
+        group: The modules and their experts.
+        u: [..., d].
+        k: Experts a token; all of them where there are fewer. Ties go to the expert that came first.
+
+    Returns:
+        One choice a slot; None where no expert touches the module.
+    """
+    tokens = u.reshape(-1, u.shape[-1]).float()
+    if len(tokens) == 1:
+        found = _select_one(group, tokens[0], k)
+        if found is not None:
+            return found
+    step = max(1, _SCORES // ((group.length + 1) * len(group.counts)))
+    if len(tokens) <= step:
+        return _select_many(group, tokens, k)
+    parts = [_select_many(group, chunk, k) for chunk in torch.split(tokens, step)]
+    return [_joined(choices) for choices in zip(*parts, strict=True)]
+
+
+def _select_one(group: RouteGroup, u: Tensor, k: int) -> Selected | None:
+    """Decide for one token in Python's floats: here operations cost more than what they compute."""
+    d, slots = len(u), len(group.counts)
+    raw: list[float] = []
+    for block in group.blocks:
+        raw += torch.mv(block, u).tolist()
+    mean = raw[0]
+    variance = max(torch.dot(u, u).item() / d - mean * mean, 0.0) + EPS
+    if not mean * mean <= _TRUSTED * variance:  # also where a figure is not finite
+        return None
+    unit = 1 / math.sqrt(d * variance)
+    found: Selected = []
+    for slot, count in enumerate(group.counts):
+        if not count:
+            found.append(None)
+            continue
+        scores = raw[slots + slot :: slots]
+        for row in group.hidden:
+            scores[row] = -math.inf
+        for row in group.absent(slot):
+            scores[row] = -math.inf
+        rows: list[int] = []
+        weights: list[float] = []
+        best = 0.0
+        for _ in range(min(k, count)):
+            score = max(scores)
+            row = scores.index(score)
+            best = best if rows else score
+            rows.append(row)
+            weights.append(math.exp((score - best) * unit))
+            scores[row] = -math.inf
+        total = sum(weights)
+        found.append(CommonChoice(rows, [weight / total for weight in weights]))
+    return found
+
+
+def _select_many(group: RouteGroup, u: Tensor, k: int) -> Selected:
+    d, slots = u.shape[1], len(group.counts)
+    scores = _products(group, u)
+    mean_squared = scores[:, :1].square()
+    norm = torch.linalg.vector_norm(u, dim=1, keepdim=True)
+    variance = norm.square_().div_(d).sub_(mean_squared).clamp_(min=0).add_(EPS)
+    if bool((mean_squared <= _TRUSTED * variance).all()):
+        unit = variance.mul_(d).rsqrt_()
+    else:
+        scores = _products(group, standardise(u))
+        unit = torch.full_like(variance, 1 / math.sqrt(d))
+    table = scores[:, slots:].view(len(u), group.length, slots)
+    found: Selected = []
+    for slot, count in enumerate(group.counts):
+        if count:
+            rows, best = _best(_seen(ModuleExperts(group, slot), table[:, :, slot]), min(k, count))
+            found.append(Choice(rows, torch.softmax(best * unit, dim=1)))
+        else:
+            found.append(None)
+    return found
+
+
+def _products(group: RouteGroup, u: Tensor) -> Tensor:
+    blocks = group.blocks
+    if len(blocks) == 1:
+        return functional.linear(u, blocks[0])
+    scores = u.new_empty(len(u), sum(len(block) for block in blocks))
+    start = 0
+    for block in blocks:
+        torch.mm(u, block.T, out=scores[:, start : start + len(block)])
+        start += len(block)
+    return scores
+
+
+def _seen(module: ModuleExperts, scores: Tensor) -> Tensor:
+    if module.mask is not None:
+        scores.add_(module.mask)
+    if module.group.hidden_index is not None:
+        scores.index_fill_(1, module.group.hidden_index, -torch.inf)
+    return scores
+
+
+def _best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return rows and scores [t, k] of the best, the lowest row first among equals."""
+    best, rows = scores.topk(min(k + 1, scores.shape[1]), dim=1)
+    if bool((best[:, 1:] == best[:, :-1]).any()):
+        # topk leaves the order of equal scores open, a stable sort does not.
+        best, rows = torch.sort(scores, dim=1, descending=True, stable=True)
+    return rows[:, :k], best[:, :k]
+
+
+def _joined(choices: tuple[Choice | CommonChoice | None, ...]) -> Choice | None:
+    several = [choice for choice in choices if isinstance(choice, Choice)]
+    if not several:
+        return None
+    return Choice(torch.cat([part.experts for part in several]), torch.cat([part.weights for part in several]))
