@@ -43,6 +43,14 @@ lint: $(STAMP) ## Style, types and import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+.PHONY: bench-layer
+bench-layer: $(STAMP) ## Cost of routing against the plain layer and PEFT's Arrow (8 minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.layer
+
+.PHONY: bench-growth
+bench-growth: $(STAMP) ## Cost of adding an expert while requests run (a minute)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.growth
+
 .PHONY: proto
 proto: $(STAMP) ## Generate the code for protocol/v1/*.proto again
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --grpc_python_out=. \
@@ -55,4 +63,4 @@ clean: ## Remove what was built, but not the virtual environment
 
 .PHONY: help
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'

@@ -16,14 +16,17 @@ from router.group import ModuleExperts
 Path = Callable[[ModuleExperts, Tensor, Choice, Tensor], None]
 
 
+def add_one(module: ModuleExperts, u: Tensor, choice: CommonChoice, y: Tensor) -> None:
+    """Serve one token, u [d] and y [o]: matrices meet vectors and nothing is copied."""
+    parts = module.parts
+    for row, weight in zip(choice.experts, choice.weights, strict=True):
+        part = parts[row]
+        if part is not None:
+            y.addmv_(part.b, torch.mv(part.a, u), alpha=weight * part.scaling)
+
+
 def add_common(module: ModuleExperts, u: Tensor, choice: CommonChoice, y: Tensor) -> None:
-    """Give all tokens the same experts; for one token, matrices meet vectors and nothing is copied."""
-    if len(u) == 1 and y.dtype == u.dtype:
-        token, out = u.view(-1), y.view(-1)
-        for row, weight in zip(choice.experts, choice.weights, strict=True):
-            part = module.part(row)
-            out.addmv_(part.b, torch.mv(part.a, token), alpha=weight * part.scaling)
-        return
+    """Give all tokens the same experts."""
     for row, weight in zip(choice.experts, choice.weights, strict=True):
         part = module.part(row)
         _add_product(y, torch.mm(u, part.a_t), part.b_t, weight * part.scaling)
@@ -31,9 +34,11 @@ def add_common(module: ModuleExperts, u: Tensor, choice: CommonChoice, y: Tensor
 
 def add_one_by_one(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> None:
     """Token by token, as if each came alone."""
-    pairs = zip(choice.experts.tolist(), choice.weights.tolist(), strict=True)
-    for at, (experts, weights) in enumerate(pairs):
-        add_common(module, u[at : at + 1], CommonChoice(experts, weights), y[at : at + 1])
+    add = add_one if y.dtype == u.dtype else add_common
+    rows = zip(choice.experts.tolist(), choice.weights.tolist(), strict=True)
+    for at, (experts, weights) in enumerate(rows):
+        here = at if add is add_one else slice(at, at + 1)
+        add(module, u[here], CommonChoice(experts, weights), y[here])
 
 
 def add_sorted(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> None:

@@ -11,7 +11,7 @@ from router import cpu
 from router.gate import Choice, CommonChoice
 from router.group import ModuleExperts
 
-_ROUNDS = 3
+_ROUNDS = 5
 _HOPELESS = 3.0
 """A way this many times slower than the best at its first run is not timed again."""
 _FEW_TOKENS = 8
@@ -77,9 +77,9 @@ def _quickest(paths: Mapping[str, cpu.Path], module: ModuleExperts, u: Tensor, c
         for name, path in paths.items():
             if turn > 1 and best[name] > _HOPELESS * min(best.values()):
                 continue
-            start = time.perf_counter()
+            start = time.thread_time()
             path(module, u, choice, scratch)
-            took = time.perf_counter() - start
+            took = time.thread_time() - start
             # The first turn only warms caches up.
             best[name] = took if turn <= 1 else min(best[name], took)
     return min(best, key=best.__getitem__)
@@ -100,15 +100,21 @@ def add_experts(module: ModuleExperts, u: Tensor, choice: Choice | CommonChoice,
     Returns:
         [..., o].
     """
+    common = choice if isinstance(choice, CommonChoice) else None
+    if y.dtype == torch.float32 and (common is None or len(common.experts) <= _IN_PLACE_EXPERTS):
+        if common is not None and u.numel() == u.shape[-1]:
+            cpu.add_one(module, u.reshape(-1), common, y.view(-1))
+        else:
+            _add(module, u, choice, y.view(-1, y.shape[-1]))
+        return y
+    total = torch.zeros(u.numel() // u.shape[-1], y.shape[-1], dtype=torch.float32, device=y.device)
+    _add(module, u, choice, total)
+    return y.add_(total.view_as(y))
+
+
+def _add(module: ModuleExperts, u: Tensor, choice: Choice | CommonChoice, y: Tensor) -> None:
     tokens = u.reshape(-1, u.shape[-1])
-    out = y.view(-1, y.shape[-1])
-    common = isinstance(choice, CommonChoice)
-    in_place = y.dtype == torch.float32 and not (common and len(choice.experts) > _IN_PLACE_EXPERTS)
-    total = out if in_place else torch.zeros(out.shape, dtype=torch.float32, device=out.device)
     if isinstance(choice, CommonChoice):
-        cpu.add_common(module, tokens, choice, total)
+        cpu.add_common(module, tokens, choice, y)
     else:
-        _dispatch.add(module, tokens, choice, total)
-    if not in_place:
-        out.add_(total)
-    return y
+        _dispatch.add(module, tokens, choice, y)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_FIRST_GATES = 256
+_FIRST_GATES = 512
 _FIRST_FACTORS, _MOST_FACTORS = 16, 64
 
 

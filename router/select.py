@@ -8,7 +8,9 @@ large against sigma that difference would lose digits; there the activation itse
 
 import math
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -19,6 +21,8 @@ _TRUSTED = 4.0
 """Largest mean^2 / sigma^2 at which sigma^2 is taken as E[u^2] - mean^2: float32 then keeps 1e-6 of it."""
 _SCORES = 1 << 20
 """Scores held at a time, so that memory does not grow with the pool."""
+_SHORT = 128
+"""Scores up to which a list of floats is quicker than an array."""
 
 Selected = list[Choice | CommonChoice | None]
 
@@ -34,11 +38,11 @@ def select(group: RouteGroup, u: Tensor, k: int) -> Selected:
     Returns:
         One choice a slot; None where no expert touches the module.
     """
-    tokens = u.reshape(-1, u.shape[-1]).float()
-    if len(tokens) == 1:
-        found = _select_one(group, tokens[0], k)
+    if u.numel() == u.shape[-1]:
+        found = _select_one(group, u.reshape(-1).float(), k)
         if found is not None:
             return found
+    tokens = u.reshape(-1, u.shape[-1]).float()
     step = max(1, _SCORES // ((group.length + 1) * len(group.counts)))
     if len(tokens) <= step:
         return _select_many(group, tokens, k)
@@ -49,37 +53,39 @@ def select(group: RouteGroup, u: Tensor, k: int) -> Selected:
 def _select_one(group: RouteGroup, u: Tensor, k: int) -> Selected | None:
     """Decide for one token in Python's floats: here operations cost more than what they compute."""
     d, slots = len(u), len(group.counts)
-    raw: list[float] = []
-    for block in group.blocks:
-        raw += torch.mv(block, u).tolist()
-    mean = raw[0]
+    blocks = [torch.mv(block, u) for block in group.blocks]
+    raw = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+    scores = raw.tolist() if len(raw) <= _SHORT else raw.detach().cpu().numpy()
+    mean = float(scores[0])
     variance = max(torch.dot(u, u).item() / d - mean * mean, 0.0) + EPS
     if not mean * mean <= _TRUSTED * variance:  # also where a figure is not finite
         return None
     unit = 1 / math.sqrt(d * variance)
     found: Selected = []
     for slot, count in enumerate(group.counts):
-        if not count:
+        if count:
+            mine = scores[slots + slot :: slots]
+            for row in (*group.hidden, *group.absent(slot)):
+                mine[row] = -math.inf
+            found.append(_best_one(mine, min(k, count), unit))
+        else:
             found.append(None)
-            continue
-        scores = raw[slots + slot :: slots]
-        for row in group.hidden:
-            scores[row] = -math.inf
-        for row in group.absent(slot):
-            scores[row] = -math.inf
-        rows: list[int] = []
-        weights: list[float] = []
-        best = 0.0
-        for _ in range(min(k, count)):
-            score = max(scores)
-            row = scores.index(score)
-            best = best if rows else score
-            rows.append(row)
-            weights.append(math.exp((score - best) * unit))
-            scores[row] = -math.inf
-        total = sum(weights)
-        found.append(CommonChoice(rows, [weight / total for weight in weights]))
     return found
+
+
+def _best_one(scores: NDArray[np.float32] | list[float], k: int, unit: float) -> CommonChoice:
+    """Take the k best of one token, the lowest row first among equals; writes over the scores."""
+    rows: list[int] = []
+    found: list[float] = []
+    for _ in range(k):
+        # Lists are quicker while they are short, arrays do not slow down with length.
+        row = scores.index(max(scores)) if isinstance(scores, list) else int(scores.argmax())
+        rows.append(row)
+        found.append(float(scores[row]))
+        scores[row] = -math.inf
+    weights = [math.exp((score - found[0]) * unit) for score in found]
+    total = sum(weights)
+    return CommonChoice(rows, [weight / total for weight in weights])
 
 
 def _select_many(group: RouteGroup, u: Tensor, k: int) -> Selected:

@@ -120,7 +120,7 @@ def make_arrow(pool: ExpertPool, linear: nn.Linear) -> Callable[[Tensor], Tensor
     )
     arrow = ArrowLoraLinearLayer(D, config)
     arrow.register_buffer("prototypes", pool.modules[PATH].gates, persistent=False)
-    arrow._protos_ready = True  # noqa: SLF001 - else its first pass computes prototypes of its own
+    arrow._protos_ready = True
     lora_a, lora_b = nn.ModuleDict(), nn.ModuleDict()
     for name, expert in zip(names, pool.experts, strict=True):
         part = expert.modules[PATH]

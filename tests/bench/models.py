@@ -78,7 +78,12 @@ def _measure(plain: PreTrainedModel) -> dict[str, float]:
         took = alternate({"plain": lambda: call(plain, ids), "routed": with_experts}, rounds=ROUNDS)
         return round(median_ratio(took["routed"], took["plain"]), 2)
 
-    return {"modules": len(modules), "experts": EXPERTS, "forward": under_plan(_forward), "decoding": under_plan(_decode)}
+    return {
+        "modules": len(modules),
+        "experts": EXPERTS,
+        "forward": under_plan(_forward),
+        "decoding": under_plan(_decode),
+    }
 
 
 def _forward(model: PreTrainedModel, ids: Tensor) -> None:

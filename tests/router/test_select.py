@@ -1,0 +1,140 @@
+"""Which experts are chosen: ties, large means, modules that share an input."""
+
+import pytest
+import torch
+
+from router.attach import shared_input
+from router.gate import Choice, CommonChoice, standardise
+from router.methods.phatgoose import Phatgoose
+from router.pool import Expert, ExpertModule, ExpertPool
+from router.reference import ReferenceExpert, route
+from router.select import select
+from tests.router.test_layer import PATH, make_experts
+
+D = 64
+
+
+def pool_of(gates: list[torch.Tensor], *paths: str) -> ExpertPool:
+    pool = ExpertPool()
+    for number, gate in enumerate(gates):
+        part = ExpertModule(torch.ones(1, D), torch.ones(4, 1), 1.0, standardise(gate.double()).float())
+        pool = pool.add(Expert(f"{number:064x}", f"e{number}", "", dict.fromkeys(paths or (PATH,), part)))
+    return pool
+
+
+def as_choice(found: Choice | CommonChoice | None) -> tuple[list[list[int]], list[list[float]]]:
+    assert found is not None
+    if isinstance(found, CommonChoice):
+        return [found.experts], [found.weights]
+    return found.experts.tolist(), found.weights.tolist()
+
+
+@pytest.mark.parametrize("tokens", [1, 9])
+@pytest.mark.parametrize("ratio", [0, 1, 3, 30, 300, 3000])
+@pytest.mark.parametrize("count", [5, 166])
+def test_large_means_change_no_choice(tokens: int, ratio: int, count: int) -> None:
+    pool, slow = make_experts(count, D, 8)
+    u = torch.randn(tokens, D, generator=torch.Generator().manual_seed(count)) + ratio
+    exact = route(u, torch.zeros(8, D), None, slow, 2)
+    experts, weights = as_choice(select(pool.modules[PATH].group, u, 2)[0])
+    for row in range(tokens):
+        if exact.gaps[row] > 1e-5:
+            assert experts[row] == exact.experts[row]
+            assert weights[row] == pytest.approx(exact.weights[row], abs=1e-5 if ratio > 100 else 1e-6)
+
+
+@pytest.mark.parametrize("tokens", [1, 9])
+@pytest.mark.parametrize("count", [3, 7, 300])
+def test_ties_go_to_whoever_came_first(tokens: int, count: int) -> None:
+    gate = torch.randn(D, generator=torch.Generator().manual_seed(0))
+    pool = pool_of([-gate, *[gate] * count])
+    experts, weights = as_choice(select(pool.modules[PATH].group, gate.repeat(tokens, 1), 2)[0])
+    assert experts == [[1, 2]] * tokens
+    assert weights == [[0.5, 0.5]] * tokens
+
+
+@pytest.mark.parametrize("tokens", [1, 9])
+def test_a_constant_gate_scores_zero(tokens: int) -> None:
+    gate = torch.randn(D, generator=torch.Generator().manual_seed(0))
+    pool = pool_of([-gate, torch.full((D,), 7.0), gate])
+    assert as_choice(select(pool.modules[PATH].group, gate.repeat(tokens, 1), 2)[0])[0] == [[2, 1]] * tokens
+
+
+@pytest.mark.parametrize("tokens", [1, 9])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_broken_activation_gives_no_finite_answer(tokens: int, value: float) -> None:
+    pool, _ = make_experts(5, D, 8)
+    u = torch.randn(tokens, D)
+    u[0, 3] = value
+    assert not any(weight == weight for weight in as_choice(select(pool.modules[PATH].group, u, 2)[0])[1][0])
+
+
+def test_scores_are_held_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, _ = make_experts(20, D, 8, absent=3)
+    u, group = torch.randn(50, D), pool.modules[PATH].group
+    whole = select(group, u, 2)[0]
+    monkeypatch.setattr("router.select._SCORES", 21 * 8)
+    pieces = select(group, u, 2)[0]
+    assert isinstance(whole, Choice)
+    assert isinstance(pieces, Choice)
+    assert torch.equal(whole.experts, pieces.experts)
+    torch.testing.assert_close(whole.weights, pieces.weights)
+
+
+def test_pages_of_gates_are_one_to_the_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("router.pages._FIRST_GATES", 3)
+    pool, slow = make_experts(20, D, 8)
+    assert len(pool.modules[PATH].group.blocks) > 2
+    for tokens in (1, 9):
+        u = torch.randn(tokens, D)
+        exact = route(u, torch.zeros(8, D), None, slow, 3)
+        assert as_choice(select(pool.modules[PATH].group, u, 3)[0])[0] == exact.experts
+
+
+def test_names_tell_who_reads_the_same_input() -> None:
+    attention = "encoder.block.0.layer.0.SelfAttention."
+    assert shared_input(attention + "k") == tuple(attention + name for name in "qkv")
+    crossed = "decoder.block.0.layer.1.EncDecAttention."
+    assert shared_input(crossed + "q") == (crossed + "q",)
+    assert shared_input(crossed + "v") == (crossed + "k", crossed + "v")
+    assert shared_input("model.layers.3.mlp.up_proj") == tuple(
+        f"model.layers.3.mlp.{name}_proj" for name in ("gate", "up")
+    )
+    assert shared_input(attention + "o") == (attention + "o",)
+    assert shared_input("lonely") == ("lonely",)
+
+
+@pytest.mark.parametrize("tokens", [1, 9])
+def test_a_group_decides_for_each_module_by_itself(tokens: int) -> None:
+    paths, generator = ("a.q", "a.k", "a.v"), torch.Generator().manual_seed(0)
+    pool, slow = ExpertPool(), {path: [] for path in paths}  # type: tuple[ExpertPool, dict[str, list[ReferenceExpert]]]
+    for number in range(30):
+        parts = {}
+        # Everybody leaves one module alone, or none.
+        for path in [path for at, path in enumerate(paths) if at != number % 4]:
+            gate, a, b = (torch.randn(*shape, generator=generator) for shape in ((D,), (1, D), (4, 1)))
+            parts[path] = ExpertModule(a, b, 1.0, standardise(gate.double()).float())
+            slow[path].append(ReferenceExpert(a, b, 1.0, gate))
+        pool = pool.add(Expert(f"{number:064x}", f"e{number}", "", parts))
+    u = torch.randn(tokens, D, generator=generator)
+    method = Phatgoose(2)
+    for path in paths:
+        module = pool.modules[path]
+        experts, _ = as_choice(method.choose(module, u))
+        exact = route(u, torch.zeros(4, D), None, slow[path], 2)
+        assert [[module.rows.index(row) for row in chosen] for chosen in experts] == exact.experts
+
+
+def test_modules_that_share_an_input_share_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = pool_of([torch.randn(D) for _ in range(4)], "a.q", "a.k", "a.v")
+    calls = []
+    monkeypatch.setattr("router.methods.phatgoose.select", lambda *given: calls.append(given) or select(*given))
+    method, u, other = Phatgoose(2), torch.randn(3, D), torch.randn(3, D)
+    for path in ("a.q", "a.k", "a.v"):
+        method.choose(pool.modules[path], u)
+    assert len(calls) == 1
+    # A name promised too much: k is given another tensor. Or the tensor was written over.
+    method.choose(pool.modules["a.q"], u)
+    method.choose(pool.modules["a.k"], other)
+    method.choose(pool.modules["a.k"], other.neg_())
+    assert len(calls) == 4
