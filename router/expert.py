@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle
-from protocol.tensors import ADAPTER_PREFIX
+from protocol.tensors import ADAPTER_PREFIX, adapter_tensors, check, gate_tensors
 from router.gate import standardise
 
 
@@ -61,7 +61,13 @@ def load_expert(
         dtype: What the model computes in.
         name: Name in the release; without one, the name in the spec.
         contributor: The contributor's name in the release.
+
+    Raises:
+        Refused: `TENSOR_NAMES` if the bundle holds more than its LoRA, such as DoRA's magnitudes, and
+            `TENSOR_SHAPE` or `TENSOR_DTYPE` if it holds other tensors than it declares.
     """
+    check(bundle.folder / ADAPTER_WEIGHTS, adapter_tensors(bundle.spec))
+    check(bundle.folder / GATES, gate_tensors(bundle.spec))
     adapter = load_file(bundle.folder / ADAPTER_WEIGHTS)
     gates = load_file(bundle.folder / GATES)
     modules = {

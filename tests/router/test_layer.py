@@ -101,7 +101,7 @@ def test_merged_is_the_mean_of_outer_products() -> None:
 @pytest.mark.parametrize("method", [Phatgoose(2), Phatgoose(6), Merged()])
 @pytest.mark.parametrize("tokens", [1, 5])
 def test_bfloat16_is_as_near_as_bfloat16_can_be(method: Phatgoose | Merged, tokens: int) -> None:
-    pool, slow = make_experts(9, 64, 48)
+    pool, _ = make_experts(9, 64, 48)
     layer = make_layer(64, 48).bfloat16()
     u = torch.randn(tokens, 64).bfloat16()
     halved = ExpertPool()
