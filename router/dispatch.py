@@ -100,14 +100,15 @@ def add_experts(module: ModuleExperts, u: Tensor, choice: Choice | CommonChoice,
     Returns:
         [..., o].
     """
-    common = choice if isinstance(choice, CommonChoice) else None
-    if y.dtype == torch.float32 and (common is None or len(common.experts) <= _IN_PLACE_EXPERTS):
-        if common is not None and u.numel() == u.shape[-1]:
-            cpu.add_one(module, u.reshape(-1), common, y.view(-1))
+    o = y.shape[-1]
+    common = isinstance(choice, CommonChoice)
+    if y.dtype == torch.float32 and not (common and len(choice.experts) > _IN_PLACE_EXPERTS):
+        if isinstance(choice, CommonChoice) and y.numel() == o:
+            cpu.add_one(module, u.reshape(-1), choice, y.view(o))
         else:
-            _add(module, u, choice, y.view(-1, y.shape[-1]))
+            _add(module, u, choice, y.view(-1, o))
         return y
-    total = torch.zeros(u.numel() // u.shape[-1], y.shape[-1], dtype=torch.float32, device=y.device)
+    total = torch.zeros(y.numel() // o, o, dtype=torch.float32, device=y.device)
     _add(module, u, choice, total)
     return y.add_(total.view_as(y))
 

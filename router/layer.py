@@ -81,7 +81,8 @@ class RoutedLinear(WrappedLinear):
         Returns:
             [..., o]; bitwise the base's where no expert is chosen.
         """
-        y: Tensor = self.linear(u)
+        # Not by attribute, whose look-up in a torch module costs a token as much as a small product.
+        y: Tensor = self._modules["linear"](u)  # type: ignore[misc]
         plan = _plan.get()
         if plan is None:
             return y

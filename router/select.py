@@ -38,11 +38,12 @@ def select(group: RouteGroup, u: Tensor, k: int) -> Selected:
     Returns:
         One choice a slot; None where no expert touches the module.
     """
-    if u.numel() == u.shape[-1]:
-        found = _select_one(group, u.reshape(-1).float(), k)
+    d = u.shape[-1]
+    if u.numel() == d:
+        found = _select_one(group, u.reshape(d) if u.dtype == torch.float32 else u.reshape(d).float(), d, k)
         if found is not None:
             return found
-    tokens = u.reshape(-1, u.shape[-1]).float()
+    tokens = u.reshape(-1, d).float()
     step = max(1, _SCORES // ((group.length + 1) * len(group.counts)))
     if len(tokens) <= step:
         return _select_many(group, tokens, k)
@@ -50,22 +51,25 @@ def select(group: RouteGroup, u: Tensor, k: int) -> Selected:
     return [_joined(choices) for choices in zip(*parts, strict=True)]
 
 
-def _select_one(group: RouteGroup, u: Tensor, k: int) -> Selected | None:
+def _select_one(group: RouteGroup, u: Tensor, d: int, k: int) -> Selected | None:
     """Decide for one token in Python's floats: here operations cost more than what they compute."""
-    d, slots = len(u), len(group.counts)
-    blocks = [torch.mv(block, u) for block in group.blocks]
-    raw = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
-    scores = raw.tolist() if len(raw) <= _SHORT else raw.detach().cpu().numpy()
+    blocks, counts = group.blocks, group.counts
+    slots = len(counts)
+    raw = torch.mv(blocks[0], u) if len(blocks) == 1 else torch.cat([torch.mv(block, u) for block in blocks])
+    short = (group.length + 1) * slots <= _SHORT
+    scores = raw.tolist() if short else raw.detach().cpu().numpy()
     mean = float(scores[0])
     variance = max(torch.dot(u, u).item() / d - mean * mean, 0.0) + EPS
     if not mean * mean <= _TRUSTED * variance:  # also where a figure is not finite
         return None
     unit = 1 / math.sqrt(d * variance)
     found: Selected = []
-    for slot, count in enumerate(group.counts):
+    for slot, count in enumerate(counts):
         if count:
             mine = scores[slots + slot :: slots]
-            for row in (*group.hidden, *group.absent(slot)):
+            for row in group.hidden:
+                mine[row] = -math.inf
+            for row in group.absent(slot):
                 mine[row] = -math.inf
             found.append(_best_one(mine, min(k, count), unit))
         else:
@@ -76,14 +80,17 @@ def _select_one(group: RouteGroup, u: Tensor, k: int) -> Selected | None:
 def _best_one(scores: NDArray[np.float32] | list[float], k: int, unit: float) -> CommonChoice:
     """Take the k best of one token, the lowest row first among equals; writes over the scores."""
     rows: list[int] = []
-    found: list[float] = []
+    weights: list[float] = []
+    first = 0.0
     for _ in range(k):
         # Lists are quicker while they are short, arrays do not slow down with length.
         row = scores.index(max(scores)) if isinstance(scores, list) else int(scores.argmax())
+        score = float(scores[row])
+        if not rows:
+            first = score
         rows.append(row)
-        found.append(float(scores[row]))
+        weights.append(math.exp((score - first) * unit))
         scores[row] = -math.inf
-    weights = [math.exp((score - found[0]) * unit) for score in found]
     total = sum(weights)
     return CommonChoice(rows, [weight / total for weight in weights])
 
