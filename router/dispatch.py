@@ -95,7 +95,8 @@ def add_experts(module: ModuleExperts, u: Tensor, choice: Choice | CommonChoice,
         module: The experts at the module.
         u: [..., d].
         choice: Experts and weights.
-        y: [..., o], the base's; written over.
+        y: [..., o], the base's; written over. Nothing here is differentiable: gates are trained in
+            `router.gate.GatedLora`.
 
     Returns:
         [..., o].
@@ -106,6 +107,7 @@ def add_experts(module: ModuleExperts, u: Tensor, choice: Choice | CommonChoice,
         if isinstance(choice, CommonChoice) and y.numel() == o:
             cpu.add_one(module, u.reshape(-1), choice, y.view(o))
         else:
+            y = y.contiguous()
             _add(module, u, choice, y.view(-1, o))
         return y
     total = torch.zeros(y.numel() // o, o, dtype=torch.float32, device=y.device)

@@ -102,6 +102,11 @@ class RouteGroup:
         hidden = set(self.hidden)
         return [row for row in range(self.length) if row not in hidden]
 
+    @cached_property
+    def gaps(self) -> bool:
+        """Whether there are rows to pass over."""
+        return bool(self.hidden) or any(self.store.absent)
+
     def absent(self, slot: int) -> list[int]:
         """Return the rows of experts that leave a slot's module alone."""
         rows = self.store.absent[slot]

@@ -8,9 +8,7 @@ large against sigma that difference would lose digits; there the activation itse
 
 import math
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -21,7 +19,7 @@ _TRUSTED = 4.0
 """Largest mean^2 / sigma^2 at which sigma^2 is taken as E[u^2] - mean^2: float32 then keeps 1e-6 of it."""
 _SCORES = 1 << 20
 """Scores held at a time, so that memory does not grow with the pool."""
-_SHORT = 128
+_SHORT = 256
 """Scores up to which a list of floats is quicker than an array."""
 
 Selected = list[Choice | CommonChoice | None]
@@ -52,47 +50,35 @@ def select(group: RouteGroup, u: Tensor, k: int) -> Selected:
 
 
 def _select_one(group: RouteGroup, u: Tensor, d: int, k: int) -> Selected | None:
-    """Decide for one token in Python's floats: here operations cost more than what they compute."""
-    blocks, counts = group.blocks, group.counts
+    """Decide for one token in Python's floats: here each operation costs more than what it computes."""
+    counts = group.counts
     slots = len(counts)
-    raw = torch.mv(blocks[0], u) if len(blocks) == 1 else torch.cat([torch.mv(block, u) for block in blocks])
-    short = (group.length + 1) * slots <= _SHORT
-    scores = raw.tolist() if short else raw.detach().cpu().numpy()
+    products = [torch.mv(block, u) for block in group.blocks]
+    raw = products[0] if len(products) == 1 else torch.cat(products)
+    # Lists are quicker while they are short, arrays do not slow down with length.
+    scores = raw.tolist() if len(raw) <= _SHORT else raw.detach().cpu().numpy()
     mean = float(scores[0])
     variance = max(torch.dot(u, u).item() / d - mean * mean, 0.0) + EPS
     if not mean * mean <= _TRUSTED * variance:  # also where a figure is not finite
         return None
     unit = 1 / math.sqrt(d * variance)
-    found: Selected = []
+    found: Selected = [None] * slots
     for slot, count in enumerate(counts):
-        if count:
-            mine = scores[slots + slot :: slots]
-            for row in group.hidden:
-                mine[row] = -math.inf
-            for row in group.absent(slot):
-                mine[row] = -math.inf
-            found.append(_best_one(mine, min(k, count), unit))
-        else:
-            found.append(None)
+        mine = scores[slots + slot :: slots]
+        for row in (*group.hidden, *group.absent(slot)) if group.gaps else ():
+            mine[row] = -math.inf
+        rows, exponents = [], []
+        for _ in range(min(k, count)):
+            # The first of equals, in either form.
+            row = mine.index(max(mine)) if isinstance(mine, list) else int(mine.argmax())
+            rows.append(row)
+            exponents.append(float(mine[row]) * unit)
+            mine[row] = -math.inf
+        if rows:
+            weights = [math.exp(exponent - exponents[0]) for exponent in exponents]
+            total = sum(weights)
+            found[slot] = CommonChoice(rows, [weight / total for weight in weights])
     return found
-
-
-def _best_one(scores: NDArray[np.float32] | list[float], k: int, unit: float) -> CommonChoice:
-    """Take the k best of one token, the lowest row first among equals; writes over the scores."""
-    rows: list[int] = []
-    weights: list[float] = []
-    first = 0.0
-    for _ in range(k):
-        # Lists are quicker while they are short, arrays do not slow down with length.
-        row = scores.index(max(scores)) if isinstance(scores, list) else int(scores.argmax())
-        score = float(scores[row])
-        if not rows:
-            first = score
-        rows.append(row)
-        weights.append(math.exp((score - first) * unit))
-        scores[row] = -math.inf
-    total = sum(weights)
-    return CommonChoice(rows, [weight / total for weight in weights])
 
 
 def _select_many(group: RouteGroup, u: Tensor, k: int) -> Selected:

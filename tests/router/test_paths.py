@@ -126,6 +126,14 @@ def test_everybody_at_once_keeps_its_digits() -> None:
     assert error(y, u.double() @ mean.T) < 1e-6
 
 
+def test_any_layout_of_the_input_will_do() -> None:
+    pool, _ = make_experts(9, 32, 16)
+    layer, u = make_layer(32, 16), torch.randn(32, 5, 3).permute(2, 1, 0)
+    with routing(Plan(pool, Phatgoose(2))):
+        torch.testing.assert_close(layer(u), layer(u.contiguous()))
+        torch.testing.assert_close(layer(u[0, :1]), layer(u[:1, :1].contiguous())[0])
+
+
 def test_no_pool_at_all_is_no_work() -> None:
     layer, u = make_layer(32, 16), torch.randn(3, 32)
     with routing(Plan(ExpertPool(), Phatgoose(2))):
