@@ -106,10 +106,12 @@ def _measure(cast: Federation, world: World, console: Console) -> dict[str, obje
 
 def _explain(cast: Federation, world: World, names: Sequence[str], console: Console) -> int:
     """Answer one question with its experts, and draw who served what for everybody's requests."""
-    pair = world.composable()[0]
-    question = world.composed(pair, 1, measure.HELD_OUT_SEED)[0]
+    first = world.composable()[0]
+    fallback = (first, world.composed(first, 1, measure.HELD_OUT_SEED)[0])
+    pair, question = measure.first_exact(cast.router, world) or fallback
+    console.print(f"\nA request that needs {pair[0]} and {pair[1]}, and who answers it:", highlight=False)
     answered = ask(cast.router, [question.input], max_new_tokens=measure.MAX_NEW_TOKENS, explain=True)
-    console.print(f"\n[bold]greylag-router ask --explain[/] {question.input!r}", highlight=False)
+    console.print(f"[bold]greylag-router ask --explain[/] {question.input!r}", highlight=False)
     console.print(f"{answered.answers[0].text}   [dim](expected: {question.target})[/]", highlight=False)
     show.explain(console, answered, answered.answers[0])
     panels = {}
