@@ -1,4 +1,4 @@
-"""The verbs `submit`, `status` and `verify`: what would leave, what left, and what became of it."""
+"""Behind the verbs `submit`, `status` and `verify`: what would leave, what left, and what became of it."""
 
 import json
 from datetime import datetime
@@ -8,13 +8,13 @@ from typing import Any
 from client import identity as keys
 from client import outbox, upload
 from client.join import enrol, enrolled
-from client.pack import check_tensors
 from client.progress import Report
 from client.settings import ClientSettings
 from client.workspace import Workspace, write_whole
 from protocol import tensors
 from protocol.bundle import ADAPTER_WEIGHTS, ENVELOPE, GATES, Bundle, open_bundle
 from protocol.errors import Code, Refused
+from protocol.fit import check_tensors
 from protocol.release import Pool
 from protocol.signing import Signed
 from protocol.v1.intake_pb2 import StatusReply

@@ -12,10 +12,11 @@ from pydantic import ValidationError
 
 from coordinator.registry import Registry
 from coordinator.settings import Workspace, read
-from protocol.errors import Code, Refused
+from protocol.errors import Code, Refused, from_os_error
 from protocol.release import Pool, sign_pool, timestamp
 from protocol.signing import Identity
 from protocol.spec import Architecture, BaseModelRef, Policy, PoolSpec, Recipe, Shape
+from protocol.statement import first_fault
 
 PROBE = (
     "The quick brown fox jumps over the lazy dog.",
@@ -98,9 +99,8 @@ def found(
             created=timestamp(now),
         )
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise Refused(Code.SETTINGS_INVALID, f"{place}: {first['msg']}.", "Correct the option or the file.") from error
+        place, reason = first_fault(error)
+        raise Refused(Code.SETTINGS_INVALID, f"{place}: {reason}.", "Correct the option or the file.") from error
     pool = sign_pool(spec, identity)
     _write(workspace, identity, pool, probe=lines, settings={"base": base.location, **settings})
     return pool
@@ -124,11 +124,7 @@ def _write(workspace: Workspace, identity: Identity, pool: Pool, *, probe: list[
         if not existed:
             shutil.rmtree(workspace.folder, ignore_errors=True)
         if isinstance(error, OSError):
-            raise Refused(
-                Code.SETTINGS_INVALID,
-                f"{workspace.folder} cannot be written to: {error.strerror}.",
-                "Check its owner, permissions and free space.",
-            ) from error
+            raise from_os_error(error) from error
         raise
 
 

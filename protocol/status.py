@@ -77,7 +77,7 @@ def _from_transport(code: grpc.StatusCode, details: str, address: str) -> Greyla
         return Unavailable(
             Code.UNREACHABLE,
             f"{address} does not answer ({code.name}).",
-            "Check the address, then run the command again.",
+            "Check the address and, if TLS is spoken there, --ca; then run the command again.",
         )
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
         return Refused(

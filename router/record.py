@@ -24,7 +24,7 @@ class RouteRecorder:
         self._chunks: dict[str, list[tuple[NDArray[np.int64], NDArray[np.float32]]]] = {}
 
     def record(self, path: str, module: ModuleExperts, choice: Choice, shape: torch.Size) -> None:
-        """Keep one module's choice for an activation [b, s, d]."""
+        """Keep one module's choice for an activation of shape [b, s, d]."""
         tokens, k = shape[:-1].numel(), choice.experts.shape[1]
         known = np.array([self._positions[expert.digest] for expert in module.experts])
         experts = known[choice.experts.expand(tokens, k).cpu().numpy()].reshape(*shape[:-1], k)

@@ -12,19 +12,24 @@ if TYPE_CHECKING:
     from coordinator.opening import Opened
     from coordinator.worker import Worker
 
-JsonLogOption = Annotated[bool, typer.Option("--json-log", help="Log lines as JSON.")]
+JsonLogOption = Annotated[bool, typer.Option("--json-log", help="Write log lines as JSON.")]
 
 
 def serve(
     *,
-    listen: Annotated[str | None, typer.Option(help="host:port; port 0 takes a free one.")] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
+    listen: Annotated[
+        str | None, typer.Option(help="host:port; port 0 takes a free one; default: that of coordinator.toml.")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM; needed beyond loopback.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
     json_log: JsonLogOption = False,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = Path(),
 ) -> None:
-    """Take bundles from contributors and hand releases to routers, until SIGTERM."""
+    """Take bundles from contributors and hand releases to routers, until SIGTERM.
+
+    Example: greylag-coordinator serve -w pool --tls-cert cert.pem --tls-key key.pem
+    """
     from coordinator.metrics import Metrics  # noqa: PLC0415 - slow imports wait until they are needed
     from coordinator.opening import exclusive, opened  # noqa: PLC0415
     from coordinator.serving import serve_workspace  # noqa: PLC0415
@@ -48,11 +53,14 @@ def serve(
 
 def worker(
     *,
-    once: Annotated[bool, typer.Option(help="Do what there is to do, then end.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Do what there is to do, then end.")] = False,
     json_log: JsonLogOption = False,
     workspace: WorkspaceOption = Path(),
 ) -> None:
-    """Judge bundles, try experts on the model and publish releases, until SIGTERM."""
+    """Judge bundles, try experts on the model and publish releases, until SIGTERM.
+
+    Example: greylag-coordinator worker -w pool
+    """
     import signal  # noqa: PLC0415
     import threading  # noqa: PLC0415
 

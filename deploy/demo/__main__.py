@@ -20,6 +20,7 @@ from deploy.demo.federation import Federation, contribute, federation, join, wat
 from deploy.demo.processes import stop_all
 from deploy.demo.screen import Screen, accuracy_table, refusal_table
 from deploy.demo.world import World
+from protocol.errors import GreylagError
 from router import show
 from router.query import ask
 from router.trace import save_heat_map
@@ -61,7 +62,7 @@ def _train(cast: Federation, world: World, screen: Screen, at_once: int) -> None
         said = contribute(cast, contributor, data, lambda event: screen.progress(contributor, event))
         screen.done(contributor, f"verdict: {said}")
 
-    names = [one_.name for one_ in world.contributors]
+    names = [contributor.name for contributor in world.contributors]
     with screen.live(), ThreadPoolExecutor(at_once + 1) as pool:
         watcher = pool.submit(watch, stopped, cast.router, screen.say)
         try:
@@ -131,6 +132,6 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (RuntimeError, KeyboardInterrupt) as error:
+    except (RuntimeError, GreylagError, KeyboardInterrupt) as error:
         sys.stderr.write(f"error: {error or 'interrupted'}\n")
         sys.exit(1)

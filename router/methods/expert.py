@@ -18,7 +18,7 @@ class SingleExpert:
         self._expert = expert
 
     def choose(self, module: ModuleExperts, u: Tensor) -> Choice | None:
-        """Choose that expert wherever it touches the module."""
+        """Choose that expert, [1, 1], for all of u [t, d] wherever it touches the module."""
         if self._expert not in module.experts:
             return None
         position = module.experts.index(self._expert)

@@ -15,7 +15,7 @@ class Merged:
     """The mean over experts of s B A, for every token alike."""
 
     def choose(self, module: ModuleExperts, u: Tensor) -> Choice:
-        """Choose everybody, at equal weight."""
+        """Choose everybody, [1, n], at equal weight for all of u [t, d]."""
         count = len(module.experts)
         everybody = torch.arange(count, device=u.device).unsqueeze(0)
         return Choice(everybody, torch.full((1, count), 1 / count, device=u.device))

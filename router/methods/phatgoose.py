@@ -21,5 +21,5 @@ class Phatgoose:
         self._k = k
 
     def choose(self, module: ModuleExperts, u: Tensor) -> Choice:
-        """Score every gate against every token and keep the best k."""
+        """Score every gate against every token of u [t, d] and keep the best, [t, min(k, n)]."""
         return choose(scores(u, module.gates), self._k, u.shape[-1])

@@ -88,7 +88,7 @@ def refused(program: Program, code: Code) -> None:
     error, *rest = program.err.splitlines()[-2:]
     assert error.startswith("error: ")
     assert rest[0].startswith("hint: ")
-    assert code.name not in program.err
+    assert error.endswith(f". [{code.name}]")
     assert program.out == ""
 
 
