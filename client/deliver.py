@@ -17,6 +17,7 @@ from protocol.errors import Code, Refused
 from protocol.fit import check_tensors
 from protocol.release import Pool
 from protocol.signing import Signed
+from protocol.status import plain
 from protocol.v1.intake_pb2 import StatusReply
 
 FINAL = ("refused", "released", "superseded", "yanked")
@@ -185,17 +186,12 @@ def refresh(
         reply = upload.status(record.digest, coordinator)
     heard = record.model_copy(
         update={
-            "state": _plain(reply.state),
-            "code": _plain(reply.code),
-            "message": _plain(reply.message),
-            "hint": _plain(reply.hint),
+            "state": plain(reply.state),
+            "code": plain(reply.code),
+            "message": plain(reply.message),
+            "hint": plain(reply.hint),
             "release": reply.release,
         }
     )
     outbox.save(workspace.outbox, heard)
     return heard
-
-
-def _plain(text: str) -> str:
-    """Make a stranger's text fit for a terminal: one line, no control characters, an end."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text[:1000])

@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +16,7 @@ from coordinator.settings import Workspace, read
 from protocol.errors import Code, Refused, from_os_error
 from protocol.release import Pool, sign_pool, timestamp
 from protocol.signing import Identity
-from protocol.spec import Architecture, BaseModelRef, Policy, PoolSpec, Recipe, Shape
+from protocol.spec import Architecture, BaseModelRef, Policy, PoolSpec, Recipe, Routing, Shape
 from protocol.statement import first_fault
 
 PROBE = (
@@ -62,8 +63,7 @@ def found(
     base: BaseFacts,
     *,
     name: str,
-    recipe: dict[str, Any],
-    policy: dict[str, Any],
+    choices: Mapping[str, dict[str, Any]],
     settings: dict[str, Any],
     probe: Path | None,
     now: datetime,
@@ -74,8 +74,7 @@ def found(
         workspace: A folder that is not a workspace yet; made if it is missing.
         base: The base model.
         name: The pool's name.
-        recipe: Fields of `Recipe` that differ from the defaults.
-        policy: Fields of `Policy` that differ from the defaults.
+        choices: Under `recipe`, `policy` and `routing`, the fields that differ from the defaults.
         settings: Entries of coordinator.toml that differ from the defaults.
         probe: Public text, one input a line; without it, a few sentences of our own.
         now: The time.
@@ -93,8 +92,9 @@ def found(
             base=base.ref,
             architecture=base.architecture,
             modules=base.modules,
-            recipe=Recipe(**recipe),
-            policy=Policy(**policy),
+            recipe=Recipe(**choices.get("recipe", {})),
+            policy=Policy(**choices.get("policy", {})),
+            routing=Routing(**choices.get("routing", {})),
             coordinator=identity.public.hex,
             created=timestamp(now),
         )

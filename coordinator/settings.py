@@ -81,6 +81,10 @@ class Settings(BaseSettings):
     """Certificate chain, PEM; needed for any address but loopback."""
     tls_key: Path | None = None
     """Its private key, PEM."""
+    metrics: str | None = None
+    """`host:port` where `serve` answers GET /metrics in plain HTTP; nowhere unless set."""
+    worker_metrics: str | None = None
+    """The same for `worker`."""
     worker_interval_s: float = Field(default=1.0, gt=0)
     """Pause of an idle worker, in seconds."""
     session_hours: float = Field(default=24.0, gt=0)

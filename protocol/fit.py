@@ -4,8 +4,6 @@ The envelope alone decides the first, before a byte is stored: a coordinator ask
 take in, and a router of what it is to fetch; what a release lists is not for that reason fit to load.
 """
 
-from typing import Literal
-
 from protocol import tensors
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle, Manifest
 from protocol.errors import Code, Refused
@@ -15,7 +13,6 @@ from protocol.tensors import TensorInfo
 
 _LENGTH_FIELD_BYTES = 8
 _SMALLEST_HEADER_BYTES = 2
-_PARTS: tuple[Literal["config", "weights", "tokenizer"], ...] = ("config", "weights", "tokenizer")
 
 
 def check_fit(manifest: Manifest, pool: Pool) -> None:
@@ -48,15 +45,13 @@ def check_tensors(bundle: Bundle) -> None:
 
 
 def _check_base(found: BaseModelRef, expected: BaseModelRef) -> None:
-    for part in _PARTS:
-        ours, theirs = getattr(expected, part), getattr(found, part)
-        if ours != theirs:
-            raise Refused(
-                Code.BASE_MISMATCH,
-                f"The bundle was trained on another base model: its {part} digest is {theirs[:16]}; "
-                f"expected {ours[:16]} ({expected.name}).",
-                "Train on the pool's base model.",
-            )
+    if part := found.differing_part(expected):
+        raise Refused(
+            Code.BASE_MISMATCH,
+            f"The bundle was trained on another base model: its {part} digest is {getattr(found, part)[:16]}; "
+            f"expected {getattr(expected, part)[:16]} ({expected.name}).",
+            "Train on the pool's base model.",
+        )
 
 
 def _check_modules(manifest: Manifest, pool: PoolSpec) -> None:

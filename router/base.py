@@ -145,15 +145,13 @@ def check_base(name_or_path: str, expected: BaseModelRef, cache: Path | None = N
         Refused: `BASE_MISMATCH` or `BASE_UNREADABLE`.
     """
     found = fingerprint(name_or_path, cache)
-    for part in ("config", "weights", "tokenizer"):
-        ours, theirs = getattr(found, part), getattr(expected, part)
-        if ours != theirs:
-            raise Refused(
-                Code.BASE_MISMATCH,
-                f"{name_or_path} is not the pool's base model {expected.name}: expected {part} digest {theirs[:16]}, "
-                f"found {ours[:16]}.",
-                f"Get {expected.name} and give its folder or Hugging Face id with --base.",
-            )
+    if part := found.differing_part(expected):
+        raise Refused(
+            Code.BASE_MISMATCH,
+            f"{name_or_path} is not the pool's base model {expected.name}: expected {part} digest "
+            f"{getattr(expected, part)[:16]}, found {getattr(found, part)[:16]}.",
+            f"Get {expected.name} and give its folder or Hugging Face id with --base.",
+        )
 
 
 def first_line(error: Exception) -> str:

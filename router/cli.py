@@ -87,9 +87,7 @@ def pull(
     from router import pull as pulling
     from router.settings import load, save
 
-    # Kept for the next command, which may run elsewhere.
-    base = str(Path(base).resolve()) if base and Path(base).is_dir() else base
-    settings = load(workspace, coordinator=coordinator, base=base, ca=ca and ca.resolve())
+    settings = load(workspace, coordinator=coordinator, base=base, ca=ca)
     trusted = PublicKey.from_hex(pool_key) if pool_key else None
     first = not (workspace / pulling.POOL).exists()
     mirror = pulling.pull(workspace, settings.coordinator, ca=settings.ca, pool_key=trusted)
@@ -112,6 +110,7 @@ def ask(
     *,
     workspace: Workspace = Path(),
     server: Server = None,
+    base: BaseModel = None,
     method: Method = None,
     max_new_tokens: NewTokens = DEFAULT_NEW_TOKENS,
     explain: Annotated[
@@ -137,7 +136,7 @@ def ask(
         max_new_tokens=max_new_tokens,
         explain=explain,
         ca=ca,
-        device=device,
+        settings={"base": base, "device": device},
     )
     if json_:
         _print_json(show.as_json(answered, explain=explain))
@@ -156,6 +155,7 @@ def trace(
     png: Annotated[Path, typer.Option(help="Picture to write, PNG.")],
     workspace: Workspace = Path(),
     server: Server = None,
+    base: BaseModel = None,
     max_new_tokens: NewTokens = DEFAULT_NEW_TOKENS,
     ca: Ca = None,
     device: Device = None,
@@ -168,7 +168,14 @@ def trace(
 
     inputs = _inputs(text)
     answered = _ask(
-        inputs, workspace, server, method=None, max_new_tokens=max_new_tokens, explain=True, ca=ca, device=device
+        inputs,
+        workspace,
+        server,
+        method=None,
+        max_new_tokens=max_new_tokens,
+        explain=True,
+        ca=ca,
+        settings={"base": base, "device": device},
     )
     routes = [route for answer in answered.answers for route in answer.routes]
     save_heat_map({f"{len(inputs)} requests, release {answered.release}": routes}, answered.experts, png)
@@ -196,9 +203,11 @@ def serve(
     Example: greylag-router serve -w node --listen 127.0.0.1:7444
     """
     from router.running import run
-    from router.settings import load
+    from router.settings import FILE, load, save
 
     def on_ready(port: int) -> None:
+        if not (workspace / FILE).exists():
+            save(workspace, settings)
         address = f"{settings.listen.rpartition(':')[0]}:{port}"
         if json_:
             _print_json({"schema": 1, "address": address})
@@ -238,7 +247,13 @@ def _inputs(text: list[str]) -> list[str]:
 
 
 def _ask(
-    inputs: list[str], workspace: Path, server: str | None, *, ca: Path | None, device: str | None, **options: Any
+    inputs: list[str],
+    workspace: Path,
+    server: str | None,
+    *,
+    ca: Path | None,
+    settings: dict[str, str | None],
+    **options: Any,
 ) -> "Answered":
     if server:
         from router import query
@@ -249,7 +264,7 @@ def _ask(
     from router.settings import load
 
     mirror = open_mirror(workspace)
-    settings = load(workspace, device=device)
+    chosen = load(workspace, **settings)
     spec = mirror.release.spec
     if read_timestamp(spec.expires) < datetime.now(UTC):
         _say(f"Release {spec.number} expired at {spec.expires}; fetch the newest with: greylag-router pull")
@@ -257,7 +272,7 @@ def _ask(
     from router.model import RoutedModel
 
     cache = workspace / FINGERPRINT
-    return RoutedModel.from_mirror(settings.base, mirror, device=settings.device, cache=cache).answer(inputs, **options)
+    return RoutedModel.from_mirror(chosen.base, mirror, device=chosen.device, cache=cache).answer(inputs, **options)
 
 
 def _configure_logs() -> None:

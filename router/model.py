@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from protocol.bundle import Bundle
-from protocol.errors import Code, Refused
+from protocol.errors import Code, Refused, Unavailable
 from protocol.spec import Routing
 from router.answer import Answer, Answered
 from router.attach import find_linear, linear_modules
@@ -182,6 +182,7 @@ class RoutedModel:
         for entry, bundle in zip(release.experts, mirror.bundles, strict=True):
             if entry.bundle not in held:
                 pool = pool.add(self.load(bundle, name=entry.name, contributor=entry.contributor))
+        pool = pool.reordered([entry.bundle for entry in release.experts])
         resolve(release.routing.method, pool, release.routing.k)  # a method that is unknown here is no way to answer
         self.generation = Generation(pool, release.routing, release.number)
 
@@ -271,10 +272,17 @@ class RoutedModel:
             Mean loss in nats a token of each text given itself.
 
         Raises:
-            Refused: `PROBE_FAILED` if any figure is not finite, or if the device cannot run the model.
+            Refused: `PROBE_FAILED` if any figure is not finite, or if the model does not run.
+            Unavailable: `BUSY` if the device runs out of memory.
         """
         try:
             losses = self.score(texts, texts)
+        except torch.OutOfMemoryError as error:  # the device's limit, not the bundle's fault
+            raise Unavailable(
+                Code.BUSY,
+                "The device has too little memory for the routed model.",
+                "Free some, or choose another device; nothing was refused.",
+            ) from error
         except RuntimeError as error:  # torch's family: out of memory, shapes, kernels
             raise Refused(
                 Code.PROBE_FAILED,

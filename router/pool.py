@@ -4,7 +4,7 @@ A pool is a value: adding or removing an expert makes a new pool that shares all
 old one. A request keeps the pool that it began with, so a swap in the middle of it changes nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -101,6 +101,20 @@ class ExpertPool:
             tuple(expert for expert in self.experts if expert.digest != digest),
             MappingProxyType({path: experts for path, experts in modules.items() if experts.experts}),
         )
+
+    def reordered(self, digests: Sequence[str]) -> "ExpertPool":
+        """Put the experts into the order of a release, which decides ties; nothing to do as a rule.
+
+        Args:
+            digests: The digest of every expert of the pool, once.
+        """
+        by_digest = {expert.digest: expert for expert in self.experts}
+        if list(by_digest) == list(digests):
+            return self
+        pool = ExpertPool()
+        for digest in digests:
+            pool = pool.add(by_digest[digest])
+        return pool
 
     def find(self, name: str) -> Expert:
         """Look an expert up by `name` or `contributor/name`.

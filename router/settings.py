@@ -83,7 +83,12 @@ def load(folder: Path, **flags: Any) -> RouterSettings:
 
 
 def save(folder: Path, settings: RouterSettings) -> None:
-    """Write the settings that differ from their defaults, for the next command."""
+    """Write the settings that differ from their defaults, for the next command, which may run elsewhere."""
     folder.mkdir(parents=True, exist_ok=True)
+    paths = {name: getattr(settings, name) for name in ("ca", "tls_cert", "tls_key")}
+    absolute: dict[str, object] = {name: path.resolve() for name, path in paths.items() if path}
+    if Path(settings.base).is_dir():
+        absolute["base"] = str(Path(settings.base).resolve())
+    settings = settings.model_copy(update=absolute)
     values = settings.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     (folder / FILE).write_text(tomli_w.dumps(values))

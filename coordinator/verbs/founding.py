@@ -54,6 +54,7 @@ def init(  # noqa: PLR0913 - one parameter an option
     max_rank: Annotated[int | None, _policy("Largest rank that is taken.")] = None,
     max_bundle_bytes: Annotated[int | None, _policy("Largest bundle that is taken, in bytes.")] = None,
     max_experts: Annotated[int | None, _policy("Experts that one contributor may hold.")] = None,
+    k: Annotated[int | None, _policy("Experts that answer a token, at every module.")] = None,
     release_days: Annotated[int | None, _policy("Days until a release expires; it is renewed before.")] = None,
     listen: Annotated[str | None, typer.Option(help="Address of `serve`, host:port; default: loopback only.")] = None,
     probe: Annotated[Path | None, typer.Option(help="Public text to try experts on, one input a line.")] = None,
@@ -62,7 +63,7 @@ def init(  # noqa: PLR0913 - one parameter an option
 ) -> None:
     """Make a workspace: a key, a signed pool over a base model, an empty registry.
 
-    Recipe and policy are signed into the pool and stay as they are.
+    Recipe, policy and k are signed into the pool and stay as they are.
 
     Example: greylag-coordinator init -w pool --name notes --base google/t5-v1_1-small --rank 8
     """
@@ -86,8 +87,8 @@ def init(  # noqa: PLR0913 - one parameter an option
     settings = {"listen": check_address(listen)} if listen else {}
     say(f"Reading the base model {base} ...")
     pool = found(
-        place, study_base(base), name=name, recipe=fields, policy=_given(policy), settings=settings, probe=probe,
-        now=datetime.now(UTC),
+        place, study_base(base), name=name, settings=settings, probe=probe, now=datetime.now(UTC),
+        choices={"recipe": fields, "policy": _given(policy), "routing": _given({"k": k})},
     )  # fmt: skip
     say(f"Pool {pool.spec.name} ({len(pool.spec.modules)} modules) is in {place.folder.resolve()}.")
     say(f"Its key is {pool.spec.coordinator}. Next: greylag-coordinator serve, greylag-coordinator worker")

@@ -223,6 +223,16 @@ def test_a_running_model_follows(
     assert [expert.name for expert in first.pool.experts] == ["e0", "e1"]
 
 
+def test_a_release_in_another_order_is_taken_up_in_that_order(
+    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path, t5_base: Path
+) -> None:
+    catalog.publish(bundles, number=1)
+    model = RoutedModel.from_release(address, str(t5_base), folder=tmp_path / "node", device="cpu")
+    catalog.publish(bundles[::-1], number=2)
+    model.take_up(pull(tmp_path / "node", address))
+    assert model.digests == tuple(bundle.digest for bundle in bundles[::-1])
+
+
 def test_a_follower_outlives_a_lost_coordinator(
     catalog: Catalog, bundles: list[Bundle], tmp_path: Path, t5_base: Path
 ) -> None:
