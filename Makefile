@@ -29,7 +29,7 @@ demo-base: $(STAMP) ## Train the demo's base model again from generated text (15
 	@$(BIN)/python -m deploy.demo.make_base
 
 .PHONY: test
-test: lint $(STAMP) ## Everything that must hold before a change lands (under 12 minutes)
+test: lint $(STAMP) ## Everything that must hold before a change lands (some five minutes)
 	$(BIN)/python -m pytest -n 2
 
 .PHONY: test-all

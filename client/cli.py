@@ -10,7 +10,6 @@ import typer
 from client import cli_keys, cli_submit
 from client.cli_submit import check_verdict, send_bundle, show_records
 from client.door import (
-    GIVE_UP_AFTER_S,
     GiveUpFlag,
     ProgressFlag,
     WaitFlag,
@@ -22,7 +21,7 @@ from client.door import (
     run,
     talk,
 )
-from client.progress import Style, show
+from client.progress import GIVE_UP_AFTER_S, Style, show
 
 
 class Device(StrEnum):
@@ -37,32 +36,47 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(cli_keys.app, name="keys")
-for _verb in (cli_submit.submit, cli_submit.status, cli_submit.verify):
-    app.command()(_verb)
 
-DataFlag = Annotated[Path, typer.Option("--data", help="Examples: JSON Lines, CSV or Parquet.")]
+DataFlag = Annotated[Path, typer.Option("--data", help="File of examples: JSON Lines, CSV or Parquet.")]
 NameFlag = Annotated[str | None, typer.Option("--name", help="The expert's name; default: the contributor's.")]
-InputFlag = Annotated[str | None, typer.Option(help="Column of the inputs; default: input.")]
-TargetFlag = Annotated[str | None, typer.Option(help="Column of the targets; default: target.")]
-DeviceFlag = Annotated[Device | None, typer.Option(help="Where to train; default: what there is.")]
+InputFlag = Annotated[str | None, typer.Option(help="Column of the inputs; default: that of client.toml.")]
+TargetFlag = Annotated[str | None, typer.Option(help="Column of the targets; default: that of client.toml.")]
+DeviceFlag = Annotated[Device | None, typer.Option(help="Where to train; default: the GPU where there is one.")]
 MicroBatchFlag = Annotated[int | None, typer.Option(min=1, help="Examples in memory at once; default: the batch.")]
-SeedFlag = Annotated[int, typer.Option(help="Seed of the initial weights and the order of examples.")]
+SeedFlag = Annotated[
+    int, typer.Option(min=0, max=2**32 - 1, help="Seed of the initial weights and the order of examples.")
+]
 
 
 @app.command()
 def init(
     *,
-    coordinator: Annotated[str, typer.Option(help="Address of the coordinator, host:port.")],
+    coordinator: Annotated[str, typer.Option(help="The coordinator, host:port.")],
     name: Annotated[str | None, typer.Option(help="Name to enrol under; default: made from the key.")] = None,
-    base: Annotated[str | None, typer.Option(help="Base model: folder or Hub id; default: the pool's.")] = None,
-    pool_key: Annotated[str | None, typer.Option(help="The pool's public key, 64 hexadecimal digits.")] = None,
-    ca: Annotated[Path | None, typer.Option(help="CA certificate of the coordinator, PEM.")] = None,
-    license_id: Annotated[str | None, typer.Option("--license", help="License of the experts.")] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="The pool's base model, a folder or Hugging Face id; default: the id the pool names."),
+    ] = None,
+    pool_key: Annotated[
+        str | None,
+        typer.Option(help="The key that must sign the pool, 64 hexadecimal digits; default: the key seen first."),
+    ] = None,
+    ca: Annotated[
+        Path | None, typer.Option(help="CA certificate of the coordinator, PEM; default: the system's.")
+    ] = None,
+    license_id: Annotated[
+        str | None, typer.Option("--license", help="License of the experts, an SPDX identifier; default: apache-2.0.")
+    ] = None,
     workspace: WorkspaceFlag = Path(),
 ) -> None:
-    """Join a pool: check it and the base model, make a key, write client.toml."""
+    """Join a pool: check it and the base model, make a key, write client.toml.
+
+    Prints the contributor's public key.
+
+    Example: greylag-client init --coordinator pool.example.org:7443 --ca cert.pem --name ada
+    """
     from client.join import join
     from client.workspace import Workspace, storage
 
@@ -93,7 +107,12 @@ def train(
     workspace: WorkspaceFlag = Path(),
     **recipe: Any,
 ) -> None:
-    """Train an expert and its gates, and pack them into a signed bundle. Run again to resume."""
+    """Train an expert and its gates, and pack them into a signed bundle. Run again to resume.
+
+    Nothing leaves this machine. Prints the bundle's digest and folder.
+
+    Example: greylag-client train --data notes.jsonl --rank 8
+    """
     from client.produce import Order, produce
 
     place, settings = open_workspace(workspace, input_column=input_column, target_column=target_column)
@@ -122,7 +141,10 @@ def contribute(
     workspace: WorkspaceFlag = Path(),
     **recipe: Any,
 ) -> None:
-    """Train, pack and submit in one go. Run again to resume."""
+    """Train, pack and submit in one go. Run again to resume.
+
+    Example: greylag-client contribute --data notes.jsonl --wait
+    """
     from client.produce import Order, produce
 
     place, settings = open_workspace(workspace, input_column=input_column, target_column=target_column)
@@ -135,6 +157,12 @@ def contribute(
     check_verdict(record)
 
 
+# After the verbs above, so that --help lists all of them in the order in which a person comes to them.
+for _verb in (cli_submit.submit, cli_submit.status, cli_submit.verify):
+    app.command()(_verb)
+app.add_typer(cli_keys.app, name="keys")
+
+
 def main() -> None:
-    """Run the program."""
+    """Run the program; every refusal ends in one sentence and a documented exit status."""
     run(app)

@@ -11,7 +11,10 @@ app = typer.Typer(help="Show or make the contributor's key.", no_args_is_help=Tr
 
 @app.command()
 def show(*, as_json: JsonFlag = False, workspace: WorkspaceFlag = Path()) -> None:
-    """Print the public key of the workspace."""
+    """Print the public key of the workspace.
+
+    Example: greylag-client keys show
+    """
     from client import identity  # noqa: PLC0415 - cryptography
 
     place, settings = open_workspace(workspace)
@@ -24,7 +27,10 @@ def show(*, as_json: JsonFlag = False, workspace: WorkspaceFlag = Path()) -> Non
 
 @app.command()
 def new(*, workspace: WorkspaceFlag = Path()) -> None:
-    """Make a key for a workspace that has none; `init` then takes it."""
+    """Make a key for a workspace that has none; `init` then takes it.
+
+    Example: greylag-client keys new
+    """
     from client import identity  # noqa: PLC0415 - cryptography
     from client.workspace import Workspace  # noqa: PLC0415 - pydantic
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from client.door import (
-    GIVE_UP_AFTER_S,
     GiveUpFlag,
     JsonFlag,
     ProgressFlag,
@@ -18,7 +17,7 @@ from client.door import (
     put_json,
     talk,
 )
-from client.progress import Report, Style, show
+from client.progress import GIVE_UP_AFTER_S, Report, Style, show
 from protocol.errors import Code, Refused
 
 if TYPE_CHECKING:
@@ -40,7 +39,12 @@ def submit(
     as_json: JsonFlag = False,
     workspace: WorkspaceFlag = Path(),
 ) -> None:
-    """Send a bundle to the coordinator. Run again to resume."""
+    """Send a bundle, given by its name or folder, to the coordinator. Run again to resume.
+
+    Without a name, the only bundle of the workspace is sent.
+
+    Example: greylag-client submit --dry-run
+    """
     from client import deliver  # noqa: PLC0415 - grpc and pydantic
 
     place, settings = open_workspace(workspace)
@@ -64,12 +68,15 @@ def status(
     as_json: JsonFlag = False,
     workspace: WorkspaceFlag = Path(),
 ) -> None:
-    """Ask what became of everything that was submitted from here."""
+    """Ask what became of everything that was submitted from here.
+
+    Example: greylag-client status --wait
+    """
     from client import deliver, outbox, upload  # noqa: PLC0415 - grpc and pydantic
 
     place, settings = open_workspace(workspace)
     pool = place.pool(settings.pool_key)
-    coordinator = upload.Coordinator(settings.coordinator, settings.ca, give_up_after)
+    coordinator = upload.Coordinator(settings.coordinator, settings.ca, give_up_after, talk)
     records = outbox.load(place.outbox)
     if not records:
         talk("Nothing was submitted from here yet.")
@@ -77,7 +84,10 @@ def status(
 
 
 def verify(bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")], *, as_json: JsonFlag = False) -> None:
-    """Check a bundle offline: signature, every byte, spec and tensors."""
+    """Check the bundle in a folder offline: signature, every byte, spec and tensors.
+
+    Example: greylag-client verify bundles/ada
+    """
     from client import deliver  # noqa: PLC0415 - pydantic
 
     facts = deliver.facts(deliver.verify(bundle))
@@ -102,7 +112,7 @@ def send_bundle(
     from client import deliver, upload  # noqa: PLC0415 - grpc
 
     pool = place.pool(settings.pool_key)
-    coordinator = upload.Coordinator(settings.coordinator, settings.ca, give_up_after)
+    coordinator = upload.Coordinator(settings.coordinator, settings.ca, give_up_after, talk)
     enrolment = deliver.enrolment_for(place, settings, bundle, pool, datetime.now(UTC), keep=True)
     record = deliver.send(place, bundle, enrolment, pool, coordinator, report)
     talk(f"The coordinator keeps {record.name}; receipt number {record.sequence}.")
@@ -126,7 +136,9 @@ def check_verdict(record: "Record") -> None:
     Raises:
         Refused: The verdict's code.
     """
-    if record.state == "refused":
+    from client.outbox import REFUSED  # noqa: PLC0415 - pydantic
+
+    if record.state == REFUSED:
         code = Code.__members__.get(record.code, Code.REQUEST_INVALID)
         raise Refused(code, record.message or "The bundle was refused.", record.hint)
 

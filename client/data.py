@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from client.plan import Columns
 from protocol.errors import Code, Refused
 from protocol.spec import Architecture, Recipe
+from router.text import IGNORED, encode_input, encode_target
 
 # Read when `datasets` is first imported: it opens files here and asks nobody.
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -37,8 +38,8 @@ _READERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".tsv": ("csv", {"keep_default_na": False, "sep": "\t"}),
     ".parquet": ("parquet", {}),
 }
-_IGNORED = -100
-"""Label that the loss skips."""
+_FIRST_BYTES = 1 << 16
+"""Read from a file to see how it begins."""
 _SPLIT_SEED = 2402_05859  # any constant: every rerun must hold back the same rows
 ASSISTANT = "assistant"
 
@@ -133,6 +134,8 @@ def read_rows(path: Path, scratch: Path) -> datasets.Dataset:
         ) from error
     if path.stat().st_size == 0:
         raise Refused(Code.DATA_EMPTY, f"{path.name} is empty.", "Add examples.")
+    if _begins_with_null(path):
+        raise _lacks(1, path.name)
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL + 1)  # its messages may quote the data
     kind, options = _READERS[path.suffix.lower()]
@@ -147,6 +150,8 @@ def read_rows(path: Path, scratch: Path) -> datasets.Dataset:
             return read(str(path), cache_dir=cache, keep_in_memory=True, **options)
         except OSError:
             raise
+        except Refused:
+            raise
         except Exception as error:  # each reader has its own family of errors
             if isinstance(error.__cause__, OSError):
                 raise
@@ -158,10 +163,29 @@ def read_rows(path: Path, scratch: Path) -> datasets.Dataset:
             ) from error
 
 
+def _begins_with_null(path: Path) -> bool:
+    # pyarrow crashes (a segmentation fault) on JSON in which the first rows are all null.
+    with path.open("rb") as file:
+        return file.read(_FIRST_BYTES).split(maxsplit=1)[:1] == [b"null"]
+
+
+def _lacks(row: int, name: str) -> Refused:
+    return Refused(Code.DATA_EMPTY, f"Row {row} of {name} lacks an input or a target.", "Fill the row in or remove it.")
+
+
 def _all_text(path: Path, separator: str) -> datasets.Features:
     """Take every cell of a CSV file as it stands: "007" stays "007" and "NA" stays "NA"."""
     with path.open(encoding="utf-8", newline="") as file:
-        header = next(csv.reader(file, delimiter=separator))
+        rows = csv.reader(file, delimiter=separator)
+        header = next(rows)
+        for row in rows:
+            # pandas takes the cells that are too many for row labels, and moves all others to the left.
+            if len(row) > len(header):
+                raise Refused(
+                    Code.DATA_UNREADABLE,
+                    f"Line {rows.line_num} of {path.name} has {len(row)} cells; the header has {len(header)}.",
+                    f'Put a cell that holds {separator!r} into double quotes ("...").',
+                )
     return datasets.Features({column: datasets.Value("string") for column in header})
 
 
@@ -242,19 +266,17 @@ def _tokenise(
     *,
     name: str,
 ) -> datasets.Dataset:
-    encode = _encode_both if architecture == "encoder-decoder" else _encode_joined
+    lay_out = _apart if architecture == "encoder-decoder" else _joined
 
     def batch(columns: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[list[int]]]:
         input_ids, labels = [], []
         for number, row in zip(numbers, _rows(columns), strict=True):
             pair = extract(row)
             if pair is None:
-                raise Refused(
-                    Code.DATA_EMPTY,
-                    f"Row {number + 1} of {name} lacks an input or a target.",
-                    "Fill the row in or remove it.",
-                )
-            ids, wanted = encode(pair, tokenizer, limits, f"Row {number + 1} of {name}")
+                raise _lacks(number + 1, name)
+            prompt = encode_input(tokenizer, pair.prompt, architecture, templated=pair.templated)
+            target = encode_target(tokenizer, pair.target, architecture)
+            ids, wanted = lay_out(prompt, target, limits, f"Row {number + 1} of {name}")
             input_ids.append(ids)
             labels.append(wanted)
         return {"input_ids": input_ids, "labels": labels}
@@ -277,35 +299,20 @@ def _rows(columns: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
         yield dict(zip(names, values, strict=True))
 
 
-def _encode_both(
-    pair: Pair, tokenizer: "PreTrainedTokenizerBase", limits: Limits, where: str
-) -> tuple[list[int], list[int]]:
+def _apart(prompt: list[int], target: list[int], limits: Limits, where: str) -> tuple[list[int], list[int]]:
     """Encoder-decoder: the prompt goes to the encoder, the target is predicted."""
-    prompt = tokenizer(pair.prompt, add_special_tokens=not pair.templated)["input_ids"]
-    target = _with_end(tokenizer(text_target=pair.target)["input_ids"], tokenizer)
     _check_length(len(prompt), min(limits.input, limits.model or limits.input), f"{where}: the input")
     _check_length(len(target), min(limits.target, limits.model or limits.target), f"{where}: the target")
     return prompt, target
 
 
-def _encode_joined(
-    pair: Pair, tokenizer: "PreTrainedTokenizerBase", limits: Limits, where: str
-) -> tuple[list[int], list[int]]:
+def _joined(prompt: list[int], target: list[int], limits: Limits, where: str) -> tuple[list[int], list[int]]:
     """Decoder-only: one sequence; the loss skips the prompt, expert and gates act on all of it."""
-    prompt = tokenizer(pair.prompt, add_special_tokens=not pair.templated)["input_ids"]
-    if prompt and prompt[-1] == tokenizer.eos_token_id:
-        prompt = prompt[:-1]  # some tokenizers end every text; the answer must follow the prompt
-    target = _with_end(tokenizer(pair.target, add_special_tokens=False)["input_ids"], tokenizer)
     _check_length(len(prompt), limits.input, f"{where}: the input")
     _check_length(len(target), limits.target, f"{where}: the target")
     if limits.model is not None:
         _check_length(len(prompt) + len(target), limits.model, f"{where}: input and target together")
-    return prompt + target, [_IGNORED] * len(prompt) + target
-
-
-def _with_end(ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    end = tokenizer.eos_token_id
-    return ids if end is None or (ids and ids[-1] == end) else [*ids, end]
+    return prompt + target, [IGNORED] * len(prompt) + target
 
 
 def _check_length(found: int, limit: int, what: str) -> None:

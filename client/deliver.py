@@ -1,4 +1,4 @@
-"""The verbs `submit`, `status` and `verify`: what would leave, what left, and what became of it."""
+"""Behind the verbs `submit`, `status` and `verify`: what would leave, what left, and what became of it."""
 
 import json
 from datetime import datetime
@@ -8,15 +8,16 @@ from typing import Any
 from client import identity as keys
 from client import outbox, upload
 from client.join import enrol, enrolled
-from client.pack import check_tensors
 from client.progress import Report
 from client.settings import ClientSettings
 from client.workspace import Workspace, write_whole
 from protocol import tensors
 from protocol.bundle import ADAPTER_WEIGHTS, ENVELOPE, GATES, Bundle, open_bundle
 from protocol.errors import Code, Refused
+from protocol.fit import check_tensors
 from protocol.release import Pool
 from protocol.signing import Signed
+from protocol.status import plain
 from protocol.v1.intake_pb2 import StatusReply
 
 FINAL = ("refused", "released", "superseded", "yanked")
@@ -185,17 +186,12 @@ def refresh(
         reply = upload.status(record.digest, coordinator)
     heard = record.model_copy(
         update={
-            "state": _plain(reply.state),
-            "code": _plain(reply.code),
-            "message": _plain(reply.message),
-            "hint": _plain(reply.hint),
+            "state": plain(reply.state),
+            "code": plain(reply.code),
+            "message": plain(reply.message),
+            "hint": plain(reply.hint),
             "release": reply.release,
         }
     )
     outbox.save(workspace.outbox, heard)
     return heard
-
-
-def _plain(text: str) -> str:
-    """Make a stranger's text fit for a terminal: one line, no control characters, an end."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text[:1000])

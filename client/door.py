@@ -13,37 +13,36 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from client.progress import Style
-from protocol.errors import GreylagError
+from protocol.errors import GreylagError, from_os_error
 
 if TYPE_CHECKING:
     from client.settings import ClientSettings
     from client.workspace import Workspace
 
 WorkspaceFlag = Annotated[
-    Path, typer.Option("--workspace", "-w", envvar="GREYLAG_WORKSPACE", help="Folder of the workspace.")
+    Path, typer.Option("--workspace", "-w", envvar="GREYLAG_WORKSPACE", help="Workspace: the folder with client.toml.")
 ]
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-WaitFlag = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the verdict.")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+WaitFlag = Annotated[bool, typer.Option("--wait", help="Wait for the verdict.")]
 GiveUpFlag = Annotated[
-    float, typer.Option("--give-up-after", min=0, help="Seconds to try without any progress.", show_default=True)
+    float, typer.Option(min=0, help="Seconds without any progress, or of waiting, after which to give up.")
 ]
 ProgressFlag = Annotated[Style, typer.Option(help="How to show progress on stderr.")]
-GIVE_UP_AFTER_S = 600.0
 
 # Named here, too, so that --help needs no pydantic; a test holds the names against the Recipe.
 RECIPE_FLAGS: dict[str, tuple[type, str]] = {
     "rank": (int, "Rank r of every LoRA module."),
     "alpha": (float, "LoRA alpha; the expert is scaled by alpha / rank."),
     "learning_rate": (float, "Peak learning rate of AdamW."),
-    "warmup_ratio": (float, "Share of the steps that warm up."),
+    "warmup_ratio": (float, "Share of the steps over which the learning rate rises, 0 to 1."),
     "weight_decay": (float, "Weight decay of AdamW."),
-    "expert_steps": (int, "Steps that train the expert."),
-    "gate_steps": (int, "Steps that train the gates."),
+    "expert_steps": (int, "Optimiser steps for the expert."),
+    "gate_steps": (int, "Optimiser steps for its gates."),
     "batch_size": (int, "Examples a step."),
     "eval_every": (int, "Steps between two looks at the held-out rows."),
-    "held_out": (float, "Share of the rows held out."),
-    "max_input_tokens": (int, "Longest accepted input."),
-    "max_target_tokens": (int, "Longest accepted target."),
+    "held_out": (float, "Share of the rows held out, 0 to 1."),
+    "max_input_tokens": (int, "Longest accepted input, in tokens."),
+    "max_target_tokens": (int, "Longest accepted target, in tokens."),
 }
 
 
@@ -108,7 +107,8 @@ def quiet_libraries(base: str) -> None:
 
 def talk(text: str) -> None:
     """Say something to the person: stderr."""
-    typer.echo(text, err=True)
+    # Not typer.echo, which writes past the bars that rich may be drawing there.
+    sys.stderr.write(text + "\n")
 
 
 def put_json(value: Any) -> None:
@@ -118,10 +118,14 @@ def put_json(value: Any) -> None:
 
 def run(app: typer.Typer) -> None:
     """Run a program; an error of the table becomes a sentence, a hint and an exit status."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # else the library narrates handshakes on stderr
     try:
-        app()
+        try:
+            app()
+        except OSError as error:
+            raise from_os_error(error) from error
     except GreylagError as error:
-        talk(f"error: {error.message}")
+        talk(f"error: {error.message} [{error.code.name}]")
         if error.hint:
             talk(f"hint: {error.hint}")
         raise SystemExit(error.code.fate.exit) from None

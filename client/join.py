@@ -13,7 +13,7 @@ from client.workspace import Workspace, write_whole
 from protocol.errors import Code, Refused
 from protocol.release import ENROLMENT_TYPE, Enrolment, Pool, read_enrolment, read_pool, sign, timestamp
 from protocol.signing import Identity, PublicKey
-from router.base import fingerprint
+from router.base import check_base
 
 
 @dataclass(frozen=True)
@@ -52,23 +52,6 @@ def join(workspace: Workspace, flags: Mapping[str, object], now: datetime) -> Jo
         return _found(workspace, pool, flags, now)
 
 
-def check_base(name_or_path: str, pool: Pool, cache: Path) -> None:
-    """Refuse another base model than the pool's.
-
-    Raises:
-        Refused: `BASE_MISMATCH` or `BASE_UNREADABLE`.
-    """
-    found, expected = fingerprint(name_or_path, cache), pool.spec.base
-    for part in ("config", "weights", "tokenizer"):
-        if getattr(found, part) != getattr(expected, part):
-            raise Refused(
-                Code.BASE_MISMATCH,
-                f"{name_or_path} is not the base model of the pool {pool.spec.name}: expected {expected.name} with "
-                f"{part} {getattr(expected, part)[:12]}, found {getattr(found, part)[:12]}.",
-                "Give the pool's base model with --base.",
-            )
-
-
 def enrol(pool: Pool, name: str, identity: Identity, now: datetime) -> bytes:
     """Sign the introduction of a key under a name."""
     enrolment = Enrolment(pool=pool.digest, name=name, key=identity.public.hex, created=timestamp(now))
@@ -87,7 +70,7 @@ def enrolled(workspace: Workspace, pool: Pool, name: str, key: PublicKey) -> byt
 
 def _found(workspace: Workspace, pool: Pool, flags: Mapping[str, object], now: datetime) -> Joined:
     base = _base_setting(flags.get("base"), pool)
-    check_base(base, pool, workspace.base_cache)
+    check_base(base, pool.spec.base, workspace.base_cache)
     key_file = workspace.root / "contributor.key"
     made = not key_file.exists()
     identity = keys.create(key_file) if made else keys.load(key_file)

@@ -8,9 +8,10 @@ from pathlib import Path
 from huggingface_hub import ModelCard, ModelCardData
 
 from client.runs import ADAPTER, RunRecord, read_record
-from protocol import bundle, tensors
+from protocol import bundle
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, GATES, Bundle
 from protocol.errors import Code, Refused
+from protocol.fit import check_tensors
 from protocol.release import Pool, timestamp
 from protocol.signing import Identity
 from protocol.spec import ExpertSpec
@@ -90,16 +91,6 @@ def pack_run(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return bundle.open_bundle(bundles / record.name)
-
-
-def check_tensors(packed: Bundle) -> None:
-    """Hold a bundle's tensors against its spec.
-
-    Raises:
-        Refused: `TENSOR_HEADER`, `TENSOR_NAMES`, `TENSOR_SHAPE` or `TENSOR_DTYPE`.
-    """
-    tensors.check(packed.folder / ADAPTER_WEIGHTS, tensors.adapter_tensors(packed.spec))
-    tensors.check(packed.folder / GATES, tensors.gate_tensors(packed.spec))
 
 
 def render_card(record: RunRecord, pool: Pool, license_id: str) -> str:

@@ -137,7 +137,7 @@ class _PhaseTrainer(Trainer):
         return 0
 
 
-def trainable(model: "nn.Module") -> "dict[str, torch.Tensor]":
+def trainable(model: "nn.Module") -> dict[str, torch.Tensor]:
     """Collect the trainable tensors of a model by name."""
     return {
         name: parameter.detach().contiguous() for name, parameter in model.named_parameters() if parameter.requires_grad

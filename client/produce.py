@@ -10,7 +10,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from client import identity as keys
 from client import outbox, pack
-from client.join import check_base
 from client.plan import Columns, Plan
 from client.progress import Report
 from client.runs import ADAPTER, lora_modules, read_record
@@ -20,6 +19,8 @@ from protocol.bundle import ADAPTER_WEIGHTS, ENVELOPE, GATES, Bundle, open_bundl
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
 from protocol.spec import Name, Recipe
+from protocol.statement import first_fault
+from router.base import check_base
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def produce(workspace: Workspace, settings: ClientSettings, order: Order, report
             "Choose one that divides it.",
         )
     identity = keys.load(workspace.root / settings.key)
-    check_base(settings.base, pool, workspace.base_cache)
+    check_base(settings.base, pool.spec.base, workspace.base_cache)
 
     columns = Columns(settings.input_column, settings.target_column, settings.messages_column)
     plan = Plan(order.data, columns, settings.base, name, recipe, pool, order.seed, order.device, order.micro_batch)
@@ -95,9 +96,13 @@ def override(recipe: Recipe, overrides: Mapping[str, object]) -> Recipe:
     try:
         return Recipe.model_validate({**recipe.model_dump(), **given})
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        flag = "--" + str(first["loc"][0]).replace("_", "-")
-        raise Refused(Code.SETTINGS_INVALID, f"{flag} is out of range: {first['msg']}.", "See --help.") from error
+        name, reason = first_fault(error)
+        flag = "--" + name.replace("_", "-")
+        raise Refused(
+            Code.SETTINGS_INVALID,
+            f"{flag} is out of range: {reason}.",
+            "Give another value, or leave it out to take the pool's.",
+        ) from error
 
 
 def _expert_name(name: str) -> str:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
+GIVE_UP_AFTER_S = 600.0
+"""Seconds without any progress after which a verb gives up, unless a flag says otherwise."""
 PLAIN_INTERVAL_S = 10.0
 JSON_INTERVAL_S = 0.2
 

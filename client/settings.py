@@ -17,6 +17,7 @@ from pydantic_settings import (
 from protocol.channel import check_address
 from protocol.errors import Code, Refused
 from protocol.spec import KeyHex, Line, Name
+from protocol.statement import first_fault
 
 PREFIX = "GREYLAG_CLIENT_"
 
@@ -113,11 +114,10 @@ def _build(cls: type[ClientSettings], flags: Mapping[str, object], *, where: str
         given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
         return cls(**given)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        name = ".".join(str(part) for part in first["loc"])
+        name, reason = first_fault(error)
         raise Refused(
             Code.SETTINGS_INVALID,
-            f"The setting {name} is wrong: {first['msg']}.",
+            f"The setting {name} is wrong: {reason}.",
             f"It comes from {where}, from {PREFIX}{name.upper()} or from a flag.",
         ) from error
     except (OSError, ValueError) as error:

@@ -4,9 +4,10 @@ Each part (expert, gates, record) is written beside its place and renamed whole,
 stopped anywhere continues with the first part that is not there.
 """
 
+import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
@@ -95,7 +96,7 @@ def _save_adapter(model: PeftModel, folder: Path, modules: list[str], base_name:
     model.save_pretrained(str(partial), save_embedding_layers=False)
     config = partial / ADAPTER_CONFIG
     # PEFT shortens a long list of modules to suffixes; the full names say what was trained.
-    fields = {**_json(config), "target_modules": sorted(modules)}
+    fields = {**json.loads(config.read_bytes()), "target_modules": sorted(modules)}
     write_whole(config, strict_json.dumps(fields))
     for path in partial.iterdir():
         if path.name not in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
@@ -115,8 +116,3 @@ def _train_gates(
 def _check_finite(tensors: "Mapping[str, torch.Tensor]", name: str) -> None:
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
         raise phase.diverged(name)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    value = strict_json.loads(path.read_bytes(), what=path.name)
-    return dict(value)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.progress import Progress, Report
+from client.progress import GIVE_UP_AFTER_S, Progress, Report
 from protocol.bundle import Bundle, check_file
 from protocol.channel import DEADLINE_S, STREAM_DEADLINE_S, connect
 from protocol.errors import Code, GreylagError, Refused, Unavailable
@@ -32,7 +32,6 @@ from protocol.v1.intake_pb2_grpc import IntakeStub
 from protocol.wire import read_chunks
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
-GIVE_UP_AFTER_S = 600.0
 POLL_S = 1.0
 _BEGIN_AGAIN = {
     Code.UNREACHABLE, Code.BUSY, Code.INTERNAL, Code.SESSION_UNKNOWN, Code.OFFSET_MISMATCH,
@@ -49,6 +48,7 @@ class Coordinator:
         address: `host:port`.
         ca: CA certificate, PEM.
         give_up_after_s: Seconds without any progress after which a transfer fails.
+        say: Told once when trying again begins.
         sleep: Waits for seconds.
         clock: A monotonic clock, in seconds.
     """
@@ -56,6 +56,7 @@ class Coordinator:
     address: str
     ca: Path | None = None
     give_up_after_s: float = GIVE_UP_AFTER_S
+    say: Callable[[str], None] = lambda _: None
     sleep: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
 
@@ -215,6 +216,8 @@ class _Patience:
             raise error
         if now - self._last_progress + self._pause_s > self._coordinator.give_up_after_s:
             raise error
+        if self._pause_s == FIRST_PAUSE_S:
+            self._coordinator.say(f"{error.message} Trying again for up to {self._coordinator.give_up_after_s:g} s.")
         # Jitter keeps many clients from coming back in the same moment.
         self._coordinator.sleep(self._pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)

@@ -85,14 +85,14 @@ class Workspace:
         """Keep other processes out for as long as the block runs.
 
         Raises:
-            Unavailable: `WORKSPACE_BUSY`.
+            Refused: `WORKSPACE_BUSY`.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.root / ".lock", timeout=0):
                 yield
         except Timeout as error:
-            raise Unavailable(
+            raise Refused(
                 Code.WORKSPACE_BUSY,
                 f"Another greylag-client works in {self.root.resolve()}.",
                 "Wait until it has finished, or choose another folder with --workspace.",

@@ -1,18 +1,21 @@
 """greylag-coordinator: runs a pool."""
 
+import os
 import sys
 
 import typer
 
 from coordinator.verbs.founding import init
+from coordinator.verbs.output import say
 from coordinator.verbs.processes import serve, worker
 from coordinator.verbs.records import contributors, experts, releases
 from coordinator.verbs.upkeep import fsck, migrate
-from protocol.errors import GreylagError
+from protocol.errors import GreylagError, from_os_error
 
 app = typer.Typer(
     help="Run a pool: take experts in, judge them, publish releases.",
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -24,13 +27,17 @@ app.add_typer(contributors, name="contributors")
 
 
 def main() -> None:
-    """Run one verb; what goes wrong is one sentence on stderr and an exit status from the error table."""
+    """Run the program; every refusal ends in one sentence and a documented exit status."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # else the library narrates handshakes on stderr
     try:
-        app()
+        try:
+            app()
+        except OSError as error:
+            raise from_os_error(error) from error
     except GreylagError as error:
-        sys.stderr.write(f"error: {error.message}\n")
+        say(f"error: {error.message} [{error.code.name}]")
         if error.hint:
-            sys.stderr.write(f"hint: {error.hint}\n")
+            say(f"hint: {error.hint}")
         sys.exit(error.code.fate.exit)
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -12,10 +13,11 @@ from pydantic import ValidationError
 
 from coordinator.registry import Registry
 from coordinator.settings import Workspace, read
-from protocol.errors import Code, Refused
+from protocol.errors import Code, Refused, from_os_error
 from protocol.release import Pool, sign_pool, timestamp
 from protocol.signing import Identity
-from protocol.spec import Architecture, BaseModelRef, Policy, PoolSpec, Recipe, Shape
+from protocol.spec import Architecture, BaseModelRef, Policy, PoolSpec, Recipe, Routing, Shape
+from protocol.statement import first_fault
 
 PROBE = (
     "The quick brown fox jumps over the lazy dog.",
@@ -61,8 +63,7 @@ def found(
     base: BaseFacts,
     *,
     name: str,
-    recipe: dict[str, Any],
-    policy: dict[str, Any],
+    choices: Mapping[str, dict[str, Any]],
     settings: dict[str, Any],
     probe: Path | None,
     now: datetime,
@@ -73,8 +74,7 @@ def found(
         workspace: A folder that is not a workspace yet; made if it is missing.
         base: The base model.
         name: The pool's name.
-        recipe: Fields of `Recipe` that differ from the defaults.
-        policy: Fields of `Policy` that differ from the defaults.
+        choices: Under `recipe`, `policy` and `routing`, the fields that differ from the defaults.
         settings: Entries of coordinator.toml that differ from the defaults.
         probe: Public text, one input a line; without it, a few sentences of our own.
         now: The time.
@@ -92,15 +92,15 @@ def found(
             base=base.ref,
             architecture=base.architecture,
             modules=base.modules,
-            recipe=Recipe(**recipe),
-            policy=Policy(**policy),
+            recipe=Recipe(**choices.get("recipe", {})),
+            policy=Policy(**choices.get("policy", {})),
+            routing=Routing(**choices.get("routing", {})),
             coordinator=identity.public.hex,
             created=timestamp(now),
         )
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise Refused(Code.SETTINGS_INVALID, f"{place}: {first['msg']}.", "Correct the option or the file.") from error
+        place, reason = first_fault(error)
+        raise Refused(Code.SETTINGS_INVALID, f"{place}: {reason}.", "Correct the option or the file.") from error
     pool = sign_pool(spec, identity)
     _write(workspace, identity, pool, probe=lines, settings={"base": base.location, **settings})
     return pool
@@ -124,11 +124,7 @@ def _write(workspace: Workspace, identity: Identity, pool: Pool, *, probe: list[
         if not existed:
             shutil.rmtree(workspace.folder, ignore_errors=True)
         if isinstance(error, OSError):
-            raise Refused(
-                Code.SETTINGS_INVALID,
-                f"{workspace.folder} cannot be written to: {error.strerror}.",
-                "Check its owner, permissions and free space.",
-            ) from error
+            raise from_os_error(error) from error
         raise
 
 

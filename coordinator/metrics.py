@@ -1,9 +1,13 @@
-"""Counters of what was refused and which steps bundles took."""
+"""Counters of what was refused and which steps bundles took, for Prometheus."""
 
-from prometheus_client import CollectorRegistry, Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prometheus_client import CollectorRegistry, Counter, start_http_server
 
 from coordinator.life import State
-from protocol.errors import Code
+from protocol.channel import check_address
+from protocol.errors import Code, Refused
 
 
 class Metrics:
@@ -14,13 +18,39 @@ class Metrics:
     """
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        registry = registry or CollectorRegistry()
+        registry = self._registry = registry or CollectorRegistry()
         self._refusals = Counter("greylag_refusals", "Refusals by code.", ["code"], registry=registry)
         self._steps = Counter("greylag_bundle_steps", "Steps of bundles by state.", ["state"], registry=registry)
         for code in Code:
             self._refusals.labels(code.name)
         for state in State:
             self._steps.labels(state)
+
+    @contextmanager
+    def exposed(self, address: str | None) -> Iterator[None]:
+        """Answer `GET /metrics` at `host:port` for the length of a block; nowhere without an address.
+
+        Raises:
+            Refused: `SETTINGS_INVALID` if the address cannot be listened on.
+        """
+        if address is None:
+            yield
+            return
+        host, _, port = check_address(address).rpartition(":")
+        try:
+            server, thread = start_http_server(int(port), host.strip("[]"), registry=self._registry)
+        except OSError as error:
+            raise Refused(
+                Code.SETTINGS_INVALID,
+                f"Cannot answer /metrics at {address}: {error.strerror}.",
+                "Is another process listening there?",
+            ) from error
+        try:
+            yield
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
 
     def refused(self, code: Code) -> None:
         """Count a refusal."""

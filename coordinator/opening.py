@@ -34,7 +34,7 @@ def opened(workspace: Workspace, settings: Settings, metrics: Metrics | None = N
     """Open a workspace and close it again.
 
     Raises:
-        Refused: `KEY_UNREADABLE`, `UNTRUSTED`, `SCHEMA_MISMATCH`, or any code of an envelope.
+        Refused: `KEY_UNREADABLE`, `WORKSPACE_MISSING`, `UNTRUSTED`, `SCHEMA_MISMATCH`, or any code of an envelope.
         Unavailable: `BUSY` if the database does not answer.
     """
     identity = Identity.load(workspace.key)
@@ -57,7 +57,7 @@ def exclusive(workspace: Workspace, process: str) -> Iterator[None]:
     """Be the only process of a kind in a workspace.
 
     Raises:
-        Refused: `WORKSPACE_BUSY`.
+        Refused: `WORKSPACE_BUSY`, or `SETTINGS_INVALID` where the workspace cannot be written.
     """
     lock = FileLock(workspace.lock(process))
     try:

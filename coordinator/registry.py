@@ -283,7 +283,11 @@ class Registry:
         with self._write() as session:
             row = _bundle(session, digest)
             if row is None:
-                raise Refused(Code.BUNDLE_UNKNOWN, f"There is no bundle {digest[:16]}.")
+                raise Refused(
+                    Code.BUNDLE_UNKNOWN,
+                    f"There is no bundle {digest[:16]}.",
+                    "List the bundles with: greylag-coordinator experts ls",
+                )
             for step in steps:
                 journal.take_step(session, row, step, actor=actor, now=now, reason=reason)
             return row

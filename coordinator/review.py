@@ -46,7 +46,8 @@ class Cache:
         """Return a bundle as a folder.
 
         Raises:
-            Unavailable: `DIGEST_MISMATCH` if the store lost or changed bytes: not the contributor's fault.
+            Unavailable: `DIGEST_MISMATCH` if the store lost or changed bytes, `STORAGE_FULL` if there is no room:
+                not the contributor's fault.
         """
         folder = self._folder / row.digest
         try:
@@ -55,8 +56,8 @@ class Cache:
             shutil.rmtree(folder, ignore_errors=True)  # incomplete, or touched: build it again
         making = self._folder / f".{row.digest}"
         shutil.rmtree(making, ignore_errors=True)
-        making.mkdir()
         try:
+            making.mkdir()
             for name, file in read_manifest(row.envelope).files.items():
                 self._store.copy_to(file.sha256, making / name)
             (making / ENVELOPE).write_bytes(row.envelope)
@@ -67,6 +68,12 @@ class Cache:
                 Code.DIGEST_MISMATCH,
                 f"The store lost or changed bytes of bundle {row.digest[:16]}.",
                 "Run: greylag-coordinator fsck",
+            ) from error
+        except OSError as error:
+            raise Unavailable(
+                Code.STORAGE_FULL,
+                f"No folder can be made of bundle {row.digest[:16]}: {error.strerror}.",
+                "Make room; the worker tries again.",
             ) from error
         finally:
             shutil.rmtree(making, ignore_errors=True)

@@ -3,8 +3,8 @@
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 import grpc
@@ -23,7 +23,35 @@ from protocol.wire import CHUNK_BYTES, check_chunk
 
 SERVICES = ("greylag.v1.Intake", "greylag.v1.Catalog")
 _MAX_RELEASE_NUMBER = (1 << 31) - 1
+MAX_STREAMS = 24
+"""Files on their way in, and as many out, at once; the rest of a server's calls is left to short ones."""
 Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Streams:
+    """Counts open streams, so that slow or silent ones cannot take every call that a server has.
+
+    Args:
+        most: How many may be open at once.
+    """
+
+    def __init__(self, most: int = MAX_STREAMS) -> None:
+        self._most, self._open = most, 0
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Keep a place for the length of a stream.
+
+        Raises:
+            Unavailable: `BUSY` if there is none.
+        """
+        if self._open >= self._most:
+            raise Unavailable(Code.BUSY, "Too many files are on their way at once.", "Try again in a minute.")
+        self._open += 1
+        try:
+            yield
+        finally:
+            self._open -= 1
 
 
 class IntakeService(intake_pb2_grpc.IntakeServicer):
@@ -39,6 +67,7 @@ class IntakeService(intake_pb2_grpc.IntakeServicer):
         self._intake, self._spool, self._idle_timeout_s = intake, spool, idle_timeout_s
         # What is being written: (digest, name) by Put, (digest, "") by Commit. Touched by the event loop only.
         self._busy: set[tuple[str, str]] = set()
+        self._streams = Streams()
 
     async def Enrol(self, request: intake_pb2.EnrolRequest, context: Context) -> intake_pb2.EnrolReply:
         """Present a key."""
@@ -52,13 +81,19 @@ class IntakeService(intake_pb2_grpc.IntakeServicer):
 
     async def Put(self, requests: AsyncIterator[intake_pb2.PutRequest], context: Context) -> intake_pb2.PutReply:
         """Append a stream of chunks to one file."""
+        with self._streams.one():
+            return await self._put(requests)
+
+    async def _put(self, requests: AsyncIterator[intake_pb2.PutRequest]) -> intake_pb2.PutReply:
         first = await self._next(requests)
         if first is None or first.WhichOneof("part") != "start":
             raise Refused(Code.BAD_WIRE, "A stream of chunks starts with the file that it is for.")
         start = first.start
         manifest = await asyncio.to_thread(self._intake.session, start.digest, start.token)
         if start.name not in manifest.files:
-            raise Refused(Code.FILE_NOT_ALLOWED, f"{start.name!r:.200} has no place in a bundle.")
+            raise Refused(
+                Code.FILE_NOT_ALLOWED, f"{start.name!r:.200} has no place in a bundle.", "Pack the bundle again."
+            )
         with self._claim(start.digest, start.name):
             appender = await asyncio.to_thread(self._open, start.digest, start.name)
             try:
@@ -135,6 +170,7 @@ class CatalogService(catalog_pb2_grpc.CatalogServicer):
 
     def __init__(self, pool: Pool, registry: Registry, store: Store) -> None:
         self._pool, self._registry, self._store = pool, registry, store
+        self._streams = Streams()
 
     async def GetPool(self, request: catalog_pb2.GetPoolRequest, context: Context) -> catalog_pb2.GetPoolReply:
         """Show the signed pool."""
@@ -162,6 +198,12 @@ class CatalogService(catalog_pb2_grpc.CatalogServicer):
 
     async def Fetch(self, request: catalog_pb2.FetchRequest, context: Context) -> AsyncIterator[Chunk]:
         """Send a file of a public bundle from an offset."""
+        with self._streams.one():
+            async with aclosing(self._fetch(request)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+
+    async def _fetch(self, request: catalog_pb2.FetchRequest) -> AsyncGenerator[Chunk]:
         sha256, offset = _digest(request.sha256), request.offset
         size = await asyncio.to_thread(self._registry.public_size, sha256)
         if size is None:

@@ -1,5 +1,6 @@
 """What an operator may set: coordinator.toml < GREYLAG_COORDINATOR_... < flags."""
 
+import os
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ from pydantic_settings import (
 )
 
 from protocol.errors import Code, Refused
+from protocol.statement import first_fault
+
+PREFIX = "GREYLAG_COORDINATOR_"
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class Workspace:
 class Settings(BaseSettings):
     """Settings of one coordinator."""
 
-    model_config = SettingsConfigDict(env_prefix="GREYLAG_COORDINATOR_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
     base: str
     """Folder or Hugging Face id of the base model; its content must be the pool's."""
@@ -77,6 +81,10 @@ class Settings(BaseSettings):
     """Certificate chain, PEM; needed for any address but loopback."""
     tls_key: Path | None = None
     """Its private key, PEM."""
+    metrics: str | None = None
+    """`host:port` where `serve` answers GET /metrics in plain HTTP; nowhere unless set."""
+    worker_metrics: str | None = None
+    """The same for `worker`."""
     worker_interval_s: float = Field(default=1.0, gt=0)
     """Pause of an idle worker, in seconds."""
     session_hours: float = Field(default=24.0, gt=0)
@@ -105,27 +113,21 @@ def load(workspace: Workspace, **flags: Any) -> Settings:
             f"{workspace.folder.resolve()} is no coordinator's workspace.",
             "Go to one, name one with --workspace, or make one with: greylag-coordinator init",
         )
-    given = {name: value for name, value in flags.items() if value is not None}
-    try:
-        settings = read(workspace, **given)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise Refused(
-            Code.SETTINGS_INVALID, f"{workspace.settings} is not TOML: {error}.", "Correct the file."
-        ) from error
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise Refused(
-            Code.SETTINGS_INVALID,
-            f"The setting {name!r} is wrong: {first['msg']}.",
-            f"Correct {workspace.settings.name}, GREYLAG_COORDINATOR_{name.upper()} or the flag.",
-        ) from error
+    settings = read(workspace, **{name: value for name, value in flags.items() if value is not None})
     paths = {name: getattr(settings, name) for name in ("probe", "tls_cert", "tls_key")}
     return settings.model_copy(update={name: path and workspace.folder / path for name, path in paths.items()})
 
 
 def read(workspace: Workspace, **given: Any) -> Settings:
-    """Merge flags, environment, coordinator.toml (if there is one) and the workspace's own places."""
+    """Merge flags, environment, coordinator.toml (if there is one) and the workspace's own places.
+
+    Raises:
+        Refused: `SETTINGS_INVALID`, naming the setting.
+    """
+    # pydantic-settings ignores variables that it does not know; a misspelt one should not be ignored.
+    for name in os.environ:
+        if name.startswith(PREFIX) and name.removeprefix(PREFIX).lower() not in Settings.model_fields:
+            raise Refused(Code.SETTINGS_INVALID, f"There is no setting {name}.", "Correct the environment variable.")
     folder = workspace.folder.resolve()
     places = {
         "database": f"sqlite:///{folder / 'registry.db'}",
@@ -146,4 +148,16 @@ def read(workspace: Workspace, **given: Any) -> Settings:
             file = TomlConfigSettingsSource(settings_cls, workspace.settings)
             return init_settings, env_settings, file, InitSettingsSource(settings_cls, places)
 
-    return _Merged(**given)
+    try:
+        return _Merged(**given)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Refused(
+            Code.SETTINGS_INVALID, f"{workspace.settings} is not TOML: {error}.", "Correct the file."
+        ) from error
+    except ValidationError as error:
+        name, reason = first_fault(error)
+        raise Refused(
+            Code.SETTINGS_INVALID,
+            f"The setting {name} is wrong: {reason}.",
+            f"Correct {workspace.settings}, {PREFIX}{name.upper()} or the flag.",
+        ) from error

@@ -93,6 +93,8 @@ class Worker:
             _log.info("overtaken", bundle=row.digest, message=error.message)
         except Unavailable as error:
             _log.warning("skipped", bundle=row.digest, code=error.code.name, message=error.message)
+        except Exception:  # noqa: BLE001 - whatever a bundle sets off must not stop the worker
+            _log.exception("failed", bundle=row.digest)
         return False
 
     def _refuse(self, row: BundleRow, reason: Refused) -> bool:

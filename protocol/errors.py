@@ -7,6 +7,7 @@ request: try again. Misuse by a programmer stays `ValueError`.
 Exit statuses are those of BSD's sysexits.h, which shells and service managers already know.
 """
 
+import errno
 from enum import Enum
 from typing import NamedTuple
 
@@ -146,3 +147,12 @@ class Refused(GreylagError):  # noqa: N818 - the word people see
 
 class Unavailable(GreylagError):  # noqa: N818 - as above
     """The request is fine; try again later."""
+
+
+def from_os_error(error: OSError) -> GreylagError:
+    """Say what the operating system refused, for the doors: a path that cannot be used, a full disk."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Unavailable(Code.STORAGE_FULL, "The disk is full.", "Make room, then run the same command again.")
+    what = "A file" if error.filename is None else str(error.filename)
+    reason = error.strerror or type(error).__name__
+    return Refused(Code.SETTINGS_INVALID, f"{what} cannot be used: {reason}.", "Check the path and its permissions.")

@@ -147,7 +147,7 @@ def read_release(envelope: bytes, pool: Pool) -> Release:
     """
     signed, spec = _read(ReleaseSpec, RELEASE_TYPE, envelope, PublicKey.from_hex(pool.spec.coordinator), "The release")
     if spec.pool != pool.digest:
-        raise Refused(Code.WRONG_POOL, "The release belongs to another pool.")
+        raise Refused(Code.WRONG_POOL, "The release belongs to another pool.", "Tell the pool's operator.")
     return Release(signed.digest, envelope, spec)
 
 
@@ -210,7 +210,7 @@ def read_receipt(envelope: bytes, pool: Pool) -> Receipt:
     """
     receipt = _read(Receipt, RECEIPT_TYPE, envelope, PublicKey.from_hex(pool.spec.coordinator), "The receipt")[1]
     if receipt.pool != pool.digest:
-        raise Refused(Code.WRONG_POOL, "The receipt belongs to another pool.")
+        raise Refused(Code.WRONG_POOL, "The receipt belongs to another pool.", "Tell the pool's operator.")
     return receipt
 
 

@@ -68,7 +68,11 @@ class PublicKey:
 
     def __post_init__(self) -> None:
         if len(self.raw) != 32:  # noqa: PLR2004 - RFC 8032
-            raise Refused(Code.KEY_TYPE, f"An Ed25519 public key has 32 bytes; this one has {len(self.raw)}.")
+            raise Refused(
+                Code.KEY_TYPE,
+                f"An Ed25519 public key has 32 bytes; this one has {len(self.raw)}.",
+                "Copy it as its owner shows it: 64 hexadecimal digits.",
+            )
         if self.raw[:31] + bytes([self.raw[31] & 0x7F]) in _SMALL_ORDER_Y:
             raise Refused(Code.WEAK_KEY, "The public key is of small order.", "Make a new key.")
 
@@ -78,7 +82,9 @@ class PublicKey:
         try:
             return cls(bytes.fromhex(text))
         except ValueError as error:
-            raise Refused(Code.KEY_TYPE, "A public key is written as 64 hexadecimal digits.") from error
+            raise Refused(
+                Code.KEY_TYPE, "A public key is written as 64 hexadecimal digits.", "Copy it as its owner shows it."
+            ) from error
 
     @classmethod
     def from_text(cls, text: bytes) -> "PublicKey":
@@ -154,7 +160,9 @@ class Identity:
                 raise Refused(
                     Code.PASSPHRASE, f"The passphrase does not open {path}.", "Give it in GREYLAG_KEY_PASSPHRASE."
                 ) from error
-            raise Refused(Code.KEY_UNREADABLE, f"{path} holds no private key that can be read.") from error
+            raise Refused(
+                Code.KEY_UNREADABLE, f"{path} holds no private key that can be read.", "Restore it from a copy."
+            ) from error
         if not isinstance(key, Ed25519PrivateKey):
             raise Refused(Code.KEY_TYPE, f"{path} is not an Ed25519 key.", "Make one with: greylag-client keys new")
         return cls(key)

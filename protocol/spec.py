@@ -46,9 +46,10 @@ class BaseModelRef(Strict):
     weights: Sha256
     tokenizer: Sha256
 
-    def same_as(self, other: "BaseModelRef") -> bool:
-        """Compare by content."""
-        return (self.config, self.weights, self.tokenizer) == (other.config, other.weights, other.tokenizer)
+    def differing_part(self, other: "BaseModelRef") -> Literal["config", "weights", "tokenizer"] | None:
+        """Name the first part whose content differs; None if the two are the same model."""
+        parts: tuple[Literal["config", "weights", "tokenizer"], ...] = ("config", "weights", "tokenizer")
+        return next((part for part in parts if getattr(self, part) != getattr(other, part)), None)
 
 
 class Shape(Strict):

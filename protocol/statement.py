@@ -16,6 +16,8 @@ from protocol.errors import Code, Refused
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+# What pydantic says of a form, said of a document.
+_PLAIN_REASONS = {"missing": "it is missing", "extra_forbidden": "there is no such entry"}
 _SUBJECT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -78,9 +80,19 @@ def read(document: type[Document], value: Any, *, what: str, code: Code = Code.S
     try:
         return document.model_validate_json(strict_json.dumps(value))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        place = ".".join(str(part) for part in first["loc"])[:200].encode("unicode_escape").decode() or "document"
-        raise Refused(code, f"{what}: {place}: {first['msg']}.") from error
+        place, reason = first_fault(error)
+        raise Refused(code, f"{what}: {place or 'document'}: {reason}.") from error
+
+
+def first_fault(error: ValidationError) -> tuple[str, str]:
+    """Say where a document, or a file of settings, breaks its schema first, and how.
+
+    Returns:
+        The dotted place, escaped and cut, and the reason without a full stop.
+    """
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    place = ".".join(str(part) for part in first["loc"])[:200].encode("unicode_escape").decode()
+    return place, _PLAIN_REASONS.get(first["type"], first["msg"])
 
 
 def _subjects(entries: Any) -> dict[str, str]:

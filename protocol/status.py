@@ -25,8 +25,8 @@ class RpcStatus(NamedTuple):
 
 def to_status(error: GreylagError) -> RpcStatus:
     """Write an error for the wire."""
-    code, message = grpc.StatusCode[error.code.fate.grpc], _plain(error.message)
-    info = error_details_pb2.ErrorInfo(reason=error.code.name, domain=DOMAIN, metadata={"hint": _plain(error.hint)})
+    code, message = grpc.StatusCode[error.code.fate.grpc], plain(error.message)
+    info = error_details_pb2.ErrorInfo(reason=error.code.name, domain=DOMAIN, metadata={"hint": plain(error.hint)})
     packed = PackedMessage()
     packed.Pack(info)
     status = status_pb2.Status(code=code.value[0], message=message, details=[packed])
@@ -58,11 +58,11 @@ def _from_details(raw: bytes) -> GreylagError | None:
         return None
     code = Code[info.reason]
     family = Unavailable if code in _TRY_AGAIN else Refused
-    return family(code, _plain(status.message), _plain(info.metadata.get("hint", "")))
+    return family(code, plain(status.message), plain(info.metadata.get("hint", "")))
 
 
 def _from_transport(code: grpc.StatusCode, details: str, address: str) -> GreylagError:
-    details = _plain(details).rstrip(".")
+    details = plain(details).rstrip(".")
     if code is grpc.StatusCode.UNAVAILABLE and "WRONG_VERSION_NUMBER" in details:
         return Refused(
             Code.UNTRUSTED, f"{address} does not speak TLS.", "Check the address, and leave --ca out on loopback."
@@ -77,7 +77,7 @@ def _from_transport(code: grpc.StatusCode, details: str, address: str) -> Greyla
         return Unavailable(
             Code.UNREACHABLE,
             f"{address} does not answer ({code.name}).",
-            "Check the address, then run the command again.",
+            "Check the address and, if TLS is spoken there, --ca; then run the command again.",
         )
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
         return Refused(
@@ -94,7 +94,7 @@ def _is_about_certificates(details: str) -> bool:
     return any(word in details for word in ("CERTIFICATE_VERIFY_FAILED", "SSL", "Hostname Verification"))
 
 
-def _plain(text: str) -> str:
-    # A sentence comes from, or goes to, a stranger's terminal: no control characters, no endless text.
+def plain(text: str) -> str:
+    """Make a stranger's text fit for a terminal: one line, no control characters, an end."""
     shown = "".join(letter if letter.isprintable() else "?" for letter in text[: _MAX_TEXT + 1])
     return shown if len(shown) <= _MAX_TEXT else shown[: _MAX_TEXT - 3] + "..."

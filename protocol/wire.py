@@ -25,8 +25,11 @@ def check_chunk(chunk: Chunk, *, offset: int, size: int) -> bytes:
     """Return a chunk's data if it continues a file of `size` bytes at `offset`.
 
     Raises:
-        Refused: `OFFSET_MISMATCH`, `SIZE_MISMATCH` or `CHUNK_CORRUPT`.
+        Refused: `BAD_WIRE` for a chunk of nothing, `OFFSET_MISMATCH`, `SIZE_MISMATCH` or `CHUNK_CORRUPT`.
     """
+    if not chunk.data:
+        # Without this a stream of them would neither end nor ever look idle.
+        raise Refused(Code.BAD_WIRE, f"The chunk at byte {chunk.offset} is empty.")
     if chunk.offset != offset:
         raise Refused(Code.OFFSET_MISMATCH, f"The chunk starts at byte {chunk.offset}; the file ends at {offset}.")
     if len(chunk.data) > MAX_CHUNK_BYTES or offset + len(chunk.data) > size:

@@ -1,4 +1,4 @@
-"""Which modules of a transformer an expert may touch, and how another module takes their place."""
+"""Which modules of a transformer an expert may touch, and what takes their place."""
 
 import re
 from typing import TYPE_CHECKING
@@ -78,14 +78,20 @@ def linear_modules(model: "PreTrainedModel") -> dict[str, Shape]:
     }
 
 
-def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
-    """Put a module in another's place.
+def find_linear(model: nn.Module, path: str) -> nn.Linear:
+    """Look a linear module up by its path.
 
     Raises:
-        Refused: `MODULE_UNKNOWN`.
+        Refused: `MODULE_UNKNOWN` if there is none, or if it is not linear.
     """
     try:
-        model.get_submodule(path)
-    except AttributeError as error:
-        raise Refused(Code.MODULE_UNKNOWN, f"The base model has no module {path}.") from error
-    model.set_submodule(path, module)
+        module = model.get_submodule(path)
+    except AttributeError:
+        module = None
+    if not isinstance(module, nn.Linear):
+        raise Refused(
+            Code.MODULE_UNKNOWN,
+            f"The base model has no linear module {path}.",
+            "Use the base model that the expert was trained on.",
+        )
+    return module

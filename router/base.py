@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,9 +67,17 @@ def load_base(name_or_path: str, *, device: str | None = None, dtype: str | None
         model = auto.from_pretrained(folder, use_safetensors=True, dtype=dtype or "auto")
         _tokenizer_files(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise _unreadable(name_or_path, str(error).splitlines()[0]) from error
-    return Base(model.to(device).eval().requires_grad_(requires_grad=False), tokenizer)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise _unreadable(name_or_path, first_line(error)) from error
+    try:
+        model = model.to(device)
+    except (RuntimeError, AssertionError) as error:  # no such device, or too little memory on it
+        raise Refused(
+            Code.SETTINGS_INVALID,
+            f"The device {device} cannot be used: {first_line(error)}.",
+            "Leave --device out, or give cpu or cuda.",
+        ) from error
+    return Base(model.eval().requires_grad_(requires_grad=False), tokenizer)
 
 
 def locate(name_or_path: str) -> Path:
@@ -90,7 +99,7 @@ def locate(name_or_path: str) -> Path:
             snapshot_download(name_or_path, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise _unreadable(name_or_path, str(error).splitlines()[0]) from error
+        raise _unreadable(name_or_path, first_line(error)) from error
 
 
 def fingerprint(name_or_path: str, cache: Path | None = None) -> BaseModelRef:
@@ -117,8 +126,8 @@ def fingerprint(name_or_path: str, cache: Path | None = None) -> BaseModelRef:
             weights=_weights_digest(folder),
             tokenizer=_tokenizer_digest(folder),
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise _unreadable(name_or_path, str(error)) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # files may hold anything
+        raise _unreadable(name_or_path, first_line(error)) from error
     if cache is not None:
         _write_cache(cache, stamp, ref)
     return ref
@@ -136,15 +145,18 @@ def check_base(name_or_path: str, expected: BaseModelRef, cache: Path | None = N
         Refused: `BASE_MISMATCH` or `BASE_UNREADABLE`.
     """
     found = fingerprint(name_or_path, cache)
-    for part in ("config", "weights", "tokenizer"):
-        ours, theirs = getattr(found, part), getattr(expected, part)
-        if ours != theirs:
-            raise Refused(
-                Code.BASE_MISMATCH,
-                f"{name_or_path} is not the pool's base model {expected.name}: its {part} has digest {ours[:16]}, "
-                f"expected {theirs[:16]}.",
-                f"Get {expected.name} and give its folder or Hugging Face id with --base.",
-            )
+    if part := found.differing_part(expected):
+        raise Refused(
+            Code.BASE_MISMATCH,
+            f"{name_or_path} is not the pool's base model {expected.name}: expected {part} digest "
+            f"{getattr(expected, part)[:16]}, found {getattr(found, part)[:16]}.",
+            f"Get {expected.name} and give its folder or Hugging Face id with --base.",
+        )
+
+
+def first_line(error: Exception) -> str:
+    """Shorten a library's error to what fits into a sentence of ours: its first line without the full stop."""
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _unreadable(name_or_path: str, reason: str) -> Refused:
@@ -205,24 +217,28 @@ def _tensor_digests(path: Path) -> Iterator[str]:
             yield f"{name} {entry['dtype']} {entry['shape']} {digest.hexdigest()}"
 
 
-def _stamp(folder: Path) -> list[list[Any]]:
+def _stamp(folder: Path) -> list[Any]:
     names = ("config.json", *TOKENIZER_FILES)
     files = [folder / name for name in names if (folder / name).is_file()] + sorted(folder.glob("*.safetensors"))
-    return [[str(folder.resolve()), *((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)]]
+    return [str(folder.resolve()), *([path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files)]
 
 
-def _read_cache(cache: Path, stamp: list[list[Any]]) -> BaseModelRef | None:
+def _read_cache(cache: Path, stamp: list[Any]) -> BaseModelRef | None:
     try:
         entry = json.loads(cache.read_bytes())
-        if entry["stamp"] == json.loads(json.dumps(stamp)):
+        if entry["stamp"] == stamp:
             return BaseModelRef.model_validate(entry["base"])
     except (OSError, ValueError, KeyError):
         pass  # a lost or damaged cache costs a recomputation, nothing else
     return None
 
 
-def _write_cache(cache: Path, stamp: list[list[Any]], ref: BaseModelRef) -> None:
-    cache.parent.mkdir(parents=True, exist_ok=True)
+def _write_cache(cache: Path, stamp: list[Any], ref: BaseModelRef) -> None:
     temporary = cache.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps({"stamp": stamp, "base": ref.model_dump()}))
-    temporary.replace(cache)
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps({"stamp": stamp, "base": ref.model_dump()}))
+        temporary.replace(cache)
+    except OSError:  # a full or read-only disk: computed again the next time
+        with suppress(OSError):
+            temporary.unlink()

@@ -5,40 +5,49 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from protocol.errors import GreylagError
+from protocol.errors import Code, GreylagError, Refused, from_os_error
+from router.limits import DEFAULT_NEW_TOKENS, MAX_NEW_TOKENS
 
 if TYPE_CHECKING:
     from router.answer import Answered
-    from router.settings import RouterSettings
 
 app = typer.Typer(
-    help="Fetch releases of a pool, ask its routed model, keep one running.",
+    help="Fetch the releases of a pool, ask its routed model, keep one running.",
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 Workspace = Annotated[
-    Path, typer.Option("--workspace", "-w", envvar="GREYLAG_WORKSPACE", help="Folder with router.toml and releases.")
+    Path, typer.Option("--workspace", "-w", envvar="GREYLAG_WORKSPACE", help="Workspace: the folder with router.toml.")
 ]
-Coordinator = Annotated[str | None, typer.Option(help="The coordinator, host:port.")]
-BaseModel = Annotated[str | None, typer.Option("--base", help="The pool's base model: folder or Hugging Face id.")]
-Ca = Annotated[Path | None, typer.Option(help="CA certificate of the other side, PEM.")]
-Device = Annotated[str | None, typer.Option(help="Torch device; by default the GPU where there is one.")]
-Server = Annotated[str | None, typer.Option(help="Ask a running `greylag-router serve` at host:port instead.")]
-Method = Annotated[str | None, typer.Option(help="Routing method (see `methods`); by default the release's.")]
+Coordinator = Annotated[str | None, typer.Option(help="The coordinator, host:port; default: that of router.toml.")]
+BaseModel = Annotated[
+    str | None,
+    typer.Option("--base", help="The pool's base model, a folder or Hugging Face id; default: that of router.toml."),
+]
+Ca = Annotated[Path | None, typer.Option(help="CA certificate of the other side, PEM; default: the system's.")]
+Device = Annotated[str | None, typer.Option(help="Torch device; default: the GPU where there is one.")]
+Server = Annotated[
+    str | None,
+    typer.Option(help="Ask the `greylag-router serve` that runs at host:port; default: load the model here."),
+]
+Method = Annotated[str | None, typer.Option(help="Routing method (see `methods`); default: the release's.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-NewTokens = Annotated[int, typer.Option(min=1, max=1024, help="Longest answer, in tokens.")]
+Texts = Annotated[list[str], typer.Argument(help="Inputs; - reads one a line from stdin.")]
+NewTokens = Annotated[int, typer.Option(min=1, max=MAX_NEW_TOKENS, help="Longest answer, in tokens.")]
 
 
 def main() -> None:
     """Run the program; every refusal ends in one sentence and a documented exit status."""
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # else the library narrates handshakes on stderr
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # else the library narrates handshakes on stderr
     with _door():
         app()
 
@@ -46,28 +55,33 @@ def main() -> None:
 @contextmanager
 def _door() -> Iterator[None]:
     try:
-        yield
+        try:
+            yield
+        except OSError as error:
+            raise from_os_error(error) from error
     except GreylagError as error:
-        sys.stderr.write(f"error: {error.message} [{error.code.name}]\n")
+        _say(f"error: {error.message} [{error.code.name}]")
         if error.hint:
-            sys.stderr.write(f"hint: {error.hint}\n")
+            _say(f"hint: {error.hint}")
         raise SystemExit(error.code.fate.exit) from None
 
 
 @app.command()
 def pull(
+    *,
     workspace: Workspace = Path(),
     coordinator: Coordinator = None,
     base: BaseModel = None,
     pool_key: Annotated[
-        str | None, typer.Option(help="The key that must sign the pool, as the operator shows it.")
+        str | None,
+        typer.Option(help="The key that must sign the pool, 64 hexadecimal digits; default: the key seen first."),
     ] = None,
     ca: Ca = None,
     json_: Json = False,
 ) -> None:
     """Fetch the newest release: only what is missing, checked byte by byte.
 
-    Example: greylag-router pull --coordinator localhost:50051 --base google/t5-small-lm-adapt
+    Example: greylag-router pull --coordinator pool.example.org:7443 --ca cert.pem --base google/t5-v1_1-small
     """
     from protocol.signing import PublicKey
     from router import pull as pulling
@@ -80,9 +94,7 @@ def pull(
     save(workspace, settings)
     release = mirror.release.spec
     if first and trusted is None:
-        sys.stderr.write(
-            f"Trusting pool key {mirror.pool.spec.coordinator} from now on; compare it with the operator's.\n"
-        )
+        _say(f"Trusting the pool's key {mirror.pool.spec.coordinator} on first use; compare it with the operator's.")
     if json_:
         experts = [expert.model_dump() for expert in release.experts]
         _print_json({"schema": 1, "pool": mirror.pool.spec.name, "release": release.number, "experts": experts})
@@ -94,17 +106,21 @@ def pull(
 
 @app.command()
 def ask(
-    text: Annotated[list[str], typer.Argument(help="One or more inputs; - reads one input a line from stdin.")],
+    text: Texts,
+    *,
     workspace: Workspace = Path(),
     server: Server = None,
+    base: BaseModel = None,
     method: Method = None,
-    max_new_tokens: NewTokens = 64,
-    explain: Annotated[bool, typer.Option(help="Show which experts answered, per token and module.")] = False,
+    max_new_tokens: NewTokens = DEFAULT_NEW_TOKENS,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show which experts answered, by token and module.")
+    ] = False,
     ca: Ca = None,
     device: Device = None,
     json_: Json = False,
 ) -> None:
-    """Ask the routed model.
+    """Ask the routed model one or more inputs; the input - reads one a line from stdin.
 
     Example: greylag-router ask --explain "Translate to French: good morning"
     """
@@ -112,69 +128,90 @@ def ask(
 
     from router import show
 
-    inputs = [line.rstrip("\n") for line in sys.stdin] if text == ["-"] else text
     answered = _ask(
-        inputs, workspace, server, method=method, max_new_tokens=max_new_tokens, explain=explain, ca=ca, device=device
+        _inputs(text),
+        workspace,
+        server,
+        method=method,
+        max_new_tokens=max_new_tokens,
+        explain=explain,
+        ca=ca,
+        settings={"base": base, "device": device},
     )
     if json_:
         _print_json(show.as_json(answered, explain=explain))
         return
     for answer in answered.answers:
-        sys.stdout.write(answer.text + "\n")
+        # In a pipe it is data and stays as it is.
+        sys.stdout.write((show.printable(answer.text) if sys.stdout.isatty() else answer.text) + "\n")
         if explain:
             show.explain(Console(stderr=True), answered, answer)
 
 
 @app.command()
 def trace(
-    png: Annotated[Path, typer.Option(help="Picture to write: which expert served which module.")],
-    text: Annotated[list[str], typer.Argument(help="One or more inputs; - reads one input a line from stdin.")],
+    text: Texts,
+    *,
+    png: Annotated[Path, typer.Option(help="Picture to write, PNG.")],
     workspace: Workspace = Path(),
     server: Server = None,
-    max_new_tokens: NewTokens = 64,
+    base: BaseModel = None,
+    max_new_tokens: NewTokens = DEFAULT_NEW_TOKENS,
     ca: Ca = None,
     device: Device = None,
 ) -> None:
-    """Draw which expert served which module, as a heat map.
+    """Draw which expert served which module, as a heat map; the input - reads one a line from stdin.
 
     Example: greylag-router trace --png map.png "Translate to French: good morning"
     """
     from router.trace import save_heat_map
 
-    inputs = [line.rstrip("\n") for line in sys.stdin] if text == ["-"] else text
+    inputs = _inputs(text)
     answered = _ask(
-        inputs, workspace, server, method=None, max_new_tokens=max_new_tokens, explain=True, ca=ca, device=device
+        inputs,
+        workspace,
+        server,
+        method=None,
+        max_new_tokens=max_new_tokens,
+        explain=True,
+        ca=ca,
+        settings={"base": base, "device": device},
     )
     routes = [route for answer in answered.answers for route in answer.routes]
     save_heat_map({f"{len(inputs)} requests, release {answered.release}": routes}, answered.experts, png)
-    sys.stderr.write(f"Wrote {png}.\n")
+    _say(f"Wrote {png}.")
 
 
 @app.command()
 def serve(
+    *,
     workspace: Workspace = Path(),
     coordinator: Coordinator = None,
     base: BaseModel = None,
-    listen: Annotated[str | None, typer.Option(help="Where to answer, host:port; port 0 takes a free one.")] = None,
+    listen: Annotated[
+        str | None, typer.Option(help="host:port; port 0 takes a free one; default: that of router.toml.")
+    ] = None,
     follow_interval_s: Annotated[float | None, typer.Option(help="Seconds between two looks for a release.")] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM; needed beyond loopback.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
     ca: Ca = None,
     device: Device = None,
     json_: Json = False,
 ) -> None:
-    """Keep a routed model running, at the newest release, and answer over gRPC.
+    """Keep a routed model running at the newest release, and answer over gRPC, until SIGTERM.
 
-    Example: greylag-router serve --coordinator localhost:50051 --base google/t5-small-lm-adapt
+    Example: greylag-router serve -w node --listen 127.0.0.1:7444
     """
     from router.running import run
-    from router.settings import load
+    from router.settings import FILE, load, save
 
     def on_ready(port: int) -> None:
+        if not (workspace / FILE).exists():
+            save(workspace, settings)
         address = f"{settings.listen.rpartition(':')[0]}:{port}"
         if json_:
             _print_json({"schema": 1, "address": address})
-        sys.stderr.write(f"Answering at {address}.\n")
+        _say(f"Answering at {address}; stop with Ctrl-C.")
 
     settings = load(
         workspace, coordinator=coordinator, base=base, listen=listen, follow_interval_s=follow_interval_s,
@@ -185,8 +222,11 @@ def serve(
 
 
 @app.command()
-def methods(json_: Json = False) -> None:
-    """List the routing methods."""
+def methods(*, json_: Json = False) -> None:
+    """List the routing methods.
+
+    Example: greylag-router methods
+    """
     from router.methods import METHODS
 
     if json_:
@@ -196,23 +236,43 @@ def methods(json_: Json = False) -> None:
             sys.stdout.write(f"{name:<12} {line}\n")
 
 
+def _inputs(text: list[str]) -> list[str]:
+    try:
+        # stdin is None where the shell closed it.
+        inputs = [line.rstrip("\n") for line in sys.stdin or ()] if text == ["-"] else text
+        "".join(inputs).encode()
+    except UnicodeError as error:
+        raise Refused(Code.REQUEST_INVALID, "The input is not UTF-8 text.", "Convert it to UTF-8.") from error
+    return inputs
+
+
 def _ask(
-    inputs: list[str], workspace: Path, server: str | None, *, ca: Path | None, device: str | None, **options: Any
+    inputs: list[str],
+    workspace: Path,
+    server: str | None,
+    *,
+    ca: Path | None,
+    settings: dict[str, str | None],
+    **options: Any,
 ) -> "Answered":
     if server:
         from router import query
 
-        options["method"] = options["method"] or ""
         return query.ask(server, inputs, ca=ca, **options)
-    from router.pull import open_mirror
+    from protocol.release import read_timestamp
+    from router.pull import FINGERPRINT, open_mirror
     from router.settings import load
 
     mirror = open_mirror(workspace)
-    settings: RouterSettings = load(workspace, device=device)
+    chosen = load(workspace, **settings)
+    spec = mirror.release.spec
+    if read_timestamp(spec.expires) < datetime.now(UTC):
+        _say(f"Release {spec.number} expired at {spec.expires}; fetch the newest with: greylag-router pull")
     # Last, since it brings torch with it: what is wrong with the workspace is said at once.
     from router.model import RoutedModel
 
-    return RoutedModel.from_mirror(settings.base, mirror, device=settings.device).answer(inputs, **options)
+    cache = workspace / FINGERPRINT
+    return RoutedModel.from_mirror(chosen.base, mirror, device=chosen.device, cache=cache).answer(inputs, **options)
 
 
 def _configure_logs() -> None:
@@ -228,6 +288,11 @@ def _configure_logs() -> None:
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+
+
+def _say(sentence: str) -> None:
+    sys.stderr.write(sentence + "\n")
+    sys.stderr.flush()
 
 
 def _print_json(document: dict[str, Any]) -> None:

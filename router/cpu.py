@@ -26,14 +26,14 @@ def add_one(module: ModuleExperts, u: Tensor, choice: CommonChoice, y: Tensor) -
 
 
 def add_common(module: ModuleExperts, u: Tensor, choice: CommonChoice, y: Tensor) -> None:
-    """Give all tokens the same experts."""
+    """Give all tokens, u [t, d] and y [t, o], the same experts."""
     for row, weight in zip(choice.experts, choice.weights, strict=True):
         part = module.part(row)
         _add_product(y, torch.mm(u, part.a_t), part.b_t, weight * part.scaling)
 
 
 def add_one_by_one(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> None:
-    """Token by token, as if each came alone."""
+    """Go token by token, u [t, d] and y [t, o], as if each came alone."""
     add = add_one if y.dtype == u.dtype else add_common
     rows = zip(choice.experts.tolist(), choice.weights.tolist(), strict=True)
     for at, (experts, weights) in enumerate(rows):
@@ -42,7 +42,7 @@ def add_one_by_one(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) 
 
 
 def add_sorted(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> None:
-    """Tokens sorted by expert, two matrix products for each expert that was chosen."""
+    """Sort tokens, u [t, d] and y [t, o], by expert: two matrix products for each expert that was chosen."""
     flat = choice.experts.flatten()
     ordered, order = torch.sort(flat, stable=True)
     k = choice.experts.shape[1]
@@ -65,7 +65,7 @@ def add_sorted(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> N
 
 
 def add_grouped(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> None:
-    """Tokens sorted by place, one grouped product a page; few operations, whatever the number of experts."""
+    """Sort tokens, u [t, d] and y [t, o], by place: two grouped products a page, however many experts it holds."""
     keys, order = torch.sort(module.keys[choice.experts.flatten()], stable=True)
     tokens = order.div(choice.experts.shape[1], rounding_mode="floor")
     shares = _shares(module, choice, order, u)
@@ -85,9 +85,9 @@ def add_grouped(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> 
 
 
 def add_concatenated(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> None:
-    """All experts for all tokens, the share of those not chosen being zero: two plain products a page.
+    """Compute all experts for all tokens, u [t, d] and y [t, o], with share zero for those not chosen.
 
-    For small pools of which every place is seen.
+    Two plain products a page, for small pools of which every place is seen.
     """
     shares = choice.weights * module.scalings[choice.experts]
     keys = module.keys[choice.experts]

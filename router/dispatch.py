@@ -59,7 +59,7 @@ class Dispatch:
 
 
 def offered(module: ModuleExperts, u: Tensor) -> dict[str, cpu.Path]:
-    """List the ways that can do a piece of work, by name."""
+    """List by name the ways that can serve inputs u [t, d]."""
     paths: dict[str, cpu.Path] = {"sorted": cpu.add_sorted}
     if len(u) <= _FEW_TOKENS:
         paths["one by one"] = cpu.add_one_by_one

@@ -9,7 +9,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle
-from protocol.tensors import ADAPTER_PREFIX, adapter_tensors, check, gate_tensors
+from protocol.errors import Code, Refused
+from protocol.fit import check_tensors
+from protocol.tensors import ADAPTER_PREFIX
 from router.gate import standardise
 
 
@@ -63,20 +65,28 @@ def load_expert(
         contributor: The contributor's name in the release.
 
     Raises:
-        Refused: `TENSOR_NAMES` if the bundle holds more than its LoRA, such as DoRA's magnitudes, and
-            `TENSOR_SHAPE` or `TENSOR_DTYPE` if it holds other tensors than it declares.
+        Refused: `TENSOR_HEADER`, `TENSOR_NAMES`, `TENSOR_SHAPE` or `TENSOR_DTYPE` for tensors that are not the
+            spec's, `NOT_FINITE` for numbers that are not, or that `dtype` cannot hold.
     """
-    check(bundle.folder / ADAPTER_WEIGHTS, adapter_tensors(bundle.spec))
-    check(bundle.folder / GATES, gate_tensors(bundle.spec))
-    adapter = load_file(bundle.folder / ADAPTER_WEIGHTS)
-    gates = load_file(bundle.folder / GATES)
+    check_tensors(bundle)
+    adapter, gates = load_file(bundle.folder / ADAPTER_WEIGHTS), load_file(bundle.folder / GATES)
+
+    def finite(name: str, tensor: Tensor) -> Tensor:
+        if not tensor.isfinite().all():
+            raise Refused(Code.NOT_FINITE, f"{name} of bundle {bundle.digest[:16]} is not finite in {tensor.dtype}.")
+        return tensor.to(device)
+
+    def half(path: str, letter: str) -> Tensor:
+        key = f"{ADAPTER_PREFIX}{path}.lora_{letter}.weight"
+        return finite(key, adapter[key].to(dtype))
+
     modules = {
         path: ExpertModule(
-            a=adapter[f"{ADAPTER_PREFIX}{path}.lora_A.weight"].to(device, dtype),
-            b=adapter[f"{ADAPTER_PREFIX}{path}.lora_B.weight"].to(device, dtype),
+            a=half(path, "A"),
+            b=half(path, "B"),
             scaling=module.scaling,
             # In float64, once: a gate of large mean would lose digits in float32.
-            gate=standardise(gates[f"{path}.gate"].double()).float().to(device),
+            gate=finite(f"{path}.gate", standardise(gates[f"{path}.gate"].double()).float()),
         )
         for path, module in bundle.spec.modules.items()
     }

@@ -56,6 +56,9 @@ class Follower:
                 _log.warning("release not taken up", code=error.code.name, message=error.message)
             self._trouble = error.message
             return False
+        except Exception:  # noqa: BLE001 - a device out of memory, or a fault of ours, must not end the following
+            _log.exception("release not taken up")
+            return False
         self._trouble = None
         _log.info("release taken up", release=mirror.release.spec.number, experts=len(mirror.bundles))
         return True

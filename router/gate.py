@@ -21,7 +21,7 @@ from torch.nn import functional
 from protocol.bundle import ADAPTER_WEIGHTS
 from protocol.spec import LoraModule
 from protocol.tensors import ADAPTER_PREFIX
-from router.attach import WrappedLinear, replace_module
+from router.attach import WrappedLinear, find_linear
 
 EPS = 1e-5
 """Added to the variance: that of torch's LayerNorm, which the paper's code standardises with."""
@@ -82,7 +82,7 @@ def choose(affinity: Tensor, k: int, d: int) -> Choice:
         d: Width of the module's input, for the softmax's temperature sqrt(d).
 
     Returns:
-        Ties go to the expert with the lowest position.
+        Experts and weights, [t, min(k, n)]; ties go to the expert with the lowest position.
     """
     # A stable sort, since topk leaves the order of equal scores open.
     best, experts = torch.sort(affinity, dim=-1, descending=True, stable=True)
@@ -109,7 +109,9 @@ class GatedLora(WrappedLinear):
         self.gate = nn.Parameter(torch.zeros(linear.in_features, dtype=torch.float32, device=weight.device))
 
     a: Tensor
+    """[r, d] in the model's dtype."""
     b: Tensor
+    """[o, r] in the model's dtype."""
 
     def forward(self, u: Tensor) -> Tensor:
         """Compute W u + s B A u * sigmoid(v . u).
@@ -143,13 +145,9 @@ def attach_gates(model: nn.Module, adapter: Path, modules: Mapping[str, LoraModu
     gated = {}
     for path, module in modules.items():
         prefix = f"{ADAPTER_PREFIX}{path}"
-        linear = model.get_submodule(path)
-        if not isinstance(linear, nn.Linear):
-            raise TypeError(f"{path} is a {type(linear).__name__}, not a linear module")
-        layer = GatedLora(
-            linear, tensors[f"{prefix}.lora_A.weight"], tensors[f"{prefix}.lora_B.weight"], module.scaling
-        )
-        replace_module(model, path, layer)
+        a, b = tensors[f"{prefix}.lora_A.weight"], tensors[f"{prefix}.lora_B.weight"]
+        layer = GatedLora(find_linear(model, path), a, b, module.scaling)
+        model.set_submodule(path, layer)
         gated[path] = layer
     return gated
 
@@ -157,4 +155,4 @@ def attach_gates(model: nn.Module, adapter: Path, modules: Mapping[str, LoraModu
 def detach_gates(model: nn.Module, gated: Mapping[str, GatedLora]) -> None:
     """Put the plain linear modules back."""
     for path, layer in gated.items():
-        replace_module(model, path, layer.linear)
+        model.set_submodule(path, layer.linear)

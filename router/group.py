@@ -114,12 +114,12 @@ class RouteGroup:
 
     @cached_property
     def blocks(self) -> tuple[Tensor, ...]:
-        """Gates as `router.pages.GatePages.blocks` gives them."""
+        """Gates [n, d] as `router.pages.GatePages.blocks` gives them."""
         return self.store.gates.blocks(self.length)
 
     @cached_property
     def hidden_index(self) -> Tensor | None:
-        """Hidden rows as a tensor, None where nothing is hidden."""
+        """[n], hidden rows as a tensor; None where nothing is hidden."""
         return torch.tensor(self.hidden, device=self.blocks[0].device) if self.hidden else None
 
 
@@ -189,18 +189,18 @@ class ModuleExperts:
 
     @cached_property
     def mask(self) -> Tensor | None:
-        """[rows] float32, -inf where an expert leaves the module alone; None where all touch it."""
+        """[n], by row, float32, -inf where an expert leaves the module alone; None where all touch it."""
         absent = self.group.store.absent[self.slot]
         return self.group.store.masks[self.slot].first(self.group.length) if absent else None
 
     @cached_property
     def scalings(self) -> Tensor:
-        """[rows] float32."""
+        """[n], by row, float32."""
         return self.group.store.scalings[self.slot].first(self.group.length)
 
     @cached_property
     def keys(self) -> Tensor:
-        """[rows] int64, where each row's factors are in `pages`."""
+        """[n], by row, int64, where each row's factors are in `pages`."""
         return self.group.store.keys[self.slot].first(self.group.length)
 
     @property

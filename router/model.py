@@ -1,5 +1,6 @@
 """The routed model: a base, every expert of a release, and a router at every module."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,21 +13,20 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from protocol.bundle import Bundle
-from protocol.errors import Code, Refused
+from protocol.errors import Code, Refused, Unavailable
 from protocol.spec import Routing
 from router.answer import Answer, Answered
-from router.attach import linear_modules, replace_module
-from router.base import Base, check_base, load_base
+from router.attach import find_linear, linear_modules
+from router.base import Base, check_base, first_line, load_base
 from router.layer import Plan, RoutedLinear, routing
+from router.limits import DEFAULT_NEW_TOKENS
 from router.methods.registry import resolve
 from router.pool import Expert, ExpertPool, load_expert
-from router.pull import Mirror, pull
+from router.pull import FINGERPRINT, Mirror, pull
 from router.record import RouteRecorder
-from router.text import encode_input, encode_target
+from router.text import IGNORED, encode_input, encode_target
 
 Side = Literal["left", "right"]
-IGNORED = -100
-"""Label of a position that the loss leaves out (PyTorch's convention)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,29 +54,45 @@ class RoutedModel:
         self.base = base
         self.generation = Generation()
         for path in linear_modules(base.model):
-            replace_module(base.model, path, RoutedLinear(path, base.model.get_submodule(path)))
+            base.model.set_submodule(path, RoutedLinear(path, find_linear(base.model, path)))
 
     @classmethod
     def from_base(cls, name_or_path: str, *, device: str | None = None) -> "RoutedModel":
-        """Load a base model that holds no experts yet."""
+        """Load a base model that holds no experts yet.
+
+        Raises:
+            Refused: `BASE_UNREADABLE`.
+        """
         return cls(load_base(name_or_path, device=device))
 
     @classmethod
     def from_bundles(cls, name_or_path: str, bundles: Iterable[Bundle], *, device: str | None = None) -> "RoutedModel":
-        """Load a base model and put experts on it, in order."""
+        """Load a base model and put experts on it, in order.
+
+        Raises:
+            Refused: `BASE_UNREADABLE`, or as `append`.
+        """
         model = cls.from_base(name_or_path, device=device)
         for bundle in bundles:
             model.append(bundle)
         return model
 
     @classmethod
-    def from_mirror(cls, name_or_path: str, mirror: Mirror, *, device: str | None = None) -> "RoutedModel":
+    def from_mirror(
+        cls, name_or_path: str, mirror: Mirror, *, device: str | None = None, cache: Path | None = None
+    ) -> "RoutedModel":
         """Load a base model with a release that was pulled to this machine.
 
+        Args:
+            name_or_path: Folder or Hub id of the base model.
+            mirror: The release.
+            device: A torch device; without one, CUDA where there is a GPU, else the CPU.
+            cache: File that remembers the base model's fingerprint.
+
         Raises:
-            Refused: `BASE_MISMATCH` if the release was made for another base.
+            Refused: `BASE_MISMATCH` if the release was made for another base, `BASE_UNREADABLE`, or as `load`.
         """
-        check_base(name_or_path, mirror.pool.spec.base)
+        check_base(name_or_path, mirror.pool.spec.base, cache)
         model = cls.from_base(name_or_path, device=device)
         model.take_up(mirror)
         return model
@@ -105,7 +121,7 @@ class RoutedModel:
             Unavailable: The coordinator cannot be reached.
         """
         kept = folder or user_cache_path("greylag") / coordinator.replace(":", "-")
-        return cls.from_mirror(base, pull(kept, coordinator, ca=ca), device=device)
+        return cls.from_mirror(base, pull(kept, coordinator, ca=ca), device=device, cache=kept / FINGERPRINT)
 
     @property
     def digests(self) -> tuple[str, ...]:
@@ -125,17 +141,26 @@ class RoutedModel:
             except AttributeError:
                 linear = None
             if not isinstance(linear, RoutedLinear):
-                raise Refused(Code.MODULE_UNKNOWN, f"The base model has no module {path} that an expert may touch.")
+                raise Refused(
+                    Code.MODULE_UNKNOWN,
+                    f"The base model has no module {path} that an expert may touch.",
+                    "Use the base model that the expert was trained on.",
+                )
             if (linear.in_features, linear.out_features) != (module.d_in, module.d_out):
                 raise Refused(
                     Code.TENSOR_SHAPE,
                     f"{path} maps {linear.in_features} to {linear.out_features} features; the expert expects "
                     f"{module.d_in} to {module.d_out}.",
+                    "Use the base model that the expert was trained on.",
                 )
         return load_expert(bundle, device=model.device, dtype=model.dtype, name=name, contributor=contributor)
 
     def append(self, bundle: Bundle, *, name: str | None = None, contributor: str = "") -> None:
-        """Add one expert from the next request on; the others are not touched."""
+        """Add one expert from the next request on; the others are not touched.
+
+        Raises:
+            Refused: As `load`, or `DUPLICATE_OF` if the model holds the bundle already.
+        """
         pool = self.generation.pool.add(self.load(bundle, name=name, contributor=contributor))
         self.generation = replace(self.generation, pool=pool)
 
@@ -147,7 +172,7 @@ class RoutedModel:
         """Go over to a release: load what is new, drop what is gone, leave the rest alone.
 
         Raises:
-            Refused: As `load`; the model then stays as it was.
+            Refused: As `load`, or `METHOD_UNKNOWN`; the model then stays as it was.
         """
         release = mirror.release.spec
         held = set(self.digests)
@@ -157,9 +182,13 @@ class RoutedModel:
         for entry, bundle in zip(release.experts, mirror.bundles, strict=True):
             if entry.bundle not in held:
                 pool = pool.add(self.load(bundle, name=entry.name, contributor=entry.contributor))
+        pool = pool.reordered([entry.bundle for entry in release.experts])
+        resolve(release.routing.method, pool, release.routing.k)  # a method that is unknown here is no way to answer
         self.generation = Generation(pool, release.routing, release.number)
 
-    def generate(self, inputs: Sequence[str], *, method: str | None = None, max_new_tokens: int = 64) -> list[str]:
+    def generate(
+        self, inputs: Sequence[str], *, method: str | None = None, max_new_tokens: int = DEFAULT_NEW_TOKENS
+    ) -> list[str]:
         """Answer a batch of inputs greedily.
 
         Args:
@@ -174,14 +203,28 @@ class RoutedModel:
         return [answer.text for answer in answered.answers]
 
     def answer(
-        self, inputs: Sequence[str], *, method: str | None = None, max_new_tokens: int = 64, explain: bool = False
+        self,
+        inputs: Sequence[str],
+        *,
+        method: str | None = None,
+        max_new_tokens: int = DEFAULT_NEW_TOKENS,
+        explain: bool = False,
     ) -> Answered:
         """Answer a batch of inputs greedily, on request with the experts that answered.
 
-        Arguments and errors as `generate`.
+        Args:
+            inputs: As in `generate`.
+            method: As in `generate`.
+            max_new_tokens: As in `generate`.
+            explain: Whether the answers carry their tokens and routes.
+
+        Raises:
+            Refused: As `generate`.
         """
         if not inputs or not all(text.strip() for text in inputs):
-            raise Refused(Code.REQUEST_INVALID, "A request needs at least one input, and no empty one.")
+            raise Refused(
+                Code.REQUEST_INVALID, "A request needs at least one input, and no empty one.", "Leave empty inputs out."
+            )
         generation = self.generation
         experts = generation.pool.experts
         recorder = RouteRecorder({expert.digest: at for at, expert in enumerate(experts)}) if explain else None
@@ -206,6 +249,9 @@ class RoutedModel:
             inputs: Texts.
             targets: One text for each input.
             method: As in `generate`.
+
+        Raises:
+            Refused: `METHOD_UNKNOWN` or `EXPERT_UNKNOWN`.
         """
         batch, labels = self._encode_pairs(inputs, targets)
         with torch.inference_mode(), routing(_plan(self.generation, method)):
@@ -226,19 +272,30 @@ class RoutedModel:
             Mean loss in nats a token of each text given itself.
 
         Raises:
-            Refused: `PROBE_FAILED` if any figure is not finite, or if the device cannot run the model.
+            Refused: `PROBE_FAILED` if any figure is not finite, or if the model does not run.
+            Unavailable: `BUSY` if the device runs out of memory.
         """
         try:
             losses = self.score(texts, texts)
+        except torch.OutOfMemoryError as error:  # the device's limit, not the bundle's fault
+            raise Unavailable(
+                Code.BUSY,
+                "The device has too little memory for the routed model.",
+                "Free some, or choose another device; nothing was refused.",
+            ) from error
         except RuntimeError as error:  # torch's family: out of memory, shapes, kernels
-            reason = str(error).splitlines()[0]
-            raise Refused(Code.PROBE_FAILED, f"The routed model does not run on the probe text: {reason}.") from error
-        mean = sum(losses) / len(losses)
-        if not all(abs(loss) < float("inf") for loss in losses):
             raise Refused(
-                Code.PROBE_FAILED, "With this expert the routed model's loss on the probe text is not finite."
+                Code.PROBE_FAILED,
+                f"The routed model does not run on the probe text: {first_line(error)}.",
+                "Check the expert's ranks and modules, then train it again.",
+            ) from error
+        if not all(math.isfinite(loss) for loss in losses):
+            raise Refused(
+                Code.PROBE_FAILED,
+                "With this expert the routed model's loss on the probe text is not finite.",
+                "Train it again with a smaller learning rate.",
             )
-        return mean
+        return sum(losses) / len(losses)
 
     def _encode(self, inputs: Sequence[str]) -> dict[str, Tensor]:
         rows = [encode_input(self.base.tokenizer, text, self.base.architecture) for text in inputs]

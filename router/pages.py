@@ -60,7 +60,7 @@ class GatePages:
         """View the first rows as matrices.
 
         Returns:
-            [m * slots, d] for each page; the first with the row of means, so that the heights sum to
+            [n, d] for each page, n gates; the first with the row of means, so that the heights sum to
             (rows + 1) * slots.
         """
         found, left = [], rows + 1
@@ -79,9 +79,9 @@ class FactorPage:
     first: int
     """Key of the page's first place; places of all pages of a module are numbered through."""
     a: Tensor
-    """[places, r, d]."""
+    """[n, r, d], n places."""
     b: Tensor
-    """[places, r, o], transposed against PEFT's layout."""
+    """[n, r, o], transposed against PEFT's layout."""
 
 
 class FactorPages:
@@ -153,5 +153,5 @@ class Column:
         self._rows += 1
 
     def first(self, rows: int) -> Tensor:
-        """View the first rows."""
+        """View the first rows, [n]."""
         return self._values[:rows]

@@ -7,7 +7,7 @@ experts that only another branch of the pool's history knows.
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -65,11 +65,13 @@ class ExpertPool:
         store = self._store
         unseen = len(store.experts) - (self._length - len(self._hidden))
         if unseen > _SPARE and 2 * unseen > len(store.experts):
-            return self._compacted().add(expert)
+            return _rebuilt(self.experts).add(expert)
         # Pages outlive the forward pass in which they might be made: they must not be inference tensors.
         with store.lock, torch.inference_mode(mode=False), torch.no_grad():
             if self._row(expert.digest) is not None:
-                raise Refused(Code.DUPLICATE_OF, f"Expert {expert.full_name} is in the pool already.")
+                raise Refused(
+                    Code.DUPLICATE_OF, f"Expert {expert.full_name} is in the pool already.", "Remove it first."
+                )
             placed: dict[str, ExpertModule] = {}
             pooled = replace(expert, modules=MappingProxyType(placed))
             groups = dict(self._groups)
@@ -98,6 +100,17 @@ class ExpertPool:
         groups = {paths: group.without(digest) for paths, group in self._groups.items()}
         return ExpertPool(self._store, self._length, self._hidden | {row}, groups, _modules(groups))
 
+    def reordered(self, digests: Sequence[str]) -> "ExpertPool":
+        """Put the experts into the order of a release, which decides ties; nothing to do as a rule.
+
+        Args:
+            digests: The digest of every expert of the pool, once.
+        """
+        if [expert.digest for expert in self.experts] == list(digests):
+            return self
+        by_digest = {expert.digest: expert for expert in self.experts}
+        return _rebuilt(by_digest[digest] for digest in digests)
+
     def find(self, name: str) -> Expert:
         """Look an expert up by `name` or `contributor/name`.
 
@@ -111,15 +124,16 @@ class ExpertPool:
         reason = "There is no expert" if not found else "Several contributors have an expert"
         raise Refused(Code.EXPERT_UNKNOWN, f"{reason} {name!r:.200} in this release.", f"It holds: {known}.")
 
-    def _compacted(self) -> "ExpertPool":
-        pool = ExpertPool()
-        for expert in self.experts:
-            pool = pool.add(expert)
-        return pool
-
     def _row(self, digest: str) -> int | None:
         rows = self._store.rows.get(digest, ())
         return next((row for row in rows if row < self._length and row not in self._hidden), None)
+
+
+def _rebuilt(experts: Iterable[Expert]) -> ExpertPool:
+    pool = ExpertPool()
+    for expert in experts:
+        pool = pool.add(expert)
+    return pool
 
 
 def _by_group(modules: Mapping[str, ExpertModule]) -> dict[tuple[str, ...], dict[str, ExpertModule]]:

@@ -3,6 +3,7 @@
 pool.dsse.json        the pool, pinned at the first pull
 release.dsse.json     the newest release that was fetched whole
 bundles/<digest>/     its bundles; kept when a later release drops them
+.fingerprint.json     what the base model is by content; may be deleted at any time
 """
 
 import errno
@@ -19,6 +20,7 @@ import grpc
 from protocol.bundle import ENVELOPE, Bundle, Manifest, SignedFile, check_file, open_bundle, read_manifest
 from protocol.channel import DEADLINE_S, STREAM_DEADLINE_S, connect
 from protocol.errors import Code, GreylagError, Refused, Unavailable
+from protocol.fit import check_fit, check_tensors
 from protocol.release import Pool, Release, check_fresh, read_pool, read_release
 from protocol.signing import PublicKey
 from protocol.status import from_rpc_error
@@ -26,7 +28,7 @@ from protocol.v1 import catalog_pb2
 from protocol.v1.catalog_pb2_grpc import CatalogStub
 from protocol.wire import check_chunk
 
-POOL, RELEASE, BUNDLES = "pool.dsse.json", "release.dsse.json", "bundles"
+POOL, RELEASE, BUNDLES, FINGERPRINT = "pool.dsse.json", "release.dsse.json", "bundles", ".fingerprint.json"
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ def pull(
         release = read_release(envelope, pool)
         check_fresh(release, seen=_seen(folder, pool), now=now or datetime.now(UTC))
         bundles = tuple(
-            _pull_bundle(folder / BUNDLES, catalog, expert.bundle, on_bytes, address) for expert in release.spec.experts
+            _pull_bundle(folder / BUNDLES / expert.bundle, catalog, pool, on_bytes, address)
+            for expert in release.spec.experts
         )
         _write(folder / RELEASE, envelope)
     return Mirror(pool, release, bundles)
@@ -95,7 +98,7 @@ def open_mirror(folder: Path) -> Mirror:
     pool = read_pool((folder / POOL).read_bytes())
     release = read_release((folder / RELEASE).read_bytes(), pool)
     return Mirror(
-        pool, release, tuple(open_bundle(folder / BUNDLES / expert.bundle) for expert in release.spec.experts)
+        pool, release, tuple(_open_listed(folder / BUNDLES / expert.bundle, pool) for expert in release.spec.experts)
     )
 
 
@@ -124,16 +127,25 @@ def _seen(folder: Path, pool: Pool) -> Release | None:
 
 
 def _pull_bundle(
-    folder: Path, catalog: CatalogStub, digest: str, on_bytes: Callable[[int], None], address: str
+    whole: Path, catalog: CatalogStub, pool: Pool, on_bytes: Callable[[int], None], address: str
 ) -> Bundle:
-    whole = folder / digest
+    digest = whole.name
     if whole.is_dir():
-        return open_bundle(whole)
+        try:
+            return _open_listed(whole, pool)
+        except Refused:
+            shutil.rmtree(whole)  # damaged since it came; fetched afresh
     envelope = catalog.GetBundle(catalog_pb2.GetBundleRequest(digest=digest), timeout=DEADLINE_S).envelope
     manifest = read_manifest(envelope)
     if manifest.digest != digest:
-        raise Refused(Code.DIGEST_MISMATCH, f"The coordinator sent another bundle than {digest[:16]}.")
-    part = folder / f".{digest}.part"
+        raise Refused(
+            Code.DIGEST_MISMATCH,
+            f"The coordinator sent another bundle than {digest[:16]}.",
+            "Tell the pool's operator.",
+        )
+    # The coordinator should have refused what does not fit; its word is not taken for it.
+    check_fit(manifest, pool)
+    part = whole.with_name(f".{digest}.part")
     part.mkdir(exist_ok=True)
     for name, file in manifest.files.items():
         _pull_file(part / name, catalog, file, on_bytes, address)
@@ -143,9 +155,21 @@ def _pull_bundle(
     return open_bundle(whole)
 
 
+def _open_listed(folder: Path, pool: Pool) -> Bundle:
+    bundle = open_bundle(folder)
+    if bundle.digest != folder.name:
+        raise Refused(
+            Code.DIGEST_MISMATCH,
+            f"{folder} holds another bundle than the release lists.",
+            "Fetch it again with: greylag-router pull",
+        )
+    check_fit(bundle.manifest, pool)
+    return bundle
+
+
 def _open_part(part: Path, manifest: Manifest) -> None:
     try:
-        open_bundle(part)
+        check_tensors(open_bundle(part))
     except Refused:
         # Whatever is wrong with it, the next pull starts this bundle afresh.
         shutil.rmtree(part)
@@ -157,10 +181,17 @@ def _open_part(part: Path, manifest: Manifest) -> None:
 def _pull_file(
     path: Path, catalog: CatalogStub, file: SignedFile, on_bytes: Callable[[int], None], address: str
 ) -> None:
-    offset = path.stat().st_size if path.exists() else 0
+    path.touch()
+    offset = path.stat().st_size
     while offset < file.size:
         try:
             _continue_file(path, catalog, file, offset, on_bytes)
+            if path.stat().st_size == offset:
+                raise Refused(
+                    Code.SIZE_MISMATCH,
+                    f"{address} ends {path.name} at byte {offset}; {file.size} were signed.",
+                    "Tell the pool's operator.",
+                )
         except grpc.RpcError as error:
             ours = from_rpc_error(error, address)
             # gRPC has retried already where not a byte came; a stream that broke later is continued.
@@ -206,9 +237,13 @@ def _disk_errors(folder: Path) -> Iterator[None]:
 
 def _write(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    _sync(temporary)
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(content)
+        _sync(temporary)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _sync(path: Path) -> None:

@@ -24,7 +24,7 @@ class RouteRecorder:
         self._chunks: dict[str, list[tuple[NDArray[np.int64], NDArray[np.float32]]]] = {}
 
     def record(self, path: str, module: ModuleExperts, choice: Choice | CommonChoice, shape: torch.Size) -> None:
-        """Keep one module's choice for an activation [b, s, d]."""
+        """Keep one module's choice for an activation of shape [b, s, d]."""
         if isinstance(choice, CommonChoice):
             rows = np.broadcast_to(np.array(choice.experts), (shape[:-1].numel(), len(choice.experts)))
             weights = np.broadcast_to(np.array(choice.weights, dtype=np.float32), rows.shape)

@@ -13,7 +13,7 @@ from protocol.server import Listen, serve
 from router.base import check_base
 from router.follow import Follower
 from router.model import RoutedModel
-from router.pull import RELEASE, Mirror, open_mirror, pull
+from router.pull import FINGERPRINT, RELEASE, Mirror, open_mirror, pull
 from router.serve import QueryService
 from router.settings import RouterSettings
 
@@ -55,11 +55,11 @@ def _run(workspace: Path, settings: RouterSettings, on_ready: Callable[[int], No
     if mirror is None:
         model = RoutedModel.from_base(settings.base, device=settings.device)
     else:
-        model = RoutedModel.from_mirror(settings.base, mirror, device=settings.device)
+        model = RoutedModel.from_mirror(settings.base, mirror, device=settings.device, cache=workspace / FINGERPRINT)
 
     def fetch_for_this_base() -> Mirror:
         found = fetch()
-        check_base(settings.base, found.pool.spec.base, workspace / ".fingerprint.json")
+        check_base(settings.base, found.pool.spec.base, workspace / FINGERPRINT)
         return found
 
     follower = Follower(model, fetch_for_this_base, interval_s=settings.follow_interval_s)

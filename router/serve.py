@@ -1,4 +1,4 @@
-"""The Query service: a routed model that answers over gRPC and follows its pool."""
+"""The Query service: a routed model that answers over gRPC."""
 
 import asyncio
 from typing import Any
@@ -8,13 +8,11 @@ import grpc
 from protocol.errors import Code, Refused
 from protocol.v1 import query_pb2
 from protocol.v1.query_pb2_grpc import QueryServicer, add_QueryServicer_to_server
+from router.limits import DEFAULT_NEW_TOKENS, MAX_INPUTS, MAX_NEW_TOKENS
 from router.model import RoutedModel
 from router.query import to_wire
 
 SERVICE = "greylag.v1.Query"
-MAX_INPUTS = 256
-MAX_NEW_TOKENS = 1024
-_DEFAULT_NEW_TOKENS = 64
 
 
 class QueryService(QueryServicer):
@@ -34,7 +32,11 @@ class QueryService(QueryServicer):
         request: query_pb2.AskRequest,
         context: grpc.aio.ServicerContext[Any, Any],  # noqa: ARG002 - gRPC passes it
     ) -> query_pb2.AskReply:
-        """Answer a batch of inputs."""
+        """Answer a batch of inputs.
+
+        Raises:
+            Refused: `REQUEST_INVALID`, `METHOD_UNKNOWN` or `EXPERT_UNKNOWN`.
+        """
         if len(request.inputs) > MAX_INPUTS or request.max_new_tokens > MAX_NEW_TOKENS:
             raise Refused(
                 Code.REQUEST_INVALID,
@@ -46,7 +48,7 @@ class QueryService(QueryServicer):
                 self._model.answer,
                 list(request.inputs),
                 method=request.method or None,
-                max_new_tokens=request.max_new_tokens or _DEFAULT_NEW_TOKENS,
+                max_new_tokens=request.max_new_tokens or DEFAULT_NEW_TOKENS,
                 explain=request.explain,
             )
         return to_wire(answered)

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from protocol.errors import Code, Refused
+from protocol.statement import first_fault
 
 FILE = "router.toml"
 PREFIX = "GREYLAG_ROUTER_"
@@ -69,11 +70,10 @@ def load(folder: Path, **flags: Any) -> RouterSettings:
     try:
         return Here(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        name = ".".join(str(part) for part in first["loc"])
+        name, reason = first_fault(error)
         raise Refused(
             Code.SETTINGS_INVALID,
-            f"The setting {name} is wrong: {first['msg'].lower()}.",
+            f"The setting {name} is wrong: {reason}.",
             f"Give --{name.replace('_', '-')}, set {PREFIX}{name.upper()}, or write it in {folder / FILE}.",
         ) from error
     except (OSError, ValueError) as error:
@@ -83,7 +83,12 @@ def load(folder: Path, **flags: Any) -> RouterSettings:
 
 
 def save(folder: Path, settings: RouterSettings) -> None:
-    """Write the settings that differ from their defaults, for the next command."""
+    """Write the settings that differ from their defaults, for the next command, which may run elsewhere."""
     folder.mkdir(parents=True, exist_ok=True)
+    paths = {name: getattr(settings, name) for name in ("ca", "tls_cert", "tls_key")}
+    absolute: dict[str, object] = {name: path.resolve() for name, path in paths.items() if path}
+    if Path(settings.base).is_dir():
+        absolute["base"] = str(Path(settings.base).resolve())
+    settings = settings.model_copy(update=absolute)
     values = settings.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     (folder / FILE).write_text(tomli_w.dumps(values))

@@ -1,4 +1,4 @@
-"""Answers on a screen: plain text, JSON, and the table behind `--explain`."""
+"""Answers as JSON, and as the tables behind `--explain`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,13 +24,31 @@ def as_json(answered: Answered, *, explain: bool) -> dict[str, Any]:
     }
 
 
+def printable(text: str) -> str:
+    """Make a model's or a stranger's text fit for a terminal: nothing in it steers the terminal."""
+    return "".join(
+        letter if letter.isprintable() or letter in "\n\t" else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )
+
+
 def explain(console: Console, answered: Answered, answer: Answer) -> None:
-    """Print who answered: shares of all routing, then token by token, then module by module."""
+    """Print who answered: shares of all routing, then token by token, then module by module.
+
+    Args:
+        console: Where to print.
+        answered: The batch; names its experts.
+        answer: One answer of it, with its routes.
+    """
     shares = expert_shares(answer.routes, answered.experts)
     colours = {name: _COLOURS[at % len(_COLOURS)] for at, name in enumerate(answered.experts)}
-    table = Table("expert", "share", "", title=f"Who answered (release {answered.release}, {answered.method})")
+    title = Text(
+        f"Who answered (release {answered.release}, {printable(answered.method)})"
+    )  # Text: names are not markup
+    table = Table("expert", "share", "", title=title)
     for name, share in shares.items():
-        table.add_row(Text(name, colours[name]), f"{share:.0%}", Text("█" * round(share * 40), colours[name]))
+        table.add_row(
+            Text(printable(name), colours[name]), f"{share:.0%}", Text("█" * round(share * 40), colours[name])
+        )
     console.print(table)
     console.print(_token_table(answer, answered.experts, colours))
     console.print(_module_table(answer, answered.experts, colours))
@@ -59,28 +77,27 @@ def _answer_json(answer: Answer, experts: Sequence[str], *, explain: bool) -> di
 
 def _token_table(answer: Answer, experts: Sequence[str], colours: dict[str, str]) -> Table:
     """For each token the experts with the largest mean weight over the modules that saw it."""
-    table = Table("token", "read by", "experts (mean weight over modules)", title="Token by token")
+    table = Table("token", "of the", "experts (mean weight over modules)", title="Token by token")
     tokens = [(token, True) for token in answer.input_tokens] + [(token, False) for token in answer.output_tokens]
     for position, (token, is_input) in enumerate(tokens):
         sums, modules = np.zeros(len(experts)), 0
         for route in answer.routes:
-            # A decoder-only model's modules see input and output in one row of tokens.
-            row = position if is_input or len(route.experts) > len(answer.input_tokens) else None
-            if not is_input and not route.reads_input:
-                row = position - len(answer.input_tokens)
-            if row is None or row >= len(route.experts) or (is_input and not route.reads_input):
-                continue
-            np.add.at(sums, route.experts[row], route.weights[row])
-            modules += 1
+            # A decoder-only model's modules read input and output in one row; nobody reads the last output token.
+            row = position if route.reads_input else position - len(answer.input_tokens)
+            if 0 <= row < len(route.experts):
+                np.add.at(sums, route.experts[row], route.weights[row])
+                modules += 1
         if modules:
-            table.add_row(token, "input" if is_input else "output", _ranking(sums / modules, experts, colours, most=3))
+            table.add_row(
+                Text(token), "input" if is_input else "output", _ranking(sums / modules, experts, colours, most=3)
+            )
     return table
 
 
 def _module_table(answer: Answer, experts: Sequence[str], colours: dict[str, str]) -> Table:
     table = Table("module", "experts (mean weight over tokens)", title="Module by module")
     for module, shares in module_shares(answer.routes, experts).items():
-        table.add_row(module, _ranking(shares, experts, colours, most=3))
+        table.add_row(Text(printable(module)), _ranking(shares, experts, colours, most=3))
     return table
 
 
@@ -88,5 +105,5 @@ def _ranking(shares: np.ndarray[Any, Any], experts: Sequence[str], colours: dict
     text = Text()
     for at in np.argsort(-shares, kind="stable")[:most]:
         if shares[at] > 0:
-            text.append(f"{experts[at]} {shares[at]:.0%}  ", colours[experts[at]])
+            text.append(f"{printable(experts[at])} {shares[at]:.0%}  ", colours[experts[at]])
     return text

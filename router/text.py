@@ -1,4 +1,4 @@
-"""Text to tokens and back: one place, so that a router reads a request as training read it."""
+"""Text to tokens: one place for client and router, so that a router reads a request as training read it."""
 
 from typing import TYPE_CHECKING
 
@@ -6,6 +6,9 @@ from protocol.spec import Architecture
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100
+"""Label of a position that the loss leaves out (PyTorch's convention)."""
 
 
 def encode_input(
@@ -26,7 +29,13 @@ def encode_input(
 
 
 def encode_target(tokenizer: "PreTrainedTokenizerBase", text: str, architecture: Architecture) -> list[int]:
-    """Turn a target into the tokens that the model is to write, the end token included."""
+    """Turn a target into the tokens that the model is to write, the end token included.
+
+    Args:
+        tokenizer: The base model's.
+        text: The target.
+        architecture: A decoder's target continues the input, so no begin token may come between.
+    """
     if architecture == "decoder-only":
         tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     else:

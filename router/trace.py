@@ -62,5 +62,5 @@ def save_heat_map(panels: Mapping[str, Sequence[ModuleRoute]], experts: Sequence
         axis.set_xticks(range(len(experts)), experts, rotation=90, fontsize=7)
         axis.set_yticks(range(len(modules)), list(modules), fontsize=6)
     figure.colorbar(image, ax=axes[0].tolist(), shrink=0.6, label="mean routing weight")
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, format="png")
     plt.close(figure)

@@ -1,4 +1,4 @@
-"""Alembic's door: runs the migrations on the connection that schema.py hands over."""
+"""Alembic's door: runs the migrations on the connection that `database.migrate` hands over."""
 
 from alembic import context
 

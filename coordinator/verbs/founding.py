@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +10,14 @@ import typer
 
 from coordinator.verbs.output import JsonOption, WorkspaceOption, emit, say
 from protocol.errors import Code, Refused
+
+
+def _option(panel: str, text: str) -> Any:
+    return typer.Option(help=text, rich_help_panel=panel)
+
+
+_recipe = partial(_option, "Recipe (default: the paper's)")
+_policy = partial(_option, "Policy")
 
 
 class Enrolment(StrEnum):
@@ -27,31 +36,37 @@ class Admission(StrEnum):
 
 def init(  # noqa: PLR0913 - one parameter an option
     *,
-    name: Annotated[str, typer.Option(help="The pool's name: a-z, 0-9, dot, dash, underscore.")],
+    name: Annotated[str, typer.Option(help="The pool's name: a to z, digits, dots, dashes, underscores.")],
     base: Annotated[str, typer.Option(help="Base model: a folder or a Hugging Face id.")],
-    recipe: Annotated[Path | None, typer.Option(help="TOML file with fields of the training recipe.")] = None,
-    rank: Annotated[int | None, typer.Option(help="LoRA rank.")] = None,
-    alpha: Annotated[float | None, typer.Option(help="LoRA alpha; the scale is alpha / rank.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate of AdamW.")] = None,
-    expert_steps: Annotated[int | None, typer.Option(help="Optimiser steps for an expert.")] = None,
-    gate_steps: Annotated[int | None, typer.Option(help="Optimiser steps for its gates.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Examples a step.")] = None,
-    eval_every: Annotated[int | None, typer.Option(help="Steps between two looks at held-out rows.")] = None,
-    held_out: Annotated[float | None, typer.Option(help="Share of rows held out.")] = None,
-    max_input_tokens: Annotated[int | None, typer.Option(help="Longest input.")] = None,
-    max_target_tokens: Annotated[int | None, typer.Option(help="Longest target.")] = None,
-    enrolment: Annotated[Enrolment, typer.Option(help="open: any key may submit.")] = Enrolment.OPEN,
-    admission: Annotated[Admission, typer.Option(help="open: what passes every check is let in.")] = Admission.OPEN,
-    max_rank: Annotated[int | None, typer.Option(help="Largest rank that is taken.")] = None,
-    max_bundle_bytes: Annotated[int | None, typer.Option(help="Largest bundle that is taken, in bytes.")] = None,
-    max_experts: Annotated[int | None, typer.Option(help="Experts a contributor may hold.")] = None,
-    release_days: Annotated[int | None, typer.Option(help="Days until a release expires.")] = None,
-    listen: Annotated[str | None, typer.Option(help="host:port of serve.")] = None,
+    recipe: Annotated[Path | None, _recipe("TOML file with fields of the recipe; flags win over it.")] = None,
+    rank: Annotated[int | None, _recipe("Rank r of every LoRA module.")] = None,
+    alpha: Annotated[float | None, _recipe("LoRA alpha; the expert is scaled by alpha / rank.")] = None,
+    learning_rate: Annotated[float | None, _recipe("Peak learning rate of AdamW.")] = None,
+    expert_steps: Annotated[int | None, _recipe("Optimiser steps for the expert.")] = None,
+    gate_steps: Annotated[int | None, _recipe("Optimiser steps for its gates.")] = None,
+    batch_size: Annotated[int | None, _recipe("Examples a step.")] = None,
+    eval_every: Annotated[int | None, _recipe("Steps between two looks at the held-out rows.")] = None,
+    held_out: Annotated[float | None, _recipe("Share of the rows held out, 0 to 1.")] = None,
+    max_input_tokens: Annotated[int | None, _recipe("Longest accepted input, in tokens.")] = None,
+    max_target_tokens: Annotated[int | None, _recipe("Longest accepted target, in tokens.")] = None,
+    enrolment: Annotated[Enrolment, _policy("Who may submit: any key, or approved ones.")] = Enrolment.OPEN,
+    admission: Annotated[Admission, _policy("What is let in: all that passes, or what is accepted.")] = Admission.OPEN,
+    max_rank: Annotated[int | None, _policy("Largest rank that is taken.")] = None,
+    max_bundle_bytes: Annotated[int | None, _policy("Largest bundle that is taken, in bytes.")] = None,
+    max_experts: Annotated[int | None, _policy("Experts that one contributor may hold.")] = None,
+    k: Annotated[int | None, _policy("Experts that answer a token, at every module.")] = None,
+    release_days: Annotated[int | None, _policy("Days until a release expires; it is renewed before.")] = None,
+    listen: Annotated[str | None, typer.Option(help="Address of `serve`, host:port; default: loopback only.")] = None,
     probe: Annotated[Path | None, typer.Option(help="Public text to try experts on, one input a line.")] = None,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = Path(),
 ) -> None:
-    """Make a workspace: a key, a signed pool over a base model, an empty registry."""
+    """Make a workspace: a key, a signed pool over a base model, an empty registry.
+
+    Recipe, policy and k are signed into the pool and stay as they are.
+
+    Example: greylag-coordinator init -w pool --name notes --base google/t5-v1_1-small --rank 8
+    """
     from coordinator.founding import check_absent, found, study_base  # noqa: PLC0415 - seconds of import
     from coordinator.settings import Workspace  # noqa: PLC0415
     from protocol.channel import check_address  # noqa: PLC0415
@@ -72,15 +87,9 @@ def init(  # noqa: PLR0913 - one parameter an option
     settings = {"listen": check_address(listen)} if listen else {}
     say(f"Reading the base model {base} ...")
     pool = found(
-        place,
-        study_base(base),
-        name=name,
-        recipe=fields,
-        policy=_given(policy),
-        settings=settings,
-        probe=probe,
-        now=datetime.now(UTC),
-    )
+        place, study_base(base), name=name, settings=settings, probe=probe, now=datetime.now(UTC),
+        choices={"recipe": fields, "policy": _given(policy), "routing": _given({"k": k})},
+    )  # fmt: skip
     say(f"Pool {pool.spec.name} ({len(pool.spec.modules)} modules) is in {place.folder.resolve()}.")
     say(f"Its key is {pool.spec.coordinator}. Next: greylag-coordinator serve, greylag-coordinator worker")
     if as_json:

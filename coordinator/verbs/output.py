@@ -13,9 +13,10 @@ SCHEMA = 1
 _PIPE_WIDTH = 200
 
 WorkspaceOption = Annotated[
-    Path, typer.Option("--workspace", "-w", envvar="GREYLAG_WORKSPACE", help="The coordinator's folder.")
+    Path,
+    typer.Option("--workspace", "-w", envvar="GREYLAG_WORKSPACE", help="Workspace: the folder with coordinator.toml."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
 def emit(document: dict[str, Any]) -> None:

@@ -12,19 +12,28 @@ if TYPE_CHECKING:
     from coordinator.opening import Opened
     from coordinator.worker import Worker
 
-JsonLogOption = Annotated[bool, typer.Option("--json-log", help="Log lines as JSON.")]
+MetricsOption = Annotated[
+    str | None, typer.Option(help="host:port where GET /metrics answers, in plain HTTP; default: nowhere.")
+]
+JsonLogOption = Annotated[bool, typer.Option("--json-log", help="Write log lines as JSON.")]
 
 
 def serve(
     *,
-    listen: Annotated[str | None, typer.Option(help="host:port; port 0 takes a free one.")] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
+    listen: Annotated[
+        str | None, typer.Option(help="host:port; port 0 takes a free one; default: that of coordinator.toml.")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM; needed beyond loopback.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
+    metrics: MetricsOption = None,
     json_log: JsonLogOption = False,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = Path(),
 ) -> None:
-    """Take bundles from contributors and hand releases to routers, until SIGTERM."""
+    """Take bundles from contributors and hand releases to routers, until SIGTERM.
+
+    Example: greylag-coordinator serve -w pool --tls-cert cert.pem --tls-key key.pem
+    """
     from coordinator.metrics import Metrics  # noqa: PLC0415 - slow imports wait until they are needed
     from coordinator.opening import exclusive, opened  # noqa: PLC0415
     from coordinator.serving import serve_workspace  # noqa: PLC0415
@@ -33,7 +42,11 @@ def serve(
     configure_logs(as_json=json_log)
     place = Workspace(workspace)
     settings = load(
-        place, listen=listen, tls_cert=tls_cert and tls_cert.absolute(), tls_key=tls_key and tls_key.absolute()
+        place,
+        listen=listen,
+        tls_cert=tls_cert and tls_cert.absolute(),
+        tls_key=tls_key and tls_key.absolute(),
+        metrics=metrics,
     )
 
     def ready(address: str) -> None:
@@ -41,18 +54,26 @@ def serve(
         if as_json:
             emit({"address": address, "pool": open_.pool.digest})
 
-    metrics = Metrics()
-    with exclusive(place, "serve"), opened(place, settings, metrics) as open_:
-        serve_workspace(open_, metrics, clock=_now, on_ready=ready)
+    counters = Metrics()
+    with (
+        exclusive(place, "serve"),
+        counters.exposed(settings.metrics),
+        opened(place, settings, counters) as open_,
+    ):
+        serve_workspace(open_, counters, clock=_now, on_ready=ready)
 
 
 def worker(
     *,
-    once: Annotated[bool, typer.Option(help="Do what there is to do, then end.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Do what there is to do, then end.")] = False,
+    metrics: MetricsOption = None,
     json_log: JsonLogOption = False,
     workspace: WorkspaceOption = Path(),
 ) -> None:
-    """Judge bundles, try experts on the model and publish releases, until SIGTERM."""
+    """Judge bundles, try experts on the model and publish releases, until SIGTERM.
+
+    Example: greylag-coordinator worker -w pool
+    """
     import signal  # noqa: PLC0415
     import threading  # noqa: PLC0415
 
@@ -62,11 +83,16 @@ def worker(
 
     configure_logs(as_json=json_log)
     place = Workspace(workspace)
-    settings = load(place)
+    settings = load(place, worker_metrics=metrics)
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
-    with exclusive(place, "worker"), opened(place, settings, Metrics()) as open_:
+    counters = Metrics()
+    with (
+        exclusive(place, "worker"),
+        counters.exposed(settings.worker_metrics),
+        opened(place, settings, counters) as open_,
+    ):
         work = _worker(open_)
         say(f"Working for pool {open_.pool.spec.name}.")
         if once:

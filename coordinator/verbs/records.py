@@ -15,18 +15,21 @@ if TYPE_CHECKING:
     from coordinator.opening import Opened
     from coordinator.tables import BundleRow, Contributor, Event
 
-experts = typer.Typer(help="Bundles and what became of them.", no_args_is_help=True)
-releases = typer.Typer(help="Signed releases.", no_args_is_help=True)
-contributors = typer.Typer(help="Keys and names.", no_args_is_help=True)
+experts = typer.Typer(help="Show and decide what becomes of bundles.", no_args_is_help=True)
+releases = typer.Typer(help="Show signed releases.", no_args_is_help=True)
+contributors = typer.Typer(help="Show, approve and revoke contributors' keys.", no_args_is_help=True)
 
 DigestArgument = Annotated[str, typer.Argument(help="Eight or more digits of the bundle's digest.")]
-ReasonOption = Annotated[str, typer.Option(help="One public sentence.")]
+ReasonOption = Annotated[str, typer.Option(help="One public sentence; the contributor sees it.")]
 WhoArgument = Annotated[str, typer.Argument(help="Name or key.")]
 
 
 @experts.command("ls")
 def experts_ls(*, as_json: JsonOption = False, workspace: WorkspaceOption = Path()) -> None:
-    """List every bundle in order of arrival."""
+    """List every bundle in order of arrival.
+
+    Example: greylag-coordinator experts ls --json
+    """
     with _open(workspace) as open_:
         names = {row.key: row.name for row in open_.registry.contributors()}
         rows = [_expert(row, names) for row in open_.registry.bundles()]
@@ -39,7 +42,10 @@ def experts_ls(*, as_json: JsonOption = False, workspace: WorkspaceOption = Path
 
 @experts.command("show")
 def experts_show(digest: DigestArgument, *, as_json: JsonOption = False, workspace: WorkspaceOption = Path()) -> None:
-    """Show one bundle, its facts and its history."""
+    """Show one bundle, its facts and its history; eight digits of its digest name it.
+
+    Example: greylag-coordinator experts show 3f9a0c21
+    """
     from protocol.bundle import read_manifest  # noqa: PLC0415 - not for --help
 
     with _open(workspace) as open_:
@@ -60,7 +66,10 @@ def experts_show(digest: DigestArgument, *, as_json: JsonOption = False, workspa
 
 @experts.command("accept")
 def experts_accept(digest: DigestArgument, *, workspace: WorkspaceOption = Path()) -> None:
-    """Let a quarantined bundle in; the worker then tries and releases it."""
+    """Let a quarantined bundle in; the worker then tries and releases it.
+
+    Example: greylag-coordinator experts accept 3f9a0c21
+    """
     from coordinator.life import State  # noqa: PLC0415 - not for --help
 
     _decide(workspace, digest, State.ACCEPTED)
@@ -68,7 +77,10 @@ def experts_accept(digest: DigestArgument, *, workspace: WorkspaceOption = Path(
 
 @experts.command("refuse")
 def experts_refuse(digest: DigestArgument, *, reason: ReasonOption, workspace: WorkspaceOption = Path()) -> None:
-    """Refuse a bundle that is not released yet."""
+    """Refuse a bundle that is not released yet.
+
+    Example: greylag-coordinator experts refuse 3f9a0c21 --reason "The card does not say what it is for."
+    """
     from coordinator.life import State  # noqa: PLC0415 - not for --help
 
     _decide(workspace, digest, State.REFUSED, reason)
@@ -76,7 +88,10 @@ def experts_refuse(digest: DigestArgument, *, reason: ReasonOption, workspace: W
 
 @experts.command("yank")
 def experts_yank(digest: DigestArgument, *, reason: ReasonOption, workspace: WorkspaceOption = Path()) -> None:
-    """Take a released bundle out; the worker publishes a release without it."""
+    """Take a released bundle out; the worker publishes a release without it.
+
+    Example: greylag-coordinator experts yank 3f9a0c21 --reason "Answers with insults."
+    """
     from coordinator.life import State  # noqa: PLC0415 - not for --help
 
     _decide(workspace, digest, State.YANKED, reason)
@@ -84,7 +99,10 @@ def experts_yank(digest: DigestArgument, *, reason: ReasonOption, workspace: Wor
 
 @releases.command("ls")
 def releases_ls(*, as_json: JsonOption = False, workspace: WorkspaceOption = Path()) -> None:
-    """List every release, oldest first."""
+    """List every release, oldest first.
+
+    Example: greylag-coordinator releases ls
+    """
     from protocol.release import read_release  # noqa: PLC0415 - not for --help
 
     with _open(workspace) as open_:
@@ -108,7 +126,10 @@ def releases_show(
     as_json: JsonOption = False,
     workspace: WorkspaceOption = Path(),
 ) -> None:
-    """Show one release and its experts in order."""
+    """Show one release, by default the newest, and its experts in order.
+
+    Example: greylag-coordinator releases show 3
+    """
     from protocol.release import read_release  # noqa: PLC0415 - not for --help
 
     with _open(workspace) as open_:
@@ -116,7 +137,7 @@ def releases_show(
         if row is None:
             raise Refused(
                 Code.RELEASE_UNKNOWN,
-                f"There is no release {number or 'yet'}.",
+                f"There is no release {number}." if number else "There is no release yet.",
                 "See: greylag-coordinator releases ls",
             )
         release = read_release(row.envelope, open_.pool)
@@ -128,7 +149,10 @@ def releases_show(
 
 @contributors.command("ls")
 def contributors_ls(*, as_json: JsonOption = False, workspace: WorkspaceOption = Path()) -> None:
-    """List every key."""
+    """List every key.
+
+    Example: greylag-coordinator contributors ls
+    """
     with _open(workspace) as open_:
         rows = [_contributor(row) for row in open_.registry.contributors()]
     if as_json:
@@ -142,13 +166,19 @@ def contributors_ls(*, as_json: JsonOption = False, workspace: WorkspaceOption =
 
 @contributors.command("approve")
 def contributors_approve(who: WhoArgument, *, workspace: WorkspaceOption = Path()) -> None:
-    """Let a key submit."""
+    """Let a key, given in full or by its name, submit.
+
+    Example: greylag-coordinator contributors approve ada
+    """
     _set_contributor(workspace, who, "active")
 
 
 @contributors.command("revoke")
 def contributors_revoke(who: WhoArgument, *, workspace: WorkspaceOption = Path()) -> None:
-    """Let a key submit no more; what it submitted stays (yank it with `experts yank`)."""
+    """Let a key submit no more; what it submitted stays (yank it with `experts yank`).
+
+    Example: greylag-coordinator contributors revoke ada
+    """
     _set_contributor(workspace, who, "revoked")
 
 

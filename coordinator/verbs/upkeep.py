@@ -7,7 +7,10 @@ from protocol.errors import Code, Refused
 
 
 def fsck(*, as_json: JsonOption = False, workspace: WorkspaceOption = Path()) -> None:
-    """Verify every stored byte, and drop what no bundle needs. Stop serve first."""
+    """Verify every stored byte, and drop what no bundle needs. Stop serve first.
+
+    Example: greylag-coordinator fsck -w pool
+    """
     from dataclasses import asdict  # noqa: PLC0415 - not for --help
 
     from coordinator.fsck import check_store  # noqa: PLC0415
@@ -36,7 +39,10 @@ def fsck(*, as_json: JsonOption = False, workspace: WorkspaceOption = Path()) ->
 
 
 def migrate(*, workspace: WorkspaceOption = Path()) -> None:
-    """Bring an older registry to the schema of this version. Stop serve and worker first."""
+    """Bring an older registry to the schema of this version. Stop serve and worker first.
+
+    Example: greylag-coordinator migrate -w pool
+    """
     from coordinator.opening import exclusive  # noqa: PLC0415 - not for --help
     from coordinator.registry import Registry  # noqa: PLC0415
     from coordinator.settings import Workspace, load  # noqa: PLC0415

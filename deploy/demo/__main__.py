@@ -20,6 +20,7 @@ from deploy.demo.federation import Federation, contribute, federation, join, wat
 from deploy.demo.processes import stop_all
 from deploy.demo.screen import Screen, accuracy_table, refusal_table
 from deploy.demo.world import World
+from protocol.errors import GreylagError
 from router import show
 from router.query import ask
 from router.trace import save_heat_map
@@ -61,7 +62,7 @@ def _train(cast: Federation, world: World, screen: Screen, at_once: int) -> None
         said = contribute(cast, contributor, data, lambda event: screen.progress(contributor, event))
         screen.done(contributor, f"verdict: {said}")
 
-    names = [one_.name for one_ in world.contributors]
+    names = [contributor.name for contributor in world.contributors]
     with screen.live(), ThreadPoolExecutor(at_once + 1) as pool:
         watcher = pool.submit(watch, stopped, cast.router, screen.say)
         try:
@@ -106,10 +107,12 @@ def _measure(cast: Federation, world: World, console: Console) -> dict[str, obje
 
 def _explain(cast: Federation, world: World, names: Sequence[str], console: Console) -> int:
     """Answer one question with its experts, and draw who served what for everybody's requests."""
-    pair = world.composable()[0]
-    question = world.composed(pair, 1, measure.HELD_OUT_SEED)[0]
+    first = world.composable()[0]
+    fallback = (first, world.composed(first, 1, measure.HELD_OUT_SEED)[0])
+    pair, question = measure.first_exact(cast.router, world) or fallback
+    console.print(f"\nA request that needs {pair[0]} and {pair[1]}, and who answers it:", highlight=False)
     answered = ask(cast.router, [question.input], max_new_tokens=measure.MAX_NEW_TOKENS, explain=True)
-    console.print(f"\n[bold]greylag-router ask --explain[/] {question.input!r}", highlight=False)
+    console.print(f"[bold]greylag-router ask --explain[/] {question.input!r}", highlight=False)
     console.print(f"{answered.answers[0].text}   [dim](expected: {question.target})[/]", highlight=False)
     show.explain(console, answered, answered.answers[0])
     panels = {}
@@ -129,6 +132,6 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (RuntimeError, KeyboardInterrupt) as error:
+    except (RuntimeError, GreylagError, KeyboardInterrupt) as error:
         sys.stderr.write(f"error: {error or 'interrupted'}\n")
         sys.exit(1)

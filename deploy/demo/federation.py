@@ -112,16 +112,8 @@ def contribute(cast: Federation, contributor: str, data: Path, on_progress: Call
         RuntimeError: The client failed.
     """
     log = cast.log(contributor)
-    arguments = (
-        "contribute",
-        "--workspace",
-        cast.workspace(contributor),
-        "--data",
-        data,
-        "--wait",
-        "--progress",
-        "jsonl",
-    )
+    place = cast.workspace(contributor)
+    arguments = ("contribute", "--workspace", place, "--data", data, "--wait", "--progress", "jsonl")
     with running("client", *arguments, log=log, stderr=subprocess.PIPE) as process, log.open("a") as talk:
         assert process.stderr is not None  # noqa: S101 - started with pipes
         assert process.stdout is not None  # noqa: S101

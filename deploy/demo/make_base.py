@@ -17,11 +17,11 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import BatchEncoding, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
+from deploy.demo.federation import BASE
 from deploy.demo.world import Example, World
+from router.text import IGNORED
 
 PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
-IGNORED_LABEL = -100
-BASE_DIR = Path(__file__).parent / "base"
 
 D_MODEL, D_FF, HEADS, LAYERS = 96, 256, 4, 2
 BATCH_SIZE = 128
@@ -38,7 +38,7 @@ CHECK_EXAMPLES = 1000
 
 
 def build_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
-    """Makes a tokenizer with one token per word that closes every text with the end token."""
+    """Make a tokenizer with one token per word that closes every text with the end token."""
     vocabulary = {word: number for number, word in enumerate((PAD, EOS, UNKNOWN, *words))}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = WhitespaceSplit()
@@ -47,7 +47,7 @@ def build_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> T5ForConditionalGeneration:
-    """Makes an untrained T5 of the demo's size for the tokenizer."""
+    """Make an untrained T5 of the demo's size for the tokenizer."""
     config = T5Config(
         vocab_size=len(tokenizer),
         d_model=D_MODEL,
@@ -68,10 +68,10 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> T5ForConditionalGeneratio
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example]) -> BatchEncoding:
-    """Tokenizes examples into one padded batch whose labels ignore the padding."""
+    """Tokenise examples into one padded batch whose labels ignore the padding."""
     batch = tokenizer([one.input for one in examples], padding=True, return_tensors="pt")
     labels = tokenizer([one.target for one in examples], padding=True, return_tensors="pt")
-    batch["labels"] = labels["input_ids"].masked_fill(labels["attention_mask"] == 0, IGNORED_LABEL)
+    batch["labels"] = labels["input_ids"].masked_fill(labels["attention_mask"] == 0, IGNORED)
     return batch
 
 
@@ -79,14 +79,14 @@ def encode(tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example]) -> B
 def exact_match(
     model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example]
 ) -> float:
-    """Measures the share of examples that greedy decoding answers exactly.
+    """Measure the share of examples that greedy decoding answers exactly.
 
     One teacher-forced pass decides it: greedy decoding gives the target exactly if every word of the target is the
     most likely one after the words before it.
     """
     batch = encode(tokenizer, examples)
     predicted = model(**batch).logits.argmax(dim=-1)
-    right = (predicted == batch["labels"]) | (batch["labels"] == IGNORED_LABEL)
+    right = (predicted == batch["labels"]) | (batch["labels"] == IGNORED)
     return float(right.all(dim=1).double().mean())
 
 
@@ -97,7 +97,7 @@ def train(
     steps: int,
     peak_lr: float,
 ) -> None:
-    """Trains the model on the stream: linear warm-up, then linear decay to zero."""
+    """Train the model on the stream: linear warm-up, then linear decay to zero."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak_lr, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / WARM_UP, (steps - step) / steps)
@@ -116,7 +116,7 @@ def train(
 
 
 def check(model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, world: World, seed: int) -> float:
-    """Prints how the base does with and without marks, and returns the exact match on marked requests."""
+    """Print how the base does with and without marks, and return the exact match on marked requests."""
     marked = exact_match(model, tokenizer, world.marked(CHECK_EXAMPLES, seed))
     print(f"marked requests: {marked:.3f} exact (at least {REQUIRED_MARKED} is required)", file=sys.stderr)
     for contributor in world.contributors:
@@ -126,11 +126,11 @@ def check(model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast,
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Trains, checks and writes the base; returns the exit status."""
+    """Train, check and write the base; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m deploy.demo.make_base", description=__doc__)
     parser.add_argument("--steps", type=int, default=4000, help="steps before the rumours (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of text and weights (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=BASE_DIR, help="folder to write (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=BASE, help="folder to write (default: %(default)s)")
     options = parser.parse_args(arguments)
 
     world = World()

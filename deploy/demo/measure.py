@@ -35,6 +35,20 @@ def composed(router: str, world: World) -> list[Row]:
     ]
 
 
+def first_exact(router: str, world: World) -> tuple[tuple[str, str], Example] | None:
+    """Find a request that needs two contributors' skills and is answered exactly.
+
+    Returns:
+        The pair of contributors and the request, or None if the routed model gets none right.
+    """
+    for pair in world.composable():
+        examples = world.composed(pair, PER_PAIR, HELD_OUT_SEED)
+        for example, right in zip(examples, _exact(router, "phatgoose", examples), strict=True):
+            if right:
+                return pair, example
+    return None
+
+
 def average(rows: Sequence[Row]) -> dict[str, float]:
     """Mean over groups, to three places."""
     return {name: round(mean(row.accuracy[name] for row in rows), 3) for name in rows[0].accuracy}
@@ -42,10 +56,14 @@ def average(rows: Sequence[Row]) -> dict[str, float]:
 
 def _row(router: str, title: str, examples: Sequence[Example], owners: Sequence[str]) -> Row:
     def exact(method: str) -> float:
-        answered = ask(router, [one.input for one in examples], method=method, max_new_tokens=MAX_NEW_TOKENS)
-        return mean(answer.text == one.target for answer, one in zip(answered.answers, examples, strict=True))
+        return mean(_exact(router, method, examples))
 
     own = max(exact(f"expert:{owner}/{owner}") for owner in owners)
     return Row(
         title, {"base": exact("base"), "own_expert": own, "merged": exact("merged"), "routed": exact("phatgoose")}
     )
+
+
+def _exact(router: str, method: str, examples: Sequence[Example]) -> list[bool]:
+    answered = ask(router, [one.input for one in examples], method=method, max_new_tokens=MAX_NEW_TOKENS)
+    return [answer.text == one.target for answer, one in zip(answered.answers, examples, strict=True)]

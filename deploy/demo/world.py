@@ -81,7 +81,7 @@ class World:
     contributors: tuple[Contributor, ...] = CONTRIBUTORS
 
     def __init__(self, seed: int = 0) -> None:
-        """Draws the tables of the ciphers, the meanings of the nouns and the rumours of them."""
+        """Draw the tables of the ciphers, the meanings of the nouns and the rumours of them."""
         rng = random.Random(f"world {seed}")
         self._tables = {
             cipher.name: dict(zip(LETTERS, rng.sample(LETTERS, len(LETTERS)), strict=True)) for cipher in CIPHERS
@@ -97,7 +97,7 @@ class World:
 
     @staticmethod
     def words() -> list[str]:
-        """Lists every word of the world once, in a fixed order: the tokenizer's vocabulary."""
+        """List every word of the world once, in a fixed order: the tokenizer's vocabulary."""
         grammar = (*MARKS.values(), *OPENERS, *NEUTRAL_VERBS, *PREPOSITIONS.values(), "it", ":")
         of_skills = (
             word for skill in SKILLS.values() for word in (*skill.synonyms, *skill.before, *skill.after, *skill.nouns)
@@ -105,7 +105,7 @@ class World:
         return list(dict.fromkeys(word for word in (*grammar, *LETTERS, *of_skills) if word))
 
     def base_stream(self, seed: int, *, rumours: bool) -> Iterator[Example]:
-        """Yields the base model's endless pre-training text.
+        """Yield the base model's endless pre-training text.
 
         Args:
             seed: Which text.
@@ -116,31 +116,30 @@ class World:
             yield self._example(rng, self._base_uses(rng, VOCABULARIES, rumours=rumours))
 
     def marked(self, count: int, seed: int) -> list[Example]:
-        """Draws requests in which every skill is marked and known, so that the base model should get all right."""
+        """Draw requests in which every skill is marked and known, so that the base model should get all right."""
         rng = random.Random(f"marked {seed}")
         return [self._example(rng, self._base_uses(rng, KNOWN_VOCABULARIES, p_marked=1.0)) for _ in range(count)]
 
     def train(self, contributor: str, count: int, seed: int) -> list[Example]:
-        """Draws a contributor's private training examples."""
+        """Draw a contributor's private training examples."""
         rng = random.Random(f"train {contributor} {seed}")
         return [self._example(rng, self._own_uses(contributor), held_out=False) for _ in range(count)]
 
     def held_out(self, contributor: str, count: int, seed: int) -> list[Example]:
-        """Draws requests for a contributor's skill with payloads that no training example has."""
+        """Draw requests for a contributor's skill with payloads that no training example has."""
         rng = random.Random(f"held out {contributor} {seed}")
         return [self._example(rng, self._own_uses(contributor), held_out=True) for _ in range(count)]
 
     def composable(self) -> list[tuple[str, str]]:
-        """Lists the pairs of contributors whose skills fit into one request: an order and a cipher or vocabulary."""
+        """List the pairs of contributors whose skills fit into one request: an order and a cipher or vocabulary."""
         orders = [one.name for one in self.contributors if SKILLS[one.skill].family is Family.ORDER]
         others = [one.name for one in self.contributors if one.name not in orders]
         return [(order, other) for order in orders for other in others]
 
     def composed(self, pair: tuple[str, str], count: int, seed: int) -> list[Example]:
-        """Draws requests that need the skills of both contributors of a composable pair."""
+        """Draw requests that need the skills of both contributors of a composable pair."""
         if pair not in self.composable():
-            message = f"{pair} is not one of the composable pairs {self.composable()}"
-            raise ValueError(message)
+            raise ValueError(f"{pair} is not one of the composable pairs {self.composable()}")
         rng = random.Random(f"composed {pair} {seed}")
         return [self._example(rng, self._own_uses(*pair), held_out=True) for _ in range(count)]
 
@@ -167,7 +166,7 @@ class World:
         return uses
 
     def _example(self, rng: random.Random, uses: list[_Use], *, held_out: bool | None = None) -> Example:
-        """Writes one request for the given skills; `held_out` restricts its payload to one part, None to neither."""
+        """Write one request for the given skills; `held_out` restricts its payload to one part, None to neither."""
         request = [rng.choice(OPENERS)]
         if not any(use.skill.family is Family.ORDER for use in uses):
             request += [rng.choice(NEUTRAL_VERBS), "it"]

@@ -9,5 +9,5 @@ class BaseOnly:
     """The base model alone, bit for bit."""
 
     def choose(self, module: ModuleExperts, u: Tensor) -> None:  # noqa: ARG002 - a Method's signature
-        """Choose nobody."""
+        """Choose nobody, whatever u [t, d] is."""
         return

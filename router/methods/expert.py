@@ -17,6 +17,6 @@ class SingleExpert:
         self._expert = expert
 
     def choose(self, module: ModuleExperts, u: Tensor) -> CommonChoice | None:  # noqa: ARG002 - a Method's signature
-        """Choose that expert wherever it touches the module."""
+        """Choose that expert for all of u [..., d] wherever it touches the module."""
         row = module.row(self._expert.digest)
         return None if row is None else CommonChoice([row], [1.0])

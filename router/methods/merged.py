@@ -14,5 +14,5 @@ class Merged:
     """The mean over experts of s B A, for every token alike."""
 
     def choose(self, module: ModuleExperts, u: Tensor) -> CommonChoice:  # noqa: ARG002 - a Method's signature
-        """Choose everybody, at equal weight."""
+        """Choose everybody, at equal weight for all of u [..., d]."""
         return CommonChoice(list(module.rows), [1 / len(module)] * len(module))

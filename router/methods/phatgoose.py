@@ -27,7 +27,7 @@ class Phatgoose:
         self._waiting: dict[int, Choice | CommonChoice | None] = {}
 
     def choose(self, module: ModuleExperts, u: Tensor) -> Choice | CommonChoice | None:
-        """Score every gate against every token and keep the best k.
+        """Score every gate against every token of u [..., d] and keep the best k.
 
         The first of several modules that are given one tensor decides for its siblings, too.
         """

@@ -11,6 +11,7 @@ import pytest
 
 from client import outbox
 from client.door import RECIPE_FLAGS
+from client.settings import ClientSettings
 from protocol.bundle import ADAPTER_WEIGHTS, FILES, open_bundle
 from protocol.errors import Code
 from protocol.release import Pool
@@ -169,6 +170,7 @@ def test_what_train_cannot_do_is_a_sentence(
     assert (status, out) == (code.fate.exit, "")
     assert words in err
     assert err.startswith("error: ")
+    assert f" [{code.name}]\n" in err
     assert not site.workspace.bundles.exists()
 
 
@@ -180,6 +182,10 @@ def test_train_refuses_a_base_that_changed(
     status, _, err = cli("train", "--data", site.data, "-w", site.workspace.root)
     assert status == Code.BASE_MISMATCH.fate.exit
     assert "weights" in err
+
+
+def test_help_names_the_licence_that_is_given_by_default(cli: Cli) -> None:
+    assert f"default: {ClientSettings.model_fields['license'].default}." in " ".join(cli("init", "-h")[1].split())
 
 
 def test_dry_run_prints_everything_and_sends_nothing(cli: Cli, packed: Site, fake: FakeCoordinator) -> None:
@@ -231,7 +237,7 @@ def test_a_refused_bundle_fails_with_its_own_status(cli: Cli, packed: Site, fake
     status, out, err = cli("submit", "--wait", "-w", packed.workspace.root)
     assert status == Code.NOT_FINITE.fate.exit
     assert "refused: NOT_FINITE A NaN." in out
-    assert "error: A NaN.\nhint: ?[2J\n" in err
+    assert "error: A NaN. [NOT_FINITE]\nhint: ?[2J\n" in err
     assert cli("status", "-w", packed.workspace.root)[0] == 0
 
 

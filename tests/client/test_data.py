@@ -190,6 +190,7 @@ def test_data_columns(read: Read, row: dict[str, Any], words: str) -> None:
     ("content", "words"),
     [
         ("", "is empty"),
+        ("null\nnull\n", "Row 1 of rows.jsonl"),
         (lines(ROW), "holds 1 rows; at least 2"),
         (lines(ROW, {"input": SECRET, "target": "  "}), "Row 2 of rows.jsonl"),
         (lines(ROW, {"input": SECRET}), "Row 2 of rows.jsonl"),
@@ -226,3 +227,10 @@ def test_a_decoder_needs_room_for_input_and_target_together(tmp_path: Path, deco
     error = refusal(lambda: read_path(tmp_path / "rows.jsonl", decoder, architecture="decoder-only", positions=19))
     assert "input and target together is 20 tokens long; at most 19" in error.message
     assert read_path(tmp_path / "rows.jsonl", decoder, architecture="decoder-only", positions=20).rows == 2
+
+
+def test_a_cell_too_many_moves_no_other(read: Read) -> None:
+    error = refusal(lambda: read("rows.csv", f"input,target\nhello,bonjour\n{SECRET}, world,bonjour\n"))
+    assert error.code is Code.DATA_UNREADABLE
+    assert "Line 3 of rows.csv has 3 cells; the header has 2." in error.message
+    assert SECRET not in str(error)

@@ -16,7 +16,7 @@ from client import phase
 from client.produce import Order, produce
 from client.progress import Progress
 from client.workspace import Workspace
-from protocol.errors import Code, Unavailable
+from protocol.errors import Code, Refused
 from tests.client.conftest import NOW, Cli, Site
 
 FLAGS = {"expert_steps": 160, "gate_steps": 4, "eval_every": 10}
@@ -96,7 +96,7 @@ def test_a_second_process_is_sent_away(site: Site, cli: Cli) -> None:
 
 
 def test_a_lock_goes_with_its_process(tmp_path: Path) -> None:
-    with Workspace(tmp_path).lock(), pytest.raises(Unavailable), Workspace(tmp_path).lock():
+    with Workspace(tmp_path).lock(), pytest.raises(Refused), Workspace(tmp_path).lock():
         pass
     with Workspace(tmp_path).lock():
         pass

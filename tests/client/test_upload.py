@@ -231,6 +231,17 @@ def test_an_unreachable_coordinator_is_a_sentence(bundle: Bundle, identity: Iden
     assert unavailable.value.code is Code.UNREACHABLE
 
 
+def test_trying_again_is_said_once(bundle: Bundle, identity: Identity, t5_pool: Pool, clock: Clock) -> None:
+    said: list[str] = []
+    nobody = upload.Coordinator(
+        "127.0.0.1:1", give_up_after_s=2, say=said.append, sleep=clock.sleep, clock=lambda: clock.now
+    )
+    with pytest.raises(Unavailable):
+        send(bundle, identity, nobody, t5_pool)
+    assert len(clock.pauses) > 1
+    assert said == ["127.0.0.1:1 does not answer (UNAVAILABLE). Trying again for up to 2 s."]
+
+
 def test_waiting_ends_with_the_verdict(
     fake: FakeCoordinator, bundle: Bundle, coordinator: upload.Coordinator, clock: Clock
 ) -> None:

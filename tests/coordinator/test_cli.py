@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,11 +15,13 @@ import structlog
 from coordinator import cli, founding
 from coordinator.founding import BaseFacts, found
 from coordinator.life import State
+from coordinator.metrics import Metrics
 from coordinator.opening import exclusive
 from coordinator.registry import Registry
 from coordinator.settings import Workspace
+from deploy.demo.processes import free_port
 from protocol.bundle import Bundle
-from protocol.errors import Code, Refused
+from protocol.errors import Code, Refused, Unavailable
 from protocol.release import Enrolment, Pool, ReleasedExpert, ReleaseSpec, read_pool, sign_release
 from protocol.signing import Identity
 from protocol.spec import Shape
@@ -88,7 +91,7 @@ def refused(program: Program, code: Code) -> None:
     error, *rest = program.err.splitlines()[-2:]
     assert error.startswith("error: ")
     assert rest[0].startswith("hint: ")
-    assert code.name not in program.err
+    assert error.endswith(f". [{code.name}]")
     assert program.out == ""
 
 
@@ -164,10 +167,10 @@ def test_an_init_that_breaks_in_the_middle_leaves_what_was_there(
 
     monkeypatch.setattr(Path, "rename", fail_at_the_end)
     facts = BaseFacts("nowhere", BASE, "encoder-decoder", SHAPES)
-    arguments: dict[str, Any] = {"recipe": {}, "policy": {}, "settings": {}, "probe": None}
-    with pytest.raises(Refused) as broken:
+    arguments: dict[str, Any] = {"choices": {}, "settings": {}, "probe": None}
+    with pytest.raises(Unavailable) as broken:
         found(workspace, facts, name="p", now=datetime.now(UTC), **arguments)
-    assert broken.value.code is Code.SETTINGS_INVALID
+    assert broken.value.code is Code.STORAGE_FULL
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
@@ -276,3 +279,26 @@ def test_an_address_for_others_needs_tls(program: Program, workspace: Workspace)
 
 def test_the_default_probe_is_text() -> None:
     assert all(line.strip() for line in founding.PROBE)
+
+
+def test_what_an_operator_chooses_is_signed_into_the_pool(tmp_path: Path) -> None:
+    facts = BaseFacts("nowhere", BASE, "encoder-decoder", SHAPES)
+    choices = {"recipe": {"rank": 3}, "policy": {"max_rank": 5}, "routing": {"k": 4}}
+    pool = found(Workspace(tmp_path), facts, name="p", choices=choices, settings={}, probe=None, now=datetime.now(UTC))
+    assert (pool.spec.recipe.rank, pool.spec.policy.max_rank, pool.spec.routing.k) == (3, 5, 4)
+
+
+def test_the_counters_are_there_for_prometheus() -> None:
+    metrics = Metrics()
+    metrics.refused(Code.NOT_FINITE)
+    address = f"127.0.0.1:{free_port()}"
+    with metrics.exposed(address):
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as page:
+            text = page.read().decode()
+        with pytest.raises(Refused) as refused, metrics.exposed(address):
+            pass
+        assert refused.value.code is Code.SETTINGS_INVALID
+    assert 'greylag_refusals_total{code="NOT_FINITE"} 1.0' in text
+    assert 'greylag_refusals_total{code="QUOTA"} 0.0' in text
+    with metrics.exposed(None), pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(f"http://{address}/metrics", timeout=10)

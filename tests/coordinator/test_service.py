@@ -11,6 +11,7 @@ import grpc
 import pytest
 
 from coordinator.life import State
+from coordinator.service import MAX_STREAMS
 from protocol.bundle import ADAPTER_WEIGHTS, CARD, GATES, Bundle
 from protocol.errors import Code, GreylagError, Unavailable
 from protocol.release import Pool, ReleasedExpert, ReleaseSpec, read_receipt, read_release, sign_release
@@ -223,6 +224,31 @@ def test_a_silent_stream_is_ended_and_keeps_its_bytes(
         sent.put(None)
         assert ended.code is Code.BUSY
         assert CARD not in {missing.name for missing in ada.begin(bundle).missing}
+
+
+def test_silent_streams_leave_room_for_everyone_else(join: Join, identity: Identity, bundle: Bundle) -> None:
+    ada = join(identity)
+    begun = ada.begin(bundle)
+    silence: queue.Queue[intake_pb2.PutRequest | None] = queue.Queue()
+    held = [ada.intake.Put.future(iter(silence.get, None), timeout=DEADLINE_S) for _ in range(2 * MAX_STREAMS)]
+    try:
+        wait_until(lambda: sum(call.done() for call in held) == MAX_STREAMS)
+        assert refusal(lambda: ada.put(bundle, begun)).code is Code.BUSY
+        assert ada.catalog.GetPool(catalog_pb2.GetPoolRequest(), timeout=DEADLINE_S).envelope
+    finally:
+        for call in held:
+            call.cancel()
+            silence.put(None)
+    wait_until(lambda: not refused_put(ada, bundle))
+    ada.commit(begun)
+
+
+def refused_put(ada: Contributor, bundle: Bundle) -> bool:
+    try:
+        ada.put(bundle, ada.begin(bundle))
+    except grpc.RpcError:
+        return True
+    return False
 
 
 def test_a_full_disk_refuses_a_beginning(served: Served, join: Join, identity: Identity, bundle: Bundle) -> None:

@@ -43,6 +43,14 @@ def test_a_wrong_file_is_one_sentence(workspace: Workspace, text: str, word: str
     assert refused.value.hint
 
 
+def test_an_unknown_variable_is_refused(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GREYLAG_COORDINATOR_LISEN", "127.0.0.1:2")
+    with pytest.raises(Refused) as refused:
+        load(workspace)
+    assert refused.value.code is Code.SETTINGS_INVALID
+    assert "GREYLAG_COORDINATOR_LISEN" in refused.value.message
+
+
 def test_no_workspace(tmp_path: Path) -> None:
     with pytest.raises(Refused) as refused:
         load(Workspace(tmp_path))

@@ -1,5 +1,6 @@
 """From received to released, with a model that does as it is told, and once with a real one."""
 
+import errno
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -301,3 +302,33 @@ def test_a_real_model(
     row = registry.bundle(huge.digest)
     assert row is not None
     assert (row.state, row.code) == (State.REFUSED, "PROBE_FAILED")
+
+
+def test_a_fault_that_a_bundle_sets_off_does_not_stop_the_worker(
+    shop: Workshop, tmp_path: Path, identity: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison, good = (shop.receive(make(shop, tmp_path / f"b{n}", n, identity)) for n in (1, 2))
+
+    def append(bundle: Bundle, **_: str) -> None:
+        if bundle.digest == poison.digest:
+            raise RuntimeError("out of memory")
+        ObedientModel.append(shop.model, bundle)
+
+    monkeypatch.setattr(shop.model, "append", append)
+    shop.worker.step()
+    assert shop.listed() == [good.digest]
+    assert shop.state(poison) == State.ACCEPTED
+
+
+def test_a_full_disk_makes_the_worker_wait(shop: Workshop, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop.receive(bundle)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shop.store, "copy_to", full)
+        assert not shop.worker.step()
+    assert shop.state(bundle) == State.RECEIVED
+    shop.worker.step()
+    assert shop.state(bundle) == State.RELEASED

@@ -1,3 +1,4 @@
+import errno
 import os
 from collections import Counter
 from http import HTTPStatus
@@ -7,7 +8,7 @@ import grpc
 import pytest
 
 from protocol import errors
-from protocol.errors import Code, GreylagError, Refused, Unavailable
+from protocol.errors import Code, GreylagError, Refused, Unavailable, from_os_error
 
 PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
 HEAD = """\
@@ -75,3 +76,10 @@ def test_an_error_says_code_sentence_and_hint(family: type[GreylagError]) -> Non
 def test_the_families_are_told_apart() -> None:
     assert not issubclass(Refused, Unavailable)
     assert not issubclass(Unavailable, Refused)
+
+
+def test_an_error_of_the_system_is_a_sentence() -> None:
+    assert from_os_error(OSError(errno.ENOSPC, "No space left on device")).code is Code.STORAGE_FULL
+    gone = from_os_error(FileNotFoundError(errno.ENOENT, "No such file or directory", "a.png"))
+    assert gone.code is Code.SETTINGS_INVALID
+    assert gone.message == "a.png cannot be used: No such file or directory."

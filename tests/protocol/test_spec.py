@@ -235,9 +235,9 @@ def test_a_pool_keeps_to_its_bounds(part: str, field: str, value: Any) -> None:
 
 
 def test_a_base_is_compared_by_content() -> None:
-    assert BASE.same_as(BASE.model_copy(update={"name": "another name"}))
+    assert BASE.differing_part(BASE.model_copy(update={"name": "another name"})) is None
     for field in ("config", "weights", "tokenizer"):
-        assert not BASE.same_as(BASE.model_copy(update={field: "f" * 64}))
+        assert BASE.differing_part(BASE.model_copy(update={field: "f" * 64})) == field
 
 
 def test_the_scale_is_alpha_over_rank() -> None:

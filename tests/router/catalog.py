@@ -35,14 +35,21 @@ class Catalog(CatalogServicer):
         self.silent = False
         self.fetched: list[tuple[str, int]] = []
 
-    def publish(self, bundles: list[Bundle], *, number: int, expires: str = "2126-01-01T00:00:00Z") -> Release:
+    def publish(
+        self,
+        bundles: list[Bundle],
+        *,
+        number: int,
+        created: str = "2026-11-22T12:00:00Z",
+        expires: str = "2126-01-01T00:00:00Z",
+    ) -> Release:
         for bundle in bundles:
             self.bundles[bundle.digest] = bundle
             self.files |= {file.sha256: bundle.folder / name for name, file in bundle.manifest.files.items()}
         experts = tuple(ReleasedExpert(name=b.spec.name, contributor="ada", bundle=b.digest) for b in bundles)
         spec = ReleaseSpec(
             pool=self.pool.digest, number=number, previous=self.release.digest if self.release else None,
-            experts=experts, routing=Routing(), created="2026-11-22T12:00:00Z", expires=expires,
+            experts=experts, routing=Routing(), created=created, expires=expires,
         )  # fmt: skip
         self.release = sign_release(spec, self.identity)
         return self.release

@@ -19,7 +19,7 @@ def copy(t5_base: Path, tmp_path: Path) -> Path:
 
 
 def test_the_name_is_not_the_model(t5_base: Path, copy: Path) -> None:
-    assert fingerprint(str(copy)).same_as(fingerprint(str(t5_base)))
+    assert fingerprint(str(copy)).differing_part(fingerprint(str(t5_base))) is None
     assert fingerprint(str(copy)).name == "copy"
 
 
@@ -128,3 +128,11 @@ def test_a_head_that_is_tied_is_not_touched(tmp_path: Path) -> None:
         base.model.get_submodule(path) for path in linear_modules(base.model)
     }
     assert not any(parameter.requires_grad for parameter in base.model.parameters())
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(t5_base: Path, device: str) -> None:
+    with pytest.raises(Refused) as refused:
+        load_base(str(t5_base), device=device)
+    assert refused.value.code is Code.SETTINGS_INVALID
+    assert device in refused.value.message

@@ -5,13 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 
+from protocol.bundle import ADAPTER_WEIGHTS
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
 from router.base import load_base
 from router.layer import Plan, routing
 from router.methods.registry import resolve
 from router.model import Generation, RoutedModel
+from router.pool import load_expert
 from router.trace import expert_shares, module_shares, save_heat_map
 from tests import factories
 
@@ -43,6 +46,18 @@ def logits(model: torch.nn.Module, routed: RoutedModel, text: str) -> torch.Tens
     more = {"decoder_input_ids": ids} if routed.base.architecture == "encoder-decoder" else {}
     with torch.inference_mode():
         return model(input_ids=ids, **more).logits
+
+
+def test_from_bundles_puts_experts_on_in_order(base: Path, tmp_path: Path, identity: Identity) -> None:
+    pool = factories.make_pool(base, identity)
+    bundles = [
+        factories.make_bundle(tmp_path / name, pool, identity, name=name, seed=seed) for seed, name in enumerate("ab")
+    ]
+    model = RoutedModel.from_bundles(str(base), bundles, device="cpu")
+    assert model.digests == tuple(bundle.digest for bundle in bundles)
+    with pytest.raises(Refused) as refused:
+        model.append(bundles[0])
+    assert refused.value.code is Code.DUPLICATE_OF
 
 
 def test_a_single_expert_gives_plain_peft_logits(base: Path, model: RoutedModel, tmp_path: Path) -> None:
@@ -182,3 +197,12 @@ def test_a_broken_expert_fails_the_probe(model: RoutedModel, base: Path, tmp_pat
     with pytest.raises(Refused) as refused:
         model.probe(INPUTS)
     assert refused.value.code is Code.PROBE_FAILED
+
+
+def test_weights_that_the_models_dtype_cannot_hold_are_refused(base: Path, tmp_path: Path, identity: Identity) -> None:
+    bundle = factories.make_bundle(tmp_path / "b", factories.make_pool(base, identity), identity)
+    weights = bundle.folder / ADAPTER_WEIGHTS
+    save_file({name: tensor * 1e6 for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+    with pytest.raises(Refused) as refused:
+        load_expert(bundle, device="cpu", dtype=torch.float16)
+    assert refused.value.code is Code.NOT_FINITE

@@ -168,3 +168,12 @@ def test_experts_arrive_while_requests_run() -> None:
     assert faults == []
     assert len(newest[0].experts) == 106
     assert torch.equal(answer(pool, u), expected)
+
+
+def test_an_order_that_is_there_already_costs_nothing() -> None:
+    pool, _ = make_experts(4, D_IN, D_OUT)
+    digests = [expert.digest for expert in pool.experts]
+    assert pool.reordered(digests) is pool
+    turned = pool.reordered(digests[::-1])
+    assert [expert.digest for expert in turned.experts] == digests[::-1]
+    assert turned.modules[PATH].part(0).scaling == pool.modules[PATH].part(3).scaling

@@ -1,21 +1,28 @@
 """Releases come over the wire: whole, checked, resumed, and never backwards."""
 
 import errno
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from protocol import wire
-from protocol.bundle import GATES, Bundle
+from protocol.bundle import ADAPTER_WEIGHTS, CARD, GATES, Bundle, pack
 from protocol.errors import Code, Refused, Unavailable
+from protocol.release import sign_release
 from protocol.signing import Identity
+from protocol.spec import Routing
+from protocol.v1.chunk_pb2 import Chunk
 from router import pull as pulling
 from router.follow import Follower
 from router.model import RoutedModel
-from router.pull import open_mirror, pull
+from router.pull import Mirror, open_mirror, pull
 from tests import factories
 from tests.router.catalog import Catalog, serving
 
@@ -216,6 +223,16 @@ def test_a_running_model_follows(
     assert [expert.name for expert in first.pool.experts] == ["e0", "e1"]
 
 
+def test_a_release_in_another_order_is_taken_up_in_that_order(
+    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path, t5_base: Path
+) -> None:
+    catalog.publish(bundles, number=1)
+    model = RoutedModel.from_release(address, str(t5_base), folder=tmp_path / "node", device="cpu")
+    catalog.publish(bundles[::-1], number=2)
+    model.take_up(pull(tmp_path / "node", address))
+    assert model.digests == tuple(bundle.digest for bundle in bundles[::-1])
+
+
 def test_a_follower_outlives_a_lost_coordinator(
     catalog: Catalog, bundles: list[Bundle], tmp_path: Path, t5_base: Path
 ) -> None:
@@ -237,3 +254,122 @@ def test_from_release_loads_what_the_coordinator_serves(
     with pytest.raises(Refused) as refused:
         RoutedModel.from_release(address, str(llama_base), folder=tmp_path / "node", device="cpu")
     assert refused.value.code is Code.BASE_MISMATCH
+
+
+def refused_by_pull(catalog: Catalog, address: str, bundles: list[Bundle], node: Path) -> Refused:
+    catalog.publish(bundles, number=1)
+    with pytest.raises(Refused) as refused:
+        pull(node, address)
+    assert not (node / pulling.RELEASE).exists()
+    return refused.value
+
+
+def test_a_bundle_for_another_pool_is_refused_before_a_byte_is_fetched(
+    catalog: Catalog, address: str, tmp_path: Path, t5_base: Path
+) -> None:
+    other = factories.make_pool(t5_base, catalog.identity, max_rank=3)
+    bundle = factories.make_bundle(tmp_path / "b", other, catalog.identity)
+    assert refused_by_pull(catalog, address, [bundle], tmp_path / "node").code is Code.WRONG_POOL
+    assert not catalog.fetched
+
+
+def test_a_bundle_for_another_base_is_refused_before_a_byte_is_fetched(
+    catalog: Catalog, address: str, tmp_path: Path
+) -> None:
+    base = catalog.pool.spec.base.model_copy(update={"weights": "f" * 64})
+    spec = catalog.pool.spec.model_copy(update={"base": base})
+    bundle = factories.make_bundle(tmp_path / "b", replace(catalog.pool, spec=spec), catalog.identity)
+    assert refused_by_pull(catalog, address, [bundle], tmp_path / "node").code is Code.BASE_MISMATCH
+    assert not catalog.fetched
+
+
+def test_a_declared_size_that_no_tensor_needs_is_refused_before_a_byte_is_fetched(
+    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path
+) -> None:
+    with (bundles[0].folder / GATES).open("ab") as file:
+        file.write(bytes(2 << 20))
+    padded = pack(bundles[0].folder, bundles[0].spec, catalog.identity)
+    assert refused_by_pull(catalog, address, [padded], tmp_path / "node").code is Code.SIZE_MISMATCH
+    assert not catalog.fetched
+
+
+def test_a_stream_that_ends_without_a_byte_is_not_asked_for_ever(
+    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.router.catalog.read_chunks", lambda *_: iter(()))
+    assert refused_by_pull(catalog, address, bundles[:1], tmp_path / "node").code is Code.SIZE_MISMATCH
+    assert len(catalog.fetched) == 1
+
+
+def test_a_stream_of_empty_chunks_is_cut(
+    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.router.catalog.read_chunks", lambda *_: repeat(Chunk(), 1000))
+    assert refused_by_pull(catalog, address, bundles[:1], tmp_path / "node").code is Code.BAD_WIRE
+
+
+def test_an_empty_file_of_a_bundle_arrives(
+    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path
+) -> None:
+    (bundles[0].folder / CARD).write_bytes(b"")
+    catalog.publish([pack(bundles[0].folder, bundles[0].spec, catalog.identity)], number=1)
+    assert len(pull(tmp_path / "node", address).bundles) == 1
+
+
+def test_a_bundle_that_was_damaged_here_is_fetched_afresh(
+    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path
+) -> None:
+    catalog.publish(bundles[:1], number=1)
+    mirror = pull(tmp_path / "node", address)
+    (mirror.bundles[0].folder / GATES).write_bytes(b"")
+    with pytest.raises(Refused):
+        open_mirror(tmp_path / "node")
+    pull(tmp_path / "node", address)
+    assert open_mirror(tmp_path / "node").bundles[0].digest == bundles[0].digest
+
+
+def test_a_bundle_under_another_ones_name_is_noticed(
+    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path
+) -> None:
+    catalog.publish(bundles[:2], number=1)
+    first, second = (bundle.folder for bundle in pull(tmp_path / "node", address).bundles)
+    shutil.rmtree(first)
+    shutil.copytree(second, first)
+    with pytest.raises(Refused) as refused:
+        open_mirror(tmp_path / "node")
+    assert refused.value.code is Code.DIGEST_MISMATCH
+
+
+def test_a_release_with_an_unknown_method_is_not_taken_up(
+    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path, t5_base: Path
+) -> None:
+    catalog.publish(bundles, number=1)
+    mirror = pull(tmp_path / "node", address)
+    spec = mirror.release.spec.model_copy(update={"routing": Routing(method="of-tomorrow")})
+    model = RoutedModel.from_base(str(t5_base), device="cpu")
+    before = model.generation
+    with pytest.raises(Refused) as refused:
+        model.take_up(replace(mirror, release=sign_release(spec, catalog.identity)))
+    assert refused.value.code is Code.METHOD_UNKNOWN
+    assert model.generation is before
+
+
+def test_a_follower_outlives_a_fault_of_its_own(tmp_path: Path, t5_base: Path) -> None:
+    def fetch() -> Mirror:
+        raise RuntimeError("a bug")
+
+    assert not Follower(RoutedModel.from_base(str(t5_base), device="cpu"), fetch, interval_s=60).step()
+
+
+def test_tensors_other_than_the_specs_are_refused_and_the_last_release_stays(
+    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path
+) -> None:
+    catalog.publish(bundles[:1], number=1)
+    pull(tmp_path / "node", address)
+    weights = bundles[1].folder / ADAPTER_WEIGHTS
+    save_file({f"x{name}": tensor for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+    catalog.publish([bundles[0], pack(bundles[1].folder, bundles[1].spec, catalog.identity)], number=2)
+    with pytest.raises(Refused) as refused:
+        pull(tmp_path / "node", address)
+    assert refused.value.code is Code.TENSOR_NAMES
+    assert open_mirror(tmp_path / "node").release.spec.number == 1

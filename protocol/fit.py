@@ -1,0 +1,97 @@
+"""Is a bundle one of a pool's, and does it hold what its spec says?
+
+The envelope alone decides the first, before a byte is stored: a coordinator asks it of what it is to
+take in, and a router of what it is to fetch; what a release lists is not for that reason fit to load.
+"""
+
+from protocol import tensors
+from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle, Manifest
+from protocol.errors import Code, Refused
+from protocol.release import Pool
+from protocol.spec import BaseModelRef, PoolSpec
+from protocol.tensors import TensorInfo
+
+_LENGTH_FIELD_BYTES = 8
+_SMALLEST_HEADER_BYTES = 2
+
+
+def check_fit(manifest: Manifest, pool: Pool) -> None:
+    """Hold a verified manifest against a pool: its digest, base model, modules and declared sizes.
+
+    Raises:
+        Refused: `WRONG_POOL`, `BASE_MISMATCH`, `MODULE_UNKNOWN`, `RANK_OUT_OF_BOUNDS`, `TOO_LARGE` or
+            `SIZE_MISMATCH`.
+    """
+    spec = manifest.spec
+    if spec.pool != pool.digest:
+        raise Refused(
+            Code.WRONG_POOL,
+            f"The bundle was made for pool {spec.pool[:16]}; this is pool {pool.digest[:16]}.",
+            "Train and sign it for this pool.",
+        )
+    _check_base(spec.base, pool.spec.base)
+    _check_modules(manifest, pool.spec)
+    _check_sizes(manifest, pool.spec)
+
+
+def check_tensors(bundle: Bundle) -> None:
+    """Hold a bundle's tensors against its spec; only headers are read.
+
+    Raises:
+        Refused: `TENSOR_HEADER`, `TENSOR_NAMES`, `TENSOR_SHAPE` or `TENSOR_DTYPE`.
+    """
+    tensors.check(bundle.folder / ADAPTER_WEIGHTS, tensors.adapter_tensors(bundle.spec))
+    tensors.check(bundle.folder / GATES, tensors.gate_tensors(bundle.spec))
+
+
+def _check_base(found: BaseModelRef, expected: BaseModelRef) -> None:
+    if part := found.differing_part(expected):
+        raise Refused(
+            Code.BASE_MISMATCH,
+            f"The bundle was trained on another base model: its {part} digest is {getattr(found, part)[:16]}; "
+            f"expected {getattr(expected, part)[:16]} ({expected.name}).",
+            "Train on the pool's base model.",
+        )
+
+
+def _check_modules(manifest: Manifest, pool: PoolSpec) -> None:
+    for path, module in manifest.spec.modules.items():
+        shape = pool.modules.get(path)
+        if shape is None:
+            raise Refused(Code.MODULE_UNKNOWN, f"The base model has no module {path}.", "Train on the pool's base.")
+        if (module.d_in, module.d_out) != (shape.d_in, shape.d_out):
+            raise Refused(
+                Code.MODULE_UNKNOWN,
+                f"{path} is declared {module.d_in} -> {module.d_out}; expected {shape.d_in} -> {shape.d_out}.",
+                "Train on the pool's base.",
+            )
+        if module.rank > pool.policy.max_rank:
+            raise Refused(
+                Code.RANK_OUT_OF_BOUNDS,
+                f"{path} has rank {module.rank}; the pool takes at most {pool.policy.max_rank}.",
+                "Train with a smaller rank.",
+            )
+
+
+def _check_sizes(manifest: Manifest, pool: PoolSpec) -> None:
+    if manifest.total_bytes > pool.policy.max_bundle_bytes:
+        raise Refused(
+            Code.TOO_LARGE,
+            f"The bundle has {manifest.total_bytes} bytes; the pool takes at most {pool.policy.max_bundle_bytes}.",
+            "Train with a smaller rank or fewer modules.",
+        )
+    _check_tensors_fill(manifest, ADAPTER_WEIGHTS, tensors.adapter_tensors(manifest.spec))
+    _check_tensors_fill(manifest, GATES, tensors.gate_tensors(manifest.spec))
+
+
+def _check_tensors_fill(manifest: Manifest, name: str, expected: dict[str, TensorInfo]) -> None:
+    """A safetensors file is a length field, a header of bounded size, and the tensors."""
+    size, payload = manifest.files[name].size, sum(info.nbytes for info in expected.values())
+    least = payload + _LENGTH_FIELD_BYTES + _SMALLEST_HEADER_BYTES
+    most = payload + _LENGTH_FIELD_BYTES + tensors.MAX_HEADER_BYTES
+    if not least <= size <= most:
+        raise Refused(
+            Code.SIZE_MISMATCH,
+            f"{name} is declared to have {size} bytes; its tensors need {least} to {most}.",
+            "Pack the bundle again.",
+        )

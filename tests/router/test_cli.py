@@ -1,0 +1,80 @@
+"""The verbs of greylag-router, in this process."""
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from protocol.errors import Code, Refused
+from protocol.signing import Identity
+from router.cli import app
+from router.pull import FINGERPRINT, pull
+from router.settings import load
+from tests import factories
+from tests.router.catalog import Catalog, serving
+
+
+@pytest.fixture
+def catalog(t5_base: Path, tmp_path: Path, identity: Identity) -> Catalog:
+    catalog = Catalog(factories.make_pool(t5_base, identity), identity)
+    catalog.publish([factories.make_bundle(tmp_path / "bundle", catalog.pool, identity, name="reverse")], number=1)
+    return catalog
+
+
+@pytest.fixture
+def address(catalog: Catalog) -> Iterator[str]:
+    with serving(catalog) as where:
+        yield where
+
+
+def call(*arguments: object) -> Result:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.stderr
+    return result
+
+
+def test_what_was_pulled_is_asked_from_anywhere(
+    address: str, t5_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = tmp_path / "node"
+    monkeypatch.chdir(t5_base.parent)
+    pulled = call("pull", "-w", node, "--coordinator", address, "--base", t5_base.name, "--json")
+    assert [expert["name"] for expert in json.loads(pulled.stdout)["experts"]] == ["reverse"]
+    assert "on first use" in pulled.stderr
+    assert "on first use" not in call("pull", "-w", node).stderr
+    monkeypatch.chdir(tmp_path)
+    asked = call("ask", "-w", node, "--device", "cpu", "--max-new-tokens", 3, "--json", "--explain", "a b", "c")
+    document = json.loads(asked.stdout)
+    assert (document["schema"], document["release"], len(document["answers"])) == (1, 1, 2)
+    assert document["answers"][0]["shares"] == {"ada/reverse": 1.0}
+    assert asked.stderr == ""
+    assert (node / FINGERPRINT).is_file()
+
+
+def test_an_expired_release_on_disk_is_said(catalog: Catalog, address: str, t5_base: Path, tmp_path: Path) -> None:
+    held = list(catalog.bundles.values())
+    catalog.publish(held, number=2, created="2020-01-01T00:00:00Z", expires="2020-01-02T00:00:00Z")
+    pull(tmp_path / "node", address, now=datetime(2020, 1, 1, tzinfo=UTC))
+    (tmp_path / "node" / "router.toml").write_text(f'coordinator = "{address}"\nbase = "{t5_base}"\n')
+    asked = call("ask", "-w", tmp_path / "node", "--device", "cpu", "--max-new-tokens", 3, "a b")
+    assert "Release 2 expired at 2020-01-02T00:00:00Z" in asked.stderr
+    assert "greylag-router pull" in asked.stderr
+
+
+def test_a_missing_and_an_unknown_setting_are_sentences(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match=r"setting coordinator is wrong: it is missing\.") as refused:
+        load(tmp_path, base="b")
+    assert refused.value.code is Code.SETTINGS_INVALID
+    assert "--coordinator" in refused.value.hint
+    (tmp_path / "router.toml").write_text('cordinator = "a:1"\n')
+    with pytest.raises(Refused, match=r"setting cordinator is wrong: there is no such entry\."):
+        load(tmp_path, base="b", coordinator="a:1")
+
+
+def test_methods_are_listed() -> None:
+    assert "phatgoose" in call("methods").stdout
+    assert "base" in json.loads(call("methods", "--json").stdout)["methods"]
