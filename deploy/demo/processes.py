@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import IO, Any
 STOP_S = 10.0
 """How long a process may take to stop by itself, in seconds."""
 _running: set[subprocess.Popen[str]] = set()
+_ending = threading.Event()
+_starting = threading.Lock()
 
 
 def program(name: str, *arguments: object) -> list[str]:
@@ -67,18 +70,24 @@ def running(
         log: File that its stderr is appended to, unless `stderr` says otherwise.
         stderr: Where its stderr goes instead.
         environment: Variables to set besides those of this process.
+
+    Raises:
+        RuntimeError: `stop_all` was called.
     """
     with log.open("a") as talk:
-        process = subprocess.Popen(
-            program(name, *arguments),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=stderr or talk,
-            text=True,
-            start_new_session=True,
-            env=os.environ | (environment or {}),
-        )
-        _running.add(process)
+        with _starting:
+            if _ending.is_set():
+                raise RuntimeError("no process is started any more")
+            process = subprocess.Popen(
+                program(name, *arguments),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=stderr or talk,
+                text=True,
+                start_new_session=True,
+                env=os.environ | (environment or {}),
+            )
+            _running.add(process)
         try:
             yield process
         finally:
@@ -87,7 +96,9 @@ def running(
 
 
 def stop_all() -> None:
-    """Stop every process at once, for an end that cannot wait for the threads that look after them."""
+    """Stop every process and start no other, for an end that cannot wait for the threads that look after them."""
+    with _starting:
+        _ending.set()
     for process in list(_running):
         _stop(process)
 
