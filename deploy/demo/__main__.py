@@ -23,6 +23,7 @@ from deploy.demo.world import World
 from protocol.errors import GreylagError
 from router import show
 from router.query import ask
+from router.request import RoutingChoice
 from router.trace import save_heat_map
 
 SETTLE_S = 60.0
@@ -80,7 +81,7 @@ def _train(cast: Federation, world: World, screen: Screen, at_once: int) -> None
 
 def _settle(cast: Federation, count: int) -> None:
     deadline = time.monotonic() + SETTLE_S
-    while len(ask(cast.router, ["a"], method="base", max_new_tokens=1).experts) < count:
+    while len(ask(cast.router, ["a"], RoutingChoice("base"), max_new_tokens=1).experts) < count:
         if time.monotonic() > deadline:
             raise RuntimeError("The router did not follow the last release.")
         time.sleep(0.5)
@@ -121,7 +122,7 @@ def _explain(cast: Federation, world: World, names: Sequence[str], console: Cons
         explained = ask(cast.router, inputs, max_new_tokens=measure.MAX_NEW_TOKENS, explain=True)
         panels[f"requests of\n{name}"] = [route for answer in explained.answers for route in answer.routes]
     save_heat_map(panels, [expert.split("/")[0] for expert in answered.experts], cast.folder / "heat-map.png")
-    return answered.release
+    return answered.answers[0].release
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
