@@ -17,6 +17,8 @@ class ModuleRoute:
     """[s, k] positions in the pool."""
     weights: NDArray[np.float32]
     """[s, k], each row sums to 1."""
+    full: NDArray[np.float32] | None = None
+    """[s, n], the probabilities of all experts of the pool; only if they were asked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,3 +43,9 @@ class Answered:
     experts: tuple[str, ...]
     """Names, in pool order, of every expert that the batch's releases hold; routes count into it."""
     answers: tuple[Answer, ...]
+
+    @property
+    def routed_by(self) -> str:
+        """Releases and methods that answered, in words."""
+        pairs = dict.fromkeys((answer.release, answer.method) for answer in self.answers)
+        return "; ".join(f"release {release}, method {method}" for release, method in pairs)

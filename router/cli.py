@@ -172,7 +172,10 @@ def ask(
 def trace(
     text: Texts,
     *,
-    png: Annotated[Path, typer.Option(help="Picture to write, PNG.")],
+    png: Annotated[Path | None, typer.Option(help="Picture to write, PNG.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Page to write, HTML: point at cells and tokens to read them.")
+    ] = None,
     workspace: Workspace = Path(),
     server: Server = None,
     base: BaseModel = None,
@@ -184,9 +187,12 @@ def trace(
 
     Example: greylag-router trace --png map.png "Translate to French: good morning"
     """
+    from router.picture import save_page, save_png
     from router.request import DEFAULT
-    from router.trace import save_heat_map
+    from router.trace import Panel
 
+    if not (png or html):
+        raise Refused(Code.REQUEST_INVALID, "There is nothing to write.", "Give --png FILE, --html FILE or both.")
     asked = _requests(text, None, DEFAULT)
     answered = _ask(
         asked,
@@ -198,8 +204,13 @@ def trace(
         settings={"base": base, "device": device},
     )
     routes = [route for answer in answered.answers for route in answer.routes]
-    save_heat_map({f"{len(asked)} requests, release {answered.answers[0].release}": routes}, answered.experts, png)
-    _say(f"Wrote {png}.")
+    panels = [Panel(f"{len(asked)} requests, {answered.routed_by}", routes)]
+    if png:
+        save_png(panels, answered.experts, png)
+        _say(f"Wrote {png}.")
+    if html:
+        save_page(panels, answered, html)
+        _say(f"Wrote {html}.")
 
 
 @app.command()

@@ -21,6 +21,7 @@ from router.base import Base, check_base, first_line, load_base
 from router.generation import Generation, Held
 from router.layer import RoutedLinear, routing
 from router.limits import DEFAULT_NEW_TOKENS
+from router.memory import check_room
 from router.methods.asked import Asked
 from router.methods.registry import resolve
 from router.planning import Part, plan
@@ -131,6 +132,7 @@ class RoutedModel:
 
     @generation.setter
     def generation(self, generation: Generation) -> None:
+        """Exchange it, from the next request on."""
         self.held = self.held.changed_to(generation)
 
     @property
@@ -170,7 +172,9 @@ class RoutedModel:
 
         Raises:
             Refused: As `load`, or `DUPLICATE_OF` if the model holds the bundle already.
+            Unavailable: `MEMORY_FULL`.
         """
+        check_room([bundle], self.base.model.device, self.base.model.dtype)
         pool = self.generation.pool.add(self.load(bundle, name=name, contributor=contributor))
         self.generation = replace(self.generation, pool=pool)
 
@@ -185,9 +189,12 @@ class RoutedModel:
 
         Raises:
             Refused: As `load`, or what the release's own method refuses; the model then stays as it was.
+            Unavailable: `MEMORY_FULL`; likewise.
         """
         release = mirror.release.spec
         held = set(self.digests)
+        new = [bundle for bundle in mirror.bundles if bundle.digest not in held]
+        check_room(new, self.base.model.device, self.base.model.dtype)
         pool = self.generation.pool
         for digest in held - {expert.bundle for expert in release.experts}:
             pool = pool.remove(digest)
@@ -287,13 +294,13 @@ class RoutedModel:
 
         Raises:
             Refused: `PROBE_FAILED` if any figure is not finite, or if the model does not run.
-            Unavailable: `BUSY` if the device runs out of memory.
+            Unavailable: `MEMORY_FULL`.
         """
         try:
             losses = self.score(texts, texts)
         except torch.OutOfMemoryError as error:  # the device's limit, not the bundle's fault
             raise Unavailable(
-                Code.BUSY,
+                Code.MEMORY_FULL,
                 "The device has too little memory for the routed model.",
                 "Free some, or choose another device; nothing was refused.",
             ) from error
