@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 
 import torch
@@ -45,6 +46,8 @@ class Expert:
     name: str
     contributor: str
     modules: Mapping[str, ExpertModule]
+    source: Path | None = None
+    """Folder of its bundle."""
 
     @property
     def full_name(self) -> str:
@@ -90,4 +93,4 @@ def load_expert(
         )
         for path, module in bundle.spec.modules.items()
     }
-    return Expert(bundle.digest, name or bundle.spec.name, contributor, MappingProxyType(modules))
+    return Expert(bundle.digest, name or bundle.spec.name, contributor, MappingProxyType(modules), bundle.folder)

@@ -5,19 +5,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import compress
 from pathlib import Path
-from typing import Literal
 
 import torch
 from platformdirs import user_cache_path
-from torch import Tensor
 from torch.nn import functional
-from torch.nn.utils.rnn import pad_sequence
 
 from protocol.bundle import Bundle
 from protocol.errors import Code, Refused, Unavailable
 from router.answer import Answer, Answered
 from router.attach import find_linear, linear_modules
 from router.base import Base, check_base, first_line, load_base
+from router.batch import encode, encode_pairs
 from router.generation import Generation, Held
 from router.layer import RoutedLinear, routing
 from router.limits import DEFAULT_NEW_TOKENS
@@ -29,9 +27,8 @@ from router.pool import Expert, load_expert
 from router.pull import FINGERPRINT, Mirror, pull
 from router.record import RouteRecorder
 from router.request import DEFAULT, Choices, one_each
-from router.text import IGNORED, encode_input, encode_target
-
-Side = Literal["left", "right"]
+from router.saved import open_saved, save
+from router.text import IGNORED
 
 
 class RoutedModel:
@@ -124,6 +121,51 @@ class RoutedModel:
         """
         kept = folder or user_cache_path("greylag") / coordinator.replace(":", "-")
         return cls.from_mirror(base, pull(kept, coordinator, ca=ca), device=device, cache=kept / FINGERPRINT)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: Path | str, *, base: str | None = None, device: str | None = None, expected: str | None = None
+    ) -> "RoutedModel":
+        """Load what `save_pretrained` wrote.
+
+        Args:
+            folder: The saved model.
+            base: Folder or Hub id of the base model; needed if it was not saved, too.
+            device: A torch device; without one, CUDA where there is a GPU, else the CPU.
+            expected: The identity that the model must have.
+
+        Raises:
+            Refused: `WORKSPACE_MISSING`, `DIGEST_MISMATCH`, `BASE_MISMATCH`, `BASE_UNREADABLE`, or as `append`.
+            Unavailable: `MEMORY_FULL`.
+        """
+        saved = open_saved(Path(folder), expected=expected)
+        source = base or (str(saved.base) if saved.base else saved.index.base.name)
+        check_base(source, saved.index.base)
+        model = cls.from_base(source, device=device)
+        check_room(saved.bundles, model.base.model.device, model.base.model.dtype)
+        for expert, bundle in zip(saved.index.experts, saved.bundles, strict=True):
+            model.append(bundle, name=expert.name, contributor=expert.contributor)
+        model.generation = replace(model.generation, settings=saved.index.routing, release=saved.index.release)
+        return model
+
+    def save_pretrained(self, folder: Path | str, *, with_base: bool = False) -> str:
+        """Write base, routing and every expert's bundle to a folder, by content and under their names.
+
+        Args:
+            folder: A new folder; appears whole or not at all.
+            with_base: Whether the base model's files are copied, too.
+
+        Returns:
+            The model's identity: a sha256 that stands for every byte of experts, routing and base.
+
+        Raises:
+            Refused: `WORKSPACE_EXISTS`, `BUNDLE_UNKNOWN` if a bundle is gone from where it was loaded.
+        """
+        now = self.generation
+        return save(
+            Path(folder), self.base.source, now.pool.experts, routing=now.settings, release=now.release,
+            with_base=with_base,
+        )  # fmt: skip
 
     @property
     def generation(self) -> Generation:
@@ -247,7 +289,7 @@ class RoutedModel:
         planned = plan(self.base, self.held, inputs, one_each(choice, len(inputs)))
         if explain:
             planned = planned.recorded()
-        batch = self._encode([inputs[at] for at in planned.order])
+        batch = encode(self.base, [inputs[at] for at in planned.order])
         causal = self.base.architecture == "decoder-only"
         with torch.inference_mode(), routing(planned.plan):
             # transformers' generate settings of the checkpoint may sample; an answer should be repeatable.
@@ -273,7 +315,7 @@ class RoutedModel:
         """
         planned = plan(self.base, self.held, inputs, one_each(choice, len(inputs)))
         order = planned.order
-        batch, labels = self._encode_pairs([inputs[at] for at in order], [targets[at] for at in order])
+        batch, labels = encode_pairs(self.base, [inputs[at] for at in order], [targets[at] for at in order])
         with torch.inference_mode(), routing(planned.plan):
             if self.base.architecture == "decoder-only":
                 logits = self.base.model(**batch).logits[:, :-1]
@@ -318,28 +360,6 @@ class RoutedModel:
             )
         return sum(losses) / len(losses)
 
-    def _encode(self, inputs: Sequence[str]) -> dict[str, Tensor]:
-        rows = [encode_input(self.base.tokenizer, text, self.base.architecture) for text in inputs]
-        # A decoder continues from the last position, so there the padding goes to the left.
-        return self._batch(rows, "left" if self.base.architecture == "decoder-only" else "right")
-
-    def _encode_pairs(self, inputs: Sequence[str], targets: Sequence[str]) -> tuple[dict[str, Tensor], Tensor]:
-        tokenizer, architecture = self.base.tokenizer, self.base.architecture
-        rows = [encode_input(tokenizer, text, architecture) for text in inputs]
-        labels = [encode_target(tokenizer, text, architecture) for text in targets]
-        if architecture == "decoder-only":
-            labels = [[IGNORED] * len(row) + label for row, label in zip(rows, labels, strict=True)]
-            rows = [row + label[len(row) :] for row, label in zip(rows, labels, strict=True)]
-        return self._batch(rows, "right"), _pad(labels, IGNORED, "right", self.base.model.device)
-
-    def _batch(self, rows: Sequence[Sequence[int]], side: Side) -> dict[str, Tensor]:
-        tokenizer, device = self.base.tokenizer, self.base.model.device
-        padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        return {
-            "input_ids": _pad(rows, padding, side, device),
-            "attention_mask": _pad([[1] * len(row) for row in rows], 0, side, device),
-        }
-
     def _answer(self, part: Part, row: int, read: tuple[list[int], list[int]], written: list[int]) -> Answer:
         tokenizer = self.base.tokenizer
         ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
@@ -357,8 +377,3 @@ class RoutedModel:
             output_tokens=tuple(tokenizer.convert_ids_to_tokens(written[:length])),
             routes=tuple(recorder.routes(row, [bool(kept) for kept in mask], length, causal=causal)),
         )
-
-
-def _pad(rows: Sequence[Sequence[int]], value: int, side: Side, device: torch.device) -> Tensor:
-    tensors = [torch.tensor(row, dtype=torch.long, device=device) for row in rows]
-    return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side)
