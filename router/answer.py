@@ -17,6 +17,8 @@ class ModuleRoute:
     """[s, k] positions in the pool."""
     weights: NDArray[np.float32]
     """[s, k], each row sums to 1."""
+    full: NDArray[np.float32] | None = None
+    """[s, n], the probabilities of all experts of the pool; only if they were asked for."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -152,7 +152,10 @@ def ask(
 def trace(
     text: Texts,
     *,
-    png: Annotated[Path, typer.Option(help="Picture to write, PNG.")],
+    png: Annotated[Path | None, typer.Option(help="Picture to write, PNG.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Page to write, HTML: point at cells and tokens to read them.")
+    ] = None,
     workspace: Workspace = Path(),
     server: Server = None,
     base: BaseModel = None,
@@ -164,8 +167,11 @@ def trace(
 
     Example: greylag-router trace --png map.png "Translate to French: good morning"
     """
-    from router.trace import save_heat_map
+    from router.picture import save_page, save_png
+    from router.trace import Panel
 
+    if not (png or html):
+        raise Refused(Code.REQUEST_INVALID, "There is nothing to write.", "Give --png FILE, --html FILE or both.")
     inputs = _inputs(text)
     answered = _ask(
         inputs,
@@ -178,8 +184,13 @@ def trace(
         settings={"base": base, "device": device},
     )
     routes = [route for answer in answered.answers for route in answer.routes]
-    save_heat_map({f"{len(inputs)} requests, release {answered.release}": routes}, answered.experts, png)
-    _say(f"Wrote {png}.")
+    panels = [Panel(f"{len(inputs)} requests, release {answered.release}", routes)]
+    if png:
+        save_png(panels, answered.experts, png)
+        _say(f"Wrote {png}.")
+    if html:
+        save_page(panels, answered, html)
+        _say(f"Wrote {html}.")
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 
 import torch
@@ -27,6 +28,8 @@ class Expert:
     name: str
     contributor: str
     modules: Mapping[str, ExpertModule]
+    source: Path | None = None
+    """Folder of its bundle."""
 
     @property
     def full_name(self) -> str:
@@ -71,4 +74,4 @@ def load_expert(
         # In float64, once: a gate of large mean would lose digits in float32.
         gate = finite(f"{path}.gate", standardise(gates[f"{path}.gate"].double()).float(), torch.float32)
         modules[path] = make_part(module, tensors, linears[path], gate.to(like.device), like)
-    return Expert(bundle.digest, name or bundle.spec.name, contributor, MappingProxyType(modules))
+    return Expert(bundle.digest, name or bundle.spec.name, contributor, MappingProxyType(modules), bundle.folder)

@@ -20,10 +20,12 @@ from router.attach import find_linear, linear_modules
 from router.base import Base, check_base, first_line, load_base
 from router.layer import Plan, RoutedLinear, routing
 from router.limits import DEFAULT_NEW_TOKENS
+from router.memory import check_room
 from router.methods.registry import resolve
 from router.pool import Expert, ExpertPool, load_expert
 from router.pull import FINGERPRINT, Mirror, pull
 from router.record import RouteRecorder
+from router.saved import open_saved, save
 from router.text import IGNORED, encode_input, encode_target
 
 Side = Literal["left", "right"]
@@ -123,6 +125,51 @@ class RoutedModel:
         kept = folder or user_cache_path("greylag") / coordinator.replace(":", "-")
         return cls.from_mirror(base, pull(kept, coordinator, ca=ca), device=device, cache=kept / FINGERPRINT)
 
+    @classmethod
+    def from_pretrained(
+        cls, folder: Path | str, *, base: str | None = None, device: str | None = None, expected: str | None = None
+    ) -> "RoutedModel":
+        """Load what `save_pretrained` wrote.
+
+        Args:
+            folder: The saved model.
+            base: Folder or Hub id of the base model; needed if it was not saved, too.
+            device: A torch device; without one, CUDA where there is a GPU, else the CPU.
+            expected: The identity that the model must have.
+
+        Raises:
+            Refused: `WORKSPACE_MISSING`, `DIGEST_MISMATCH`, `BASE_MISMATCH`, `BASE_UNREADABLE`, or as `append`.
+            Unavailable: `MEMORY_FULL`.
+        """
+        saved = open_saved(Path(folder), expected=expected)
+        source = base or (str(saved.base) if saved.base else saved.index.base.name)
+        check_base(source, saved.index.base)
+        model = cls.from_base(source, device=device)
+        check_room(saved.bundles, model.base.model.device, model.base.model.dtype)
+        for expert, bundle in zip(saved.index.experts, saved.bundles, strict=True):
+            model.append(bundle, name=expert.name, contributor=expert.contributor)
+        model.generation = replace(model.generation, settings=saved.index.routing, release=saved.index.release)
+        return model
+
+    def save_pretrained(self, folder: Path | str, *, with_base: bool = False) -> str:
+        """Write base, routing and every expert's bundle to a folder, by content and under their names.
+
+        Args:
+            folder: A new folder; appears whole or not at all.
+            with_base: Whether the base model's files are copied, too.
+
+        Returns:
+            The model's identity: a sha256 that stands for every byte of experts, routing and base.
+
+        Raises:
+            Refused: `WORKSPACE_EXISTS`, `BUNDLE_UNKNOWN` if a bundle is gone from where it was loaded.
+        """
+        now = self.generation
+        return save(
+            Path(folder), self.base.source, now.pool.experts, routing=now.settings, release=now.release,
+            with_base=with_base,
+        )  # fmt: skip
+
     @property
     def digests(self) -> tuple[str, ...]:
         """Bundle digests of the experts, in pool order."""
@@ -161,7 +208,9 @@ class RoutedModel:
 
         Raises:
             Refused: As `load`, or `DUPLICATE_OF` if the model holds the bundle already.
+            Unavailable: `MEMORY_FULL`.
         """
+        check_room([bundle], self.base.model.device, self.base.model.dtype)
         pool = self.generation.pool.add(self.load(bundle, name=name, contributor=contributor))
         self.generation = replace(self.generation, pool=pool)
 
@@ -174,9 +223,12 @@ class RoutedModel:
 
         Raises:
             Refused: As `load`, or `METHOD_UNKNOWN`; the model then stays as it was.
+            Unavailable: `MEMORY_FULL`; likewise.
         """
         release = mirror.release.spec
         held = set(self.digests)
+        new = [bundle for bundle in mirror.bundles if bundle.digest not in held]
+        check_room(new, self.base.model.device, self.base.model.dtype)
         pool = self.generation.pool
         for digest in held - {expert.bundle for expert in release.experts}:
             pool = pool.remove(digest)
@@ -274,13 +326,13 @@ class RoutedModel:
 
         Raises:
             Refused: `PROBE_FAILED` if any figure is not finite, or if the model does not run.
-            Unavailable: `BUSY` if the device runs out of memory.
+            Unavailable: `MEMORY_FULL`.
         """
         try:
             losses = self.score(texts, texts)
         except torch.OutOfMemoryError as error:  # the device's limit, not the bundle's fault
             raise Unavailable(
-                Code.BUSY,
+                Code.MEMORY_FULL,
                 "The device has too little memory for the routed model.",
                 "Free some, or choose another device; nothing was refused.",
             ) from error

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from router.answer import Answer, Answered
-from router.trace import expert_shares, module_shares
+from router.trace import expert_shares, module_shares, token_weights
 
 _COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red", "bright_cyan", "bright_magenta")
 
@@ -80,17 +80,9 @@ def _token_table(answer: Answer, experts: Sequence[str], colours: dict[str, str]
     table = Table("token", "of the", "experts (mean weight over modules)", title="Token by token")
     tokens = [(token, True) for token in answer.input_tokens] + [(token, False) for token in answer.output_tokens]
     for position, (token, is_input) in enumerate(tokens):
-        sums, modules = np.zeros(len(experts)), 0
-        for route in answer.routes:
-            # A decoder-only model's modules read input and output in one row; nobody reads the last output token.
-            row = position if route.reads_input else position - len(answer.input_tokens)
-            if 0 <= row < len(route.experts):
-                np.add.at(sums, route.experts[row], route.weights[row])
-                modules += 1
-        if modules:
-            table.add_row(
-                Text(token), "input" if is_input else "output", _ranking(sums / modules, experts, colours, most=3)
-            )
+        weights = token_weights(answer.routes, position, len(answer.input_tokens), len(experts))
+        if weights is not None:
+            table.add_row(Text(token), "input" if is_input else "output", _ranking(weights, experts, colours, most=3))
     return table
 
 

@@ -16,7 +16,7 @@ from router.layer import Plan, routing
 from router.methods.registry import resolve
 from router.model import Generation, RoutedModel
 from router.pool import load_expert
-from router.trace import expert_shares, module_shares, save_heat_map
+from router.trace import expert_shares, module_shares
 from tests import factories
 
 INPUTS = ["please reverse it : a b c", "say d", "copy it : x y z w v"]
@@ -143,14 +143,6 @@ def test_routes_of_a_batch_are_those_of_its_inputs_alone(model: RoutedModel) -> 
         assert batched.output_tokens == alone.output_tokens
         for ours, theirs in zip(batched.routes, alone.routes, strict=True):
             assert ours.experts.tolist() == theirs.experts.tolist()
-
-
-def test_heat_map_is_a_picture(model: RoutedModel, tmp_path: Path) -> None:
-    answered = model.answer(INPUTS, max_new_tokens=5, explain=True)
-    save_heat_map(
-        {"a": answered.answers[0].routes, "b": answered.answers[1].routes}, answered.experts, tmp_path / "h.png"
-    )
-    assert (tmp_path / "h.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
