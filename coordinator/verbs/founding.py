@@ -42,7 +42,6 @@ def init(  # noqa: PLR0913 - one parameter an option
     kind: Annotated[str | None, _recipe("What an expert is: lora, rslora, dora, ia3 or bottleneck.")] = None,
     rank: Annotated[int | None, _recipe("Rank r of every module; (IA)3 has none.")] = None,
     alpha: Annotated[float | None, _recipe("An expert is scaled by alpha / rank.")] = None,
-    activation: Annotated[str | None, _recipe("What stands inside a bottleneck adapter: relu or gelu.")] = None,
     learning_rate: Annotated[float | None, _recipe("Peak learning rate of AdamW.")] = None,
     expert_steps: Annotated[int | None, _recipe("Optimiser steps for the expert.")] = None,
     gate_steps: Annotated[int | None, _recipe("Optimiser steps for its gates.")] = None,
@@ -76,15 +75,13 @@ def init(  # noqa: PLR0913 - one parameter an option
     place = Workspace(workspace)
     check_absent(place)
     flags = {
-        "kind": kind, "rank": rank, "alpha": alpha, "activation": activation, "learning_rate": learning_rate,
-        "expert_steps": expert_steps,
-        "gate_steps": gate_steps, "batch_size": batch_size, "eval_every": eval_every, "held_out": held_out,
-        "max_input_tokens": max_input_tokens, "max_target_tokens": max_target_tokens,
+        "kind": kind, "rank": rank, "alpha": alpha, "learning_rate": learning_rate,
+        "expert_steps": expert_steps, "gate_steps": gate_steps, "batch_size": batch_size, "eval_every": eval_every,
+        "held_out": held_out, "max_input_tokens": max_input_tokens, "max_target_tokens": max_target_tokens,
     }  # fmt: skip
     policy = {
         "enrolment": enrolment.value, "admission": admission.value, "max_rank": max_rank,
-        "max_bundle_bytes": max_bundle_bytes, "max_experts_per_contributor": max_experts,
-        "release_days": release_days,
+        "max_bundle_bytes": max_bundle_bytes, "max_experts_per_contributor": max_experts, "release_days": release_days,
     }  # fmt: skip
     fields = (_read_toml(recipe) if recipe else {}) | _given(flags)
     settings = {"listen": check_address(listen)} if listen else {}
