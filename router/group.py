@@ -1,7 +1,7 @@
 """Modules that read the same input, and the experts there: one store, many generations of views."""
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -105,13 +105,14 @@ class RouteGroup:
         counts = tuple(n + (parts[row] is not None) for n, parts in zip(self.counts, self.store.parts, strict=True))
         return RouteGroup(self.store, row + 1, self.hidden + others, counts)
 
-    def without(self, digest: str) -> "RouteGroup":
-        """See one expert no more."""
-        row = next((row for row in self.rows if self.store.experts[row].digest == digest), None)
-        if row is None:
+    def without(self, digests: Collection[str]) -> "RouteGroup":
+        """See some experts no more."""
+        gone = [row for row in self.rows if self.store.experts[row].digest in digests]
+        if not gone:
             return self
-        counts = tuple(n - (parts[row] is not None) for n, parts in zip(self.counts, self.store.parts, strict=True))
-        return RouteGroup(self.store, self.length, (*self.hidden, row), counts)
+        left = zip(self.counts, self.store.parts, strict=True)
+        counts = tuple(n - sum(parts[row] is not None for row in gone) for n, parts in left)
+        return RouteGroup(self.store, self.length, (*self.hidden, *gone), counts)
 
     @property
     def rows(self) -> list[int]:

@@ -19,6 +19,7 @@ from protocol.release import Pool
 from protocol.signing import Identity
 from protocol.tensors import ADAPTER_PREFIX
 from router.model import RoutedModel
+from router.request import RoutingChoice
 from tests import factories
 
 INPUTS = ["copy it : a b c", "say d"]
@@ -35,7 +36,7 @@ def model(llama_base: Path) -> RoutedModel:
 
 
 def losses(model: RoutedModel, method: str = "phatgoose") -> list[float]:
-    found = model.score(INPUTS, INPUTS, method=method)
+    found = model.score(INPUTS, INPUTS, RoutingChoice(method))
     assert torch.tensor(found).isfinite().all()
     return found
 
@@ -71,7 +72,7 @@ def test_fewer_experts_than_k(
 ) -> None:
     model.append(factories.make_bundle(tmp_path / "one", pool, identity, name="one"))
     routed = model.score(inputs, inputs)
-    assert routed == pytest.approx(model.score(inputs, inputs, method="expert:one"), rel=1e-5)
+    assert routed == pytest.approx(model.score(inputs, inputs, RoutingChoice("expert:one")), rel=1e-5)
 
 
 def test_delete_then_forward(model: RoutedModel, pool: Pool, tmp_path: Path, identity: Identity) -> None:

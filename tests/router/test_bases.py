@@ -19,8 +19,11 @@ from protocol.spec import PoolSpec
 from router.attach import linear_modules
 from router.base import Base
 from router.gated import attach_gates, detach_gates
-from router.layer import Plan, routing
-from router.methods.registry import resolve
+from router.layer import Method, Plan, routing
+from router.methods.base import BaseOnly
+from router.methods.expert import SingleExpert
+from router.methods.merged import Merged
+from router.methods.phatgoose import Phatgoose
 from router.model import RoutedModel
 from tests import factories
 from tests.protocol.samples import BASE
@@ -104,9 +107,8 @@ class Family:
             expert = PeftModel.from_pretrained(copy.deepcopy(self.model), self.bundles[kind].folder)
         return logits_of(expert.eval(), **self.batch)
 
-    def answer(self, method: str) -> torch.Tensor:
-        pool = self.routed.generation.pool
-        with routing(Plan(pool, resolve(method, pool, 2))):
+    def answer(self, method: Method) -> torch.Tensor:
+        with routing(Plan(self.routed.generation.pool, method)):
             return logits_of(self.routed.base.model, **self.batch)
 
 
@@ -119,7 +121,7 @@ def test_an_expert_of_any_kind_says_what_it_says_in_plain_peft(family: Family) -
     for kind, bundle in family.bundles.items():
         if bundle.digest not in family.routed.digests:
             family.routed.append(bundle)
-        answer = family.answer(f"expert:{kind}")
+        answer = family.answer(SingleExpert(family.routed.generation.pool.find(kind)))
         assert (answer - family.plain).abs().max() > 1e-3
         if kind in family.peft:
             assert (answer - family.peft[kind]).abs().max() <= 1e-5 * family.peft[kind].abs().max(), kind
@@ -129,9 +131,9 @@ def test_a_mixed_pool_routes_and_the_base_stays_bit_for_bit(family: Family) -> N
     for bundle in family.bundles.values():
         if bundle.digest not in family.routed.digests:
             family.routed.append(bundle)
-    assert family.answer("phatgoose").isfinite().all()
-    assert family.answer("merged").isfinite().all()
-    assert torch.equal(family.answer("base"), family.plain)
+    assert family.answer(Phatgoose(2)).isfinite().all()
+    assert family.answer(Merged()).isfinite().all()
+    assert torch.equal(family.answer(BaseOnly()), family.plain)
 
 
 @pytest.mark.parametrize("kind", KINDS)
