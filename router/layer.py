@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from protocol.errors import Code, Refused
-from router.attach import WrappedLinear
+from router.attach import Linear, WrappedLinear
 from router.dispatch import add_experts
 from router.gate import Choice, CommonChoice
 from router.pool import ExpertPool, ModuleExperts
+from router.scale import add_scaled
 
 
 class Method(Protocol):
@@ -114,12 +115,12 @@ class RoutedLinear(WrappedLinear):
         linear: The base's module, frozen.
     """
 
-    def __init__(self, path: str, linear: nn.Linear) -> None:
+    def __init__(self, path: str, linear: Linear) -> None:
         super().__init__(linear)
         self.path = path
 
     def forward(self, u: Tensor) -> Tensor:
-        """Compute W u + sum over the chosen experts of w_z s_z B_z A_z u.
+        """Compute W u + b + sum over the chosen experts of w_z delta_z(u).
 
         Args:
             u: [..., d].
@@ -152,4 +153,6 @@ class RoutedLinear(WrappedLinear):
             return y
         if plan.recorder is not None:
             plan.recorder.record(self.path, module, choice, u.shape)
+        if not module.plain:
+            y = add_scaled(module, self.linear, u, choice, y)
         return add_experts(module, u, choice, y)

@@ -188,7 +188,7 @@ class RoutedModel:
         Raises:
             Refused: `MODULE_UNKNOWN`, or `TENSOR_SHAPE` if the bundle was made for a model of other widths.
         """
-        model = self.base.model
+        model, linears = self.base.model, {}
         for path, module in bundle.spec.modules.items():
             try:
                 linear = model.get_submodule(path)
@@ -207,7 +207,8 @@ class RoutedModel:
                     f"{module.d_in} to {module.d_out}.",
                     "Use the base model that the expert was trained on.",
                 )
-        return load_expert(bundle, device=model.device, dtype=model.dtype, name=name, contributor=contributor)
+            linears[path] = linear.linear
+        return load_expert(bundle, linears, dtype=model.dtype, name=name, contributor=contributor)
 
     def append(self, bundle: Bundle, *, name: str | None = None, contributor: str = "") -> None:
         """Add one expert from the next request on; the others are not touched.

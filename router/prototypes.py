@@ -7,7 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from router.expert import Expert, ExpertModule
+from router.expert import Expert
+from router.part import ExpertModule
 
 _NOTHING = 1e-14
 """A sum of updates this small against its terms is zero but for rounding."""
@@ -30,8 +31,10 @@ class Direction:
     others: tuple[Expert, ...] = ()
     """Experts whose mean update is taken off."""
 
-    def __call__(self, expert: Expert, path: str) -> Tensor:
-        """Return the direction [d], of either sign; zeros where the update is zero."""
+    def __call__(self, expert: Expert, path: str) -> Tensor | None:
+        """Return the direction [d], of either sign; zeros where the update is zero or no matrix of low rank."""
+        if not expert.modules[path].plain:
+            return None
         terms = [(expert.modules[path], 1.0)]
         terms += [(other.modules[path], -1 / len(self.others)) for other in self.others if path in other.modules]
         return first_direction(terms)

@@ -13,7 +13,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from router.expert import Expert, ExpertModule
+from router.expert import Expert
+from router.part import ExpertModule
 from router.pool import ExpertPool
 
 

@@ -13,9 +13,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from router.expert import ExpertModule
 from router.gate import Choice, CommonChoice
 from router.group import ModuleExperts
+from router.part import ExpertModule
 from router.select import Selected, best, in_pieces
 
 

@@ -149,8 +149,9 @@ def test_parameters_are_averaged_with_zeros_for_what_is_not_there() -> None:
 def test_a_direction_is_exact_and_never_dense() -> None:
     pool, slow = make_experts(5, D, O)
     for expert, exact in zip(pool.experts, slow, strict=True):
-        found = Direction()(expert, PATH).double()
-        assert abs(float(found @ main_direction(update(exact)))) == pytest.approx(1, abs=1e-6)
+        found = Direction()(expert, PATH)
+        assert found is not None
+        assert abs(float(found.double() @ main_direction(update(exact)))) == pytest.approx(1, abs=1e-6)
     wide = ExpertModule(torch.randn(4, 20000), torch.randn(20000, 4), 1.0, torch.zeros(20000))
     assert first_direction([(wide, 1.0)]).norm() == pytest.approx(1, abs=1e-5)
 
@@ -228,6 +229,20 @@ def test_arguments_are_checked(method: str, code: Code) -> None:
     with pytest.raises(Refused) as refused:
         resolve(method, Asked(make_experts(3, D, O)[0], ["x"]))
     assert refused.value.code is code
+
+
+@pytest.mark.parametrize("method", ["arrow", "spectr", "lag", "genknowsub:e1", "parameter-average"])
+def test_updates_that_are_no_matrix_are_refused_unless_denied(method: str) -> None:
+    pool, _ = make_experts(3, D, O)
+    part = pool.experts[0].modules[PATH]
+    bent = ExpertModule(part.a, part.b, part.scaling, part.gate, "relu")
+    pool = pool.add(Expert("f" * 64, "bent", "", {PATH: bent}))
+    with pytest.raises(Refused, match=r"another kind: bent\.") as refused:
+        resolve(method, Asked(pool, ["x"]))
+    assert refused.value.code is Code.KIND_UNSUPPORTED
+    u, straight = torch.randn(4, D), make_experts(3, D, O)[0]
+    found, expected = (routed(each, method, u)[0] for each in (pool.allowing(None, ["bent"]), straight))
+    torch.testing.assert_close(found, expected)
 
 
 def test_no_expert_at_all_is_the_base_for_every_method() -> None:
