@@ -6,7 +6,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 from protocol.errors import Code, Refused
@@ -34,8 +33,8 @@ class Method(Protocol):
 class Recorder(Protocol):
     """Looks on while a model routes."""
 
-    def record(self, path: str, module: ModuleExperts, choice: Choice | CommonChoice, shape: torch.Size) -> None:
-        """Take note of one module's choice for an activation of shape [..., d]."""
+    def record(self, path: str, module: ModuleExperts, choice: Choice | CommonChoice, u: Tensor) -> None:
+        """Take note of one module's choice for an activation u of shape [..., d]."""
 
 
 @dataclass(frozen=True)
@@ -151,5 +150,5 @@ class RoutedLinear(WrappedLinear):
         if choice is None:
             return y
         if plan.recorder is not None:
-            plan.recorder.record(self.path, module, choice, u.shape)
+            plan.recorder.record(self.path, module, choice, u)
         return add_experts(module, u, choice, y)

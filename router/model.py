@@ -270,6 +270,7 @@ class RoutedModel:
         *,
         max_new_tokens: int = DEFAULT_NEW_TOKENS,
         explain: bool = False,
+        full: bool = False,
     ) -> Answered:
         """Answer a batch of inputs greedily, on request with the experts that answered.
 
@@ -278,6 +279,7 @@ class RoutedModel:
             choice: As in `generate`.
             max_new_tokens: As in `generate`.
             explain: Whether the answers carry their tokens and routes.
+            full: Whether the routes carry the probabilities of all experts, too.
 
         Raises:
             Refused: As `generate`.
@@ -287,8 +289,8 @@ class RoutedModel:
                 Code.REQUEST_INVALID, "A request needs at least one input, and no empty one.", "Leave empty inputs out."
             )
         planned = plan(self.base, self.held, inputs, one_each(choice, len(inputs)))
-        if explain:
-            planned = planned.recorded()
+        if explain or full:
+            planned = planned.recorded(full=full)
         batch = encode(self.base, [inputs[at] for at in planned.order])
         causal = self.base.architecture == "decoder-only"
         with torch.inference_mode(), routing(planned.plan):
