@@ -54,6 +54,7 @@ class Code(Enum):
     WRONG_POOL = Fate("FAILED_PRECONDITION", 409, EX_DATAERR, "The bundle was made for another pool.")
     BASE_MISMATCH = Fate("FAILED_PRECONDITION", 409, EX_DATAERR, "The bundle was trained on another base model.")
     MODULE_UNKNOWN = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "The expert touches a module that the base lacks.")
+    KIND_UNSUPPORTED = Fate("FAILED_PRECONDITION", 409, EX_DATAERR, "An expert of this kind cannot run here.")
     RANK_OUT_OF_BOUNDS = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "A rank is outside what the pool allows.")
     SUPERSEDES_UNKNOWN = Fate("NOT_FOUND", 404, EX_DATAERR, "The bundle to supersede is not this contributor's.")
     VERSION_REUSED = Fate("ALREADY_EXISTS", 409, EX_DATAERR, "The expert's name is in use and is not superseded.")

@@ -1,5 +1,6 @@
 """The verbs of greylag-router that look into a model or take it elsewhere."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,7 +29,9 @@ from router.door import (
 from router.limits import DEFAULT_NEW_TOKENS
 
 if TYPE_CHECKING:
+    from router.answer import Answered
     from router.tasks import TaskInput
+    from router.trace import Panel
 
 _AT_ONCE = 16
 """Inputs a batch, so that many do not need more memory than a few."""
@@ -69,7 +72,6 @@ def trace(
     from dataclasses import replace
 
     from router import show
-    from router.picture import save_page, save_png
     from router.tasks import panels_by_task
     from router.trace import panels_document
 
@@ -83,22 +85,27 @@ def trace(
             "A router that serves sends the chosen experts alone, not whole distributions.",
             "Leave out --server to load the model here, or leave out --full.",
         )
-    asked = _tasks(text, tasks, oracle)
-    options = {"max_new_tokens": max_new_tokens, "explain": True} | ({"full": True} if full else {})
-    routing = read_choice(choice)
+    asked, routing = _tasks(text, tasks, oracle), read_choice(choice)
     ask = asking([routing.release], workspace, server, saved, ca=ca, settings={"base": base, "device": device})
+    options = {"max_new_tokens": max_new_tokens, "explain": True} | ({"full": True} if full else {})
     inputs = [each.input for each in asked]
     batches = [ask(inputs[at : at + _AT_ONCE], routing, **options) for at in range(0, len(inputs), _AT_ONCE)]
     answered = replace(batches[0], answers=tuple(answer for batch in batches for answer in batch.answers))
     panels = panels_by_task(asked, answered)
+    _draw(panels, answered, png, html)
+    if json_:
+        print_json({**show.as_json(answered, explain=True), **panels_document(panels, answered.experts)})
+
+
+def _draw(panels: "Sequence[Panel]", answered: "Answered", png: Path | None, html: Path | None) -> None:
+    from router.picture import save_page, save_png
+
     if png:
         save_png(panels, answered.experts, png)
         say(f"Wrote {png}.")
     if html:
         save_page(panels, answered, html)
         say(f"Wrote {html}.")
-    if json_:
-        print_json({**show.as_json(answered, explain=True), **panels_document(panels, answered.experts)})
 
 
 @choice_flags
@@ -141,9 +148,9 @@ def save(
     base: BaseModel = None,
     json_: Json = False,
 ) -> None:
-    """Write the newest release that was pulled as one folder that needs neither workspace nor coordinator.
+    """Write the newest release that was pulled as one folder; `ask --saved` needs nothing else.
 
-    Example: greylag-router save --with-base model && greylag-router ask --saved model "..."
+    Example: greylag-router save --with-base model
     """
     model = load_model(workspace, None, [], {"base": base, "device": "cpu"})
     identity = model.save_pretrained(out, with_base=with_base)

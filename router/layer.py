@@ -1,18 +1,21 @@
 """The routed layer: a linear module, and beside it as many experts as the pool holds."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from protocol.errors import Code, Refused
-from router.attach import WrappedLinear
+from protocol.kinds import Shape
+from router.attach import Linear, WrappedLinear
 from router.dispatch import add_experts
 from router.gate import Choice, CommonChoice
 from router.pool import ExpertPool, ModuleExperts
+from router.scale import add_scaled
 
 
 class Method(Protocol):
@@ -113,12 +116,12 @@ class RoutedLinear(WrappedLinear):
         linear: The base's module, frozen.
     """
 
-    def __init__(self, path: str, linear: nn.Linear) -> None:
+    def __init__(self, path: str, linear: Linear) -> None:
         super().__init__(linear)
         self.path = path
 
     def forward(self, u: Tensor) -> Tensor:
-        """Compute W u + sum over the chosen experts of w_z s_z B_z A_z u.
+        """Compute W u + b + sum over the chosen experts of w_z delta_z(u).
 
         Args:
             u: [..., d].
@@ -151,4 +154,42 @@ class RoutedLinear(WrappedLinear):
             return y
         if plan.recorder is not None:
             plan.recorder.record(self.path, module, choice, u)
+        if not module.plain:
+            y = add_scaled(module, self.linear, u, choice, y)
         return add_experts(module, u, choice, y)
+
+
+def routed_linears(model: nn.Module, wanted: Mapping[str, Shape]) -> dict[str, Linear]:
+    """Look up the base's modules that an expert touches.
+
+    Args:
+        model: The base model, with its linear modules replaced by routed ones.
+        wanted: Widths by path, as the expert's spec states them.
+
+    Returns:
+        The plain modules by path.
+
+    Raises:
+        Refused: `MODULE_UNKNOWN`, or `TENSOR_SHAPE` if the expert was made for a model of other widths.
+    """
+    found = {}
+    for path, shape in wanted.items():
+        try:
+            linear = model.get_submodule(path)
+        except AttributeError:
+            linear = None
+        if not isinstance(linear, RoutedLinear):
+            raise Refused(
+                Code.MODULE_UNKNOWN,
+                f"The base model has no module {path} that an expert may touch.",
+                "Use the base model that the expert was trained on.",
+            )
+        if (linear.in_features, linear.out_features) != (shape.d_in, shape.d_out):
+            raise Refused(
+                Code.TENSOR_SHAPE,
+                f"{path} maps {linear.in_features} to {linear.out_features} features; the expert expects "
+                f"{shape.d_in} to {shape.d_out}.",
+                "Use the base model that the expert was trained on.",
+            )
+        found[path] = linear.linear
+    return found

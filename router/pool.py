@@ -16,8 +16,9 @@ import torch
 
 from protocol.errors import Code, Refused
 from router.attach import shared_input
-from router.expert import Expert, ExpertModule, load_expert
+from router.expert import Expert, load_expert
 from router.group import GroupStore, ModuleExperts, RouteGroup
+from router.part import ExpertModule
 
 __all__ = ["Expert", "ExpertModule", "ExpertPool", "ModuleExperts", "load_expert"]
 

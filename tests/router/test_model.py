@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from protocol.bundle import ADAPTER_WEIGHTS
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
+from router.attach import find_linear
 from router.base import load_base
 from router.generation import Generation
 from router.layer import Plan, routing
@@ -198,6 +199,8 @@ def test_weights_that_the_models_dtype_cannot_hold_are_refused(base: Path, tmp_p
     bundle = factories.make_bundle(tmp_path / "b", factories.make_pool(base, identity), identity)
     weights = bundle.folder / ADAPTER_WEIGHTS
     save_file({name: tensor * 1e6 for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+    model = load_base(str(base), device="cpu").model.half()
+    linears = {path: find_linear(model, path) for path in bundle.spec.modules}
     with pytest.raises(Refused) as refused:
-        load_expert(bundle, device="cpu", dtype=torch.float16)
+        load_expert(bundle, linears, dtype=model.dtype)
     assert refused.value.code is Code.NOT_FINITE
