@@ -168,7 +168,9 @@ def load_model(
     from router.model import RoutedModel
 
     cache = workspace / FINGERPRINT
-    return RoutedModel.from_mirror(chosen.base, mirror, earlier=earlier, device=chosen.device, cache=cache)
+    return RoutedModel.from_mirror(
+        chosen.base, mirror, earlier=earlier, device=chosen.device, embedding=chosen.embedding, cache=cache
+    )
 
 
 def asking(

@@ -1,7 +1,7 @@
 """One expert, ready to run."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -9,15 +9,20 @@ from types import MappingProxyType
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn import functional
 
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle
 from protocol.errors import Code, Refused
 from protocol.fit import check_tensors
-from protocol.tensors import ADAPTER_PREFIX
+from protocol.spec import BaseModelRef
+from protocol.tensors import ADAPTER_PREFIX, CENTROID
 from router.attach import Linear, computing_like
 from router.gate import standardise
 from router.kinds import make_part
 from router.part import ExpertModule
+
+_LEAST_STD, _LEAST_STD_OF_MEAN = 1e-8, 1e-6
+"""As at admission: a vector that varies less is constant but for rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +36,12 @@ class Expert:
     modules: Mapping[str, ExpertModule]
     source: Path | None = None
     """Folder of its bundle."""
+    means: Mapping[str, Tensor] = field(default_factory=lambda: MappingProxyType({}))
+    """Mean input [d] of every module, float32; empty if its contributor does not tell."""
+    centroid: Tensor | None = None
+    """[e] float32, of length 1, where its training inputs lie; None if its contributor does not tell."""
+    embedding: BaseModelRef | None = None
+    """The model that placed the centroid; None for the base model itself."""
 
     @cached_property
     def plain(self) -> bool:
@@ -62,7 +73,8 @@ def load_expert(
 
     Raises:
         Refused: `TENSOR_HEADER`, `TENSOR_NAMES`, `TENSOR_SHAPE` or `TENSOR_DTYPE` for tensors that are not the
-            spec's, `NOT_FINITE` for numbers that are not, or that `dtype` cannot hold, and as `make_part`.
+            spec's, `NOT_FINITE` for numbers that are not, or that `dtype` cannot hold, `CONSTANT_GATE`, and as
+            `make_part`.
     """
     check_tensors(bundle)
     adapter, gates = load_file(bundle.folder / ADAPTER_WEIGHTS), load_file(bundle.folder / GATES)
@@ -72,12 +84,32 @@ def load_expert(
             raise Refused(Code.NOT_FINITE, f"{name} of bundle {bundle.digest[:16]} is not finite in {dtype}.")
         return tensor
 
-    modules = {}
+    def vector(name: str) -> Tensor:
+        """Read a gate or a mean, [d] float64; refused where standardising it would leave nothing but noise."""
+        found = finite(name, gates[name], torch.float32).double()
+        if found.std(correction=0) <= _LEAST_STD + _LEAST_STD_OF_MEAN * found.mean().abs():
+            raise Refused(Code.CONSTANT_GATE, f"{name} of bundle {bundle.digest[:16]} is constant, so it cannot route.")
+        return found
+
+    modules, means = {}, {}
     for path, module in bundle.spec.modules.items():
         like = computing_like(linears[path], dtype)
         keys = {name: f"{ADAPTER_PREFIX}{path}.{name}" for name in module.tensors}
         tensors = {name: finite(key, adapter[key], like.dtype) for name, key in keys.items()}
         # In float64, once: a gate of large mean would lose digits in float32.
-        gate = finite(f"{path}.gate", standardise(gates[f"{path}.gate"].double()).float(), torch.float32)
+        gate = standardise(vector(f"{path}.gate")).float()
         modules[path] = make_part(module, tensors, linears[path], gate.to(like.device), like)
-    return Expert(bundle.digest, name or bundle.spec.name, contributor, MappingProxyType(modules), bundle.folder)
+        if bundle.spec.statistics.means:
+            means[path] = vector(f"{path}.mean").float().to(like.device)
+    told = bundle.spec.statistics.centroid
+    centroid = None if told is None else functional.normalize(finite(CENTROID, gates[CENTROID], torch.float32), dim=0)
+    return Expert(
+        bundle.digest,
+        name or bundle.spec.name,
+        contributor,
+        MappingProxyType(modules),
+        bundle.folder,
+        MappingProxyType(means),
+        centroid,
+        told.embedding if told else None,
+    )

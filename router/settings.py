@@ -28,6 +28,8 @@ class RouterSettings(BaseSettings):
     """The coordinator's CA certificate, PEM; without one, the system's."""
     device: str | None = None
     """A torch device; without one, CUDA where there is a GPU, else the CPU."""
+    embedding: str | None = None
+    """What the method retrieval embeds queries by: folder or Hugging Face id; without one, the base model."""
     listen: str = "127.0.0.1:50052"
     """Where `serve` answers, `host:port`."""
     follow_interval_s: float = Field(default=10.0, gt=0)

@@ -46,13 +46,13 @@ def check_adapter(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
 
 
 def check_gates(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
-    """Refuse gates that are not finite or cannot tell one activation from another.
+    """Refuse gates, means and centroids that are not finite or cannot tell one activation from another.
 
-    A gate is standardised before it is used: a constant vector becomes zero or noise.
+    A gate is standardised before it is used: a constant vector becomes zero or noise. So is a mean.
 
     Args:
         path: gates.safetensors, whose header was checked.
-        tensors: Its tensors, vectors [d_in].
+        tensors: Its tensors, vectors.
 
     Raises:
         Refused: `NOT_FINITE` or `CONSTANT_GATE`, naming the tensor.
