@@ -36,6 +36,7 @@ BaseModel = Annotated[
 ]
 Ca = Annotated[Path | None, typer.Option(help="CA certificate of the other side, PEM; default: the system's.")]
 Device = Annotated[str | None, typer.Option(help="Torch device; default: the GPU where there is one.")]
+Quantise = Annotated[str | None, typer.Option(help="Hold the base in 4bit or 8bit; default: as its files are.")]
 Server = Annotated[
     str | None,
     typer.Option(help="Ask the `greylag-router serve` that runs at host:port; default: load the model here."),
@@ -136,6 +137,7 @@ def ask(
     ] = False,
     ca: Ca = None,
     device: Device = None,
+    quantise: Quantise = None,
     json_: Json = False,
 ) -> None:
     """Ask the routed model one or more inputs; the input - reads one a line from stdin.
@@ -156,7 +158,7 @@ def ask(
         max_new_tokens=max_new_tokens,
         explain=explain,
         ca=ca,
-        settings={"base": base, "device": device},
+        settings={"base": base, "device": device, "quantise": quantise},
     )
     if json_:
         _print_json(show.as_json(answered, explain=explain))
@@ -182,6 +184,7 @@ def trace(
     max_new_tokens: NewTokens = DEFAULT_NEW_TOKENS,
     ca: Ca = None,
     device: Device = None,
+    quantise: Quantise = None,
 ) -> None:
     """Draw which expert served which module, as a heat map; the input - reads one a line from stdin.
 
@@ -201,7 +204,7 @@ def trace(
         max_new_tokens=max_new_tokens,
         explain=True,
         ca=ca,
-        settings={"base": base, "device": device},
+        settings={"base": base, "device": device, "quantise": quantise},
     )
     routes = [route for answer in answered.answers for route in answer.routes]
     panels = [Panel(f"{len(asked)} requests, {answered.routed_by}", routes)]
@@ -227,6 +230,7 @@ def serve(
     tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
     ca: Ca = None,
     device: Device = None,
+    quantise: Quantise = None,
     json_: Json = False,
 ) -> None:
     """Keep a routed model running at the newest release, and answer over gRPC, until SIGTERM.
@@ -246,7 +250,7 @@ def serve(
 
     settings = load(
         workspace, coordinator=coordinator, base=base, listen=listen, follow_interval_s=follow_interval_s,
-        tls_cert=tls_cert, tls_key=tls_key, ca=ca, device=device,
+        tls_cert=tls_cert, tls_key=tls_key, ca=ca, device=device, quantise=quantise,
     )  # fmt: skip
     _configure_logs()
     run(workspace, settings, on_ready)
@@ -319,7 +323,9 @@ def _ask(
     cache = workspace / FINGERPRINT
     wanted = {each.release for each in choices if each.release is not None} - {spec.number}
     earlier = [open_mirror(workspace, number) for number in sorted(wanted)]
-    model = RoutedModel.from_mirror(chosen.base, mirror, earlier=earlier, device=chosen.device, cache=cache)
+    model = RoutedModel.from_mirror(
+        chosen.base, mirror, earlier=earlier, device=chosen.device, quantise=chosen.quantise, cache=cache
+    )
     return model.answer(inputs, choice, **options)
 
 

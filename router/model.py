@@ -25,6 +25,7 @@ from router.methods.registry import resolve
 from router.planning import Part, plan
 from router.pool import Expert, load_expert
 from router.pull import FINGERPRINT, Mirror, pull
+from router.quantise import Quantise
 from router.record import RouteRecorder
 from router.request import DEFAULT, Choices, one_each
 from router.saved import open_saved, save
@@ -48,13 +49,15 @@ class RoutedModel:
             base.model.set_submodule(path, RoutedLinear(path, find_linear(base.model, path)))
 
     @classmethod
-    def from_base(cls, name_or_path: str, *, device: str | None = None) -> "RoutedModel":
-        """Load a base model that holds no experts yet.
+    def from_base(
+        cls, name_or_path: str, *, device: str | None = None, quantise: Quantise | None = None
+    ) -> "RoutedModel":
+        """Load a base model that holds no experts yet; arguments as `router.base.load_base`.
 
         Raises:
             Refused: `BASE_UNREADABLE`.
         """
-        return cls(load_base(name_or_path, device=device))
+        return cls(load_base(name_or_path, device=device, quantise=quantise))
 
     @classmethod
     def from_bundles(cls, name_or_path: str, bundles: Iterable[Bundle], *, device: str | None = None) -> "RoutedModel":
@@ -76,6 +79,7 @@ class RoutedModel:
         *,
         earlier: Sequence[Mirror] = (),
         device: str | None = None,
+        quantise: Quantise | None = None,
         cache: Path | None = None,
     ) -> "RoutedModel":
         """Load a base model with a release that was pulled to this machine.
@@ -85,13 +89,14 @@ class RoutedModel:
             mirror: The release.
             earlier: Releases of the same pool that a request may ask for, too, oldest first.
             device: A torch device; without one, CUDA where there is a GPU, else the CPU.
+            quantise: Bits in which the base is held; without it, those of its files.
             cache: File that remembers the base model's fingerprint.
 
         Raises:
             Refused: `BASE_MISMATCH` if the release was made for another base, `BASE_UNREADABLE`, or as `load`.
         """
         check_base(name_or_path, mirror.pool.spec.base, cache)
-        model = cls.from_base(name_or_path, device=device)
+        model = cls.from_base(name_or_path, device=device, quantise=quantise)
         for each in (*earlier, mirror):
             model.take_up(each)
         return model
@@ -105,6 +110,7 @@ class RoutedModel:
         folder: Path | None = None,
         ca: Path | None = None,
         device: str | None = None,
+        quantise: Quantise | None = None,
     ) -> "RoutedModel":
         """Fetch the newest release of a coordinator and load it.
 
@@ -114,17 +120,25 @@ class RoutedModel:
             folder: Where releases are kept; without one, the user's cache.
             ca: The coordinator's CA certificate, PEM.
             device: A torch device.
+            quantise: As in `from_mirror`.
 
         Raises:
             Refused: As `router.pull.pull`, and `BASE_MISMATCH`.
             Unavailable: The coordinator cannot be reached.
         """
         kept = folder or user_cache_path("greylag") / coordinator.replace(":", "-")
-        return cls.from_mirror(base, pull(kept, coordinator, ca=ca), device=device, cache=kept / FINGERPRINT)
+        mirror = pull(kept, coordinator, ca=ca)
+        return cls.from_mirror(base, mirror, device=device, quantise=quantise, cache=kept / FINGERPRINT)
 
     @classmethod
     def from_pretrained(
-        cls, folder: Path | str, *, base: str | None = None, device: str | None = None, expected: str | None = None
+        cls,
+        folder: Path | str,
+        *,
+        base: str | None = None,
+        device: str | None = None,
+        quantise: Quantise | None = None,
+        expected: str | None = None,
     ) -> "RoutedModel":
         """Load what `save_pretrained` wrote.
 
@@ -132,6 +146,7 @@ class RoutedModel:
             folder: The saved model.
             base: Folder or Hub id of the base model; needed if it was not saved, too.
             device: A torch device; without one, CUDA where there is a GPU, else the CPU.
+            quantise: As in `from_mirror`.
             expected: The identity that the model must have.
 
         Raises:
@@ -141,7 +156,7 @@ class RoutedModel:
         saved = open_saved(Path(folder), expected=expected)
         source = base or (str(saved.base) if saved.base else saved.index.base.name)
         check_base(source, saved.index.base)
-        model = cls.from_base(source, device=device)
+        model = cls.from_base(source, device=device, quantise=quantise)
         check_room(saved.bundles, model.base.model.device, model.base.model.dtype)
         for expert, bundle in zip(saved.index.experts, saved.bundles, strict=True):
             model.append(bundle, name=expert.name, contributor=expert.contributor)

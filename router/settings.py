@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from protocol.errors import Code, Refused
 from protocol.statement import first_fault
+from router.quantise import Quantise
 
 FILE = "router.toml"
 PREFIX = "GREYLAG_ROUTER_"
@@ -28,6 +29,8 @@ class RouterSettings(BaseSettings):
     """The coordinator's CA certificate, PEM; without one, the system's."""
     device: str | None = None
     """A torch device; without one, CUDA where there is a GPU, else the CPU."""
+    quantise: Quantise | None = None
+    """Bits in which the base's weights are held, `4bit` or `8bit`; without it, those of its files."""
     listen: str = "127.0.0.1:50052"
     """Where `serve` answers, `host:port`."""
     follow_interval_s: float = Field(default=10.0, gt=0)
