@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from protocol.errors import Code, Refused
 from protocol.spec import Architecture, BaseModelRef
-from router.quantise import Quantise, keep_readable, loading_options
+from router.quantise import Bits, keep_readable, loading_options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -47,16 +47,23 @@ class Base:
         return "encoder-decoder" if self.model.config.is_encoder_decoder else "decoder-only"
 
 
-def load_base(
-    name_or_path: str, *, device: str | None = None, dtype: str | None = None, quantise: Quantise | None = None
-) -> Base:
+class Loading(TypedDict, total=False):
+    """How a base model is held in memory."""
+
+    device: str | None
+    """A torch device; without one, CUDA where there is a GPU, else the CPU."""
+    dtype: str | None
+    """A torch dtype's name; without one, the dtype of the checkpoint."""
+    quantise: Bits | None
+    """Bits in which linear modules hold their weights; without it, those of `dtype`."""
+
+
+def load_base(name_or_path: str, **loading: Unpack[Loading]) -> Base:
     """Load a base model from a folder or the Hugging Face Hub; safetensors only.
 
     Args:
         name_or_path: Folder or Hub id.
-        device: A torch device; without one, CUDA where there is a GPU, else the CPU.
-        dtype: A torch dtype's name; without one, the dtype of the checkpoint.
-        quantise: Bits in which linear modules hold their weights; without it, those of `dtype`.
+        loading: How it is held in memory.
 
     Raises:
         Refused: `BASE_UNREADABLE`, or `SETTINGS_INVALID` for a device or library that is not there.
@@ -68,7 +75,8 @@ def load_base(
 
     folder = locate(name_or_path)
     transformers.utils.logging.disable_progress_bar()  # the doors draw their own
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype, quantise = loading.get("dtype"), loading.get("quantise")
+    device = loading.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         config = AutoConfig.from_pretrained(folder)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
@@ -129,7 +137,7 @@ def fingerprint(name_or_path: str, cache: Path | None = None) -> BaseModelRef:
         if cache is not None and (known := _read_cache(cache, stamp)):
             return known
         ref = BaseModelRef(
-            name=_display_name(name_or_path),
+            name=display_name(name_or_path),
             config=_config_digest(folder),
             weights=_weights_digest(folder),
             tokenizer=_tokenizer_digest(folder),
@@ -175,8 +183,8 @@ def _unreadable(name_or_path: str, reason: str) -> Refused:
     )
 
 
-def _display_name(name_or_path: str) -> str:
-    # A local path is private; its last part is what people call the model.
+def display_name(name_or_path: str) -> str:
+    """Return what people call a model; a local path is private, but for its last part."""
     return Path(name_or_path).resolve().name if Path(name_or_path).is_dir() else name_or_path
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import compress
 from pathlib import Path
+from typing import Unpack
 
 import torch
 from platformdirs import user_cache_path
@@ -14,10 +15,11 @@ from protocol.bundle import Bundle
 from protocol.errors import Code, Refused, Unavailable
 from router.answer import Answer, Answered
 from router.attach import find_linear, linear_modules
-from router.base import Base, check_base, first_line, load_base
+from router.base import Base, Loading, check_base, display_name, first_line, load_base
 from router.batch import encode, encode_pairs
+from router.export import Exported, export_lora
 from router.generation import Generation, Held
-from router.layer import RoutedLinear, routing
+from router.layer import RoutedLinear, routed_linears, routing
 from router.limits import DEFAULT_NEW_TOKENS
 from router.memory import check_room
 from router.methods.asked import Asked
@@ -25,9 +27,8 @@ from router.methods.registry import resolve
 from router.planning import Part, plan
 from router.pool import Expert, load_expert
 from router.pull import FINGERPRINT, Mirror, pull
-from router.quantise import Quantise
 from router.record import RouteRecorder
-from router.request import DEFAULT, Choices, one_each
+from router.request import DEFAULT, Choices, RoutingChoice, one_each
 from router.saved import open_saved, save
 from router.text import IGNORED
 
@@ -49,24 +50,22 @@ class RoutedModel:
             base.model.set_submodule(path, RoutedLinear(path, find_linear(base.model, path)))
 
     @classmethod
-    def from_base(
-        cls, name_or_path: str, *, device: str | None = None, quantise: Quantise | None = None
-    ) -> "RoutedModel":
-        """Load a base model that holds no experts yet; arguments as `router.base.load_base`.
+    def from_base(cls, name_or_path: str, **loading: Unpack[Loading]) -> "RoutedModel":
+        """Load a base model that holds no experts yet.
 
         Raises:
             Refused: `BASE_UNREADABLE`.
         """
-        return cls(load_base(name_or_path, device=device, quantise=quantise))
+        return cls(load_base(name_or_path, **loading))
 
     @classmethod
-    def from_bundles(cls, name_or_path: str, bundles: Iterable[Bundle], *, device: str | None = None) -> "RoutedModel":
+    def from_bundles(cls, name_or_path: str, bundles: Iterable[Bundle], **loading: Unpack[Loading]) -> "RoutedModel":
         """Load a base model and put experts on it, in order.
 
         Raises:
             Refused: `BASE_UNREADABLE`, or as `append`.
         """
-        model = cls.from_base(name_or_path, device=device)
+        model = cls.from_base(name_or_path, **loading)
         for bundle in bundles:
             model.append(bundle)
         return model
@@ -78,9 +77,8 @@ class RoutedModel:
         mirror: Mirror,
         *,
         earlier: Sequence[Mirror] = (),
-        device: str | None = None,
-        quantise: Quantise | None = None,
         cache: Path | None = None,
+        **loading: Unpack[Loading],
     ) -> "RoutedModel":
         """Load a base model with a release that was pulled to this machine.
 
@@ -88,15 +86,14 @@ class RoutedModel:
             name_or_path: Folder or Hub id of the base model.
             mirror: The release.
             earlier: Releases of the same pool that a request may ask for, too, oldest first.
-            device: A torch device; without one, CUDA where there is a GPU, else the CPU.
-            quantise: Bits in which the base is held; without it, those of its files.
             cache: File that remembers the base model's fingerprint.
+            loading: As `router.base.load_base`.
 
         Raises:
             Refused: `BASE_MISMATCH` if the release was made for another base, `BASE_UNREADABLE`, or as `load`.
         """
         check_base(name_or_path, mirror.pool.spec.base, cache)
-        model = cls.from_base(name_or_path, device=device, quantise=quantise)
+        model = cls.from_base(name_or_path, **loading)
         for each in (*earlier, mirror):
             model.take_up(each)
         return model
@@ -109,8 +106,7 @@ class RoutedModel:
         *,
         folder: Path | None = None,
         ca: Path | None = None,
-        device: str | None = None,
-        quantise: Quantise | None = None,
+        **loading: Unpack[Loading],
     ) -> "RoutedModel":
         """Fetch the newest release of a coordinator and load it.
 
@@ -119,35 +115,26 @@ class RoutedModel:
             base: Folder or Hub id of the pool's base model.
             folder: Where releases are kept; without one, the user's cache.
             ca: The coordinator's CA certificate, PEM.
-            device: A torch device.
-            quantise: As in `from_mirror`.
+            loading: As `router.base.load_base`.
 
         Raises:
             Refused: As `router.pull.pull`, and `BASE_MISMATCH`.
             Unavailable: The coordinator cannot be reached.
         """
         kept = folder or user_cache_path("greylag") / coordinator.replace(":", "-")
-        mirror = pull(kept, coordinator, ca=ca)
-        return cls.from_mirror(base, mirror, device=device, quantise=quantise, cache=kept / FINGERPRINT)
+        return cls.from_mirror(base, pull(kept, coordinator, ca=ca), cache=kept / FINGERPRINT, **loading)
 
     @classmethod
     def from_pretrained(
-        cls,
-        folder: Path | str,
-        *,
-        base: str | None = None,
-        device: str | None = None,
-        quantise: Quantise | None = None,
-        expected: str | None = None,
+        cls, folder: Path | str, *, base: str | None = None, expected: str | None = None, **loading: Unpack[Loading]
     ) -> "RoutedModel":
         """Load what `save_pretrained` wrote.
 
         Args:
             folder: The saved model.
             base: Folder or Hub id of the base model; needed if it was not saved, too.
-            device: A torch device; without one, CUDA where there is a GPU, else the CPU.
-            quantise: As in `from_mirror`.
             expected: The identity that the model must have.
+            loading: As `router.base.load_base`.
 
         Raises:
             Refused: `WORKSPACE_MISSING`, `DIGEST_MISMATCH`, `BASE_MISMATCH`, `BASE_UNREADABLE`, or as `append`.
@@ -156,7 +143,7 @@ class RoutedModel:
         saved = open_saved(Path(folder), expected=expected)
         source = base or (str(saved.base) if saved.base else saved.index.base.name)
         check_base(source, saved.index.base)
-        model = cls.from_base(source, device=device, quantise=quantise)
+        model = cls.from_base(source, **loading)
         check_room(saved.bundles, model.base.model.device, model.base.model.dtype)
         for expert, bundle in zip(saved.index.experts, saved.bundles, strict=True):
             model.append(bundle, name=expert.name, contributor=expert.contributor)
@@ -182,6 +169,39 @@ class RoutedModel:
             with_base=with_base,
         )  # fmt: skip
 
+    def export_lora(
+        self,
+        folder: Path | str,
+        inputs: Sequence[str],
+        choice: RoutingChoice = DEFAULT,
+        *,
+        rank: int,
+        max_new_tokens: int = DEFAULT_NEW_TOKENS,
+    ) -> Exported:
+        """Write what answers a request as one plain LoRA in PEFT's format: `router.export` says how.
+
+        Args:
+            folder: A new folder.
+            inputs: Texts like those that the adapter is to serve.
+            choice: How they are routed.
+            rank: Of the adapter.
+            max_new_tokens: Longest answer over which routing is averaged, in tokens.
+
+        Raises:
+            Refused: As `generate` and `router.export.export_lora`.
+        """
+        answered = self.answer(inputs, choice, max_new_tokens=max_new_tokens, explain=True)
+        experts = plan(self.base, self.held, inputs, one_each(choice, len(inputs))).experts
+        routes = [route for answer in answered.answers for route in answer.routes]
+        return export_lora(
+            Path(folder),
+            routes,
+            experts,
+            rank=rank,
+            base=display_name(self.base.source),
+            architecture=self.base.architecture,
+        )
+
     @property
     def generation(self) -> Generation:
         """What answers a request that asks for no release."""
@@ -203,26 +223,8 @@ class RoutedModel:
         Raises:
             Refused: `MODULE_UNKNOWN`, or `TENSOR_SHAPE` if the bundle was made for a model of other widths.
         """
-        model, linears = self.base.model, {}
-        for path, module in bundle.spec.modules.items():
-            try:
-                linear = model.get_submodule(path)
-            except AttributeError:
-                linear = None
-            if not isinstance(linear, RoutedLinear):
-                raise Refused(
-                    Code.MODULE_UNKNOWN,
-                    f"The base model has no module {path} that an expert may touch.",
-                    "Use the base model that the expert was trained on.",
-                )
-            if (linear.in_features, linear.out_features) != (module.d_in, module.d_out):
-                raise Refused(
-                    Code.TENSOR_SHAPE,
-                    f"{path} maps {linear.in_features} to {linear.out_features} features; the expert expects "
-                    f"{module.d_in} to {module.d_out}.",
-                    "Use the base model that the expert was trained on.",
-                )
-            linears[path] = linear.linear
+        model = self.base.model
+        linears = routed_linears(model, bundle.spec.modules)
         return load_expert(bundle, linears, dtype=model.dtype, name=name, contributor=contributor)
 
     def append(self, bundle: Bundle, *, name: str | None = None, contributor: str = "") -> None:
@@ -286,6 +288,7 @@ class RoutedModel:
         *,
         max_new_tokens: int = DEFAULT_NEW_TOKENS,
         explain: bool = False,
+        full: bool = False,
     ) -> Answered:
         """Answer a batch of inputs greedily, on request with the experts that answered.
 
@@ -294,6 +297,7 @@ class RoutedModel:
             choice: As in `generate`.
             max_new_tokens: As in `generate`.
             explain: Whether the answers carry their tokens and routes.
+            full: Whether the routes carry the probabilities of all experts, too.
 
         Raises:
             Refused: As `generate`.
@@ -303,8 +307,8 @@ class RoutedModel:
                 Code.REQUEST_INVALID, "A request needs at least one input, and no empty one.", "Leave empty inputs out."
             )
         planned = plan(self.base, self.held, inputs, one_each(choice, len(inputs)))
-        if explain:
-            planned = planned.recorded()
+        if explain or full:
+            planned = planned.recorded(full=full)
         batch = encode(self.base, [inputs[at] for at in planned.order])
         causal = self.base.architecture == "decoder-only"
         with torch.inference_mode(), routing(planned.plan):

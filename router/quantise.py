@@ -12,10 +12,10 @@ from protocol.errors import Code, Refused
 if TYPE_CHECKING:
     from torch import nn
 
-Quantise = Literal["4bit", "8bit"]
+Bits = Literal["4bit", "8bit"]
 
 
-def loading_options(quantise: Quantise, dtype: Any, device: str) -> dict[str, Any]:
+def loading_options(quantise: Bits, dtype: Any, device: str) -> dict[str, Any]:
     """Return what `from_pretrained` needs to quantise a model while it loads.
 
     Args:

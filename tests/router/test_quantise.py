@@ -20,12 +20,12 @@ from router.layer import Plan, routing
 from router.methods.expert import SingleExpert
 from router.methods.phatgoose import Phatgoose
 from router.model import RoutedModel
-from router.quantise import Quantise
+from router.quantise import Bits
 from tests import factories
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 IDS = torch.tensor([[5, 9, 17, 4], [7, 7, 12, 2]])
-BITS: tuple[Quantise, ...] = get_args(Quantise)
+BITS: tuple[Bits, ...] = get_args(Bits)
 
 
 @pytest.fixture(params=["t5", "llama", "gpt2"])
@@ -43,7 +43,7 @@ def logits_of(model: nn.Module) -> Tensor:
 
 @pytest.mark.parametrize("bits", BITS)
 def test_experts_of_every_kind_run_on_a_quantised_base(
-    base: Path, bits: Quantise, tmp_path: Path, identity: Identity
+    base: Path, bits: Bits, tmp_path: Path, identity: Identity
 ) -> None:
     pool = factories.make_pool(base, identity)
     model = RoutedModel.from_base(str(base), device="cpu", quantise=bits)
@@ -68,7 +68,7 @@ def test_experts_of_every_kind_run_on_a_quantised_base(
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_a_weight_reads_as_what_the_module_computes_with(base: Path, bits: Quantise) -> None:
+def test_a_weight_reads_as_what_the_module_computes_with(base: Path, bits: Bits) -> None:
     model = load_base(str(base), device="cpu", quantise=bits).model
     logits_of(model)  # the library prepares weights when they are first used
     for path, shape in list(linear_modules(model).items())[:3]:
@@ -83,7 +83,7 @@ def test_a_weight_reads_as_what_the_module_computes_with(base: Path, bits: Quant
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_gates_learn_on_a_quantised_base(base: Path, bits: Quantise, tmp_path: Path, identity: Identity) -> None:
+def test_gates_learn_on_a_quantised_base(base: Path, bits: Bits, tmp_path: Path, identity: Identity) -> None:
     pool = factories.make_pool(base, identity)
     bundle = factories.make_bundle(tmp_path / "dora", pool, identity, kind="dora")
     model = load_base(str(base), device="cpu", quantise=bits).model
