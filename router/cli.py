@@ -190,7 +190,7 @@ def methods(*, json_: Json = False) -> None:
         print_json({"schema": 1, "methods": METHODS})
     else:
         for name, line in METHODS.items():
-            sys.stdout.write(f"{name:<12} {line}\n")
+            sys.stdout.write(f"{name:<20} {line}\n")
 
 
 def _configure_logs() -> None:
