@@ -67,7 +67,7 @@ class Embedder:
             ) from error
 
     def embed(self, texts: Sequence[str]) -> Tensor:
-        """Embed texts; returns [b, e] float32 on the CPU, each of length 1."""
+        """Embed texts; returns [b, d] float32 on the CPU, each of length 1."""
         chunks = [texts[start : start + _AT_ONCE] for start in range(0, len(texts), _AT_ONCE)]
         with torch.inference_mode():
             return torch.cat([self._embed(list(chunk)) for chunk in chunks]).cpu()

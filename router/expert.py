@@ -39,7 +39,7 @@ class Expert:
     means: Mapping[str, Tensor] = field(default_factory=lambda: MappingProxyType({}))
     """Mean input [d] of every module, float32; empty if its contributor does not tell."""
     centroid: Tensor | None = None
-    """[e] float32, of length 1, where its training inputs lie; None if its contributor does not tell."""
+    """[d] float32 of length 1, where its training inputs lie, d of the embedding model; None if nobody tells."""
     embedding: BaseModelRef | None = None
     """The model that placed the centroid; None for the base model itself."""
 

@@ -53,14 +53,10 @@ def _run(workspace: Path, settings: RouterSettings, on_ready: Callable[[int], No
         _log.warning("no new release at start", code=error.code.name, message=error.message)
         mirror = open_mirror(workspace) if (workspace / RELEASE).is_file() else None
     if mirror is None:
-        model = RoutedModel.from_base(settings.base, device=settings.device, embedding=settings.embedding)
+        model = RoutedModel.from_base(settings.base, embedding=settings.embedding, **settings.loading)
     else:
         model = RoutedModel.from_mirror(
-            settings.base,
-            mirror,
-            device=settings.device,
-            embedding=settings.embedding,
-            cache=workspace / FINGERPRINT,
+            settings.base, mirror, embedding=settings.embedding, cache=workspace / FINGERPRINT, **settings.loading
         )
 
     def fetch_for_this_base() -> Mirror:

@@ -11,6 +11,7 @@ from client import train
 from client.produce import Order, produce
 from client.sharing import TELLS, Share
 from protocol.bundle import CARD, GATES, Bundle
+from protocol.spec import Statistics
 from router.base import Base, load_base
 from router.embedding import Embedder
 from router.means import mean_inputs
@@ -31,15 +32,17 @@ def untrainable(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(train, name, lambda *_: pytest.fail("trained again"))
 
 
+@pytest.mark.usefixtures("untrainable")
 def test_nothing_is_shared_unless_asked_for(trained: Trained) -> None:
-    assert not trained.bundle.spec.statistics.means
-    assert trained.bundle.spec.statistics.centroid is None
-    assert "| told about the data | nothing |" in (trained.bundle.folder / CARD).read_text()
+    bundle = share(trained)
+    assert bundle.spec.statistics == Statistics()
+    assert set(load_file(bundle.folder / GATES)) == {f"{path}.gate" for path in bundle.spec.modules}
+    assert "| told about the data | nothing |" in (bundle.folder / CARD).read_text()
 
 
 @pytest.mark.usefixtures("untrainable")
 def test_what_is_shared_is_of_the_training_rows_and_of_the_base_alone(trained: Trained, tmp_path: Path) -> None:
-    gates = load_file(trained.bundle.folder / GATES)
+    gates = load_file(share(trained).folder / GATES)
     bundle = share(trained, Share.MEANS, Share.CENTROID)
     told = load_file(bundle.folder / GATES)
     assert {name: told[name].tolist() for name in gates} == {name: gate.tolist() for name, gate in gates.items()}

@@ -1,5 +1,6 @@
 """Methods that need what contributors tell about their data: means and centroids."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from router.base import Base, fingerprint, load_base
 from router.embedding import Embedder
 from router.follow import Follower
 from router.gate import standardise
+from router.generation import Generation
 from router.layer import Plan, routing
 from router.means import mean_inputs
 from router.methods.average_activation import AverageActivation
@@ -123,12 +125,15 @@ def test_the_base_embeds_texts_alike_alone_and_together(base: Path) -> None:
 
 
 def test_each_query_goes_to_the_nearest_expert(base: Path, pool: Pool, identity: Identity, tmp_path: Path) -> None:
-    model = make_model(base, pool, identity, tmp_path, *[TOLD] * 8)
+    model = make_model(base, pool, identity, tmp_path, TOLD, TOLD, TOLD)
     queries = model.embedder.embed(INPUTS)
-    experts = model.generation.pool.experts
+    experts, moved = model.generation.pool.experts, ExpertPool()
+    for number, expert in enumerate(experts):
+        moved = moved.add(replace(expert, centroid=(queries[number] + queries[3 - number]) / 2))
+    model.generation = Generation(moved)
     nearest = []
     for query in queries.double():
-        cosines = [float(query @ each.centroid.double()) for each in experts if each.centroid is not None]
+        cosines = [float(query @ each.centroid.double()) for each in moved.experts if each.centroid is not None]
         nearest.append(experts[cosines.index(max(cosines))].name)
     assert len(set(nearest)) > 1
     together = model.score(INPUTS, INPUTS, RoutingChoice("retrieval"))
