@@ -10,6 +10,7 @@ from torch import Tensor
 
 from router.expert import Expert, ExpertModule
 from router.pages import Column, FactorPage, FactorPages, GatePages
+from router.table import Table, View
 
 
 class GroupStore:
@@ -35,6 +36,11 @@ class GroupStore:
         self.keys = tuple(Column(torch.int64, device) for _ in paths)
         self.scalings = tuple(Column(torch.float32, device) for _ in paths)
         self.masks = tuple(Column(torch.float32, device) for _ in paths)
+
+    @cached_property
+    def table(self) -> Table:
+        """Where everybody is, for a device that finds experts by itself."""
+        return Table(self.parts)
 
     def append(self, expert: Expert, parts: Mapping[str, ExpertModule]) -> dict[str, ExpertModule]:
         """Copy one expert's parts into the pages.
@@ -116,6 +122,11 @@ class RouteGroup:
     def blocks(self) -> tuple[Tensor, ...]:
         """Gates [n, d] as `router.pages.GatePages.blocks` gives them."""
         return self.store.gates.blocks(self.length)
+
+    @cached_property
+    def view(self) -> View:
+        """What this generation sees of the table."""
+        return self.store.table.view(self.length, self.hidden)
 
     @cached_property
     def hidden_index(self) -> Tensor | None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from router import gpu
 from router.gate import EPS, Choice, CommonChoice, standardise
 from router.group import ModuleExperts, RouteGroup
 
@@ -37,6 +38,8 @@ def select(group: RouteGroup, u: Tensor, k: int) -> Selected:
         One choice a slot; None where no expert touches the module.
     """
     d = u.shape[-1]
+    if u.is_cuda:
+        return list(gpu.select(group, u.reshape(-1, d), k))
     if u.numel() == d:
         found = _select_one(group, u.reshape(d) if u.dtype == torch.float32 else u.reshape(d).float(), d, k)
         if found is not None:
