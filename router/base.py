@@ -24,6 +24,8 @@ TOKENIZER_FILES = (
     "merges.txt",
     "special_tokens_map.json",
 )
+FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+"""All that a base model is loaded from."""
 # Written by the library that saved the model, not facts about it.
 _VOLATILE_CONFIG = {"_name_or_path", "transformers_version", "torch_dtype", "dtype"}
 _BLOCK_BYTES = 1 << 22
@@ -35,6 +37,8 @@ class Base:
 
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
+    source: str = ""
+    """Folder or Hub id that it was loaded from."""
 
     @property
     def architecture(self) -> Architecture:
@@ -77,7 +81,7 @@ def load_base(name_or_path: str, *, device: str | None = None, dtype: str | None
             f"The device {device} cannot be used: {first_line(error)}.",
             "Leave --device out, or give cpu or cuda.",
         ) from error
-    return Base(model.eval().requires_grad_(requires_grad=False), tokenizer)
+    return Base(model.eval().requires_grad_(requires_grad=False), tokenizer, name_or_path)
 
 
 def locate(name_or_path: str) -> Path:
@@ -95,9 +99,7 @@ def locate(name_or_path: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415
 
     try:
-        return Path(
-            snapshot_download(name_or_path, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
-        )
+        return Path(snapshot_download(name_or_path, allow_patterns=list(FILES)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise _unreadable(name_or_path, first_line(error)) from error
 

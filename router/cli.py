@@ -16,6 +16,7 @@ from router.limits import DEFAULT_NEW_TOKENS, MAX_NEW_TOKENS
 
 if TYPE_CHECKING:
     from router.answer import Answered
+    from router.request import Request, RoutingChoice
 
 app = typer.Typer(
     help="Fetch the releases of a pool, ask its routed model, keep one running.",
@@ -40,6 +41,14 @@ Server = Annotated[
     typer.Option(help="Ask the `greylag-router serve` that runs at host:port; default: load the model here."),
 ]
 Method = Annotated[str | None, typer.Option(help="Routing method (see `methods`); default: the release's.")]
+Experts = Annotated[int | None, typer.Option("--k", help="Experts a token; default: the release's.")]
+Temperature = Annotated[float | None, typer.Option(help="Divides the scores before the softmax; default: 1.")]
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(help="An expert that may answer: name, contributor/name, or contributor/ for all; repeatable."),
+]
+Deny = Annotated[list[str] | None, typer.Option(help="An expert that may not answer, named alike; repeatable.")]
+Release = Annotated[int | None, typer.Option(help="An earlier release that is still held; default: the newest.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Texts = Annotated[list[str], typer.Argument(help="Inputs; - reads one a line from stdin.")]
 NewTokens = Annotated[int, typer.Option(min=1, max=MAX_NEW_TOKENS, help="Longest answer, in tokens.")]
@@ -106,12 +115,21 @@ def pull(
 
 @app.command()
 def ask(
-    text: Texts,
+    text: Annotated[list[str] | None, typer.Argument(help="Inputs; - reads one a line from stdin.")] = None,
     *,
+    requests: Annotated[
+        str | None,
+        typer.Option(help="JSON Lines, each an input with its routing choice; - reads stdin. Flags fill gaps."),
+    ] = None,
     workspace: Workspace = Path(),
     server: Server = None,
     base: BaseModel = None,
     method: Method = None,
+    k: Experts = None,
+    temperature: Temperature = None,
+    allow: Allow = None,
+    deny: Deny = None,
+    release: Release = None,
     max_new_tokens: NewTokens = DEFAULT_NEW_TOKENS,
     explain: Annotated[
         bool, typer.Option("--explain", help="Show which experts answered, by token and module.")
@@ -122,17 +140,19 @@ def ask(
 ) -> None:
     """Ask the routed model one or more inputs; the input - reads one a line from stdin.
 
-    Example: greylag-router ask --explain "Translate to French: good morning"
+    Example: greylag-router ask --explain --deny mallory/ "Translate to French: good morning"
     """
     from rich.console import Console
 
     from router import show
+    from router.request import RoutingChoice
 
+    flags = RoutingChoice(method, k, temperature, tuple(allow) if allow else None, tuple(deny or ()), release)
+    asked = _requests(text, requests, flags)
     answered = _ask(
-        _inputs(text),
+        asked,
         workspace,
         server,
-        method=method,
         max_new_tokens=max_new_tokens,
         explain=explain,
         ca=ca,
@@ -152,7 +172,10 @@ def ask(
 def trace(
     text: Texts,
     *,
-    png: Annotated[Path, typer.Option(help="Picture to write, PNG.")],
+    png: Annotated[Path | None, typer.Option(help="Picture to write, PNG.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Page to write, HTML: point at cells and tokens to read them.")
+    ] = None,
     workspace: Workspace = Path(),
     server: Server = None,
     base: BaseModel = None,
@@ -164,22 +187,30 @@ def trace(
 
     Example: greylag-router trace --png map.png "Translate to French: good morning"
     """
-    from router.trace import save_heat_map
+    from router.picture import save_page, save_png
+    from router.request import DEFAULT
+    from router.trace import Panel
 
-    inputs = _inputs(text)
+    if not (png or html):
+        raise Refused(Code.REQUEST_INVALID, "There is nothing to write.", "Give --png FILE, --html FILE or both.")
+    asked = _requests(text, None, DEFAULT)
     answered = _ask(
-        inputs,
+        asked,
         workspace,
         server,
-        method=None,
         max_new_tokens=max_new_tokens,
         explain=True,
         ca=ca,
         settings={"base": base, "device": device},
     )
     routes = [route for answer in answered.answers for route in answer.routes]
-    save_heat_map({f"{len(inputs)} requests, release {answered.release}": routes}, answered.experts, png)
-    _say(f"Wrote {png}.")
+    panels = [Panel(f"{len(asked)} requests, {answered.routed_by}", routes)]
+    if png:
+        save_png(panels, answered.experts, png)
+        _say(f"Wrote {png}.")
+    if html:
+        save_page(panels, answered, html)
+        _say(f"Wrote {html}.")
 
 
 @app.command()
@@ -236,18 +267,30 @@ def methods(*, json_: Json = False) -> None:
             sys.stdout.write(f"{name:<12} {line}\n")
 
 
-def _inputs(text: list[str]) -> list[str]:
+def _requests(text: list[str] | None, requests: str | None, choice: "RoutingChoice") -> "list[Request]":
+    from router.request import Request, read_requests
+
+    if bool(text) == bool(requests):
+        raise Refused(
+            Code.REQUEST_INVALID,
+            "A request is either inputs on the command line or --requests FILE.",
+            "Give one of the two.",
+        )
     try:
-        # stdin is None where the shell closed it.
-        inputs = [line.rstrip("\n") for line in sys.stdin or ()] if text == ["-"] else text
-        "".join(inputs).encode()
+        if text and text != ["-"]:
+            "".join(text).encode()
+            return [Request(line, choice) for line in text]
+        if requests in (None, "-"):
+            lines = [line.rstrip("\n") for line in sys.stdin or ()]  # stdin is None where the shell closed it
+        else:
+            lines = Path(str(requests)).read_text(encoding="utf-8").split("\n")
     except UnicodeError as error:
         raise Refused(Code.REQUEST_INVALID, "The input is not UTF-8 text.", "Convert it to UTF-8.") from error
-    return inputs
+    return read_requests(lines, choice) if requests else [Request(line, choice) for line in lines]
 
 
 def _ask(
-    inputs: list[str],
+    asked: "list[Request]",
     workspace: Path,
     server: str | None,
     *,
@@ -255,10 +298,12 @@ def _ask(
     settings: dict[str, str | None],
     **options: Any,
 ) -> "Answered":
+    inputs, choices = [each.input for each in asked], [each.choice for each in asked]
+    choice = choices[0] if len(set(choices)) == 1 else choices
     if server:
         from router import query
 
-        return query.ask(server, inputs, ca=ca, **options)
+        return query.ask(server, inputs, choice, ca=ca, **options)
     from protocol.release import read_timestamp
     from router.pull import FINGERPRINT, open_mirror
     from router.settings import load
@@ -272,7 +317,10 @@ def _ask(
     from router.model import RoutedModel
 
     cache = workspace / FINGERPRINT
-    return RoutedModel.from_mirror(chosen.base, mirror, device=chosen.device, cache=cache).answer(inputs, **options)
+    wanted = {each.release for each in choices if each.release is not None} - {spec.number}
+    earlier = [open_mirror(workspace, number) for number in sorted(wanted)]
+    model = RoutedModel.from_mirror(chosen.base, mirror, earlier=earlier, device=chosen.device, cache=cache)
+    return model.answer(inputs, choice, **options)
 
 
 def _configure_logs() -> None:

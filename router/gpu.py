@@ -20,6 +20,8 @@ from torch.nn import functional
 from router.cpu import Path
 from router.gate import Choice, standardise
 from router.group import ModuleExperts, RouteGroup
+from router.pages import FactorPage
+from router.part import activated
 
 _SCORES = 1 << 24
 """Scores held at a time, so that memory does not grow with the pool."""
@@ -28,39 +30,42 @@ _GATHERED = 1 << 26
 _HOPPER = (9, 0)
 """Compute capability from which on torch's grouped product reads its offsets on the device."""
 _ALIGNED_BYTES = 16
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _FEW_TOKENS = 64
 
 
-def select(group: RouteGroup, u: Tensor, k: int) -> list[Choice | None]:
+def select(group: RouteGroup, u: Tensor, k: int, temperature: float = 1.0) -> list[Choice | None]:
     """Choose the k best experts at every module of a group.
 
     Args:
         group: The modules and their experts.
         u: [t, d].
-        k: Experts a token, as in `router.select.select`.
+        k: Experts a token.
+        temperature: As in `router.select.select`.
     """
-    kernels = _kernels()
+    kernels = _kernels(u.dtype)
     found: list[Choice | None] = []
-    if kernels is None or k > kernels.MOST:
+    if kernels is None or k > kernels.MOST or group.view.dtype != u.dtype:
         step = max(1, _SCORES // ((group.length + 1) * len(group.counts)))
-        parts = [_select(group, chunk, k) for chunk in torch.split(u, step)]
+        parts = [_select(group, chunk, k, temperature) for chunk in torch.split(u, step)]
         for choices in zip(*parts, strict=True):
             several = [choice for choice in choices if choice is not None]
             experts, weights = (torch.cat([choice[at] for choice in several]) for at in (0, 1)) if several else (u, u)
             found.append(Choice(experts, weights) if several else None)
         return found
     kept = min(k, max(group.counts))
-    experts, weights, hidden = kernels.choose(group.view, _rows(u), kept)
+    experts, weights, hidden = kernels.choose(group.view, _rows(u), kept, temperature)
     for slot, count in enumerate(group.counts):
         few = slice(min(k, count))
-        mine = None if hidden is None else hidden[slot]
+        # A bottleneck adapter's hidden values are more than A u, so those are left to its own way.
+        mine = hidden[slot] if hidden is not None and ModuleExperts(group, slot).plain else None
         found.append(Choice(experts[slot, :, few], weights[slot, :, few], mine) if count else None)
     return found
 
 
 def offered(module: ModuleExperts, u: Tensor) -> dict[str, Path]:
     """List by name the ways that can serve inputs u [t, d]; the first goes where nothing can be measured."""
-    if _kernels() is not None:
+    if _kernels(u.dtype) is not None and module.plain and module.group.view.dtype == u.dtype:
         few, many = ("rows", add_rows), ("tiles", add_tiles)
         return dict([few, many] if len(u) <= _FEW_TOKENS else [many, few])
     paths: dict[str, Path] = {"gathered": add_gathered}
@@ -81,19 +86,20 @@ def add_tiles(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> No
 
 def add_gathered(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> None:
     """Copy the factors of every token's experts, u [t, d] and y [t, o], a few tokens at a time."""
-    k, widest = choice.experts.shape[1], module.rank * max(u.shape[1], y.shape[1])
+    k, widest = choice.experts.shape[1], max(1, module.rank) * max(u.shape[1], y.shape[1])
     step = max(1, _GATHERED // (k * widest))
     shares = choice.weights * module.scalings[choice.experts]
     keys = module.keys[choice.experts]
     for start in range(0, len(u), step):
         now = slice(start, start + step)
         mine, total = u[now], torch.zeros_like(y[now], dtype=torch.float32)
-        for page in module.pages:
+        for page in _filled(module):
             place = keys[now] - page.first
             # Filled, since a factor that nobody here chose may not be finite.
             elsewhere = ((place < 0) | (place >= len(page.a)))[:, :, None]
             place = place.clamp(0, len(page.a) - 1)
-            hidden = torch.einsum("td,tkrd->tkr", mine, page.a[place]).float() * shares[now, :, None]
+            hidden = torch.einsum("td,tkrd->tkr", mine, page.a[place])
+            hidden = activated(hidden, page.activation).float() * shares[now, :, None]
             hidden = hidden.masked_fill_(elsewhere, 0).to(u.dtype)
             out = torch.einsum("tkr,tkro->tko", hidden, page.b[place]).masked_fill_(elsewhere, 0)
             total += out.sum(1, dtype=torch.float32)
@@ -106,14 +112,14 @@ def add_grouped(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> 
     keys = module.keys[choice.experts].flatten()
     shares = (choice.weights * module.scalings[choice.experts]).flatten()
     total = torch.zeros(len(y), y.shape[1], dtype=torch.float32, device=y.device)
-    for page in module.pages:
+    for page in _filled(module):
         places = len(page.a)
         place = keys - page.first
         place = torch.where((place >= 0) & (place < places), place, places)
         ordered, order = torch.sort(place, stable=True)
         ends = torch.searchsorted(ordered, torch.arange(places, device=u.device), right=True).int()
         inputs = u.index_select(0, order.div(k, rounding_mode="floor"))
-        hidden = functional.grouped_mm(inputs, page.a.transpose(1, 2), offs=ends)
+        hidden = activated(functional.grouped_mm(inputs, page.a.transpose(1, 2), offs=ends), page.activation)
         hidden = _aligned(hidden.float() * shares[order, None], u.dtype)
         outputs = functional.grouped_mm(hidden, page.b, offs=ends)
         # Tokens of other pages come last, where the product writes nothing.
@@ -123,7 +129,7 @@ def add_grouped(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> 
     y += total
 
 
-def _select(group: RouteGroup, u: Tensor, k: int) -> list[Choice | None]:
+def _select(group: RouteGroup, u: Tensor, k: int, temperature: float) -> list[Choice | None]:
     slots, d = len(group.counts), u.shape[1]
     centred = standardise(u.float())
     with _in_full():
@@ -133,7 +139,7 @@ def _select(group: RouteGroup, u: Tensor, k: int) -> list[Choice | None]:
     for slot, count in enumerate(group.counts):
         seen = group.view.seen[slot, : group.length] > 0
         rows, highest = _best(table[:, :, slot].masked_fill(~seen, -torch.inf), min(k, count))
-        found.append(Choice(rows, torch.softmax(highest / d**0.5, dim=1)) if count else None)
+        found.append(Choice(rows, torch.softmax(highest / (d**0.5 * temperature), dim=1)) if count else None)
     return found
 
 
@@ -163,6 +169,11 @@ def _aligned(hidden: Tensor, dtype: torch.dtype) -> Tensor:
     return room[:, : hidden.shape[1]]
 
 
+def _filled(module: ModuleExperts) -> list[FactorPage]:
+    """List the pages that hold factors: an expert that only scales has none."""
+    return [page for page in module.pages if page.a.shape[1]]
+
+
 def _groups_on_device(module: ModuleExperts, u: Tensor) -> bool:
     page = module.pages[0]
     aligned = all(factor.shape[2] * factor.itemsize % _ALIGNED_BYTES == 0 for factor in (page.a, page.b))
@@ -181,8 +192,10 @@ def _in_full() -> Iterator[None]:
 
 
 @cache
-def _kernels() -> ModuleType | None:
+def _kernels(dtype: torch.dtype) -> ModuleType | None:
     """Triton's kernels, where there are Triton and the C compiler that it asks for to launch them."""
+    if dtype not in _DTYPES:
+        return None
     compilers = ("clang", "gcc")
     found = find_spec("triton") is not None and ("CC" in os.environ or any(map(shutil.which, compilers)))
     return import_module("router.kernels.launch") if found else None

@@ -16,15 +16,16 @@ class RouteRecorder:
     """Collects the choices of a batch, module by module, over prefill and every decoding step.
 
     Args:
-        positions: Position in the pool by an expert's bundle digest.
+        positions: Position among an answer's experts by an expert's bundle digest.
+        rows: Inputs that are routed.
     """
 
-    def __init__(self, positions: Mapping[str, int]) -> None:
-        self._positions = positions
+    def __init__(self, positions: Mapping[str, int], rows: int) -> None:
+        self._positions, self._rows = positions, rows
         self._chunks: dict[str, list[tuple[NDArray[np.int64], NDArray[np.float32]]]] = {}
 
     def record(self, path: str, module: ModuleExperts, choice: Choice | CommonChoice, shape: torch.Size) -> None:
-        """Keep one module's choice for an activation of shape [b, s, d]."""
+        """Keep one module's choice for an activation of shape [b, s, d], also where it comes as [t, d]."""
         if isinstance(choice, CommonChoice):
             rows = np.broadcast_to(np.array(choice.experts), (shape[:-1].numel(), len(choice.experts)))
             weights = np.broadcast_to(np.array(choice.weights, dtype=np.float32), rows.shape)
@@ -33,7 +34,7 @@ class RouteRecorder:
         k = rows.shape[1]
         chosen, positions = np.unique(rows, return_inverse=True)
         known = np.array([self._positions[module.expert(row).digest] for row in chosen.tolist()], dtype=np.int64)
-        experts = known[positions].reshape(*shape[:-1], k)
+        experts = known[positions].reshape(self._rows, -1, k)
         self._chunks.setdefault(path, []).append((experts, weights.reshape(experts.shape)))
 
     def routes(self, row: int, input_mask: Sequence[bool], output_length: int, *, causal: bool) -> list[ModuleRoute]:

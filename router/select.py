@@ -26,33 +26,36 @@ _SHORT = 256
 Selected = list[Choice | CommonChoice | None]
 
 
-def select(group: RouteGroup, u: Tensor, k: int) -> Selected:
+def select(group: RouteGroup, u: Tensor, k: int, temperature: float = 1.0) -> Selected:
     """Choose the k best experts at every module of a group, in float32 whatever the model computes in.
 
     Args:
         group: The modules and their experts.
         u: [..., d].
         k: Experts a token; all of them where there are fewer. Ties go to the expert that came first.
+        temperature: Divides the scores before the softmax.
 
     Returns:
         One choice a slot; None where no expert touches the module.
     """
     d = u.shape[-1]
     if u.is_cuda:
-        return list(gpu.select(group, u.reshape(-1, d), k))
+        return list(gpu.select(group, u.reshape(-1, d), k, temperature))
     if u.numel() == d:
-        found = _select_one(group, u.reshape(d) if u.dtype == torch.float32 else u.reshape(d).float(), d, k)
+        found = _select_one(
+            group, u.reshape(d) if u.dtype == torch.float32 else u.reshape(d).float(), d, k, temperature
+        )
         if found is not None:
             return found
     tokens = u.reshape(-1, d).float()
     step = max(1, _SCORES // ((group.length + 1) * len(group.counts)))
     if len(tokens) <= step:
-        return _select_many(group, tokens, k)
-    parts = [_select_many(group, chunk, k) for chunk in torch.split(tokens, step)]
+        return _select_many(group, tokens, k, temperature)
+    parts = [_select_many(group, chunk, k, temperature) for chunk in torch.split(tokens, step)]
     return [_joined(choices) for choices in zip(*parts, strict=True)]
 
 
-def _select_one(group: RouteGroup, u: Tensor, d: int, k: int) -> Selected | None:
+def _select_one(group: RouteGroup, u: Tensor, d: int, k: int, temperature: float) -> Selected | None:
     """Decide for one token in Python's floats: here each operation costs more than what it computes."""
     counts = group.counts
     slots = len(counts)
@@ -64,7 +67,7 @@ def _select_one(group: RouteGroup, u: Tensor, d: int, k: int) -> Selected | None
     variance = max(torch.dot(u, u).item() / d - mean * mean, 0.0) + EPS
     if not mean * mean <= _TRUSTED * variance:  # also where a figure is not finite
         return None
-    unit = 1 / math.sqrt(d * variance)
+    unit = 1 / (math.sqrt(d * variance) * temperature)
     found: Selected = [None] * slots
     for slot, count in enumerate(counts):
         mine = scores[slots + slot :: slots]
@@ -84,7 +87,7 @@ def _select_one(group: RouteGroup, u: Tensor, d: int, k: int) -> Selected | None
     return found
 
 
-def _select_many(group: RouteGroup, u: Tensor, k: int) -> Selected:
+def _select_many(group: RouteGroup, u: Tensor, k: int, temperature: float) -> Selected:
     d, slots = u.shape[1], len(group.counts)
     scores = _products(group, u)
     mean_squared = scores[:, :1].square()
@@ -95,6 +98,8 @@ def _select_many(group: RouteGroup, u: Tensor, k: int) -> Selected:
     else:
         scores = _products(group, standardise(u))
         unit = torch.full_like(variance, 1 / math.sqrt(d))
+    if temperature != 1:
+        unit.div_(temperature)
     table = scores[:, slots:].view(len(u), group.length, slots)
     found: Selected = []
     for slot, count in enumerate(group.counts):

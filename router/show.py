@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from router.answer import Answer, Answered
-from router.trace import expert_shares, module_shares
+from router.trace import expert_shares, module_shares, token_weights
 
 _COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red", "bright_cyan", "bright_magenta")
 
@@ -18,8 +18,6 @@ def as_json(answered: Answered, *, explain: bool) -> dict[str, Any]:
     """Build the document of `ask --json`."""
     return {
         "schema": 1,
-        "release": answered.release,
-        "method": answered.method,
         "answers": [_answer_json(answer, answered.experts, explain=explain) for answer in answered.answers],
     }
 
@@ -41,9 +39,7 @@ def explain(console: Console, answered: Answered, answer: Answer) -> None:
     """
     shares = expert_shares(answer.routes, answered.experts)
     colours = {name: _COLOURS[at % len(_COLOURS)] for at, name in enumerate(answered.experts)}
-    title = Text(
-        f"Who answered (release {answered.release}, {printable(answered.method)})"
-    )  # Text: names are not markup
+    title = Text(f"Who answered (release {answer.release}, {printable(answer.method)})")  # Text: names are not markup
     table = Table("expert", "share", "", title=title)
     for name, share in shares.items():
         table.add_row(
@@ -55,7 +51,7 @@ def explain(console: Console, answered: Answered, answer: Answer) -> None:
 
 
 def _answer_json(answer: Answer, experts: Sequence[str], *, explain: bool) -> dict[str, Any]:
-    document: dict[str, Any] = {"text": answer.text}
+    document: dict[str, Any] = {"text": answer.text, "release": answer.release, "method": answer.method}
     if explain:
         document |= {
             "experts": list(experts),
@@ -80,17 +76,9 @@ def _token_table(answer: Answer, experts: Sequence[str], colours: dict[str, str]
     table = Table("token", "of the", "experts (mean weight over modules)", title="Token by token")
     tokens = [(token, True) for token in answer.input_tokens] + [(token, False) for token in answer.output_tokens]
     for position, (token, is_input) in enumerate(tokens):
-        sums, modules = np.zeros(len(experts)), 0
-        for route in answer.routes:
-            # A decoder-only model's modules read input and output in one row; nobody reads the last output token.
-            row = position if route.reads_input else position - len(answer.input_tokens)
-            if 0 <= row < len(route.experts):
-                np.add.at(sums, route.experts[row], route.weights[row])
-                modules += 1
-        if modules:
-            table.add_row(
-                Text(token), "input" if is_input else "output", _ranking(sums / modules, experts, colours, most=3)
-            )
+        weights = token_weights(answer.routes, position, len(answer.input_tokens), len(experts))
+        if weights is not None:
+            table.add_row(Text(token), "input" if is_input else "output", _ranking(weights, experts, colours, most=3))
     return table
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from router.expert import ExpertModule
+from router.part import ExpertModule
 
 _FIRST_ROWS = 512
 _LEAST_RANK = 16
@@ -26,7 +26,7 @@ _BYTES = 16
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """One number a row; zeros where no expert is yet, which then has rank 0."""
+    """One number a row; zeros where no expert is yet, so that nobody reads beyond the pages."""
 
     gate_at: Tensor
     """[n] int64, addresses of the gates; those of further slots follow each [d]."""
@@ -64,6 +64,8 @@ class View:
     """[..., n] uint8 by slot: 1 where the generation sees an expert that touches the module."""
     rank: int
     """A power of two that no rank exceeds."""
+    dtype: torch.dtype
+    """Of all factors."""
     aligned: bool
     """Whether all rows of gates and of A begin at multiples of 16 bytes."""
 
@@ -93,7 +95,8 @@ class Table:
 
     def __init__(self, parts: Sequence[Sequence[ExpertModule | None]]) -> None:
         self._parts = parts
-        self._device = next(part for row in zip(*parts, strict=True) for part in row if part is not None).gate.device
+        first = next(part for row in zip(*parts, strict=True) for part in row if part is not None)
+        self._device, self._dtype = first.gate.device, first.a.dtype
         self._lock = threading.Lock()
         self._rows = 0
         self._rank = _LEAST_RANK
@@ -109,11 +112,11 @@ class Table:
                 self._reach(length)
             columns, rank, aligned = self._columns, self._rank, self._aligned
             seen = torch.zeros(len(self._parts), columns.gate_at.shape[0], dtype=torch.uint8)
-            for mask, ranks in zip(seen, self._host.ranks, strict=True):
-                mask[:length] = ranks[:length] > 0
+            for mask, parts in zip(seen, self._parts, strict=True):
+                mask[:length] = torch.tensor([part is not None for part in parts[:length]])
             seen[:, list(hidden)] = 0
             count = torch.tensor([length], dtype=torch.int32, device=self._device)
-            return View(columns, count, seen.to(self._device), rank, aligned)
+            return View(columns, count, seen.to(self._device), rank, self._dtype, aligned)
 
     def _reach(self, length: int) -> None:
         room, doubled = self._host.gate_at.shape[0], length > self._host.gate_at.shape[0]

@@ -1,12 +1,30 @@
-"""Pictures and figures of who answered."""
+"""Figures of who answered: shares, distributions, and how far they are from an oracle's.
 
+Source: arXiv 2402.05859, section 4.4. A routing distribution is the mean of the routing probabilities over
+all tokens and modules; an oracle that always takes one expert has the distribution that is 1 there.
+"""
+
+import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from router.answer import ModuleRoute
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """One group of requests, looked at together; in the paper a data set."""
+
+    title: str
+    routes: Sequence[ModuleRoute]
+    oracle: int | None = None
+    """Position of the expert that was trained for these requests, where there is one."""
+    score: float | None = None
+    """How well the model did on them, on any scale that all panels share."""
 
 
 def expert_shares(routes: Iterable[ModuleRoute], experts: Sequence[str]) -> dict[str, float]:
@@ -15,12 +33,8 @@ def expert_shares(routes: Iterable[ModuleRoute], experts: Sequence[str]) -> dict
     Returns:
         Shares by expert, largest first; they sum to 1 unless nothing was routed.
     """
-    total = np.zeros(len(experts))
-    for route in routes:
-        np.add.at(total, route.experts, route.weights)
-    whole = total.sum() or 1.0
-    shares = {name: float(value / whole) for name, value in zip(experts, total, strict=True)}
-    return dict(sorted(shares.items(), key=lambda item: -item[1]))
+    shares = distribution(routes, len(experts))
+    return dict(sorted(zip(experts, shares.tolist(), strict=True), key=lambda item: -item[1]))
 
 
 def module_shares(routes: Iterable[ModuleRoute], experts: Sequence[str]) -> dict[str, NDArray[np.float64]]:
@@ -35,32 +49,112 @@ def module_shares(routes: Iterable[ModuleRoute], experts: Sequence[str]) -> dict
     return {module: values / (values.sum() or 1.0) for module, values in sums.items()}
 
 
-def save_heat_map(panels: Mapping[str, Sequence[ModuleRoute]], experts: Sequence[str], path: Path) -> None:
-    """Draw which expert served which module, one panel a group of requests.
+def distribution(routes: Iterable[ModuleRoute], experts: int) -> NDArray[np.float64]:
+    """Average the routing probabilities of all tokens over all modules.
 
-    As Figure 3 of arXiv 2402.05859: modules downwards, experts across, colour is mean weight.
+    Routes with the whole distribution (`--full`) give that of every expert; others that of the chosen ones.
 
     Args:
-        panels: Routes by title of the panel.
-        experts: Names in pool order.
-        path: PNG file to write.
+        routes: What the modules chose.
+        experts: Experts in the pool, n.
+
+    Returns:
+        [n], which sums to 1 unless nothing was routed.
     """
-    import matplotlib as mpl  # noqa: PLC0415 - a second of import that only pictures need
+    total = np.zeros(experts)
+    for route in routes:
+        if route.full is None:
+            np.add.at(total, route.experts, route.weights)
+        else:
+            total += route.full.sum(axis=0, dtype=np.float64)
+    return total / (total.sum() or 1.0)
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415 - after the backend is chosen
 
-    shares = {title: module_shares(routes, experts) for title, routes in panels.items()}
-    rows = max(len(modules) for modules in shares.values())
-    width = 2.0 + len(panels) * (0.9 + 0.28 * len(experts))
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(width, 1.8 + 0.17 * rows), sharey=True, squeeze=False, layout="constrained"
-    )
-    for axis, (title, modules) in zip(axes[0], shares.items(), strict=True):
-        image = axis.imshow(np.stack(list(modules.values())), vmin=0, vmax=1, cmap="viridis", aspect="auto")
-        axis.set_title(title, fontsize=9)
-        axis.set_xticks(range(len(experts)), experts, rotation=90, fontsize=7)
-        axis.set_yticks(range(len(modules)), list(modules), fontsize=6)
-    figure.colorbar(image, ax=axes[0].tolist(), shrink=0.6, label="mean routing weight")
-    figure.savefig(path, dpi=150, format="png")
-    plt.close(figure)
+def kl_divergence(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
+    """Kullback-Leibler divergence KL(p || q).
+
+    Args:
+        p: [n], the distribution that is taken for the truth.
+        q: [n].
+
+    Returns:
+        Nats; infinite if q excludes what p holds possible.
+    """
+    held = p > 0
+    with np.errstate(divide="ignore"):
+        return max(float(np.sum(p[held] * (np.log(p[held]) - np.log(q[held])))), 0.0)
+
+
+def oracle_divergence(panel: Panel, experts: int) -> float | None:
+    """Return KL(oracle || routing) of a panel in nats, which is -log of what the oracle's expert was given.
+
+    Taken in this direction since the oracle excludes all experts but one: the other way round it is infinite.
+    None without an oracle.
+    """
+    if panel.oracle is None:
+        return None
+    oracle = np.zeros(experts)
+    oracle[panel.oracle] = 1.0
+    return kl_divergence(oracle, distribution(panel.routes, experts))
+
+
+def correlation(panels: Sequence[Panel], experts: int) -> float | None:
+    """Pearson's correlation over panels between the divergence from the oracle and the score.
+
+    The paper found -0.2: routing that does well is not routing that copies the oracle's.
+
+    Returns:
+        In [-1, 1]; None with fewer than two panels that have both figures, or where one does not vary.
+    """
+    known = [(oracle_divergence(panel, experts), panel.score) for panel in panels]
+    pairs = [(x, y) for x, y in known if x is not None and y is not None and math.isfinite(x)]
+    try:
+        return statistics.correlation([x for x, _ in pairs], [y for _, y in pairs])
+    except statistics.StatisticsError:
+        return None
+
+
+def token_weights(
+    routes: Sequence[ModuleRoute], position: int, inputs: int, experts: int
+) -> NDArray[np.float64] | None:
+    """Average what one token was given over the modules that read it.
+
+    Args:
+        routes: Of one answer.
+        position: Of the token, input tokens first, then those of the output.
+        inputs: Number of input tokens.
+        experts: Experts in the pool, n.
+
+    Returns:
+        [n], or None for a token that nobody read, as the last one that was written.
+    """
+    sums, modules = np.zeros(experts), 0
+    for route in routes:
+        # A decoder-only model's modules read input and output in one row; nobody reads the last output token.
+        row = position if route.reads_input else position - inputs
+        if 0 <= row < len(route.experts):
+            np.add.at(sums, route.experts[row], route.weights[row])
+            modules += 1
+    return sums / modules if modules else None
+
+
+def panels_document(panels: Sequence[Panel], experts: Sequence[str]) -> Mapping[str, object]:
+    """Build what `trace --json` says of the panels and of all of them together."""
+    return {
+        "panels": [
+            {
+                "title": panel.title,
+                "oracle": None if panel.oracle is None else experts[panel.oracle],
+                "score": panel.score,
+                "kl_from_oracle": _finite(oracle_divergence(panel, len(experts))),
+                "shares": expert_shares(panel.routes, experts),
+            }
+            for panel in panels
+        ],
+        "correlation_of_kl_and_score": correlation(panels, len(experts)),
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    # JSON has no infinity.
+    return value if value is not None and math.isfinite(value) else None

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -22,15 +23,17 @@ from deploy.demo.screen import Screen, accuracy_table, refusal_table
 from deploy.demo.world import World
 from protocol.errors import GreylagError
 from router import show
+from router.picture import save_page, save_png
 from router.query import ask
-from router.trace import save_heat_map
+from router.request import RoutingChoice
+from router.trace import Panel
 
 SETTLE_S = 60.0
 """How long the router may take to follow the last release, in seconds."""
 
 
 def main() -> None:
-    """Run the demo and leave report.json, heat-map.png and every log in the folder."""
+    """Run the demo and leave report.json, heat maps and every log in the folder."""
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("build/demo"), help="where everything goes")
     parser.add_argument(
@@ -50,7 +53,7 @@ def main() -> None:
         report = _measure(cast, world, console)
     report["seconds"] = round(time.monotonic() - began, 1)
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    console.print(f"Done in {report['seconds']:.0f} s; see report.json and heat-map.png in {options.folder}.")
+    console.print(f"Done in {report['seconds']:.0f} s; see report.json and heat-map.html in {options.folder}.")
 
 
 def _train(cast: Federation, world: World, screen: Screen, at_once: int) -> None:
@@ -80,7 +83,7 @@ def _train(cast: Federation, world: World, screen: Screen, at_once: int) -> None
 
 def _settle(cast: Federation, count: int) -> None:
     deadline = time.monotonic() + SETTLE_S
-    while len(ask(cast.router, ["a"], method="base", max_new_tokens=1).experts) < count:
+    while len(ask(cast.router, ["a"], RoutingChoice("base"), max_new_tokens=1).experts) < count:
         if time.monotonic() > deadline:
             raise RuntimeError("The router did not follow the last release.")
         time.sleep(0.5)
@@ -115,13 +118,17 @@ def _explain(cast: Federation, world: World, names: Sequence[str], console: Cons
     console.print(f"[bold]greylag-router ask --explain[/] {question.input!r}", highlight=False)
     console.print(f"{answered.answers[0].text}   [dim](expected: {question.target})[/]", highlight=False)
     show.explain(console, answered, answered.answers[0])
-    panels = {}
+    owners = tuple(expert.split("/")[0] for expert in answered.experts)
+    panels, answers = [], []
     for name in names:
         inputs = [one.input for one in world.held_out(name, 16, measure.HELD_OUT_SEED)]
         explained = ask(cast.router, inputs, max_new_tokens=measure.MAX_NEW_TOKENS, explain=True)
-        panels[f"requests of\n{name}"] = [route for answer in explained.answers for route in answer.routes]
-    save_heat_map(panels, [expert.split("/")[0] for expert in answered.experts], cast.folder / "heat-map.png")
-    return answered.release
+        routes = [route for answer in explained.answers for route in answer.routes]
+        panels.append(Panel(f"requests of\n{name}", routes, owners.index(name)))
+        answers.append(explained.answers[0])
+    save_png(panels, owners, cast.folder / "heat-map.png")
+    save_page(panels, replace(answered, experts=owners, answers=tuple(answers)), cast.folder / "heat-map.html")
+    return answered.answers[0].release
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

@@ -47,7 +47,7 @@ def blocks(tokens: int, dtype: torch.dtype, capacity: int) -> Blocks:
     return Blocks(tokens=128 if half else 64, gates=64, features=32 if half else 16, warps=8)
 
 
-def choose(view: View, u: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor | None]:
+def choose(view: View, u: Tensor, k: int, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor | None]:
     """Choose for tokens u [t, d] at all slots.
 
     Returns:
@@ -66,11 +66,11 @@ def choose(view: View, u: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor | None
     if tokens <= FEWEST:
         route_few[(across, slots)](
             u, unit, columns.gate_at, view.seen, view.count, values, rows, tokens, d, u.stride(0), view.capacity, EPS,
-            **sizes, num_warps=cut.warps,
+            temperature,            **sizes, num_warps=cut.warps,
         )  # fmt: skip
     else:
         mean = torch.empty_like(unit)
-        moments[(tokens,)](u, mean, unit, d, u.stride(0), EPS, BK=1024)
+        moments[(tokens,)](u, mean, unit, d, u.stride(0), EPS, temperature, BK=1024)
         route_many[(triton.cdiv(tokens, cut.tokens), across, slots)](
             u, mean, columns.gate_at, view.seen, view.count, values, rows, tokens, d, u.stride(0), view.capacity,
             **sizes, UP=_UP, num_warps=cut.warps,

@@ -5,15 +5,15 @@ import triton.language as tl
 
 
 @triton.jit
-def softmax_unit(variance, d, eps):
-    """Turn a variance into 1 / (sigma sqrt(d))."""
+def softmax_unit(variance, d, eps, temperature):
+    """Turn a variance into 1 / (sigma sqrt(d) temperature), the unit of a token's scores in the softmax."""
     # Not by maximum(), which would hide what is not a number.
-    return 1.0 / tl.sqrt((tl.where(variance < 0, 0.0, variance) + eps) * d)
+    return 1.0 / (tl.sqrt((tl.where(variance < 0, 0.0, variance) + eps) * d) * temperature)
 
 
 @triton.jit
-def moments(u, mean, unit, d, u_stride, eps, BK: tl.constexpr):
-    """Mean of each token's activation and 1 / (sigma sqrt(d)), its scores' unit in the softmax.
+def moments(u, mean, unit, d, u_stride, eps, temperature, BK: tl.constexpr):
+    """Mean of each token's activation, and its scores' unit in the softmax.
 
     Sums run over distances to the mean of the first block, so that a large mean costs no digits.
     """
@@ -31,7 +31,7 @@ def moments(u, mean, unit, d, u_stride, eps, BK: tl.constexpr):
         squares += centred * centred
     offset = tl.sum(total, 0) / d
     tl.store(mean + t, shift + offset)
-    tl.store(unit + t, softmax_unit(tl.sum(squares, 0) / d - offset * offset, d, eps))
+    tl.store(unit + t, softmax_unit(tl.sum(squares, 0) / d - offset * offset, d, eps, temperature))
 
 
 @triton.jit
@@ -44,7 +44,7 @@ def gates_of(gate_at, seen, z, n, slot, d, capacity, ALIGNED: tl.constexpr):
 
 @triton.jit
 def route_few(
-    u, unit, gate_at, seen, count, values, rows, tokens, d, u_stride, capacity, eps,
+    u, unit, gate_at, seen, count, values, rows, tokens, d, u_stride, capacity, eps, temperature,
     KB: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """Keep the KB best of BN gates for each of a few tokens; programs are blocks of gates, and slots.
@@ -74,7 +74,7 @@ def route_few(
             squares += tl.sum(centred * centred, 1)
         offset = total / d
         if (block == 0) & (slot == 0):
-            tl.store(unit + t, softmax_unit(squares / d - offset * offset, d, eps), mask=t < tokens)
+            tl.store(unit + t, softmax_unit(squares / d - offset * offset, d, eps, temperature), mask=t < tokens)
         place = ((slot * tokens + t).to(tl.int64) * tl.num_programs(0) + block) * KB
         scores -= sums[:, None] * offset[None, :]
         keep(values + place, rows + place, scores, visible, t < tokens, block * BN, KB, BN)

@@ -18,10 +18,11 @@ class Phatgoose:
 
     Args:
         k: Experts a token; the paper uses 2.
+        temperature: Divides the scores, which the paper leaves as they are.
     """
 
-    def __init__(self, k: int) -> None:
-        self._k = k
+    def __init__(self, k: int, temperature: float = 1.0) -> None:
+        self._k, self._temperature = k, temperature
         self._group: RouteGroup | None = None
         self._u: Tensor | None = None
         self._waiting: dict[int, Choice | CommonChoice | None] = {}
@@ -33,10 +34,14 @@ class Phatgoose:
         """
         group, slot = module.group, module.slot
         if len(group.counts) == 1:
-            return select(group, u, self._k)[0]
+            return select(group, u, self._k, self._temperature)[0]
         if u is not self._u or group is not self._group or slot not in self._waiting:
             self._group, self._u = group, u
-            self._waiting = {at: choice for at, choice in enumerate(select(group, u, self._k)) if choice is not None}
+            self._waiting = {
+                at: choice
+                for at, choice in enumerate(select(group, u, self._k, self._temperature))
+                if choice is not None
+            }
         # Each decision is used once, so that a tensor that is written over between two calls is read again.
         choice = self._waiting.pop(slot)
         if not self._waiting:

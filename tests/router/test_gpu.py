@@ -18,7 +18,7 @@ WAYS = {"gathered": gpu.add_gathered, "grouped": gpu.add_grouped}
 
 @pytest.fixture(autouse=True)
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "_kernels", lambda: None)
+    monkeypatch.setattr(gpu, "_kernels", lambda dtype: None)
 
 
 def error(found: Tensor, exact: Tensor) -> float:
@@ -115,5 +115,5 @@ def test_without_a_compiler_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch
     monkeypatch.undo()
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.delenv("CC", raising=False)
-    find: Callable[[], object] = gpu._kernels.__wrapped__  # type: ignore[attr-defined]
-    assert find() is None
+    find: Callable[[torch.dtype], object] = gpu._kernels.__wrapped__
+    assert find(torch.float32) is None

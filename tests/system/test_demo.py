@@ -50,6 +50,7 @@ def test_the_demo_shows_what_it_promises(tmp_path: Path) -> None:
         "another base model": "BASE_MISMATCH",
     }
     assert (folder / "heat-map.png").read_bytes().startswith(b"\x89PNG")
+    assert "requests of" in (folder / "heat-map.html").read_text()
     assert left_running(folder) == []
 
 

@@ -34,8 +34,19 @@ def in_dtype(pool: ExpertPool, dtype: torch.dtype) -> ExpertPool:
     return grown
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("tokens", "count", "offset"), [(1, 1, 0.5), (3, 17, 30.0), (9, 20, 0.5), (70, 14, 30.0)])
+@pytest.mark.parametrize(
+    ("dtype", "tokens", "count", "offset"),
+    [
+        (torch.float32, 1, 1, 0.5),
+        (torch.float32, 3, 17, 30.0),
+        (torch.bfloat16, 1, 17, 30.0),
+        (torch.float32, 9, 20, 0.5),
+        (torch.bfloat16, 9, 8, 0.5),
+        (torch.float32, 64, 12, 30.0),
+        (torch.bfloat16, 64, 12, 30.0),
+        (torch.float16, 17, 5, 0.5),
+    ],
+)
 def test_choices_are_those_of_the_reference(dtype: torch.dtype, tokens: int, count: int, offset: float) -> None:
     # Ranks 1 to 7, every third expert absent.
     pool, slow = make_experts(count, D, 8, absent=3 if count > 3 else 0, seed=count)
@@ -51,7 +62,7 @@ def test_choices_are_those_of_the_reference(dtype: torch.dtype, tokens: int, cou
         assert weights[row] == pytest.approx(exact.weights[row], abs=1e-5 if dtype == torch.float32 else 1e-3)
 
 
-@pytest.mark.parametrize(("tokens", "k"), [(1, 8), (9, 3)])
+@pytest.mark.parametrize(("tokens", "k"), [(1, 8), (2, 3)])
 def test_many_experts_a_token(tokens: int, k: int) -> None:
     pool, slow = make_experts(200, D, 8, seed=k)
     u = torch.randn(tokens, D, generator=torch.Generator().manual_seed(k))
@@ -62,7 +73,7 @@ def test_many_experts_a_token(tokens: int, k: int) -> None:
 
 
 def test_bf16_activations_choose_as_float64_does() -> None:
-    d, count, tokens = 256, 120, 256
+    d, count, tokens = 256, 120, 192
     generator = torch.Generator().manual_seed(0)
     gates = standardise(torch.randn(count, d, generator=generator, dtype=torch.float64)).float()
     pool = ExpertPool()
@@ -100,7 +111,7 @@ def test_a_broken_activation_gives_no_finite_answer(tokens: int, value: float) -
     assert torch.tensor(weights[1:]).isfinite().all()
 
 
-@pytest.mark.parametrize("tokens", [2, 17])
+@pytest.mark.parametrize("tokens", [1, 9])
 def test_modules_of_a_group_choose_for_themselves(tokens: int) -> None:
     paths, generator = ("a.q", "a.k", "a.v"), torch.Generator().manual_seed(0)
     pool = ExpertPool()
@@ -120,7 +131,7 @@ def test_modules_of_a_group_choose_for_themselves(tokens: int) -> None:
         assert [[rows.index(row) for row in chosen] for chosen in experts] == exact.experts
 
 
-@pytest.mark.parametrize("tokens", [1, 9])
+@pytest.mark.parametrize("tokens", [1, 5])
 def test_a_view_follows_a_growing_pool_in_place(tokens: int) -> None:
     """What a captured graph needs: the same tensors, more experts; and fewer than k as well."""
     pool, _ = make_experts(12, D, 8)

@@ -30,10 +30,13 @@ def choice_of(module: ModuleExperts, u: Tensor, k: int) -> Choice:
     return found
 
 
-@pytest.mark.parametrize(("tokens", "count", "k"), [(1, 1, 2), (2, 17, 2), (9, 9, 3)])
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize(("d", "o"), [(48, 40), (33, 150)])
-def test_outputs_agree_with_the_reference(tokens: int, count: int, k: int, way: str, d: int, o: int) -> None:
+@pytest.mark.parametrize(
+    ("tokens", "count", "k", "d", "o"), [(1, 1, 2, 48, 40), (2, 17, 2, 33, 150), (9, 5, 3, 48, 40), (17, 3, 1, 33, 20)]
+)
+def test_outputs_agree_with_the_reference(  # noqa: PLR0917 - a case
+    way: str, tokens: int, count: int, k: int, d: int, o: int
+) -> None:
     pool, slow = make_experts(count, d, o, absent=4 if count > 3 else 0, seed=count)
     module, layer = pool.modules[PATH], make_layer(d, o)
     u = torch.randn(tokens, d, generator=torch.Generator().manual_seed(tokens)) + 0.5
@@ -81,7 +84,7 @@ def test_ranks_beyond_one_block(way: str) -> None:
         slow.append(ReferenceExpert(a, b, 0.5, gate))
         part = ExpertModule(a, b, 0.5, (gate - gate.mean()) / (gate.var(correction=0) + 1e-5).sqrt())
         pool = pool.add(Expert(f"{number:064x}", f"e{number}", "", {PATH: part}))
-    u, y = torch.randn(6, 24, generator=generator), torch.zeros(6, 20)
+    u, y = torch.randn(3, 24, generator=generator), torch.zeros(3, 20)
     module = pool.modules[PATH]
     WAYS[way](module, u, choice_of(module, u, 2), y)
     assert error(y, route(u, torch.zeros(20, 24), None, slow, 2).y) <= 1e-6
@@ -115,7 +118,7 @@ def test_the_same_work_gives_the_same_bits(way: str) -> None:
     assert torch.equal(*found)
 
 
-class NothingIsAsked(TorchDispatchMode):
+class NothingIsAsked(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Refuses what would make the host wait for a device, or make shapes depend on values."""
 
     FORBIDDEN = ("_local_scalar_dense", "nonzero", "unique", "bincount", "masked_select", "is_nonzero", "equal", "item")
@@ -126,22 +129,22 @@ class NothingIsAsked(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("tokens", [1, 9, 17])
+@pytest.mark.parametrize("tokens", [1, 17])
 @pytest.mark.parametrize("kernels", ["kernels", "plain"])
 def test_a_warm_path_asks_the_device_nothing(tokens: int, kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pool, _ = make_experts(9, 32, 16, absent=3, equal_rank=4)
     pool = pool.remove(pool.experts[1].digest)
     module, u, y = pool.modules[PATH], torch.randn(tokens, 32), torch.zeros(tokens, 16)
     if kernels == "plain":
-        monkeypatch.setattr(gpu, "_kernels", lambda: None)
+        monkeypatch.setattr(gpu, "_kernels", lambda dtype: None)
     ways: list[Way] = [gpu.add_rows, gpu.add_tiles] if kernels == "kernels" else [gpu.add_gathered, gpu.add_grouped]
     choice_of(module, u, 2)  # the first request of a generation brings the table up to date
-    with NothingIsAsked():
+    with NothingIsAsked():  # type: ignore[no-untyped-call]
         choice = choice_of(module, u, 2)
         for way in ways:
             way(module, u, choice, y)
 
 
 def test_the_watch_can_find_something() -> None:
-    with NothingIsAsked(), pytest.raises(AssertionError, match="waits"):
+    with NothingIsAsked(), pytest.raises(AssertionError, match="waits"):  # type: ignore[no-untyped-call]
         torch.ones(1).item()

@@ -1,0 +1,64 @@
+"""Whether experts fit: asked before a byte of them is loaded, so that a pool beyond memory harms nothing."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+import torch
+
+from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle
+from protocol.errors import Code, Unavailable
+
+_CGROUP = Path("/sys/fs/cgroup")
+_FILE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def check_room(bundles: Sequence[Bundle], device: torch.device, dtype: torch.dtype) -> None:
+    """Refuse experts that do not fit into memory.
+
+    Args:
+        bundles: What is about to be loaded.
+        device: Where the model is.
+        dtype: What it computes in.
+
+    Raises:
+        Unavailable: `MEMORY_FULL`.
+    """
+    sizes = [loaded_bytes(bundle, dtype) for bundle in bundles]
+    # Each expert is read whole before it is copied to its place.
+    needed = sum(sizes) + max(sizes, default=0)
+    free = free_bytes(device)
+    if needed > free:
+        raise Unavailable(
+            Code.MEMORY_FULL,
+            f"{len(bundles)} experts need {_gib(needed)} of memory on {device}; {_gib(free)} are free.",
+            "Free some, choose a larger device, or load the model in a smaller dtype; what was loaded stays in use.",
+        )
+
+
+def loaded_bytes(bundle: Bundle, dtype: torch.dtype) -> int:
+    """Estimate what an expert takes in memory, in bytes; adapters take the model's dtype, gates stay float32."""
+    sizes = {name: file.size for name, file in bundle.manifest.files.items()}
+    return sizes[ADAPTER_WEIGHTS] * dtype.itemsize // _FILE_BYTES[bundle.spec.dtype] + sizes[GATES]
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the memory in bytes that can still be had on a device, within the limit of a container."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        # What torch holds in reserve is free to us, though not to others.
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return min(psutil.virtual_memory().available, _free_in_container())
+
+
+def _free_in_container() -> int:
+    """Read the limit of the control group, version 2; without one there is no end."""
+    try:
+        limit = int((_CGROUP / "memory.max").read_text())  # "max" where there is none
+        return max(limit - int((_CGROUP / "memory.current").read_text()), 0)
+    except (OSError, ValueError):
+        return 1 << 62
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"

@@ -1,0 +1,48 @@
+"""Heat maps: a picture, and a page that a stranger's text cannot break out of."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+
+from router.answer import Answer, Answered, ModuleRoute
+from router.picture import save_page, save_png
+from router.trace import Panel
+
+HOSTILE = "</script><script>alert(1)</script>"
+EXPERTS = ("ada/reverse", HOSTILE)
+
+
+def route(module: str, experts: list[int], *, reads_input: bool) -> ModuleRoute:
+    """Give each token wholly to one expert."""
+    return ModuleRoute(module, reads_input, np.array(experts)[:, None], np.ones((len(experts), 1), dtype=np.float32))
+
+
+ROUTES = (route("encoder.q", [0, 1], reads_input=True), route("decoder.q", [1], reads_input=False))
+
+
+def test_a_picture_is_a_png(tmp_path: Path) -> None:
+    save_png([Panel("a", ROUTES, oracle=1), Panel("b", ROUTES)], EXPERTS, tmp_path / "map.png")
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_page_carries_its_data_as_data(tmp_path: Path) -> None:
+    answer = Answer("y", 3, "phatgoose", ("in0", HOSTILE), ("out0",), ROUTES)
+    save_page([Panel("a", ROUTES, oracle=0, score=0.5)], Answered(EXPERTS, (answer,)), tmp_path / "p")
+    page = (tmp_path / "p").read_text()
+    assert page.count("<script") == 2
+    assert "alert(1)</script>" not in page
+    found = re.search(r'<script type="application/json" id="data">(.*)</script>', page)
+    assert found is not None
+    data = json.loads(found[1])
+    assert data["experts"] == list(EXPERTS)
+    (panel,) = data["panels"]
+    assert (panel["modules"], panel["weights"], panel["oracle"]) == (
+        ["encoder.q", "decoder.q"],
+        [[0.5, 0.5], [0.0, 1.0]],
+        0,
+    )
+    (request,) = data["requests"]
+    assert [token["experts"] for token in request["input"]] == [[[0, 1.0]], [[1, 1.0]]]
+    assert [token["experts"] for token in request["output"]] == [[[1, 1.0]]]
