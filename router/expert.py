@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 
@@ -30,6 +31,11 @@ class Expert:
     modules: Mapping[str, ExpertModule]
     source: Path | None = None
     """Folder of its bundle."""
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether the expert adds s B A u at every module, and nothing else."""
+        return all(part.plain for part in self.modules.values())
 
     @property
     def full_name(self) -> str:

@@ -129,21 +129,7 @@ def add_grouped(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> 
     y += total
 
 
-def _select(group: RouteGroup, u: Tensor, k: int, temperature: float) -> list[Choice | None]:
-    slots, d = len(group.counts), u.shape[1]
-    centred = standardise(u.float())
-    with _in_full():
-        scores = torch.cat([functional.linear(centred, block) for block in group.blocks], dim=1)
-    table = scores[:, slots:].view(len(u), group.length, slots)
-    found: list[Choice | None] = []
-    for slot, count in enumerate(group.counts):
-        seen = group.view.seen[slot, : group.length] > 0
-        rows, highest = _best(table[:, :, slot].masked_fill(~seen, -torch.inf), min(k, count))
-        found.append(Choice(rows, torch.softmax(highest / (d**0.5 * temperature), dim=1)) if count else None)
-    return found
-
-
-def _best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return rows and scores [t, k] of the best, the lowest row first among equals.
 
     Score and row make one integer, so that no two are equal: topk leaves open in which order equals come.
@@ -155,6 +141,20 @@ def _best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     keys = (ascending << 32) | (last - torch.arange(last + 1, device=scores.device))
     rows = last - (keys.topk(k, dim=1).values & 0xFFFFFFFF)
     return rows, scores.gather(1, rows)
+
+
+def _select(group: RouteGroup, u: Tensor, k: int, temperature: float) -> list[Choice | None]:
+    slots, d = len(group.counts), u.shape[1]
+    centred = standardise(u.float())
+    with _in_full():
+        scores = torch.cat([functional.linear(centred, block) for block in group.blocks], dim=1)
+    table = scores[:, slots:].view(len(u), group.length, slots)
+    found: list[Choice | None] = []
+    for slot, count in enumerate(group.counts):
+        seen = group.view.seen[slot, : group.length] > 0
+        rows, highest = best(table[:, :, slot].masked_fill(~seen, -torch.inf), min(k, count))
+        found.append(Choice(rows, torch.softmax(highest / (d**0.5 * temperature), dim=1)) if count else None)
+    return found
 
 
 def _rows(u: Tensor) -> Tensor:

@@ -1,8 +1,10 @@
 """Modules that read the same input, and the experts there: one store, many generations of views."""
 
+import threading
 from bisect import bisect_left
+from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -11,7 +13,11 @@ from torch import Tensor
 from router.expert import Expert
 from router.pages import Column, FactorPage, FactorPages, GatePages, VectorPages
 from router.part import ExpertModule, Scales
+from router.prototypes import Prototype
 from router.table import Table, View
+
+_PROTOTYPES = 4
+"""Kinds of vectors beside the gates that are kept at once; a request may name one of its own."""
 
 
 class GroupStore:
@@ -35,6 +41,8 @@ class GroupStore:
         self.special: tuple[list[int], ...] = tuple([] for _ in paths)
         """Rows whose part is more than plain factors, by slot."""
         self.gates = GatePages(len(paths), len(part.gate), device)
+        self._derived: OrderedDict[Prototype, GatePages] = OrderedDict()
+        self._deriving = threading.Lock()
         self.factors: list[FactorPages | None] = [None for _ in paths]
         self.keys = tuple(Column(torch.int64, device) for _ in paths)
         self.scalings = tuple(Column(torch.float32, device) for _ in paths)
@@ -46,6 +54,22 @@ class GroupStore:
     def table(self) -> Table:
         """Where everybody is, for a device that finds experts by itself."""
         return Table(self.parts)
+
+    def derived(self, prototype: Prototype, rows: int) -> GatePages:
+        """Return vectors of another kind than gates, of the first rows at least.
+
+        Each expert's is worked out when it is first asked for, so a pool that grew by one costs one.
+        """
+        # Pages outlive the forward pass in which they might be made: they must not be inference tensors.
+        with self._deriving, torch.inference_mode(mode=False), torch.no_grad():
+            pages = self._derived.get(prototype) or GatePages(len(self.paths), self.gates.width, self.gates.device)
+            for expert in self.experts[pages.rows : rows]:
+                pages.append([prototype(expert, path) if path in expert.modules else None for path in self.paths])
+            self._derived[prototype] = pages
+            self._derived.move_to_end(prototype)
+            while len(self._derived) > _PROTOTYPES:
+                self._derived.popitem(last=False)
+            return pages
 
     def append(self, expert: Expert, parts: Mapping[str, ExpertModule]) -> dict[str, ExpertModule]:
         """Copy one expert's parts into the pages.
@@ -98,6 +122,8 @@ class RouteGroup:
     """Rows below that to pass over: removed, or appended by another branch of the pool's history."""
     counts: tuple[int, ...]
     """Experts at each slot."""
+    prototype: Prototype | None = None
+    """What stands for an expert; None for its gate."""
 
     @classmethod
     def empty(cls, store: GroupStore) -> "RouteGroup":
@@ -118,7 +144,11 @@ class RouteGroup:
             return self
         left = zip(self.counts, self.store.parts, strict=True)
         counts = tuple(n - sum(parts[row] is not None for row in gone) for n, parts in left)
-        return RouteGroup(self.store, self.length, (*self.hidden, *gone), counts)
+        return replace(self, hidden=(*self.hidden, *gone), counts=counts)
+
+    def by(self, prototype: Prototype) -> "RouteGroup":
+        """See the same experts, by other vectors than their gates."""
+        return replace(self, prototype=prototype)
 
     @property
     def rows(self) -> list[int]:
@@ -139,7 +169,8 @@ class RouteGroup:
     @cached_property
     def blocks(self) -> tuple[Tensor, ...]:
         """Gates [n, d] as `router.pages.GatePages.blocks` gives them."""
-        return self.store.gates.blocks(self.length)
+        store, prototype = self.store, self.prototype
+        return (store.gates if prototype is None else store.derived(prototype, self.length)).blocks(self.length)
 
     @cached_property
     def view(self) -> View:

@@ -1,15 +1,16 @@
 """The routed layer: a linear module, and beside it as many experts as the pool holds."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from protocol.errors import Code, Refused
+from protocol.kinds import Shape
 from router.attach import Linear, WrappedLinear
 from router.dispatch import add_experts
 from router.gate import Choice, CommonChoice
@@ -35,8 +36,8 @@ class Method(Protocol):
 class Recorder(Protocol):
     """Looks on while a model routes."""
 
-    def record(self, path: str, module: ModuleExperts, choice: Choice | CommonChoice, shape: torch.Size) -> None:
-        """Take note of one module's choice for an activation of shape [..., d]."""
+    def record(self, path: str, module: ModuleExperts, choice: Choice | CommonChoice, u: Tensor) -> None:
+        """Take note of one module's choice for an activation u of shape [..., d]."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,43 @@ class RoutedLinear(WrappedLinear):
         if choice is None:
             return y
         if plan.recorder is not None:
-            plan.recorder.record(self.path, module, choice, u.shape)
+            plan.recorder.record(self.path, module, choice, u)
         if not module.plain:
             y = add_scaled(module, self.linear, u, choice, y)
         return add_experts(module, u, choice, y)
+
+
+def routed_linears(model: nn.Module, wanted: Mapping[str, Shape]) -> dict[str, Linear]:
+    """Look up the base's modules that an expert touches.
+
+    Args:
+        model: The base model, with its linear modules replaced by routed ones.
+        wanted: Widths by path, as the expert's spec states them.
+
+    Returns:
+        The plain modules by path.
+
+    Raises:
+        Refused: `MODULE_UNKNOWN`, or `TENSOR_SHAPE` if the expert was made for a model of other widths.
+    """
+    found = {}
+    for path, shape in wanted.items():
+        try:
+            linear = model.get_submodule(path)
+        except AttributeError:
+            linear = None
+        if not isinstance(linear, RoutedLinear):
+            raise Refused(
+                Code.MODULE_UNKNOWN,
+                f"The base model has no module {path} that an expert may touch.",
+                "Use the base model that the expert was trained on.",
+            )
+        if (linear.in_features, linear.out_features) != (shape.d_in, shape.d_out):
+            raise Refused(
+                Code.TENSOR_SHAPE,
+                f"{path} maps {linear.in_features} to {linear.out_features} features; the expert expects "
+                f"{shape.d_in} to {shape.d_out}.",
+                "Use the base model that the expert was trained on.",
+            )
+        found[path] = linear.linear
+    return found

@@ -14,10 +14,11 @@ from protocol.bundle import Bundle
 from protocol.errors import Code, Refused, Unavailable
 from router.answer import Answer, Answered
 from router.attach import find_linear, linear_modules
-from router.base import Base, check_base, first_line, load_base
+from router.base import Base, check_base, display_name, first_line, load_base
 from router.batch import encode, encode_pairs
+from router.export import Exported, export_lora
 from router.generation import Generation, Held
-from router.layer import RoutedLinear, routing
+from router.layer import RoutedLinear, routed_linears, routing
 from router.limits import DEFAULT_NEW_TOKENS
 from router.memory import check_room
 from router.methods.asked import Asked
@@ -26,7 +27,7 @@ from router.planning import Part, plan
 from router.pool import Expert, load_expert
 from router.pull import FINGERPRINT, Mirror, pull
 from router.record import RouteRecorder
-from router.request import DEFAULT, Choices, one_each
+from router.request import DEFAULT, Choices, RoutingChoice, one_each
 from router.saved import open_saved, save
 from router.text import IGNORED
 
@@ -167,6 +168,39 @@ class RoutedModel:
             with_base=with_base,
         )  # fmt: skip
 
+    def export_lora(
+        self,
+        folder: Path | str,
+        inputs: Sequence[str],
+        choice: RoutingChoice = DEFAULT,
+        *,
+        rank: int,
+        max_new_tokens: int = DEFAULT_NEW_TOKENS,
+    ) -> Exported:
+        """Write what answers a request as one plain LoRA in PEFT's format: `router.export` says how.
+
+        Args:
+            folder: A new folder.
+            inputs: Texts like those that the adapter is to serve.
+            choice: How they are routed.
+            rank: Of the adapter.
+            max_new_tokens: Longest answer over which routing is averaged, in tokens.
+
+        Raises:
+            Refused: As `generate` and `router.export.export_lora`.
+        """
+        answered = self.answer(inputs, choice, max_new_tokens=max_new_tokens, explain=True)
+        experts = plan(self.base, self.held, inputs, one_each(choice, len(inputs))).experts
+        routes = [route for answer in answered.answers for route in answer.routes]
+        return export_lora(
+            Path(folder),
+            routes,
+            experts,
+            rank=rank,
+            base=display_name(self.base.source),
+            architecture=self.base.architecture,
+        )
+
     @property
     def generation(self) -> Generation:
         """What answers a request that asks for no release."""
@@ -188,26 +222,8 @@ class RoutedModel:
         Raises:
             Refused: `MODULE_UNKNOWN`, or `TENSOR_SHAPE` if the bundle was made for a model of other widths.
         """
-        model, linears = self.base.model, {}
-        for path, module in bundle.spec.modules.items():
-            try:
-                linear = model.get_submodule(path)
-            except AttributeError:
-                linear = None
-            if not isinstance(linear, RoutedLinear):
-                raise Refused(
-                    Code.MODULE_UNKNOWN,
-                    f"The base model has no module {path} that an expert may touch.",
-                    "Use the base model that the expert was trained on.",
-                )
-            if (linear.in_features, linear.out_features) != (module.d_in, module.d_out):
-                raise Refused(
-                    Code.TENSOR_SHAPE,
-                    f"{path} maps {linear.in_features} to {linear.out_features} features; the expert expects "
-                    f"{module.d_in} to {module.d_out}.",
-                    "Use the base model that the expert was trained on.",
-                )
-            linears[path] = linear.linear
+        model = self.base.model
+        linears = routed_linears(model, bundle.spec.modules)
         return load_expert(bundle, linears, dtype=model.dtype, name=name, contributor=contributor)
 
     def append(self, bundle: Bundle, *, name: str | None = None, contributor: str = "") -> None:
@@ -271,6 +287,7 @@ class RoutedModel:
         *,
         max_new_tokens: int = DEFAULT_NEW_TOKENS,
         explain: bool = False,
+        full: bool = False,
     ) -> Answered:
         """Answer a batch of inputs greedily, on request with the experts that answered.
 
@@ -279,6 +296,7 @@ class RoutedModel:
             choice: As in `generate`.
             max_new_tokens: As in `generate`.
             explain: Whether the answers carry their tokens and routes.
+            full: Whether the routes carry the probabilities of all experts, too.
 
         Raises:
             Refused: As `generate`.
@@ -288,8 +306,8 @@ class RoutedModel:
                 Code.REQUEST_INVALID, "A request needs at least one input, and no empty one.", "Leave empty inputs out."
             )
         planned = plan(self.base, self.held, inputs, one_each(choice, len(inputs)))
-        if explain:
-            planned = planned.recorded()
+        if explain or full:
+            planned = planned.recorded(full=full)
         batch = encode(self.base, [inputs[at] for at in planned.order])
         causal = self.base.architecture == "decoder-only"
         with torch.inference_mode(), routing(planned.plan):

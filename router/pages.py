@@ -36,10 +36,11 @@ class GatePages:
     """
 
     def __init__(self, slots: int, d: int, device: torch.device) -> None:
-        self._slots, self._d, self._device = slots, d, device
+        self._slots, self.width, self.device = slots, d, device
         self._pages: list[Tensor] = []
         self._room = 0
-        self._rows = 0
+        self.rows = 0
+        """Experts so far."""
 
     def append(self, gates: Sequence[Tensor | None]) -> list[Tensor]:
         """Write one expert's gates, one a slot; None stands for an expert that leaves that module alone.
@@ -47,19 +48,19 @@ class GatePages:
         Returns:
             [d] for each slot, where the gates now are.
         """
-        if self._rows == self._room:
+        if self.rows == self._room:
             head = not self._pages
             added = max(_FIRST_GATES, self._room)
-            page = torch.empty(added + head, self._slots, self._d, dtype=torch.float32, device=self._device)
+            page = torch.empty(added + head, self._slots, self.width, dtype=torch.float32, device=self.device)
             if head:
-                page[0] = 1 / self._d
+                page[0] = 1 / self.width
             self._pages.append(page)
             self._room += added
         # Pages end where the reserved room ends.
-        row = self._pages[-1][self._rows - self._room]
+        row = self._pages[-1][self.rows - self._room]
         for target, gate in zip(row, gates, strict=True):
             target.zero_() if gate is None else target.copy_(gate)
-        self._rows += 1
+        self.rows += 1
         return list(row)
 
     def blocks(self, rows: int) -> tuple[Tensor, ...]:
@@ -73,7 +74,7 @@ class GatePages:
         for page in self._pages:
             taken = min(left, len(page))
             if taken > 0:
-                found.append(page[:taken].view(-1, self._d))
+                found.append(page[:taken].view(-1, self.width))
             left -= taken
         return tuple(found)
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from router.base import Base
 from router.generation import Generation, Held
-from router.layer import MixedPlan, Plan
+from router.layer import Method, MixedPlan, Plan
 from router.methods.asked import Asked
 from router.methods.registry import resolve
 from router.pool import Expert
@@ -24,6 +24,13 @@ class Part:
     method: str
     generation: Generation
     plan: Plan
+    asked: Asked
+    """What the method was resolved for."""
+
+    def unbounded(self) -> Method:
+        """Return the same method, choosing all experts."""
+        everybody = replace(self.asked, inputs=self.asked.inputs[:1], k=max(len(self.plan.pool.experts), 1))
+        return resolve(self.method, everybody)[0].method
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,12 +69,19 @@ class Planned:
             for expert in self.experts
         )
 
-    def recorded(self) -> "Planned":
-        """Have every part's choices recorded."""
+    def recorded(self, *, full: bool = False) -> "Planned":
+        """Have every part's choices recorded.
+
+        Args:
+            full: Whether with the weights of all experts, not of the chosen ones alone.
+        """
         positions = {expert.digest: at for at, expert in enumerate(self.experts)}
 
         def watched(part: Part) -> Part:
-            return replace(part, plan=replace(part.plan, recorder=RouteRecorder(positions, len(part.inputs))))
+            unbounded = part.unbounded() if full else None
+            return replace(
+                part, plan=replace(part.plan, recorder=RouteRecorder(positions, len(part.inputs), unbounded))
+            )
 
         return Planned(tuple(watched(part) for part in self.parts))
 
@@ -96,7 +110,10 @@ def plan(base: Base, held: Held, inputs: Sequence[str], choices: Sequence[Routin
         by_plan: dict[Plan, list[int]] = {}
         for at, each in zip(positions, resolve(method, asked), strict=True):
             by_plan.setdefault(each, []).append(at)
-        parts += [Part(tuple(mine), method, generation, each) for each, mine in by_plan.items()]
+        parts += [
+            Part(tuple(mine), method, generation, each, replace(asked, inputs=[inputs[at] for at in mine]))
+            for each, mine in by_plan.items()
+        ]
     return Planned(tuple(parts))
 
 

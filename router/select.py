@@ -7,6 +7,7 @@ large against sigma that difference would lose digits; there the activation itse
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -47,11 +48,24 @@ def select(group: RouteGroup, u: Tensor, k: int, temperature: float = 1.0) -> Se
         )
         if found is not None:
             return found
-    tokens = u.reshape(-1, d).float()
-    step = max(1, _SCORES // ((group.length + 1) * len(group.counts)))
+    return in_pieces(
+        u, (group.length + 1) * len(group.counts), lambda chunk: _select_many(group, chunk, k, temperature)
+    )
+
+
+def in_pieces(u: Tensor, scores: int, decide: Callable[[Tensor], Selected]) -> Selected:
+    """Decide for many tokens in pieces, so that the memory for scores stays bounded.
+
+    Args:
+        u: [..., d].
+        scores: Scores that a token takes.
+        decide: Chooses for some of the tokens, [t, d] float32.
+    """
+    tokens = u.reshape(-1, u.shape[-1]).float()
+    step = max(1, _SCORES // scores)
     if len(tokens) <= step:
-        return _select_many(group, tokens, k, temperature)
-    parts = [_select_many(group, chunk, k, temperature) for chunk in torch.split(tokens, step)]
+        return decide(tokens)
+    parts = [decide(chunk) for chunk in torch.split(tokens, step)]
     return [_joined(choices) for choices in zip(*parts, strict=True)]
 
 
@@ -89,14 +103,14 @@ def _select_one(group: RouteGroup, u: Tensor, d: int, k: int, temperature: float
 
 def _select_many(group: RouteGroup, u: Tensor, k: int, temperature: float) -> Selected:
     d, slots = u.shape[1], len(group.counts)
-    scores = _products(group, u)
+    scores = products(group, u)
     mean_squared = scores[:, :1].square()
     norm = torch.linalg.vector_norm(u, dim=1, keepdim=True)
     variance = norm.square_().div_(d).sub_(mean_squared).clamp_(min=0).add_(EPS)
     if bool((mean_squared <= _TRUSTED * variance).all()):
         unit = variance.mul_(d).rsqrt_()
     else:
-        scores = _products(group, standardise(u))
+        scores = products(group, standardise(u))
         unit = torch.full_like(variance, 1 / math.sqrt(d))
     if temperature != 1:
         unit.div_(temperature)
@@ -104,14 +118,19 @@ def _select_many(group: RouteGroup, u: Tensor, k: int, temperature: float) -> Se
     found: Selected = []
     for slot, count in enumerate(group.counts):
         if count:
-            rows, best = _best(_seen(ModuleExperts(group, slot), table[:, :, slot]), min(k, count))
-            found.append(Choice(rows, torch.softmax(best * unit, dim=1)))
+            rows, scores = _best(_seen(ModuleExperts(group, slot), table[:, :, slot]), min(k, count))
+            found.append(Choice(rows, torch.softmax(scores * unit, dim=1)))
         else:
             found.append(None)
     return found
 
 
-def _products(group: RouteGroup, u: Tensor) -> Tensor:
+def products(group: RouteGroup, u: Tensor) -> Tensor:
+    """Multiply u [t, d] with every vector of a group.
+
+    Returns:
+        [t, n] float32; the means of u, one a slot, then each expert's products, one a slot.
+    """
     blocks = group.blocks
     if len(blocks) == 1:
         return functional.linear(u, blocks[0])
@@ -131,13 +150,28 @@ def _seen(module: ModuleExperts, scores: Tensor) -> Tensor:
     return scores
 
 
+def best(module: ModuleExperts, scores: Tensor, k: int, temperature: float) -> Choice:
+    """Choose by scores that are wanted as they are.
+
+    Args:
+        module: The experts.
+        scores: [t, n] by row; written over.
+        k: Experts a token; all of them where there are fewer. Ties go to the expert that came first.
+        temperature: Divides the scores before the softmax.
+    """
+    rows, found = _best(_seen(module, scores), min(k, len(module)))
+    return Choice(rows, torch.softmax(found / temperature, dim=1))
+
+
 def _best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return rows and scores [t, k] of the best, the lowest row first among equals."""
-    best, rows = scores.topk(min(k + 1, scores.shape[1]), dim=1)
-    if bool((best[:, 1:] == best[:, :-1]).any()):
+    if scores.is_cuda:
+        return gpu.best(scores, k)
+    found, rows = scores.topk(min(k + 1, scores.shape[1]), dim=1)
+    if bool((found[:, 1:] == found[:, :-1]).any()):
         # topk leaves the order of equal scores open, a stable sort does not.
-        best, rows = torch.sort(scores, dim=1, descending=True, stable=True)
-    return rows[:, :k], best[:, :k]
+        found, rows = torch.sort(scores, dim=1, descending=True, stable=True)
+    return rows[:, :k], found[:, :k]
 
 
 def _joined(choices: tuple[Choice | CommonChoice | None, ...]) -> Choice | None:

@@ -63,12 +63,17 @@ def _answer_json(answer: Answer, experts: Sequence[str], *, explain: bool) -> di
                     "module": route.module,
                     "reads_input": route.reads_input,
                     "experts": route.experts.tolist(),
-                    "weights": [[round(float(weight), 6) for weight in row] for row in route.weights],
+                    "weights": _rounded(route.weights),
                 }
+                | ({} if route.full is None else {"full": _rounded(route.full)})
                 for route in answer.routes
             ],
         }
     return document
+
+
+def _rounded(weights: np.ndarray[Any, Any]) -> list[list[float]]:
+    return [[round(float(weight), 6) for weight in row] for row in weights]
 
 
 def _token_table(answer: Answer, experts: Sequence[str], colours: dict[str, str]) -> Table:

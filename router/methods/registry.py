@@ -5,20 +5,46 @@ from collections.abc import Callable, Sequence
 from protocol.errors import Code, Refused
 from router.layer import Plan
 from router.methods import METHODS
+from router.methods.arrow import Arrow
 from router.methods.asked import Asked
 from router.methods.base import BaseOnly
 from router.methods.expert import SingleExpert
+from router.methods.genknowsub import GenKnowSub
+from router.methods.lag import Lag
 from router.methods.merged import Merged
+from router.methods.parameter_average import averaged
 from router.methods.phatgoose import Phatgoose
+from router.methods.spectr import Spectr
+from router.methods.uniform import Uniform
 
 Maker = Callable[[Asked], Plan | Sequence[Plan]]
 
+
+def _average(asked: Asked) -> Plan:
+    pool = averaged(asked.only_factors().pool)
+    return Plan(pool, SingleExpert(pool.experts[0]) if asked.pool.experts else BaseOnly())
+
+
+def _subtracted(asked: Asked) -> Plan:
+    generals = {asked.only_factors().pool.find(name.strip()) for name in asked.argument.split(",")}
+    if len(generals) == len(asked.pool.experts):
+        raise Refused(Code.EXPERTS_EXHAUSTED, "Beside the general experts there is no other.", "Name fewer of them.")
+    ordered = tuple(expert for expert in asked.pool.experts if expert in generals)
+    return Plan(asked.pool, GenKnowSub(ordered, asked.k, asked.temperature))
+
+
 # A maker gives one plan for all inputs alike, or one for each of them.
 _MAKERS: dict[str, Maker] = {
+    "arrow": lambda asked: Plan(asked.only_factors().pool, Arrow(asked.k, asked.temperature)),
     "base": lambda asked: Plan(asked.pool, BaseOnly()),
     "expert:NAME": lambda asked: Plan(asked.pool, SingleExpert(asked.pool.find(asked.argument))),
+    "genknowsub:NAME,...": _subtracted,
+    "lag": lambda asked: Plan(asked.only_factors().pool, Lag()),
     "merged": lambda asked: Plan(asked.pool, Merged()),
+    "parameter-average": _average,
     "phatgoose": lambda asked: Plan(asked.pool, Phatgoose(asked.k, asked.temperature)),
+    "spectr": lambda asked: Plan(asked.only_factors().pool, Spectr(asked.k, asked.temperature)),
+    "uniform": lambda asked: Plan(asked.pool, Uniform(len(asked.pool.experts))),
 }
 _BY_NAME = {listed.partition(":")[0]: listed for listed in METHODS}
 

@@ -7,13 +7,29 @@ import torch
 from torch import Tensor
 
 from router import gpu
+from router.dispatch import Dispatch
 from router.gate import Choice, standardise
 from router.group import ModuleExperts
+from router.layer import Plan, routing
+from router.methods.phatgoose import Phatgoose
 from router.pool import Expert, ExpertModule, ExpertPool
 from router.reference import route
+from tests.router.on_device import on_device
 from tests.router.test_layer import PATH, make_experts, make_layer
 
 WAYS = {"gathered": gpu.add_gathered, "grouped": gpu.add_grouped}
+
+
+def in_dtype(pool: ExpertPool, dtype: torch.dtype) -> ExpertPool:
+    """Grow the pool once more with factors of a dtype."""
+    grown = ExpertPool()
+    for expert in pool.experts:
+        parts = {
+            path: ExpertModule(part.a.to(dtype), part.b.to(dtype), part.scaling, part.gate)
+            for path, part in expert.modules.items()
+        }
+        grown = grown.add(Expert(expert.digest, expert.name, "", parts))
+    return grown
 
 
 @pytest.fixture(autouse=True)
@@ -54,13 +70,8 @@ def test_plain_ways_agree_with_the_reference(
 
 @pytest.mark.parametrize("way", WAYS)
 def test_half_precision_with_ranks_that_torch_would_refuse(way: str) -> None:
-    full, _ = make_experts(9, 48, 40)
-    pool, slow = ExpertPool(), []
-    for expert in full.experts:
-        part = expert.modules[PATH]
-        half = ExpertModule(part.a.bfloat16(), part.b.bfloat16(), part.scaling, part.gate)
-        pool = pool.add(Expert(expert.digest, expert.name, "", {PATH: half}))
-        slow.append(type(make_experts(1, 1, 1)[1][0])(half.a, half.b, half.scaling, half.gate))
+    pool, slow = make_experts(9, 48, 40)
+    pool = in_dtype(pool, torch.bfloat16)
     module, u = pool.modules[PATH], torch.randn(17, 48).bfloat16()
     y = torch.zeros(17, 40, dtype=torch.bfloat16)
     WAYS[way](module, u, choice_of(module, u, 2), y)
@@ -117,3 +128,42 @@ def test_without_a_compiler_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("CC", raising=False)
     find: Callable[[torch.dtype], object] = gpu._kernels.__wrapped__
     assert find(torch.float32) is None
+
+
+@pytest.mark.parametrize("tokens", [1, 7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layer_goes_the_way_of_a_gpu(tokens: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, slow = make_experts(9, 48, 40, absent=4)
+    pool = in_dtype(pool, dtype)
+    layer, u = make_layer(48, 40).to(dtype), torch.randn(1, tokens, 48).to(dtype)
+    timed = []
+
+    def time(call: Callable[[], None], u: Tensor) -> float:
+        call()
+        timed.append(u)
+        return 1.0
+
+    monkeypatch.setattr("router.dispatch._time", time)
+    monkeypatch.setattr("router.dispatch._dispatch", Dispatch())
+    monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
+    with routing(Plan(pool, Phatgoose(2))):
+        y = layer(on_device(u))
+        assert len(timed) == (6 if dtype == torch.float32 else 12)
+        assert torch.equal(layer(on_device(u)), y)
+        assert len(timed) in (6, 12)
+        with torch.no_grad():
+            near = layer(u)
+    torch.testing.assert_close(y.as_subclass(Tensor), near)
+    exact = route(u[0], layer.linear.weight, None, slow, 2).y
+    assert error(y[0].as_subclass(Tensor), exact) <= (1e-6 if dtype == torch.float32 else 2e-2)
+
+
+def test_nothing_is_timed_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, _ = make_experts(9, 48, 40)
+    module, u = pool.modules[PATH], on_device(torch.randn(3, 48))
+    monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr("router.dispatch._time", lambda call, u: pytest.fail("timed"))
+    dispatch = Dispatch()
+    dispatch.add(module, u, choice_of(module, u, 2), torch.zeros(3, 40))
+    assert not dispatch._quickest

@@ -11,6 +11,7 @@ from router.group import ModuleExperts
 from router.kernels import launch
 from router.pool import Expert, ExpertModule, ExpertPool
 from router.reference import ReferenceExpert, route
+from tests.router.test_gpu import in_dtype
 from tests.router.test_layer import PATH, make_experts
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter's inf - inf
@@ -20,18 +21,6 @@ D = 40
 def choose(module: ModuleExperts, u: Tensor, k: int) -> tuple[list[list[int]], list[list[float]]]:
     experts, weights, _ = launch.choose(module.group.view, u, k)
     return experts[module.slot].tolist(), weights[module.slot].tolist()
-
-
-def in_dtype(pool: ExpertPool, dtype: torch.dtype) -> ExpertPool:
-    """Grow the pool once more with factors of a dtype."""
-    grown = ExpertPool()
-    for expert in pool.experts:
-        parts = {
-            path: ExpertModule(part.a.to(dtype), part.b.to(dtype), part.scaling, part.gate)
-            for path, part in expert.modules.items()
-        }
-        grown = grown.add(Expert(expert.digest, expert.name, "", parts))
-    return grown
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,12 @@ from router import gpu
 from router.gate import Choice
 from router.group import ModuleExperts
 from router.kernels import launch
+from router.layer import Plan, routing
+from router.methods.phatgoose import Phatgoose
 from router.pool import Expert, ExpertModule, ExpertPool
 from router.reference import ReferenceExpert, route
+from tests.router.on_device import on_device
+from tests.router.test_gpu import in_dtype
 from tests.router.test_layer import PATH, make_experts, make_layer
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter's inf - inf
@@ -34,9 +38,7 @@ def choice_of(module: ModuleExperts, u: Tensor, k: int) -> Choice:
 @pytest.mark.parametrize(
     ("tokens", "count", "k", "d", "o"), [(1, 1, 2, 48, 40), (2, 17, 2, 33, 150), (9, 5, 3, 48, 40), (17, 3, 1, 33, 20)]
 )
-def test_outputs_agree_with_the_reference(  # noqa: PLR0917 - a case
-    way: str, tokens: int, count: int, k: int, d: int, o: int
-) -> None:
+def test_outputs_agree_with_the_reference(way: str, tokens: int, count: int, k: int, d: int, o: int) -> None:
     pool, slow = make_experts(count, d, o, absent=4 if count > 3 else 0, seed=count)
     module, layer = pool.modules[PATH], make_layer(d, o)
     u = torch.randn(tokens, d, generator=torch.Generator().manual_seed(tokens)) + 0.5
@@ -61,13 +63,8 @@ def test_several_tiles_and_several_blocks_of_tokens() -> None:
 def test_half_precision_is_summed_in_float32(way: str, dtype: torch.dtype) -> None:
     d, o, tokens = 48, 40, 17
     generator = torch.Generator().manual_seed(0)
-    full, _ = make_experts(9, d, o)
-    pool, slow = ExpertPool(), []
-    for expert in full.experts:
-        part = expert.modules[PATH]
-        half = ExpertModule(part.a.to(dtype), part.b.to(dtype), part.scaling, part.gate)
-        pool = pool.add(Expert(expert.digest, expert.name, "", {PATH: half}))
-        slow.append(ReferenceExpert(half.a, half.b, half.scaling, half.gate))
+    pool, slow = make_experts(9, d, o)
+    pool = in_dtype(pool, dtype)
     u = (torch.randn(tokens, d, generator=generator) + 0.5).to(dtype)
     y = torch.zeros(tokens, o, dtype=dtype)
     module = pool.modules[PATH]
@@ -116,6 +113,16 @@ def test_the_same_work_gives_the_same_bits(way: str) -> None:
         WAYS[way](group, u, choice, y)
         found.append(y)
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("tokens", [1, 17])
+def test_a_layer_goes_the_way_of_a_gpu(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, _ = make_experts(5, 48, 40)
+    layer, u = make_layer(48, 40), torch.randn(1, tokens, 48)
+    monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: True)
+    with routing(Plan(pool, Phatgoose(2, temperature=2.0))):
+        y, near = layer(on_device(u)).as_subclass(Tensor), layer(u)
+    torch.testing.assert_close(y, near)
 
 
 class NothingIsAsked(TorchDispatchMode):  # type: ignore[no-untyped-call]
