@@ -152,9 +152,6 @@ def test_a_layer_goes_the_way_of_a_gpu(tokens: int, dtype: torch.dtype, monkeypa
         assert len(timed) == (6 if dtype == torch.float32 else 12)
         assert torch.equal(layer(on_device(u)), y)
         assert len(timed) in (6, 12)
-        with torch.no_grad():
-            near = layer(u)
-    torch.testing.assert_close(y.as_subclass(Tensor), near)
     exact = route(u[0], layer.linear.weight, None, slow, 2).y
     assert error(y[0].as_subclass(Tensor), exact) <= (1e-6 if dtype == torch.float32 else 2e-2)
 
