@@ -236,6 +236,24 @@ def test_a_vector_that_is_not_finite(
     assert tensor in refused.message
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("dora", "lora_magnitude_vector"), ("ia3", "ia3_l"), ("bottleneck", "adapter_down.weight")],
+)
+def test_a_tensor_of_a_kind_in_another_shape(
+    tmp_path: Path, pool: Pool, identity: Identity, pool_file: Path, kind: Kind, name: str
+) -> None:
+    def flip(tensors: dict[str, torch.Tensor]) -> None:
+        key = f"base_model.model.block.0.q.{name}"
+        tensors[key] = tensors[key].T.contiguous() if tensors[key].dim() == 2 else tensors[key].unsqueeze(1)
+
+    bundle = factories.make_bundle(tmp_path / kind, pool, identity, kind=kind)
+    edit(bundle, identity, ADAPTER_WEIGHTS, flip)
+    refused = refusal(bundle, pool_file)
+    assert refused.code is Code.TENSOR_SHAPE
+    assert name in refused.message
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_decoded(tmp_path: Path, dtype: torch.dtype) -> None:
     code = {torch.bfloat16: "BF16", torch.float16: "F16"}[dtype]
