@@ -98,7 +98,7 @@ def load_expert(
         tensors = {name: finite(key, adapter[key], like.dtype) for name, key in keys.items()}
         # In float64, once: a gate of large mean would lose digits in float32.
         gate = standardise(vector(f"{path}.gate")).float()
-        modules[path] = make_part(module, tensors, linears[path], gate.to(like.device), like)
+        modules[path] = make_part(path, module, tensors, linears[path], gate.to(like.device), like)
         if bundle.spec.statistics.means:
             means[path] = vector(f"{path}.mean").float().to(like.device)
     told = bundle.spec.statistics.centroid

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from router import gpu
 from router.gate import EPS, Choice, CommonChoice, standardise
 from router.group import ModuleExperts, RouteGroup
 
@@ -37,6 +38,8 @@ def select(group: RouteGroup, u: Tensor, k: int, temperature: float = 1.0) -> Se
         One choice a slot; None where no expert touches the module.
     """
     d = u.shape[-1]
+    if u.is_cuda:
+        return list(gpu.select(group, u.reshape(-1, d), k, temperature))
     if u.numel() == d:
         found = _select_one(
             group, u.reshape(d) if u.dtype == torch.float32 else u.reshape(d).float(), d, k, temperature
@@ -157,6 +160,8 @@ def best(module: ModuleExperts, scores: Tensor, k: int, temperature: float) -> C
 
 def _best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return rows and scores [t, k] of the best, the lowest row first among equals."""
+    if scores.is_cuda:
+        return gpu.best(scores, k)
     found, rows = scores.topk(min(k + 1, scores.shape[1]), dim=1)
     if bool((found[:, 1:] == found[:, :-1]).any()):
         # topk leaves the order of equal scores open, a stable sort does not.

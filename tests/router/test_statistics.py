@@ -15,20 +15,22 @@ from protocol.errors import Code, Refused
 from protocol.release import Pool
 from protocol.signing import Identity
 from protocol.spec import Centroid, Routing, Statistics
+from router import gpu
 from router.attach import linear_modules
 from router.base import Base, fingerprint, load_base
 from router.embedding import Embedder
 from router.follow import Follower
-from router.gate import standardise
+from router.gate import Choice, standardise
 from router.generation import Generation
 from router.layer import Plan, routing
 from router.means import mean_inputs
-from router.methods.average_activation import AverageActivation
+from router.methods.average_activation import AverageActivation, mean
 from router.model import RoutedModel
 from router.pool import Expert, ExpertPool
 from router.pull import Mirror, pull
 from router.reference import route
 from router.request import RoutingChoice
+from router.select import select
 from router.text import IGNORED
 from tests import factories
 from tests.router.catalog import Catalog, serving
@@ -76,6 +78,22 @@ def test_means_take_the_place_of_gates(tokens: int, count: int, k: int) -> None:
         y = layer(u)[0]
     answer = route(u[0], layer.linear.weight, None, expected, k)
     assert (y.double() - answer.y).abs().max() <= 1e-6 * answer.y.abs().max()
+
+
+def test_the_kernels_of_a_gpu_never_take_gates_for_means() -> None:
+    plain, _ = make_experts(9, 32, 24)
+    pool = ExpertPool()
+    for expert in plain.experts:
+        means = {path: torch.randn(32) for path in expert.modules}
+        pool = pool.add(Expert(expert.digest, expert.name, "", expert.modules, means=means))
+    group, u = pool.modules[PATH].group, torch.randn(5, 32)
+    (on_device,), (here,) = gpu.select(group.by(mean), u, 2), select(group.by(mean), u, 2)
+    assert on_device is not None
+    assert isinstance(here, Choice)
+    assert torch.equal(on_device.experts, here.experts)
+    (by_gates,) = select(group, u, 2)
+    assert isinstance(by_gates, Choice)
+    assert not torch.equal(here.experts, by_gates.experts)
 
 
 def test_who_tells_no_means_is_named(base: Path, pool: Pool, identity: Identity, tmp_path: Path) -> None:
