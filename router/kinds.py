@@ -65,7 +65,7 @@ def _dora(
     if not (g.isfinite().all() and folded.isfinite().all()):
         raise Refused(
             Code.NOT_FINITE,
-            f"At {path} a DoRA expert's magnitudes have no direction: a row of W + s B A has length zero or nearly so.",
+            f"At {path} a DoRA expert's magnitudes have no direction: a row of W + s B A has a length near zero.",
             "Train it again, or leave that module out.",
         )
     e = g - 1
