@@ -34,8 +34,8 @@ def make_part(
         like: [0], of the device and dtype that the model computes in.
 
     Raises:
-        Refused: `NOT_FINITE` for DoRA over a row of length zero or next to it, `KIND_UNSUPPORTED` for DoRA over weights that
-            cannot be read.
+        Refused: `NOT_FINITE` for DoRA over a row of a length near zero, `KIND_UNSUPPORTED` for DoRA over weights
+            that cannot be read.
     """
     match module:
         case DoraModule():
