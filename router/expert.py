@@ -13,16 +13,13 @@ from torch.nn import functional
 
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle
 from protocol.errors import Code, Refused
-from protocol.fit import check_tensors
+from protocol.fit import check_tensors, is_constant
 from protocol.spec import BaseModelRef
 from protocol.tensors import ADAPTER_PREFIX, CENTROID
 from router.attach import Linear, computing_like
 from router.gate import standardise
 from router.kinds import make_part
 from router.part import ExpertModule
-
-_LEAST_STD, _LEAST_STD_OF_MEAN = 1e-8, 1e-6
-"""As at admission: a vector that varies less is constant but for rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,23 +81,16 @@ def load_expert(
             raise Refused(Code.NOT_FINITE, f"{name} of bundle {bundle.digest[:16]} is not finite in {dtype}.")
         return tensor
 
-    def vector(name: str) -> Tensor:
-        """Read a gate or a mean, [d] float64; refused where standardising it would leave nothing but noise."""
-        found = finite(name, gates[name], torch.float32).double()
-        if found.std(correction=0) <= _LEAST_STD + _LEAST_STD_OF_MEAN * found.mean().abs():
-            raise Refused(Code.CONSTANT_GATE, f"{name} of bundle {bundle.digest[:16]} is constant, so it cannot route.")
-        return found
-
     modules, means = {}, {}
     for path, module in bundle.spec.modules.items():
         like = computing_like(linears[path], dtype)
         keys = {name: f"{ADAPTER_PREFIX}{path}.{name}" for name in module.tensors}
         tensors = {name: finite(key, adapter[key], like.dtype) for name, key in keys.items()}
         # In float64, once: a gate of large mean would lose digits in float32.
-        gate = standardise(vector(f"{path}.gate")).float()
+        gate = standardise(_varied(f"{path}.gate", gates[f"{path}.gate"], bundle)).float()
         modules[path] = make_part(path, module, tensors, linears[path], gate.to(like.device), like)
         if bundle.spec.statistics.means:
-            means[path] = vector(f"{path}.mean").float().to(like.device)
+            means[path] = _varied(f"{path}.mean", gates[f"{path}.mean"], bundle).float().to(like.device)
     told = bundle.spec.statistics.centroid
     centroid = None if told is None else functional.normalize(finite(CENTROID, gates[CENTROID], torch.float32), dim=0)
     return Expert(
@@ -113,3 +103,15 @@ def load_expert(
         centroid,
         told.embedding if told else None,
     )
+
+
+def _varied(name: str, tensor: Tensor, bundle: Bundle) -> Tensor:
+    """Widen a gate or a mean, [d], to float64; refused where standardising it would leave nothing but noise."""
+    vector = tensor.double()
+    if not vector.isfinite().all():
+        raise Refused(Code.NOT_FINITE, f"{name} of bundle {bundle.digest[:16]} is not finite.")
+    if is_constant(vector.mean().item(), vector.std(correction=0).item()):
+        raise Refused(
+            Code.CONSTANT_GATE, f"{name} of bundle {bundle.digest[:16]} is constant, so it cannot route.", "Train it."
+        )
+    return vector
