@@ -188,6 +188,8 @@ def test_every_kind_passes(tmp_path: Path, pool: Pool, identity: Identity, pool_
         ("rslora", {"use_rslora": False}, "use_rslora: expected True"),
         ("lora", {"lora_bias": True}, "lora_bias: expected nothing, since an expert's factors carry no biases"),
         ("lora", {"bias": "lora_only"}, "bias: expected 'none', since"),
+        ("lora", {"init_lora_weights": "pissa"}, "init_lora_weights: expected a start that leaves the base's weights"),
+        ("dora", {"init_lora_weights": ["olora"]}, "init_lora_weights: expected a start"),
         ("lora", {"modules_to_save": ["head"]}, "modules_to_save: expected nothing, since"),
         ("ia3", {"modules_to_save": ["head"]}, "modules_to_save: expected nothing, since"),
         ("ia3", {"peft_type": "LORA"}, "peft_type: expected 'IA3'"),

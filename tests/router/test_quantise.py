@@ -74,7 +74,7 @@ def test_a_weight_reads_as_what_the_module_computes_with(base: Path, bits: Bits)
     for path, shape in list(linear_modules(model).items())[:3]:
         linear = model.get_submodule(path)
         assert linear.weight.dtype in (torch.uint8, torch.int8)
-        weight, u = weight_of(linear), torch.randn(5, shape.d_in)
+        weight, u = weight_of(linear, path), torch.randn(5, shape.d_in)
         assert weight.shape == (shape.d_out, shape.d_in)
         bias = 0 if linear.bias is None else linear.bias
         with torch.inference_mode():
