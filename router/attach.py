@@ -127,7 +127,8 @@ def weight_of(linear: Linear, path: str) -> Tensor:
     if weight.is_meta or not weight.is_floating_point() or weight.shape != (widths.d_out, widths.d_in):
         raise Refused(
             Code.KIND_UNSUPPORTED,
-            f"A DoRA expert needs the base's weights at {path}; found {weight.dtype} {list(weight.shape)} on {weight.device}.",
+            f"A DoRA expert needs the base's weights at {path}; found {list(weight.shape)} of {weight.dtype} on "
+            f"{weight.device}.",
             "Load the base without offloading, and quantised with bitsandbytes or not at all.",
         )
     return weight.float()

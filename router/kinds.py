@@ -34,8 +34,8 @@ def make_part(
         like: [0], of the device and dtype that the model computes in.
 
     Raises:
-        Refused: `NOT_FINITE` for DoRA over a row of length zero or next to it, `KIND_UNSUPPORTED` for DoRA over weights that
-            cannot be read.
+        Refused: `NOT_FINITE` for DoRA over a row of a length near zero, `KIND_UNSUPPORTED` for DoRA over weights
+            that cannot be read.
     """
     match module:
         case DoraModule():
@@ -65,7 +65,7 @@ def _dora(
     if not (g.isfinite().all() and folded.isfinite().all()):
         raise Refused(
             Code.NOT_FINITE,
-            f"At {path} a DoRA expert's magnitudes have no direction: a row of W + s B A has length zero or nearly so.",
+            f"At {path} a DoRA expert's magnitudes have no direction: a row of W + s B A has a length near zero.",
             "Train it again, or leave that module out.",
         )
     e = g - 1

@@ -23,7 +23,7 @@ _LORA_KEYS = {
 }  # fmt: skip
 # Others, such as PiSSA and OLoRA, change the base's weights, and PEFT changes them again whenever it loads the adapter.
 _HARMLESS_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
-_OFF = (None, False, 0, "", [], {})
+_OFF: tuple[object, ...] = (None, False, 0, "", [], {})
 _WHY = {
     "bias": "an expert adds to linear modules and leaves the base's own biases alone",
     "lora_bias": "an expert's factors carry no biases",
