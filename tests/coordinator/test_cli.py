@@ -105,7 +105,7 @@ def test_help_imports_nothing_heavy() -> None:
 def test_init_makes_a_workspace_of_a_real_base(program: Program, tmp_path: Path, t5_base: Path) -> None:
     workspace = Workspace(tmp_path / "pool")
     recipe, probe = tmp_path / "recipe.toml", tmp_path / "probe.txt"
-    recipe.write_text("rank = 3\ngate_steps = 7\nactivation = \"gelu\"\n")
+    recipe.write_text('rank = 3\ngate_steps = 7\nactivation = "gelu"\n')
     probe.write_text("reverse : a b\n\n copy : c \n")
     arguments = ["init", "--name", "birds", "--base", str(t5_base), "--recipe", str(recipe), "--rank", "5"]
     arguments += ["--kind", "bottleneck"]
