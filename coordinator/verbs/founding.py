@@ -34,6 +34,13 @@ class Admission(StrEnum):
     REVIEWED = "reviewed"
 
 
+class When(StrEnum):
+    """When an accepted expert is released."""
+
+    AT_ONCE = "at-once"
+    EVALUATED = "evaluated"
+
+
 def init(  # noqa: PLR0913 - one parameter an option
     *,
     name: Annotated[str, typer.Option(help="The pool's name: a to z, digits, dots, dashes, underscores.")],
@@ -54,6 +61,9 @@ def init(  # noqa: PLR0913 - one parameter an option
     max_rank: Annotated[int | None, _policy("Largest rank that is taken.")] = None,
     max_bundle_bytes: Annotated[int | None, _policy("Largest bundle that is taken, in bytes.")] = None,
     max_experts: Annotated[int | None, _policy("Experts that one contributor may hold.")] = None,
+    promotion: Annotated[
+        When, _policy("When an accepted expert is released: at once, or once contributors' data speak for it.")
+    ] = When.AT_ONCE,
     k: Annotated[int | None, _policy("Experts that answer a token, at every module.")] = None,
     release_days: Annotated[int | None, _policy("Days until a release expires; it is renewed before.")] = None,
     listen: Annotated[str | None, typer.Option(help="Address of `serve`, host:port; default: loopback only.")] = None,
@@ -81,7 +91,7 @@ def init(  # noqa: PLR0913 - one parameter an option
     policy = {
         "enrolment": enrolment.value, "admission": admission.value, "max_rank": max_rank,
         "max_bundle_bytes": max_bundle_bytes, "max_experts_per_contributor": max_experts,
-        "release_days": release_days,
+        "release_days": release_days, "promotion": {"when": promotion.value},
     }  # fmt: skip
     fields = (_read_toml(recipe) if recipe else {}) | _given(flags)
     settings = {"listen": check_address(listen)} if listen else {}
