@@ -31,8 +31,10 @@ ProgressFlag = Annotated[Style, typer.Option(help="How to show progress on stder
 
 # Named here, too, so that --help needs no pydantic; a test holds the names against the Recipe.
 RECIPE_FLAGS: dict[str, tuple[type, str]] = {
-    "rank": (int, "Rank r of every LoRA module."),
-    "alpha": (float, "LoRA alpha; the expert is scaled by alpha / rank."),
+    "kind": (str, "What the expert is: lora, rslora, dora, ia3 or bottleneck."),
+    "rank": (int, "Rank r of every module; (IA)3 has none."),
+    "alpha": (float, "The expert is scaled by alpha / rank, for rslora by alpha / sqrt(rank)."),
+    "activation": (str, "What stands inside a bottleneck adapter: relu or gelu."),
     "learning_rate": (float, "Peak learning rate of AdamW."),
     "warmup_ratio": (float, "Share of the steps over which the learning rate rises, 0 to 1."),
     "weight_decay": (float, "Weight decay of AdamW."),

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from client import phase
 from client.progress import Report
-from protocol.spec import LoraModule, Recipe
+from protocol.kinds import Module
+from protocol.spec import Recipe
 from router.base import Base
-from router.gate import attach_gates, detach_gates
+from router.gated import attach_gates, detach_gates
 
 if TYPE_CHECKING:
     from client.data import Examples
@@ -26,7 +27,7 @@ def train(
     work: phase.Phase,
     base: Base,
     adapter: Path,
-    modules: Mapping[str, LoraModule],
+    modules: Mapping[str, Module],
     examples: "Examples",
     recipe: Recipe,
     report: Report,

@@ -12,6 +12,7 @@ from protocol import bundle
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, GATES, Bundle
 from protocol.errors import Code, Refused
 from protocol.fit import check_tensors
+from protocol.kinds import Kind
 from protocol.release import Pool, timestamp
 from protocol.signing import Identity
 from protocol.spec import ExpertSpec
@@ -23,19 +24,30 @@ _CARD = """\
 
 # {{ name }}
 
-A LoRA expert with PHATGOOSE gates, trained for the Greylag pool **{{ pool }}**. The data it was
+{{ what }} with PHATGOOSE gates, trained for the Greylag pool **{{ pool }}**. The data it was
 trained on stayed with its contributor.
 
 | | |
 |---|---|
 | base model | {{ base }} |
-| modules | {{ modules }}, rank {{ recipe.rank }}, alpha {{ recipe.alpha }} |
+| modules | {{ modules }}{{ size }} |
 | expert | {{ recipe.expert_steps }} steps of {{ recipe.batch_size }}, learning rate {{ recipe.learning_rate }} |
 | gates | {{ recipe.gate_steps }} steps, one vector a module |
 | examples | {{ rows }} |
 
-The adapter loads in plain PEFT: `PeftModel.from_pretrained(base_model, folder)`.
+{{ use }}
 """
+
+
+_PEFT = "The adapter loads in plain PEFT: `PeftModel.from_pretrained(base_model, folder)`."
+_OWN = "PEFT has no bottleneck adapters, so plain PEFT does not load this one; Greylag does."
+_WHAT: dict[Kind, str] = {
+    "lora": "A LoRA expert",
+    "rslora": "A rank-stabilised LoRA expert",
+    "dora": "A DoRA expert",
+    "ia3": "An (IA)3 expert",
+    "bottleneck": "A bottleneck adapter",
+}
 
 
 def pack_run(
@@ -96,16 +108,23 @@ def pack_run(
 def render_card(record: RunRecord, pool: Pool, license_id: str) -> str:
     """Write the model card from facts alone."""
     data = ModelCardData(
-        base_model=pool.spec.base.name, library_name="peft", license=license_id, tags=["lora", "greylag", "phatgoose"]
+        base_model=pool.spec.base.name,
+        library_name="peft",
+        license=license_id,
+        tags=[record.recipe.kind, "greylag", "phatgoose"],
     )
+    recipe = record.recipe
     card = ModelCard.from_template(
         data,
         template_str=_CARD,
         name=record.name,
         pool=pool.spec.name,
         base=pool.spec.base.name,
+        what=_WHAT[recipe.kind],
         modules=len(record.modules),
-        recipe=record.recipe,
+        size="" if recipe.kind == "ia3" else f", rank {recipe.rank}, alpha {recipe.alpha}",
+        recipe=recipe,
+        use=_OWN if recipe.kind == "bottleneck" else _PEFT,
         rows=record.rows,
     )
     return str(card)

@@ -12,7 +12,7 @@ from client import identity as keys
 from client import outbox, pack
 from client.plan import Columns, Plan
 from client.progress import Report
-from client.runs import ADAPTER, lora_modules, read_record
+from client.runs import ADAPTER, plan_modules, read_record
 from client.settings import ClientSettings
 from client.workspace import Workspace
 from protocol.bundle import ADAPTER_WEIGHTS, ENVELOPE, GATES, Bundle, open_bundle, sha256_of
@@ -55,7 +55,7 @@ def produce(workspace: Workspace, settings: ClientSettings, order: Order, report
         raise Refused(Code.DATA_UNREADABLE, f"There is no data file {order.data}.", "Check the path.")
     pool = workspace.pool(settings.pool_key)
     recipe = override(pool.spec.recipe, order.overrides or {})
-    lora_modules(pool.spec, recipe)
+    plan_modules(pool.spec, recipe)
     name = _expert_name(order.name or settings.name)
     if order.micro_batch is not None and recipe.batch_size % order.micro_batch:
         raise Refused(

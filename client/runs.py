@@ -1,5 +1,6 @@
 """A finished training run on disk: what packing needs to know, and nothing about the data."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -8,7 +9,8 @@ from pydantic import Field
 from protocol import statement, strict_json
 from protocol.bundle import GATES
 from protocol.errors import Code, Refused
-from protocol.spec import LoraModule, Name, PoolSpec, Recipe, Sha256
+from protocol.kinds import BottleneckModule, DoraModule, Ia3Module, LoraModule, Module, RsLoraModule, Shape
+from protocol.spec import Name, PoolSpec, Recipe, Sha256
 from protocol.statement import Strict
 
 ADAPTER = "adapter"
@@ -22,7 +24,7 @@ class RunRecord(Strict):
     name: Name
     pool: Sha256
     recipe: Recipe
-    modules: dict[str, LoraModule]
+    modules: dict[str, Module]
     rows: Annotated[str, Field(max_length=40)]
     """How many examples, as a power of ten: an exact count says more about the data than it should."""
 
@@ -35,25 +37,51 @@ def coarse(rows: int) -> str:
     return f"{low:,} to {10 * low:,}"
 
 
-def lora_modules(pool: PoolSpec, recipe: Recipe) -> dict[str, LoraModule]:
-    """Lay one LoRA module of the recipe's rank over every module of the pool.
+def plan_modules(pool: PoolSpec, recipe: Recipe) -> dict[str, Module]:
+    """Lay one module of the recipe's kind over every module of the pool.
 
     Raises:
         Refused: `RANK_OUT_OF_BOUNDS`.
     """
     narrowest = min(min(shape.d_in, shape.d_out) for shape in pool.modules.values())
     limit = min(pool.policy.max_rank, narrowest)
-    if recipe.rank > limit:
+    if recipe.kind != "ia3" and recipe.rank > limit:
         raise Refused(
             Code.RANK_OUT_OF_BOUNDS,
             f"Rank {recipe.rank} is too large; the pool takes at most {pool.policy.max_rank} and the base's narrowest "
             f"module is {narrowest} wide.",
             f"Give --rank {limit} or less.",
         )
-    return {
-        path: LoraModule(d_in=shape.d_in, d_out=shape.d_out, rank=recipe.rank, alpha=recipe.alpha)
-        for path, shape in sorted(pool.modules.items())
-    }
+    return lay_modules(pool.modules, recipe)
+
+
+def lay_modules(shapes: Mapping[str, Shape], recipe: Recipe) -> dict[str, Module]:
+    """Lay one module of a recipe's kind over every linear module.
+
+    (IA)3 scales outputs, but for the modules that read the widest input, the second half of a feed-forward
+    block: there it scales the input, as its paper does.
+
+    Args:
+        shapes: Linear modules by path.
+        recipe: Kind, rank and alpha.
+    """
+    widest = max(shape.d_in for shape in shapes.values())
+    return {path: _lay(shape.d_in, shape.d_out, recipe, widest) for path, shape in sorted(shapes.items())}
+
+
+def _lay(d_in: int, d_out: int, recipe: Recipe, widest: int) -> Module:
+    rank, alpha = recipe.rank, recipe.alpha
+    match recipe.kind:
+        case "lora":
+            return LoraModule(d_in=d_in, d_out=d_out, rank=rank, alpha=alpha)
+        case "rslora":
+            return RsLoraModule(d_in=d_in, d_out=d_out, rank=rank, alpha=alpha)
+        case "dora":
+            return DoraModule(d_in=d_in, d_out=d_out, rank=rank, alpha=alpha)
+        case "ia3":
+            return Ia3Module(d_in=d_in, d_out=d_out, side="input" if d_out < d_in == widest else "output")
+        case "bottleneck":
+            return BottleneckModule(d_in=d_in, d_out=d_out, rank=rank, alpha=alpha, activation=recipe.activation)
 
 
 def read_record(folder: Path) -> RunRecord | None:

@@ -4,31 +4,26 @@ Each part (expert, gates, record) is written beside its place and renamed whole,
 stopped anywhere continues with the first part that is not there.
 """
 
-import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import set_seed
 
-from client import gates, phase
+from client import gates, phase, tuner
 from client.data import Examples, read_examples
 from client.plan import Plan
 from client.progress import Report
-from client.runs import ADAPTER, RECORD, RunRecord, coarse, dump_record, lora_modules
+from client.runs import ADAPTER, RECORD, RunRecord, coarse, dump_record, plan_modules
 from client.workspace import write_whole
-from protocol import strict_json
-from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, GATES
+from protocol.bundle import GATES
 from protocol.errors import Code, Refused
-from protocol.spec import LoraModule
+from protocol.kinds import Module
 from router.base import Base, load_base
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-_TASKS = {"encoder-decoder": TaskType.SEQ_2_SEQ_LM, "decoder-only": TaskType.CAUSAL_LM}
 
 
 def train(plan: Plan, folder: Path, report: Report) -> None:
@@ -42,7 +37,7 @@ def train(plan: Plan, folder: Path, report: Report) -> None:
     Raises:
         Refused: A code of the data, `RANK_OUT_OF_BOUNDS`, `BASE_UNREADABLE`, `MODULE_UNKNOWN` or `NOT_FINITE`.
     """
-    modules = lora_modules(plan.pool.spec, plan.recipe)
+    modules = plan_modules(plan.pool.spec, plan.recipe)
     if plan.device == "cuda" and not torch.cuda.is_available():
         raise Refused(Code.SETTINGS_INVALID, "There is no CUDA device here.", "Leave out --device cuda.")
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,43 +64,19 @@ def train(plan: Plan, folder: Path, report: Report) -> None:
 
 
 def _train_expert(
-    plan: Plan, base: Base, examples: Examples, modules: "Mapping[str, LoraModule]", folder: Path, report: Report
+    plan: Plan, base: Base, examples: Examples, modules: "Mapping[str, Module]", folder: Path, report: Report
 ) -> None:
-    config = LoraConfig(
-        r=plan.recipe.rank,
-        lora_alpha=plan.recipe.alpha,  # annotated int, used as a factor
-        lora_dropout=0.0,
-        bias="none",
-        target_modules=list(modules),
-        task_type=_TASKS[base.architecture],
-    )
     set_seed(plan.seed)
-    model = get_peft_model(base.model, config)
+    expert = tuner.put_on(base, plan.recipe, modules)
     work = phase.Phase("expert", folder / "expert", plan.recipe.expert_steps, plan.seed, plan.device, plan.micro_batch)
-    phase.run(work, model, base.tokenizer, examples.train, examples.held_out, plan.recipe, report)
-    _check_finite(phase.trainable(model), "expert")
-    _save_adapter(model, folder / ADAPTER, list(modules), plan.pool.spec.base.name)
-    model.unload()
-
-
-def _save_adapter(model: PeftModel, folder: Path, modules: list[str], base_name: str) -> None:
-    """Write the adapter as PEFT does, without the local path of the base."""
-    partial = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.peft_config["default"].base_model_name_or_path = base_name
-    model.save_pretrained(str(partial), save_embedding_layers=False)
-    config = partial / ADAPTER_CONFIG
-    # PEFT shortens a long list of modules to suffixes; the full names say what was trained.
-    fields = {**json.loads(config.read_bytes()), "target_modules": sorted(modules)}
-    write_whole(config, strict_json.dumps(fields))
-    for path in partial.iterdir():
-        if path.name not in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-            path.unlink()
-    partial.rename(folder)
+    phase.run(work, expert.model, base.tokenizer, examples.train, examples.held_out, plan.recipe, report)
+    _check_finite(phase.trainable(expert.model), "expert")
+    expert.save(folder / ADAPTER, plan.pool.spec.base.name)
+    expert.take_off()
 
 
 def _train_gates(
-    plan: Plan, base: Base, examples: Examples, modules: "Mapping[str, LoraModule]", folder: Path, report: Report
+    plan: Plan, base: Base, examples: Examples, modules: "Mapping[str, Module]", folder: Path, report: Report
 ) -> None:
     work = phase.Phase("gates", folder / "gates", plan.recipe.gate_steps, plan.seed, plan.device, plan.micro_batch)
     vectors = gates.train(work, base, folder / ADAPTER, modules, examples, plan.recipe, report)

@@ -15,9 +15,10 @@ from coordinator.registry import Registry
 from coordinator.settings import Workspace, read
 from protocol.campaign import APP_DIGEST
 from protocol.errors import Code, Refused, from_os_error
+from protocol.kinds import Shape
 from protocol.release import Pool, sign_pool, timestamp
 from protocol.signing import Identity
-from protocol.spec import Architecture, BaseModelRef, Policy, PoolSpec, Recipe, Routing, Shape
+from protocol.spec import Architecture, BaseModelRef, Policy, PoolSpec, Recipe, Routing
 from protocol.statement import first_fault
 
 PROBE = (

@@ -66,6 +66,7 @@ class Code(Enum):
     WRONG_POOL = Fate("FAILED_PRECONDITION", 409, EX_DATAERR, "The bundle was made for another pool.")
     BASE_MISMATCH = Fate("FAILED_PRECONDITION", 409, EX_DATAERR, "The bundle was trained on another base model.")
     MODULE_UNKNOWN = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "The expert touches a module that the base lacks.")
+    KIND_UNSUPPORTED = Fate("FAILED_PRECONDITION", 409, EX_DATAERR, "An expert of this kind cannot run here.")
     RANK_OUT_OF_BOUNDS = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "A rank is outside what the pool allows.")
     SUPERSEDES_UNKNOWN = Fate("NOT_FOUND", 404, EX_DATAERR, "The bundle to supersede is not this contributor's.")
     VERSION_REUSED = Fate("ALREADY_EXISTS", 409, EX_DATAERR, "The expert's name is in use and is not superseded.")
@@ -104,6 +105,7 @@ class Code(Enum):
     RELEASE_EXPIRED = Fate("FAILED_PRECONDITION", 410, EX_PROTOCOL, "The release has expired.")
     METHOD_UNKNOWN = Fate("INVALID_ARGUMENT", 400, EX_USAGE, "There is no such routing method.")
     EXPERT_UNKNOWN = Fate("NOT_FOUND", 404, EX_NOINPUT, "There is no such expert in the release.")
+    EXPERTS_EXHAUSTED = Fate("INVALID_ARGUMENT", 400, EX_USAGE, "A request's allow and deny lists leave no expert.")
     STATE_CHANGE = Fate("FAILED_PRECONDITION", 409, EX_USAGE, "The bundle's state does not allow that step.")
     REQUEST_INVALID = Fate("INVALID_ARGUMENT", 400, EX_USAGE, "The request cannot be answered as it is.")
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
+from protocol.kinds import Activation, Alpha, Kind, Module, Rank, Shape
 from protocol.statement import Strict
 
 POOL_TYPE = "https://greylag.org/pool/v1"
@@ -52,13 +53,6 @@ class BaseModelRef(Strict):
         return next((part for part in parts if getattr(self, part) != getattr(other, part)), None)
 
 
-class Shape(Strict):
-    """Width of a linear module."""
-
-    d_in: Annotated[int, Field(ge=1, le=1 << 20)]
-    d_out: Annotated[int, Field(ge=1, le=1 << 20)]
-
-
 class Recipe(Strict):
     """How an expert and its gates are trained; the defaults are the paper's.
 
@@ -66,8 +60,11 @@ class Recipe(Strict):
     1000 steps for the expert and 100 for the gates, LoRA scale 1 / r, which is `alpha = 1`).
     """
 
-    rank: Annotated[int, Field(ge=1, le=1024)] = 16
-    alpha: Annotated[float, Field(gt=0, le=4096)] = 1.0
+    kind: Kind = "lora"
+    rank: Rank = 16
+    alpha: Alpha = 1.0
+    activation: Activation = "relu"
+    """Of bottleneck adapters."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-3
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.06
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -102,7 +99,7 @@ class Policy(Strict):
     """`open`: any key may submit; `approved`: an operator approves each key first."""
     admission: Literal["open", "reviewed"] = "open"
     """`open`: a bundle that passes every check is accepted; `reviewed`: an operator accepts it."""
-    max_rank: Annotated[int, Field(ge=1, le=1024)] = 64
+    max_rank: Rank = 64
     max_bundle_bytes: Annotated[int, Field(ge=1)] = 1 << 30
     max_experts_per_contributor: Annotated[int, Field(ge=1)] = 8
     release_days: Annotated[int, Field(ge=1, le=3650)] = 30
@@ -136,20 +133,6 @@ class PoolSpec(Strict):
     created: Timestamp
 
 
-class LoraModule(Strict):
-    """One LoRA module: `W u + (alpha / rank) B A u`, A [rank, d_in], B [d_out, rank]."""
-
-    d_in: Annotated[int, Field(ge=1, le=1 << 20)]
-    d_out: Annotated[int, Field(ge=1, le=1 << 20)]
-    rank: Annotated[int, Field(ge=1, le=1024)]
-    alpha: Annotated[float, Field(gt=0, le=4096)]
-
-    @property
-    def scaling(self) -> float:
-        """The factor alpha / r, written s in the formulas."""
-        return self.alpha / self.rank
-
-
 class ExpertSpec(Strict):
     """What a bundle holds, as its contributor signs it."""
 
@@ -159,8 +142,8 @@ class ExpertSpec(Strict):
     """Digest of the pool's signed payload: a bundle is for one pool only."""
     base: BaseModelRef
     contributor: KeyHex
-    peft_type: Literal["LORA"] = "LORA"
-    modules: Annotated[dict[ModulePath, LoraModule], Field(min_length=1)]
+    modules: Annotated[dict[ModulePath, Module], Field(min_length=1)]
+    """All of one kind, since one adapter_config.json speaks for all of them."""
     dtype: Dtype
     """Dtype of the adapter's tensors; gates are always float32."""
     license: Annotated[Line, StringConstraints(min_length=1, max_length=100)]
@@ -168,6 +151,17 @@ class ExpertSpec(Strict):
     """Digest of this contributor's earlier bundle that this one replaces."""
     created: Timestamp
     tool: Annotated[Line, StringConstraints(max_length=100)]
+
+    @property
+    def kind(self) -> Kind:
+        """What the expert is."""
+        return next(iter(self.modules.values())).kind
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "ExpertSpec":
+        if len(kinds := {module.kind for module in self.modules.values()}) > 1:
+            raise ValueError(f"an expert is of one kind, not of {' and '.join(sorted(kinds))}")
+        return self
 
     @model_validator(mode="after")
     def _rank_fits(self) -> "ExpertSpec":

@@ -39,13 +39,13 @@ class TensorInfo(NamedTuple):
 
 
 def adapter_tensors(spec: ExpertSpec) -> dict[str, TensorInfo]:
-    """The exact tensors of adapter_model.safetensors, under the names that PEFT writes."""
+    """The exact tensors of adapter_model.safetensors, under the names that PEFT writes where it knows the kind."""
     code = DTYPE_CODES[spec.dtype]
-    expected = {}
-    for path, module in spec.modules.items():
-        expected[f"{ADAPTER_PREFIX}{path}.lora_A.weight"] = TensorInfo(code, (module.rank, module.d_in))
-        expected[f"{ADAPTER_PREFIX}{path}.lora_B.weight"] = TensorInfo(code, (module.d_out, module.rank))
-    return expected
+    return {
+        f"{ADAPTER_PREFIX}{path}.{name}": TensorInfo(code, shape)
+        for path, module in spec.modules.items()
+        for name, shape in module.tensors.items()
+    }
 
 
 def gate_tensors(spec: ExpertSpec) -> dict[str, TensorInfo]:

@@ -26,6 +26,10 @@ class Answer:
     """What the model said to one input, and why."""
 
     text: str
+    release: int = 0
+    """The release that answered; 0 for a model that was put together by hand."""
+    method: str = ""
+    """The routing method."""
     input_tokens: tuple[str, ...] = ()
     output_tokens: tuple[str, ...] = ()
     routes: tuple[ModuleRoute, ...] = ()
@@ -34,11 +38,14 @@ class Answer:
 
 @dataclass(frozen=True, eq=False)
 class Answered:
-    """What a routed model answered to a batch of inputs, and at which release."""
+    """What a routed model answered to a batch of inputs."""
 
-    release: int
-    """0 for a model that was put together by hand."""
-    method: str
     experts: tuple[str, ...]
-    """Names in pool order; routes count into it."""
+    """Names, in pool order, of every expert that the batch's releases hold; routes count into it."""
     answers: tuple[Answer, ...]
+
+    @property
+    def routed_by(self) -> str:
+        """Releases and methods that answered, in words."""
+        pairs = dict.fromkeys((answer.release, answer.method) for answer in self.answers)
+        return "; ".join(f"release {release}, method {method}" for release, method in pairs)

@@ -1,15 +1,21 @@
 """Which modules of a transformer an expert may touch, and what takes their place."""
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
+import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from protocol.errors import Code, Refused
-from protocol.spec import Shape
+from protocol.kinds import Shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+Linear: TypeAlias = nn.Linear | Conv1D
+"""What an expert may touch. GPT-2 keeps its weights the other way round, in modules that it calls Conv1D;
+bitsandbytes' quantised modules are subclasses of torch's."""
 
 # Cross-attention's k and v read what the encoder wrote, although they stand in the decoder
 # (T5 and UL2: EncDecAttention; BART, Pegasus, Whisper and others: encoder_attn).
@@ -26,14 +32,15 @@ class WrappedLinear(nn.Module):
     T5's feed-forward looks at `wo.weight.dtype`, so the weight must be seen from outside.
     """
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: Linear) -> None:
         super().__init__()
         self.linear = linear
-        self.in_features, self.out_features = linear.in_features, linear.out_features
+        widths = shape(linear)
+        self.in_features, self.out_features = widths.d_in, widths.d_out
 
     @property
     def weight(self) -> Tensor:
-        """[o, d], the base's."""
+        """The base's: [o, d], or [d, o] for GPT-2."""
         return self.linear.weight
 
     @property
@@ -72,13 +79,57 @@ def linear_modules(model: "PreTrainedModel") -> dict[str, Shape]:
     """
     head = model.get_output_embeddings()
     return {
-        path: Shape(d_in=module.in_features, d_out=module.out_features)
+        path: shape(module)
         for path, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
+        if isinstance(module, Linear) and module is not head
     }
 
 
-def find_linear(model: nn.Module, path: str) -> nn.Linear:
+def shape(linear: Linear) -> Shape:
+    """Return the widths of a linear module."""
+    if isinstance(linear, Conv1D):
+        return Shape(d_in=linear.nx, d_out=linear.nf)
+    return Shape(d_in=linear.in_features, d_out=linear.out_features)
+
+
+def computing_like(linear: Linear, dtype: torch.dtype) -> Tensor:
+    """Return an empty tensor [0] of the device and dtype that a linear module computes with.
+
+    Args:
+        linear: The module.
+        dtype: Of the model; a quantised weight does not say.
+    """
+    weight = linear.weight
+    return torch.empty(0, device=weight.device, dtype=weight.dtype if weight.is_floating_point() else dtype)
+
+
+def weight_of(linear: Linear) -> Tensor:
+    """Read the weight of a linear module in whatever form it is kept.
+
+    Returns:
+        [o, d] float32 on the module's device; what a quantised module computes with.
+
+    Raises:
+        Refused: `KIND_UNSUPPORTED` if the weight is not on this machine or of a form that cannot be read.
+    """
+    weight, widths = linear.weight, shape(linear)
+    if not weight.is_floating_point():
+        # Imports bitsandbytes, which a base that is not quantised does without.
+        from transformers.integrations.bitsandbytes import dequantize_bnb_weight  # noqa: PLC0415
+
+        weight = dequantize_bnb_weight(weight, getattr(linear, "state", None))
+    if isinstance(linear, Conv1D):
+        weight = weight.T
+    if weight.is_meta or not weight.is_floating_point() or weight.shape != (widths.d_out, widths.d_in):
+        raise Refused(
+            Code.KIND_UNSUPPORTED,
+            f"A DoRA expert needs the base's weights; found {weight.dtype} {list(weight.shape)} on {weight.device}.",
+            "Load the base without offloading, and quantised with bitsandbytes or not at all.",
+        )
+    return weight.float()
+
+
+def find_linear(model: nn.Module, path: str) -> Linear:
     """Look a linear module up by its path.
 
     Raises:
@@ -88,7 +139,7 @@ def find_linear(model: nn.Module, path: str) -> nn.Linear:
         module = model.get_submodule(path)
     except AttributeError:
         module = None
-    if not isinstance(module, nn.Linear):
+    if not isinstance(module, Linear):
         raise Refused(
             Code.MODULE_UNKNOWN,
             f"The base model has no linear module {path}.",

@@ -123,7 +123,7 @@ def fingerprint(name_or_path: str, cache: Path | None = None) -> BaseModelRef:
         if cache is not None and (known := _read_cache(cache, stamp)):
             return known
         ref = BaseModelRef(
-            name=_display_name(name_or_path),
+            name=display_name(name_or_path),
             config=_config_digest(folder),
             weights=_weights_digest(folder),
             tokenizer=_tokenizer_digest(folder),
@@ -169,8 +169,8 @@ def _unreadable(name_or_path: str, reason: str) -> Refused:
     )
 
 
-def _display_name(name_or_path: str) -> str:
-    # A local path is private; its last part is what people call the model.
+def display_name(name_or_path: str) -> str:
+    """Return what people call a model; a local path is private, but for its last part."""
     return Path(name_or_path).resolve().name if Path(name_or_path).is_dir() else name_or_path
 
 

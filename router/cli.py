@@ -1,21 +1,33 @@
 """greylag-router: fetch releases, ask the routed model, keep one running."""
 
-import json
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from protocol.errors import Code, GreylagError, Refused, from_os_error
-from router.limits import DEFAULT_NEW_TOKENS, MAX_NEW_TOKENS
-
-if TYPE_CHECKING:
-    from router.answer import Answered
+from router import cli_model
+from router.door import (
+    BaseModel,
+    Ca,
+    Coordinator,
+    Device,
+    Json,
+    NewTokens,
+    Saved,
+    Server,
+    Texts,
+    Workspace,
+    asking,
+    choice_flags,
+    print_json,
+    read_choice,
+    read_inputs,
+    say,
+    sentences,
+    start,
+)
+from router.limits import DEFAULT_NEW_TOKENS
 
 app = typer.Typer(
     help="Fetch the releases of a pool, ask its routed model, keep one running.",
@@ -24,46 +36,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Workspace = Annotated[
-    Path, typer.Option("--workspace", "-w", envvar="GREYLAG_WORKSPACE", help="Workspace: the folder with router.toml.")
-]
-Coordinator = Annotated[str | None, typer.Option(help="The coordinator, host:port; default: that of router.toml.")]
-BaseModel = Annotated[
-    str | None,
-    typer.Option("--base", help="The pool's base model, a folder or Hugging Face id; default: that of router.toml."),
-]
-Ca = Annotated[Path | None, typer.Option(help="CA certificate of the other side, PEM; default: the system's.")]
-Device = Annotated[str | None, typer.Option(help="Torch device; default: the GPU where there is one.")]
-Server = Annotated[
-    str | None,
-    typer.Option(help="Ask the `greylag-router serve` that runs at host:port; default: load the model here."),
-]
-Method = Annotated[str | None, typer.Option(help="Routing method (see `methods`); default: the release's.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-Texts = Annotated[list[str], typer.Argument(help="Inputs; - reads one a line from stdin.")]
-NewTokens = Annotated[int, typer.Option(min=1, max=MAX_NEW_TOKENS, help="Longest answer, in tokens.")]
+for verb in (cli_model.trace, cli_model.save, cli_model.export):
+    app.command()(verb)
 
 
 def main() -> None:
     """Run the program; every refusal ends in one sentence and a documented exit status."""
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # else the library narrates handshakes on stderr
-    with _door():
+    start()
+    with sentences():
         app()
-
-
-@contextmanager
-def _door() -> Iterator[None]:
-    try:
-        try:
-            yield
-        except OSError as error:
-            raise from_os_error(error) from error
-    except GreylagError as error:
-        _say(f"error: {error.message} [{error.code.name}]")
-        if error.hint:
-            _say(f"hint: {error.hint}")
-        raise SystemExit(error.code.fate.exit) from None
 
 
 @app.command()
@@ -94,10 +75,10 @@ def pull(
     save(workspace, settings)
     release = mirror.release.spec
     if first and trusted is None:
-        _say(f"Trusting the pool's key {mirror.pool.spec.coordinator} on first use; compare it with the operator's.")
+        say(f"Trusting the pool's key {mirror.pool.spec.coordinator} on first use; compare it with the operator's.")
     if json_:
         experts = [expert.model_dump() for expert in release.experts]
-        _print_json({"schema": 1, "pool": mirror.pool.spec.name, "release": release.number, "experts": experts})
+        print_json({"schema": 1, "pool": mirror.pool.spec.name, "release": release.number, "experts": experts})
     else:
         sys.stdout.write(f"Release {release.number} of {mirror.pool.spec.name}: {len(release.experts)} experts.\n")
         for expert in release.experts:
@@ -105,13 +86,18 @@ def pull(
 
 
 @app.command()
+@choice_flags
 def ask(
-    text: Texts,
+    text: Texts = None,
     *,
+    requests: Annotated[
+        str | None,
+        typer.Option(help="JSON Lines, each an input with its routing choice; - reads stdin. Flags fill gaps."),
+    ] = None,
     workspace: Workspace = Path(),
     server: Server = None,
+    saved: Saved = None,
     base: BaseModel = None,
-    method: Method = None,
     max_new_tokens: NewTokens = DEFAULT_NEW_TOKENS,
     explain: Annotated[
         bool, typer.Option("--explain", help="Show which experts answered, by token and module.")
@@ -119,78 +105,34 @@ def ask(
     ca: Ca = None,
     device: Device = None,
     json_: Json = False,
+    **choice: Any,
 ) -> None:
     """Ask the routed model one or more inputs; the input - reads one a line from stdin.
 
-    Example: greylag-router ask --explain "Translate to French: good morning"
+    Example: greylag-router ask --explain --deny mallory/ "Translate to French: good morning"
     """
     from rich.console import Console
 
     from router import show
 
-    answered = _ask(
-        _inputs(text),
-        workspace,
-        server,
-        method=method,
+    asked = read_inputs(text, requests, read_choice(choice))
+    choices = [each.choice for each in asked]
+    releases = [each.release for each in choices]
+    model = asking(releases, workspace, server, saved, ca=ca, settings={"base": base, "device": device})
+    answered = model(
+        [each.input for each in asked],
+        choices[0] if len(set(choices)) == 1 else choices,
         max_new_tokens=max_new_tokens,
         explain=explain,
-        ca=ca,
-        settings={"base": base, "device": device},
     )
     if json_:
-        _print_json(show.as_json(answered, explain=explain))
+        print_json(show.as_json(answered, explain=explain))
         return
     for answer in answered.answers:
         # In a pipe it is data and stays as it is.
         sys.stdout.write((show.printable(answer.text) if sys.stdout.isatty() else answer.text) + "\n")
         if explain:
             show.explain(Console(stderr=True), answered, answer)
-
-
-@app.command()
-def trace(
-    text: Texts,
-    *,
-    png: Annotated[Path | None, typer.Option(help="Picture to write, PNG.")] = None,
-    html: Annotated[
-        Path | None, typer.Option(help="Page to write, HTML: point at cells and tokens to read them.")
-    ] = None,
-    workspace: Workspace = Path(),
-    server: Server = None,
-    base: BaseModel = None,
-    max_new_tokens: NewTokens = DEFAULT_NEW_TOKENS,
-    ca: Ca = None,
-    device: Device = None,
-) -> None:
-    """Draw which expert served which module, as a heat map; the input - reads one a line from stdin.
-
-    Example: greylag-router trace --png map.png "Translate to French: good morning"
-    """
-    from router.picture import save_page, save_png
-    from router.trace import Panel
-
-    if not (png or html):
-        raise Refused(Code.REQUEST_INVALID, "There is nothing to write.", "Give --png FILE, --html FILE or both.")
-    inputs = _inputs(text)
-    answered = _ask(
-        inputs,
-        workspace,
-        server,
-        method=None,
-        max_new_tokens=max_new_tokens,
-        explain=True,
-        ca=ca,
-        settings={"base": base, "device": device},
-    )
-    routes = [route for answer in answered.answers for route in answer.routes]
-    panels = [Panel(f"{len(inputs)} requests, release {answered.release}", routes)]
-    if png:
-        save_png(panels, answered.experts, png)
-        _say(f"Wrote {png}.")
-    if html:
-        save_page(panels, answered, html)
-        _say(f"Wrote {html}.")
 
 
 @app.command()
@@ -221,8 +163,8 @@ def serve(
             save(workspace, settings)
         address = f"{settings.listen.rpartition(':')[0]}:{port}"
         if json_:
-            _print_json({"schema": 1, "address": address})
-        _say(f"Answering at {address}; stop with Ctrl-C.")
+            print_json({"schema": 1, "address": address})
+        say(f"Answering at {address}; stop with Ctrl-C.")
 
     settings = load(
         workspace, coordinator=coordinator, base=base, listen=listen, follow_interval_s=follow_interval_s,
@@ -241,49 +183,10 @@ def methods(*, json_: Json = False) -> None:
     from router.methods import METHODS
 
     if json_:
-        _print_json({"schema": 1, "methods": METHODS})
+        print_json({"schema": 1, "methods": METHODS})
     else:
         for name, line in METHODS.items():
-            sys.stdout.write(f"{name:<12} {line}\n")
-
-
-def _inputs(text: list[str]) -> list[str]:
-    try:
-        # stdin is None where the shell closed it.
-        inputs = [line.rstrip("\n") for line in sys.stdin or ()] if text == ["-"] else text
-        "".join(inputs).encode()
-    except UnicodeError as error:
-        raise Refused(Code.REQUEST_INVALID, "The input is not UTF-8 text.", "Convert it to UTF-8.") from error
-    return inputs
-
-
-def _ask(
-    inputs: list[str],
-    workspace: Path,
-    server: str | None,
-    *,
-    ca: Path | None,
-    settings: dict[str, str | None],
-    **options: Any,
-) -> "Answered":
-    if server:
-        from router import query
-
-        return query.ask(server, inputs, ca=ca, **options)
-    from protocol.release import read_timestamp
-    from router.pull import FINGERPRINT, open_mirror
-    from router.settings import load
-
-    mirror = open_mirror(workspace)
-    chosen = load(workspace, **settings)
-    spec = mirror.release.spec
-    if read_timestamp(spec.expires) < datetime.now(UTC):
-        _say(f"Release {spec.number} expired at {spec.expires}; fetch the newest with: greylag-router pull")
-    # Last, since it brings torch with it: what is wrong with the workspace is said at once.
-    from router.model import RoutedModel
-
-    cache = workspace / FINGERPRINT
-    return RoutedModel.from_mirror(chosen.base, mirror, device=chosen.device, cache=cache).answer(inputs, **options)
+            sys.stdout.write(f"{name:<20} {line}\n")
 
 
 def _configure_logs() -> None:
@@ -299,13 +202,3 @@ def _configure_logs() -> None:
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-
-
-def _say(sentence: str) -> None:
-    sys.stderr.write(sentence + "\n")
-    sys.stderr.flush()
-
-
-def _print_json(document: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(document) + "\n")
-    sys.stdout.flush()

@@ -1,7 +1,7 @@
 """Ways to add the chosen experts' contributions in place; which is quickest depends on the shape of the work.
 
 Each takes the experts of a module, inputs u [t, d], choices, and outputs y [t, o] in float32 or in the dtype
-of u, and adds to y the sum over chosen z of w_z s_z B_z A_z u. Only chosen experts can reach y.
+of u, and adds to y the sum over chosen z of w_z s_z B_z f_z(A_z u). Only chosen experts can reach y.
 """
 
 from collections.abc import Callable
@@ -12,12 +12,13 @@ from torch.nn import functional
 
 from router.gate import Choice, CommonChoice
 from router.group import ModuleExperts
+from router.part import activated
 
 Path = Callable[[ModuleExperts, Tensor, Choice, Tensor], None]
 
 
 def add_one(module: ModuleExperts, u: Tensor, choice: CommonChoice, y: Tensor) -> None:
-    """Serve one token, u [d] and y [o]: matrices meet vectors and nothing is copied."""
+    """Serve one token, u [d] and y [o], where all experts are plain: matrices meet vectors, nothing is copied."""
     parts = module.parts
     for row, weight in zip(choice.experts, choice.weights, strict=True):
         part = parts[row]
@@ -29,12 +30,12 @@ def add_common(module: ModuleExperts, u: Tensor, choice: CommonChoice, y: Tensor
     """Give all tokens, u [t, d] and y [t, o], the same experts."""
     for row, weight in zip(choice.experts, choice.weights, strict=True):
         part = module.part(row)
-        _add_product(y, torch.mm(u, part.a_t), part.b_t, weight * part.scaling)
+        _add_product(y, activated(torch.mm(u, part.a_t), part.activation), part.b_t, weight * part.scaling)
 
 
 def add_one_by_one(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> None:
     """Go token by token, u [t, d] and y [t, o], as if each came alone."""
-    add = add_one if y.dtype == u.dtype else add_common
+    add = add_one if module.plain and y.dtype == u.dtype else add_common
     rows = zip(choice.experts.tolist(), choice.weights.tolist(), strict=True)
     for at, (experts, weights) in enumerate(rows):
         here = at if add is add_one else slice(at, at + 1)
@@ -57,6 +58,8 @@ def add_sorted(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> N
         if len(part.a) < module.rank:
             pieces[at] = pieces[at][:, : len(part.a)]
         torch.mm(mine, part.a_t, out=pieces[at])
+        if part.activation is not None:
+            pieces[at].copy_(activated(pieces[at], part.activation))
     hidden.mul_(_shares(module, choice, order, hidden))
     outputs = u.new_empty(len(flat), y.shape[1])
     for part, piece, out in zip(parts, pieces, torch.split(outputs, counts), strict=True):
@@ -79,6 +82,7 @@ def add_grouped(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> 
         if end > start:
             mine, offsets = slice(start, end), (ends - start).int()
             hidden = functional.grouped_mm(inputs[mine], page.a.transpose(1, 2), offs=offsets)
+            hidden = activated(hidden, page.activation)
             outputs[mine] = functional.grouped_mm(hidden.mul_(shares[mine]), page.b, offs=offsets)
         start = end
     y.index_add_(0, tokens, outputs.to(y.dtype))
@@ -98,6 +102,7 @@ def add_concatenated(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor
         full = full.to(u.dtype)
         r, d = page.a.shape[1:]
         hidden = functional.linear(u, page.a[:places].view(places * r, d)).view(-1, places, r)
+        hidden = activated(hidden, page.activation)
         # Filled, since zero times infinity is not zero.
         hidden.mul_(full.unsqueeze(2)).masked_fill_((full == 0).unsqueeze(2), 0)
         _add_product(y, hidden.view(-1, places * r), page.b[:places].view(places * r, -1), 1.0)

@@ -65,7 +65,11 @@ def offered(module: ModuleExperts, u: Tensor) -> dict[str, cpu.Path]:
         paths["one by one"] = cpu.add_one_by_one
     if module.whole and len(module) * module.rank <= _FEW_RANKS:
         paths["concatenated"] = cpu.add_concatenated
-    if u.dtype in _GROUPED_DTYPES and module.step_bytes % _ALIGNED_BYTES == 0:
+    if (
+        u.dtype in _GROUPED_DTYPES
+        and module.step_bytes % _ALIGNED_BYTES == 0
+        and (module.plain or all(page.a.shape[1] for page in module.pages))
+    ):
         paths["grouped"] = cpu.add_grouped
     return paths
 
@@ -89,14 +93,14 @@ _dispatch = Dispatch()
 
 
 def add_experts(module: ModuleExperts, u: Tensor, choice: Choice | CommonChoice, y: Tensor) -> Tensor:
-    """Add the chosen experts' contributions to the base's output.
+    """Add what the chosen experts' factors contribute to the base's output.
 
     Args:
         module: The experts at the module.
         u: [..., d].
         choice: Experts and weights.
         y: [..., o], the base's; written over. Nothing here is differentiable: gates are trained in
-            `router.gate.GatedLora`.
+            `router.gated`.
 
     Returns:
         [..., o].
@@ -104,7 +108,7 @@ def add_experts(module: ModuleExperts, u: Tensor, choice: Choice | CommonChoice,
     o = y.shape[-1]
     common = isinstance(choice, CommonChoice)
     if y.dtype == torch.float32 and not (common and len(choice.experts) > _IN_PLACE_EXPERTS):
-        if isinstance(choice, CommonChoice) and y.numel() == o:
+        if isinstance(choice, CommonChoice) and y.numel() == o and module.plain:
             cpu.add_one(module, u.reshape(-1), choice, y.view(o))
         else:
             y = y.contiguous()

@@ -1,15 +1,22 @@
 """Modules that read the same input, and the experts there: one store, many generations of views."""
 
+import threading
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from router.expert import Expert, ExpertModule
-from router.pages import Column, FactorPage, FactorPages, GatePages
+from router.expert import Expert
+from router.pages import Column, FactorPage, FactorPages, GatePages, VectorPages
+from router.part import ExpertModule, Scales
+from router.prototypes import Prototype
+
+_PROTOTYPES = 4
+"""Kinds of vectors beside the gates that are kept at once; a request may name one of its own."""
 
 
 class GroupStore:
@@ -30,11 +37,33 @@ class GroupStore:
         self.parts: tuple[list[ExpertModule | None], ...] = tuple([] for _ in paths)
         self.absent: tuple[list[int], ...] = tuple([] for _ in paths)
         """Rows without a part, by slot."""
+        self.special: tuple[list[int], ...] = tuple([] for _ in paths)
+        """Rows whose part is more than plain factors, by slot."""
         self.gates = GatePages(len(paths), len(part.gate), device)
+        self._derived: OrderedDict[Prototype, GatePages] = OrderedDict()
+        self._deriving = threading.Lock()
         self.factors: list[FactorPages | None] = [None for _ in paths]
         self.keys = tuple(Column(torch.int64, device) for _ in paths)
         self.scalings = tuple(Column(torch.float32, device) for _ in paths)
         self.masks = tuple(Column(torch.float32, device) for _ in paths)
+        self.vectors: tuple[dict[str, VectorPages], ...] = tuple({} for _ in paths)
+        """Vectors by slot and by name in `Scales`; made when the first expert has one."""
+
+    def derived(self, prototype: Prototype, rows: int) -> GatePages:
+        """Return vectors of another kind than gates, of the first rows at least.
+
+        Each expert's is worked out when it is first asked for, so a pool that grew by one costs one.
+        """
+        # Pages outlive the forward pass in which they might be made: they must not be inference tensors.
+        with self._deriving, torch.inference_mode(mode=False), torch.no_grad():
+            pages = self._derived.get(prototype) or GatePages(len(self.paths), self.gates.width, self.gates.device)
+            for expert in self.experts[pages.rows : rows]:
+                pages.append([prototype(expert, path) if path in expert.modules else None for path in self.paths])
+            self._derived[prototype] = pages
+            self._derived.move_to_end(prototype)
+            while len(self._derived) > _PROTOTYPES:
+                self._derived.popitem(last=False)
+            return pages
 
     def append(self, expert: Expert, parts: Mapping[str, ExpertModule]) -> dict[str, ExpertModule]:
         """Copy one expert's parts into the pages.
@@ -50,18 +79,30 @@ class GroupStore:
             if part is None:
                 self.absent[slot].append(row)
                 self.parts[slot].append(None)
+                self._append_scales(slot, row, None)
             else:
                 pages = self.factors[slot] or FactorPages(part.a.shape[1], len(part.b), part.a)
                 self.factors[slot] = pages
-                key, a, b = pages.append(part.a, part.b)
-                placed[path] = ExpertModule(a, b, part.scaling, gates[slot])
+                key, a, b = pages.append(part.a, part.b, part.activation)
+                scales = self._append_scales(slot, row, part.scales)
+                placed[path] = ExpertModule(a, b, part.scaling, gates[slot], part.activation, scales)
                 self.parts[slot].append(placed[path])
+                if not part.plain:
+                    self.special[slot].append(row)
             self.keys[slot].append(key)
             self.scalings[slot].append(part.scaling if part else 0.0)
             self.masks[slot].append(0.0 if part else -torch.inf)
         # Last of all, since its length says how many rows are whole.
         self.experts.append(expert)
         return placed
+
+    def _append_scales(self, slot: int, row: int, scales: Scales | None) -> Scales | None:
+        vectors = self.vectors[slot]
+        for name, vector in zip(Scales._fields, scales or (), strict=False):
+            if vector is not None and name not in vectors:
+                vectors[name] = VectorPages(len(vector), row, vector.device)
+        placed = {name: pages.append(getattr(scales, name, None)) for name, pages in vectors.items()}
+        return None if scales is None else Scales(**placed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +116,8 @@ class RouteGroup:
     """Rows below that to pass over: removed, or appended by another branch of the pool's history."""
     counts: tuple[int, ...]
     """Experts at each slot."""
+    prototype: Prototype | None = None
+    """What stands for an expert; None for its gate."""
 
     @classmethod
     def empty(cls, store: GroupStore) -> "RouteGroup":
@@ -88,13 +131,18 @@ class RouteGroup:
         counts = tuple(n + (parts[row] is not None) for n, parts in zip(self.counts, self.store.parts, strict=True))
         return RouteGroup(self.store, row + 1, self.hidden + others, counts)
 
-    def without(self, digest: str) -> "RouteGroup":
-        """See one expert no more."""
-        row = next((row for row in self.rows if self.store.experts[row].digest == digest), None)
-        if row is None:
+    def without(self, digests: Collection[str]) -> "RouteGroup":
+        """See some experts no more."""
+        gone = [row for row in self.rows if self.store.experts[row].digest in digests]
+        if not gone:
             return self
-        counts = tuple(n - (parts[row] is not None) for n, parts in zip(self.counts, self.store.parts, strict=True))
-        return RouteGroup(self.store, self.length, (*self.hidden, row), counts)
+        left = zip(self.counts, self.store.parts, strict=True)
+        counts = tuple(n - sum(parts[row] is not None for row in gone) for n, parts in left)
+        return replace(self, hidden=(*self.hidden, *gone), counts=counts)
+
+    def by(self, prototype: Prototype) -> "RouteGroup":
+        """See the same experts, by other vectors than their gates."""
+        return replace(self, prototype=prototype)
 
     @property
     def rows(self) -> list[int]:
@@ -115,7 +163,8 @@ class RouteGroup:
     @cached_property
     def blocks(self) -> tuple[Tensor, ...]:
         """Gates [n, d] as `router.pages.GatePages.blocks` gives them."""
-        return self.store.gates.blocks(self.length)
+        store, prototype = self.store, self.prototype
+        return (store.gates if prototype is None else store.derived(prototype, self.length)).blocks(self.length)
 
     @cached_property
     def hidden_index(self) -> Tensor | None:
@@ -151,6 +200,17 @@ class ModuleExperts:
     @cached_property
     def _rows_by_digest(self) -> dict[str, int]:
         return {self.expert(row).digest: row for row in self.rows}
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether every expert is plain factors, s B A u, and nothing else."""
+        special = self.group.store.special[self.slot]
+        return not special or special[0] >= self.group.length
+
+    def vectors(self, name: str) -> VectorPages | None:
+        """Return the pages of one field of `Scales`; None where no expert has it."""
+        pages = self.group.store.vectors[self.slot].get(name)
+        return pages if pages is not None and pages.since < self.group.length else None
 
     @property
     def whole(self) -> bool:
@@ -210,9 +270,9 @@ class ModuleExperts:
 
     @cached_property
     def filled(self) -> tuple[tuple[FactorPage, int], ...]:
-        """Factor pages with the number of places in them that this generation knows."""
-        keys = self.keys.tolist()
-        held = [(page, sum(page.first <= key < page.first + len(page.a) for key in keys)) for page in self.pages]
+        """Factor pages with the number of places in them that this generation knows; not those of rank 0."""
+        keys, pages = self.keys.tolist(), [page for page in self.pages if page.a.shape[1]]
+        held = [(page, sum(page.first <= key < page.first + len(page.a) for key in keys)) for page in pages]
         return tuple((page, places) for page, places in held if places)
 
     @property

@@ -1,6 +1,6 @@
 """The routed layer: a linear module, and beside it as many experts as the pool holds."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -9,10 +9,13 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from router.attach import WrappedLinear
+from protocol.errors import Code, Refused
+from protocol.kinds import Shape
+from router.attach import Linear, WrappedLinear
 from router.dispatch import add_experts
 from router.gate import Choice, CommonChoice
 from router.pool import ExpertPool, ModuleExperts
+from router.scale import add_scaled
 
 
 class Method(Protocol):
@@ -33,8 +36,8 @@ class Method(Protocol):
 class Recorder(Protocol):
     """Looks on while a model routes."""
 
-    def record(self, path: str, module: ModuleExperts, choice: Choice | CommonChoice, shape: torch.Size) -> None:
-        """Take note of one module's choice for an activation of shape [..., d]."""
+    def record(self, path: str, module: ModuleExperts, choice: Choice | CommonChoice, u: Tensor) -> None:
+        """Take note of one module's choice for an activation u of shape [..., d]."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,57 @@ class Plan:
     recorder: Recorder | None = None
 
 
+class MixedPlan:
+    """A batch whose rows are routed by several plans.
+
+    Args:
+        parts: Plans, each with the number of rows that it routes; they follow one another in the batch.
+    """
+
+    def __init__(self, parts: Sequence[tuple[Plan, int]]) -> None:
+        self.parts = tuple(parts)
+        self._rows = sum(rows for _, rows in parts)
+        self._lengths: set[int] = set()
+        self._u: Tensor | None = None
+        self._pieces: list[Tensor] = []
+
+    def split(self, path: str, u: Tensor) -> list[Tensor]:
+        """View u [b, s, d], or [b * s, d] as some feed-forwards flatten it, part by part.
+
+        Modules that are given one tensor are given the same views, by which a method knows siblings.
+
+        Raises:
+            Refused: `REQUEST_INVALID` if the rows cannot be told apart, as where a base model with experts of its
+                own hands each some tokens.
+        """
+        if u is not self._u:
+            self._u, self._pieces = u, list(torch.split(u, [rows * self._per_row(path, u) for _, rows in self.parts]))
+        return self._pieces
+
+    def _per_row(self, path: str, u: Tensor) -> int:
+        length, odd = divmod(len(u), self._rows)
+        if u.dim() > _TOKENS_BY_WIDTH and length == 1 and not odd:
+            self._lengths.add(u.shape[1:-1].numel())
+            return 1
+        # Flattened tokens are believed to be whole rows only at a length that was seen before.
+        if u.dim() == _TOKENS_BY_WIDTH and not odd and length in self._lengths:
+            return length
+        raise Refused(
+            Code.REQUEST_INVALID,
+            f"{path} is given an activation of shape {list(u.shape)}, in which the {self._rows} inputs of the request "
+            "cannot be told apart.",
+            "Ask with one routing choice at a time.",
+        )
+
+
+_TOKENS_BY_WIDTH = 2
+
 # A request runs in one thread; another request, in another thread, has another plan.
-_plan: ContextVar[Plan | None] = ContextVar("plan", default=None)
+_plan: ContextVar[Plan | MixedPlan | None] = ContextVar("plan", default=None)
 
 
 @contextmanager
-def routing(plan: Plan) -> Iterator[None]:
+def routing(plan: Plan | MixedPlan) -> Iterator[None]:
     """Route every forward pass inside by a plan; outside there is only the base."""
     token = _plan.set(plan)
     try:
@@ -68,12 +116,12 @@ class RoutedLinear(WrappedLinear):
         linear: The base's module, frozen.
     """
 
-    def __init__(self, path: str, linear: nn.Linear) -> None:
+    def __init__(self, path: str, linear: Linear) -> None:
         super().__init__(linear)
         self.path = path
 
     def forward(self, u: Tensor) -> Tensor:
-        """Compute W u + sum over the chosen experts of w_z s_z B_z A_z u.
+        """Compute W u + b + sum over the chosen experts of w_z delta_z(u).
 
         Args:
             u: [..., d].
@@ -86,6 +134,18 @@ class RoutedLinear(WrappedLinear):
         plan = _plan.get()
         if plan is None:
             return y
+        if isinstance(plan, MixedPlan):
+            y = y.contiguous()
+            pieces = plan.split(self.path, u)
+            outs = torch.split(y, [len(piece) for piece in pieces])
+            for (part, _), mine, out in zip(plan.parts, pieces, outs, strict=True):
+                routed = self._routed(part, mine, out)
+                if routed is not out:
+                    out.copy_(routed)
+            return y
+        return self._routed(plan, u, y)
+
+    def _routed(self, plan: Plan, u: Tensor, y: Tensor) -> Tensor:
         module = plan.pool.modules.get(self.path)
         if module is None:
             return y
@@ -93,5 +153,43 @@ class RoutedLinear(WrappedLinear):
         if choice is None:
             return y
         if plan.recorder is not None:
-            plan.recorder.record(self.path, module, choice, u.shape)
+            plan.recorder.record(self.path, module, choice, u)
+        if not module.plain:
+            y = add_scaled(module, self.linear, u, choice, y)
         return add_experts(module, u, choice, y)
+
+
+def routed_linears(model: nn.Module, wanted: Mapping[str, Shape]) -> dict[str, Linear]:
+    """Look up the base's modules that an expert touches.
+
+    Args:
+        model: The base model, with its linear modules replaced by routed ones.
+        wanted: Widths by path, as the expert's spec states them.
+
+    Returns:
+        The plain modules by path.
+
+    Raises:
+        Refused: `MODULE_UNKNOWN`, or `TENSOR_SHAPE` if the expert was made for a model of other widths.
+    """
+    found = {}
+    for path, shape in wanted.items():
+        try:
+            linear = model.get_submodule(path)
+        except AttributeError:
+            linear = None
+        if not isinstance(linear, RoutedLinear):
+            raise Refused(
+                Code.MODULE_UNKNOWN,
+                f"The base model has no module {path} that an expert may touch.",
+                "Use the base model that the expert was trained on.",
+            )
+        if (linear.in_features, linear.out_features) != (shape.d_in, shape.d_out):
+            raise Refused(
+                Code.TENSOR_SHAPE,
+                f"{path} maps {linear.in_features} to {linear.out_features} features; the expert expects "
+                f"{shape.d_in} to {shape.d_out}.",
+                "Use the base model that the expert was trained on.",
+            )
+        found[path] = linear.linear
+    return found

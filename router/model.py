@@ -2,51 +2,41 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from itertools import compress
 from pathlib import Path
-from typing import Literal
 
 import torch
 from platformdirs import user_cache_path
-from torch import Tensor
 from torch.nn import functional
-from torch.nn.utils.rnn import pad_sequence
 
 from protocol.bundle import Bundle
 from protocol.errors import Code, Refused, Unavailable
-from protocol.spec import Routing
 from router.answer import Answer, Answered
 from router.attach import find_linear, linear_modules
-from router.base import Base, check_base, first_line, load_base
-from router.layer import Plan, RoutedLinear, routing
+from router.base import Base, check_base, display_name, first_line, load_base
+from router.batch import encode, encode_pairs
+from router.export import Exported, export_lora
+from router.generation import Generation, Held
+from router.layer import RoutedLinear, routed_linears, routing
 from router.limits import DEFAULT_NEW_TOKENS
 from router.memory import check_room
+from router.methods.asked import Asked
 from router.methods.registry import resolve
-from router.pool import Expert, ExpertPool, load_expert
+from router.planning import Part, plan
+from router.pool import Expert, load_expert
 from router.pull import FINGERPRINT, Mirror, pull
 from router.record import RouteRecorder
+from router.request import DEFAULT, Choices, RoutingChoice, one_each
 from router.saved import open_saved, save
-from router.text import IGNORED, encode_input, encode_target
-
-Side = Literal["left", "right"]
-
-
-@dataclass(frozen=True, eq=False)
-class Generation:
-    """What a request is answered with, from its first token to its last."""
-
-    pool: ExpertPool = field(default_factory=ExpertPool)
-    settings: Routing = field(default_factory=Routing)
-    """Method and k for requests that name none."""
-    release: int = 0
-    """Number of the release; 0 for a pool that was put together by hand."""
+from router.text import IGNORED
 
 
 class RoutedModel:
     """Answers with whatever experts it holds; grows and shrinks while it answers.
 
     Experts come and go by exchanging the generation as a whole: a request that has begun finishes with
-    the generation that it began with.
+    the generation that it began with, and may ask for one of the few releases before it.
 
     Args:
         base: A loaded base model; its linear modules are replaced by routed ones.
@@ -54,7 +44,7 @@ class RoutedModel:
 
     def __init__(self, base: Base) -> None:
         self.base = base
-        self.generation = Generation()
+        self.held = Held()
         for path in linear_modules(base.model):
             base.model.set_submodule(path, RoutedLinear(path, find_linear(base.model, path)))
 
@@ -81,13 +71,20 @@ class RoutedModel:
 
     @classmethod
     def from_mirror(
-        cls, name_or_path: str, mirror: Mirror, *, device: str | None = None, cache: Path | None = None
+        cls,
+        name_or_path: str,
+        mirror: Mirror,
+        *,
+        earlier: Sequence[Mirror] = (),
+        device: str | None = None,
+        cache: Path | None = None,
     ) -> "RoutedModel":
         """Load a base model with a release that was pulled to this machine.
 
         Args:
             name_or_path: Folder or Hub id of the base model.
             mirror: The release.
+            earlier: Releases of the same pool that a request may ask for, too, oldest first.
             device: A torch device; without one, CUDA where there is a GPU, else the CPU.
             cache: File that remembers the base model's fingerprint.
 
@@ -96,7 +93,8 @@ class RoutedModel:
         """
         check_base(name_or_path, mirror.pool.spec.base, cache)
         model = cls.from_base(name_or_path, device=device)
-        model.take_up(mirror)
+        for each in (*earlier, mirror):
+            model.take_up(each)
         return model
 
     @classmethod
@@ -170,6 +168,49 @@ class RoutedModel:
             with_base=with_base,
         )  # fmt: skip
 
+    def export_lora(
+        self,
+        folder: Path | str,
+        inputs: Sequence[str],
+        choice: RoutingChoice = DEFAULT,
+        *,
+        rank: int,
+        max_new_tokens: int = DEFAULT_NEW_TOKENS,
+    ) -> Exported:
+        """Write what answers a request as one plain LoRA in PEFT's format: `router.export` says how.
+
+        Args:
+            folder: A new folder.
+            inputs: Texts like those that the adapter is to serve.
+            choice: How they are routed.
+            rank: Of the adapter.
+            max_new_tokens: Longest answer over which routing is averaged, in tokens.
+
+        Raises:
+            Refused: As `generate` and `router.export.export_lora`.
+        """
+        answered = self.answer(inputs, choice, max_new_tokens=max_new_tokens, explain=True)
+        experts = plan(self.base, self.held, inputs, one_each(choice, len(inputs))).experts
+        routes = [route for answer in answered.answers for route in answer.routes]
+        return export_lora(
+            Path(folder),
+            routes,
+            experts,
+            rank=rank,
+            base=display_name(self.base.source),
+            architecture=self.base.architecture,
+        )
+
+    @property
+    def generation(self) -> Generation:
+        """What answers a request that asks for no release."""
+        return self.held.newest
+
+    @generation.setter
+    def generation(self, generation: Generation) -> None:
+        """Exchange it, from the next request on."""
+        self.held = self.held.changed_to(generation)
+
     @property
     def digests(self) -> tuple[str, ...]:
         """Bundle digests of the experts, in pool order."""
@@ -182,25 +223,8 @@ class RoutedModel:
             Refused: `MODULE_UNKNOWN`, or `TENSOR_SHAPE` if the bundle was made for a model of other widths.
         """
         model = self.base.model
-        for path, module in bundle.spec.modules.items():
-            try:
-                linear = model.get_submodule(path)
-            except AttributeError:
-                linear = None
-            if not isinstance(linear, RoutedLinear):
-                raise Refused(
-                    Code.MODULE_UNKNOWN,
-                    f"The base model has no module {path} that an expert may touch.",
-                    "Use the base model that the expert was trained on.",
-                )
-            if (linear.in_features, linear.out_features) != (module.d_in, module.d_out):
-                raise Refused(
-                    Code.TENSOR_SHAPE,
-                    f"{path} maps {linear.in_features} to {linear.out_features} features; the expert expects "
-                    f"{module.d_in} to {module.d_out}.",
-                    "Use the base model that the expert was trained on.",
-                )
-        return load_expert(bundle, device=model.device, dtype=model.dtype, name=name, contributor=contributor)
+        linears = routed_linears(model, bundle.spec.modules)
+        return load_expert(bundle, linears, dtype=model.dtype, name=name, contributor=contributor)
 
     def append(self, bundle: Bundle, *, name: str | None = None, contributor: str = "") -> None:
         """Add one expert from the next request on; the others are not touched.
@@ -220,8 +244,10 @@ class RoutedModel:
     def take_up(self, mirror: Mirror) -> None:
         """Go over to a release: load what is new, drop what is gone, leave the rest alone.
 
+        The releases before it, up to `router.generation.KEPT` in all, stay at hand.
+
         Raises:
-            Refused: As `load`, or `METHOD_UNKNOWN`; the model then stays as it was.
+            Refused: As `load`, or what the release's own method refuses; the model then stays as it was.
             Unavailable: `MEMORY_FULL`; likewise.
         """
         release = mirror.release.spec
@@ -235,40 +261,42 @@ class RoutedModel:
             if entry.bundle not in held:
                 pool = pool.add(self.load(bundle, name=entry.name, contributor=entry.contributor))
         pool = pool.reordered([entry.bundle for entry in release.experts])
-        resolve(release.routing.method, pool, release.routing.k)  # a method that is unknown here is no way to answer
-        self.generation = Generation(pool, release.routing, release.number)
+        resolve(release.routing.method, Asked(pool, k=release.routing.k))  # unknown here, it is no way to answer
+        self.held = self.held.followed_by(Generation.of(release, pool))
 
     def generate(
-        self, inputs: Sequence[str], *, method: str | None = None, max_new_tokens: int = DEFAULT_NEW_TOKENS
+        self, inputs: Sequence[str], choice: Choices = DEFAULT, *, max_new_tokens: int = DEFAULT_NEW_TOKENS
     ) -> list[str]:
         """Answer a batch of inputs greedily.
 
         Args:
             inputs: Texts.
-            method: A routing method; without one, the release's.
+            choice: How they are routed, or one choice for each; what it leaves open, the release says.
             max_new_tokens: Longest answer, in tokens.
 
         Raises:
-            Refused: `METHOD_UNKNOWN`, `EXPERT_UNKNOWN` or `REQUEST_INVALID`.
+            Refused: `REQUEST_INVALID`, or as `router.planning.plan`.
         """
-        answered = self.answer(inputs, method=method, max_new_tokens=max_new_tokens)
+        answered = self.answer(inputs, choice, max_new_tokens=max_new_tokens)
         return [answer.text for answer in answered.answers]
 
     def answer(
         self,
         inputs: Sequence[str],
+        choice: Choices = DEFAULT,
         *,
-        method: str | None = None,
         max_new_tokens: int = DEFAULT_NEW_TOKENS,
         explain: bool = False,
+        full: bool = False,
     ) -> Answered:
         """Answer a batch of inputs greedily, on request with the experts that answered.
 
         Args:
             inputs: As in `generate`.
-            method: As in `generate`.
+            choice: As in `generate`.
             max_new_tokens: As in `generate`.
             explain: Whether the answers carry their tokens and routes.
+            full: Whether the routes carry the probabilities of all experts, too.
 
         Raises:
             Refused: As `generate`.
@@ -277,36 +305,37 @@ class RoutedModel:
             raise Refused(
                 Code.REQUEST_INVALID, "A request needs at least one input, and no empty one.", "Leave empty inputs out."
             )
-        generation = self.generation
-        experts = generation.pool.experts
-        recorder = RouteRecorder({expert.digest: at for at, expert in enumerate(experts)}) if explain else None
-        batch = self._encode(inputs)
+        planned = plan(self.base, self.held, inputs, one_each(choice, len(inputs)))
+        if explain or full:
+            planned = planned.recorded(full=full)
+        batch = encode(self.base, [inputs[at] for at in planned.order])
         causal = self.base.architecture == "decoder-only"
-        with torch.inference_mode(), routing(_plan(generation, method, recorder)):
+        with torch.inference_mode(), routing(planned.plan):
             # transformers' generate settings of the checkpoint may sample; an answer should be repeatable.
             out = self.base.model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
         written = out[:, batch["input_ids"].shape[1] :] if causal else out[:, 1:]
-        answers = tuple(self._answer(batch, row, written[row].tolist(), recorder) for row in range(len(inputs)))
-        return Answered(
-            generation.release,
-            method or generation.settings.method,
-            tuple(expert.full_name for expert in experts),
-            answers,
-        )
+        answers: dict[int, Answer] = {}
+        for part in planned.parts:
+            for row, at in enumerate(part.inputs):
+                ids, mask = (batch[name][len(answers)].tolist() for name in ("input_ids", "attention_mask"))
+                answers[at] = self._answer(part, row, (ids, mask), written[len(answers)].tolist())
+        return Answered(planned.names, tuple(answers[at] for at in range(len(inputs))))
 
-    def score(self, inputs: Sequence[str], targets: Sequence[str], *, method: str | None = None) -> list[float]:
+    def score(self, inputs: Sequence[str], targets: Sequence[str], choice: Choices = DEFAULT) -> list[float]:
         """Mean negative log-likelihood of each target's tokens after its input, in nats a token.
 
         Args:
             inputs: Texts.
             targets: One text for each input.
-            method: As in `generate`.
+            choice: As in `generate`.
 
         Raises:
-            Refused: `METHOD_UNKNOWN` or `EXPERT_UNKNOWN`.
+            Refused: As `generate`.
         """
-        batch, labels = self._encode_pairs(inputs, targets)
-        with torch.inference_mode(), routing(_plan(self.generation, method)):
+        planned = plan(self.base, self.held, inputs, one_each(choice, len(inputs)))
+        order = planned.order
+        batch, labels = encode_pairs(self.base, [inputs[at] for at in order], [targets[at] for at in order])
+        with torch.inference_mode(), routing(planned.plan):
             if self.base.architecture == "decoder-only":
                 logits = self.base.model(**batch).logits[:, :-1]
                 labels = labels[:, 1:]
@@ -315,7 +344,8 @@ class RoutedModel:
         losses = functional.cross_entropy(
             logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
         ).sum(1)
-        return (losses / (labels != IGNORED).sum(1)).tolist()
+        found = dict(zip(order, (losses / (labels != IGNORED).sum(1)).tolist(), strict=True))
+        return [found[at] for at in range(len(inputs))]
 
     def probe(self, texts: Sequence[str]) -> float:
         """Run the model over public text and see that it holds.
@@ -349,49 +379,20 @@ class RoutedModel:
             )
         return sum(losses) / len(losses)
 
-    def _encode(self, inputs: Sequence[str]) -> dict[str, Tensor]:
-        rows = [encode_input(self.base.tokenizer, text, self.base.architecture) for text in inputs]
-        # A decoder continues from the last position, so there the padding goes to the left.
-        return self._batch(rows, "left" if self.base.architecture == "decoder-only" else "right")
-
-    def _encode_pairs(self, inputs: Sequence[str], targets: Sequence[str]) -> tuple[dict[str, Tensor], Tensor]:
-        tokenizer, architecture = self.base.tokenizer, self.base.architecture
-        rows = [encode_input(tokenizer, text, architecture) for text in inputs]
-        labels = [encode_target(tokenizer, text, architecture) for text in targets]
-        if architecture == "decoder-only":
-            labels = [[IGNORED] * len(row) + label for row, label in zip(rows, labels, strict=True)]
-            rows = [row + label[len(row) :] for row, label in zip(rows, labels, strict=True)]
-        return self._batch(rows, "right"), _pad(labels, IGNORED, "right", self.base.model.device)
-
-    def _batch(self, rows: Sequence[Sequence[int]], side: Side) -> dict[str, Tensor]:
-        tokenizer, device = self.base.tokenizer, self.base.model.device
-        padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        return {
-            "input_ids": _pad(rows, padding, side, device),
-            "attention_mask": _pad([[1] * len(row) for row in rows], 0, side, device),
-        }
-
-    def _answer(self, batch: dict[str, Tensor], row: int, written: list[int], recorder: RouteRecorder | None) -> Answer:
+    def _answer(self, part: Part, row: int, read: tuple[list[int], list[int]], written: list[int]) -> Answer:
         tokenizer = self.base.tokenizer
         ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
         length = next((at + 1 for at, token in enumerate(written) if token in ends), len(written))
         text = tokenizer.decode(written[:length], skip_special_tokens=True).strip()
-        if recorder is None:
-            return Answer(text)
-        mask = batch["attention_mask"][row].bool()
+        answer = Answer(text, part.generation.release, part.method)
+        recorder = part.plan.recorder
+        if not isinstance(recorder, RouteRecorder):
+            return answer
+        ids, mask = read
         causal = self.base.architecture == "decoder-only"
-        inputs = tokenizer.convert_ids_to_tokens(batch["input_ids"][row][mask].tolist())
-        outputs = tokenizer.convert_ids_to_tokens(written[:length])
-        return Answer(
-            text, tuple(inputs), tuple(outputs), tuple(recorder.routes(row, mask.tolist(), length, causal=causal))
+        return replace(
+            answer,
+            input_tokens=tuple(tokenizer.convert_ids_to_tokens(list(compress(ids, mask)))),
+            output_tokens=tuple(tokenizer.convert_ids_to_tokens(written[:length])),
+            routes=tuple(recorder.routes(row, [bool(kept) for kept in mask], length, causal=causal)),
         )
-
-
-def _plan(generation: Generation, method: str | None, recorder: RouteRecorder | None = None) -> Plan:
-    settings, pool = generation.settings, generation.pool
-    return Plan(pool, resolve(method or settings.method, pool, settings.k), recorder)
-
-
-def _pad(rows: Sequence[Sequence[int]], value: int, side: Side, device: torch.device) -> Tensor:
-    tensors = [torch.tensor(row, dtype=torch.long, device=device) for row in rows]
-    return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side)

@@ -12,9 +12,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+from protocol.kinds import Activation
 
 _FIRST_GATES = 512
 _FIRST_FACTORS, _MOST_FACTORS = 16, 64
+_FIRST_VECTORS = 16
+_Sort = tuple[int, Activation | None]
+"""Rank and activation."""
 
 
 class GatePages:
@@ -30,10 +36,11 @@ class GatePages:
     """
 
     def __init__(self, slots: int, d: int, device: torch.device) -> None:
-        self._slots, self._d, self._device = slots, d, device
+        self._slots, self.width, self.device = slots, d, device
         self._pages: list[Tensor] = []
         self._room = 0
-        self._rows = 0
+        self.rows = 0
+        """Experts so far."""
 
     def append(self, gates: Sequence[Tensor | None]) -> list[Tensor]:
         """Write one expert's gates, one a slot; None stands for an expert that leaves that module alone.
@@ -41,19 +48,19 @@ class GatePages:
         Returns:
             [d] for each slot, where the gates now are.
         """
-        if self._rows == self._room:
+        if self.rows == self._room:
             head = not self._pages
             added = max(_FIRST_GATES, self._room)
-            page = torch.empty(added + head, self._slots, self._d, dtype=torch.float32, device=self._device)
+            page = torch.empty(added + head, self._slots, self.width, dtype=torch.float32, device=self.device)
             if head:
-                page[0] = 1 / self._d
+                page[0] = 1 / self.width
             self._pages.append(page)
             self._room += added
         # Pages end where the reserved room ends.
-        row = self._pages[-1][self._rows - self._room]
+        row = self._pages[-1][self.rows - self._room]
         for target, gate in zip(row, gates, strict=True):
             target.zero_() if gate is None else target.copy_(gate)
-        self._rows += 1
+        self.rows += 1
         return list(row)
 
     def blocks(self, rows: int) -> tuple[Tensor, ...]:
@@ -67,14 +74,14 @@ class GatePages:
         for page in self._pages:
             taken = min(left, len(page))
             if taken > 0:
-                found.append(page[:taken].view(-1, self._d))
+                found.append(page[:taken].view(-1, self.width))
             left -= taken
         return tuple(found)
 
 
 @dataclass(frozen=True, eq=False)
 class FactorPage:
-    """Factors of experts of one rank at one module."""
+    """Factors of experts of one rank and one activation at one module."""
 
     first: int
     """Key of the page's first place; places of all pages of a module are numbered through."""
@@ -82,10 +89,12 @@ class FactorPage:
     """[n, r, d], n places."""
     b: Tensor
     """[n, r, o], transposed against PEFT's layout."""
+    activation: Activation | None
+    """What stands between A and B."""
 
 
 class FactorPages:
-    """A and B of experts at one module, in any mix of ranks; each page holds one rank.
+    """A and B of experts at one module, in any mix of ranks; each page holds one rank and one activation.
 
     Args:
         d: d_in of the module.
@@ -100,50 +109,60 @@ class FactorPages:
         """The largest so far."""
         self.step_bytes = math.gcd(d, o) * self._like.itemsize
         """Greatest common divisor of all row lengths, in bytes."""
-        self._open: dict[int, tuple[FactorPage, int]] = {}
-        self._held: dict[int, int] = {}
+        self._open: dict[_Sort, tuple[FactorPage, int]] = {}
+        self._held: dict[_Sort, int] = {}
         self._places = 0
 
-    def append(self, a: Tensor, b: Tensor) -> tuple[int, Tensor, Tensor]:
+    def append(self, a: Tensor, b: Tensor, activation: Activation | None) -> tuple[int, Tensor, Tensor]:
         """Write one expert's factors.
 
         Args:
             a: [r, d].
             b: [o, r].
+            activation: What stands between them.
 
         Returns:
             The key of their place, and views [r, d] and [o, r] of it.
         """
-        r = len(a)
-        page, used = self._open.get(r) or (self._new_page(r), 0)
+        sort = (len(a), activation)
+        page, used = self._open.get(sort) or (self._new_page(sort), 0)
         page.a[used].copy_(a)
         page.b[used].copy_(b.T)
         if used + 1 < len(page.a):
-            self._open[r] = (page, used + 1)
+            self._open[sort] = (page, used + 1)
         else:
-            self._open.pop(r, None)
+            self._open.pop(sort, None)
         return page.first + used, page.a[used], page.b[used].T
 
-    def _new_page(self, r: int) -> FactorPage:
-        held = self._held.get(r, 0)
+    def _new_page(self, sort: _Sort) -> FactorPage:
+        (r, activation), held = sort, self._held.get(sort, 0)
         places = min(max(_FIRST_FACTORS, held), _MOST_FACTORS)
         page = FactorPage(
-            self._places, self._like.new_empty(places, r, self._d), self._like.new_empty(places, r, self._o)
+            self._places,
+            self._like.new_empty(places, r, self._d),
+            self._like.new_empty(places, r, self._o),
+            activation,
         )
         self.pages.append(page)
         self.rank = max(self.rank, r)
         self.step_bytes = math.gcd(self.step_bytes, r * self._like.itemsize)
-        self._held[r] = held + places
+        self._held[sort] = held + places
         self._places += places
         return page
 
 
 class Column:
-    """One number for each expert, contiguous; growing copies numbers, never matrices, and ever more rarely."""
+    """One number for each expert, contiguous; growing copies numbers, never matrices, and ever more rarely.
 
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        self._values = torch.empty(_FIRST_GATES, dtype=dtype, device=device)
-        self._rows = 0
+    Args:
+        dtype: Of the numbers.
+        device: Where the model is.
+        zeros: Rows that were there before, and are zero.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device, zeros: int = 0) -> None:
+        self._values = torch.zeros(max(_FIRST_GATES, zeros), dtype=dtype, device=device)
+        self._rows = zeros
 
     def append(self, value: float) -> None:
         """Write the next row's number."""
@@ -155,3 +174,67 @@ class Column:
     def first(self, rows: int) -> Tensor:
         """View the first rows, [n]."""
         return self._values[:rows]
+
+    @property
+    def all(self) -> Tensor:
+        """[n], more rows than were written."""
+        return self._values
+
+
+class VectorPages:
+    """A vector for some of the experts at one module; the others have zeros, which take no memory.
+
+    Args:
+        width: Of the vectors.
+        since: Row of the first expert that has one.
+        device: Where the model is.
+    """
+
+    def __init__(self, width: int, since: int, device: torch.device) -> None:
+        self.since = since
+        self._width, self._device = width, device
+        self._pages: list[Tensor] = []
+        self._room = self._held = 0
+        self._keys = Column(torch.int64, device, since)
+
+    def append(self, vector: Tensor | None) -> Tensor | None:
+        """Write the next row's vector, [n], or note that it has none.
+
+        Returns:
+            [n], where the vector is now.
+        """
+        if vector is None:
+            self._keys.append(0)
+            return None
+        if self._held == self._room:
+            added = max(_FIRST_VECTORS, self._room)
+            # The first place of a page is for those who have no vector there.
+            page = torch.empty(1 + added, self._width, dtype=torch.float32, device=self._device)
+            page[0] = 0
+            self._pages.append(page)
+            self._room += added
+        place = self._pages[-1][self._held - self._room]
+        place.copy_(vector)
+        self._held += 1
+        self._keys.append(self._held)
+        return place
+
+    def combined(self, rows: Tensor, weights: Tensor) -> Tensor:
+        """Add up chosen experts' vectors.
+
+        Args:
+            rows: [t, k].
+            weights: [t, k] float32.
+
+        Returns:
+            [t, n] float32.
+        """
+        keys = self._keys.all[rows]
+        total, before = None, 0
+        for page in list(self._pages):
+            here = torch.where((keys > before) & (keys < before + len(page)), keys - before, 0)
+            part = functional.embedding_bag(here, page, per_sample_weights=weights, mode="sum")
+            total, before = part if total is None else total.add_(part), before + len(page) - 1
+        if total is None:
+            raise ValueError("there is no vector here yet")
+        return total

@@ -61,8 +61,7 @@ def save_page(panels: Sequence[Panel], answered: Answered, path: Path) -> None:
         path: HTML file to write.
     """
     document = {
-        "about": f"{len(answered.answers)} requests, release {answered.release}, method {answered.method}, "
-        f"{len(answered.experts)} experts",
+        "about": f"{len(answered.answers)} requests, {answered.routed_by}, {len(answered.experts)} experts",
         "experts": answered.experts,
         "shares": list(expert_shares([route for panel in panels for route in panel.routes], answered.experts).items()),
         "panels": [_panel(panel, answered.experts) for panel in panels],

@@ -16,8 +16,9 @@ import torch
 
 from protocol.errors import Code, Refused
 from router.attach import shared_input
-from router.expert import Expert, ExpertModule, load_expert
+from router.expert import Expert, load_expert
 from router.group import GroupStore, ModuleExperts, RouteGroup
+from router.part import ExpertModule
 
 __all__ = ["Expert", "ExpertModule", "ExpertPool", "ModuleExperts", "load_expert"]
 
@@ -97,7 +98,7 @@ class ExpertPool:
         row = self._row(digest)
         if row is None:
             return self
-        groups = {paths: group.without(digest) for paths, group in self._groups.items()}
+        groups = {paths: group.without({digest}) for paths, group in self._groups.items()}
         return ExpertPool(self._store, self._length, self._hidden | {row}, groups, _modules(groups))
 
     def reordered(self, digests: Sequence[str]) -> "ExpertPool":
@@ -111,6 +112,45 @@ class ExpertPool:
         by_digest = {expert.digest: expert for expert in self.experts}
         return _rebuilt(by_digest[digest] for digest in digests)
 
+    def allowing(self, allow: Iterable[str] | None, deny: Iterable[str]) -> "ExpertPool":
+        """See only some of the experts; routing among them is as if the others had never come.
+
+        Args:
+            allow: Names as in `router.request.RoutingChoice`; None for everybody.
+            deny: The same; whoever is named in both is left out.
+
+        Raises:
+            Refused: `EXPERT_UNKNOWN`, or `EXPERTS_EXHAUSTED` if nobody is left.
+        """
+        kept = set(self.experts) if allow is None else self._named(allow)
+        kept -= self._named(deny)
+        if len(kept) == len(self.experts):
+            return self
+        if not kept:
+            raise Refused(
+                Code.EXPERTS_EXHAUSTED,
+                "The request's allow and deny lists leave no expert.",
+                "Allow more, or ask for the method base.",
+            )
+        gone = {expert.digest for expert in self.experts if expert not in kept}
+        rows = (row for row in range(self._length) if self._store.experts[row].digest in gone)
+        hidden = self._hidden.union(rows)
+        groups = {paths: group.without(gone) for paths, group in self._groups.items()}
+        return ExpertPool(self._store, self._length, hidden, groups, _modules(groups))
+
+    def _named(self, names: Iterable[str]) -> set[Expert]:
+        found: set[Expert] = set()
+        for name in names:
+            contributor, slash, rest = name.rpartition("/")
+            if slash and not rest:
+                theirs = {expert for expert in self.experts if expert.contributor == contributor}
+                if not theirs:
+                    raise self._unknown(f"There is no expert of contributor {contributor!r:.200}")
+                found |= theirs
+            else:
+                found.add(self.find(name))
+        return found
+
     def find(self, name: str) -> Expert:
         """Look an expert up by `name` or `contributor/name`.
 
@@ -120,9 +160,12 @@ class ExpertPool:
         found = [expert for expert in self.experts if name in (expert.name, expert.full_name)]
         if len(found) == 1:
             return found[0]
-        known = ", ".join(expert.full_name for expert in self.experts) or "none"
         reason = "There is no expert" if not found else "Several contributors have an expert"
-        raise Refused(Code.EXPERT_UNKNOWN, f"{reason} {name!r:.200} in this release.", f"It holds: {known}.")
+        raise self._unknown(f"{reason} {name!r:.200}")
+
+    def _unknown(self, reason: str) -> Refused:
+        known = ", ".join(expert.full_name for expert in self.experts) or "none"
+        return Refused(Code.EXPERT_UNKNOWN, f"{reason} in this release.", f"It holds: {known}.")
 
     def _row(self, digest: str) -> int | None:
         rows = self._store.rows.get(digest, ())

@@ -2,6 +2,7 @@
 
 pool.dsse.json        the pool, pinned at the first pull
 release.dsse.json     the newest release that was fetched whole
+releases/<number>...  every release that was fetched whole
 bundles/<digest>/     its bundles; kept when a later release drops them
 .fingerprint.json     what the base model is by content; may be deleted at any time
 """
@@ -29,6 +30,7 @@ from protocol.v1.catalog_pb2_grpc import CatalogStub
 from protocol.wire import check_chunk
 
 POOL, RELEASE, BUNDLES, FINGERPRINT = "pool.dsse.json", "release.dsse.json", "bundles", ".fingerprint.json"
+RELEASES = "releases"
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ def pull(
         Unavailable: `UNREACHABLE`, `STORAGE_FULL`.
     """
     with _disk_errors(folder), connect(address, ca) as channel:
-        (folder / BUNDLES).mkdir(parents=True, exist_ok=True)
+        for inner in (BUNDLES, RELEASES):
+            (folder / inner).mkdir(parents=True, exist_ok=True)
         catalog = CatalogStub(channel)
         pool = _pull_pool(folder, catalog, pool_key)
         envelope = catalog.GetRelease(catalog_pb2.GetReleaseRequest(), timeout=DEADLINE_S).envelope
@@ -79,15 +82,20 @@ def pull(
             _pull_bundle(folder / BUNDLES / expert.bundle, catalog, pool, on_bytes, address)
             for expert in release.spec.experts
         )
+        _write(_kept(folder, release.spec.number), envelope)
         _write(folder / RELEASE, envelope)
     return Mirror(pool, release, bundles)
 
 
-def open_mirror(folder: Path) -> Mirror:
+def open_mirror(folder: Path, number: int | None = None) -> Mirror:
     """Open what an earlier pull fetched; needs no network.
 
+    Args:
+        folder: Where releases are kept.
+        number: A release; without one, the newest that was fetched.
+
     Raises:
-        Refused: `WORKSPACE_MISSING`, or any code of a document or bundle.
+        Refused: `WORKSPACE_MISSING`, `RELEASE_UNKNOWN`, or any code of a document or bundle.
     """
     if not (folder / RELEASE).is_file():
         raise Refused(
@@ -95,11 +103,23 @@ def open_mirror(folder: Path) -> Mirror:
             f"{folder.resolve()} holds no release yet.",
             "Fetch one with: greylag-router pull --coordinator HOST:PORT --base MODEL",
         )
+    path = folder / RELEASE if number is None else _kept(folder, number)
+    if not path.is_file():
+        numbers = sorted(int(each.name.partition(".")[0]) for each in path.parent.glob("*.dsse.json"))
+        raise Refused(
+            Code.RELEASE_UNKNOWN,
+            f"Release {number} was never fetched to {folder.resolve()}; these were: {', '.join(map(str, numbers))}.",
+            "Ask for one of them, or leave the release out to take the newest.",
+        )
     pool = read_pool((folder / POOL).read_bytes())
-    release = read_release((folder / RELEASE).read_bytes(), pool)
+    release = read_release(path.read_bytes(), pool)
     return Mirror(
         pool, release, tuple(_open_listed(folder / BUNDLES / expert.bundle, pool) for expert in release.spec.experts)
     )
+
+
+def _kept(folder: Path, number: int) -> Path:
+    return folder / RELEASES / f"{number}.dsse.json"
 
 
 def _pull_pool(folder: Path, catalog: CatalogStub, pool_key: PublicKey | None) -> Pool:

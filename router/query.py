@@ -11,13 +11,14 @@ from protocol.v1 import query_pb2
 from protocol.v1.query_pb2_grpc import QueryStub
 from router.answer import Answer, Answered, ModuleRoute
 from router.limits import DEFAULT_NEW_TOKENS
+from router.request import DEFAULT, Choices, RoutingChoice
 
 
 def ask(
     address: str,
     inputs: Sequence[str],
+    choice: Choices = DEFAULT,
     *,
-    method: str | None = None,
     max_new_tokens: int = DEFAULT_NEW_TOKENS,
     explain: bool = False,
     ca: Path | None = None,
@@ -27,16 +28,22 @@ def ask(
     Args:
         address: The router, `host:port`.
         inputs: Texts.
-        method: A routing method; without one, the release's.
+        choice: How they are routed, or one choice for each; what it leaves open, the release says.
         max_new_tokens: Longest answer, in tokens.
         explain: Whether to ask for the experts that answered, too.
         ca: The router's CA certificate, PEM.
 
     Raises:
-        Refused: `METHOD_UNKNOWN`, `EXPERT_UNKNOWN`, `REQUEST_INVALID`, `UNTRUSTED`, `BAD_WIRE`.
+        Refused: `REQUEST_INVALID`, `UNTRUSTED`, `BAD_WIRE`, or as `router.planning.plan`.
         Unavailable: `UNREACHABLE`, `BUSY`.
     """
-    request = query_pb2.AskRequest(inputs=inputs, method=method or "", max_new_tokens=max_new_tokens, explain=explain)
+    choices = [choice] if isinstance(choice, RoutingChoice) else choice
+    request = query_pb2.AskRequest(
+        inputs=inputs,
+        choices=[choice_to_wire(each) for each in choices],
+        max_new_tokens=max_new_tokens,
+        explain=explain,
+    )
     with connect(address, ca) as channel:
         return from_wire(QueryStub(channel).Ask(request, timeout=STREAM_DEADLINE_S))
 
@@ -44,12 +51,12 @@ def ask(
 def to_wire(answered: Answered) -> query_pb2.AskReply:
     """Write answers as a reply."""
     return query_pb2.AskReply(
-        release=answered.release,
-        method=answered.method,
         experts=answered.experts,
         answers=[
             query_pb2.Answer(
                 text=answer.text,
+                release=answer.release,
+                method=answer.method,
                 input_tokens=answer.input_tokens,
                 output_tokens=answer.output_tokens,
                 routes=[_route_to_wire(route) for route in answer.routes],
@@ -68,13 +75,43 @@ def from_wire(reply: query_pb2.AskReply) -> Answered:
     answers = tuple(
         Answer(
             answer.text,
+            answer.release,
+            answer.method,
             tuple(answer.input_tokens),
             tuple(answer.output_tokens),
             tuple(_route_from_wire(route, len(reply.experts)) for route in answer.routes),
         )
         for answer in reply.answers
     )
-    return Answered(reply.release, reply.method, tuple(reply.experts), answers)
+    return Answered(tuple(reply.experts), answers)
+
+
+def choice_to_wire(choice: RoutingChoice) -> query_pb2.RoutingChoice:
+    """Write how an input is routed; what it leaves open stays out."""
+    return query_pb2.RoutingChoice(
+        method=choice.method,
+        k=choice.k,
+        temperature=choice.temperature,
+        allow=None if choice.allow is None else query_pb2.ExpertNames(names=choice.allow),
+        deny=choice.deny,
+        release=choice.release,
+    )
+
+
+def choice_from_wire(choice: query_pb2.RoutingChoice) -> RoutingChoice:
+    """Inverse of `choice_to_wire`.
+
+    Raises:
+        Refused: `REQUEST_INVALID` for a figure out of range.
+    """
+    return RoutingChoice(
+        choice.method if choice.HasField("method") else None,
+        choice.k if choice.HasField("k") else None,
+        choice.temperature if choice.HasField("temperature") else None,
+        tuple(choice.allow.names) if choice.HasField("allow") else None,
+        tuple(choice.deny),
+        choice.release if choice.HasField("release") else None,
+    )
 
 
 def _route_to_wire(route: ModuleRoute) -> query_pb2.ModuleRoute:

@@ -22,6 +22,10 @@ class ReferenceExpert(NamedTuple):
     scaling: float
     gate: Tensor
     """[d], as trained."""
+    kind: str = "lora"
+    """Also `dora`, `ia3 output`, `ia3 input`, `relu` and `gelu` (the latter two: bottleneck adapters)."""
+    vector: Tensor | None = None
+    """DoRA's magnitudes [o], or (IA)3's l, [o] or [d]."""
 
 
 class Routed(NamedTuple):
@@ -42,6 +46,40 @@ def standardised(x: Tensor) -> Tensor:
     centred = x - x.sum() / len(x)
     variance = (centred * centred).sum() / len(x)
     return centred / math.sqrt(variance + EPS)
+
+
+def delta(expert: ReferenceExpert, u: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute what an expert adds for one token, as its kind's paper puts it.
+
+    Args:
+        expert: Any kind.
+        u: [d].
+        weight: [o, d].
+        bias: [o] or None.
+
+    Returns:
+        [o] float64.
+    """
+    a, b, w, u = expert.a.double(), expert.b.double(), weight.double(), u.double()
+    bias = torch.zeros(len(w), dtype=torch.float64) if bias is None else bias.double()
+    vector = torch.zeros(0) if expert.vector is None else expert.vector.double()
+    match expert.kind:
+        case "lora":
+            return expert.scaling * (b @ (a @ u))
+        case "dora":  # arXiv 2402.09353, equation 5: a magnitude times a direction of length 1, row by row
+            directions = w + expert.scaling * (b @ a)
+            rows = [m * row / math.sqrt(float(row @ row)) for m, row in zip(vector, directions, strict=True)]
+            return torch.stack(rows) @ u - w @ u
+        case "ia3 output":
+            return vector * (w @ u + bias) - (w @ u + bias)
+        case "ia3 input":
+            return w @ (vector * u) - w @ u
+        case "relu":
+            return expert.scaling * (b @ torch.tensor([max(float(x), 0.0) for x in a @ u], dtype=torch.float64))
+        case "gelu":
+            bent = [float(x) * 0.5 * (1 + math.erf(float(x) / math.sqrt(2))) for x in a @ u]
+            return expert.scaling * (b @ torch.tensor(bent, dtype=torch.float64))
+    raise ValueError(expert.kind)
 
 
 def route(u: Tensor, weight: Tensor, bias: Tensor | None, experts: list[ReferenceExpert], k: int) -> Routed:
@@ -65,8 +103,7 @@ def route(u: Tensor, weight: Tensor, bias: Tensor | None, experts: list[Referenc
         exponents = [math.exp((affinity[z] - affinity[order[0]]) / math.sqrt(len(token))) for z in picked]
         shares = [value / sum(exponents) for value in exponents]
         for z, share in zip(picked, shares, strict=True):
-            expert = experts[z]
-            y = y + share * expert.scaling * (expert.b.double() @ (expert.a.double() @ token))
+            y = y + share * delta(experts[z], token, weight, bias)
         outputs.append(y)
         chosen.append(picked)
         weights.append(shares)

@@ -7,6 +7,7 @@ large against sigma that difference would lose digits; there the activation itse
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -25,31 +26,47 @@ _SHORT = 256
 Selected = list[Choice | CommonChoice | None]
 
 
-def select(group: RouteGroup, u: Tensor, k: int) -> Selected:
+def select(group: RouteGroup, u: Tensor, k: int, temperature: float = 1.0) -> Selected:
     """Choose the k best experts at every module of a group, in float32 whatever the model computes in.
 
     Args:
         group: The modules and their experts.
         u: [..., d].
         k: Experts a token; all of them where there are fewer. Ties go to the expert that came first.
+        temperature: Divides the scores before the softmax.
 
     Returns:
         One choice a slot; None where no expert touches the module.
     """
     d = u.shape[-1]
     if u.numel() == d:
-        found = _select_one(group, u.reshape(d) if u.dtype == torch.float32 else u.reshape(d).float(), d, k)
+        found = _select_one(
+            group, u.reshape(d) if u.dtype == torch.float32 else u.reshape(d).float(), d, k, temperature
+        )
         if found is not None:
             return found
-    tokens = u.reshape(-1, d).float()
-    step = max(1, _SCORES // ((group.length + 1) * len(group.counts)))
+    return in_pieces(
+        u, (group.length + 1) * len(group.counts), lambda chunk: _select_many(group, chunk, k, temperature)
+    )
+
+
+def in_pieces(u: Tensor, scores: int, decide: Callable[[Tensor], Selected]) -> Selected:
+    """Decide for many tokens in pieces, so that the memory for scores stays bounded.
+
+    Args:
+        u: [..., d].
+        scores: Scores that a token takes.
+        decide: Chooses for some of the tokens, [t, d] float32.
+    """
+    tokens = u.reshape(-1, u.shape[-1]).float()
+    step = max(1, _SCORES // scores)
     if len(tokens) <= step:
-        return _select_many(group, tokens, k)
-    parts = [_select_many(group, chunk, k) for chunk in torch.split(tokens, step)]
+        return decide(tokens)
+    parts = [decide(chunk) for chunk in torch.split(tokens, step)]
     return [_joined(choices) for choices in zip(*parts, strict=True)]
 
 
-def _select_one(group: RouteGroup, u: Tensor, d: int, k: int) -> Selected | None:
+def _select_one(group: RouteGroup, u: Tensor, d: int, k: int, temperature: float) -> Selected | None:
     """Decide for one token in Python's floats: here each operation costs more than what it computes."""
     counts = group.counts
     slots = len(counts)
@@ -61,7 +78,7 @@ def _select_one(group: RouteGroup, u: Tensor, d: int, k: int) -> Selected | None
     variance = max(torch.dot(u, u).item() / d - mean * mean, 0.0) + EPS
     if not mean * mean <= _TRUSTED * variance:  # also where a figure is not finite
         return None
-    unit = 1 / math.sqrt(d * variance)
+    unit = 1 / (math.sqrt(d * variance) * temperature)
     found: Selected = [None] * slots
     for slot, count in enumerate(counts):
         mine = scores[slots + slot :: slots]
@@ -81,29 +98,36 @@ def _select_one(group: RouteGroup, u: Tensor, d: int, k: int) -> Selected | None
     return found
 
 
-def _select_many(group: RouteGroup, u: Tensor, k: int) -> Selected:
+def _select_many(group: RouteGroup, u: Tensor, k: int, temperature: float) -> Selected:
     d, slots = u.shape[1], len(group.counts)
-    scores = _products(group, u)
+    scores = products(group, u)
     mean_squared = scores[:, :1].square()
     norm = torch.linalg.vector_norm(u, dim=1, keepdim=True)
     variance = norm.square_().div_(d).sub_(mean_squared).clamp_(min=0).add_(EPS)
     if bool((mean_squared <= _TRUSTED * variance).all()):
         unit = variance.mul_(d).rsqrt_()
     else:
-        scores = _products(group, standardise(u))
+        scores = products(group, standardise(u))
         unit = torch.full_like(variance, 1 / math.sqrt(d))
+    if temperature != 1:
+        unit.div_(temperature)
     table = scores[:, slots:].view(len(u), group.length, slots)
     found: Selected = []
     for slot, count in enumerate(group.counts):
         if count:
-            rows, best = _best(_seen(ModuleExperts(group, slot), table[:, :, slot]), min(k, count))
-            found.append(Choice(rows, torch.softmax(best * unit, dim=1)))
+            rows, scores = _best(_seen(ModuleExperts(group, slot), table[:, :, slot]), min(k, count))
+            found.append(Choice(rows, torch.softmax(scores * unit, dim=1)))
         else:
             found.append(None)
     return found
 
 
-def _products(group: RouteGroup, u: Tensor) -> Tensor:
+def products(group: RouteGroup, u: Tensor) -> Tensor:
+    """Multiply u [t, d] with every vector of a group.
+
+    Returns:
+        [t, n] float32; the means of u, one a slot, then each expert's products, one a slot.
+    """
     blocks = group.blocks
     if len(blocks) == 1:
         return functional.linear(u, blocks[0])
@@ -123,13 +147,26 @@ def _seen(module: ModuleExperts, scores: Tensor) -> Tensor:
     return scores
 
 
+def best(module: ModuleExperts, scores: Tensor, k: int, temperature: float) -> Choice:
+    """Choose by scores that are wanted as they are.
+
+    Args:
+        module: The experts.
+        scores: [t, n] by row; written over.
+        k: Experts a token; all of them where there are fewer. Ties go to the expert that came first.
+        temperature: Divides the scores before the softmax.
+    """
+    rows, found = _best(_seen(module, scores), min(k, len(module)))
+    return Choice(rows, torch.softmax(found / temperature, dim=1))
+
+
 def _best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return rows and scores [t, k] of the best, the lowest row first among equals."""
-    best, rows = scores.topk(min(k + 1, scores.shape[1]), dim=1)
-    if bool((best[:, 1:] == best[:, :-1]).any()):
+    found, rows = scores.topk(min(k + 1, scores.shape[1]), dim=1)
+    if bool((found[:, 1:] == found[:, :-1]).any()):
         # topk leaves the order of equal scores open, a stable sort does not.
-        best, rows = torch.sort(scores, dim=1, descending=True, stable=True)
-    return rows[:, :k], best[:, :k]
+        found, rows = torch.sort(scores, dim=1, descending=True, stable=True)
+    return rows[:, :k], found[:, :k]
 
 
 def _joined(choices: tuple[Choice | CommonChoice | None, ...]) -> Choice | None:

@@ -10,7 +10,8 @@ from protocol.v1 import query_pb2
 from protocol.v1.query_pb2_grpc import QueryServicer, add_QueryServicer_to_server
 from router.limits import DEFAULT_NEW_TOKENS, MAX_INPUTS, MAX_NEW_TOKENS
 from router.model import RoutedModel
-from router.query import to_wire
+from router.query import choice_from_wire, to_wire
+from router.request import DEFAULT
 
 SERVICE = "greylag.v1.Query"
 
@@ -35,7 +36,7 @@ class QueryService(QueryServicer):
         """Answer a batch of inputs.
 
         Raises:
-            Refused: `REQUEST_INVALID`, `METHOD_UNKNOWN` or `EXPERT_UNKNOWN`.
+            Refused: `REQUEST_INVALID`, or as `router.planning.plan`.
         """
         if len(request.inputs) > MAX_INPUTS or request.max_new_tokens > MAX_NEW_TOKENS:
             raise Refused(
@@ -43,11 +44,12 @@ class QueryService(QueryServicer):
                 f"At most {MAX_INPUTS} inputs and {MAX_NEW_TOKENS} new tokens are taken in one request.",
                 "Split the request.",
             )
+        choices = [choice_from_wire(choice) for choice in request.choices]
         async with self._turn:
             answered = await asyncio.to_thread(
                 self._model.answer,
                 list(request.inputs),
-                method=request.method or None,
+                (choices or [DEFAULT])[0] if len(choices) <= 1 else choices,
                 max_new_tokens=request.max_new_tokens or DEFAULT_NEW_TOKENS,
                 explain=request.explain,
             )
@@ -59,9 +61,11 @@ class QueryService(QueryServicer):
         context: grpc.aio.ServicerContext[Any, Any],  # noqa: ARG002 - as above
     ) -> query_pb2.InfoReply:
         """Tell which release answers at this moment."""
-        generation = self._model.generation
+        held = self._model.held
         return query_pb2.InfoReply(
-            release=generation.release, experts=[expert.full_name for expert in generation.pool.experts]
+            release=held.newest.release,
+            experts=[expert.full_name for expert in held.newest.pool.experts],
+            releases=held.releases,
         )
 
     def register(self, server: grpc.aio.Server) -> tuple[str, ...]:

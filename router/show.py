@@ -18,8 +18,6 @@ def as_json(answered: Answered, *, explain: bool) -> dict[str, Any]:
     """Build the document of `ask --json`."""
     return {
         "schema": 1,
-        "release": answered.release,
-        "method": answered.method,
         "answers": [_answer_json(answer, answered.experts, explain=explain) for answer in answered.answers],
     }
 
@@ -41,9 +39,7 @@ def explain(console: Console, answered: Answered, answer: Answer) -> None:
     """
     shares = expert_shares(answer.routes, answered.experts)
     colours = {name: _COLOURS[at % len(_COLOURS)] for at, name in enumerate(answered.experts)}
-    title = Text(
-        f"Who answered (release {answered.release}, {printable(answered.method)})"
-    )  # Text: names are not markup
+    title = Text(f"Who answered (release {answer.release}, {printable(answer.method)})")  # Text: names are not markup
     table = Table("expert", "share", "", title=title)
     for name, share in shares.items():
         table.add_row(
@@ -55,7 +51,7 @@ def explain(console: Console, answered: Answered, answer: Answer) -> None:
 
 
 def _answer_json(answer: Answer, experts: Sequence[str], *, explain: bool) -> dict[str, Any]:
-    document: dict[str, Any] = {"text": answer.text}
+    document: dict[str, Any] = {"text": answer.text, "release": answer.release, "method": answer.method}
     if explain:
         document |= {
             "experts": list(experts),
@@ -67,12 +63,17 @@ def _answer_json(answer: Answer, experts: Sequence[str], *, explain: bool) -> di
                     "module": route.module,
                     "reads_input": route.reads_input,
                     "experts": route.experts.tolist(),
-                    "weights": [[round(float(weight), 6) for weight in row] for row in route.weights],
+                    "weights": _rounded(route.weights),
                 }
+                | ({} if route.full is None else {"full": _rounded(route.full)})
                 for route in answer.routes
             ],
         }
     return document
+
+
+def _rounded(weights: np.ndarray[Any, Any]) -> list[list[float]]:
+    return [[round(float(weight), 6) for weight in row] for row in weights]
 
 
 def _token_table(answer: Answer, experts: Sequence[str], colours: dict[str, str]) -> Table:

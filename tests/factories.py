@@ -9,10 +9,12 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
+from client.runs import lay_modules
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, GATES, Bundle, pack
+from protocol.kinds import BOTTLENECK_TYPE, BottleneckModule, Ia3Module, Kind
 from protocol.release import Pool, sign_pool
 from protocol.signing import Identity
-from protocol.spec import ExpertSpec, LoraModule, Policy, PoolSpec, Recipe, Shape
+from protocol.spec import ExpertSpec, Policy, PoolSpec, Recipe
 from protocol.tensors import ADAPTER_PREFIX
 from router.attach import linear_modules
 from router.base import fingerprint, load_base
@@ -77,7 +79,7 @@ def make_pool(base: Path, identity: Identity, recipe: Recipe | None = None, **po
     return sign_pool(spec, identity)
 
 
-def make_bundle(
+def make_bundle(  # noqa: PLR0913 - one parameter a fact
     folder: Path,
     pool: Pool,
     identity: Identity,
@@ -87,16 +89,18 @@ def make_bundle(
     alpha: float = 8.0,
     modules: list[str] | None = None,
     seed: int = 0,
+    kind: Kind = "lora",
 ) -> Bundle:
     """Write a signed bundle with random weights, laid out as PEFT does."""
     paths = modules or list(pool.spec.modules)
-    shapes = {path: pool.spec.modules[path] for path in paths}
+    recipe = Recipe(kind=kind, rank=rank, alpha=alpha)
+    laid = lay_modules({path: pool.spec.modules[path] for path in paths}, recipe)
     spec = ExpertSpec(
         name=name,
         pool=pool.digest,
         base=pool.spec.base,
         contributor=identity.public.hex,
-        modules={path: _lora(shape, rank, alpha) for path, shape in shapes.items()},
+        modules=laid,
         dtype="float32",
         license="apache-2.0",
         created=NOW,
@@ -104,10 +108,7 @@ def make_bundle(
     )
     folder.mkdir(parents=True)
     write_weights(folder, spec, seed)
-    config = {
-        "peft_type": "LORA", "task_type": None, "r": rank, "lora_alpha": alpha, "target_modules": paths,
-        "bias": "none", "base_model_name_or_path": pool.spec.base.name, "inference_mode": True,
-    }  # fmt: skip
+    config = adapter_config(spec) | {"base_model_name_or_path": pool.spec.base.name, "inference_mode": True}
     (folder / ADAPTER_CONFIG).write_text(json.dumps(config))
     (folder / CARD).write_text(f"# {name}\n")
     return pack(folder, spec, identity)
@@ -122,12 +123,28 @@ def write_weights(folder: Path, spec: ExpertSpec, seed: int = 0) -> None:
 
     adapter, gates = {}, {}
     for path, module in spec.modules.items():
-        adapter[f"{ADAPTER_PREFIX}{path}.lora_A.weight"] = draw(module.rank, module.d_in)
-        adapter[f"{ADAPTER_PREFIX}{path}.lora_B.weight"] = draw(module.d_out, module.rank)
+        for name, shape in module.tensors.items():
+            # Vectors are near one, where they leave the base as it is.
+            around = 1.0 if name in ("ia3_l", "lora_magnitude_vector") else 0.0
+            adapter[f"{ADAPTER_PREFIX}{path}.{name}"] = draw(*shape) + around
         gates[f"{path}.gate"] = draw(module.d_in)
     save_file(adapter, folder / ADAPTER_WEIGHTS, {"format": "pt"})
     save_file(gates, folder / GATES, {"format": "pt"})
 
 
-def _lora(shape: Shape, rank: int, alpha: float) -> LoraModule:
-    return LoraModule(d_in=shape.d_in, d_out=shape.d_out, rank=rank, alpha=alpha)
+def adapter_config(spec: ExpertSpec) -> dict[str, object]:
+    """Say in PEFT's words what a spec says."""
+    paths, first = list(spec.modules), next(iter(spec.modules.values()))
+    match first:
+        case Ia3Module():
+            inputs = [
+                path for path, each in spec.modules.items() if isinstance(each, Ia3Module) and each.side == "input"
+            ]
+            return {"peft_type": "IA3", "target_modules": paths, "feedforward_modules": inputs}
+        case BottleneckModule():
+            return {"peft_type": BOTTLENECK_TYPE, "target_modules": paths}
+        case _:
+            return {
+                "peft_type": "LORA", "task_type": None, "r": first.rank, "lora_alpha": first.alpha, "bias": "none",
+                "target_modules": paths, "use_rslora": spec.kind == "rslora", "use_dora": spec.kind == "dora",
+            }  # fmt: skip

@@ -9,14 +9,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from protocol.errors import Code, Refused
+from protocol.kinds import BOTTLENECK_TYPE, DoraModule, Ia3Module, LoraModule, RsLoraModule
 from protocol.spec import ExpertSpec
 
 # Keys that say nothing about the weights, or that say it again; the others must match or be switched off.
+# PEFT itself finds out what fan_in_fan_out is for each module.
 _INFORMATIVE = {
-    "base_model_name_or_path", "inference_mode", "init_lora_weights", "lora_dropout", "megatron_core",
-    "peft_version", "qalora_group_size", "revision", "task_type",
+    "base_model_name_or_path", "fan_in_fan_out", "inference_mode", "init_ia3_weights", "init_lora_weights",
+    "lora_dropout", "megatron_core", "peft_version", "qalora_group_size", "revision", "task_type",
 }  # fmt: skip
-_CHECKED = {"peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules", "bias"}
+_LORA_KEYS = {"r", "lora_alpha", "rank_pattern", "alpha_pattern", "bias", "use_rslora", "use_dora"}
+_WHY = {
+    "bias": "an expert adds to linear modules and leaves the base's own biases alone",
+    "lora_bias": "an expert's factors carry no biases",
+    "modules_to_save": "an expert cannot replace modules of the base, which all experts share",
+}
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 
 
@@ -33,20 +40,59 @@ def check_config(config: object, spec: ExpertSpec, linears: set[str]) -> None:
     """
     if not isinstance(config, dict):
         raise _mismatch("the document", "an object", config)
-    _expect("peft_type", "LORA", config.get("peft_type"))
-    _expect("bias", "none", config.get("bias", "none"))
+    match spec.kind:
+        case "ia3":
+            _check_keys(config, "IA3", {"feedforward_modules"})
+        case "bottleneck":
+            _check_keys(config, BOTTLENECK_TYPE, set())
+        case _:
+            _check_keys(config, "LORA", _LORA_KEYS)
+    targets = _check_targets(config.get("target_modules"), spec, linears)
+    match spec.kind:
+        case "ia3":
+            _check_sides(config.get("feedforward_modules"), spec, targets)
+        case "lora" | "rslora" | "dora":
+            _check_lora(config, spec)
+
+
+def _check_keys(config: Mapping[str, Any], peft_type: str, keys: set[str]) -> None:
+    _expect("peft_type", peft_type, config.get("peft_type"))
     for key, value in config.items():
-        if key not in _INFORMATIVE | _CHECKED and value not in (None, False, 0, "", [], {}):
-            raise _mismatch(key, "nothing", value)
-    _check_targets(config.get("target_modules"), spec, linears)
-    ranks = _pattern(config, "rank_pattern")
-    alphas = _pattern(config, "alpha_pattern")
+        if key not in _INFORMATIVE | keys | {"peft_type", "target_modules"} and value not in (
+            None,
+            False,
+            0,
+            "",
+            [],
+            {},
+        ):
+            raise _mismatch(key, f"nothing, since {_WHY[key]}" if key in _WHY else "nothing", value)
+
+
+def _check_lora(config: Mapping[str, Any], spec: ExpertSpec) -> None:
+    if (bias := config.get("bias", "none")) != "none":
+        raise _mismatch("bias", f"'none', since {_WHY['bias']}", bias)
+    for key, kind in (("use_rslora", "rslora"), ("use_dora", "dora")):
+        if (config.get(key) or False) is not (spec.kind == kind):
+            raise _mismatch(key, repr(spec.kind == kind), config.get(key))
+    ranks, alphas = _pattern(config, "rank_pattern"), _pattern(config, "alpha_pattern")
     for path, module in spec.modules.items():
-        _expect(f"the rank of {path}", module.rank, _value(ranks, path, config.get("r")))
-        _expect(f"the alpha of {path}", module.alpha, _value(alphas, path, config.get("lora_alpha")))
+        if isinstance(module, LoraModule | RsLoraModule | DoraModule):
+            _expect(f"the rank of {path}", module.rank, _value(ranks, path, config.get("r")))
+            _expect(f"the alpha of {path}", module.alpha, _value(alphas, path, config.get("lora_alpha")))
 
 
-def _check_targets(targets: object, spec: ExpertSpec, linears: set[str]) -> None:
+def _check_sides(found: object, spec: ExpertSpec, targets: set[str]) -> None:
+    if not isinstance(found, list) or not set(found) <= targets:
+        raise _mismatch("feedforward_modules", "a list of some of the target_modules", found)
+    for path, module in spec.modules.items():
+        # PEFT takes any end of a path, not only dotted ones.
+        side = "input" if any(path.endswith(target) for target in found) else "output"
+        if isinstance(module, Ia3Module):
+            _expect(f"the side that {path} is scaled on", module.side, side)
+
+
+def _check_targets(targets: object, spec: ExpertSpec, linears: set[str]) -> set[str]:
     if not isinstance(targets, list) or not all(
         isinstance(target, str) and _PLAIN_PATH.fullmatch(target) for target in targets
     ):
@@ -64,6 +110,7 @@ def _check_targets(targets: object, spec: ExpertSpec, linears: set[str]) -> None
     used = {suffix for path in touched for suffix in _suffixes(path)}
     if unused := sorted(names - used):
         raise _mismatch("target_modules", "targets that the spec names", unused[0])
+    return names
 
 
 def _suffixes(path: str) -> list[str]:
@@ -86,12 +133,12 @@ def _value(pattern: Mapping[str, Any], path: str, default: object) -> object:
 
 def _expect(what: str, expected: object, found: object) -> None:
     if isinstance(found, bool) or found != expected:
-        raise _mismatch(what, expected, found)
+        raise _mismatch(what, repr(expected), found)
 
 
-def _mismatch(what: str, expected: object, found: object) -> Refused:
+def _mismatch(what: str, expected: str, found: object) -> Refused:
     return Refused(
         Code.CONFIG_MISMATCH,
-        f"adapter_config.json: {what}: expected {expected!r}, found {found!r:.200}.",
+        f"adapter_config.json: {what}: expected {expected}, found {found!r:.200}.",
         "Write the configuration that belongs to the spec.",
     )

@@ -12,6 +12,9 @@ from protocol.tensors import TensorInfo
 
 _BLOCK_VALUES = 1 << 20
 _DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+_SCALES = ".ia3_l"
+_PARTNERS = {".lora_B.weight": ".lora_A.weight", ".adapter_up.weight": ".adapter_down.weight", _SCALES: _SCALES}
+"""A module has an effect if both tensors do."""
 _MIN_GATE_STD = 1e-8
 """Below this a gate's standardised form is rounding noise (gates are float32, of order 0.01 to 1)."""
 
@@ -21,22 +24,23 @@ def check_adapter(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
 
     Args:
         path: adapter_model.safetensors, whose header was checked.
-        tensors: Its tensors, `...lora_A.weight` and `...lora_B.weight` a module.
+        tensors: Its tensors by the names of `protocol.kinds`.
 
     Raises:
         Refused: `NOT_FINITE` naming the tensor, or `NO_EFFECT`.
     """
-    nonzero = set()
+    active = set()
     with path.open("rb") as file:
         for name, info in tensors.items():
             for block in _blocks(file, info):
                 _check_finite(name, block)
-                if block.any():
-                    nonzero.add(name)
-    if not any(name.endswith("lora_B.weight") and name.replace("lora_B", "lora_A") in nonzero for name in nonzero):
+                if (block != (1 if name.endswith(_SCALES) else 0)).any():
+                    active.add(name)
+    ends = [(name, end) for name in active for end in _PARTNERS if name.endswith(end)]
+    if not any(name.removesuffix(end) + _PARTNERS[end] in active for name, end in ends):
         raise Refused(
             Code.NO_EFFECT,
-            "In every module A or B is zero, so the expert changes nothing.",
+            "In every module a factor is zero, or the scales are one, so the expert changes nothing.",
             "Train it before submitting it.",
         )
 

@@ -46,8 +46,9 @@ def init(  # noqa: PLR0913 - one parameter an option
     name: Annotated[str, typer.Option(help="The pool's name: a to z, digits, dots, dashes, underscores.")],
     base: Annotated[str, typer.Option(help="Base model: a folder or a Hugging Face id.")],
     recipe: Annotated[Path | None, _recipe("TOML file with fields of the recipe; flags win over it.")] = None,
-    rank: Annotated[int | None, _recipe("Rank r of every LoRA module.")] = None,
-    alpha: Annotated[float | None, _recipe("LoRA alpha; the expert is scaled by alpha / rank.")] = None,
+    kind: Annotated[str | None, _recipe("What an expert is: lora, rslora, dora, ia3 or bottleneck.")] = None,
+    rank: Annotated[int | None, _recipe("Rank r of every module; (IA)3 has none.")] = None,
+    alpha: Annotated[float | None, _recipe("An expert is scaled by alpha / rank.")] = None,
     learning_rate: Annotated[float | None, _recipe("Peak learning rate of AdamW.")] = None,
     expert_steps: Annotated[int | None, _recipe("Optimiser steps for the expert.")] = None,
     gate_steps: Annotated[int | None, _recipe("Optimiser steps for its gates.")] = None,
@@ -84,9 +85,9 @@ def init(  # noqa: PLR0913 - one parameter an option
     place = Workspace(workspace)
     check_absent(place)
     flags = {
-        "rank": rank, "alpha": alpha, "learning_rate": learning_rate, "expert_steps": expert_steps,
-        "gate_steps": gate_steps, "batch_size": batch_size, "eval_every": eval_every, "held_out": held_out,
-        "max_input_tokens": max_input_tokens, "max_target_tokens": max_target_tokens,
+        "kind": kind, "rank": rank, "alpha": alpha, "learning_rate": learning_rate,
+        "expert_steps": expert_steps, "gate_steps": gate_steps, "batch_size": batch_size, "eval_every": eval_every,
+        "held_out": held_out, "max_input_tokens": max_input_tokens, "max_target_tokens": max_target_tokens,
     }  # fmt: skip
     policy = {
         "enrolment": enrolment.value, "admission": admission.value, "max_rank": max_rank,

@@ -25,6 +25,7 @@ from protocol.errors import GreylagError
 from router import show
 from router.picture import save_page, save_png
 from router.query import ask
+from router.request import RoutingChoice
 from router.trace import Panel
 
 SETTLE_S = 60.0
@@ -82,7 +83,7 @@ def _train(cast: Federation, world: World, screen: Screen, at_once: int) -> None
 
 def _settle(cast: Federation, count: int) -> None:
     deadline = time.monotonic() + SETTLE_S
-    while len(ask(cast.router, ["a"], method="base", max_new_tokens=1).experts) < count:
+    while len(ask(cast.router, ["a"], RoutingChoice("base"), max_new_tokens=1).experts) < count:
         if time.monotonic() > deadline:
             raise RuntimeError("The router did not follow the last release.")
         time.sleep(0.5)
@@ -127,7 +128,7 @@ def _explain(cast: Federation, world: World, names: Sequence[str], console: Cons
         answers.append(explained.answers[0])
     save_png(panels, owners, cast.folder / "heat-map.png")
     save_page(panels, replace(answered, experts=owners, answers=tuple(answers)), cast.folder / "heat-map.html")
-    return answered.release
+    return answered.answers[0].release
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

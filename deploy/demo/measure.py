@@ -6,6 +6,7 @@ from statistics import mean
 
 from deploy.demo.world import Example, World
 from router.query import ask
+from router.request import RoutingChoice
 
 HELD_OUT_SEED = 2
 PER_CONTRIBUTOR = 64
@@ -65,5 +66,5 @@ def _row(router: str, title: str, examples: Sequence[Example], owners: Sequence[
 
 
 def _exact(router: str, method: str, examples: Sequence[Example]) -> list[bool]:
-    answered = ask(router, [one.input for one in examples], method=method, max_new_tokens=MAX_NEW_TOKENS)
+    answered = ask(router, [one.input for one in examples], RoutingChoice(method), max_new_tokens=MAX_NEW_TOKENS)
     return [answer.text == one.target for answer, one in zip(answered.answers, examples, strict=True)]

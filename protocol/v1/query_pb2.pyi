@@ -23,60 +23,137 @@ class AskRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     INPUTS_FIELD_NUMBER: _builtins.int
-    METHOD_FIELD_NUMBER: _builtins.int
+    CHOICES_FIELD_NUMBER: _builtins.int
     MAX_NEW_TOKENS_FIELD_NUMBER: _builtins.int
     EXPLAIN_FIELD_NUMBER: _builtins.int
-    method: _builtins.str
-    """A routing method; empty for the release's own."""
     max_new_tokens: _builtins.int
     explain: _builtins.bool
     """Ask for each answer's experts, per token and module."""
     @_builtins.property
     def inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def choices(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoutingChoice]:
+        """How the inputs are routed: one choice for all, one for each, or none for what the release says."""
+
     def __init__(
         self,
         *,
         inputs: _abc.Iterable[_builtins.str] | None = ...,
-        method: _builtins.str = ...,
+        choices: _abc.Iterable[Global___RoutingChoice] | None = ...,
         max_new_tokens: _builtins.int = ...,
         explain: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["explain", b"explain", "inputs", b"inputs", "max_new_tokens", b"max_new_tokens", "method", b"method"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choices", b"choices", "explain", b"explain", "inputs", b"inputs", "max_new_tokens", b"max_new_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AskRequest: _TypeAlias = AskRequest  # noqa: Y015
 
 @_typing.final
-class AskReply(_message.Message):
+class RoutingChoice(_message.Message):
+    """What is left out, the release decides."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
-    RELEASE_FIELD_NUMBER: _builtins.int
     METHOD_FIELD_NUMBER: _builtins.int
-    ANSWERS_FIELD_NUMBER: _builtins.int
-    EXPERTS_FIELD_NUMBER: _builtins.int
-    release: _builtins.int
-    """The release that answered."""
+    K_FIELD_NUMBER: _builtins.int
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
+    ALLOW_FIELD_NUMBER: _builtins.int
+    DENY_FIELD_NUMBER: _builtins.int
+    RELEASE_FIELD_NUMBER: _builtins.int
     method: _builtins.str
+    k: _builtins.int
+    """Experts a token."""
+    temperature: _builtins.float
+    """Divides the scores before the softmax; 1 is each method's own scale."""
+    release: _builtins.int
+    """An earlier release that the router still holds."""
     @_builtins.property
-    def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Answer]: ...
+    def allow(self) -> Global___ExpertNames:
+        """The only experts that may answer."""
+
     @_builtins.property
-    def experts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The release's experts, as contributor/expert; ModuleRoute.experts counts into them."""
+    def deny(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Experts that may not, whatever `allow` says."""
 
     def __init__(
         self,
         *,
-        release: _builtins.int = ...,
-        method: _builtins.str = ...,
+        method: _builtins.str | None = ...,
+        k: _builtins.int | None = ...,
+        temperature: _builtins.float | None = ...,
+        allow: Global___ExpertNames | None = ...,
+        deny: _abc.Iterable[_builtins.str] | None = ...,
+        release: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "_method", b"_method", "_release", b"_release", "_temperature", b"_temperature", "allow", b"allow", "k", b"k", "method", b"method", "release", b"release", "temperature", b"temperature"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "_method", b"_method", "_release", b"_release", "_temperature", b"_temperature", "allow", b"allow", "deny", b"deny", "k", b"k", "method", b"method", "release", b"release", "temperature", b"temperature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__k: _TypeAlias = _typing.Literal["k"]  # noqa: Y015
+    _WhichOneofArgType__k: _TypeAlias = _typing.Literal["_k", b"_k"]  # noqa: Y015
+    _WhichOneofReturnType__method: _TypeAlias = _typing.Literal["method"]  # noqa: Y015
+    _WhichOneofArgType__method: _TypeAlias = _typing.Literal["_method", b"_method"]  # noqa: Y015
+    _WhichOneofReturnType__release: _TypeAlias = _typing.Literal["release"]  # noqa: Y015
+    _WhichOneofArgType__release: _TypeAlias = _typing.Literal["_release", b"_release"]  # noqa: Y015
+    _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
+    _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__k) -> _WhichOneofReturnType__k | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__method) -> _WhichOneofReturnType__method | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__release) -> _WhichOneofReturnType__release | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
+
+Global___RoutingChoice: _TypeAlias = RoutingChoice  # noqa: Y015
+
+@_typing.final
+class ExpertNames(_message.Message):
+    """Each as name, as contributor/name, or as contributor/ for all of a contributor."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["names", b"names"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExpertNames: _TypeAlias = ExpertNames  # noqa: Y015
+
+@_typing.final
+class AskReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANSWERS_FIELD_NUMBER: _builtins.int
+    EXPERTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Answer]: ...
+    @_builtins.property
+    def experts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The experts of the releases that answered, as contributor/expert; ModuleRoute.experts counts into them."""
+
+    def __init__(
+        self,
+        *,
         answers: _abc.Iterable[Global___Answer] | None = ...,
         experts: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "experts", b"experts", "method", b"method", "release", b"release"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "experts", b"experts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -87,10 +164,15 @@ class Answer(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TEXT_FIELD_NUMBER: _builtins.int
+    RELEASE_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
     INPUT_TOKENS_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     ROUTES_FIELD_NUMBER: _builtins.int
     text: _builtins.str
+    release: _builtins.int
+    """The release and the method that answered."""
+    method: _builtins.str
     @_builtins.property
     def input_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Only with explain."""
@@ -103,13 +185,15 @@ class Answer(_message.Message):
         self,
         *,
         text: _builtins.str = ...,
+        release: _builtins.int = ...,
+        method: _builtins.str = ...,
         input_tokens: _abc.Iterable[_builtins.str] | None = ...,
         output_tokens: _abc.Iterable[_builtins.str] | None = ...,
         routes: _abc.Iterable[Global___ModuleRoute] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["input_tokens", b"input_tokens", "output_tokens", b"output_tokens", "routes", b"routes", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input_tokens", b"input_tokens", "method", b"method", "output_tokens", b"output_tokens", "release", b"release", "routes", b"routes", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -175,21 +259,27 @@ class InfoReply(_message.Message):
 
     RELEASE_FIELD_NUMBER: _builtins.int
     EXPERTS_FIELD_NUMBER: _builtins.int
+    RELEASES_FIELD_NUMBER: _builtins.int
     release: _builtins.int
     """0 before the first release."""
     @_builtins.property
     def experts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """As contributor/expert."""
 
+    @_builtins.property
+    def releases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Releases that a request may ask for, oldest first."""
+
     def __init__(
         self,
         *,
         release: _builtins.int = ...,
         experts: _abc.Iterable[_builtins.str] | None = ...,
+        releases: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["experts", b"experts", "release", b"release"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["experts", b"experts", "release", b"release", "releases", b"releases"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

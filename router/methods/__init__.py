@@ -2,8 +2,14 @@
 
 METHODS = {
     "phatgoose": "The gates choose the top-k experts for every token at every module (arXiv 2402.05859).",
+    "arrow": "As phatgoose, but by the direction that an expert's update stretches most (arXiv 2405.11157).",
+    "spectr": "The k experts whose updates answer a token with the largest norm (arXiv 2504.03454).",
+    "lag": "Arrow filters 20 experts a token, SpectR takes the best one (arXiv 2507.05346).",
+    "genknowsub:NAME,...": "Arrow on what experts know beyond the named general ones (arXiv 2505.10939).",
     "expert:NAME": "One expert for everything, by its name or as contributor/name.",
     "merged": "The mean of all experts' outer products B A (arXiv 2402.05859, section 4.2).",
+    "parameter-average": "One expert made of the mean A and the mean B; smaller ranks are padded with zeros.",
+    "uniform": "Every expert at weight 1 / n; an expert's share is lost where it leaves a module alone.",
     "base": "The base model alone.",
 }
 """One line for each method, as people write it."""

@@ -2,43 +2,29 @@
 
 Source: M. Muqeeth, H. Liu, Y. Liu, C. Raffel, "Learning to Route Among Specialized Experts for
 Zero-Shot Generalization", arXiv 2402.05859, section 3.
+
+Score: vbar_z . ubar, both standardised over features; weights softmax(score / (T sqrt(d))) over the k best.
 """
 
 from torch import Tensor
 
-from router.gate import Choice, CommonChoice
-from router.group import ModuleExperts, RouteGroup
-from router.select import select
+from router.group import RouteGroup
+from router.methods.siblings import SharedDecision
+from router.select import Selected, select
 
 
-class Phatgoose:
+class Phatgoose(SharedDecision):
     """The k experts whose gates agree most with a token.
-
-    One object serves one request: it remembers what its modules were given last.
 
     Args:
         k: Experts a token; the paper uses 2.
+        temperature: T; the paper has none, which is 1.
     """
 
-    def __init__(self, k: int) -> None:
-        self._k = k
-        self._group: RouteGroup | None = None
-        self._u: Tensor | None = None
-        self._waiting: dict[int, Choice | CommonChoice | None] = {}
+    def __init__(self, k: int, temperature: float = 1.0) -> None:
+        super().__init__()
+        self._k, self._temperature = k, temperature
 
-    def choose(self, module: ModuleExperts, u: Tensor) -> Choice | CommonChoice | None:
-        """Score every gate against every token of u [..., d] and keep the best k.
-
-        The first of several modules that are given one tensor decides for its siblings, too.
-        """
-        group, slot = module.group, module.slot
-        if len(group.counts) == 1:
-            return select(group, u, self._k)[0]
-        if u is not self._u or group is not self._group or slot not in self._waiting:
-            self._group, self._u = group, u
-            self._waiting = {at: choice for at, choice in enumerate(select(group, u, self._k)) if choice is not None}
-        # Each decision is used once, so that a tensor that is written over between two calls is read again.
-        choice = self._waiting.pop(slot)
-        if not self._waiting:
-            self._u = None
-        return choice
+    def select(self, group: RouteGroup, u: Tensor) -> Selected:
+        """Score every gate against every token of u [..., d] and keep the best k."""
+        return select(group, u, self._k, self._temperature)

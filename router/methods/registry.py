@@ -1,39 +1,72 @@
-"""From a method's name to a method."""
+"""From a method's name to the plan of a request."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from protocol.errors import Code, Refused
-from router.layer import Method
+from router.layer import Plan
 from router.methods import METHODS
+from router.methods.arrow import Arrow
+from router.methods.asked import Asked
 from router.methods.base import BaseOnly
 from router.methods.expert import SingleExpert
+from router.methods.genknowsub import GenKnowSub
+from router.methods.lag import Lag
 from router.methods.merged import Merged
+from router.methods.parameter_average import averaged
 from router.methods.phatgoose import Phatgoose
-from router.pool import ExpertPool
+from router.methods.spectr import Spectr
+from router.methods.uniform import Uniform
 
-# A factory takes the pool, the number of experts a token, and what stands behind the colon.
-_METHODS: dict[str, Callable[[ExpertPool, int, str], Method]] = {
-    "base": lambda _pool, _k, _argument: BaseOnly(),
-    "expert": lambda pool, _k, argument: SingleExpert(pool.find(argument)),
-    "merged": lambda _pool, _k, _argument: Merged(),
-    "phatgoose": lambda _pool, k, _argument: Phatgoose(k),
+Maker = Callable[[Asked], Plan | Sequence[Plan]]
+
+
+def _average(asked: Asked) -> Plan:
+    pool = averaged(asked.only_factors().pool)
+    return Plan(pool, SingleExpert(pool.experts[0]) if asked.pool.experts else BaseOnly())
+
+
+def _subtracted(asked: Asked) -> Plan:
+    generals = {asked.only_factors().pool.find(name.strip()) for name in asked.argument.split(",")}
+    if len(generals) == len(asked.pool.experts):
+        raise Refused(Code.EXPERTS_EXHAUSTED, "Beside the general experts there is no other.", "Name fewer of them.")
+    ordered = tuple(expert for expert in asked.pool.experts if expert in generals)
+    return Plan(asked.pool, GenKnowSub(ordered, asked.k, asked.temperature))
+
+
+# A maker gives one plan for all inputs alike, or one for each of them.
+_MAKERS: dict[str, Maker] = {
+    "arrow": lambda asked: Plan(asked.only_factors().pool, Arrow(asked.k, asked.temperature)),
+    "base": lambda asked: Plan(asked.pool, BaseOnly()),
+    "expert:NAME": lambda asked: Plan(asked.pool, SingleExpert(asked.pool.find(asked.argument))),
+    "genknowsub:NAME,...": _subtracted,
+    "lag": lambda asked: Plan(asked.only_factors().pool, Lag()),
+    "merged": lambda asked: Plan(asked.pool, Merged()),
+    "parameter-average": _average,
+    "phatgoose": lambda asked: Plan(asked.pool, Phatgoose(asked.k, asked.temperature)),
+    "spectr": lambda asked: Plan(asked.only_factors().pool, Spectr(asked.k, asked.temperature)),
+    "uniform": lambda asked: Plan(asked.pool, Uniform(len(asked.pool.experts))),
 }
+_BY_NAME = {listed.partition(":")[0]: listed for listed in METHODS}
 
 
-def resolve(method: str, pool: ExpertPool, k: int) -> Method:
-    """Turn a method's name into a method.
+def resolve(method: str, asked: Asked) -> list[Plan]:
+    """Turn a method's name into plans.
 
     Args:
-        method: `phatgoose`, `expert:NAME`, `merged` or `base`.
-        pool: The experts of the request.
-        k: Experts a token, for methods that choose.
+        method: As `METHODS` lists them, with what stands for an argument put in.
+        asked: What the method may look at.
+
+    Returns:
+        One plan for each input; inputs that are routed alike share one.
 
     Raises:
-        Refused: `METHOD_UNKNOWN` or `EXPERT_UNKNOWN`.
+        Refused: `METHOD_UNKNOWN`, or what the method refuses.
     """
     name, colon, argument = method.partition(":")
-    if name not in _METHODS or (name == "expert") != bool(colon):
+    listed = _BY_NAME.get(name)
+    if listed is None or (":" in listed) != bool(colon):
         raise Refused(
             Code.METHOD_UNKNOWN, f"There is no routing method {method!r:.200}.", f"Choose one of: {', '.join(METHODS)}."
         )
-    return _METHODS[name](pool, k, argument)
+    made = _MAKERS[listed](asked.with_argument(argument))
+    return [made] * len(asked.inputs) if isinstance(made, Plan) else list(made)

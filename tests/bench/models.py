@@ -10,11 +10,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, T5Confi
 
 from router.attach import linear_modules
 from router.base import Base
-from router.expert import Expert, ExpertModule
+from router.expert import Expert
 from router.gate import standardise
 from router.layer import Plan, routing
 from router.methods.phatgoose import Phatgoose
 from router.model import RoutedModel
+from router.part import ExpertModule
 from router.pool import ExpertPool
 from tests.bench.timing import alternate, median_ratio
 

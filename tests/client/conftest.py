@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from client import settings as client_settings
-from client import train
+from client import tuner
 from client.cli import app
 from client.door import run
 from client.join import enrol
@@ -113,15 +113,22 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     if request.param == "t5":
         probe["decoder_input_ids"] = torch.tensor([[0, 16, 15]])
     said: list[torch.Tensor] = []
-    save = train._save_adapter
+    put_on = tuner.put_on
 
-    def listen(model: torch.nn.Module, *rest: object) -> None:
-        with torch.no_grad():
-            said.append(model.eval()(**probe).logits)
-        save(model, *rest)  # type: ignore[arg-type] # the rest as it came
+    def listening(*given: object) -> tuner.Tuner:
+        expert = put_on(*given)  # type: ignore[arg-type] # as it came
+        save = expert.save
+
+        def listen(*rest: object) -> None:
+            with torch.no_grad():
+                said.append(expert.model.eval()(**probe).logits)
+            save(*rest)  # type: ignore[arg-type] # as it came
+
+        expert.save = listen  # type: ignore[method-assign, assignment] # for this once
+        return expert
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "_save_adapter", listen)
+        patch.setattr(tuner, "put_on", listening)
         order = Order(site.data, name="reverse", device="cpu")
         bundle = produce(site.workspace, site.settings, order, lambda _: None, NOW)
     return Trained(site, bundle, probe, said[0])

@@ -15,7 +15,8 @@ from client.plan import Columns
 from client.progress import Progress
 from protocol.bundle import ADAPTER_CONFIG, CARD, FILES, GATES, open_bundle
 from protocol.errors import Code, Refused
-from protocol.spec import LoraModule, Recipe
+from protocol.kinds import LoraModule
+from protocol.spec import Recipe
 from router.base import Base, load_base
 from tests.client.conftest import PLANTED, RECIPE, Site, Trained
 

@@ -22,9 +22,9 @@ from coordinator.settings import Workspace
 from deploy.demo.processes import free_port
 from protocol.bundle import Bundle
 from protocol.errors import Code, Refused, Unavailable
+from protocol.kinds import Shape
 from protocol.release import Enrolment, Pool, ReleasedExpert, ReleaseSpec, read_pool, sign_release
 from protocol.signing import Identity
-from protocol.spec import Shape
 from tests import factories
 from tests.coordinator.contributor import NOW
 from tests.coordinator.test_processes import BASE, make_workspace

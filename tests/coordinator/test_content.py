@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from coordinator.admission.numbers import check_adapter
 from coordinator.admission.sandbox import Limits
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, SPEC, Bundle, pack
 from protocol.errors import Code, Refused
+from protocol.kinds import Kind
 from protocol.release import Pool
 from protocol.signing import Identity
 from protocol.tensors import TensorInfo, adapter_tensors
@@ -134,7 +135,6 @@ def test_a_spec_that_is_not_the_signed_one(bundle: Bundle, pool_file: Path) -> N
         {"use_rslora": True},
         {"auto_mapping": {"base_model_class": "X", "parent_library": "evil"}},
         {"modules_to_save": ["lm_head"]},
-        {"fan_in_fan_out": True},
         {"layers_to_transform": [0]},
         {"a_key_of_tomorrow": 1},
         {"target_modules": ["q"]},
@@ -167,6 +167,73 @@ def test_what_peft_writes_passes(bundle: Bundle, identity: Identity, pool_file: 
         "alpha_pattern": {"block.0.q": 8, "v": 8.0},
     }
     check_content(set_config(bundle, identity, **json.loads(json.dumps(config))).folder, pool_file)
+
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_passes(tmp_path: Path, pool: Pool, identity: Identity, pool_file: Path, kind: Kind) -> None:
+    check_content(factories.make_bundle(tmp_path / kind, pool, identity, kind=kind).folder, pool_file)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "words"),
+    [
+        ("lora", {"use_dora": True}, "use_dora: expected False, found True"),
+        ("dora", {"use_dora": False}, "use_dora: expected True, found False"),
+        ("dora", {"use_dora": None}, "use_dora: expected True"),
+        ("dora", {"use_dora": "yes"}, "use_dora: expected True"),
+        ("dora", {"use_rslora": True}, "use_rslora: expected False"),
+        ("rslora", {"use_rslora": False}, "use_rslora: expected True"),
+        ("lora", {"lora_bias": True}, "lora_bias: expected nothing, since an expert's factors carry no biases"),
+        ("lora", {"bias": "lora_only"}, "bias: expected 'none', since"),
+        ("lora", {"modules_to_save": ["head"]}, "modules_to_save: expected nothing, since"),
+        ("ia3", {"modules_to_save": ["head"]}, "modules_to_save: expected nothing, since"),
+        ("ia3", {"peft_type": "LORA"}, "peft_type: expected 'IA3'"),
+        ("ia3", {"feedforward_modules": ["block.0.q"]}, "block.0.q is scaled on: expected 'output', found 'input'"),
+        ("ia3", {"feedforward_modules": ["q"]}, "feedforward_modules"),
+        ("ia3", {"feedforward_modules": None}, "feedforward_modules"),
+        ("ia3", {"r": 4}, "r: expected nothing"),
+        ("bottleneck", {"peft_type": "LORA"}, "peft_type: expected 'GREYLAG_BOTTLENECK'"),
+        ("bottleneck", {"lora_alpha": 2}, "lora_alpha: expected nothing"),
+    ],
+)
+def test_a_kind_that_plain_peft_would_read_otherwise(
+    tmp_path: Path, pool: Pool, identity: Identity, pool_file: Path, kind: Kind, changes: dict[str, Any], words: str
+) -> None:
+    bundle = factories.make_bundle(tmp_path / kind, pool, identity, kind=kind)
+    refused = refusal(set_config(bundle, identity, **changes), pool_file)
+    assert refused.code is Code.CONFIG_MISMATCH
+    assert words in refused.message
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_expert_as_it_was_before_training_has_no_effect(
+    tmp_path: Path, pool: Pool, identity: Identity, pool_file: Path, kind: Kind
+) -> None:
+    def untrain(tensors: dict[str, torch.Tensor]) -> None:
+        for name, tensor in tensors.items():
+            if name.endswith(("lora_B.weight", "adapter_up.weight")):
+                tensor.zero_()
+            if name.endswith("ia3_l"):
+                tensor.fill_(1.0)
+
+    bundle = factories.make_bundle(tmp_path / kind, pool, identity, kind=kind)
+    edit(bundle, identity, ADAPTER_WEIGHTS, untrain)
+    assert refusal(bundle, pool_file).code is Code.NO_EFFECT
+
+
+@pytest.mark.parametrize(("kind", "name"), [("dora", "lora_magnitude_vector"), ("ia3", "ia3_l")])
+def test_a_vector_that_is_not_finite(
+    tmp_path: Path, pool: Pool, identity: Identity, pool_file: Path, kind: Kind, name: str
+) -> None:
+    bundle = factories.make_bundle(tmp_path / kind, pool, identity, kind=kind)
+    tensor = f"base_model.model.block.0.q.{name}"
+    edit(bundle, identity, ADAPTER_WEIGHTS, lambda tensors: tensors[tensor].view(-1)[:1].fill_(torch.nan))
+    refused = refusal(bundle, pool_file)
+    assert refused.code is Code.NOT_FINITE
+    assert tensor in refused.message
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

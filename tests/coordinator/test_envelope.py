@@ -10,9 +10,9 @@ from coordinator.admission.envelope import judge
 from coordinator.life import Standing
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle, Manifest, SignedFile
 from protocol.errors import Code, Refused
+from protocol.kinds import LoraModule
 from protocol.release import Pool
 from protocol.signing import Identity
-from protocol.spec import LoraModule
 from tests import factories
 from tests.coordinator.conftest import make_pool
 

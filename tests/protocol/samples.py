@@ -10,9 +10,10 @@ from safetensors.numpy import save_file
 
 from protocol import tensors
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, GATES
+from protocol.kinds import LoraModule, Shape
 from protocol.release import Pool, ReleasedExpert, ReleaseSpec, sign_pool
 from protocol.signing import Identity
-from protocol.spec import BaseModelRef, ExpertSpec, LoraModule, PoolSpec, Routing, Shape
+from protocol.spec import BaseModelRef, ExpertSpec, PoolSpec, Routing
 
 CREATED = "2026-11-22T12:00:00Z"
 EXPIRES = "2026-12-22T12:00:00Z"

@@ -68,4 +68,4 @@ def test_documents_of_version_1_are_read() -> None:
 
 
 def test_a_bundle_of_version_1_keeps_its_identity() -> None:
-    assert read_manifest(golden("bundle")).digest == "d8bccb02577d2c3ef62d17c65a186ac8b1115c1ba7c0dd1a31c733cd971e4713"
+    assert read_manifest(golden("bundle")).digest == "503bbd86193da5ede73f5ffd7eb72bb6b95574c277059063f179b3472e719dca"

@@ -6,7 +6,9 @@ from hypothesis import strategies as st
 
 from protocol import statement, strict_json
 from protocol.errors import Code, Refused
-from protocol.spec import BaseModelRef, ExpertSpec, LoraModule, Policy, PoolSpec, Recipe, Routing, Shape
+from protocol.kinds import LoraModule, Shape
+from protocol.spec import BaseModelRef, ExpertSpec, Policy, PoolSpec, Recipe, Routing
+from protocol.tensors import adapter_tensors
 from tests.protocol.samples import BASE, expert, pool
 from tests.protocol.strategies import changed_json, few, many
 
@@ -90,7 +92,7 @@ def refused_expert(**changes: Any) -> str:
 
 
 def refused_module(**changes: Any) -> str:
-    return refused_expert(modules={"q": {"d_in": 8, "d_out": 8, "rank": 2, "alpha": 1.0} | changes})
+    return refused_expert(modules={"q": {"kind": "lora", "d_in": 8, "d_out": 8, "rank": 2, "alpha": 1.0} | changes})
 
 
 @pytest.mark.parametrize("rank", [0, -1, 10**6, 9, "8", True, 1.0, None])
@@ -186,9 +188,65 @@ def test_a_dtype_is_one_of_three(value: Any) -> None:
     assert "dtype" in refused_expert(dtype=value)
 
 
-@pytest.mark.parametrize("value", ["IA3", "lora", None])
-def test_the_peft_type_is_lora(value: Any) -> None:
-    assert "peft_type" in refused_expert(peft_type=value)
+MODULE = {"d_in": 8, "d_out": 6}
+FACTORS = {"rank": 2, "alpha": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("module", "scaling", "names"),
+    [
+        ({"kind": "lora", **FACTORS}, 2.0, {"lora_A.weight": (2, 8), "lora_B.weight": (6, 2)}),
+        ({"kind": "rslora", **FACTORS}, 4 / 2**0.5, {"lora_A.weight": (2, 8), "lora_B.weight": (6, 2)}),
+        (
+            {"kind": "dora", **FACTORS},
+            2.0,
+            {"lora_A.weight": (2, 8), "lora_B.weight": (6, 2), "lora_magnitude_vector": (6,)},
+        ),
+        ({"kind": "ia3", "side": "output"}, None, {"ia3_l": (6, 1)}),
+        ({"kind": "ia3", "side": "input"}, None, {"ia3_l": (1, 8)}),
+        (
+            {"kind": "bottleneck", "activation": "gelu", **FACTORS},
+            2.0,
+            {"adapter_down.weight": (2, 8), "adapter_up.weight": (6, 2)},
+        ),
+    ],
+)
+def test_the_kind_decides_which_tensors_there_are(
+    module: dict[str, Any], scaling: float | None, names: dict[str, tuple[int, ...]]
+) -> None:
+    document = expert().model_dump(mode="json") | {"modules": {"encoder.q": MODULE | module}}
+    spec = statement.read(ExpertSpec, document, what="It")
+    read = spec.modules["encoder.q"]
+    assert spec.kind == module["kind"]
+    assert read.tensors == names
+    assert getattr(read, "scaling", None) == scaling
+    expected = {f"base_model.model.encoder.q.{name}" for name in names}
+    assert set(adapter_tensors(spec)) == expected
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        FACTORS,
+        {"kind": "adalora", **FACTORS},
+        {"kind": "lora"},
+        {"kind": "lora", **FACTORS, "side": "input"},
+        {"kind": "lora", **FACTORS, "bias": True},
+        {"kind": "ia3"},
+        {"kind": "ia3", "side": "both"},
+        {"kind": "ia3", "side": "input", "rank": 0},
+        {"kind": "bottleneck", **FACTORS},
+        {"kind": "bottleneck", **FACTORS, "activation": "swish"},
+        {"kind": "bottleneck", "rank": 7, "alpha": 1.0, "activation": "relu"},
+    ],
+)
+def test_a_kind_keeps_to_its_fields(module: dict[str, Any]) -> None:
+    assert "encoder.q" in refused_expert(modules={"encoder.q": MODULE | module})
+
+
+def test_an_expert_is_of_one_kind() -> None:
+    mixed = {"encoder.q": MODULE | {"kind": "lora"} | FACTORS, "v": MODULE | {"kind": "rslora"} | FACTORS}
+    assert "one kind, not of lora and rslora" in refused_expert(modules=mixed)
 
 
 @pytest.mark.parametrize("value", [0, 2, "1", True, 1.0, None])
@@ -196,7 +254,7 @@ def test_the_version_is_one(value: Any) -> None:
     assert "version" in refused_expert(version=value)
 
 
-@pytest.mark.parametrize("field", sorted(set(ExpertSpec.model_fields) - {"version", "peft_type", "supersedes"}))
+@pytest.mark.parametrize("field", sorted(set(ExpertSpec.model_fields) - {"version", "supersedes"}))
 def test_a_field_without_default_is_needed(field: str) -> None:
     value = expert().model_dump(mode="json")
     del value[field]
@@ -217,6 +275,8 @@ def test_an_unknown_field_is_refused() -> None:
         ("recipe", "held_out", 0),
         ("recipe", "expert_steps", 0),
         ("recipe", "optimizer", "sgd"),
+        ("recipe", "kind", "prefix"),
+        ("recipe", "activation", "swish"),
         ("policy", "enrolment", "closed"),
         ("policy", "admission", "any"),
         ("policy", "max_rank", 1025),

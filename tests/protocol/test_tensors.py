@@ -14,7 +14,7 @@ from safetensors.numpy import save, save_file
 
 from protocol import tensors
 from protocol.errors import Code, Refused
-from protocol.spec import LoraModule
+from protocol.kinds import LoraModule
 from tests.protocol.samples import arrays, expert
 from tests.protocol.strategies import changed_json, many, mutations
 

@@ -2,7 +2,8 @@
 
 Arrow's failures were seen with PEFT 0.21: ValueError for mixed ranks and for differing modules, a crash
 for a rank that differs in one layer, RuntimeError for fewer experts than k, KeyError at the first forward
-pass after an adapter is deleted, DoRA's magnitudes left out in silence, names lost.
+pass after an adapter is deleted, ValueError for LoRA beside (IA)3, DoRA's magnitudes and lora_bias left out in
+silence, names lost.
 """
 
 from pathlib import Path
@@ -13,10 +14,12 @@ from safetensors.torch import load_file, save_file
 
 from protocol.bundle import ADAPTER_WEIGHTS, Bundle, pack
 from protocol.errors import Code, Refused
+from protocol.kinds import Kind
 from protocol.release import Pool
 from protocol.signing import Identity
 from protocol.tensors import ADAPTER_PREFIX
 from router.model import RoutedModel
+from router.request import RoutingChoice
 from tests import factories
 
 INPUTS = ["copy it : a b c", "say d"]
@@ -33,7 +36,7 @@ def model(llama_base: Path) -> RoutedModel:
 
 
 def losses(model: RoutedModel, method: str = "phatgoose") -> list[float]:
-    found = model.score(INPUTS, INPUTS, method=method)
+    found = model.score(INPUTS, INPUTS, RoutingChoice(method))
     assert torch.tensor(found).isfinite().all()
     return found
 
@@ -69,7 +72,7 @@ def test_fewer_experts_than_k(
 ) -> None:
     model.append(factories.make_bundle(tmp_path / "one", pool, identity, name="one"))
     routed = model.score(inputs, inputs)
-    assert routed == pytest.approx(model.score(inputs, inputs, method="expert:one"), rel=1e-5)
+    assert routed == pytest.approx(model.score(inputs, inputs, RoutingChoice("expert:one")), rel=1e-5)
 
 
 def test_delete_then_forward(model: RoutedModel, pool: Pool, tmp_path: Path, identity: Identity) -> None:
@@ -87,7 +90,40 @@ def test_delete_then_forward(model: RoutedModel, pool: Pool, tmp_path: Path, ide
     assert losses(model) == pytest.approx(without, rel=1e-6)
 
 
-def test_dora_is_refused_and_not_left_out(model: RoutedModel, pool: Pool, tmp_path: Path, identity: Identity) -> None:
+def test_lora_beside_ia3_and_dora(model: RoutedModel, pool: Pool, tmp_path: Path, identity: Identity) -> None:
+    kinds: tuple[Kind, ...] = ("lora", "ia3", "dora")
+    for kind in kinds:
+        model.append(factories.make_bundle(tmp_path / kind, pool, identity, name=kind, kind=kind))
+    losses(model)
+
+
+def test_magnitudes_are_obeyed(model: RoutedModel, pool: Pool, tmp_path: Path, identity: Identity) -> None:
+    bundle = factories.make_bundle(tmp_path / "dora", pool, identity, name="dora", kind="dora")
+    model.append(bundle)
+    before = losses(model, "expert:dora")
+    tensors = load_file(bundle.folder / ADAPTER_WEIGHTS)
+    doubled = {name: t * 2 if name.endswith("lora_magnitude_vector") else t for name, t in tensors.items()}
+    save_file(doubled, bundle.folder / ADAPTER_WEIGHTS, {"format": "pt"})
+    model.append(pack(bundle.folder, bundle.spec.model_copy(update={"name": "other"}), identity))
+    assert losses(model, "expert:other") != pytest.approx(before, rel=1e-3)
+
+
+def test_biases_of_factors_are_refused_and_not_left_out(
+    model: RoutedModel, pool: Pool, tmp_path: Path, identity: Identity
+) -> None:
+    bundle = factories.make_bundle(tmp_path / "biased", pool, identity)
+    path, module = next(iter(bundle.spec.modules.items()))
+    tensors = load_file(bundle.folder / ADAPTER_WEIGHTS)
+    tensors[f"{ADAPTER_PREFIX}{path}.lora_B.bias"] = torch.ones(module.d_out)
+    save_file(tensors, bundle.folder / ADAPTER_WEIGHTS, {"format": "pt"})
+    with pytest.raises(Refused, match=r"lora_B\.bias") as refused:
+        model.append(pack(bundle.folder, bundle.spec, identity))
+    assert refused.value.code is Code.TENSOR_NAMES
+
+
+def test_magnitudes_that_the_spec_does_not_declare_are_refused(
+    model: RoutedModel, pool: Pool, tmp_path: Path, identity: Identity
+) -> None:
     bundle = with_magnitudes(factories.make_bundle(tmp_path / "dora", pool, identity), identity)
     with pytest.raises(Refused, match="lora_magnitude_vector") as refused:
         model.append(bundle)

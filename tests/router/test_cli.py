@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import Result
@@ -49,10 +50,59 @@ def test_what_was_pulled_is_asked_from_anywhere(
     monkeypatch.chdir(tmp_path)
     asked = call("ask", "-w", node, "--device", "cpu", "--max-new-tokens", 3, "--json", "--explain", "a b", "c")
     document = json.loads(asked.stdout)
-    assert (document["schema"], document["release"], len(document["answers"])) == (1, 1, 2)
+    assert (document["schema"], len(document["answers"]), document["answers"][0]["release"]) == (1, 2, 1)
     assert document["answers"][0]["shares"] == {"ada/reverse": 1.0}
     assert asked.stderr == ""
     assert (node / FINGERPRINT).is_file()
+
+
+@pytest.fixture
+def node(catalog: Catalog, address: str, t5_base: Path, tmp_path: Path, identity: Identity) -> Path:
+    """A workspace that has seen two releases."""
+    call("pull", "-w", tmp_path / "node", "--coordinator", address, "--base", t5_base)
+    more = factories.make_bundle(tmp_path / "more", catalog.pool, identity, name="copy", seed=1)
+    catalog.publish([*catalog.bundles.values(), more], number=2)
+    call("pull", "-w", tmp_path / "node")
+    return tmp_path / "node"
+
+
+def ask(node: Path, *arguments: object) -> list[dict[str, Any]]:
+    said = call("ask", "-w", node, "--device", "cpu", "--max-new-tokens", 2, "--json", "--explain", *arguments)
+    answers: list[dict[str, Any]] = json.loads(said.stdout)["answers"]
+    return answers
+
+
+def test_flags_choose_for_all_inputs(node: Path) -> None:
+    answers = ask(node, "--deny", "reverse", "--k", 1, "--temperature", 2, "--method", "phatgoose", "a", "b")
+    assert [answer["shares"]["ada/copy"] for answer in answers] == [1, 1]
+    assert [answer["shares"]["ada/copy"] for answer in ask(node, "--allow", "ada/", "--method", "merged", "a")] == [0.5]
+
+
+def test_a_file_of_requests_chooses_line_by_line(node: Path, tmp_path: Path) -> None:
+    file = tmp_path / "asked.jsonl"
+    file.write_text(
+        '{"input": "a", "release": 1}\n{"input": "b", "method": "base"}\n{"input": "c", "allow": ["copy"]}\n'
+    )
+    first, second, third = ask(node, "--requests", file, "--method", "merged")
+    assert (first["release"], first["method"], first["shares"]["ada/reverse"]) == (1, "merged", 1)
+    assert (second["release"], second["method"], sum(second["shares"].values())) == (2, "base", 0)
+    assert (third["release"], third["method"], third["shares"]["ada/copy"]) == (2, "merged", 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--release", "9", "a"], Code.RELEASE_UNKNOWN),
+        (["--deny", "ada/", "a"], Code.EXPERTS_EXHAUSTED),
+        (["--k", "0", "a"], Code.REQUEST_INVALID),
+        ([], Code.REQUEST_INVALID),
+        (["--requests", "-", "a"], Code.REQUEST_INVALID),
+    ],
+)
+def test_what_cannot_be_chosen_is_refused(node: Path, arguments: list[str], code: Code) -> None:
+    with pytest.raises(Refused) as refused:
+        call("ask", "-w", node, "--device", "cpu", *arguments)
+    assert refused.value.code is code
 
 
 def test_an_expired_release_on_disk_is_said(catalog: Catalog, address: str, t5_base: Path, tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ from protocol.release import Pool
 from protocol.signing import Identity
 from router import reference
 from router.base import load_base
-from router.gate import GatedLora, attach_gates, choose, detach_gates, scores, standardise
+from router.gate import choose, scores, standardise
+from router.gated import GatedExpert, attach_gates, detach_gates
+from router.part import ExpertModule
 from tests import factories
 
 
@@ -26,10 +28,14 @@ def test_a_constant_vector_standardises_to_zero() -> None:
     assert standardise(torch.full((8,), 3.0)).abs().max() == 0
 
 
+def gated(linear: nn.Linear, a: torch.Tensor, b: torch.Tensor, scaling: float) -> GatedExpert:
+    return GatedExpert(linear, ExpertModule(a, b, scaling, torch.zeros(linear.in_features)))
+
+
 def test_gated_forward_by_hand() -> None:
     linear = nn.Linear(2, 2, bias=False)
     linear.weight.data = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    layer = GatedLora(linear, torch.tensor([[1.0, 1.0]]), torch.tensor([[2.0], [0.0]]), scaling=0.5)
+    layer = gated(linear, torch.tensor([[1.0, 1.0]]), torch.tensor([[2.0], [0.0]]), scaling=0.5)
     u = torch.tensor([[3.0, 1.0]])
     # Gate 0: sigmoid 1/2. B A u = [8, 0], times s = 0.5 times 1/2 gives [2, 0].
     torch.testing.assert_close(layer(u), torch.tensor([[5.0, 1.0]]))
@@ -99,7 +105,7 @@ def test_only_gates_are_trainable_and_they_start_half_open(
     assert {name for name, value in model.named_parameters() if value.requires_grad} == {f"{p}.gate" for p in gated}
     layer = next(iter(gated.values()))
     u = torch.randn(3, layer.in_features)
-    expected = layer.linear(u) + 0.5 * layer.scaling * (u @ layer.a.T @ layer.b.T)
+    expected = layer.linear(u) + 0.5 * layer.part.scaling * (u @ layer.part.a.T @ layer.part.b.T)
     torch.testing.assert_close(layer(u), expected)
     detach_gates(model, gated)
     assert all(model.get_submodule(path) is module for path, module in plain.items())
@@ -115,7 +121,7 @@ def test_a_gate_that_we_train_opens_for_its_task_and_routes_by_the_formulas() ->
     experts = []
     for own in range(2):
         a, b = torch.randn(r, d, generator=generator) / 4, torch.randn(o, r, generator=generator)
-        layer = GatedLora(linear, a, b, scaling=1.0)
+        layer = gated(linear, a, b, scaling=1.0)
         near = direction[own] + torch.randn(t, d, generator=generator)
         far = direction[1 - own] + torch.randn(t, d, generator=generator)
         u = torch.cat([near, far])

@@ -10,11 +10,15 @@ from safetensors.torch import load_file, save_file
 from protocol.bundle import ADAPTER_WEIGHTS
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
+from router.attach import find_linear
 from router.base import load_base
+from router.generation import Generation
 from router.layer import Plan, routing
-from router.methods.registry import resolve
-from router.model import Generation, RoutedModel
+from router.methods.expert import SingleExpert
+from router.methods.phatgoose import Phatgoose
+from router.model import RoutedModel
 from router.pool import load_expert
+from router.request import RoutingChoice
 from router.trace import expert_shares, module_shares
 from tests import factories
 
@@ -63,22 +67,22 @@ def test_from_bundles_puts_experts_on_in_order(base: Path, tmp_path: Path, ident
 def test_a_single_expert_gives_plain_peft_logits(base: Path, model: RoutedModel, tmp_path: Path) -> None:
     plain = PeftModel.from_pretrained(load_base(str(base), device="cpu").model, tmp_path / "b2").eval()
     pool = model.generation.pool
-    with routing(Plan(pool, resolve("expert:ada/e2", pool, 2))):
+    with routing(Plan(pool, SingleExpert(pool.find("ada/e2")))):
         ours = logits(model.base.model, model, INPUTS[0])
     torch.testing.assert_close(ours, logits(plain, model, INPUTS[0]), atol=1e-5, rtol=1e-5)
 
 
 def test_without_experts_logits_are_bitwise_the_base(base: Path) -> None:
     routed = RoutedModel.from_base(str(base), device="cpu")
-    with routing(Plan(routed.generation.pool, resolve("phatgoose", routed.generation.pool, 2))):
+    with routing(Plan(routed.generation.pool, Phatgoose(2))):
         ours = logits(routed.base.model, routed, INPUTS[0])
     assert torch.equal(ours, logits(load_base(str(base), device="cpu").model, routed, INPUTS[0]))
 
 
 @pytest.mark.parametrize("method", ["phatgoose", "merged", "base", "expert:e1"])
 def test_a_batch_answers_as_its_inputs_do_alone(model: RoutedModel, method: str) -> None:
-    together = model.generate(INPUTS, method=method, max_new_tokens=8)
-    alone = [model.generate([text], method=method, max_new_tokens=8)[0] for text in INPUTS]
+    together = model.generate(INPUTS, RoutingChoice(method), max_new_tokens=8)
+    alone = [model.generate([text], RoutingChoice(method), max_new_tokens=8)[0] for text in INPUTS]
     assert together == alone
 
 
@@ -94,7 +98,7 @@ def test_score_is_the_mean_log_likelihood(model: RoutedModel) -> None:
     target = [*tokenizer("c b", add_special_tokens=False).input_ids, tokenizer.eos_token_id]
     prompt = tokenizer("a b").input_ids
     pool = model.generation.pool
-    with torch.inference_mode(), routing(Plan(pool, resolve("phatgoose", pool, 2))):
+    with torch.inference_mode(), routing(Plan(pool, Phatgoose(2))):
         if model.base.architecture == "decoder-only":
             out = model.base.model(input_ids=torch.tensor([prompt + target])).logits[0, len(prompt) - 1 : -1]
         else:
@@ -155,7 +159,7 @@ def test_routes_of_a_batch_are_those_of_its_inputs_alone(model: RoutedModel) -> 
 )
 def test_unknown_methods_and_experts_are_refused(model: RoutedModel, method: str, code: Code) -> None:
     with pytest.raises(Refused) as refused:
-        model.generate(["a"], method=method)
+        model.generate(["a"], RoutingChoice(method))
     assert refused.value.code is code
 
 
@@ -195,6 +199,8 @@ def test_weights_that_the_models_dtype_cannot_hold_are_refused(base: Path, tmp_p
     bundle = factories.make_bundle(tmp_path / "b", factories.make_pool(base, identity), identity)
     weights = bundle.folder / ADAPTER_WEIGHTS
     save_file({name: tensor * 1e6 for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+    model = load_base(str(base), device="cpu").model.half()
+    linears = {path: find_linear(model, path) for path in bundle.spec.modules}
     with pytest.raises(Refused) as refused:
-        load_expert(bundle, device="cpu", dtype=torch.float16)
+        load_expert(bundle, linears, dtype=model.dtype)
     assert refused.value.code is Code.NOT_FINITE

@@ -28,8 +28,8 @@ def test_a_picture_is_a_png(tmp_path: Path) -> None:
 
 
 def test_a_page_carries_its_data_as_data(tmp_path: Path) -> None:
-    answer = Answer("y", ("in0", HOSTILE), ("out0",), ROUTES)
-    save_page([Panel("a", ROUTES, oracle=0, score=0.5)], Answered(3, "phatgoose", EXPERTS, (answer,)), tmp_path / "p")
+    answer = Answer("y", 3, "phatgoose", ("in0", HOSTILE), ("out0",), ROUTES)
+    save_page([Panel("a", ROUTES, oracle=0, score=0.5)], Answered(EXPERTS, (answer,)), tmp_path / "p")
     page = (tmp_path / "p").read_text()
     assert page.count("<script") == 2
     assert "alert(1)</script>" not in page

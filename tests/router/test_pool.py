@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from protocol.errors import Code, Refused
-from router.expert import Expert, ExpertModule
+from router.expert import Expert
 from router.gate import standardise
 from router.layer import Plan, routing
 from router.methods.phatgoose import Phatgoose
+from router.part import ExpertModule
 from router.pool import ExpertPool
 from router.reference import route
 from tests.router.test_layer import PATH, make_experts, make_layer

@@ -250,7 +250,7 @@ def test_from_release_loads_what_the_coordinator_serves(
     catalog.publish(bundles, number=3)
     model = RoutedModel.from_release(address, str(t5_base), folder=tmp_path / "node", device="cpu")
     assert model.digests == tuple(bundle.digest for bundle in bundles)
-    assert model.answer(["a b"], max_new_tokens=2).release == 3
+    assert model.answer(["a b"], max_new_tokens=2).answers[0].release == 3
     with pytest.raises(Refused) as refused:
         RoutedModel.from_release(address, str(llama_base), folder=tmp_path / "node", device="cpu")
     assert refused.value.code is Code.BASE_MISMATCH

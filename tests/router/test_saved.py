@@ -12,7 +12,8 @@ from protocol.errors import Code, Refused
 from protocol.release import Pool
 from protocol.signing import Identity
 from protocol.spec import Routing
-from router.model import Generation, RoutedModel
+from router.generation import Generation
+from router.model import RoutedModel
 from router.saved import INDEX
 from tests.factories import make_bundle, make_pool
 

@@ -132,9 +132,9 @@ def test_modules_that_share_an_input_share_one_product(monkeypatch: pytest.Monke
     pool = pool_of([torch.randn(D) for _ in range(4)], "a.q", "a.k", "a.v")
     calls = []
 
-    def counted(group: RouteGroup, u: torch.Tensor, k: int) -> list[Choice | CommonChoice | None]:
+    def counted(group: RouteGroup, u: torch.Tensor, k: int, temperature: float) -> list[Choice | CommonChoice | None]:
         calls.append(u)
-        return select(group, u, k)
+        return select(group, u, k, temperature)
 
     monkeypatch.setattr("router.methods.phatgoose.select", counted)
     method, u, other = Phatgoose(2), torch.randn(3, D), torch.randn(3, D)

@@ -19,9 +19,9 @@ def route(module: str, experts: list[int], *, reads_input: bool) -> ModuleRoute:
 
 def tokens_shown(*routes: ModuleRoute) -> list[list[str]]:
     """Rows of the table of tokens: token, side, experts."""
-    answer = Answer("y", ("in0", "in1"), ("out0", "out1"), routes)
+    answer = Answer("y", 4, "phatgoose", ("in0", "in1"), ("out0", "out1"), routes)
     screen = io.StringIO()
-    explain(Console(file=screen, width=120), Answered(1, "phatgoose", EXPERTS, (answer,)), answer)
+    explain(Console(file=screen, width=120), Answered(EXPERTS, (answer,)), answer)
     lines = [line.strip("│┃ ") for line in screen.getvalue().splitlines()]
     return [[cell.strip() for cell in line.split("│")] for line in lines if line.startswith(("in", "out"))]
 
@@ -51,9 +51,10 @@ def test_a_decoder_never_reads_its_last_token() -> None:
 
 @pytest.mark.parametrize("asked", [True, False])
 def test_json_has_routes_only_if_they_were_asked_for(*, asked: bool) -> None:
-    answer = Answer("y", ("in0",), ("out0",), (route("encoder.q", [1], reads_input=True),))
-    document = as_json(Answered(4, "phatgoose", EXPERTS, (answer,)), explain=asked)
-    assert (document["schema"], document["release"], document["answers"][0]["text"]) == (1, 4, "y")
+    answer = Answer("y", 4, "phatgoose", ("in0",), ("out0",), (route("encoder.q", [1], reads_input=True),))
+    document = as_json(Answered(EXPERTS, (answer,)), explain=asked)
+    (said,) = document["answers"]
+    assert (document["schema"], said["release"], said["method"], said["text"]) == (1, 4, "phatgoose", "y")
     assert ("routes" in document["answers"][0]) == asked
     if asked:
         assert document["answers"][0]["shares"] == {"bob/copy": 1.0, "ada/reverse": 0.0}

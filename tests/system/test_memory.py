@@ -15,9 +15,10 @@ from coordinator.founding import BaseFacts, found
 from coordinator.settings import Workspace
 from deploy.demo.processes import free_port, program
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, ENVELOPE, GATES, open_bundle, pack
+from protocol.kinds import LoraModule, Module, Shape
 from protocol.release import Pool, read_pool
 from protocol.signing import Identity
-from protocol.spec import ExpertSpec, LoraModule, Shape
+from protocol.spec import ExpertSpec
 from protocol.tensors import TensorInfo, adapter_tensors, gate_tensors
 from router.base import fingerprint
 from tests import factories
@@ -44,7 +45,9 @@ def write_safetensors(path: Path, tensors: dict[str, TensorInfo]) -> None:
 
 def write_bundle(folder: Path, pool: Pool, identity: Identity, name: str, paths: tuple[str, ...], rank: int) -> None:
     shapes = {path: pool.spec.modules[path] for path in paths}
-    modules = {p: LoraModule(d_in=s.d_in, d_out=s.d_out, rank=rank, alpha=1.0) for p, s in shapes.items()}
+    modules: dict[str, Module] = {
+        p: LoraModule(d_in=s.d_in, d_out=s.d_out, rank=rank, alpha=1.0) for p, s in shapes.items()
+    }
     spec = ExpertSpec(
         name=name, pool=pool.digest, base=pool.spec.base, contributor=identity.public.hex, modules=modules,
         dtype="float32", license="apache-2.0", created=factories.NOW, tool="tests",

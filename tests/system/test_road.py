@@ -44,10 +44,11 @@ def test_from_private_data_to_a_routed_answer(
         assert [expert["contributor"] for expert in pulled["experts"]] == names
 
     # From here on without any coordinator.
-    answer = json.loads(succeed("router", "ask", "-w", node, "--explain", "--json", "reverse it : a b c d"))
+    said = json.loads(succeed("router", "ask", "-w", node, "--explain", "--json", "reverse it : a b c d"))
+    (answer,) = said["answers"]
     assert answer["release"] == len(names)
-    assert answer["answers"][0]["experts"] == [f"{name}/{name}" for name in names]
-    assert sum(answer["answers"][0]["shares"].values()) == pytest.approx(1.0, abs=1e-5)
+    assert answer["experts"] == [f"{name}/{name}" for name in names]
+    assert sum(answer["shares"].values()) == pytest.approx(1.0, abs=1e-5)
 
     # A bundle is a folder that plain PEFT opens.
     bundle = next((node / "bundles").glob("[0-9a-f]*"))

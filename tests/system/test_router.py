@@ -14,6 +14,7 @@ from protocol.signing import Identity
 from protocol.v1 import query_pb2
 from protocol.v1.query_pb2_grpc import QueryStub
 from router.query import ask
+from router.request import RoutingChoice
 from tests import factories
 from tests.router.catalog import Catalog, serving
 from tests.system.town import call
@@ -52,7 +53,7 @@ def test_a_running_router_follows_without_a_restart(
     with running("router", *arguments, log=log) as process:
         address = first_document(process, log)["address"]
         assert wait_for_release(address, 1) == ["ada/e0"]
-        assert ask(address, ["a b"], max_new_tokens=2).release == 1
+        assert ask(address, ["a b"], max_new_tokens=2).answers[0].release == 1
 
         second = call("router", *arguments)
         assert second.returncode == Code.WORKSPACE_BUSY.fate.exit
@@ -60,7 +61,7 @@ def test_a_running_router_follows_without_a_restart(
         catalog.publish(list(catalog.bundles.values()), number=2)
         assert wait_for_release(address, 2) == ["ada/e0", "ada/e1"]
         answered = ask(address, ["a b", "c"], max_new_tokens=3, explain=True)
-        assert answered.release == 2
+        assert answered.answers[0].release == 2
         assert answered.answers[0].routes
 
         # A release that does not verify changes nothing.
@@ -71,7 +72,7 @@ def test_a_running_router_follows_without_a_restart(
 
         for method, code in (("magic", Code.METHOD_UNKNOWN), ("expert:nobody", Code.EXPERT_UNKNOWN)):
             with pytest.raises(Refused) as refused:
-                ask(address, ["a"], method=method)
+                ask(address, ["a"], RoutingChoice(method))
             assert refused.value.code is code
         with pytest.raises(Refused) as refused:
             ask(address, ["a"] * 1000)

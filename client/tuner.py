@@ -1,0 +1,124 @@
+"""What is trained beside a frozen base: an expert of any kind, through PEFT where PEFT has it."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from client.workspace import write_whole
+from protocol import strict_json
+from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from protocol.kinds import BOTTLENECK_TYPE, BottleneckModule, Ia3Module, Module
+from protocol.spec import Architecture, Recipe
+from router.attach import find_linear
+from router.base import Base
+from router.bottleneck import attach_bottlenecks, detach_bottlenecks, save_bottlenecks
+
+_TASKS = {"encoder-decoder": TaskType.SEQ_2_SEQ_LM, "decoder-only": TaskType.CAUSAL_LM}
+
+
+class Tuner(Protocol):
+    """An expert in the making."""
+
+    model: nn.Module
+    """The base with the expert on it, whose trainable parameters are the expert's."""
+
+    def save(self, folder: Path, base_name: str) -> None:
+        """Write adapter_config.json and adapter_model.safetensors into a new folder, whole or not at all.
+
+        Args:
+            folder: Does not exist yet.
+            base_name: What the pool calls its base model; the local path is nobody's business.
+        """
+
+    def take_off(self) -> None:
+        """Leave the base as it was."""
+
+
+def put_on(base: Base, recipe: Recipe, modules: Mapping[str, Module]) -> Tuner:
+    """Put an untrained expert on a base model.
+
+    Args:
+        base: The base; its linear modules are replaced until the expert is taken off.
+        recipe: Kind, rank and alpha.
+        modules: What the kind makes of each linear module.
+
+    Raises:
+        Refused: `MODULE_UNKNOWN`.
+    """
+    if recipe.kind == "bottleneck":
+        return _BottleneckTuner(base.model, modules)
+    return _PeftTuner(base.model, _config(recipe, modules, base.architecture), modules)
+
+
+class _PeftTuner:
+    def __init__(self, model: nn.Module, config: PeftConfig, modules: Mapping[str, Module]) -> None:
+        # GPT-2's Conv1D; PEFT finds out by itself, but says so with a warning.
+        config.fan_in_fan_out = any(isinstance(find_linear(model, path), Conv1D) for path in modules)
+        self.model: PeftModel = get_peft_model(model, config)
+        self._modules = modules
+
+    def save(self, folder: Path, base_name: str) -> None:
+        partial = _empty(folder)
+        self.model.peft_config["default"].base_model_name_or_path = base_name
+        self.model.save_pretrained(str(partial), save_embedding_layers=False)
+        config = partial / ADAPTER_CONFIG
+        # PEFT shortens a long list of modules to suffixes; the full names say what was trained.
+        fields = json.loads(config.read_bytes())
+        write_whole(config, strict_json.dumps({**fields, "target_modules": sorted(self._modules)}))
+        for path in partial.iterdir():
+            if path.name not in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+                path.unlink()
+        partial.rename(folder)
+
+    def take_off(self) -> None:
+        self.model.unload()
+
+
+class _BottleneckTuner:
+    def __init__(self, model: nn.Module, modules: Mapping[str, Module]) -> None:
+        self.model = model
+        self._placed = attach_bottlenecks(
+            model, {path: module for path, module in modules.items() if isinstance(module, BottleneckModule)}
+        )
+
+    def save(self, folder: Path, base_name: str) -> None:
+        partial = _empty(folder)
+        partial.mkdir(parents=True)
+        fields = {
+            "base_model_name_or_path": base_name, "peft_type": BOTTLENECK_TYPE, "target_modules": sorted(self._placed),
+        }  # fmt: skip
+        write_whole(partial / ADAPTER_CONFIG, strict_json.dumps(fields))
+        save_bottlenecks(self._placed, partial)
+        partial.rename(folder)
+
+    def take_off(self) -> None:
+        detach_bottlenecks(self.model, self._placed)
+
+
+def _config(recipe: Recipe, modules: Mapping[str, Module], architecture: Architecture) -> PeftConfig:
+    targets, task = list(modules), _TASKS[architecture]
+    if recipe.kind == "ia3":
+        inputs = [path for path, each in modules.items() if isinstance(each, Ia3Module) and each.side == "input"]
+        return IA3Config(target_modules=targets, feedforward_modules=inputs, task_type=task)
+    return LoraConfig(
+        r=recipe.rank,
+        lora_alpha=recipe.alpha,  # annotated int, used as a factor
+        lora_dropout=0.0,
+        bias="none",
+        use_rslora=recipe.kind == "rslora",
+        use_dora=recipe.kind == "dora",
+        target_modules=targets,
+        task_type=task,
+    )
+
+
+def _empty(folder: Path) -> Path:
+    partial = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    return partial

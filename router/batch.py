@@ -1,0 +1,52 @@
+"""Texts to padded batches."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from router.base import Base
+from router.text import IGNORED, encode_input, encode_target
+
+Side = Literal["left", "right"]
+
+
+def encode(base: Base, inputs: Sequence[str]) -> dict[str, Tensor]:
+    """Encode inputs that the model is to answer.
+
+    Returns:
+        input_ids and attention_mask, [b, s].
+    """
+    rows = [encode_input(base.tokenizer, text, base.architecture) for text in inputs]
+    # A decoder continues from the last position, so there the padding goes to the left.
+    return _batch(base, rows, "left" if base.architecture == "decoder-only" else "right")
+
+
+def encode_pairs(base: Base, inputs: Sequence[str], targets: Sequence[str]) -> tuple[dict[str, Tensor], Tensor]:
+    """Encode inputs with what the model is to write after them.
+
+    Returns:
+        input_ids and attention_mask, [b, s], and labels, [b, s], `IGNORED` where there is none.
+    """
+    rows = [encode_input(base.tokenizer, text, base.architecture) for text in inputs]
+    labels = [encode_target(base.tokenizer, text, base.architecture) for text in targets]
+    if base.architecture == "decoder-only":
+        labels = [[IGNORED] * len(row) + label for row, label in zip(rows, labels, strict=True)]
+        rows = [row + label[len(row) :] for row, label in zip(rows, labels, strict=True)]
+    return _batch(base, rows, "right"), _pad(labels, IGNORED, "right", base.model.device)
+
+
+def _batch(base: Base, rows: Sequence[Sequence[int]], side: Side) -> dict[str, Tensor]:
+    tokenizer, device = base.tokenizer, base.model.device
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return {
+        "input_ids": _pad(rows, padding, side, device),
+        "attention_mask": _pad([[1] * len(row) for row in rows], 0, side, device),
+    }
+
+
+def _pad(rows: Sequence[Sequence[int]], value: int, side: Side, device: torch.device) -> Tensor:
+    tensors = [torch.tensor(row, dtype=torch.long, device=device) for row in rows]
+    return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side)

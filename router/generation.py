@@ -1,0 +1,85 @@
+"""What a router can answer with: the newest release, and a few before it that requests may still ask for."""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from protocol.errors import Code, Refused
+from protocol.release import ReleaseSpec, read_timestamp
+from protocol.spec import Routing
+from router.pool import ExpertPool
+
+KEPT = 4
+"""Releases that a running model holds at most, the newest among them. They share pages: an earlier one costs
+the experts that the newest lacks."""
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """What a request is answered with, from its first token to its last."""
+
+    pool: ExpertPool = field(default_factory=ExpertPool)
+    settings: Routing = field(default_factory=Routing)
+    """Method and k for requests that name none."""
+    release: int = 0
+    """Number of the release; 0 for a pool that was put together by hand."""
+    expires: datetime | None = None
+    """When the release is no longer to be taken for the newest, or asked for by its number."""
+
+    @classmethod
+    def of(cls, release: ReleaseSpec, pool: ExpertPool) -> "Generation":
+        """Answer with a release, whose experts a pool holds in its order."""
+        return cls(pool, release.routing, release.number, read_timestamp(release.expires))
+
+
+@dataclass(frozen=True)
+class Held:
+    """The generations that a model holds, oldest first; a value, exchanged as a whole."""
+
+    generations: tuple[Generation, ...] = (Generation(),)
+
+    @property
+    def newest(self) -> Generation:
+        """What answers a request that asks for no release."""
+        return self.generations[-1]
+
+    @property
+    def releases(self) -> tuple[int, ...]:
+        """Numbers of the releases that may be asked for, oldest first."""
+        return tuple(generation.release for generation in self.generations if generation.release)
+
+    def followed_by(self, generation: Generation) -> "Held":
+        """Hold a new release as the newest, and let go of the oldest beyond `KEPT`.
+
+        Experts that were put on by hand are no release, so they go; so does the same release, loaded before.
+        """
+        earlier = [each for each in self.generations if each.release not in (0, generation.release)]
+        return Held((*earlier, generation)[-KEPT:])
+
+    def changed_to(self, generation: Generation) -> "Held":
+        """Put another generation in the newest one's place."""
+        return Held((*self.generations[:-1], generation))
+
+    def find(self, release: int | None) -> Generation:
+        """Look a release up by its number; None stands for the newest.
+
+        Raises:
+            Refused: `RELEASE_UNKNOWN`, or `RELEASE_EXPIRED` for an earlier release whose time is over: an
+                expert that was yanked since must not answer for ever.
+        """
+        if release is None:
+            return self.newest
+        found = next((each for each in self.generations if each.release == release), None)
+        if found is None:
+            held = ", ".join(str(number) for number in self.releases) or "none"
+            raise Refused(
+                Code.RELEASE_UNKNOWN,
+                f"Release {release} is not held here; these are: {held}.",
+                "Ask for one of them, or leave the release out to take the newest.",
+            )
+        if found is not self.newest and found.expires is not None and found.expires < datetime.now(UTC):
+            raise Refused(
+                Code.RELEASE_EXPIRED,
+                f"Release {release} expired at {found.expires:%Y-%m-%d %H:%M} UTC.",
+                "Leave the release out to take the newest.",
+            )
+        return found

@@ -1,0 +1,45 @@
+"""Arrow: an expert is known by the direction that its update stretches most.
+
+Source: O. Ostapenko and others, "Towards Modular LLMs by Building and Reusing a Library of LoRAs",
+arXiv 2405.11157, section 4.2; a baseline of arXiv 2402.05859, section 4.2.
+
+Score: |v_z . u|, with u as it enters the module and v_z the first right singular vector of s B A, exact in float64;
+weights softmax(score / T) over the k best, T = 1 as in its authors' code and in PEFT. The code of arXiv 2402.05859
+divides by 10 sqrt(d) instead, which makes the k weights nearly equal: ask for that temperature to have it.
+"""
+
+from torch import Tensor
+
+from router.group import ModuleExperts, RouteGroup
+from router.methods.siblings import SharedDecision
+from router.prototypes import Direction
+from router.select import Selected, best, in_pieces, products
+
+
+class Arrow(SharedDecision):
+    """The k experts whose main direction a token points along, either way.
+
+    Args:
+        k: Experts a token.
+        temperature: T.
+        prototypes: Where the directions come from.
+    """
+
+    def __init__(self, k: int, temperature: float, prototypes: Direction = Direction()) -> None:  # noqa: B008 - frozen
+        super().__init__()
+        self._k, self._temperature, self._prototypes = k, temperature, prototypes
+
+    def select(self, group: RouteGroup, u: Tensor) -> Selected:
+        """Score every direction against every token of u [..., d] and keep the best k."""
+        seen = group.by(self._prototypes)
+
+        def decide(tokens: Tensor) -> Selected:
+            slots = len(seen.counts)
+            table = products(seen, tokens)[:, slots:].abs_().view(len(tokens), seen.length, slots)
+            modules = [ModuleExperts(seen, slot) for slot in range(slots)]
+            return [
+                best(module, table[:, :, module.slot], self._k, self._temperature) if len(module) else None
+                for module in modules
+            ]
+
+        return in_pieces(u, seen.length * len(seen.counts), decide)

@@ -1,0 +1,54 @@
+"""GenKnowSub: take off what everybody knows, then route by what is left.
+
+Source: "GenKnowSub: Improving Modularity and Reusability of LLMs through General Knowledge Subtraction",
+arXiv 2505.10939.
+
+With D_z = s B A and G the general experts, each other expert becomes D_z - mean over G of D_g, and Arrow routes among
+these: v_z is the first right singular vector of the difference. The difference is that of the updates; PEFT's
+version subtracts the means of A and of B on their own, which is another matrix. Since the weights of a token sum to
+1, sum over z of w_z (D_z - mean D_g) = sum over z of w_z D_z - mean D_g: the general experts run once, at weight
+-1 / |G| each, and nobody is changed.
+"""
+
+import torch
+from torch import Tensor
+
+from router.gate import Choice
+from router.group import ModuleExperts, RouteGroup
+from router.methods.arrow import Arrow
+from router.methods.siblings import SharedDecision
+from router.pool import Expert
+from router.prototypes import Direction
+from router.select import Selected
+
+
+class GenKnowSub(SharedDecision):
+    """The k experts along whose own main direction a token points, less what the general experts do.
+
+    Args:
+        generals: The general experts.
+        k: Experts a token, the general ones not counted.
+        temperature: T, as in Arrow.
+    """
+
+    def __init__(self, generals: tuple[Expert, ...], k: int, temperature: float) -> None:
+        super().__init__()
+        self._digests = tuple(expert.digest for expert in generals)
+        self._arrow = Arrow(k, temperature, Direction(generals))
+        self._others: dict[RouteGroup, RouteGroup] = {}
+
+    def select(self, group: RouteGroup, u: Tensor) -> Selected:
+        """Choose by direction among the others for every token of u [..., d], and take the general experts off."""
+        if group not in self._others:
+            self._others[group] = group.without(self._digests)
+        chosen = self._arrow.select(self._others[group], u)
+        return [self._less(ModuleExperts(group, slot), choice) for slot, choice in enumerate(chosen)]
+
+    def _less(self, module: ModuleExperts, choice: object) -> Choice | None:
+        if not isinstance(choice, Choice):
+            return None
+        rows = [row for row in map(module.row, self._digests) if row is not None]
+        t = len(choice.experts)
+        common = torch.tensor(rows, dtype=torch.int64, device=choice.experts.device).expand(t, len(rows))
+        weights = choice.weights.new_full((t, len(rows)), -1 / len(self._digests))
+        return Choice(torch.cat([choice.experts, common], dim=1), torch.cat([choice.weights, weights], dim=1))

@@ -1,0 +1,45 @@
+"""One expert whose A and B are the means of all A and all B.
+
+The other way of merging in the code of arXiv 2402.05859: it averages the factors on their own, which mixes every
+expert's B with every other's A; `router.methods.merged` is the mean of the products.
+
+Ranks may differ: a smaller A and B are padded with zeros to the largest rank. The scaling s of each expert goes into
+its B. Experts that leave a module alone do not count there.
+"""
+
+import hashlib
+from types import MappingProxyType
+from weakref import WeakKeyDictionary
+
+import torch
+
+from router.expert import Expert
+from router.part import ExpertModule
+from router.pool import ExpertPool
+
+
+def averaged(pool: ExpertPool) -> ExpertPool:
+    """Average a pool's experts into one, a pool of its own; work grows with the pool, once a generation."""
+    known = _averages.get(pool)
+    if known is None:
+        known = _averages[pool] = ExpertPool().add(_expert(pool))
+    return known
+
+
+_averages: WeakKeyDictionary[ExpertPool, ExpertPool] = WeakKeyDictionary()
+
+
+def _expert(pool: ExpertPool) -> Expert:
+    modules = {path: _average([module.part(row) for row in module.rows]) for path, module in pool.modules.items()}
+    digest = hashlib.sha256(",".join(expert.digest for expert in pool.experts).encode()).hexdigest()
+    return Expert(digest, f"average of {len(pool.experts)}", "", MappingProxyType(modules))
+
+
+def _average(parts: list[ExpertModule]) -> ExpertModule:
+    first, r, n = parts[0], max(len(part.a) for part in parts), len(parts)
+    a = torch.zeros(r, first.a.shape[1], dtype=torch.float64, device=first.a.device)
+    b = torch.zeros(len(first.b), r, dtype=torch.float64, device=first.b.device)
+    for part in parts:
+        a[: len(part.a)] += part.a
+        b[:, : len(part.a)] += part.b.double() * part.scaling
+    return ExpertModule((a / n).to(first.a), (b / n).to(first.b), 1.0, first.gate)

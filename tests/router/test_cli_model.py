@@ -1,0 +1,123 @@
+"""trace, save and export, in this process."""
+
+import json
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+from peft import PeftModel
+
+from protocol.errors import Code, Refused
+from protocol.signing import Identity
+from router.base import load_base
+from router.door import CHOICE_FLAGS
+from router.request import RoutingChoice
+from tests import factories
+from tests.router.catalog import Catalog, serving
+from tests.router.test_cli import call
+
+
+@pytest.fixture(scope="module")
+def node(t5_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with a release of two experts."""
+    folder, identity = tmp_path_factory.mktemp("town"), Identity.generate()
+    catalog = Catalog(factories.make_pool(t5_base, identity), identity)
+    bundles = [
+        factories.make_bundle(folder / name, catalog.pool, identity, name=name, seed=at)
+        for at, name in enumerate(("reverse", "copy"))
+    ]
+    catalog.publish(bundles, number=1)
+    with serving(catalog) as address:
+        call("pull", "-w", folder / "node", "--coordinator", address, "--base", t5_base)
+    return folder / "node"
+
+
+def test_every_choice_has_its_flag() -> None:
+    assert list(CHOICE_FLAGS) == list(get_type_hints(RoutingChoice))
+
+
+def test_trace_writes_what_was_asked_for(node: Path, tmp_path: Path) -> None:
+    png, html = tmp_path / "map.png", tmp_path / "map.html"
+    said = call(
+        "trace", "-w", node, "--device", "cpu", "--max-new-tokens", 2, "--png", png, "--html", html, "--json",
+        "--full", "--oracle", "copy", "please copy it", "say it",
+    )  # fmt: skip
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert "KL(oracle || routing)" in html.read_text()
+    document = json.loads(said.stdout)
+    (panel,) = document["panels"]
+    assert (panel["title"], panel["oracle"]) == ("2 requests", "ada/copy")
+    assert panel["kl_from_oracle"] > 0
+    route = document["answers"][1]["routes"][0]
+    assert len(route["full"]) == len(route["experts"]) == 3  # two words and </s>
+    assert [sum(row) for row in route["full"]] == pytest.approx([1, 1, 1], abs=1e-5)
+    # Of two experts two are chosen, so what is chosen is all there is.
+    at, weights = route["experts"][0], route["weights"][0]
+    assert [route["full"][0][expert] for expert in at] == pytest.approx(weights, abs=2e-6)
+
+
+def test_whole_distributions_hold_more_than_what_was_chosen(node: Path) -> None:
+    said = call(
+        "trace", "-w", node, "--device", "cpu", "--max-new-tokens", 2, "--json", "--full", "--k", 1, "please copy it"
+    )
+    for route in json.loads(said.stdout)["answers"][0]["routes"]:
+        for (chosen,), (weight,), full in zip(route["experts"], route["weights"], route["full"], strict=True):
+            assert weight == 1
+            assert full[chosen] == max(full) < 1
+
+
+def test_trace_by_task_measures_the_distance_from_each_oracle(node: Path, tmp_path: Path) -> None:
+    lines = [
+        {"task": "reversing", "input": "reverse it : a b", "oracle": "reverse", "score": 0.9},
+        {"task": "copying", "input": "copy it : a b", "oracle": "ada/copy", "score": 0.4},
+        {"task": "copying", "input": "copy it : c", "score": 0.6},
+    ]
+    (tmp_path / "tasks.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    said = call(
+        "trace", "-w", node, "--device", "cpu", "--max-new-tokens", 2, "--json", "--full",
+        "--tasks", tmp_path / "tasks.jsonl",
+    )  # fmt: skip
+    document = json.loads(said.stdout)
+    assert [(panel["title"], panel["score"]) for panel in document["panels"]] == [("reversing", 0.9), ("copying", 0.5)]
+    assert abs(document["correlation_of_kl_and_score"]) == pytest.approx(1)  # of two points
+    assert len(document["answers"]) == 3
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["a b"],
+        ["--json"],
+        ["--json", "--full", "--server", "127.0.0.1:1", "a b"],
+        ["--json", "--tasks", "x.jsonl", "a b"],
+        ["--json", "--server", "127.0.0.1:1", "--saved", "x", "a b"],
+    ],
+)
+def test_trace_refuses_what_does_not_fit_together(node: Path, arguments: list[str]) -> None:
+    with pytest.raises(Refused) as refused:
+        call("trace", "-w", node, *arguments)
+    assert refused.value.code is Code.REQUEST_INVALID
+
+
+def test_a_saved_model_answers_without_its_workspace(
+    node: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = json.loads(call("save", "-w", node, "--with-base", "--json", tmp_path / "model").stdout)
+    assert (saved["experts"], len(saved["identity"])) == (2, 64)
+    monkeypatch.chdir(tmp_path)
+    options = ("--device", "cpu", "--max-new-tokens", 4, "--json", "please reverse it : a b")
+    alone, here = (json.loads(call("ask", *place, *options).stdout) for place in (("--saved", "model"), ("-w", node)))
+    assert alone["answers"] == here["answers"]
+
+
+def test_an_exported_adapter_is_opened_by_plain_peft(node: Path, t5_base: Path, tmp_path: Path) -> None:
+    said = call(
+        "export", "-w", node, "--device", "cpu", "--max-new-tokens", 2, "--out", tmp_path / "lora", "--rank", 3,
+        "--json", "please copy it",
+    )  # fmt: skip
+    document = json.loads(said.stdout)
+    assert document["rank"] == 3
+    assert 0 < document["kept"] < 1
+    assert sum(document["shares"].values()) == pytest.approx(1)
+    adapter = PeftModel.from_pretrained(load_base(str(t5_base), device="cpu").model, str(tmp_path / "lora"))
+    assert len([name for name, _ in adapter.named_parameters() if "lora_A" in name]) == document["modules"]
