@@ -15,9 +15,10 @@ from sqlalchemy.orm import Session
 from coordinator import database, journal
 from coordinator.faults import fault_point
 from coordinator.fleet.steps import overtake, revoke_nodes
-from coordinator.life import LIVE, PUBLIC, Standing, State
+from coordinator.life import PUBLIC, Standing, State
+from coordinator.standing import read_standing
 from coordinator.tables import BundleFile, BundleRow, Contributor, Event, ReleaseRow, Upload
-from protocol.bundle import ADAPTER_WEIGHTS, Manifest
+from protocol.bundle import Manifest
 from protocol.errors import Code, GreylagError, Refused
 from protocol.release import Enrolment, Release, timestamp
 
@@ -134,7 +135,7 @@ class Registry:
     def standing(self, manifest: Manifest) -> Standing:
         """Read what bears on a new bundle."""
         with self.reading() as session:
-            return _standing(session, manifest)
+            return read_standing(session, manifest)
 
     def begin(self, manifest: Manifest, *, token: bytes, expires: datetime) -> Upload:
         """Open an upload session, or find the one there is and let it live longer."""
@@ -197,7 +198,7 @@ class Registry:
         with self.writing() as session:
             if known := _bundle(session, manifest.digest):
                 return known.receipt
-            check(_standing(session, manifest))
+            check(read_standing(session, manifest))
             sequence = (session.scalar(select(func.max(BundleRow.sequence))) or 0) + 1
             row = BundleRow(
                 sequence=sequence,
@@ -376,32 +377,3 @@ class Registry:
 
 def _bundle(session: Session, digest: str) -> BundleRow | None:
     return session.scalars(select(BundleRow).where(BundleRow.digest == digest)).one_or_none()
-
-
-def _standing(session: Session, manifest: Manifest) -> Standing:
-    key, digest = manifest.spec.contributor, manifest.digest
-    contributor = session.get(Contributor, key)
-    live = session.execute(
-        select(BundleRow.name, BundleRow.digest)
-        .where(BundleRow.contributor == key, BundleRow.state.in_(LIVE), BundleRow.digest != digest)
-        .order_by(BundleRow.sequence)
-    )
-    uploads = session.scalar(
-        select(func.count()).select_from(Upload).where(Upload.contributor == key, Upload.digest != digest)
-    )
-    twin = session.scalar(
-        select(func.min(BundleRow.sequence))
-        .join(BundleFile, BundleFile.bundle == BundleRow.digest)
-        .where(
-            BundleFile.name == ADAPTER_WEIGHTS,
-            BundleFile.sha256 == manifest.files[ADAPTER_WEIGHTS].sha256,
-            BundleRow.contributor != key,
-            BundleRow.state != State.REFUSED,
-        )
-    )
-    return Standing(
-        contributor=contributor.state if contributor else None,
-        live=tuple((name, other) for name, other in live),
-        uploads=uploads or 0,
-        twin=twin,
-    )

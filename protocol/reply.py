@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 from protocol.errors import Code, Refused
 
+ORDER, ANSWER, METRICS = "order", "answer", "metrics"
+"""Names of the records in messages and replies."""
 _COMMON = {"state": r"done|later|failed", "code": r"[A-Z_]{0,32}", "error": r"[A-Za-z_]{0,64}"}
 _WORDS: Mapping[str, Mapping[str, str]] = {
     "info": {"version": r"[0-9a-z.+]{1,32}", "device": r"cpu|cuda", "rows": r"[a-z0-9, ]{1,40}"},

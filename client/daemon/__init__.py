@@ -1,3 +1,1 @@
-"""The daemon beside the data: answers campaigns within the contributor's own policy. Only `app` and `executor` know
-Flower; its SuperNode runs as a child that is told nothing of the data.
-"""
+"""The daemon beside the data: answers campaigns within its contributor's policy; `app` and `tasks` know Flower."""

@@ -9,6 +9,8 @@ from typing import Any
 from client.workspace import Workspace, write_whole
 from protocol.node import NodeKey
 
+WORKING = "working"
+"""Note about the campaign that is being worked for."""
 _SECRET_BYTES = 32
 
 

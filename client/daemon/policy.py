@@ -83,7 +83,9 @@ def read_policy(path: Path) -> DaemonPolicy:
         ) from error
     except ValidationError as error:
         name, reason = first_fault(error)
-        raise Refused(Code.SETTINGS_INVALID, f"The entry {name} of {path} is wrong: {reason}.", "Correct it.") from error
+        raise Refused(
+            Code.SETTINGS_INVALID, f"The entry {name} of {path} is wrong: {reason}.", "Correct it."
+        ) from error
     except ValueError as error:
         raise Refused(Code.SETTINGS_INVALID, f"{path} is not TOML: {error}.", "Correct the file.") from error
     return policy.model_copy(update={"data": path.parent / policy.data})

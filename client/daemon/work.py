@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from client import deliver, upload
@@ -60,7 +59,7 @@ class Work:
         }  # fmt: skip
         return act[order.kind](order, policy, settings)
 
-    def _info(self, _order: Order, policy: DaemonPolicy, settings: ClientSettings) -> Reply:
+    def _info(self, _order: Order, policy: DaemonPolicy, _settings: ClientSettings) -> Reply:
         import psutil  # noqa: PLC0415 - only this needs it
         import torch  # noqa: PLC0415
 
@@ -135,14 +134,15 @@ class Work:
 
 def _loss(model: "RoutedModel", pairs: "list[Pair]", method: str | None = None) -> float:
     """Mean loss over held-out rows, in nats a token; four digits, so that no row can be told from it."""
+    from router.request import RoutingChoice  # noqa: PLC0415 - torch
+
     total = 0.0
     for at in range(0, len(pairs), _BATCH):
         batch = pairs[at : at + _BATCH]
-        total += sum(model.score([pair.prompt for pair in batch], [pair.target for pair in batch], method=method))
+        choice = RoutingChoice(method=method)
+        total += sum(model.score([pair.prompt for pair in batch], [pair.target for pair in batch], choice))
     return round(total / len(pairs), 4)
 
 
 def _last(losses: dict[str, float]) -> dict[str, float]:
     return {"loss": round(losses["expert"], 4)} if "expert" in losses else {}
-
-

@@ -26,10 +26,8 @@ from flwr.superlink.grid import HttpGrid
 from coordinator.fleet.link import SECRET_HEADER, header
 from protocol.campaign import Kind, app_bundle
 from protocol.errors import Code, Refused, Unavailable
-from protocol.reply import Reply, read_reply
+from protocol.reply import ANSWER, METRICS, ORDER, Reply, read_reply
 
-ORDER, ANSWER, METRICS = "order", "answer", "metrics"
-"""Names of the records in messages and replies."""
 MESSAGE_TYPES: dict[str, str] = {"info": "query.info", "train": "train", "evaluate": "evaluate"}
 _COMPONENT = "greylag"
 _TRIES = 2

@@ -74,10 +74,13 @@ class Fleet:
         """Keep a candidate; whichever was open before is overtaken by it."""
         with self._registry.writing() as session:
             overtake(session, now=now)
-            sequence = (session.scalar(select(func.max(Candidate.sequence))) or 0) + 1
-            session.add(
-                Candidate(sequence=sequence, digest=candidate.digest, envelope=candidate.envelope, state="open")
-            )
+            if known := session.scalars(select(Candidate).where(Candidate.digest == candidate.digest)).one_or_none():
+                known.state = "open"  # the very same list was overtaken by a longer one, which is over now
+            else:
+                sequence = (session.scalar(select(func.max(Candidate.sequence))) or 0) + 1
+                session.add(
+                    Candidate(sequence=sequence, digest=candidate.digest, envelope=candidate.envelope, state="open")
+                )
             journal.record(session, "candidate", candidate.digest, "open", actor="worker", now=now)
 
     def candidates(self) -> list[Candidate]:

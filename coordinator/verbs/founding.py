@@ -62,9 +62,7 @@ def init(  # noqa: PLR0913 - one parameter an option
     max_rank: Annotated[int | None, _policy("Largest rank that is taken.")] = None,
     max_bundle_bytes: Annotated[int | None, _policy("Largest bundle that is taken, in bytes.")] = None,
     max_experts: Annotated[int | None, _policy("Experts that one contributor may hold.")] = None,
-    promotion: Annotated[
-        When, _policy("When an accepted expert is released: at once, or once contributors' data speak for it.")
-    ] = When.AT_ONCE,
+    promotion: Annotated[When, _policy("Release at once, or when contributors' data speak for it.")] = When.AT_ONCE,
     k: Annotated[int | None, _policy("Experts that answer a token, at every module.")] = None,
     release_days: Annotated[int | None, _policy("Days until a release expires; it is renewed before.")] = None,
     listen: Annotated[str | None, typer.Option(help="Address of `serve`, host:port; default: loopback only.")] = None,
