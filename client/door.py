@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import logging
 import os
 import sys
 import warnings
@@ -103,6 +104,8 @@ def quiet_libraries(base: str) -> None:
         "CUDA_VISIBLE_DEVICES": "0",  # with several GPUs the Trainer would split each batch over them
     }.items():
         os.environ.setdefault(name, value)
+    # It reports, on being imported, which of its parts are not there.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # libraries' notes to programmers
 

@@ -103,8 +103,12 @@ def computing_like(linear: Linear, dtype: torch.dtype) -> Tensor:
     return torch.empty(0, device=weight.device, dtype=weight.dtype if weight.is_floating_point() else dtype)
 
 
-def weight_of(linear: Linear) -> Tensor:
+def weight_of(linear: Linear, path: str) -> Tensor:
     """Read the weight of a linear module in whatever form it is kept.
+
+    Args:
+        linear: The module.
+        path: Its path, for people.
 
     Returns:
         [o, d] float32 on the module's device; what a quantised module computes with.
@@ -123,7 +127,8 @@ def weight_of(linear: Linear) -> Tensor:
     if weight.is_meta or not weight.is_floating_point() or weight.shape != (widths.d_out, widths.d_in):
         raise Refused(
             Code.KIND_UNSUPPORTED,
-            f"A DoRA expert needs the base's weights; found {weight.dtype} {list(weight.shape)} on {weight.device}.",
+            f"A DoRA expert needs the base's weights at {path}; found {list(weight.shape)} of {weight.dtype} on "
+            f"{weight.device}.",
             "Load the base without offloading, and quantised with bitsandbytes or not at all.",
         )
     return weight.float()

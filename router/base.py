@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from protocol.errors import Code, Refused
 from protocol.spec import Architecture, BaseModelRef
+from router.quantise import Bits, keep_readable, loading_options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -46,16 +47,26 @@ class Base:
         return "encoder-decoder" if self.model.config.is_encoder_decoder else "decoder-only"
 
 
-def load_base(name_or_path: str, *, device: str | None = None, dtype: str | None = None) -> Base:
+class Loading(TypedDict, total=False):
+    """How a base model is held in memory."""
+
+    device: str | None
+    """A torch device; without one, CUDA where there is a GPU, else the CPU."""
+    dtype: str | None
+    """A torch dtype's name; without one, the dtype of the checkpoint."""
+    quantise: Bits | None
+    """Bits in which linear modules hold their weights; without it, those of `dtype`."""
+
+
+def load_base(name_or_path: str, **loading: Unpack[Loading]) -> Base:
     """Load a base model from a folder or the Hugging Face Hub; safetensors only.
 
     Args:
         name_or_path: Folder or Hub id.
-        device: A torch device; without one, CUDA where there is a GPU, else the CPU.
-        dtype: A torch dtype's name; without one, the dtype of the checkpoint.
+        loading: How it is held in memory.
 
     Raises:
-        Refused: `BASE_UNREADABLE`.
+        Refused: `BASE_UNREADABLE`, or `SETTINGS_INVALID` for a device or library that is not there.
     """
     import torch  # noqa: PLC0415 - seconds of import that fingerprinting does not need
     import transformers  # noqa: PLC0415
@@ -64,17 +75,20 @@ def load_base(name_or_path: str, *, device: str | None = None, dtype: str | None
 
     folder = locate(name_or_path)
     transformers.utils.logging.disable_progress_bar()  # the doors draw their own
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype, quantise = loading.get("dtype"), loading.get("quantise")
+    device = loading.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         config = AutoConfig.from_pretrained(folder)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        model = auto.from_pretrained(folder, use_safetensors=True, dtype=dtype or "auto")
+        options = {} if quantise is None else loading_options(quantise, dtype or config.dtype, device)
+        model = auto.from_pretrained(folder, use_safetensors=True, dtype=dtype or "auto", **options)
+        keep_readable(model)
         _tokenizer_files(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise _unreadable(name_or_path, first_line(error)) from error
     try:
-        model = model.to(device)
+        model = model if quantise else model.to(device)
     except (RuntimeError, AssertionError) as error:  # no such device, or too little memory on it
         raise Refused(
             Code.SETTINGS_INVALID,

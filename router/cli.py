@@ -14,6 +14,7 @@ from router.door import (
     Device,
     Json,
     NewTokens,
+    Quantise,
     Saved,
     Server,
     Texts,
@@ -104,6 +105,7 @@ def ask(
     ] = False,
     ca: Ca = None,
     device: Device = None,
+    quantise: Quantise = None,
     json_: Json = False,
     **choice: Any,
 ) -> None:
@@ -118,7 +120,8 @@ def ask(
     asked = read_inputs(text, requests, read_choice(choice))
     choices = [each.choice for each in asked]
     releases = [each.release for each in choices]
-    model = asking(releases, workspace, server, saved, ca=ca, settings={"base": base, "device": device})
+    settings = {"base": base, "device": device, "quantise": quantise}
+    model = asking(releases, workspace, server, saved, ca=ca, settings=settings)
     answered = model(
         [each.input for each in asked],
         choices[0] if len(set(choices)) == 1 else choices,
@@ -149,6 +152,7 @@ def serve(
     tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
     ca: Ca = None,
     device: Device = None,
+    quantise: Quantise = None,
     json_: Json = False,
 ) -> None:
     """Keep a routed model running at the newest release, and answer over gRPC, until SIGTERM.
@@ -168,7 +172,7 @@ def serve(
 
     settings = load(
         workspace, coordinator=coordinator, base=base, listen=listen, follow_interval_s=follow_interval_s,
-        tls_cert=tls_cert, tls_key=tls_key, ca=ca, device=device,
+        tls_cert=tls_cert, tls_key=tls_key, ca=ca, device=device, quantise=quantise,
     )  # fmt: skip
     _configure_logs()
     run(workspace, settings, on_ready)

@@ -13,6 +13,7 @@ from router.door import (
     Device,
     Json,
     NewTokens,
+    Quantise,
     Saved,
     Server,
     Texts,
@@ -62,6 +63,7 @@ def trace(
     max_new_tokens: NewTokens = DEFAULT_NEW_TOKENS,
     ca: Ca = None,
     device: Device = None,
+    quantise: Quantise = None,
     json_: Json = False,
     **choice: Any,
 ) -> None:
@@ -86,7 +88,8 @@ def trace(
             "Leave out --server to load the model here, or leave out --full.",
         )
     asked, routing = _tasks(text, tasks, oracle), read_choice(choice)
-    ask = asking([routing.release], workspace, server, saved, ca=ca, settings={"base": base, "device": device})
+    settings = {"base": base, "device": device, "quantise": quantise}
+    ask = asking([routing.release], workspace, server, saved, ca=ca, settings=settings)
     options = {"max_new_tokens": max_new_tokens, "explain": True} | ({"full": True} if full else {})
     inputs = [each.input for each in asked]
     batches = [ask(inputs[at : at + _AT_ONCE], routing, **options) for at in range(0, len(inputs), _AT_ONCE)]
@@ -119,6 +122,7 @@ def export(
     base: BaseModel = None,
     max_new_tokens: NewTokens = DEFAULT_NEW_TOKENS,
     device: Device = None,
+    quantise: Quantise = None,
     json_: Json = False,
     **choice: Any,
 ) -> None:
@@ -129,7 +133,8 @@ def export(
     Example: greylag-router export --out french-lora --rank 32 "Translate to French: good morning"
     """
     asked = read_inputs(text, None, read_choice(choice))
-    model = load_model(workspace, saved, [asked[0].choice.release], {"base": base, "device": device})
+    settings = {"base": base, "device": device, "quantise": quantise}
+    model = load_model(workspace, saved, [asked[0].choice.release], settings)
     inputs = [each.input for each in asked]
     exported = model.export_lora(out, inputs, asked[0].choice, rank=rank, max_new_tokens=max_new_tokens)
     if json_:

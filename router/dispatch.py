@@ -2,12 +2,13 @@
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from router import cpu
+from router import cpu, gpu
 from router.gate import Choice, CommonChoice
 from router.group import ModuleExperts
 
@@ -51,6 +52,9 @@ class Dispatch:
             u.dtype, u.shape[1], y.shape[1], len(u).bit_length(), len(module).bit_length(), tuple(paths),
         )  # fmt: skip
         name = self._quickest.get(kind)
+        if name is None and u.is_cuda and torch.cuda.is_current_stream_capturing():
+            # Nothing can be timed in here. Whoever captures runs the model first, which settles it as a rule.
+            name = next(iter(paths))
         if name is None:
             with self._lock:
                 name = self._quickest.get(kind) or _quickest(paths, module, u, choice, y)
@@ -60,6 +64,8 @@ class Dispatch:
 
 def offered(module: ModuleExperts, u: Tensor) -> dict[str, cpu.Path]:
     """List by name the ways that can serve inputs u [t, d]."""
+    if u.is_cuda:
+        return gpu.offered(module, u)
     paths: dict[str, cpu.Path] = {"sorted": cpu.add_sorted}
     if len(u) <= _FEW_TOKENS:
         paths["one by one"] = cpu.add_one_by_one
@@ -81,12 +87,24 @@ def _quickest(paths: Mapping[str, cpu.Path], module: ModuleExperts, u: Tensor, c
         for name, path in paths.items():
             if turn > 1 and best[name] > _HOPELESS * min(best.values()):
                 continue
-            start = time.thread_time()
-            path(module, u, choice, scratch)
-            took = time.thread_time() - start
+            took = _time(partial(path, module, u, choice, scratch), u)
             # The first turn only warms caches up.
             best[name] = took if turn <= 1 else min(best[name], took)
     return min(best, key=best.__getitem__)
+
+
+def _time(call: Callable[[], None], u: Tensor) -> float:
+    """Measure a call whose input is u [t, d]: seconds of this thread, or milliseconds of the GPU."""
+    if not u.is_cuda:
+        start = time.thread_time()
+        call()
+        return time.thread_time() - start
+    begin, end = (torch.Event(u.device, enable_timing=True) for _ in range(2))
+    begin.record()
+    call()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end))
 
 
 _dispatch = Dispatch()
@@ -106,6 +124,14 @@ def add_experts(module: ModuleExperts, u: Tensor, choice: Choice | CommonChoice,
         [..., o].
     """
     o = y.shape[-1]
+    if isinstance(choice, Choice) and y.is_cuda:
+        y = y.contiguous()
+        tokens = u.reshape(-1, u.shape[-1])
+        if choice.hidden is None:
+            _dispatch.add(module, tokens, choice, y.view(-1, o))
+        else:
+            gpu.add_rows(module, tokens, choice, y.view(-1, o))
+        return y
     common = isinstance(choice, CommonChoice)
     if y.dtype == torch.float32 and not (common and len(choice.experts) > _IN_PLACE_EXPERTS):
         if isinstance(choice, CommonChoice) and y.numel() == o and module.plain:

@@ -15,6 +15,7 @@ import typer
 
 from protocol.errors import Code, GreylagError, Refused, from_os_error
 from router.limits import MAX_NEW_TOKENS
+from router.quantise import Bits
 
 if TYPE_CHECKING:
     from router.answer import Answered
@@ -31,6 +32,11 @@ BaseModel = Annotated[
 ]
 Ca = Annotated[Path | None, typer.Option(help="CA certificate of the other side, PEM; default: the system's.")]
 Device = Annotated[str | None, typer.Option(help="Torch device; default: the GPU where there is one.")]
+
+
+Quantise = Annotated[
+    Bits | None, typer.Option(help="Hold the base's weights in 4bit or 8bit; default: as its files have them.")
+]
 Server = Annotated[
     str | None,
     typer.Option(help="Ask the `greylag-router serve` that runs at host:port; default: load the model here."),
@@ -137,7 +143,7 @@ def read_lines(path: str) -> list[str]:
 
 
 def load_model(
-    workspace: Path, saved: Path | None, releases: Sequence[int | None], settings: dict[str, str | None]
+    workspace: Path, saved: Path | None, releases: Sequence[int | None], settings: dict[str, Any]
 ) -> "RoutedModel":
     """Load the model of a workspace, or one that was saved.
 
@@ -145,7 +151,7 @@ def load_model(
         workspace: Folder with the pulled releases.
         saved: A saved model; None for the workspace's.
         releases: What is going to be asked for; None stands for the newest.
-        settings: `base` and `device` from the command line.
+        settings: `base`, `device` and `quantise` from the command line.
 
     Raises:
         Refused: `WORKSPACE_MISSING`, `RELEASE_UNKNOWN`, or as `RoutedModel.from_mirror` and `from_pretrained`.
@@ -153,7 +159,7 @@ def load_model(
     if saved is not None:
         from router.model import RoutedModel
 
-        return RoutedModel.from_pretrained(saved, base=settings["base"], device=settings["device"])
+        return RoutedModel.from_pretrained(saved, **settings)
     from protocol.release import read_timestamp
     from router.pull import FINGERPRINT, open_mirror
     from router.settings import load
@@ -168,7 +174,7 @@ def load_model(
     from router.model import RoutedModel
 
     cache = workspace / FINGERPRINT
-    return RoutedModel.from_mirror(chosen.base, mirror, earlier=earlier, device=chosen.device, cache=cache)
+    return RoutedModel.from_mirror(chosen.base, mirror, earlier=earlier, cache=cache, **chosen.loading)
 
 
 def asking(
@@ -178,7 +184,7 @@ def asking(
     saved: Path | None,
     *,
     ca: Path | None,
-    settings: dict[str, str | None],
+    settings: dict[str, Any],
 ) -> "Callable[..., Answered]":
     """Find who answers: a router that runs, a saved model, or the workspace's.
 
@@ -188,7 +194,7 @@ def asking(
         server: A router that runs, `host:port`.
         saved: Folder of a saved model.
         ca: The router's CA certificate, PEM.
-        settings: `base` and `device` from the command line.
+        settings: `base`, `device` and `quantise` from the command line.
 
     Returns:
         A function of inputs and choices, as `RoutedModel.answer`.

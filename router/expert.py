@@ -79,5 +79,5 @@ def load_expert(
         tensors = {name: finite(key, adapter[key], like.dtype) for name, key in keys.items()}
         # In float64, once: a gate of large mean would lose digits in float32.
         gate = finite(f"{path}.gate", standardise(gates[f"{path}.gate"].double()).float(), torch.float32)
-        modules[path] = make_part(module, tensors, linears[path], gate.to(like.device), like)
+        modules[path] = make_part(path, module, tensors, linears[path], gate.to(like.device), like)
     return Expert(bundle.digest, name or bundle.spec.name, contributor, MappingProxyType(modules), bundle.folder)

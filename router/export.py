@@ -9,7 +9,6 @@ cut down to the rank asked for by a singular value decomposition, which loses le
 (Eckart and Young, 1936).
 """
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from router.answer import ModuleRoute
 from router.expert import Expert
 from router.part import ExpertModule
 from router.trace import expert_shares, module_shares
+from router.whole import new_folder
 
 _TASKS = {"encoder-decoder": "SEQ_2_SEQ_LM", "decoder-only": "CAUSAL_LM"}
 
@@ -79,8 +79,6 @@ def export_lora(
         Refused: `WORKSPACE_EXISTS` if there is something in the folder, `KIND_UNSUPPORTED` if an expert that was
             chosen is no sum of B A, `REQUEST_INVALID` if no expert was chosen at all.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise Refused(Code.WORKSPACE_EXISTS, f"{folder} is not empty.", "Export to a new folder.")
     names = [expert.full_name for expert in experts]
     merged = {
         path: merge(_chosen(path, shares.tolist(), experts), rank)
@@ -91,14 +89,8 @@ def export_lora(
             Code.REQUEST_INVALID, "No expert was chosen for this request.", "Choose another method than base."
         )
     rank = max(len(module.a) for module in merged.values())
-    partial = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with new_folder(folder) as partial:
         _write(partial, merged, rank, base, architecture)
-        partial.replace(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     whole = sum(module.norm for module in merged.values())
     left = sum(module.kept * module.norm for module in merged.values())
     shares = expert_shares(routes, names)
@@ -154,7 +146,6 @@ def _write(folder: Path, merged: Mapping[str, Merged], rank: int, base: str, arc
         r=rank, lora_alpha=rank, target_modules=list(merged), lora_dropout=0.0, bias="none",
         task_type=_TASKS[architecture], base_model_name_or_path=base, inference_mode=True,
     )  # fmt: skip
-    folder.mkdir(parents=True)
     config.save_pretrained(str(folder))
     tensors = {}
     for path, module in merged.items():

@@ -38,6 +38,8 @@ class Choice(NamedTuple):
     """[t, k] rows among the experts of a module, highest score first."""
     weights: Tensor
     """[t, k] float32, each row sums to 1."""
+    hidden: Tensor | None = None
+    """[t, k, r] float32, w s A u, where a GPU computed it by the way."""
 
 
 class CommonChoice(NamedTuple):

@@ -67,7 +67,7 @@ def attach_gates(model: "PreTrainedModel", adapter: Path, modules: Mapping[str, 
         linear = find_linear(model, path)
         like = computing_like(linear, model.dtype)
         tensors = {name: found[f"{ADAPTER_PREFIX}{path}.{name}"] for name in module.tensors}
-        part = make_part(module, tensors, linear, like.new_zeros(module.d_in), like)
+        part = make_part(path, module, tensors, linear, like.new_zeros(module.d_in), like)
         gated[path] = GatedExpert(linear, part)
         model.set_submodule(path, gated[path])
     return gated

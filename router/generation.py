@@ -35,7 +35,7 @@ class Generation:
 class Held:
     """The generations that a model holds, oldest first; a value, exchanged as a whole."""
 
-    generations: tuple[Generation, ...] = (Generation(),)
+    generations: tuple[Generation, ...] = field(default_factory=lambda: (Generation(),))
 
     @property
     def newest(self) -> Generation:

@@ -14,6 +14,7 @@ from router.expert import Expert
 from router.pages import Column, FactorPage, FactorPages, GatePages, VectorPages
 from router.part import ExpertModule, Scales
 from router.prototypes import Prototype
+from router.table import Table, View
 
 _PROTOTYPES = 4
 """Kinds of vectors beside the gates that are kept at once; a request may name one of its own."""
@@ -48,6 +49,11 @@ class GroupStore:
         self.masks = tuple(Column(torch.float32, device) for _ in paths)
         self.vectors: tuple[dict[str, VectorPages], ...] = tuple({} for _ in paths)
         """Vectors by slot and by name in `Scales`; made when the first expert has one."""
+
+    @cached_property
+    def table(self) -> Table:
+        """Where everybody is, for a device that finds experts by itself."""
+        return Table(self.parts)
 
     def derived(self, prototype: Prototype, rows: int) -> GatePages:
         """Return vectors of another kind than gates, of the first rows at least.
@@ -165,6 +171,11 @@ class RouteGroup:
         """Gates [n, d] as `router.pages.GatePages.blocks` gives them."""
         store, prototype = self.store, self.prototype
         return (store.gates if prototype is None else store.derived(prototype, self.length)).blocks(self.length)
+
+    @cached_property
+    def view(self) -> View:
+        """What this generation sees of the table."""
+        return self.store.table.view(self.length, self.hidden)
 
     @cached_property
     def hidden_index(self) -> Tensor | None:

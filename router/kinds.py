@@ -21,11 +21,12 @@ from router.part import ExpertModule, Scales
 
 
 def make_part(
-    module: Module, tensors: Mapping[str, Tensor], linear: Linear, gate: Tensor, like: Tensor
+    path: str, module: Module, tensors: Mapping[str, Tensor], linear: Linear, gate: Tensor, like: Tensor
 ) -> ExpertModule:
     """Make one expert ready to run at one module.
 
     Args:
+        path: The module's path, for people.
         module: What the spec says of it.
         tensors: Its tensors, under the names and of the shapes that `Module.tensors` gives.
         linear: The base's module.
@@ -33,12 +34,12 @@ def make_part(
         like: [0], of the device and dtype that the model computes in.
 
     Raises:
-        Refused: `NOT_FINITE` for DoRA over a row of length zero, `KIND_UNSUPPORTED` for DoRA over weights that
-            cannot be read.
+        Refused: `NOT_FINITE` for DoRA over a row of a length near zero, `KIND_UNSUPPORTED` for DoRA over weights
+            that cannot be read.
     """
     match module:
         case DoraModule():
-            return _dora(module, tensors, linear, gate, like)
+            return _dora(path, module, tensors, linear, gate, like)
         case Ia3Module(side=side):
             vector = tensors["ia3_l"].flatten().to(like.device, torch.float32) - 1
             scales = Scales(inner=vector) if side == "input" else Scales(outer=vector)
@@ -55,18 +56,18 @@ def make_part(
 
 
 def _dora(
-    module: DoraModule, tensors: Mapping[str, Tensor], linear: Linear, gate: Tensor, like: Tensor
+    path: str, module: DoraModule, tensors: Mapping[str, Tensor], linear: Linear, gate: Tensor, like: Tensor
 ) -> ExpertModule:
     a, b, m = (tensors[name].to(like.device, torch.float32) for name in module.tensors)
-    directions = torch.addmm(weight_of(linear), b, a, alpha=module.scaling)
+    directions = torch.addmm(weight_of(linear, path), b, a, alpha=module.scaling)
     g = m / torch.linalg.vector_norm(directions, dim=1)
-    if not g.isfinite().all():
+    folded = (b * g.unsqueeze(1)).to(like)
+    if not (g.isfinite().all() and folded.isfinite().all()):
         raise Refused(
             Code.NOT_FINITE,
-            "A DoRA expert's magnitudes have no direction: a row of W + s B A has length zero.",
+            f"At {path} a DoRA expert's magnitudes have no direction: a row of W + s B A has a length near zero.",
             "Train it again, or leave that module out.",
         )
     e = g - 1
     h = None if linear.bias is None else -e * linear.bias.float()
-    folded = (b * g.unsqueeze(1)).to(like)
     return ExpertModule(a.to(like), folded, module.scaling, gate, scales=Scales(outer=e, shift=h))

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import compress
 from pathlib import Path
+from typing import Unpack
 
 import torch
 from platformdirs import user_cache_path
@@ -14,7 +15,7 @@ from protocol.bundle import Bundle
 from protocol.errors import Code, Refused, Unavailable
 from router.answer import Answer, Answered
 from router.attach import find_linear, linear_modules
-from router.base import Base, check_base, display_name, first_line, load_base
+from router.base import Base, Loading, check_base, display_name, first_line, load_base
 from router.batch import encode, encode_pairs
 from router.export import Exported, export_lora
 from router.generation import Generation, Held
@@ -49,22 +50,22 @@ class RoutedModel:
             base.model.set_submodule(path, RoutedLinear(path, find_linear(base.model, path)))
 
     @classmethod
-    def from_base(cls, name_or_path: str, *, device: str | None = None) -> "RoutedModel":
+    def from_base(cls, name_or_path: str, **loading: Unpack[Loading]) -> "RoutedModel":
         """Load a base model that holds no experts yet.
 
         Raises:
             Refused: `BASE_UNREADABLE`.
         """
-        return cls(load_base(name_or_path, device=device))
+        return cls(load_base(name_or_path, **loading))
 
     @classmethod
-    def from_bundles(cls, name_or_path: str, bundles: Iterable[Bundle], *, device: str | None = None) -> "RoutedModel":
+    def from_bundles(cls, name_or_path: str, bundles: Iterable[Bundle], **loading: Unpack[Loading]) -> "RoutedModel":
         """Load a base model and put experts on it, in order.
 
         Raises:
             Refused: `BASE_UNREADABLE`, or as `append`.
         """
-        model = cls.from_base(name_or_path, device=device)
+        model = cls.from_base(name_or_path, **loading)
         for bundle in bundles:
             model.append(bundle)
         return model
@@ -76,8 +77,8 @@ class RoutedModel:
         mirror: Mirror,
         *,
         earlier: Sequence[Mirror] = (),
-        device: str | None = None,
         cache: Path | None = None,
+        **loading: Unpack[Loading],
     ) -> "RoutedModel":
         """Load a base model with a release that was pulled to this machine.
 
@@ -85,14 +86,14 @@ class RoutedModel:
             name_or_path: Folder or Hub id of the base model.
             mirror: The release.
             earlier: Releases of the same pool that a request may ask for, too, oldest first.
-            device: A torch device; without one, CUDA where there is a GPU, else the CPU.
             cache: File that remembers the base model's fingerprint.
+            loading: As `router.base.load_base`.
 
         Raises:
             Refused: `BASE_MISMATCH` if the release was made for another base, `BASE_UNREADABLE`, or as `load`.
         """
         check_base(name_or_path, mirror.pool.spec.base, cache)
-        model = cls.from_base(name_or_path, device=device)
+        model = cls.from_base(name_or_path, **loading)
         for each in (*earlier, mirror):
             model.take_up(each)
         return model
@@ -105,7 +106,7 @@ class RoutedModel:
         *,
         folder: Path | None = None,
         ca: Path | None = None,
-        device: str | None = None,
+        **loading: Unpack[Loading],
     ) -> "RoutedModel":
         """Fetch the newest release of a coordinator and load it.
 
@@ -114,26 +115,26 @@ class RoutedModel:
             base: Folder or Hub id of the pool's base model.
             folder: Where releases are kept; without one, the user's cache.
             ca: The coordinator's CA certificate, PEM.
-            device: A torch device.
+            loading: As `router.base.load_base`.
 
         Raises:
             Refused: As `router.pull.pull`, and `BASE_MISMATCH`.
             Unavailable: The coordinator cannot be reached.
         """
         kept = folder or user_cache_path("greylag") / coordinator.replace(":", "-")
-        return cls.from_mirror(base, pull(kept, coordinator, ca=ca), device=device, cache=kept / FINGERPRINT)
+        return cls.from_mirror(base, pull(kept, coordinator, ca=ca), cache=kept / FINGERPRINT, **loading)
 
     @classmethod
     def from_pretrained(
-        cls, folder: Path | str, *, base: str | None = None, device: str | None = None, expected: str | None = None
+        cls, folder: Path | str, *, base: str | None = None, expected: str | None = None, **loading: Unpack[Loading]
     ) -> "RoutedModel":
         """Load what `save_pretrained` wrote.
 
         Args:
             folder: The saved model.
             base: Folder or Hub id of the base model; needed if it was not saved, too.
-            device: A torch device; without one, CUDA where there is a GPU, else the CPU.
             expected: The identity that the model must have.
+            loading: As `router.base.load_base`.
 
         Raises:
             Refused: `WORKSPACE_MISSING`, `DIGEST_MISMATCH`, `BASE_MISMATCH`, `BASE_UNREADABLE`, or as `append`.
@@ -142,7 +143,7 @@ class RoutedModel:
         saved = open_saved(Path(folder), expected=expected)
         source = base or (str(saved.base) if saved.base else saved.index.base.name)
         check_base(source, saved.index.base)
-        model = cls.from_base(source, device=device)
+        model = cls.from_base(source, **loading)
         check_room(saved.bundles, model.base.model.device, model.base.model.dtype)
         for expert, bundle in zip(saved.index.experts, saved.bundles, strict=True):
             model.append(bundle, name=expert.name, contributor=expert.contributor)

@@ -85,6 +85,9 @@ class ExpertPool:
             row = len(store.experts)
             store.experts.append(pooled)
             store.rows.setdefault(expert.digest, []).append(row)
+            for device in {part.gate.device for part in placed.values() if part.gate.is_cuda}:
+                # Whoever sees the new generation may read the pages, from whatever stream.
+                torch.cuda.current_stream(device).synchronize()
         # Rows in between were appended by another branch, such as a candidate that failed its probe.
         hidden = self._hidden.union(range(self._length, row)) if row > self._length else self._hidden
         return ExpertPool(store, row + 1, hidden, groups, _modules(groups))

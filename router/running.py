@@ -53,9 +53,9 @@ def _run(workspace: Path, settings: RouterSettings, on_ready: Callable[[int], No
         _log.warning("no new release at start", code=error.code.name, message=error.message)
         mirror = open_mirror(workspace) if (workspace / RELEASE).is_file() else None
     if mirror is None:
-        model = RoutedModel.from_base(settings.base, device=settings.device)
+        model = RoutedModel.from_base(settings.base, **settings.loading)
     else:
-        model = RoutedModel.from_mirror(settings.base, mirror, device=settings.device, cache=workspace / FINGERPRINT)
+        model = RoutedModel.from_mirror(settings.base, mirror, cache=workspace / FINGERPRINT, **settings.loading)
 
     def fetch_for_this_base() -> Mirror:
         found = fetch()

@@ -21,6 +21,7 @@ from protocol.spec import BaseModelRef, Routing, Sha256, Version
 from protocol.statement import Strict, read
 from router.base import FILES, fingerprint, locate
 from router.expert import Expert
+from router.whole import new_folder
 
 INDEX, BASE, BUNDLES = "greylag.json", "base", "bundles"
 _MAX_INDEX_BYTES = 1 << 24
@@ -84,24 +85,15 @@ def save(folder: Path, base: str, experts: Sequence[Expert], *, routing: Routing
         Refused: `WORKSPACE_EXISTS` if there is something in the folder, `BASE_UNREADABLE`, `BUNDLE_UNKNOWN` or
             any other code of a bundle that is no longer what it was.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise Refused(Code.WORKSPACE_EXISTS, f"{folder} is not empty.", "Save to a new folder.")
     listed = [SavedExpert(name=each.name, contributor=each.contributor, bundle=each.digest) for each in experts]
     index = SavedModel(base=fingerprint(base), routing=routing, release=release, experts=listed)
-    partial = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with new_folder(folder) as partial:
         for expert in experts:
             source = _open_listed(expert.source, expert.digest).folder
             shutil.copytree(source, partial / BUNDLES / expert.digest)
         if with_base:
             _copy_base(locate(base), partial / BASE)
         (partial / INDEX).write_bytes(strict_json.dumps(index.model_dump(mode="json")))
-        partial.replace(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return index.identity
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from router import gpu
 from router.gate import EPS, Choice, CommonChoice, standardise
 from router.group import ModuleExperts, RouteGroup
 
@@ -20,8 +21,6 @@ _TRUSTED = 4.0
 """Largest mean^2 / sigma^2 at which sigma^2 is taken as E[u^2] - mean^2: float32 then keeps 1e-6 of it."""
 _SCORES = 1 << 20
 """Scores held at a time, so that memory does not grow with the pool."""
-_SHORT = 256
-"""Scores up to which a list of floats is quicker than an array."""
 
 Selected = list[Choice | CommonChoice | None]
 
@@ -39,6 +38,8 @@ def select(group: RouteGroup, u: Tensor, k: int, temperature: float = 1.0) -> Se
         One choice a slot; None where no expert touches the module.
     """
     d = u.shape[-1]
+    if u.is_cuda:
+        return list(gpu.select(group, u.reshape(-1, d), k, temperature))
     if u.numel() == d:
         found = _select_one(
             group, u.reshape(d) if u.dtype == torch.float32 else u.reshape(d).float(), d, k, temperature
@@ -67,13 +68,11 @@ def in_pieces(u: Tensor, scores: int, decide: Callable[[Tensor], Selected]) -> S
 
 
 def _select_one(group: RouteGroup, u: Tensor, d: int, k: int, temperature: float) -> Selected | None:
-    """Decide for one token in Python's floats: here each operation costs more than what it computes."""
+    """Decide for one token by NumPy and Python's floats: each of torch's operations costs more than it computes."""
     counts = group.counts
     slots = len(counts)
     products = [torch.mv(block, u) for block in group.blocks]
-    raw = products[0] if len(products) == 1 else torch.cat(products)
-    # Lists are quicker while they are short, arrays do not slow down with length.
-    scores = raw.tolist() if len(raw) <= _SHORT else raw.detach().cpu().numpy()
+    scores = (products[0] if len(products) == 1 else torch.cat(products)).detach().numpy()
     mean = float(scores[0])
     variance = max(torch.dot(u, u).item() / d - mean * mean, 0.0) + EPS
     if not mean * mean <= _TRUSTED * variance:  # also where a figure is not finite
@@ -82,12 +81,11 @@ def _select_one(group: RouteGroup, u: Tensor, d: int, k: int, temperature: float
     found: Selected = [None] * slots
     for slot, count in enumerate(counts):
         mine = scores[slots + slot :: slots]
-        for row in (*group.hidden, *group.absent(slot)) if group.gaps else ():
-            mine[row] = -math.inf
+        if group.gaps:
+            mine[[*group.hidden, *group.absent(slot)]] = -math.inf
         rows, exponents = [], []
         for _ in range(min(k, count)):
-            # The first of equals, in either form.
-            row = mine.index(max(mine)) if isinstance(mine, list) else int(mine.argmax())
+            row = int(mine.argmax())  # the first of equals
             rows.append(row)
             exponents.append(float(mine[row]) * unit)
             mine[row] = -math.inf
@@ -162,6 +160,8 @@ def best(module: ModuleExperts, scores: Tensor, k: int, temperature: float) -> C
 
 def _best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return rows and scores [t, k] of the best, the lowest row first among equals."""
+    if scores.is_cuda:
+        return gpu.best(scores, k)
     found, rows = scores.topk(min(k + 1, scores.shape[1]), dim=1)
     if bool((found[:, 1:] == found[:, :-1]).any()):
         # topk leaves the order of equal scores open, a stable sort does not.

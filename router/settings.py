@@ -10,6 +10,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from protocol.errors import Code, Refused
 from protocol.statement import first_fault
+from router.base import Loading
+from router.quantise import Bits
 
 FILE = "router.toml"
 PREFIX = "GREYLAG_ROUTER_"
@@ -28,6 +30,8 @@ class RouterSettings(BaseSettings):
     """The coordinator's CA certificate, PEM; without one, the system's."""
     device: str | None = None
     """A torch device; without one, CUDA where there is a GPU, else the CPU."""
+    quantise: Bits | None = None
+    """Bits in which the base's weights are held, `4bit` or `8bit`; without it, those of its files."""
     listen: str = "127.0.0.1:50052"
     """Where `serve` answers, `host:port`."""
     follow_interval_s: float = Field(default=10.0, gt=0)
@@ -36,6 +40,11 @@ class RouterSettings(BaseSettings):
     """Certificate chain of `serve`, PEM."""
     tls_key: Path | None = None
     """Its private key, PEM."""
+
+    @property
+    def loading(self) -> Loading:
+        """How the base is held in memory."""
+        return Loading(device=self.device, quantise=self.quantise)
 
     @classmethod
     def settings_customise_sources(

@@ -18,6 +18,11 @@ def llama_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return factories.make_llama(tmp_path_factory.mktemp("llama-base"))
 
 
+@pytest.fixture(scope="session")
+def gpt2_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return factories.make_gpt2(tmp_path_factory.mktemp("gpt2-base"))
+
+
 @pytest.fixture
 def identity() -> Identity:
     return Identity.generate()

@@ -7,7 +7,15 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from client.runs import lay_modules
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, GATES, Bundle, pack
@@ -60,6 +68,18 @@ def make_llama(folder: Path, *, hidden_size: int = 32, seed: int = 0) -> Path:
         pad_token_id=0, eos_token_id=1, bos_token_id=3,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def make_gpt2(folder: Path, *, n_embd: int = 32, seed: int = 0) -> Path:
+    """Write a random GPT-2-like model of two layers, whose weights stand the other way round."""
+    torch.manual_seed(seed)
+    tokenizer = save_tokenizer(folder, begin=True)
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_embd=n_embd, n_layer=2, n_head=4, n_positions=128, resid_pdrop=0.0, embd_pdrop=0.0,
+        attn_pdrop=0.0, pad_token_id=0, eos_token_id=1, bos_token_id=3,
+    )  # fmt: skip
+    GPT2LMHeadModel(config).save_pretrained(folder)
     return folder
 
 

@@ -15,10 +15,15 @@ from protocol.spec import ExpertSpec
 # Keys that say nothing about the weights, or that say it again; the others must match or be switched off.
 # PEFT itself finds out what fan_in_fan_out is for each module.
 _INFORMATIVE = {
-    "base_model_name_or_path", "fan_in_fan_out", "inference_mode", "init_ia3_weights", "init_lora_weights",
-    "lora_dropout", "megatron_core", "peft_version", "qalora_group_size", "revision", "task_type",
+    "base_model_name_or_path", "fan_in_fan_out", "inference_mode", "init_ia3_weights", "lora_dropout",
+    "megatron_core", "peft_version", "qalora_group_size", "revision", "task_type",
 }  # fmt: skip
-_LORA_KEYS = {"r", "lora_alpha", "rank_pattern", "alpha_pattern", "bias", "use_rslora", "use_dora"}
+_LORA_KEYS = {
+    "r", "lora_alpha", "rank_pattern", "alpha_pattern", "bias", "use_rslora", "use_dora", "init_lora_weights",
+}  # fmt: skip
+# Others, such as PiSSA and OLoRA, change the base's weights, and PEFT changes them again whenever it loads the adapter.
+_HARMLESS_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
+_OFF: tuple[object, ...] = (None, False, 0, "", [], {})
 _WHY = {
     "bias": "an expert adds to linear modules and leaves the base's own biases alone",
     "lora_bias": "an expert's factors carry no biases",
@@ -58,20 +63,15 @@ def check_config(config: object, spec: ExpertSpec, linears: set[str]) -> None:
 def _check_keys(config: Mapping[str, Any], peft_type: str, keys: set[str]) -> None:
     _expect("peft_type", peft_type, config.get("peft_type"))
     for key, value in config.items():
-        if key not in _INFORMATIVE | keys | {"peft_type", "target_modules"} and value not in (
-            None,
-            False,
-            0,
-            "",
-            [],
-            {},
-        ):
+        if key not in _INFORMATIVE | keys | {"peft_type", "target_modules"} and value not in _OFF:
             raise _mismatch(key, f"nothing, since {_WHY[key]}" if key in _WHY else "nothing", value)
 
 
 def _check_lora(config: Mapping[str, Any], spec: ExpertSpec) -> None:
     if (bias := config.get("bias", "none")) != "none":
         raise _mismatch("bias", f"'none', since {_WHY['bias']}", bias)
+    if (start := config.get("init_lora_weights")) not in _HARMLESS_STARTS:
+        raise _mismatch("init_lora_weights", "a start that leaves the base's weights as they are", start)
     for key, kind in (("use_rslora", "rslora"), ("use_dora", "dora")):
         if (config.get(key) or False) is not (spec.kind == kind):
             raise _mismatch(key, repr(spec.kind == kind), config.get(key))

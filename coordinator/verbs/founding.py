@@ -80,8 +80,7 @@ def init(  # noqa: PLR0913 - one parameter an option
     from coordinator.settings import Workspace  # noqa: PLC0415
     from protocol.channel import check_address  # noqa: PLC0415
 
-    place = Workspace(workspace)
-    check_absent(place)
+    check_absent(place := Workspace(workspace))
     flags = {
         "kind": kind, "rank": rank, "alpha": alpha, "learning_rate": learning_rate,
         "expert_steps": expert_steps, "gate_steps": gate_steps, "batch_size": batch_size, "eval_every": eval_every,
@@ -89,14 +88,14 @@ def init(  # noqa: PLR0913 - one parameter an option
     }  # fmt: skip
     policy = {
         "enrolment": enrolment.value, "admission": admission.value, "max_rank": max_rank,
-        "max_bundle_bytes": max_bundle_bytes, "max_experts_per_contributor": max_experts,
-        "release_days": release_days, "promotion": {"when": promotion.value},
+        "max_bundle_bytes": max_bundle_bytes, "max_experts_per_contributor": max_experts, "release_days": release_days,
+        "promotion": {"when": promotion.value},
     }  # fmt: skip
     fields = (_read_toml(recipe) if recipe else {}) | _given(flags)
-    settings = {"listen": check_address(listen)} if listen else {}
+    listening = {"listen": check_address(listen)} if listen else {}
     say(f"Reading the base model {base} ...")
     pool = found(
-        place, study_base(base), name=name, settings=settings, probe=probe, now=datetime.now(UTC),
+        place, study_base(base), name=name, settings=listening, probe=probe, now=datetime.now(UTC),
         choices={"recipe": fields, "policy": _given(policy), "routing": _given({"k": k})},
     )  # fmt: skip
     say(f"Pool {pool.spec.name} ({len(pool.spec.modules)} modules) is in {place.folder.resolve()}.")

@@ -188,6 +188,8 @@ def test_every_kind_passes(tmp_path: Path, pool: Pool, identity: Identity, pool_
         ("rslora", {"use_rslora": False}, "use_rslora: expected True"),
         ("lora", {"lora_bias": True}, "lora_bias: expected nothing, since an expert's factors carry no biases"),
         ("lora", {"bias": "lora_only"}, "bias: expected 'none', since"),
+        ("lora", {"init_lora_weights": "pissa"}, "init_lora_weights: expected a start that leaves the base's weights"),
+        ("dora", {"init_lora_weights": ["olora"]}, "init_lora_weights: expected a start"),
         ("lora", {"modules_to_save": ["head"]}, "modules_to_save: expected nothing, since"),
         ("ia3", {"modules_to_save": ["head"]}, "modules_to_save: expected nothing, since"),
         ("ia3", {"peft_type": "LORA"}, "peft_type: expected 'IA3'"),
@@ -234,6 +236,24 @@ def test_a_vector_that_is_not_finite(
     refused = refusal(bundle, pool_file)
     assert refused.code is Code.NOT_FINITE
     assert tensor in refused.message
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("dora", "lora_magnitude_vector"), ("ia3", "ia3_l"), ("bottleneck", "adapter_down.weight")],
+)
+def test_a_tensor_of_a_kind_in_another_shape(
+    tmp_path: Path, pool: Pool, identity: Identity, pool_file: Path, kind: Kind, name: str
+) -> None:
+    def flip(tensors: dict[str, torch.Tensor]) -> None:
+        key = f"base_model.model.block.0.q.{name}"
+        tensors[key] = tensors[key].T.contiguous() if tensors[key].dim() == 2 else tensors[key].unsqueeze(1)
+
+    bundle = factories.make_bundle(tmp_path / kind, pool, identity, kind=kind)
+    edit(bundle, identity, ADAPTER_WEIGHTS, flip)
+    refused = refusal(bundle, pool_file)
+    assert refused.code is Code.TENSOR_SHAPE
+    assert name in refused.message
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

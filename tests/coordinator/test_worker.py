@@ -4,6 +4,7 @@ import errno
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -16,6 +17,7 @@ from coordinator.store import Store
 from coordinator.worker import Worker
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle
 from protocol.errors import Code, Refused
+from protocol.kinds import Kind
 from protocol.release import Enrolment, Pool, Release, read_release
 from protocol.signing import Identity
 from router.model import RoutedModel
@@ -108,8 +110,8 @@ def shop(tmp_path: Path, pool: Pool, coordinator_identity: Identity, registry: R
     return Workshop(tmp_path, pool, coordinator_identity, registry, clock)
 
 
-def make(shop: Workshop, folder: Path, number: int, identity: Identity) -> Bundle:
-    return factories.make_bundle(folder / str(number), shop.pool, identity, name=f"e{number}", seed=number)
+def make(shop: Workshop, folder: Path, number: int, identity: Identity, kind: Kind = "lora") -> Bundle:
+    return factories.make_bundle(folder / str(number), shop.pool, identity, name=f"e{number}", seed=number, kind=kind)
 
 
 def test_one_release_for_each_expert_and_nothing_twice(shop: Workshop, tmp_path: Path, identity: Identity) -> None:
@@ -288,17 +290,18 @@ def test_a_real_model(
     shop.load = lambda: model
     shop.check = lambda bundle: sandbox.check(bundle.folder, tmp_path / "pool.json")  # type: ignore[method-assign]
     shop.worker = shop.start()
-    identities = [Identity.generate() for _ in range(2)]
-    for number, identity in enumerate(identities):
-        shop.receive(make(shop, tmp_path, number, identity), contributor=f"c{number}")
-    huge = make(shop, tmp_path, 2, identities[0])
+    kinds: tuple[Kind, ...] = get_args(Kind)
+    identities = [Identity.generate() for _ in kinds]
+    for number, (identity, kind) in enumerate(zip(identities, kinds, strict=True)):
+        shop.receive(make(shop, tmp_path, number, identity, kind), contributor=f"c{number}")
+    huge = make(shop, tmp_path, len(kinds), identities[0])
     weights = load_file(huge.folder / ADAPTER_WEIGHTS)
     save_file({name: tensor * 1e30 for name, tensor in weights.items()}, huge.folder / ADAPTER_WEIGHTS)
     huge = resign(huge, identities[0])
     shop.receive(huge, contributor="c0")
     shop.worker.step()
     assert model.digests == tuple(shop.listed())
-    assert len(model.digests) == 2
+    assert len(model.digests) == len(kinds)
     row = registry.bundle(huge.digest)
     assert row is not None
     assert (row.state, row.code) == (State.REFUSED, "PROBE_FAILED")

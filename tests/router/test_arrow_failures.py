@@ -139,6 +139,16 @@ def with_magnitudes(bundle: Bundle, identity: Identity) -> Bundle:
     return pack(bundle.folder, bundle.spec, identity)
 
 
+def test_save_then_reload(model: RoutedModel, pool: Pool, tmp_path: Path, identity: Identity) -> None:
+    for seed, name in enumerate(("first", "second", "third")):
+        model.append(factories.make_bundle(tmp_path / name, pool, identity, name=name, seed=seed))
+    model.save_pretrained(tmp_path / "saved")
+    again = RoutedModel.from_pretrained(tmp_path / "saved", base=model.base.source, device="cpu")
+    assert losses(again) == pytest.approx(losses(model), rel=1e-6)
+    again.append(factories.make_bundle(tmp_path / "fourth", pool, identity, name="fourth", seed=4))
+    assert losses(again) != pytest.approx(losses(model), rel=1e-6)
+
+
 def test_names_are_kept(model: RoutedModel, pool: Pool, tmp_path: Path, identity: Identity) -> None:
     for name in ("geese", "swans"):
         model.append(factories.make_bundle(tmp_path / name, pool, identity, name=name), contributor="ada")

@@ -155,3 +155,19 @@ def test_half_open_gates_stand_between_base_and_expert(family: Family, kind: Kin
     finally:
         detach_gates(family.model, gated)
     assert family.model.get_submodule(first) is plain
+
+
+@pytest.mark.parametrize("first", ["float16", "bfloat16"])
+def test_models_of_several_dtypes_share_nothing(t5_base: Path, first: str, tmp_path: Path, identity: Identity) -> None:
+    # In float16 T5's wo stays in float32: experts take the dtype of the module beside which they stand.
+    pool = factories.make_pool(t5_base, identity)
+    bundles = [
+        factories.make_bundle(tmp_path / kind, pool, identity, name=kind, kind=kind, seed=number)
+        for number, kind in enumerate(KINDS)
+    ]
+    for dtype in (first, "float32", "bfloat16"):
+        model = RoutedModel.from_bundles(str(t5_base), bundles, device="cpu", dtype=dtype)
+        for path, module in model.generation.pool.modules.items():
+            beside = model.base.model.get_submodule(path).weight.dtype
+            assert {module.part(row).a.dtype for row in module.rows} == {beside}
+        assert torch.tensor(model.score(["copy it : a b"], ["a b"])).isfinite().all()

@@ -64,7 +64,7 @@ def make(kind: str, linear: Linear, *, rank: int = 3, seed: int = 0) -> tuple[Ex
     module = module_of(kind, rank)
     tensors = {name: torch.randn(*shape, generator=generator) for name, shape in module.tensors.items()}
     gate = torch.randn(D_IN, generator=generator)
-    part = make_part(module, tensors, linear, standardise(gate.double()).float(), torch.empty(0))
+    part = make_part(PATH, module, tensors, linear, standardise(gate.double()).float(), torch.empty(0))
     a, b = torch.zeros(0, D_IN), torch.zeros(D_OUT, 0)
     vector = None
     for name, tensor in tensors.items():
@@ -286,8 +286,8 @@ def test_dora_over_a_row_of_length_zero_is_refused() -> None:
     module = module_of("dora", 2)
     tensors = {name: torch.ones(shape) for name, shape in module.tensors.items()}
     tensors["lora_B.weight"].zero_()
-    with pytest.raises(Refused, match="length zero") as refused:
-        make_part(module, tensors, linear, torch.zeros(D_IN), torch.empty(0))
+    with pytest.raises(Refused, match="length near zero") as refused:
+        make_part(PATH, module, tensors, linear, torch.zeros(D_IN), torch.empty(0))
     assert refused.value.code is Code.NOT_FINITE
 
 
@@ -299,8 +299,8 @@ def test_dora_over_weights_that_cannot_be_read_is_refused(weight: Tensor) -> Non
     linear.weight = nn.Parameter(weight, requires_grad=False)
     module = module_of("dora", 2)
     tensors = {name: torch.ones(shape) for name, shape in module.tensors.items()}
-    with pytest.raises(Refused, match="needs the base's weights") as refused:
-        make_part(module, tensors, linear, torch.zeros(D_IN), torch.empty(0))
+    with pytest.raises(Refused, match=f"needs the base's weights at {PATH}") as refused:
+        make_part(PATH, module, tensors, linear, torch.zeros(D_IN), torch.empty(0))
     assert refused.value.code is Code.KIND_UNSUPPORTED
 
 

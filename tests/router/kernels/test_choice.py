@@ -1,0 +1,143 @@
+"""Which experts the kernels choose, against the float64 reference."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from router.gate import standardise
+from router.group import ModuleExperts
+from router.kernels import launch
+from router.pool import Expert, ExpertModule, ExpertPool
+from router.reference import ReferenceExpert, route
+from tests.router.test_gpu import in_dtype
+from tests.router.test_layer import PATH, make_experts
+
+pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter's inf - inf
+D = 40
+
+
+def choose(module: ModuleExperts, u: Tensor, k: int) -> tuple[list[list[int]], list[list[float]]]:
+    experts, weights, _ = launch.choose(module.group.view, u, k)
+    return experts[module.slot].tolist(), weights[module.slot].tolist()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tokens", "count", "offset"),
+    [
+        (torch.float32, 1, 1, 0.5),
+        (torch.float32, 3, 17, 30.0),
+        (torch.bfloat16, 1, 17, 30.0),
+        (torch.float32, 9, 20, 0.5),
+        (torch.bfloat16, 9, 8, 0.5),
+        (torch.float32, 64, 12, 30.0),
+        (torch.bfloat16, 64, 12, 30.0),
+        (torch.float16, 17, 5, 0.5),
+    ],
+)
+def test_choices_are_those_of_the_reference(dtype: torch.dtype, tokens: int, count: int, offset: float) -> None:
+    # Ranks 1 to 7, every third expert absent.
+    pool, slow = make_experts(count, D, 8, absent=3 if count > 3 else 0, seed=count)
+    pool = in_dtype(pool.remove(pool.experts[-1].digest) if count > 3 else pool, dtype)
+    module = pool.modules[PATH]
+    u = (torch.randn(tokens, D, generator=torch.Generator().manual_seed(tokens)) + offset).to(dtype)
+    kept = min(2, len(module))
+    experts, weights = choose(module, u, kept)
+    exact = route(u, torch.zeros(8, D), None, slow[: len(module)], kept)
+    for row in range(tokens):
+        if exact.gaps[row] > 1e-5 * (1 if dtype == torch.float32 else offset):
+            assert [module.rows.index(at) for at in experts[row]] == exact.experts[row]
+        assert weights[row] == pytest.approx(exact.weights[row], abs=1e-5 if dtype == torch.float32 else 1e-3)
+
+
+@pytest.mark.parametrize(("tokens", "k"), [(1, 8), (2, 3)])
+def test_many_experts_a_token(tokens: int, k: int) -> None:
+    pool, slow = make_experts(200, D, 8, seed=k)
+    u = torch.randn(tokens, D, generator=torch.Generator().manual_seed(k))
+    experts, weights = choose(pool.modules[PATH], u, k)
+    exact = route(u, torch.zeros(8, D), None, slow, k)
+    assert experts == exact.experts
+    assert torch.tensor(weights).allclose(torch.tensor(exact.weights), atol=1e-6)
+
+
+def test_bf16_activations_choose_as_float64_does() -> None:
+    d, count, tokens = 256, 120, 192
+    generator = torch.Generator().manual_seed(0)
+    gates = standardise(torch.randn(count, d, generator=generator, dtype=torch.float64)).float()
+    pool = ExpertPool()
+    for number, gate in enumerate(gates):
+        part = ExpertModule(torch.ones(1, d), torch.ones(8, 1), 1.0, gate)
+        pool = pool.add(Expert(f"{number:064x}", f"e{number}", "", {PATH: part}))
+    u = (torch.randn(tokens, d, generator=generator) + 3).bfloat16()
+    experts, _, _ = launch.choose(pool.modules[PATH].group.view, u, 2)
+    exact = (standardise(u.double()) @ gates.double().T).topk(2).indices
+    same = (experts[0].sort().values == exact.sort().values).all(1)
+    assert same.double().mean() >= 0.999
+
+
+@pytest.mark.parametrize(("tokens", "count"), [(1, 21), (9, 3), (2, 3)])
+def test_ties_go_to_whoever_came_first(tokens: int, count: int) -> None:
+    gate = torch.randn(D, generator=torch.Generator().manual_seed(0))
+    pool = ExpertPool()
+    for number, each in enumerate([-gate, *[gate] * count]):
+        part = ExpertModule(torch.ones(1, D), torch.ones(8, 1), 1.0, standardise(each.double()).float())
+        pool = pool.add(Expert(f"{number:064x}", f"e{number}", "", {PATH: part}))
+    experts, weights = choose(pool.modules[PATH], gate.repeat(tokens, 1), 3)
+    assert experts == [[1, 2, 3]] * tokens
+    assert torch.tensor(weights).allclose(torch.tensor(1 / 3))
+
+
+@pytest.mark.parametrize("tokens", [1, 9])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_broken_activation_gives_no_finite_answer(tokens: int, value: float) -> None:
+    pool, _ = make_experts(5, D, 8)
+    u = torch.randn(tokens, D)
+    u[0, 3] = value
+    experts, weights = choose(pool.modules[PATH], u, 2)
+    assert all(math.isnan(weight) for weight in weights[0])
+    assert set(experts[0]) <= set(range(5))
+    assert torch.tensor(weights[1:]).isfinite().all()
+
+
+@pytest.mark.parametrize("tokens", [1, 9])
+def test_modules_of_a_group_choose_for_themselves(tokens: int) -> None:
+    paths, generator = ("a.q", "a.k", "a.v"), torch.Generator().manual_seed(0)
+    pool = ExpertPool()
+    slow: dict[str, list[ReferenceExpert]] = {path: [] for path in paths}
+    for number in range(20):
+        parts = {}
+        for path in [path for at, path in enumerate(paths) if at != number % 4]:
+            gate, a, b = (torch.randn(*shape, generator=generator) for shape in ((D,), (1, D), (4, 1)))
+            parts[path] = ExpertModule(a, b, 1.0, standardise(gate.double()).float())
+            slow[path].append(ReferenceExpert(a, b, 1.0, gate))
+        pool = pool.add(Expert(f"{number:064x}", f"e{number}", "", parts))
+    u = torch.randn(tokens, D, generator=generator)
+    found, _, _ = launch.choose(pool.modules["a.q"].group.view, u, 2)
+    for path, experts in zip(paths, found.tolist(), strict=True):
+        rows = pool.modules[path].rows
+        exact = route(u, torch.zeros(4, D), None, slow[path], 2)
+        assert [[rows.index(row) for row in chosen] for chosen in experts] == exact.experts
+
+
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_a_view_follows_a_growing_pool_in_place(tokens: int) -> None:
+    """What a captured graph needs: the same tensors, more experts; and fewer than k as well."""
+    pool, _ = make_experts(12, D, 8)
+    u = torch.randn(tokens, D)
+    generations = [ExpertPool()]
+    for expert in pool.experts:
+        generations.append(generations[-1].add(expert))
+    old, new = generations[1].modules[PATH].group, generations[12].modules[PATH].group
+    held = old.store.table.view(old.length, old.hidden)
+    alone, weights, _ = launch.choose(held, u, 2)
+    assert alone[0].tolist() == [[0, -1]] * tokens
+    assert weights[0].tolist() == [[1.0, 0.0]] * tokens
+    expected = launch.choose(new.view, u, 2)[0]
+    held.follow(new.view)
+    assert torch.equal(launch.choose(held, u, 2)[0], expected)
+    for number in range(8):
+        part = pool.experts[0].modules[PATH]
+        generations.append(generations[-1].add(Expert(f"{number:e>64}", f"n{number}", "", {PATH: part})))
+    with pytest.raises(ValueError, match="outgrew"):
+        held.follow(generations[-1].modules[PATH].group.view)

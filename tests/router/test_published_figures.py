@@ -1,0 +1,88 @@
+"""Figures that were measured on the paper's own code and on what was built after it, found again here.
+
+Sources: the published code of arXiv 2402.05859 (LayerNorm with eps 1e-5, softmax over all experts before the
+top 2), and measurements of routing in bfloat16 at d = 2048.
+"""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from router.expert import Expert
+from router.gate import CommonChoice, choose, scores, standardise
+from router.part import ExpertModule
+from router.pool import ExpertPool
+from router.select import select
+
+D = 2048
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize(("variance", "length"), [(1e-3, 0.995), (1e-4, 0.953), (1e-5, 0.707), (1e-6, 0.302)])
+def test_a_gate_of_small_variance_is_shrunk_by_eps(variance: float, length: float) -> None:
+    gate = standardise(torch.randn(D, dtype=torch.float64))
+    shrunk = standardise(gate * variance**0.5)
+    assert (shrunk.norm() / gate.norm()).item() == pytest.approx(length, abs=6e-4)
+    # As LayerNorm of the published code, vector by vector.
+    theirs = functional.layer_norm(gate * variance**0.5, (D,), eps=1e-5)
+    torch.testing.assert_close(shrunk, theirs, atol=0, rtol=0)
+
+
+def published(u: Tensor, gates: Tensor, a: Tensor, b: Tensor, k: int) -> Tensor:
+    """Route as the published code does: softmax over all, top k, divide by the sum plus 1e-6.
+
+    Args:
+        u: [t, d].
+        gates: [n, d], standardised.
+        a: [n, r, d].
+        b: [n, o, r].
+        k: Experts a token.
+
+    Returns:
+        [t, o], what is added to the base.
+    """
+    shares = torch.softmax(standardise(u) @ gates.T * u.shape[1] ** -0.5, dim=1)
+    best, rows = shares.topk(k, dim=1)
+    best = best / (best.sum(1, keepdim=True) + 1e-6)
+    hidden = torch.einsum("tkrd,td->tkr", a[rows], u)
+    return torch.einsum("tk,tkor,tkr->to", best, b[rows], hidden)
+
+
+@pytest.mark.parametrize("count", [8, 36, 166])
+def test_softmax_over_all_differs_from_ours_by_its_1e_6_alone(count: int) -> None:
+    d, r, o, t = 256, 4, 32, 64
+    gates = standardise(torch.randn(count, d))
+    a, b, u = torch.randn(count, r, d) / d**0.5, torch.randn(count, o, r), torch.randn(t, d)
+    choice = choose(scores(u, gates), 2, d)
+    hidden = torch.einsum("tkrd,td->tkr", a[choice.experts], u)
+    ours = torch.einsum("tk,tkor,tkr->to", choice.weights, b[choice.experts], hidden)
+    difference = (ours - published(u, gates, a, b, 2)).abs().max() / ours.abs().max()
+    # Measured at N = 166: 2.3e-5; the 1e-6 weighs the more, the thinner the softmax over all is spread.
+    assert difference < 1e-4
+    assert count < 166 or difference > 1e-6
+
+
+@pytest.mark.parametrize(("count", "share"), [(8, 0.005), (36, 0.010), (166, 0.022), (500, 0.028)])
+def test_bfloat16_routing_would_choose_otherwise_and_ours_does_not(count: int, share: float) -> None:
+    gates = torch.randn(count, D)
+    u = torch.randn(2000, D).bfloat16()
+    exact = (standardise(u.double()) @ standardise(gates.double()).T).topk(2, dim=1).indices.sort(1).values
+    # The published code casts the softmax back to bfloat16 before it takes the best two.
+    narrow = standardise(u) @ standardise(gates).bfloat16().T * D**-0.5
+    shares = torch.softmax(narrow.float(), dim=1).bfloat16()
+    changed = (shares.topk(2, dim=1).indices.sort(1).values != exact).any(1).double().mean()
+    assert share / 4 < changed < share * 2
+    pool = ExpertPool()
+    for number, gate in enumerate(standardise(gates)):
+        part = ExpertModule(torch.zeros(1, D), torch.zeros(1, 1), 1.0, gate)
+        pool = pool.add(Expert(f"{number:064x}", f"e{number}", "", {"m": part}))
+    (choice,) = select(pool.modules["m"].group, u, 2)
+    assert choice is not None
+    assert not isinstance(choice, CommonChoice)
+    same = (choice.experts.sort(1).values == exact).all(1).double().mean()
+    assert same >= 0.999
