@@ -70,9 +70,7 @@ def init(  # noqa: PLR0913 - one parameter an option
     as_json: JsonOption = False,
     workspace: WorkspaceOption = Path(),
 ) -> None:
-    """Make a workspace: a key, a signed pool over a base model, an empty registry.
-
-    Recipe, policy and k are signed into the pool and stay as they are.
+    """Make a workspace: a key, an empty registry, and a pool with recipe, policy and k, signed once and for all.
 
     Example: greylag-coordinator init -w pool --name notes --base google/t5-v1_1-small --rank 8
     """
