@@ -13,6 +13,16 @@ from protocol.tensors import TensorInfo
 
 _LENGTH_FIELD_BYTES = 8
 _SMALLEST_HEADER_BYTES = 2
+_MIN_GATE_STD, _ROUNDING = 1e-8, 1e-6
+
+
+def is_constant(mean: float, std: float) -> bool:
+    """Tell whether a gate of such a mean and standard deviation is constant, but for rounding.
+
+    Gates are float32, of order 0.01 to 1. They are standardised before they are used, which turns a constant one
+    into zeros or noise.
+    """
+    return std <= _MIN_GATE_STD + _ROUNDING * abs(mean)
 
 
 def check_fit(manifest: Manifest, pool: Pool) -> None:

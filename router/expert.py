@@ -12,7 +12,7 @@ from torch import Tensor
 
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle
 from protocol.errors import Code, Refused
-from protocol.fit import check_tensors
+from protocol.fit import check_tensors, is_constant
 from protocol.tensors import ADAPTER_PREFIX
 from router.attach import Linear, computing_like
 from router.gate import standardise
@@ -62,7 +62,8 @@ def load_expert(
 
     Raises:
         Refused: `TENSOR_HEADER`, `TENSOR_NAMES`, `TENSOR_SHAPE` or `TENSOR_DTYPE` for tensors that are not the
-            spec's, `NOT_FINITE` for numbers that are not, or that `dtype` cannot hold, and as `make_part`.
+            spec's, `NOT_FINITE` for numbers that are not, or that `dtype` cannot hold, `CONSTANT_GATE`, and as
+            `make_part`.
     """
     check_tensors(bundle)
     adapter, gates = load_file(bundle.folder / ADAPTER_WEIGHTS), load_file(bundle.folder / GATES)
@@ -77,7 +78,18 @@ def load_expert(
         like = computing_like(linears[path], dtype)
         keys = {name: f"{ADAPTER_PREFIX}{path}.{name}" for name in module.tensors}
         tensors = {name: finite(key, adapter[key], like.dtype) for name, key in keys.items()}
-        # In float64, once: a gate of large mean would lose digits in float32.
-        gate = finite(f"{path}.gate", standardise(gates[f"{path}.gate"].double()).float(), torch.float32)
+        gate = _standardised(f"{path}.gate", gates[f"{path}.gate"], bundle)
         modules[path] = make_part(path, module, tensors, linears[path], gate.to(like.device), like)
     return Expert(bundle.digest, name or bundle.spec.name, contributor, MappingProxyType(modules), bundle.folder)
+
+
+def _standardised(name: str, gate: Tensor, bundle: Bundle) -> Tensor:
+    # In float64, once: a gate of large mean would lose digits in float32.
+    gate = gate.double()
+    if not gate.isfinite().all():
+        raise Refused(Code.NOT_FINITE, f"{name} of bundle {bundle.digest[:16]} is not finite.")
+    if is_constant(gate.mean().item(), gate.std(correction=0).item()):
+        raise Refused(
+            Code.CONSTANT_GATE, f"{name} of bundle {bundle.digest[:16]} is constant, so it cannot route.", "Train it."
+        )
+    return standardise(gate).float()

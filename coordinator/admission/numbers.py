@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol.errors import Code, Refused
+from protocol.fit import is_constant
 from protocol.tensors import TensorInfo
 
 _BLOCK_VALUES = 1 << 20
@@ -15,8 +16,6 @@ _DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f
 _SCALES = ".ia3_l"
 _PARTNERS = {".lora_B.weight": ".lora_A.weight", ".adapter_up.weight": ".adapter_down.weight", _SCALES: _SCALES}
 """A module has an effect if both tensors do."""
-_MIN_GATE_STD = 1e-8
-"""Below this a gate's standardised form is rounding noise (gates are float32, of order 0.01 to 1)."""
 
 
 def check_adapter(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
@@ -46,9 +45,7 @@ def check_adapter(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
 
 
 def check_gates(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
-    """Refuse gates that are not finite or cannot tell one activation from another.
-
-    A gate is standardised before it is used: a constant vector becomes zero or noise.
+    """Refuse gates that are not finite or, being constant, cannot tell one activation from another.
 
     Args:
         path: gates.safetensors, whose header was checked.
@@ -61,7 +58,7 @@ def check_gates(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
         for name, info in tensors.items():
             gate = np.concatenate(list(_blocks(file, info))).astype(np.float64)
             _check_finite(name, gate)
-            if gate.std() <= _MIN_GATE_STD + 1e-6 * abs(gate.mean()):
+            if is_constant(gate.mean(), gate.std()):
                 raise Refused(
                     Code.CONSTANT_GATE, f"{name} is constant, so it cannot route.", "Train the gates before packing."
                 )

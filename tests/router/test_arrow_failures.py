@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from protocol.bundle import ADAPTER_WEIGHTS, Bundle, pack
+from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle, pack
 from protocol.errors import Code, Refused
 from protocol.kinds import Kind
 from protocol.release import Pool
@@ -147,6 +147,26 @@ def test_save_then_reload(model: RoutedModel, pool: Pool, tmp_path: Path, identi
     assert losses(again) == pytest.approx(losses(model), rel=1e-6)
     again.append(factories.make_bundle(tmp_path / "fourth", pool, identity, name="fourth", seed=4))
     assert losses(again) != pytest.approx(losses(model), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("value", "code"), [(0.0, Code.CONSTANT_GATE), (0.7, Code.CONSTANT_GATE), (torch.nan, Code.NOT_FINITE)]
+)
+def test_a_gate_that_cannot_route_is_refused_and_the_served_model_unharmed(
+    model: RoutedModel, pool: Pool, tmp_path: Path, identity: Identity, value: float, code: Code
+) -> None:
+    # With zeros as its gate an expert has the score 0, which beats every negative one.
+    model.append(factories.make_bundle(tmp_path / "good", pool, identity, name="good"))
+    before = losses(model)
+    bundle = factories.make_bundle(tmp_path / "bad", pool, identity, name="bad", seed=1)
+    gates = load_file(bundle.folder / GATES)
+    name = next(iter(gates))
+    gates[name].fill_(value)
+    save_file(gates, bundle.folder / GATES, {"format": "pt"})
+    with pytest.raises(Refused, match=name) as refused:
+        model.append(pack(bundle.folder, bundle.spec, identity))
+    assert refused.value.code is code
+    assert losses(model) == before
 
 
 def test_names_are_kept(model: RoutedModel, pool: Pool, tmp_path: Path, identity: Identity) -> None:

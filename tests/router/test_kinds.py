@@ -1,5 +1,7 @@
 """Experts of every kind, alone and in one pool, against the float64 reference."""
 
+import random
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -8,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from protocol.errors import Code, Refused
 from protocol.kinds import BottleneckModule, DoraModule, Ia3Module, LoraModule, Module, RsLoraModule
 from router import cpu
-from router.attach import Linear
+from router.attach import Linear, shape
 from router.dispatch import offered
 from router.gate import Choice, standardise
 from router.gated import GatedExpert
@@ -41,31 +43,32 @@ def rows_of(linear: Linear) -> Tensor:
     return linear.weight.T if isinstance(linear, Conv1D) else linear.weight
 
 
-def module_of(kind: str, rank: int) -> Module:
+def module_of(kind: str, rank: int, d_in: int = D_IN, d_out: int = D_OUT) -> Module:
     match kind:
         case "lora":
-            return LoraModule(d_in=D_IN, d_out=D_OUT, rank=rank, alpha=2.0)
+            return LoraModule(d_in=d_in, d_out=d_out, rank=rank, alpha=2.0)
         case "rslora":
-            return RsLoraModule(d_in=D_IN, d_out=D_OUT, rank=rank, alpha=2.0)
+            return RsLoraModule(d_in=d_in, d_out=d_out, rank=rank, alpha=2.0)
         case "dora":
-            return DoraModule(d_in=D_IN, d_out=D_OUT, rank=rank, alpha=2.0)
+            return DoraModule(d_in=d_in, d_out=d_out, rank=rank, alpha=2.0)
         case "ia3 output":
-            return Ia3Module(d_in=D_IN, d_out=D_OUT, side="output")
+            return Ia3Module(d_in=d_in, d_out=d_out, side="output")
         case "ia3 input":
-            return Ia3Module(d_in=D_IN, d_out=D_OUT, side="input")
+            return Ia3Module(d_in=d_in, d_out=d_out, side="input")
     return BottleneckModule(
-        d_in=D_IN, d_out=D_OUT, rank=rank, alpha=2.0, activation="gelu" if kind == "gelu" else "relu"
+        d_in=d_in, d_out=d_out, rank=rank, alpha=2.0, activation="gelu" if kind == "gelu" else "relu"
     )
 
 
 def make(kind: str, linear: Linear, *, rank: int = 3, seed: int = 0) -> tuple[ExpertModule, ReferenceExpert]:
     """One expert of a kind, fast and slow."""
     generator = torch.Generator().manual_seed(seed)
-    module = module_of(kind, rank)
+    widths = shape(linear)
+    module = module_of(kind, rank, widths.d_in, widths.d_out)
     tensors = {name: torch.randn(*shape, generator=generator) for name, shape in module.tensors.items()}
-    gate = torch.randn(D_IN, generator=generator)
+    gate = torch.randn(widths.d_in, generator=generator)
     part = make_part(PATH, module, tensors, linear, standardise(gate.double()).float(), torch.empty(0))
-    a, b = torch.zeros(0, D_IN), torch.zeros(D_OUT, 0)
+    a, b = torch.zeros(0, widths.d_in), torch.zeros(widths.d_out, 0)
     vector = None
     for name, tensor in tensors.items():
         match name:
@@ -127,6 +130,30 @@ def test_a_pool_of_one_kind_agrees_with_the_reference(kind: str) -> None:
     with torch.inference_mode(), routing(Plan(pool, Phatgoose(2))):
         y = layer(u)
     assert error(y, route(u, linear.weight, linear.bias, slow, 2).y) <= 1e-6
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_the_widths_the_ranks_and_who_leaves_the_module_alone(seed: int) -> None:
+    draw = random.Random(seed)
+    d_in, d_out, count, k = (
+        draw.randint(3, 90),
+        draw.randint(3, 90),
+        draw.choice((1, 2, 5, 30, 200)),
+        draw.randint(1, 9),
+    )
+    torch.manual_seed(seed)
+    linear = nn.Linear(d_in, d_out, bias=draw.random() < 0.5).requires_grad_(requires_grad=False)
+    pool, slow = ExpertPool(), list[ReferenceExpert]()
+    for number in range(count):
+        rank = draw.randint(1, min(d_in, d_out, 9))
+        part, expert = make(draw.choice(KINDS), linear, rank=rank, seed=1000 * seed + number)
+        here = number == 0 or draw.random() < 0.7
+        pool = pool.add(Expert(f"{number:064x}", f"e{number}", "", {PATH if here else "elsewhere": part}))
+        slow += [expert] if here else []
+    u = torch.randn(draw.choice((1, 3, 20)), d_in) * draw.choice((0.1, 1, 10)) + draw.choice((0, 0.5))
+    with torch.inference_mode(), routing(Plan(pool, Phatgoose(k))):
+        y = RoutedLinear(PATH, linear)(u)
+    assert error(y, route(u, linear.weight, linear.bias, slow, k).y) <= 1e-6
 
 
 @pytest.mark.parametrize("way", WAYS)
