@@ -137,10 +137,6 @@ def test_a_new_driver_takes_up_where_the_last_one_ended(town: Town) -> None:
 def test_who_cannot_now_is_asked_again_later(town: Town) -> None:
     said: list[Unavailable | Reply] = [Unavailable(Code.UNREACHABLE, "Away.")]
     said += [Reply("later", Code.CONSENT.name), Reply()]
-        Unavailable(Code.UNREACHABLE, "Away."),
-        Reply("later", Code.CONSENT.name),
-        Reply(),
-    ]
 
     def act(_: Order) -> Reply:
         answer = said.pop(0)
