@@ -190,7 +190,7 @@ class Daemon:
         quiet = {**_QUIET, "FLWR_HOME": str(place.home)}
         unknowing = {name: value for name, value in os.environ.items() if not name.startswith(_PRIVATE)}
         node = [
-            str(Path(sys.executable).with_name("flower-supernode")), "--superlink", self._fleet,
+            sys.executable, "-m", "client.daemon.node", "--superlink", self._fleet,
             "--auth-supernode-private-key", str(place.node_key), "--isolation", "process",
             "--superexec-auth-secret-file", str(place.secret), "--host", "127.0.0.1", "--port", str(port),
             *(["--root-certificates", str(settings.ca)] if settings.ca else []),

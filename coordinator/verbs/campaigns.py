@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coordinator.verbs.output import JsonOption, WorkspaceOption, configure_logs, emit, opened_workspace, say, table
+from coordinator.verbs.output import (
+    CertOption,
+    JsonOption,
+    KeyOption,
+    WorkspaceOption,
+    configure_logs,
+    emit,
+    opened_workspace,
+    say,
+    table,
+)
 
 if TYPE_CHECKING:
     from coordinator.fleet.records import Fleet
@@ -36,6 +46,8 @@ def fleet(
     listen: Annotated[
         str | None, typer.Option(help="host:port for daemons; default: fleet_listen of coordinator.toml.")
     ] = None,
+    tls_cert: CertOption = None,
+    tls_key: KeyOption = None,
     ask_again: Annotated[
         float, typer.Option(min=0, help="Seconds before a node that could not answer is asked again.")
     ] = 60.0,
@@ -45,7 +57,7 @@ def fleet(
 ) -> None:
     """Take contributors' daemons in and run campaigns with them, until SIGTERM.
 
-    Example: greylag-coordinator fleet -w pool
+    Example: greylag-coordinator fleet -w pool --listen pool.example.org:7445 --tls-cert cert.pem --tls-key key.pem
     """
     import signal  # noqa: PLC0415 - slow imports wait until they are needed
     import threading  # noqa: PLC0415
@@ -59,7 +71,8 @@ def fleet(
 
     configure_logs(as_json=json_log)
     place = Workspace(workspace)
-    settings = load(place, fleet_listen=listen)
+    paths = {"tls_cert": tls_cert and tls_cert.absolute(), "tls_key": tls_key and tls_key.absolute()}
+    settings = load(place, fleet_listen=listen, **paths)
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())

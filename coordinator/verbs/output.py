@@ -20,6 +20,8 @@ WorkspaceOption = Annotated[
     Path,
     typer.Option("--workspace", "-w", envvar="GREYLAG_WORKSPACE", help="Workspace: the folder with coordinator.toml."),
 ]
+CertOption = Annotated[Path | None, typer.Option(help="Certificate chain, PEM; needed beyond loopback.")]
+KeyOption = Annotated[Path | None, typer.Option(help="Its private key, PEM.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
