@@ -51,6 +51,10 @@ lint: $(STAMP) ## Style, types and import contracts
 bench-layer: $(STAMP) ## Cost of routing against the plain layer and PEFT's Arrow (8 minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.layer
 
+.PHONY: bench-gpu
+bench-gpu: $(STAMP) ## The same on a GPU, where there is one, with a decoder's step and growth under captured graphs
+	@$(BIN)/python -m tests.bench.gpu
+
 .PHONY: bench-growth
 bench-growth: $(STAMP) ## Cost of adding an expert while requests run (a minute)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.growth

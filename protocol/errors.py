@@ -106,6 +106,9 @@ class Code(Enum):
     METHOD_UNKNOWN = Fate("INVALID_ARGUMENT", 400, EX_USAGE, "There is no such routing method.")
     EXPERT_UNKNOWN = Fate("NOT_FOUND", 404, EX_NOINPUT, "There is no such expert in the release.")
     EXPERTS_EXHAUSTED = Fate("INVALID_ARGUMENT", 400, EX_USAGE, "A request's allow and deny lists leave no expert.")
+    STATISTICS_MISSING = Fate(
+        "FAILED_PRECONDITION", 409, EX_DATAERR, "A method needs what a bundle does not tell about its data."
+    )
     STATE_CHANGE = Fate("FAILED_PRECONDITION", 409, EX_USAGE, "The bundle's state does not allow that step.")
     REQUEST_INVALID = Fate("INVALID_ARGUMENT", 400, EX_USAGE, "The request cannot be answered as it is.")
 

@@ -133,6 +133,23 @@ class PoolSpec(Strict):
     created: Timestamp
 
 
+class Centroid(Strict):
+    """The mean of an expert's training inputs, as an embedding model sees them."""
+
+    embedding: BaseModelRef | None = None
+    """The embedding model; null for the pool's base model itself."""
+    width: Annotated[int, Field(ge=1, le=1 << 16)]
+
+
+class Statistics(Strict):
+    """What a contributor chose to tell about the data, beside what weights and gates tell."""
+
+    means: bool = False
+    """Whether the mean input of every module is told, for the method average-activation."""
+    centroid: Centroid | None = None
+    """Where the inputs lie, for the method retrieval."""
+
+
 class ExpertSpec(Strict):
     """What a bundle holds, as its contributor signs it."""
 
@@ -145,7 +162,8 @@ class ExpertSpec(Strict):
     modules: Annotated[dict[ModulePath, Module], Field(min_length=1)]
     """All of one kind, since one adapter_config.json speaks for all of them."""
     dtype: Dtype
-    """Dtype of the adapter's tensors; gates are always float32."""
+    """Dtype of the adapter's tensors; gates and statistics are always float32."""
+    statistics: Statistics = Statistics()
     license: Annotated[Line, StringConstraints(min_length=1, max_length=100)]
     supersedes: Sha256 | None = None
     """Digest of this contributor's earlier bundle that this one replaces."""

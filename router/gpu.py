@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from threading import Lock
 from types import ModuleType
 
 import torch
@@ -32,6 +33,7 @@ _HOPPER = (9, 0)
 _ALIGNED_BYTES = 16
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _FEW_TOKENS = 64
+_precision = Lock()  # the setting is the process's
 
 
 def select(group: RouteGroup, u: Tensor, k: int, temperature: float = 1.0) -> list[Choice | None]:
@@ -45,7 +47,9 @@ def select(group: RouteGroup, u: Tensor, k: int, temperature: float = 1.0) -> li
     """
     kernels = _kernels(u.dtype)
     found: list[Choice | None] = []
-    if kernels is None or k > kernels.MOST or group.view.dtype != u.dtype:
+    view = group.view
+    # The kernels find gates by themselves, and nothing but gates.
+    if kernels is None or group.prototype is not None or k > kernels.MOST or view.dtype != u.dtype:
         step = max(1, _SCORES // ((group.length + 1) * len(group.counts)))
         parts = [_select(group, chunk, k, temperature) for chunk in torch.split(u, step)]
         for choices in zip(*parts, strict=True):
@@ -54,18 +58,19 @@ def select(group: RouteGroup, u: Tensor, k: int, temperature: float = 1.0) -> li
             found.append(Choice(experts, weights) if several else None)
         return found
     kept = min(k, max(group.counts))
-    experts, weights, hidden = kernels.choose(group.view, _rows(u), kept, temperature)
+    experts, weights, hidden = kernels.choose(view, _rows(u), kept, temperature)
     for slot, count in enumerate(group.counts):
         few = slice(min(k, count))
-        # A bottleneck adapter's hidden values are more than A u, so those are left to its own way.
-        mine = hidden[slot] if hidden is not None and ModuleExperts(group, slot).plain else None
+        # Where there are bottleneck adapters, whose hidden values are more than A u, `offered` knows another way.
+        mine = hidden[slot] if hidden is not None and view.identity else None
         found.append(Choice(experts[slot, :, few], weights[slot, :, few], mine) if count else None)
     return found
 
 
 def offered(module: ModuleExperts, u: Tensor) -> dict[str, Path]:
     """List by name the ways that can serve inputs u [t, d]; the first goes where nothing can be measured."""
-    if _kernels(u.dtype) is not None and module.plain and module.group.view.dtype == u.dtype:
+    view = module.group.view
+    if _kernels(u.dtype) is not None and view.identity and view.dtype == u.dtype:
         few, many = ("rows", add_rows), ("tiles", add_tiles)
         return dict([few, many] if len(u) <= _FEW_TOKENS else [many, few])
     paths: dict[str, Path] = {"gathered": add_gathered}
@@ -184,11 +189,12 @@ def _groups_on_device(module: ModuleExperts, u: Tensor) -> bool:
 def _in_full() -> Iterator[None]:
     """Keep a caller's TF32 out of the scores: it would choose other experts."""
     matmul = torch.backends.cuda.matmul
-    former, matmul.fp32_precision = matmul.fp32_precision, "ieee"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = former
+    with _precision:
+        former, matmul.fp32_precision = matmul.fp32_precision, "ieee"
+        try:
+            yield
+        finally:
+            matmul.fp32_precision = former
 
 
 @cache

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from router.part import ExpertModule
 
@@ -66,6 +67,8 @@ class View:
     """A power of two that no rank exceeds."""
     dtype: torch.dtype
     """Of all factors."""
+    identity: bool
+    """Whether every expert's f is the identity; kernels know no other."""
     aligned: bool
     """Whether all rows of gates and of A begin at multiples of 16 bytes."""
 
@@ -80,7 +83,8 @@ class View:
         Raises:
             ValueError: The other outgrew what these tensors, or kernels made for their ranks, can hold.
         """
-        if newer.columns is not self.columns or newer.rank != self.rank or newer.aligned != self.aligned:
+        kept = newer.columns is self.columns and newer.rank == self.rank
+        if not kept or (newer.identity, newer.aligned) != (self.identity, self.aligned):
             raise ValueError("the pool outgrew the table; capture again")
         self.count.copy_(newer.count)
         self.seen.copy_(newer.seen)
@@ -100,7 +104,8 @@ class Table:
         self._lock = threading.Lock()
         self._rows = 0
         self._rank = _LEAST_RANK
-        self._aligned = True
+        self._identity = self._aligned = True
+        self._present = torch.zeros(len(parts), 0, dtype=torch.uint8)
         self._host = Columns.zeros(len(parts), 0)
         self._columns = self._host
 
@@ -110,21 +115,23 @@ class Table:
         with self._lock, torch.inference_mode(mode=False):
             if self._rows < length:
                 self._reach(length)
-            columns, rank, aligned = self._columns, self._rank, self._aligned
-            seen = torch.zeros(len(self._parts), columns.gate_at.shape[0], dtype=torch.uint8)
-            for mask, parts in zip(seen, self._parts, strict=True):
-                mask[:length] = torch.tensor([part is not None for part in parts[:length]])
+            seen = self._present.clone()
+            seen[:, length:] = 0
             seen[:, list(hidden)] = 0
             count = torch.tensor([length], dtype=torch.int32, device=self._device)
-            return View(columns, count, seen.to(self._device), rank, self._dtype, aligned)
+            return View(
+                self._columns, count, seen.to(self._device), self._rank, self._dtype, self._identity, self._aligned
+            )
 
     def _reach(self, length: int) -> None:
-        room, doubled = self._host.gate_at.shape[0], length > self._host.gate_at.shape[0]
+        room = self._present.shape[1]
+        doubled = length > room
         if doubled:
-            former = self._host
-            self._host = Columns.zeros(len(self._parts), max(_FIRST_ROWS, 1 << (length - 1).bit_length()))
+            rows = max(_FIRST_ROWS, 1 << (length - 1).bit_length())
+            former, self._host = self._host, Columns.zeros(len(self._parts), rows)
             for new, old in zip(self._host.all, former.all, strict=True):
                 new[..., :room] = old
+            self._present = functional.pad(self._present, (0, rows - room))
         for row in range(self._rows, length):
             for slot, parts in enumerate(self._parts):
                 part = parts[row]
@@ -139,10 +146,12 @@ class Table:
 
     def _write(self, slot: int, row: int, part: ExpertModule) -> None:
         rank, d = part.a.shape
+        self._present[slot, row] = 1
         self._host.gate_at[row] = part.gate.data_ptr() - slot * d * part.gate.itemsize
         self._host.a_at[slot, row] = part.a.data_ptr()
         self._host.b_at[slot, row] = part.b_t.data_ptr()
         self._host.ranks[slot, row] = rank
         self._host.scalings[slot, row] = part.scaling
         self._rank = max(self._rank, 1 << (rank - 1).bit_length())
+        self._identity &= part.activation is None
         self._aligned &= d * part.a.itemsize % _BYTES == 0 and d * part.gate.itemsize % _BYTES == 0

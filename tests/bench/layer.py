@@ -119,7 +119,7 @@ def make_arrow(pool: ExpertPool, linear: nn.Linear) -> Callable[[Tensor], Tensor
         top_k=K, router_temperature=D**0.5, rng_seed=0, task_adapter_names=names, gks_adapter_names=[], use_gks=False
     )
     arrow = ArrowLoraLinearLayer(D, config)
-    arrow.register_buffer("prototypes", pool.modules[PATH].gates, persistent=False)
+    arrow.register_buffer("prototypes", pool.modules[PATH].gates.to(linear.weight.dtype), persistent=False)
     arrow._protos_ready = True
     lora_a, lora_b = nn.ModuleDict(), nn.ModuleDict()
     for name, expert in zip(names, pool.experts, strict=True):

@@ -77,7 +77,7 @@ class _Around:
     """Scores a plain model with the code that scores the routed one."""
 
     def __init__(self, plain: PeftModel, loaded: object, model: RoutedModel) -> None:
-        self.held = model.held
+        self.held, self.embedder = model.held, model.embedder
         self.base = type(
             "Base", (), {"model": plain, "tokenizer": model.base.tokenizer, "architecture": model.base.architecture}
         )

@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from protocol.kinds import Activation
 from router import gpu
 from router.dispatch import Dispatch
 from router.gate import Choice, standardise
 from router.group import ModuleExperts
 from router.layer import Plan, routing
 from router.methods.phatgoose import Phatgoose
+from router.part import Scales
 from router.pool import Expert, ExpertModule, ExpertPool
 from router.reference import route
 from tests.router.on_device import on_device
@@ -30,6 +32,21 @@ def in_dtype(pool: ExpertPool, dtype: torch.dtype) -> ExpertPool:
         }
         grown = grown.add(Expert(expert.digest, expert.name, "", parts))
     return grown
+
+
+def mixed_kinds(d: int, o: int, *, bottleneck: bool = True) -> ExpertPool:
+    """Grow a pool of experts that have factors, scale the base's product, or both."""
+    generator = torch.Generator().manual_seed(0)
+    pool = ExpertPool()
+    for number in range(8):
+        rank = 0 if number % 4 == 1 else 3
+        a, b, gate = (torch.randn(*shape, generator=generator) for shape in ((rank, d), (o, rank), (d,)))
+        inner, outer = torch.randn(d, generator=generator), torch.randn(o, generator=generator)
+        scales = Scales(inner if number % 4 == 1 else None, outer) if number % 4 in (1, 2) else None
+        activation: Activation | None = "relu" if bottleneck and number % 4 == 3 else None
+        part = ExpertModule(a, b, 0.5, standardise(gate), activation, scales)
+        pool = pool.add(Expert(f"{number:064x}", f"e{number}", "", {PATH: part}))
+    return pool
 
 
 @pytest.fixture(autouse=True)
@@ -122,12 +139,15 @@ def test_a_module_that_nobody_touches_has_no_choice() -> None:
     assert [choice is None for choice in found] == [path == "a.k" for path in group.store.paths]
 
 
-def test_without_a_compiler_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("missing", ["shutil.which", "router.gpu.find_spec"])
+def test_without_triton_or_a_compiler_there_are_no_kernels(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr(missing, lambda name: None)
     monkeypatch.delenv("CC", raising=False)
     find: Callable[[torch.dtype], object] = gpu._kernels.__wrapped__
     assert find(torch.float32) is None
+    monkeypatch.undo()
+    assert find(torch.float64) is None
 
 
 @pytest.mark.parametrize("tokens", [1, 7])
@@ -154,6 +174,14 @@ def test_a_layer_goes_the_way_of_a_gpu(tokens: int, dtype: torch.dtype, monkeypa
         assert len(timed) in (6, 12)
     exact = route(u[0], layer.linear.weight, None, slow, 2).y
     assert error(y[0].as_subclass(Tensor), exact) <= (1e-6 if dtype == torch.float32 else 2e-2)
+
+
+@pytest.mark.parametrize("tokens", [1, 7])
+def test_experts_of_every_kind_go_the_way_of_a_gpu(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, u, pool = make_layer(24, 20), torch.randn(tokens, 24), mixed_kinds(24, 20)
+    monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: True)
+    with routing(Plan(pool, Phatgoose(3))):
+        torch.testing.assert_close(layer(on_device(u)).as_subclass(Tensor), layer(u))
 
 
 def test_nothing_is_timed_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,7 +98,9 @@ def jobs() -> set[Job]:
 def launch_all(tokens: int, d: int, dtype: torch.dtype, *, k: int, rank: int) -> None:
     capacity = 512
     seen = torch.ones(1, capacity, dtype=torch.uint8)
-    view = View(Columns.zeros(1, capacity), torch.ones(1, dtype=torch.int32), seen, rank, dtype, aligned=True)
+    view = View(
+        Columns.zeros(1, capacity), torch.ones(1, dtype=torch.int32), seen, rank, dtype, identity=True, aligned=True
+    )
     u, y = torch.empty(tokens, d, dtype=dtype), torch.empty(tokens, d, dtype=dtype)
     experts, weights, hidden = launch.choose(view, u, k)
     choice = Choice(experts[0], weights[0])

@@ -11,5 +11,12 @@ collect_ignore_glob = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["tes
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make room for a few experts only: the interpreter walks over empty blocks, too."""
+    """Spare the interpreter: room for a few experts, and few tokens for each of the ways.
+
+    Up to 2 go to `route_few`, up to 4 to `select_shrink`.
+    """
+    from router.kernels import launch  # noqa: PLC0415 - not where there is no Triton
+
     monkeypatch.setattr(table, "_FIRST_ROWS", 16)
+    monkeypatch.setattr(launch, "FEWEST", 2)
+    monkeypatch.setattr(launch, "FEW", 4)

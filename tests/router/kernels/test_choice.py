@@ -27,13 +27,13 @@ def choose(module: ModuleExperts, u: Tensor, k: int) -> tuple[list[list[int]], l
     ("dtype", "tokens", "count", "offset"),
     [
         (torch.float32, 1, 1, 0.5),
-        (torch.float32, 3, 17, 30.0),
+        (torch.float32, 2, 17, 30.0),
         (torch.bfloat16, 1, 17, 30.0),
-        (torch.float32, 9, 20, 0.5),
-        (torch.bfloat16, 9, 8, 0.5),
+        (torch.float32, 3, 20, 0.5),
+        (torch.bfloat16, 3, 8, 0.5),
         (torch.float32, 64, 12, 30.0),
         (torch.bfloat16, 64, 12, 30.0),
-        (torch.float16, 17, 5, 0.5),
+        (torch.float16, 5, 5, 0.5),
     ],
 )
 def test_choices_are_those_of_the_reference(dtype: torch.dtype, tokens: int, count: int, offset: float) -> None:
@@ -76,7 +76,7 @@ def test_bf16_activations_choose_as_float64_does() -> None:
     assert same.double().mean() >= 0.999
 
 
-@pytest.mark.parametrize(("tokens", "count"), [(1, 21), (9, 3), (2, 3)])
+@pytest.mark.parametrize(("tokens", "count"), [(1, 21), (3, 3), (2, 3)])
 def test_ties_go_to_whoever_came_first(tokens: int, count: int) -> None:
     gate = torch.randn(D, generator=torch.Generator().manual_seed(0))
     pool = ExpertPool()
@@ -88,7 +88,7 @@ def test_ties_go_to_whoever_came_first(tokens: int, count: int) -> None:
     assert torch.tensor(weights).allclose(torch.tensor(1 / 3))
 
 
-@pytest.mark.parametrize("tokens", [1, 9])
+@pytest.mark.parametrize("tokens", [1, 3])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_a_broken_activation_gives_no_finite_answer(tokens: int, value: float) -> None:
     pool, _ = make_experts(5, D, 8)
@@ -100,7 +100,7 @@ def test_a_broken_activation_gives_no_finite_answer(tokens: int, value: float) -
     assert torch.tensor(weights[1:]).isfinite().all()
 
 
-@pytest.mark.parametrize("tokens", [1, 9])
+@pytest.mark.parametrize("tokens", [1, 3])
 def test_modules_of_a_group_choose_for_themselves(tokens: int) -> None:
     paths, generator = ("a.q", "a.k", "a.v"), torch.Generator().manual_seed(0)
     pool = ExpertPool()
@@ -120,7 +120,7 @@ def test_modules_of_a_group_choose_for_themselves(tokens: int) -> None:
         assert [[rows.index(row) for row in chosen] for chosen in experts] == exact.experts
 
 
-@pytest.mark.parametrize("tokens", [1, 5])
+@pytest.mark.parametrize("tokens", [1, 3])
 def test_a_view_follows_a_growing_pool_in_place(tokens: int) -> None:
     """What a captured graph needs: the same tensors, more experts; and fewer than k as well."""
     pool, _ = make_experts(12, D, 8)

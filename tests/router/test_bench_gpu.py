@@ -1,0 +1,53 @@
+"""The GPU's bench says so where there is no GPU; its pieces run at a tiny size on a CPU."""
+
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.bench import gpu
+from tests.bench.device import take_turns
+from tests.router.test_layer import PATH
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_nothing_is_claimed() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.bench.gpu"], capture_output=True, text=True, check=True, timeout=120,
+        cwd=Path(gpu.__file__).parents[2],
+    )  # fmt: skip
+    assert "There is no CUDA GPU here" in result.stderr
+    assert json.loads(result.stdout.splitlines()[-1]) == {"schema": 1, "device": None}
+
+
+def test_its_pieces_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"PATH": PATH, "ROUNDS": 2, "CALLS": 1, "ARRIVALS": 3, "RIVAL_EXPERTS": 9, "RANK": 4}.items():
+        monkeypatch.setattr(gpu, name, value)
+    monkeypatch.setattr("tests.bench.layer.PATH", PATH)
+    monkeypatch.setattr("tests.bench.layer.D", 32)
+    with torch.no_grad():
+        pool = gpu.grow_pools([5, 9], {PATH: (32, 32)}, CPU, torch.bfloat16)[9]
+        row = gpu.measure_layer(pool, 8, CPU)
+        assert row["experts"] == 9
+        assert 2 <= row["distinct"] <= 9
+        assert row["goal"] == pytest.approx(1.3 * row["floor"], abs=0.02)
+        assert row["speedup_over_arrow"] > 0
+        assert gpu.agreement(pool, 50, CPU) >= 0.98
+        assert gpu.measure_growth(pool, CPU)["old_generation_bitwise_equal"]
+        assert gpu.max_error(CPU) <= 1e-6
+        stack = gpu.Stack(1, 16, 24).to(torch.bfloat16)
+        assert len(stack.shapes) == 9
+        assert gpu.measure_step(stack, gpu.grow_pools([3], stack.shapes, CPU, torch.bfloat16)[3], CPU)["ratio"] > 0
+
+
+def test_turns_are_taken() -> None:
+    called: list[str] = []
+    took = take_turns({name: partial(called.append, name) for name in "ab"}, CPU, rounds=2)
+    assert called == ["a", "b"] * 3
+    assert [len(times) for times in took.values()] == [2, 2]
