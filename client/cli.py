@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from client import cli_keys, cli_submit
+from client import cli_daemon, cli_keys, cli_submit
 from client.cli_submit import check_verdict, send_bundle, show_records
 from client.door import (
     GiveUpFlag,
@@ -175,7 +175,7 @@ def tell(share: list[Share] | None) -> tuple[Share, ...]:
 
 
 # After the verbs above, so that --help lists all of them in the order in which a person comes to them.
-for _verb in (cli_submit.submit, cli_submit.status, cli_submit.verify):
+for _verb in (cli_submit.submit, cli_submit.status, cli_submit.verify, cli_daemon.daemon):
     app.command()(_verb)
 app.add_typer(cli_keys.app, name="keys")
 

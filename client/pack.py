@@ -94,7 +94,7 @@ def pack_run(
         license=license_id,
         supersedes=supersedes,
         created=timestamp(now),
-        tool=_tool(),
+        tool=f"greylag-client {tool_version()}",
     )
     partial = bundles / f".{record.name}.tmp"
     shutil.rmtree(partial, ignore_errors=True)
@@ -154,8 +154,9 @@ def _put(partial: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _tool() -> str:
+def tool_version() -> str:
+    """Version of the installed package; 0 from a source tree that was never installed."""
     try:
-        return f"greylag-client {version('greylag')}"
+        return version("greylag")
     except PackageNotFoundError:
-        return "greylag-client"  # run from a source tree that was never installed
+        return "0"

@@ -79,6 +79,19 @@ class Recipe(Strict):
     max_target_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 512
 
 
+class Promotion(Strict):
+    """When a list of experts becomes the newest release."""
+
+    when: Literal["at-once", "evaluated"] = "at-once"
+    """`evaluated`: it is a candidate first, and the contributors' held-out data decide."""
+    min_nodes: Annotated[int, Field(ge=1)] = 2
+    """Fewer answers than this decide nothing."""
+    margin: Annotated[float, Field(ge=0)] = 0.05
+    """A node that loses more than this, in nats a token, against the newest release counts as hurt."""
+    max_hurt: Annotated[float, Field(ge=0, le=1)] = 0.25
+    """Largest share of the answering nodes that may be hurt; the mean over all must not rise in any case."""
+
+
 class Policy(Strict):
     """Who may contribute, how much, and who decides."""
 
@@ -91,6 +104,9 @@ class Policy(Strict):
     max_experts_per_contributor: Annotated[int, Field(ge=1)] = 8
     release_days: Annotated[int, Field(ge=1, le=3650)] = 30
     """How long a release may be taken for the newest one."""
+    apps: tuple[Sha256, ...] = ()
+    """Digests of the app bundles under which campaigns may run; none, no campaigns."""
+    promotion: Promotion = Promotion()
 
 
 class Routing(Strict):
