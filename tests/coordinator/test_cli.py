@@ -105,9 +105,10 @@ def test_help_imports_nothing_heavy() -> None:
 def test_init_makes_a_workspace_of_a_real_base(program: Program, tmp_path: Path, t5_base: Path) -> None:
     workspace = Workspace(tmp_path / "pool")
     recipe, probe = tmp_path / "recipe.toml", tmp_path / "probe.txt"
-    recipe.write_text("rank = 3\ngate_steps = 7\n")
+    recipe.write_text('rank = 3\ngate_steps = 7\nactivation = "gelu"\n')
     probe.write_text("reverse : a b\n\n copy : c \n")
     arguments = ["init", "--name", "birds", "--base", str(t5_base), "--recipe", str(recipe), "--rank", "5"]
+    arguments += ["--kind", "bottleneck"]
     arguments += ["--admission", "reviewed", "--probe", str(probe), "--listen", "127.0.0.1:0", "--json"]
     assert program(workspace, *arguments) == 0
     pool = read_pool(workspace.pool.read_bytes(), Identity.load(workspace.key).public)
@@ -115,6 +116,7 @@ def test_init_makes_a_workspace_of_a_real_base(program: Program, tmp_path: Path,
         "schema": 1, "name": "birds", "pool": pool.digest, "key": pool.spec.coordinator,
     }  # fmt: skip
     assert (pool.spec.recipe.rank, pool.spec.recipe.gate_steps) == (5, 7)
+    assert (pool.spec.recipe.kind, pool.spec.recipe.activation) == ("bottleneck", "gelu")
     assert (pool.spec.policy.admission, pool.spec.architecture) == ("reviewed", "encoder-decoder")
     assert pool.spec.modules["encoder.block.0.layer.0.SelfAttention.q"].d_in == 32
     assert workspace.key.stat().st_mode & 0o777 == 0o600
@@ -134,6 +136,7 @@ def test_init_makes_a_workspace_of_a_real_base(program: Program, tmp_path: Path,
         (["--base", "/no/such/folder"], 66),
         (["--rank", "0"], 78),
         (["--name", "Not A Name"], 78),
+        (["--kind", "prefix"], 78),
         (["--recipe", "{folder}/unknown.toml"], 78),
         (["--recipe", "{folder}/missing.toml"], 78),
         (["--probe", "{folder}/missing.txt"], 66),
