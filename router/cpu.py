@@ -77,9 +77,7 @@ def add_grouped(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> 
     start = 0
     for page in module.pages:
         # Places may have been added to the page since; nobody here chose them.
-        ends = torch.searchsorted(
-            keys, torch.arange(page.first, page.first + len(page.a), device=keys.device), right=True
-        )
+        ends = torch.searchsorted(keys, torch.arange(page.first, page.first + len(page.a)), right=True)
         end = int(ends[-1])
         if end > start:
             mine, offsets = slice(start, end), (ends - start).int()

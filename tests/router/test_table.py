@@ -5,7 +5,7 @@ import torch
 
 from router import table
 from router.gate import standardise
-from router.group import ModuleExperts
+from router.group import ModuleExperts, RouteGroup
 from router.pool import Expert, ExpertModule, ExpertPool
 from router.table import View
 
@@ -27,8 +27,13 @@ def newcomer(number: int, d: int = 16, rank: int = 3) -> Expert:
     return Expert(f"{number:064x}", f"e{number}", "", parts)
 
 
+def group_of(pool: ExpertPool) -> RouteGroup:
+    (group,) = pool._groups.values()
+    return group
+
+
 def check(pool: ExpertPool, view: View) -> None:
-    group = pool.modules["a.q"].group
+    group = group_of(pool)
     d, columns = group.store.gates.width, view.columns
     assert view.count.tolist() == [group.length]
     for slot in range(len(PATHS)):
@@ -51,7 +56,7 @@ def test_a_table_follows_its_pool() -> None:
     for number in range(11):  # from 4 rows to 8 to 16
         pool = pool.add(newcomer(number))
         if number != 1:  # several at once, too
-            generations.append((pool, pool.modules["a.q"].group.view))
+            generations.append((pool, group_of(pool).view))
     for generation, view in generations:
         check(generation, view)
     assert [view.capacity for _, view in generations] == [4, 4, 4] + [8] * 4 + [16] * 3
@@ -63,23 +68,23 @@ def test_who_is_hidden_is_not_seen() -> None:
         stem = stem.add(newcomer(number))
     left, right = stem.add(newcomer(10)), stem.add(newcomer(11)).remove(newcomer(1).digest)
     for pool in (left, right, stem):
-        check(pool, pool.modules["a.q"].group.view)
+        check(pool, group_of(pool).view)
 
 
 @pytest.mark.parametrize(("d", "aligned"), [(16, True), (6, False)])
 def test_rows_that_begin_anywhere_are_known(d: int, aligned: bool) -> None:  # noqa: FBT001 - a parameter of the test
     pool = ExpertPool().add(newcomer(0, d))
-    assert pool.modules["a.k"].group.view.aligned is aligned
+    assert group_of(pool).view.aligned is aligned
 
 
 def test_a_view_follows_until_it_is_outgrown() -> None:
     pool = ExpertPool().add(newcomer(0)).add(newcomer(1))
-    held = pool.modules["a.q"].group.store.table.view(2, ())
+    held = group_of(pool).store.table.view(2, ())
     grown = pool.add(newcomer(2))
-    held.follow(grown.modules["a.q"].group.view)
+    held.follow(group_of(grown).view)
     check(grown, held)
-    assert grown.add(newcomer(3, rank=16)).modules["a.q"].group.view.rank == held.rank
+    assert group_of(grown.add(newcomer(3, rank=16))).view.rank == held.rank
     for outgrown in (grown.add(newcomer(4, rank=17)), grown.add(newcomer(5)).add(newcomer(6)).add(newcomer(7))):
         with pytest.raises(ValueError, match="outgrew"):
-            held.follow(outgrown.modules["a.q"].group.view)
+            held.follow(outgroup_of(grown).view)
     check(grown, held)
