@@ -86,5 +86,5 @@ def test_a_view_follows_until_it_is_outgrown() -> None:
     assert group_of(grown.add(newcomer(3, rank=16))).view.rank == held.rank
     for outgrown in (grown.add(newcomer(4, rank=17)), grown.add(newcomer(5)).add(newcomer(6)).add(newcomer(7))):
         with pytest.raises(ValueError, match="outgrew"):
-            held.follow(outgroup_of(grown).view)
+            held.follow(group_of(outgrown).view)
     check(grown, held)
