@@ -24,6 +24,10 @@ install: $(STAMP) ## Make the virtual environment .venv with everything in it
 demo: $(STAMP) ## A whole federation on this machine, from private data to a routed answer
 	@$(BIN)/python -m deploy.demo
 
+.PHONY: rehearse
+rehearse: $(STAMP) ## A campaign over 200 virtual contributors in one process (seconds)
+	@$(BIN)/python -m deploy.rehearsal
+
 .PHONY: demo-base
 demo-base: $(STAMP) ## Train the demo's base model again from generated text (15 minutes)
 	@$(BIN)/python -m deploy.demo.make_base

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from client import cli_keys, cli_submit
+from client import cli_daemon, cli_keys, cli_submit
 from client.cli_submit import check_verdict, send_bundle, show_records
 from client.door import (
     GiveUpFlag,
@@ -22,6 +22,7 @@ from client.door import (
     talk,
 )
 from client.progress import GIVE_UP_AFTER_S, Style, show
+from client.sharing import TELLS, Share
 
 
 class Device(StrEnum):
@@ -48,6 +49,13 @@ MicroBatchFlag = Annotated[int | None, typer.Option(min=1, help="Examples in mem
 SeedFlag = Annotated[
     int, typer.Option(min=0, max=2**32 - 1, help="Seed of the initial weights and the order of examples.")
 ]
+ShareFlag = Annotated[
+    list[Share] | None,
+    typer.Option(
+        "--share", help="Statistics of the data to put into the bundle, for other routing methods; repeatable. "
+        "means tell which words the data are made of, a centroid what the inputs are about. Default: nothing.",
+    ),
+]  # fmt: skip
 
 
 @app.command()
@@ -103,6 +111,7 @@ def train(
     seed: SeedFlag = 0,
     device: DeviceFlag = None,
     micro_batch: MicroBatchFlag = None,
+    share: ShareFlag = None,
     progress: ProgressFlag = Style.AUTO,
     workspace: WorkspaceFlag = Path(),
     **recipe: Any,
@@ -117,7 +126,7 @@ def train(
 
     place, settings = open_workspace(workspace, input_column=input_column, target_column=target_column)
     quiet_libraries(settings.base)
-    order = Order(data, name, seed, device, micro_batch, recipe)
+    order = Order(data, name, seed, device, micro_batch, recipe, tell(share))
     with at_work(place), show(progress) as report:
         bundle = produce(place, settings, order, report, datetime.now(UTC))
     talk(f"The bundle {bundle.spec.name} is ready; send it with: greylag-client submit {bundle.spec.name}")
@@ -135,6 +144,7 @@ def contribute(
     seed: SeedFlag = 0,
     device: DeviceFlag = None,
     micro_batch: MicroBatchFlag = None,
+    share: ShareFlag = None,
     wait: WaitFlag = False,
     give_up_after: GiveUpFlag = GIVE_UP_AFTER_S,
     progress: ProgressFlag = Style.AUTO,
@@ -149,7 +159,7 @@ def contribute(
 
     place, settings = open_workspace(workspace, input_column=input_column, target_column=target_column)
     quiet_libraries(settings.base)
-    order = Order(data, name, seed, device, micro_batch, recipe)
+    order = Order(data, name, seed, device, micro_batch, recipe, tell(share))
     with at_work(place), show(progress) as report:
         bundle = produce(place, settings, order, report, datetime.now(UTC))
         record = send_bundle(place, settings, bundle, report, wait=wait, give_up_after=give_up_after)
@@ -157,8 +167,15 @@ def contribute(
     check_verdict(record)
 
 
+def tell(share: list[Share] | None) -> tuple[Share, ...]:
+    """Say what each share tells others, before anything is computed."""
+    for each in share or ():
+        talk(f"The bundle will tell others {TELLS[each]}")
+    return tuple(share or ())
+
+
 # After the verbs above, so that --help lists all of them in the order in which a person comes to them.
-for _verb in (cli_submit.submit, cli_submit.status, cli_submit.verify):
+for _verb in (cli_submit.submit, cli_submit.status, cli_submit.verify, cli_daemon.daemon):
     app.command()(_verb)
 app.add_typer(cli_keys.app, name="keys")
 

@@ -101,16 +101,38 @@ def read_examples(
     """
     rows = read_rows(path, scratch)
     extract = _extractor(rows, columns, tokenizer, path.name)
-    if len(rows) < 2:  # noqa: PLR2004 - one to train on, one held out
-        raise Refused(
-            Code.DATA_EMPTY,
-            f"{path.name} holds {len(rows)} rows; at least 2 are needed, since one is held out.",
-            "Add examples.",
-        )
+    _check_count(len(rows), path.name)
     limits = Limits(recipe.max_input_tokens, recipe.max_target_tokens, positions)
     tokenised = _tokenise(rows, extract, tokenizer, architecture, limits, name=path.name)
     train, held_out = split(len(tokenised), recipe.held_out)
     return Examples(tokenised.select(train), tokenised.select(held_out))
+
+
+def held_out_pairs(
+    path: Path, columns: Columns, tokenizer: "PreTrainedTokenizerBase", recipe: Recipe, *, scratch: Path
+) -> list[Pair]:
+    """Read, as text, the rows that training holds back.
+
+    Args:
+        path: As in `read_examples`, and so on.
+        columns: Names of the columns.
+        tokenizer: The base model's.
+        recipe: Share of held-out rows.
+        scratch: Folder for temporary files; nothing stays in it.
+
+    Raises:
+        Refused: `DATA_UNREADABLE`, `DATA_COLUMNS` or `DATA_EMPTY`.
+    """
+    rows = read_rows(path, scratch)
+    extract = _extractor(rows, columns, tokenizer, path.name)
+    _check_count(len(rows), path.name)
+    pairs = []
+    for number in split(len(rows), recipe.held_out)[1]:
+        pair = extract(rows[number])
+        if pair is None:
+            raise _lacks(number + 1, path.name)
+        pairs.append(pair)
+    return pairs
 
 
 def read_rows(path: Path, scratch: Path) -> datasets.Dataset:
@@ -161,6 +183,15 @@ def read_rows(path: Path, scratch: Path) -> datasets.Dataset:
                 f"{type(error.__cause__ or error).__name__}.",
                 "Check that every row has the same fields with values of one type.",
             ) from error
+
+
+def _check_count(rows: int, name: str) -> None:
+    if rows < 2:  # noqa: PLR2004 - one to train on, one held out
+        raise Refused(
+            Code.DATA_EMPTY,
+            f"{name} holds {rows} rows; at least 2 are needed, since one is held out.",
+            "Add examples.",
+        )
 
 
 def _begins_with_null(path: Path) -> bool:

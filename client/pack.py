@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from client.runs import ADAPTER, RunRecord, read_record
+from client.runs import ADAPTER, RunRecord, read_record, read_statistics
 from protocol import bundle
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, GATES, Bundle
 from protocol.errors import Code, Refused
@@ -15,7 +15,7 @@ from protocol.fit import check_tensors
 from protocol.kinds import Kind
 from protocol.release import Pool, timestamp
 from protocol.signing import Identity
-from protocol.spec import ExpertSpec
+from protocol.spec import ExpertSpec, Statistics
 
 _CARD = """\
 ---
@@ -34,6 +34,7 @@ trained on stayed with its contributor.
 | expert | {{ recipe.expert_steps }} steps of {{ recipe.batch_size }}, learning rate {{ recipe.learning_rate }} |
 | gates | {{ recipe.gate_steps }} steps, one vector a module |
 | examples | {{ rows }} |
+| told about the data | {{ told }} |
 
 {{ use }}
 """
@@ -52,6 +53,7 @@ _WHAT: dict[Kind, str] = {
 
 def pack_run(
     run: Path,
+    shared: Path,
     bundles: Path,
     pool: Pool,
     identity: Identity,
@@ -64,6 +66,7 @@ def pack_run(
 
     Args:
         run: Folder of a finished run.
+        shared: Folder with its gates and what is shared with them.
         bundles: Folder of all bundles.
         pool: The pool it is for.
         identity: Who signs.
@@ -79,6 +82,7 @@ def pack_run(
         raise Refused(Code.NOT_TRAINED, f"The run {run.name} is not finished.", "Run greylag-client train again.")
     if record.pool != pool.digest:
         raise Refused(Code.WRONG_POOL, "The expert was trained for another pool.", "Run greylag-client train again.")
+    statistics = read_statistics(shared)
     spec = ExpertSpec(
         name=record.name,
         pool=pool.digest,
@@ -86,18 +90,19 @@ def pack_run(
         contributor=identity.public.hex,
         modules=record.modules,
         dtype="float32",
+        statistics=statistics,
         license=license_id,
         supersedes=supersedes,
         created=timestamp(now),
-        tool=_tool(),
+        tool=f"greylag-client {tool_version()}",
     )
     partial = bundles / f".{record.name}.tmp"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        for source in (run / ADAPTER / ADAPTER_CONFIG, run / ADAPTER / ADAPTER_WEIGHTS, run / GATES):
+        for source in (run / ADAPTER / ADAPTER_CONFIG, run / ADAPTER / ADAPTER_WEIGHTS, shared / GATES):
             shutil.copyfile(source, partial / source.name)
-        (partial / CARD).write_text(render_card(record, pool, license_id), encoding="utf-8")
+        (partial / CARD).write_text(render_card(record, pool, license_id, statistics), encoding="utf-8")
         check_tensors(bundle.pack(partial, spec, identity))
         _put(partial, bundles / record.name)
     finally:
@@ -105,7 +110,15 @@ def pack_run(
     return bundle.open_bundle(bundles / record.name)
 
 
-def render_card(record: RunRecord, pool: Pool, license_id: str) -> str:
+def _told(statistics: Statistics) -> str:
+    told = ["the mean input of every module"] if statistics.means else []
+    if statistics.centroid:
+        by = statistics.centroid.embedding.name if statistics.centroid.embedding else "the base model"
+        told.append(f"the centroid of its inputs by {by}")
+    return " and ".join(told) or "nothing"
+
+
+def render_card(record: RunRecord, pool: Pool, license_id: str, statistics: Statistics) -> str:
     """Write the model card from facts alone."""
     data = ModelCardData(
         base_model=pool.spec.base.name,
@@ -126,6 +139,7 @@ def render_card(record: RunRecord, pool: Pool, license_id: str) -> str:
         recipe=recipe,
         use=_OWN if recipe.kind == "bottleneck" else _PEFT,
         rows=record.rows,
+        told=_told(statistics),
     )
     return str(card)
 
@@ -140,8 +154,9 @@ def _put(partial: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _tool() -> str:
+def tool_version() -> str:
+    """Version of the installed package; 0 from a source tree that was never installed."""
     try:
-        return f"greylag-client {version('greylag')}"
+        return version("greylag")
     except PackageNotFoundError:
-        return "greylag-client"  # run from a source tree that was never installed
+        return "0"

@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from client.sharing import NOTHING, Sharing
 from protocol import strict_json
 from protocol.bundle import sha256_of
 from protocol.errors import Code, Refused
@@ -35,6 +36,8 @@ class Plan:
     seed: int = 0
     device: str | None = None
     micro_batch: int | None = None
+    sharing: Sharing = NOTHING
+    """Changes nothing about the expert itself, so it has no part in the run's name."""
 
     def run_id(self) -> str:
         """Name of the run's folder: equal input, equal name.

@@ -14,6 +14,7 @@ from client.plan import Columns, Plan
 from client.progress import Report
 from client.runs import ADAPTER, plan_modules, read_record
 from client.settings import ClientSettings
+from client.sharing import Share, Sharing
 from client.workspace import Workspace
 from protocol.bundle import ADAPTER_WEIGHTS, ENVELOPE, GATES, Bundle, open_bundle, sha256_of
 from protocol.errors import Code, Refused
@@ -36,6 +37,8 @@ class Order:
     """Examples in memory at once; a divisor of the batch."""
     overrides: Mapping[str, object] | None = None
     """Fields of the recipe that differ from the pool's; None means the pool's."""
+    share: tuple[Share, ...] = ()
+    """Statistics of the data that the bundle tells, too."""
 
 
 def produce(workspace: Workspace, settings: ClientSettings, order: Order, report: Report, now: datetime) -> Bundle:
@@ -67,9 +70,12 @@ def produce(workspace: Workspace, settings: ClientSettings, order: Order, report
     check_base(settings.base, pool.spec.base, workspace.base_cache)
 
     columns = Columns(settings.input_column, settings.target_column, settings.messages_column)
-    plan = Plan(order.data, columns, settings.base, name, recipe, pool, order.seed, order.device, order.micro_batch)
+    sharing = Sharing(order.share, settings.embedding)
+    plan = Plan(
+        order.data, columns, settings.base, name, recipe, pool, order.seed, order.device, order.micro_batch, sharing
+    )
     run = workspace.runs / plan.run_id()
-    if read_record(run) is None:
+    if read_record(run) is None or not (sharing.folder(run) / GATES).is_file():
         _import_training()(plan, run, report)
     return _packed(workspace, settings, run, plan, identity, now)
 
@@ -127,7 +133,7 @@ def _packed(
     """Pack a run, unless the very same expert lies packed already: a rerun changes nothing."""
     name, pool = plan.name, plan.pool
     folder = workspace.bundles / name
-    records = outbox.load(workspace.outbox)
+    records, shared = outbox.load(workspace.outbox), plan.sharing.folder(run)
     earlier: Bundle | None = None
     if (folder / ENVELOPE).is_file():
         try:
@@ -135,16 +141,16 @@ def _packed(
         except Refused:
             earlier = None  # damaged on disk; packed anew
     supersedes = outbox.predecessor(records, name)
-    if earlier is not None and _holds(earlier, run):
+    if earlier is not None and _holds(earlier, run, shared):
         same = outbox.predecessor(records, name, but=earlier.digest)
         facts = (earlier.spec.supersedes, earlier.spec.license, earlier.spec.contributor, earlier.spec.pool)
         if facts == (same, settings.license, identity.public.hex, pool.digest):
             return earlier
     return pack.pack_run(
-        run, workspace.bundles, pool, identity, license_id=settings.license, supersedes=supersedes, now=now
+        run, shared, workspace.bundles, pool, identity, license_id=settings.license, supersedes=supersedes, now=now
     )
 
 
-def _holds(bundle: Bundle, run: Path) -> bool:
-    files = {ADAPTER_WEIGHTS: run / ADAPTER / ADAPTER_WEIGHTS, GATES: run / GATES}
+def _holds(bundle: Bundle, run: Path, shared: Path) -> bool:
+    files = {ADAPTER_WEIGHTS: run / ADAPTER / ADAPTER_WEIGHTS, GATES: shared / GATES}
     return all(bundle.manifest.files[name].sha256 == sha256_of(path) for name, path in files.items())

@@ -10,11 +10,13 @@ from protocol import statement, strict_json
 from protocol.bundle import GATES
 from protocol.errors import Code, Refused
 from protocol.kinds import BottleneckModule, DoraModule, Ia3Module, LoraModule, Module, RsLoraModule, Shape
-from protocol.spec import Name, PoolSpec, Recipe, Sha256
+from protocol.spec import Name, PoolSpec, Recipe, Sha256, Statistics
 from protocol.statement import Strict
 
 ADAPTER = "adapter"
 RECORD = "run.json"
+STATISTICS = "statistics.json"
+"""Beside gates that carry statistics."""
 
 
 class RunRecord(Strict):
@@ -95,3 +97,11 @@ def read_record(folder: Path) -> RunRecord | None:
 def dump_record(record: RunRecord) -> bytes:
     """Write a record as JSON."""
     return strict_json.dumps(record.model_dump(mode="json"))
+
+
+def read_statistics(folder: Path) -> Statistics:
+    """Read what a folder's gates.safetensors holds beside gates."""
+    path = folder / STATISTICS
+    if not path.is_file():
+        return Statistics()
+    return statement.read(Statistics, strict_json.loads(path.read_bytes(), what=STATISTICS), what=STATISTICS)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import set_seed
 
-from client import gates, phase, tuner
+from client import gates, phase, statistics, tuner
 from client.data import Examples, read_examples
 from client.plan import Plan
 from client.progress import Report
@@ -55,6 +55,8 @@ def train(plan: Plan, folder: Path, report: Report) -> None:
         _train_expert(plan, base, examples, modules, folder, report)
     if not (folder / GATES).is_file():
         _train_gates(plan, base, examples, modules, folder, report)
+    if not (plan.sharing.folder(folder) / GATES).is_file():
+        statistics.write(plan.sharing, folder, base, examples.train, list(modules), report)
     record = RunRecord(
         name=plan.name, pool=plan.pool.digest, recipe=plan.recipe, modules=modules, rows=coarse(examples.rows)
     )

@@ -5,6 +5,7 @@ import sys
 
 import typer
 
+from coordinator.verbs.campaigns import campaign, candidates, fleet
 from coordinator.verbs.founding import init
 from coordinator.verbs.output import say
 from coordinator.verbs.processes import serve, worker
@@ -19,11 +20,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (init, serve, worker, fsck, migrate):
+for verb in (init, serve, worker, fleet, fsck, migrate):
     app.command()(verb)
 app.add_typer(experts, name="experts")
 app.add_typer(releases, name="releases")
 app.add_typer(contributors, name="contributors")
+app.add_typer(campaign, name="campaign")
+app.add_typer(candidates, name="candidates")
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from coordinator.registry import Registry
 from coordinator.settings import Workspace, read
+from protocol.campaign import APP_DIGEST
 from protocol.errors import Code, Refused, from_os_error
 from protocol.kinds import Shape
 from protocol.release import Pool, sign_pool, timestamp
@@ -94,7 +95,7 @@ def found(
             architecture=base.architecture,
             modules=base.modules,
             recipe=Recipe(**choices.get("recipe", {})),
-            policy=Policy(**choices.get("policy", {})),
+            policy=Policy(**{"apps": (APP_DIGEST,), **choices.get("policy", {})}),
             routing=Routing(**choices.get("routing", {})),
             coordinator=identity.public.hex,
             created=timestamp(now),

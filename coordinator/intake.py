@@ -8,6 +8,7 @@ from hmac import compare_digest
 
 from coordinator.admission import envelope as rules
 from coordinator.faults import fault_point
+from coordinator.fleet.records import Fleet
 from coordinator.registry import Registry
 from coordinator.spool import Spool
 from coordinator.store import Store, is_sha256
@@ -15,6 +16,7 @@ from coordinator.tables import BundleRow
 from protocol import bundle, release
 from protocol.bundle import Manifest
 from protocol.errors import Code, Refused
+from protocol.node import read_binding
 from protocol.release import RECEIPT_TYPE, Pool, Receipt, timestamp
 from protocol.signing import Identity
 
@@ -45,6 +47,7 @@ class Intake:
         spool: Bytes on their way.
         clock: Tells the time.
         session_life: How long an upload may be resumed.
+        fleet: Where contributors' daemons connect to, `host:port`; None where they are not taken.
     """
 
     def __init__(
@@ -57,10 +60,11 @@ class Intake:
         spool: Spool,
         clock: Callable[[], datetime],
         session_life: timedelta,
+        fleet: str | None = None,
     ) -> None:
         self._pool, self._identity = pool, identity
         self._registry, self._store, self._spool = registry, store, spool
-        self._clock, self._session_life = clock, session_life
+        self._clock, self._session_life, self._fleet = clock, session_life, fleet
 
     def sweep(self) -> None:
         """Forget expired uploads, and the spooled bytes that belong to none."""
@@ -82,6 +86,26 @@ class Intake:
             )
         state = "active" if self._pool.spec.policy.enrolment == "open" else "pending"
         return self._registry.enrol(enrolment, envelope, state=state, now=self._clock())
+
+    def bind(self, envelope: bytes) -> str:
+        """Take the key of a contributor's daemon, and return where the daemon connects to.
+
+        Raises:
+            Refused: `FLEET_OFF`, `WRONG_POOL`, `NODE_TAKEN`, a code of the contributor's key, or of an envelope.
+        """
+        if self._fleet is None:
+            raise Refused(
+                Code.FLEET_OFF, "This coordinator takes no daemons.", "Contribute with: greylag-client contribute"
+            )
+        binding = read_binding(envelope)
+        if binding.pool != self._pool.digest:
+            raise Refused(
+                Code.WRONG_POOL,
+                f"The binding is for pool {binding.pool[:16]}; this is pool {self._pool.digest[:16]}.",
+                "Start the daemon again.",
+            )
+        Fleet(self._registry).bind(binding, envelope, now=self._clock())
+        return self._fleet
 
     def begin(self, envelope: bytes) -> Begun:
         """Judge an envelope, and open or find its upload session.

@@ -14,9 +14,11 @@ from sqlalchemy.orm import Session
 
 from coordinator import database, journal
 from coordinator.faults import fault_point
-from coordinator.life import LIVE, PUBLIC, Standing, State
+from coordinator.fleet.steps import overtake, revoke_nodes
+from coordinator.life import PUBLIC, Standing, State
+from coordinator.standing import read_standing
 from coordinator.tables import BundleFile, BundleRow, Contributor, Event, ReleaseRow, Upload
-from protocol.bundle import ADAPTER_WEIGHTS, Manifest
+from protocol.bundle import Manifest
 from protocol.errors import Code, GreylagError, Refused
 from protocol.release import Enrolment, Release, timestamp
 
@@ -80,7 +82,7 @@ class Registry:
         Raises:
             Refused: `NAME_TAKEN` or `KEY_REVOKED`.
         """
-        with self._write() as session:
+        with self.writing() as session:
             if (known := session.get(Contributor, enrolment.key)) is not None:
                 if known.state == "revoked":
                     raise Refused(Code.KEY_REVOKED, "This key was revoked.", "Make a new key and enrol it.")
@@ -99,21 +101,21 @@ class Registry:
 
     def contributor(self, key: str) -> Contributor | None:
         """Look up one key."""
-        with self._read() as session:
+        with self.reading() as session:
             return session.get(Contributor, key)
 
     def contributors(self) -> list[Contributor]:
         """Everyone, in order of enrolment."""
-        with self._read() as session:
+        with self.reading() as session:
             return list(session.scalars(select(Contributor).order_by(Contributor.enrolled, Contributor.key)))
 
     def set_contributor(self, name_or_key: str, state: str, *, now: datetime) -> Contributor:
-        """Approve (active) or revoke a key.
+        """Approve (active) or revoke a key, and with it its nodes.
 
         Raises:
             Refused: `KEY_UNKNOWN`.
         """
-        with self._write() as session:
+        with self.writing() as session:
             found = session.scalar(
                 select(Contributor).where((Contributor.name == name_or_key) | (Contributor.key == name_or_key))
             )
@@ -124,18 +126,20 @@ class Registry:
             if found.state != state:
                 found.state = state
                 journal.record(session, "contributor", found.key, state, actor="operator", now=now)
+                if state == "revoked":
+                    revoke_nodes(session, found.key, actor="operator", now=now)
             return found
 
     # Uploads.
 
     def standing(self, manifest: Manifest) -> Standing:
         """Read what bears on a new bundle."""
-        with self._read() as session:
-            return _standing(session, manifest)
+        with self.reading() as session:
+            return read_standing(session, manifest)
 
     def begin(self, manifest: Manifest, *, token: bytes, expires: datetime) -> Upload:
         """Open an upload session, or find the one there is and let it live longer."""
-        with self._write() as session:
+        with self.writing() as session:
             upload = session.get(Upload, manifest.digest)
             if upload is None:
                 upload = Upload(
@@ -152,19 +156,19 @@ class Registry:
 
     def upload(self, digest: str, *, now: datetime) -> Upload | None:
         """Find an upload session that has not expired."""
-        with self._read() as session:
+        with self.reading() as session:
             upload = session.get(Upload, digest)
             return upload if upload is not None and upload.expires > timestamp(now) else None
 
     def uploads(self) -> dict[str, int]:
         """Signed sizes in bytes by digest of every upload session, expired ones too."""
-        with self._read() as session:
+        with self.reading() as session:
             rows = session.execute(select(Upload.digest, Upload.total_bytes))
             return {row.digest: row.total_bytes for row in rows}
 
     def expire_uploads(self, *, now: datetime) -> list[str]:
         """Forget sessions whose time is over, and return their digests."""
-        with self._write() as session:
+        with self.writing() as session:
             expired = list(session.scalars(select(Upload).where(Upload.expires <= timestamp(now))))
             for upload in expired:
                 session.delete(upload)
@@ -191,10 +195,10 @@ class Registry:
         Raises:
             Refused: Whatever `check` refuses with.
         """
-        with self._write() as session:
+        with self.writing() as session:
             if known := _bundle(session, manifest.digest):
                 return known.receipt
-            check(_standing(session, manifest))
+            check(read_standing(session, manifest))
             sequence = (session.scalar(select(func.max(BundleRow.sequence))) or 0) + 1
             row = BundleRow(
                 sequence=sequence,
@@ -223,7 +227,7 @@ class Registry:
 
     def bundle(self, digest: str) -> BundleRow | None:
         """Find a bundle."""
-        with self._read() as session:
+        with self.reading() as session:
             return _bundle(session, digest)
 
     def find_bundle(self, digest: str) -> BundleRow:
@@ -234,7 +238,7 @@ class Registry:
         """
         found: list[BundleRow] = []
         if len(digest) >= _UNIQUE_PREFIX:
-            with self._read() as session:
+            with self.reading() as session:
                 query = select(BundleRow).where(BundleRow.digest.startswith(digest, autoescape=True))
                 found = list(session.scalars(query))
         if len(found) != 1:
@@ -248,17 +252,17 @@ class Registry:
     def bundles(self, *states: State) -> list[BundleRow]:
         """Bundles in given states, or all, in order of arrival."""
         query = select(BundleRow).order_by(BundleRow.sequence)
-        with self._read() as session:
+        with self.reading() as session:
             return list(session.scalars(query.where(BundleRow.state.in_(states)) if states else query))
 
     def digests(self, *states: State) -> set[str]:
         """Digests of the bundles in given states."""
-        with self._read() as session:
+        with self.reading() as session:
             return set(session.scalars(select(BundleRow.digest).where(BundleRow.state.in_(states))))
 
     def files(self) -> dict[str, int]:
         """Sizes in bytes by sha256 of every file that some bundle needs."""
-        with self._read() as session:
+        with self.reading() as session:
             rows = session.execute(select(BundleFile.sha256, BundleFile.size))
             return {row.sha256: row.size for row in rows}
 
@@ -269,7 +273,7 @@ class Registry:
             .join(BundleRow, BundleRow.digest == BundleFile.bundle)
             .where(BundleFile.sha256 == sha256, BundleRow.state.in_(PUBLIC))
         )
-        with self._read() as session:
+        with self.reading() as session:
             return session.scalars(query).first()
 
     def move(
@@ -280,7 +284,7 @@ class Registry:
         Raises:
             Refused: `BUNDLE_UNKNOWN` or `STATE_CHANGE`.
         """
-        with self._write() as session:
+        with self.writing() as session:
             row = _bundle(session, digest)
             if row is None:
                 raise Refused(
@@ -294,56 +298,73 @@ class Registry:
 
     # Releases.
 
-    def publish(self, release: Release, steps: Mapping[str, State], *, now: datetime) -> None:
+    def publish(
+        self,
+        release: Release,
+        steps: Mapping[str, State],
+        *,
+        now: datetime,
+        decide: Callable[[Session], None] = lambda _: None,
+    ) -> None:
         """Store a release together with the steps that its bundles take by it.
+
+        Args:
+            release: The release.
+            steps: The step of each bundle, by digest.
+            now: The time.
+            decide: Keeps, in the same transaction, the decision that led here.
 
         Raises:
             Refused: `STATE_CHANGE` if a bundle or the newest release changed meanwhile, so that the list is
                 not exactly what is released.
         """
         number = release.spec.number
-        with self._write() as session:
+        with self.writing() as session:
             newest = session.scalar(select(func.max(ReleaseRow.number))) or 0
             if newest + 1 != number:
                 raise Refused(Code.STATE_CHANGE, f"Release {number} cannot follow release {newest}.")
             session.add(ReleaseRow(number=number, digest=release.digest, envelope=release.envelope))
+            decide(session)
+            overtake(session, now=now)
             journal.record(session, "release", release.digest, str(number), actor="worker", now=now)
             for digest, step in steps.items():
                 if row := _bundle(session, digest):
                     journal.take_step(session, row, step, actor="worker", now=now)
                     if step is State.RELEASED:
-                        row.release = number
+                        row.release, row.code, row.message, row.hint = number, "", "", ""
             released = set(session.scalars(select(BundleRow.digest).where(BundleRow.state == State.RELEASED)))
             if released != {expert.bundle for expert in release.spec.experts}:
                 raise Refused(Code.STATE_CHANGE, f"Release {number} does not list what is released.")
 
     def release(self, number: int = 0) -> ReleaseRow | None:
         """Find a release by number, or the newest (0)."""
-        with self._read() as session:
+        with self.reading() as session:
             if number:
                 return session.get(ReleaseRow, number)
             return session.scalars(select(ReleaseRow).order_by(ReleaseRow.number.desc()).limit(1)).first()
 
     def releases(self) -> list[ReleaseRow]:
         """All releases, oldest first."""
-        with self._read() as session:
+        with self.reading() as session:
             return list(session.scalars(select(ReleaseRow).order_by(ReleaseRow.number)))
 
     def events(self, subject: str | None = None) -> list[Event]:
         """The journal, or what it says of one key or digest."""
         query = select(Event).order_by(Event.number)
-        with self._read() as session:
+        with self.reading() as session:
             return list(session.scalars(query if subject is None else query.where(Event.subject == subject)))
 
     # Transactions.
 
     @contextmanager
-    def _read(self) -> Iterator[Session]:
+    def reading(self) -> Iterator[Session]:
+        """Open a transaction that only reads."""
         with database.translated(), Session(self._reading, expire_on_commit=False) as session, session.begin():
             yield session
 
     @contextmanager
-    def _write(self) -> Iterator[Session]:
+    def writing(self) -> Iterator[Session]:
+        """Open a transaction that writes; its events are announced after the commit."""
         with database.translated(), Session(self._engine, expire_on_commit=False) as session:
             with session.begin():
                 if self._engine.dialect.name == "postgresql":
@@ -356,32 +377,3 @@ class Registry:
 
 def _bundle(session: Session, digest: str) -> BundleRow | None:
     return session.scalars(select(BundleRow).where(BundleRow.digest == digest)).one_or_none()
-
-
-def _standing(session: Session, manifest: Manifest) -> Standing:
-    key, digest = manifest.spec.contributor, manifest.digest
-    contributor = session.get(Contributor, key)
-    live = session.execute(
-        select(BundleRow.name, BundleRow.digest)
-        .where(BundleRow.contributor == key, BundleRow.state.in_(LIVE), BundleRow.digest != digest)
-        .order_by(BundleRow.sequence)
-    )
-    uploads = session.scalar(
-        select(func.count()).select_from(Upload).where(Upload.contributor == key, Upload.digest != digest)
-    )
-    twin = session.scalar(
-        select(func.min(BundleRow.sequence))
-        .join(BundleFile, BundleFile.bundle == BundleRow.digest)
-        .where(
-            BundleFile.name == ADAPTER_WEIGHTS,
-            BundleFile.sha256 == manifest.files[ADAPTER_WEIGHTS].sha256,
-            BundleRow.contributor != key,
-            BundleRow.state != State.REFUSED,
-        )
-    )
-    return Standing(
-        contributor=contributor.state if contributor else None,
-        live=tuple((name, other) for name, other in live),
-        uploads=uploads or 0,
-        twin=twin,
-    )

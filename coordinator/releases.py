@@ -1,23 +1,27 @@
-"""Which release comes next: accepted experts and the release before, to a new signed list."""
+"""Which release comes next, and what it makes of the bundles."""
 
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import Protocol
 
+from coordinator.life import State
 from protocol.release import Pool, Release, ReleasedExpert, ReleaseSpec, read_timestamp, timestamp
 
 
-class Change(NamedTuple):
-    """A release to publish, and the bundles that leave the list by it."""
+class Row(Protocol):
+    """What the registry says of a bundle, as far as it matters here."""
 
-    spec: ReleaseSpec
-    superseded: tuple[str, ...]
+    sequence: int
+    digest: str
+    contributor: str
+    name: str
+    state: str
 
 
 def next_release(
     pool: Pool, previous: Release | None, *, accepted: Sequence[ReleasedExpert], gone: AbstractSet[str], now: datetime
-) -> Change | None:
+) -> ReleaseSpec | None:
     """Build the release that follows, or None if it would say the same and the last one is fresh.
 
     Experts keep their places. An accepted expert takes the end of the list, and what its
@@ -32,19 +36,17 @@ def next_release(
     """
     before = previous.spec.experts if previous else ()
     listed = {expert.bundle: expert for expert in before if expert.bundle not in gone}
-    superseded = []
     for new in accepted:
         if new.bundle in gone or new.bundle in listed:
             continue
         for old in list(listed.values()):
             if (old.contributor, old.name) == (new.contributor, new.name):
                 del listed[old.bundle]
-                superseded.append(old.bundle)
         listed[new.bundle] = new
     experts = tuple(listed.values())
     if experts == before and (previous is None or not _near_expiry(previous, now)):
         return None
-    spec = ReleaseSpec(
+    return ReleaseSpec(
         pool=pool.digest,
         number=previous.spec.number + 1 if previous else 1,
         previous=previous.digest if previous else None,
@@ -53,7 +55,31 @@ def next_release(
         created=timestamp(now),
         expires=timestamp(now + timedelta(days=pool.spec.policy.release_days)),
     )
-    return Change(spec, tuple(digest for digest in superseded if digest not in listed))
+
+
+def steps_to(spec: ReleaseSpec, rows: Sequence[Row]) -> dict[str, State]:
+    """List the steps that bundles take when a release is published.
+
+    Args:
+        spec: The release.
+        rows: Every bundle.
+    """
+    listed = {expert.bundle for expert in spec.experts}
+    steps: dict[str, State] = {}
+    newest: dict[tuple[str, str], int] = {}
+    for row in rows:
+        if row.digest in listed:
+            newest[row.contributor, row.name] = row.sequence
+            if row.state == State.ACCEPTED:
+                steps[row.digest] = State.RELEASED
+    for row in rows:
+        if row.digest in listed:
+            continue
+        # Earlier bundles under the same name that still wait: letting one in later would turn back time.
+        overtaken = row.sequence < newest.get((row.contributor, row.name), 0)
+        if row.state == State.RELEASED or (row.state in (State.QUARANTINED, State.ACCEPTED) and overtaken):
+            steps[row.digest] = State.SUPERSEDED
+    return steps
 
 
 def _near_expiry(release: Release, now: datetime) -> bool:

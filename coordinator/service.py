@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 
+from coordinator.fleet.records import Fleet, no_candidate
 from coordinator.intake import Intake
 from coordinator.life import PUBLIC
 from coordinator.registry import Registry
@@ -120,6 +121,10 @@ class IntakeService(intake_pb2_grpc.IntakeServicer):
             state=row.state, code=row.code, message=row.message, hint=row.hint, release=row.release
         )
 
+    async def Bind(self, request: intake_pb2.BindRequest, context: Context) -> intake_pb2.BindReply:
+        """Take the key of a contributor's daemon."""
+        return intake_pb2.BindReply(fleet=await asyncio.to_thread(self._intake.bind, request.envelope))
+
     async def _append(
         self, requests: AsyncIterator[intake_pb2.PutRequest], appender: Appender, file: SignedFile
     ) -> None:
@@ -177,7 +182,12 @@ class CatalogService(catalog_pb2_grpc.CatalogServicer):
         return catalog_pb2.GetPoolReply(envelope=self._pool.envelope)
 
     async def GetRelease(self, request: catalog_pb2.GetReleaseRequest, context: Context) -> catalog_pb2.GetReleaseReply:
-        """Show a signed release."""
+        """Show a signed release, or a candidate that is none yet."""
+        if request.candidate:
+            candidate = await asyncio.to_thread(Fleet(self._registry).candidate, _digest(request.candidate))
+            if candidate is None:
+                raise no_candidate(request.candidate)
+            return catalog_pb2.GetReleaseReply(envelope=candidate.envelope)
         row = None
         if request.number <= _MAX_RELEASE_NUMBER:
             row = await asyncio.to_thread(self._registry.release, request.number)

@@ -46,6 +46,7 @@ def serve_workspace(
         spool=spool,
         clock=clock,
         session_life=timedelta(hours=settings.session_hours),
+        fleet=settings.fleet_address or settings.fleet_listen,
     )
     intake.sweep()
     store.sweep_leftovers()

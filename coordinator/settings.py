@@ -85,6 +85,10 @@ class Settings(BaseSettings):
     """`host:port` where `serve` answers GET /metrics in plain HTTP; nowhere unless set."""
     worker_metrics: str | None = None
     """The same for `worker`."""
+    fleet_listen: str | None = None
+    """`host:port` where `fleet` takes contributors' daemons, over TLS; without one the pool takes none."""
+    fleet_address: str | None = None
+    """`host:port` that contributors' daemons are told; that of `fleet_listen` unless set."""
     worker_interval_s: float = Field(default=1.0, gt=0)
     """Pause of an idle worker, in seconds."""
     session_hours: float = Field(default=24.0, gt=0)

@@ -94,6 +94,78 @@ class ReleaseRow(Base):
     envelope: Mapped[bytes] = mapped_column(LargeBinary)
 
 
+class Node(Base):
+    """The key of a contributor's daemon."""
+
+    __tablename__ = "nodes"
+
+    fingerprint: Mapped[str] = mapped_column(_DIGEST, primary_key=True)
+    """sha256 of the public key's PEM text."""
+    contributor: Mapped[str] = mapped_column(ForeignKey("contributors.key"), index=True)
+    public: Mapped[str] = mapped_column(Text)
+    """Public key, PEM."""
+    state: Mapped[str] = mapped_column(String(16))
+    """active, or revoked for ever: Flower never takes a key twice."""
+    envelope: Mapped[bytes] = mapped_column(LargeBinary)
+    """The signed binding."""
+    bound: Mapped[str] = mapped_column(_TIME)
+
+
+class Candidate(Base):
+    """A list of experts that may become the newest release."""
+
+    __tablename__ = "candidates"
+
+    sequence: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    digest: Mapped[str] = mapped_column(_DIGEST, unique=True)
+    envelope: Mapped[bytes] = mapped_column(LargeBinary)
+    state: Mapped[str] = mapped_column(String(16), index=True)
+    """open, promoted, held_back, or overtaken by another release or a larger candidate."""
+    decision: Mapped[bytes | None] = mapped_column(LargeBinary, default=None)
+    """The last signed decision about it."""
+
+
+class Campaign(Base):
+    """One question to all nodes."""
+
+    __tablename__ = "campaigns"
+
+    number: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    kind: Mapped[str] = mapped_column(String(16))
+    state: Mapped[str] = mapped_column(String(16), index=True)
+    """running, finished or stopped."""
+    envelope: Mapped[bytes] = mapped_column(LargeBinary)
+    """The signed order."""
+    candidate: Mapped[str] = mapped_column(_DIGEST, default="")
+    """Digest of the candidate that an `evaluate` is about."""
+    open_until: Mapped[str] = mapped_column(_TIME)
+    """Until then nodes that come late are asked, too."""
+    expires: Mapped[str] = mapped_column(_TIME)
+    """Then it ends, whoever is still silent."""
+    created: Mapped[str] = mapped_column(_TIME)
+    conclusion: Mapped[str] = mapped_column(Text, default="")
+    """One sentence."""
+
+
+class Answer(Base):
+    """Where one contributor's node stands in one campaign."""
+
+    __tablename__ = "answers"
+
+    campaign: Mapped[int] = mapped_column(ForeignKey("campaigns.number"), primary_key=True)
+    contributor: Mapped[str] = mapped_column(ForeignKey("contributors.key"), primary_key=True)
+    state: Mapped[str] = mapped_column(String(16))
+    """asked, waiting (to be asked again), done, or failed."""
+    attempts: Mapped[int]
+    message: Mapped[str] = mapped_column(String(128))
+    """Flower's identifier of the message that asks; empty when none is under way."""
+    at: Mapped[str] = mapped_column(_TIME)
+    code: Mapped[str] = mapped_column(String(32), default="")
+    """Why it declined or failed."""
+    facts: Mapped[str] = mapped_column(Text, default="{}")
+    """What it answered, as JSON: numbers, digests and words of the reply's schema."""
+
+
 class Event(Base):
     """One step of anything, in the order of commits; written once, never changed."""
 
@@ -103,12 +175,12 @@ class Event(Base):
     at: Mapped[str] = mapped_column(_TIME)
     """Never earlier than the event before, whatever the server's clock does."""
     kind: Mapped[str] = mapped_column(String(16))
-    """contributor, bundle or release."""
+    """contributor, node, bundle, candidate, release or campaign."""
     subject: Mapped[str] = mapped_column(_DIGEST, index=True)
     """Key or digest."""
     step: Mapped[str] = mapped_column(String(16))
     """The state that was reached."""
     actor: Mapped[str] = mapped_column(String(64))
-    """contributor, worker or operator."""
+    """contributor, worker, rule or operator."""
     code: Mapped[str] = mapped_column(String(32), default="")
     message: Mapped[str] = mapped_column(Text, default="")

@@ -6,14 +6,23 @@ from datetime import datetime
 
 import structlog
 
+from coordinator.fleet.records import Fleet
 from coordinator.life import State
 from coordinator.registry import Registry
-from coordinator.releases import Change, next_release
+from coordinator.releases import next_release, steps_to
 from coordinator.review import Cache, Reviewer
 from coordinator.tables import BundleRow
 from protocol.bundle import Bundle
 from protocol.errors import Code, Refused, Unavailable
-from protocol.release import Pool, Release, ReleasedExpert, read_release, sign_release
+from protocol.release import (
+    Pool,
+    Release,
+    ReleasedExpert,
+    ReleaseSpec,
+    read_release,
+    sign_candidate,
+    sign_release,
+)
 from protocol.signing import Identity
 
 _log = structlog.get_logger(__name__)
@@ -44,6 +53,7 @@ class Worker:
         clock: Callable[[], datetime],
     ) -> None:
         self._pool, self._identity, self._registry = pool, identity, registry
+        self._fleet = Fleet(registry)
         self._cache, self._check, self._reviewer, self._clock = cache, check, reviewer, clock
 
     def run(self, stopped: threading.Event, *, interval_s: float) -> None:
@@ -118,34 +128,48 @@ class Worker:
         return True
 
     def _release(self, row: BundleRow) -> bool:
+        new = self._released(row)
+        if self._pool.spec.policy.promotion.when == "evaluated":
+            return self._propose(row, new)
+        spec = self._next([new])
+        if spec is None:
+            return False
+        self._try(spec, new)
+        self._publish(spec)
+        return True
+
+    def _propose(self, row: BundleRow, new: ReleasedExpert) -> bool:
+        """Put an accepted expert into a candidate; contributors' held-out data decide about it."""
+        beside = self._fleet.place(row)
+        if beside is None:
+            return False
+        spec = self._next([*(self._released(other) for other in beside), new])
+        if spec is None:
+            return False
+        self._try(spec, new)
+        candidate = sign_candidate(spec, self._identity)
+        self._fleet.propose(candidate, now=self._clock())
+        _log.info("proposed", candidate=candidate.digest, experts=len(spec.experts))
+        return True
+
+    def _released(self, row: BundleRow) -> ReleasedExpert:
         contributor = self._registry.contributor(row.contributor)
         if contributor is None:
             raise LookupError(f"bundle {row.digest} has no contributor row")
-        new = ReleasedExpert(name=row.name, contributor=contributor.name, bundle=row.digest)
-        change = self._next([new])
-        if change is None:
-            return False
-        loss = self._reviewer.try_expert(change.spec.experts, new)
-        _log.info("probed", bundle=row.digest, loss_nats=loss, experts=len(change.spec.experts))
-        self._publish(change, {row.digest: State.RELEASED} | self._overtaken(row))
-        return True
+        return ReleasedExpert(name=row.name, contributor=contributor.name, bundle=row.digest)
 
-    def _overtaken(self, row: BundleRow) -> dict[str, State]:
-        """Earlier bundles under the same name that still wait; letting one in later would turn back time."""
-        return {
-            other.digest: State.SUPERSEDED
-            for other in self._registry.bundles(State.QUARANTINED, State.ACCEPTED)
-            if (other.contributor, other.name) == (row.contributor, row.name) and other.sequence < row.sequence
-        }
+    def _try(self, spec: ReleaseSpec, new: ReleasedExpert) -> None:
+        loss = self._reviewer.try_expert(spec.experts, new)
+        _log.info("probed", bundle=new.bundle, loss_nats=loss, experts=len(spec.experts))
 
     def _tidy(self) -> bool:
         """Publish a release that leaves out what was yanked, or that renews the last one in time."""
-        change = self._next([]) if self._registry.release() else None
-        if change is not None:
-            self._publish(change, {})
-        return change is not None
+        spec = self._next([]) if self._registry.release() else None
+        if spec is not None:
+            self._publish(spec)
+        return spec is not None
 
-    def _next(self, accepted: list[ReleasedExpert]) -> Change | None:
+    def _next(self, accepted: list[ReleasedExpert]) -> ReleaseSpec | None:
         gone = self._registry.digests(State.YANKED, State.SUPERSEDED, State.REFUSED)
         return next_release(self._pool, self._newest(), accepted=accepted, gone=gone, now=self._clock())
 
@@ -153,12 +177,12 @@ class Worker:
         row = self._registry.release()
         return read_release(row.envelope, self._pool) if row else None
 
-    def _publish(self, change: Change, steps: dict[str, State]) -> None:
-        release = sign_release(change.spec, self._identity)
+    def _publish(self, spec: ReleaseSpec) -> None:
         before = self._newest()
-        self._registry.publish(release, steps | dict.fromkeys(change.superseded, State.SUPERSEDED), now=self._clock())
-        listed = {expert.bundle for expert in change.spec.experts}
+        steps = steps_to(spec, self._registry.bundles())
+        self._registry.publish(sign_release(spec, self._identity), steps, now=self._clock())
+        listed = {expert.bundle for expert in spec.experts}
         for expert in before.spec.experts if before else ():
             if expert.bundle not in listed:
                 self._cache.drop(expert.bundle)
-        _log.info("released", number=change.spec.number, experts=len(change.spec.experts))
+        _log.info("released", number=spec.number, experts=len(spec.experts))

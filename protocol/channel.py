@@ -21,11 +21,15 @@ STREAM_DEADLINE_S = 3600.0
 
 # Exponential back-off with jitter, inside gRPC: only UNAVAILABLE is retried, and only for calls that
 # may be repeated. Put carries a stream that cannot be replayed; upload.py resumes it by offset.
+_REPEATABLE = ("Enrol", "Begin", "Commit", "Status", "Bind")
 _RETRY = {
     "methodConfig": [
         {
             "name": [{"service": "greylag.v1.Catalog"}, {"service": "greylag.v1.Query"}]
-            + [{"service": "greylag.v1.Intake", "method": name} for name in ("Enrol", "Begin", "Commit", "Status")],
+            + [
+                {"service": "greylag.v1.Intake", "method": name}
+                for name in ("Enrol", "Begin", "Commit", "Status", "Bind")
+            ],
             "retryPolicy": {
                 "maxAttempts": 5,
                 "initialBackoff": "0.2s",

@@ -49,6 +49,18 @@ class Code(Enum):
     SIGNER_MISMATCH = Fate("PERMISSION_DENIED", 403, EX_NOPERM, "The bundle names another contributor than its signer.")
     SESSION_DENIED = Fate("PERMISSION_DENIED", 403, EX_NOPERM, "The upload session belongs to someone else.")
 
+    # Nodes and campaigns.
+    NODE_KEY = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "A node's key is not an ECDSA key on P-384.")
+    NODE_TAKEN = Fate("ALREADY_EXISTS", 409, EX_DATAERR, "The node's key is bound to another contributor.")
+    FLEET_OFF = Fate("FAILED_PRECONDITION", 409, EX_CONFIG, "The coordinator takes no daemons.")
+    APP_UNKNOWN = Fate("PERMISSION_DENIED", 403, EX_NOPERM, "The pool does not allow this app bundle.")
+    ORDER_INVALID = Fate("PERMISSION_DENIED", 403, EX_NOPERM, "The message carries no order that this node obeys.")
+    CONSENT = Fate("PERMISSION_DENIED", 403, EX_NOPERM, "The contributor's policy does not allow the campaign.")
+    EGRESS = Fate("PERMISSION_DENIED", 403, EX_NOPERM, "The reply holds something that may not leave the node.")
+    CAMPAIGN_UNKNOWN = Fate("NOT_FOUND", 404, EX_NOINPUT, "There is no such campaign.")
+    CANDIDATE_UNKNOWN = Fate("NOT_FOUND", 404, EX_NOINPUT, "There is no such candidate release.")
+    HELD_BACK = Fate("FAILED_PRECONDITION", 409, EX_DATAERR, "The candidate did not do well enough on held-out data.")
+
     # What a pool takes.
     NAME_TAKEN = Fate("ALREADY_EXISTS", 409, EX_DATAERR, "The name belongs to another contributor.")
     WRONG_POOL = Fate("FAILED_PRECONDITION", 409, EX_DATAERR, "The bundle was made for another pool.")
@@ -94,6 +106,9 @@ class Code(Enum):
     METHOD_UNKNOWN = Fate("INVALID_ARGUMENT", 400, EX_USAGE, "There is no such routing method.")
     EXPERT_UNKNOWN = Fate("NOT_FOUND", 404, EX_NOINPUT, "There is no such expert in the release.")
     EXPERTS_EXHAUSTED = Fate("INVALID_ARGUMENT", 400, EX_USAGE, "A request's allow and deny lists leave no expert.")
+    STATISTICS_MISSING = Fate(
+        "FAILED_PRECONDITION", 409, EX_DATAERR, "A method needs what a bundle does not tell about its data."
+    )
     STATE_CHANGE = Fate("FAILED_PRECONDITION", 409, EX_USAGE, "The bundle's state does not allow that step.")
     REQUEST_INVALID = Fate("INVALID_ARGUMENT", 400, EX_USAGE, "The request cannot be answered as it is.")
 

@@ -27,6 +27,7 @@ from protocol.spec import (
 from protocol.statement import Document, Strict
 
 RELEASE_TYPE = "https://greylag.org/release/v1"
+CANDIDATE_TYPE = "https://greylag.org/candidate/v1"
 ENROLMENT_TYPE = "https://greylag.org/enrolment/v1"
 RECEIPT_TYPE = "https://greylag.org/receipt/v1"
 
@@ -145,10 +146,22 @@ def read_release(envelope: bytes, pool: Pool) -> Release:
     Raises:
         Refused: `WRONG_POOL`, `BAD_SIGNATURE`, or any code of an envelope.
     """
-    signed, spec = _read(ReleaseSpec, RELEASE_TYPE, envelope, PublicKey.from_hex(pool.spec.coordinator), "The release")
-    if spec.pool != pool.digest:
-        raise Refused(Code.WRONG_POOL, "The release belongs to another pool.", "Tell the pool's operator.")
-    return Release(signed.digest, envelope, spec)
+    return _read_list(envelope, pool, RELEASE_TYPE, "The release")
+
+
+def sign_candidate(spec: ReleaseSpec, identity: Identity) -> Release:
+    """Sign what may become a release; as a statement of another type it can never be taken for one."""
+    envelope = sign(CANDIDATE_TYPE, {"pool": spec.pool}, spec, identity)
+    return Release(Signed.parse(envelope).digest, envelope, spec)
+
+
+def read_candidate(envelope: bytes, pool: Pool) -> Release:
+    """Verify a candidate of a pool.
+
+    Raises:
+        Refused: `WRONG_POOL`, `BAD_SIGNATURE`, or any code of an envelope.
+    """
+    return _read_list(envelope, pool, CANDIDATE_TYPE, "The candidate")
 
 
 def check_fresh(release: Release, *, seen: Release | None, now: datetime) -> None:
@@ -222,6 +235,13 @@ def timestamp(moment: datetime) -> str:
 def read_timestamp(text: str) -> datetime:
     """Inverse of `timestamp`."""
     return datetime.strptime(text, TIMESTAMP_FORMAT).replace(tzinfo=UTC)
+
+
+def _read_list(envelope: bytes, pool: Pool, predicate_type: str, what: str) -> Release:
+    signed, spec = _read(ReleaseSpec, predicate_type, envelope, PublicKey.from_hex(pool.spec.coordinator), what)
+    if spec.pool != pool.digest:
+        raise Refused(Code.WRONG_POOL, f"{what} belongs to another pool.", "Tell the pool's operator.")
+    return Release(signed.digest, envelope, spec)
 
 
 def _read(

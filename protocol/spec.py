@@ -79,6 +79,19 @@ class Recipe(Strict):
     max_target_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 512
 
 
+class Promotion(Strict):
+    """When a list of experts becomes the newest release."""
+
+    when: Literal["at-once", "evaluated"] = "at-once"
+    """`evaluated`: it is a candidate first, and the contributors' held-out data decide."""
+    min_nodes: Annotated[int, Field(ge=1)] = 2
+    """Fewer answers than this decide nothing."""
+    margin: Annotated[float, Field(ge=0)] = 0.05
+    """A node that loses more than this, in nats a token, against the newest release counts as hurt."""
+    max_hurt: Annotated[float, Field(ge=0, le=1)] = 0.25
+    """Largest share of the answering nodes that may be hurt; the mean over all must not rise in any case."""
+
+
 class Policy(Strict):
     """Who may contribute, how much, and who decides."""
 
@@ -91,6 +104,9 @@ class Policy(Strict):
     max_experts_per_contributor: Annotated[int, Field(ge=1)] = 8
     release_days: Annotated[int, Field(ge=1, le=3650)] = 30
     """How long a release may be taken for the newest one."""
+    apps: tuple[Sha256, ...] = ()
+    """Digests of the app bundles under which campaigns may run; none, no campaigns."""
+    promotion: Promotion = Promotion()
 
 
 class Routing(Strict):
@@ -117,6 +133,23 @@ class PoolSpec(Strict):
     created: Timestamp
 
 
+class Centroid(Strict):
+    """The mean of an expert's training inputs, as an embedding model sees them."""
+
+    embedding: BaseModelRef | None = None
+    """The embedding model; null for the pool's base model itself."""
+    width: Annotated[int, Field(ge=1, le=1 << 16)]
+
+
+class Statistics(Strict):
+    """What a contributor chose to tell about the data, beside what weights and gates tell."""
+
+    means: bool = False
+    """Whether the mean input of every module is told, for the method average-activation."""
+    centroid: Centroid | None = None
+    """Where the inputs lie, for the method retrieval."""
+
+
 class ExpertSpec(Strict):
     """What a bundle holds, as its contributor signs it."""
 
@@ -129,7 +162,8 @@ class ExpertSpec(Strict):
     modules: Annotated[dict[ModulePath, Module], Field(min_length=1)]
     """All of one kind, since one adapter_config.json speaks for all of them."""
     dtype: Dtype
-    """Dtype of the adapter's tensors; gates are always float32."""
+    """Dtype of the adapter's tensors; gates and statistics are always float32."""
+    statistics: Statistics = Statistics()
     license: Annotated[Line, StringConstraints(min_length=1, max_length=100)]
     supersedes: Sha256 | None = None
     """Digest of this contributor's earlier bundle that this one replaces."""

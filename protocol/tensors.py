@@ -17,6 +17,7 @@ from protocol.errors import Code, Refused
 from protocol.spec import ExpertSpec
 
 ADAPTER_PREFIX = "base_model.model."
+CENTROID = "centroid"
 MAX_HEADER_BYTES = 1 << 20
 MAX_METADATA_BYTES = 4096
 DTYPE_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
@@ -49,8 +50,14 @@ def adapter_tensors(spec: ExpertSpec) -> dict[str, TensorInfo]:
 
 
 def gate_tensors(spec: ExpertSpec) -> dict[str, TensorInfo]:
-    """The exact tensors of gates.safetensors: one float32 vector [d_in] a module."""
-    return {f"{path}.gate": TensorInfo("F32", (module.d_in,)) for path, module in spec.modules.items()}
+    """The exact tensors of gates.safetensors: float32 vectors, one [d_in] a module, and the declared statistics."""
+    kinds = ("gate", "mean") if spec.statistics.means else ("gate",)
+    expected = {
+        f"{path}.{kind}": TensorInfo("F32", (module.d_in,)) for path, module in spec.modules.items() for kind in kinds
+    }
+    if centroid := spec.statistics.centroid:
+        expected[CENTROID] = TensorInfo("F32", (centroid.width,))
+    return expected
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:

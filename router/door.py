@@ -174,7 +174,9 @@ def load_model(
     from router.model import RoutedModel
 
     cache = workspace / FINGERPRINT
-    return RoutedModel.from_mirror(chosen.base, mirror, earlier=earlier, cache=cache, **chosen.loading)
+    return RoutedModel.from_mirror(
+        chosen.base, mirror, earlier=earlier, embedding=chosen.embedding, cache=cache, **chosen.loading
+    )
 
 
 def asking(

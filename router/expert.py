@@ -1,7 +1,7 @@
 """One expert, ready to run."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -9,11 +9,13 @@ from types import MappingProxyType
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn import functional
 
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle
 from protocol.errors import Code, Refused
 from protocol.fit import check_tensors, is_constant
-from protocol.tensors import ADAPTER_PREFIX
+from protocol.spec import BaseModelRef
+from protocol.tensors import ADAPTER_PREFIX, CENTROID
 from router.attach import Linear, computing_like
 from router.gate import standardise
 from router.kinds import make_part
@@ -31,6 +33,12 @@ class Expert:
     modules: Mapping[str, ExpertModule]
     source: Path | None = None
     """Folder of its bundle."""
+    means: Mapping[str, Tensor] = field(default_factory=lambda: MappingProxyType({}))
+    """Mean input [d] of every module, float32; empty if its contributor does not tell."""
+    centroid: Tensor | None = None
+    """[d] float32 of length 1, where its training inputs lie, d of the embedding model; None if nobody tells."""
+    embedding: BaseModelRef | None = None
+    """The model that placed the centroid; None for the base model itself."""
 
     @cached_property
     def plain(self) -> bool:
@@ -73,23 +81,37 @@ def load_expert(
             raise Refused(Code.NOT_FINITE, f"{name} of bundle {bundle.digest[:16]} is not finite in {dtype}.")
         return tensor
 
-    modules = {}
+    modules, means = {}, {}
     for path, module in bundle.spec.modules.items():
         like = computing_like(linears[path], dtype)
         keys = {name: f"{ADAPTER_PREFIX}{path}.{name}" for name in module.tensors}
         tensors = {name: finite(key, adapter[key], like.dtype) for name, key in keys.items()}
-        gate = _standardised(f"{path}.gate", gates[f"{path}.gate"], bundle)
+        # In float64, once: a gate of large mean would lose digits in float32.
+        gate = standardise(_varied(f"{path}.gate", gates[f"{path}.gate"], bundle)).float()
         modules[path] = make_part(path, module, tensors, linears[path], gate.to(like.device), like)
-    return Expert(bundle.digest, name or bundle.spec.name, contributor, MappingProxyType(modules), bundle.folder)
+        if bundle.spec.statistics.means:
+            means[path] = _varied(f"{path}.mean", gates[f"{path}.mean"], bundle).float().to(like.device)
+    told = bundle.spec.statistics.centroid
+    centroid = None if told is None else functional.normalize(finite(CENTROID, gates[CENTROID], torch.float32), dim=0)
+    return Expert(
+        bundle.digest,
+        name or bundle.spec.name,
+        contributor,
+        MappingProxyType(modules),
+        bundle.folder,
+        MappingProxyType(means),
+        centroid,
+        told.embedding if told else None,
+    )
 
 
-def _standardised(name: str, gate: Tensor, bundle: Bundle) -> Tensor:
-    # In float64, once: a gate of large mean would lose digits in float32.
-    gate = gate.double()
-    if not gate.isfinite().all():
+def _varied(name: str, tensor: Tensor, bundle: Bundle) -> Tensor:
+    """Widen a gate or a mean, [d], to float64; refused where standardising it would leave nothing but noise."""
+    vector = tensor.double()
+    if not vector.isfinite().all():
         raise Refused(Code.NOT_FINITE, f"{name} of bundle {bundle.digest[:16]} is not finite.")
-    if is_constant(gate.mean().item(), gate.std(correction=0).item()):
+    if is_constant(vector.mean().item(), vector.std(correction=0).item()):
         raise Refused(
             Code.CONSTANT_GATE, f"{name} of bundle {bundle.digest[:16]} is constant, so it cannot route.", "Train it."
         )
-    return standardise(gate).float()
+    return vector

@@ -46,7 +46,8 @@ def select(group: RouteGroup, u: Tensor, k: int, temperature: float = 1.0) -> li
         temperature: As in `router.select.select`.
     """
     kernels, view = _kernels(u.dtype), group.view
-    if kernels is None or k > kernels.MOST or view.dtype != u.dtype:
+    # The kernels find gates by themselves, and nothing but gates.
+    if kernels is None or group.prototype is not None or k > kernels.MOST or view.dtype != u.dtype:
         step = max(1, _SCORES // ((group.length + 1) * len(group.counts)))
         parts = [_select(group, chunk, k, temperature) for chunk in torch.split(u, step)]
         return [_joined(choices) for choices in zip(*parts, strict=True)]

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import compress
 from pathlib import Path
 from typing import Unpack
 
@@ -16,7 +15,8 @@ from protocol.errors import Code, Refused, Unavailable
 from router.answer import Answer, Answered
 from router.attach import find_linear, linear_modules
 from router.base import Base, Loading, check_base, display_name, first_line, load_base
-from router.batch import encode, encode_pairs
+from router.batch import decode, encode, encode_pairs
+from router.embedding import Embedder
 from router.export import Exported, export_lora
 from router.generation import Generation, Held
 from router.layer import RoutedLinear, routed_linears, routing
@@ -24,10 +24,9 @@ from router.limits import DEFAULT_NEW_TOKENS
 from router.memory import check_room
 from router.methods.asked import Asked
 from router.methods.registry import resolve
-from router.planning import Part, plan
+from router.planning import plan
 from router.pool import Expert, load_expert
 from router.pull import FINGERPRINT, Mirror, pull
-from router.record import RouteRecorder
 from router.request import DEFAULT, Choices, RoutingChoice, one_each
 from router.saved import open_saved, save
 from router.text import IGNORED
@@ -41,22 +40,30 @@ class RoutedModel:
 
     Args:
         base: A loaded base model; its linear modules are replaced by routed ones.
+        embedder: What the method retrieval embeds queries by; without one, the base model.
     """
 
-    def __init__(self, base: Base) -> None:
+    def __init__(self, base: Base, embedder: Embedder | None = None) -> None:
         self.base = base
         self.held = Held()
+        self.embedder = embedder or Embedder.of_base(base)
         for path in linear_modules(base.model):
             base.model.set_submodule(path, RoutedLinear(path, find_linear(base.model, path)))
 
     @classmethod
-    def from_base(cls, name_or_path: str, **loading: Unpack[Loading]) -> "RoutedModel":
+    def from_base(cls, name_or_path: str, *, embedding: str | None = None, **loading: Unpack[Loading]) -> "RoutedModel":
         """Load a base model that holds no experts yet.
+
+        Args:
+            name_or_path: Folder or Hub id of the base model.
+            embedding: Folder or Hub id of the model that retrieval embeds queries by; without one, the base model.
+            loading: As `router.base.load_base`.
 
         Raises:
             Refused: `BASE_UNREADABLE`.
         """
-        return cls(load_base(name_or_path, **loading))
+        base = load_base(name_or_path, **loading)
+        return cls(base, Embedder.load(embedding, device=base.model.device) if embedding else None)
 
     @classmethod
     def from_bundles(cls, name_or_path: str, bundles: Iterable[Bundle], **loading: Unpack[Loading]) -> "RoutedModel":
@@ -77,6 +84,7 @@ class RoutedModel:
         mirror: Mirror,
         *,
         earlier: Sequence[Mirror] = (),
+        embedding: str | None = None,
         cache: Path | None = None,
         **loading: Unpack[Loading],
     ) -> "RoutedModel":
@@ -86,6 +94,7 @@ class RoutedModel:
             name_or_path: Folder or Hub id of the base model.
             mirror: The release.
             earlier: Releases of the same pool that a request may ask for, too, oldest first.
+            embedding: As in `from_base`.
             cache: File that remembers the base model's fingerprint.
             loading: As `router.base.load_base`.
 
@@ -93,7 +102,7 @@ class RoutedModel:
             Refused: `BASE_MISMATCH` if the release was made for another base, `BASE_UNREADABLE`, or as `load`.
         """
         check_base(name_or_path, mirror.pool.spec.base, cache)
-        model = cls.from_base(name_or_path, **loading)
+        model = cls.from_base(name_or_path, embedding=embedding, **loading)
         for each in (*earlier, mirror):
             model.take_up(each)
         return model
@@ -191,7 +200,7 @@ class RoutedModel:
             Refused: As `generate` and `router.export.export_lora`.
         """
         answered = self.answer(inputs, choice, max_new_tokens=max_new_tokens, explain=True)
-        experts = plan(self.base, self.held, inputs, one_each(choice, len(inputs))).experts
+        experts = plan(self.embedder, self.held, inputs, one_each(choice, len(inputs))).experts
         routes = [route for answer in answered.answers for route in answer.routes]
         return export_lora(
             Path(folder),
@@ -262,7 +271,7 @@ class RoutedModel:
             if entry.bundle not in held:
                 pool = pool.add(self.load(bundle, name=entry.name, contributor=entry.contributor))
         pool = pool.reordered([entry.bundle for entry in release.experts])
-        resolve(release.routing.method, Asked(pool, k=release.routing.k))  # unknown here, it is no way to answer
+        resolve(release.routing.method, Asked(pool, k=release.routing.k, embedder=self.embedder))
         self.held = self.held.followed_by(Generation.of(release, pool))
 
     def generate(
@@ -306,7 +315,7 @@ class RoutedModel:
             raise Refused(
                 Code.REQUEST_INVALID, "A request needs at least one input, and no empty one.", "Leave empty inputs out."
             )
-        planned = plan(self.base, self.held, inputs, one_each(choice, len(inputs)))
+        planned = plan(self.embedder, self.held, inputs, one_each(choice, len(inputs)))
         if explain or full:
             planned = planned.recorded(full=full)
         batch = encode(self.base, [inputs[at] for at in planned.order])
@@ -319,7 +328,7 @@ class RoutedModel:
         for part in planned.parts:
             for row, at in enumerate(part.inputs):
                 ids, mask = (batch[name][len(answers)].tolist() for name in ("input_ids", "attention_mask"))
-                answers[at] = self._answer(part, row, (ids, mask), written[len(answers)].tolist())
+                answers[at] = decode(self.base, part, row, (ids, mask), written[len(answers)].tolist())
         return Answered(planned.names, tuple(answers[at] for at in range(len(inputs))))
 
     def score(self, inputs: Sequence[str], targets: Sequence[str], choice: Choices = DEFAULT) -> list[float]:
@@ -333,7 +342,7 @@ class RoutedModel:
         Raises:
             Refused: As `generate`.
         """
-        planned = plan(self.base, self.held, inputs, one_each(choice, len(inputs)))
+        planned = plan(self.embedder, self.held, inputs, one_each(choice, len(inputs)))
         order = planned.order
         batch, labels = encode_pairs(self.base, [inputs[at] for at in order], [targets[at] for at in order])
         with torch.inference_mode(), routing(planned.plan):
@@ -379,21 +388,3 @@ class RoutedModel:
                 "Train it again with a smaller learning rate.",
             )
         return sum(losses) / len(losses)
-
-    def _answer(self, part: Part, row: int, read: tuple[list[int], list[int]], written: list[int]) -> Answer:
-        tokenizer = self.base.tokenizer
-        ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
-        length = next((at + 1 for at, token in enumerate(written) if token in ends), len(written))
-        text = tokenizer.decode(written[:length], skip_special_tokens=True).strip()
-        answer = Answer(text, part.generation.release, part.method)
-        recorder = part.plan.recorder
-        if not isinstance(recorder, RouteRecorder):
-            return answer
-        ids, mask = read
-        causal = self.base.architecture == "decoder-only"
-        return replace(
-            answer,
-            input_tokens=tuple(tokenizer.convert_ids_to_tokens(list(compress(ids, mask)))),
-            output_tokens=tuple(tokenizer.convert_ids_to_tokens(written[:length])),
-            routes=tuple(recorder.routes(row, [bool(kept) for kept in mask], length, causal=causal)),
-        )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from router.base import Base
+from router.embedding import Embedder
 from router.generation import Generation, Held
 from router.layer import Method, MixedPlan, Plan
 from router.methods.asked import Asked
@@ -86,11 +86,11 @@ class Planned:
         return Planned(tuple(watched(part) for part in self.parts))
 
 
-def plan(base: Base, held: Held, inputs: Sequence[str], choices: Sequence[RoutingChoice]) -> Planned:
+def plan(embedder: Embedder, held: Held, inputs: Sequence[str], choices: Sequence[RoutingChoice]) -> Planned:
     """Decide how each input is routed.
 
     Args:
-        base: The base model, for methods that read the inputs first.
+        embedder: For methods that read the inputs first.
         held: The releases that may be asked for.
         inputs: Texts.
         choices: One for each input.
@@ -106,7 +106,7 @@ def plan(base: Base, held: Held, inputs: Sequence[str], choices: Sequence[Routin
     for settled, positions in alike.items():
         generation, method, k, temperature, allow, deny = settled
         pool = generation.pool.allowing(allow, deny)
-        asked = Asked(pool, [inputs[at] for at in positions], k, temperature, base=base)
+        asked = Asked(pool, [inputs[at] for at in positions], k, temperature, embedder=embedder)
         by_plan: dict[Plan, list[int]] = {}
         for at, each in zip(positions, resolve(method, asked), strict=True):
             by_plan.setdefault(each, []).append(at)

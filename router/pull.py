@@ -22,7 +22,7 @@ from protocol.bundle import ENVELOPE, Bundle, Manifest, SignedFile, check_file, 
 from protocol.channel import DEADLINE_S, STREAM_DEADLINE_S, connect
 from protocol.errors import Code, GreylagError, Refused, Unavailable
 from protocol.fit import check_fit, check_tensors
-from protocol.release import Pool, Release, check_fresh, read_pool, read_release
+from protocol.release import Pool, Release, check_fresh, read_candidate, read_pool, read_release
 from protocol.signing import PublicKey
 from protocol.status import from_rpc_error
 from protocol.v1 import catalog_pb2
@@ -78,13 +78,41 @@ def pull(
         envelope = catalog.GetRelease(catalog_pb2.GetReleaseRequest(), timeout=DEADLINE_S).envelope
         release = read_release(envelope, pool)
         check_fresh(release, seen=_seen(folder, pool), now=now or datetime.now(UTC))
-        bundles = tuple(
-            _pull_bundle(folder / BUNDLES / expert.bundle, catalog, pool, on_bytes, address)
-            for expert in release.spec.experts
-        )
+        bundles = _pull_bundles(folder, release, catalog, pool, on_bytes, address)
         _write(_kept(folder, release.spec.number), envelope)
         _write(folder / RELEASE, envelope)
     return Mirror(pool, release, bundles)
+
+
+def pull_candidate(
+    folder: Path, address: str, digest: str, *, ca: Path | None = None, on_bytes: Callable[[int], None] = lambda _: None
+) -> Mirror:
+    """Fetch a candidate, to be scored and nothing else: it never becomes what `pull` or `open_mirror` return.
+
+    Args:
+        folder: As for `pull`, which may use the same one: bundles are fetched once.
+        address: The coordinator, `host:port`.
+        digest: The candidate.
+        ca: The coordinator's CA certificate, PEM.
+        on_bytes: Called with the size of every chunk that arrives.
+
+    Raises:
+        Refused: `CANDIDATE_UNKNOWN`, `DIGEST_MISMATCH`, or any code of a document or bundle.
+        Unavailable: `UNREACHABLE`, `STORAGE_FULL`.
+    """
+    with _disk_errors(folder), connect(address, ca) as channel:
+        (folder / BUNDLES).mkdir(parents=True, exist_ok=True)
+        catalog = CatalogStub(channel)
+        pool = _pull_pool(folder, catalog, None)
+        request = catalog_pb2.GetReleaseRequest(candidate=digest)
+        candidate = read_candidate(catalog.GetRelease(request, timeout=DEADLINE_S).envelope, pool)
+        if candidate.digest != digest:
+            raise Refused(
+                Code.DIGEST_MISMATCH,
+                f"The coordinator sent another candidate than {digest[:16]}.",
+                "Tell its operator.",
+            )
+        return Mirror(pool, candidate, _pull_bundles(folder, candidate, catalog, pool, on_bytes, address))
 
 
 def open_mirror(folder: Path, number: int | None = None) -> Mirror:
@@ -144,6 +172,15 @@ def _pull_pool(folder: Path, catalog: CatalogStub, pool_key: PublicKey | None) -
 def _seen(folder: Path, pool: Pool) -> Release | None:
     path = folder / RELEASE
     return read_release(path.read_bytes(), pool) if path.exists() else None
+
+
+def _pull_bundles(
+    folder: Path, release: Release, catalog: CatalogStub, pool: Pool, on_bytes: Callable[[int], None], address: str
+) -> tuple[Bundle, ...]:
+    return tuple(
+        _pull_bundle(folder / BUNDLES / expert.bundle, catalog, pool, on_bytes, address)
+        for expert in release.spec.experts
+    )
 
 
 def _pull_bundle(

@@ -32,6 +32,8 @@ class RouterSettings(BaseSettings):
     """A torch device; without one, CUDA where there is a GPU, else the CPU."""
     quantise: Bits | None = None
     """Bits in which the base's weights are held, `4bit` or `8bit`; without it, those of its files."""
+    embedding: str | None = None
+    """What the method retrieval embeds queries by: folder or Hugging Face id; without one, the base model."""
     listen: str = "127.0.0.1:50052"
     """Where `serve` answers, `host:port`."""
     follow_interval_s: float = Field(default=10.0, gt=0)

@@ -22,11 +22,12 @@ from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, GATES, Bundle
 from protocol.kinds import BOTTLENECK_TYPE, BottleneckModule, Ia3Module, Kind
 from protocol.release import Pool, sign_pool
 from protocol.signing import Identity
-from protocol.spec import ExpertSpec, Policy, PoolSpec, Recipe
-from protocol.tensors import ADAPTER_PREFIX
+from protocol.spec import ExpertSpec, Policy, PoolSpec, Recipe, Statistics
+from protocol.tensors import ADAPTER_PREFIX, CENTROID
 from router.attach import linear_modules
 from router.base import fingerprint, load_base
 
+NO_STATISTICS = Statistics()
 NOW = "2026-11-22T12:00:00Z"
 WORDS = ["please", "now", "reverse", "copy", "rotate", "cipher", "say", "it", ":", ";", *string.ascii_lowercase]
 
@@ -110,6 +111,7 @@ def make_bundle(  # noqa: PLR0913 - one parameter a fact
     modules: list[str] | None = None,
     seed: int = 0,
     kind: Kind = "lora",
+    statistics: Statistics = NO_STATISTICS,
 ) -> Bundle:
     """Write a signed bundle with random weights, laid out as PEFT does."""
     paths = modules or list(pool.spec.modules)
@@ -122,6 +124,7 @@ def make_bundle(  # noqa: PLR0913 - one parameter a fact
         contributor=identity.public.hex,
         modules=laid,
         dtype="float32",
+        statistics=statistics,
         license="apache-2.0",
         created=NOW,
         tool="tests",
@@ -148,6 +151,11 @@ def write_weights(folder: Path, spec: ExpertSpec, seed: int = 0) -> None:
             around = 1.0 if name in ("ia3_l", "lora_magnitude_vector") else 0.0
             adapter[f"{ADAPTER_PREFIX}{path}.{name}"] = draw(*shape) + around
         gates[f"{path}.gate"] = draw(module.d_in)
+    # Last, so that weights and gates are the same with and without.
+    if spec.statistics.means:
+        gates |= {f"{path}.mean": draw(module.d_in) for path, module in spec.modules.items()}
+    if spec.statistics.centroid:
+        gates[CENTROID] = draw(spec.statistics.centroid.width)
     save_file(adapter, folder / ADAPTER_WEIGHTS, {"format": "pt"})
     save_file(gates, folder / GATES, {"format": "pt"})
 

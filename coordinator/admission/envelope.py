@@ -13,7 +13,7 @@ def judge(manifest: Manifest, pool: Pool, standing: Standing) -> None:
     Raises:
         Refused: `KEY_UNKNOWN`, `KEY_REVOKED`, `KEY_PENDING`, or as `protocol.fit.check_fit` and `judge_standing`.
     """
-    _check_key(standing.contributor)
+    judge_contributor(standing.contributor)
     check_fit(manifest, pool)
     judge_standing(manifest, pool, standing)
 
@@ -25,7 +25,7 @@ def judge_standing(manifest: Manifest, pool: Pool, standing: Standing) -> None:
         Refused: `KEY_UNKNOWN`, `KEY_REVOKED`, `KEY_PENDING`, `VERSION_REUSED`, `SUPERSEDES_UNKNOWN`,
             `DUPLICATE_OF` or `QUOTA`.
     """
-    _check_key(standing.contributor)
+    judge_contributor(standing.contributor)
     spec = manifest.spec
     current = next((digest for name, digest in reversed(standing.live) if name == spec.name), None)
     if spec.supersedes is not None and spec.supersedes != current:
@@ -56,7 +56,12 @@ def judge_standing(manifest: Manifest, pool: Pool, standing: Standing) -> None:
         )
 
 
-def _check_key(state: str | None) -> None:
+def judge_contributor(state: str | None) -> None:
+    """Let only active keys through.
+
+    Raises:
+        Refused: `KEY_UNKNOWN`, `KEY_PENDING` or `KEY_REVOKED`.
+    """
     match state:
         case "active":
             return

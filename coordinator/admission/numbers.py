@@ -45,11 +45,11 @@ def check_adapter(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
 
 
 def check_gates(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
-    """Refuse gates that are not finite or, being constant, cannot tell one activation from another.
+    """Refuse gates and statistics that are not finite or, being constant, cannot tell one activation from another.
 
     Args:
         path: gates.safetensors, whose header was checked.
-        tensors: Its tensors, vectors [d_in].
+        tensors: Its tensors, vectors.
 
     Raises:
         Refused: `NOT_FINITE` or `CONSTANT_GATE`, naming the tensor.

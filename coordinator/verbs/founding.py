@@ -34,6 +34,13 @@ class Admission(StrEnum):
     REVIEWED = "reviewed"
 
 
+class When(StrEnum):
+    """When an accepted expert is released."""
+
+    AT_ONCE = "at-once"
+    EVALUATED = "evaluated"
+
+
 def init(  # noqa: PLR0913 - one parameter an option
     *,
     name: Annotated[str, typer.Option(help="The pool's name: a to z, digits, dots, dashes, underscores.")],
@@ -55,6 +62,7 @@ def init(  # noqa: PLR0913 - one parameter an option
     max_rank: Annotated[int | None, _policy("Largest rank that is taken.")] = None,
     max_bundle_bytes: Annotated[int | None, _policy("Largest bundle that is taken, in bytes.")] = None,
     max_experts: Annotated[int | None, _policy("Experts that one contributor may hold.")] = None,
+    promotion: Annotated[When, _policy("Release at once, or when contributors' data speak for it.")] = When.AT_ONCE,
     k: Annotated[int | None, _policy("Experts that answer a token, at every module.")] = None,
     release_days: Annotated[int | None, _policy("Days until a release expires; it is renewed before.")] = None,
     listen: Annotated[str | None, typer.Option(help="Address of `serve`, host:port; default: loopback only.")] = None,
@@ -62,9 +70,7 @@ def init(  # noqa: PLR0913 - one parameter an option
     as_json: JsonOption = False,
     workspace: WorkspaceOption = Path(),
 ) -> None:
-    """Make a workspace: a key, a signed pool over a base model, an empty registry.
-
-    Recipe, policy and k are signed into the pool and stay as they are.
+    """Make a workspace: a key, an empty registry, and a pool with recipe, policy and k, signed once and for all.
 
     Example: greylag-coordinator init -w pool --name notes --base google/t5-v1_1-small --rank 8
     """
@@ -72,8 +78,7 @@ def init(  # noqa: PLR0913 - one parameter an option
     from coordinator.settings import Workspace  # noqa: PLC0415
     from protocol.channel import check_address  # noqa: PLC0415
 
-    place = Workspace(workspace)
-    check_absent(place)
+    check_absent(place := Workspace(workspace))
     flags = {
         "kind": kind, "rank": rank, "alpha": alpha, "learning_rate": learning_rate,
         "expert_steps": expert_steps, "gate_steps": gate_steps, "batch_size": batch_size, "eval_every": eval_every,
@@ -82,12 +87,13 @@ def init(  # noqa: PLR0913 - one parameter an option
     policy = {
         "enrolment": enrolment.value, "admission": admission.value, "max_rank": max_rank,
         "max_bundle_bytes": max_bundle_bytes, "max_experts_per_contributor": max_experts, "release_days": release_days,
+        "promotion": {"when": promotion.value},
     }  # fmt: skip
     fields = (_read_toml(recipe) if recipe else {}) | _given(flags)
-    settings = {"listen": check_address(listen)} if listen else {}
+    listening = {"listen": check_address(listen)} if listen else {}
     say(f"Reading the base model {base} ...")
     pool = found(
-        place, study_base(base), name=name, settings=settings, probe=probe, now=datetime.now(UTC),
+        place, study_base(base), name=name, settings=listening, probe=probe, now=datetime.now(UTC),
         choices={"recipe": fields, "policy": _given(policy), "routing": _given({"k": k})},
     )  # fmt: skip
     say(f"Pool {pool.spec.name} ({len(pool.spec.modules)} modules) is in {place.folder.resolve()}.")

@@ -2,11 +2,15 @@
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from coordinator.opening import Opened
 
 SCHEMA = 1
 """Version of the JSON documents."""
@@ -16,6 +20,8 @@ WorkspaceOption = Annotated[
     Path,
     typer.Option("--workspace", "-w", envvar="GREYLAG_WORKSPACE", help="Workspace: the folder with coordinator.toml."),
 ]
+CertOption = Annotated[Path | None, typer.Option(help="Certificate chain, PEM; needed beyond loopback.")]
+KeyOption = Annotated[Path | None, typer.Option(help="Its private key, PEM.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
@@ -61,3 +67,15 @@ def configure_logs(*, as_json: bool) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
+
+
+@contextmanager
+def opened_workspace(folder: Path) -> "Iterator[Opened]":
+    """Open a workspace for a verb that shows or decides."""
+    from coordinator.opening import opened  # noqa: PLC0415 - not for --help
+    from coordinator.settings import Workspace, load  # noqa: PLC0415
+
+    configure_logs(as_json=False)
+    place = Workspace(folder)
+    with opened(place, load(place)) as open_:
+        yield open_

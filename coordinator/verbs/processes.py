@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coordinator.verbs.output import JsonOption, WorkspaceOption, configure_logs, emit, say
+from coordinator.verbs.output import CertOption, JsonOption, KeyOption, WorkspaceOption, configure_logs, emit, say
 
 if TYPE_CHECKING:
     from coordinator.opening import Opened
@@ -23,8 +23,9 @@ def serve(
     listen: Annotated[
         str | None, typer.Option(help="host:port; port 0 takes a free one; default: that of coordinator.toml.")
     ] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM; needed beyond loopback.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
+    tls_cert: CertOption = None,
+    tls_key: KeyOption = None,
+    fleet: Annotated[str | None, typer.Option(help="host:port of `fleet`, which daemons are told.")] = None,
     metrics: MetricsOption = None,
     json_log: JsonLogOption = False,
     as_json: JsonOption = False,
@@ -47,6 +48,7 @@ def serve(
         tls_cert=tls_cert and tls_cert.absolute(),
         tls_key=tls_key and tls_key.absolute(),
         metrics=metrics,
+        fleet_address=fleet,
     )
 
     def ready(address: str) -> None:

@@ -1,18 +1,15 @@
 """The verbs that show and decide: experts, releases, contributors."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coordinator.verbs.output import JsonOption, WorkspaceOption, configure_logs, emit, say, table
+from coordinator.verbs.output import JsonOption, WorkspaceOption, emit, opened_workspace, say, table
 from protocol.errors import Code, Refused
 
 if TYPE_CHECKING:
-    from coordinator.opening import Opened
     from coordinator.tables import BundleRow, Contributor, Event
 
 experts = typer.Typer(help="Show and decide what becomes of bundles.", no_args_is_help=True)
@@ -30,7 +27,7 @@ def experts_ls(*, as_json: JsonOption = False, workspace: WorkspaceOption = Path
 
     Example: greylag-coordinator experts ls --json
     """
-    with _open(workspace) as open_:
+    with opened_workspace(workspace) as open_:
         names = {row.key: row.name for row in open_.registry.contributors()}
         rows = [_expert(row, names) for row in open_.registry.bundles()]
     if as_json:
@@ -48,7 +45,7 @@ def experts_show(digest: DigestArgument, *, as_json: JsonOption = False, workspa
     """
     from protocol.bundle import read_manifest  # noqa: PLC0415 - not for --help
 
-    with _open(workspace) as open_:
+    with opened_workspace(workspace) as open_:
         row = open_.registry.find_bundle(digest)
         events = open_.registry.events(row.digest)
         facts = _expert(row, {entry.key: entry.name for entry in open_.registry.contributors()})
@@ -105,7 +102,7 @@ def releases_ls(*, as_json: JsonOption = False, workspace: WorkspaceOption = Pat
     """
     from protocol.release import read_release  # noqa: PLC0415 - not for --help
 
-    with _open(workspace) as open_:
+    with opened_workspace(workspace) as open_:
         specs = [(row.digest, read_release(row.envelope, open_.pool).spec) for row in open_.registry.releases()]
     rows = [
         {"number": spec.number, "digest": digest, "experts": len(spec.experts), "created": spec.created,
@@ -132,7 +129,7 @@ def releases_show(
     """
     from protocol.release import read_release  # noqa: PLC0415 - not for --help
 
-    with _open(workspace) as open_:
+    with opened_workspace(workspace) as open_:
         row = open_.registry.release(number)
         if row is None:
             raise Refused(
@@ -153,7 +150,7 @@ def contributors_ls(*, as_json: JsonOption = False, workspace: WorkspaceOption =
 
     Example: greylag-coordinator contributors ls
     """
-    with _open(workspace) as open_:
+    with opened_workspace(workspace) as open_:
         rows = [_contributor(row) for row in open_.registry.contributors()]
     if as_json:
         emit({"contributors": rows})
@@ -182,19 +179,8 @@ def contributors_revoke(who: WhoArgument, *, workspace: WorkspaceOption = Path()
     _set_contributor(workspace, who, "revoked")
 
 
-@contextmanager
-def _open(folder: Path) -> "Iterator[Opened]":
-    from coordinator.opening import opened  # noqa: PLC0415 - not for --help
-    from coordinator.settings import Workspace, load  # noqa: PLC0415
-
-    configure_logs(as_json=False)
-    place = Workspace(folder)
-    with opened(place, load(place)) as open_:
-        yield open_
-
-
 def _decide(folder: Path, digest: str, step: Any, reason: str | None = None) -> None:
-    with _open(folder) as open_:
+    with opened_workspace(folder) as open_:
         row = open_.registry.find_bundle(digest)
         why = Refused(Code.DECLINED, reason) if reason else None
         open_.registry.move(row.digest, step, actor="operator", reason=why, now=datetime.now(UTC))
@@ -202,7 +188,7 @@ def _decide(folder: Path, digest: str, step: Any, reason: str | None = None) -> 
 
 
 def _set_contributor(folder: Path, who: str, state: str) -> None:
-    with _open(folder) as open_:
+    with opened_workspace(folder) as open_:
         row = open_.registry.set_contributor(who, state, now=datetime.now(UTC))
     say(f"{row.name} is {state}.")
 

@@ -61,6 +61,11 @@ class IntakeStub:
                 request_serializer=protocol_dot_v1_dot_intake__pb2.StatusRequest.SerializeToString,
                 response_deserializer=protocol_dot_v1_dot_intake__pb2.StatusReply.FromString,
                 _registered_method=True)
+        self.Bind = channel.unary_unary(
+                '/greylag.v1.Intake/Bind',
+                request_serializer=protocol_dot_v1_dot_intake__pb2.BindRequest.SerializeToString,
+                response_deserializer=protocol_dot_v1_dot_intake__pb2.BindReply.FromString,
+                _registered_method=True)
 
 
 class IntakeServicer:
@@ -103,6 +108,13 @@ class IntakeServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Bind(self, request, context):
+        """Ties the key of a contributor's daemon to the contributor's own. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_IntakeServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -130,6 +142,11 @@ def add_IntakeServicer_to_server(servicer, server):
                     servicer.Status,
                     request_deserializer=protocol_dot_v1_dot_intake__pb2.StatusRequest.FromString,
                     response_serializer=protocol_dot_v1_dot_intake__pb2.StatusReply.SerializeToString,
+            ),
+            'Bind': grpc.unary_unary_rpc_method_handler(
+                    servicer.Bind,
+                    request_deserializer=protocol_dot_v1_dot_intake__pb2.BindRequest.FromString,
+                    response_serializer=protocol_dot_v1_dot_intake__pb2.BindReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -269,6 +286,33 @@ class Intake:
             '/greylag.v1.Intake/Status',
             protocol_dot_v1_dot_intake__pb2.StatusRequest.SerializeToString,
             protocol_dot_v1_dot_intake__pb2.StatusReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Bind(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/greylag.v1.Intake/Bind',
+            protocol_dot_v1_dot_intake__pb2.BindRequest.SerializeToString,
+            protocol_dot_v1_dot_intake__pb2.BindReply.FromString,
             options,
             channel_credentials,
             insecure,

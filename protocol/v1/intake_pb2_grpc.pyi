@@ -45,6 +45,8 @@ class IntakeStub:
     """Checks every byte and keeps the bundle. Idempotent: the same receipt again."""
     Status: _grpc.UnaryUnaryMultiCallable[_intake_pb2.StatusRequest, _intake_pb2.StatusReply]
     """What became of a bundle."""
+    Bind: _grpc.UnaryUnaryMultiCallable[_intake_pb2.BindRequest, _intake_pb2.BindReply]
+    """Ties the key of a contributor's daemon to the contributor's own. Idempotent."""
 
 @_typing.type_check_only
 class IntakeAsyncStub(IntakeStub):
@@ -63,6 +65,8 @@ class IntakeAsyncStub(IntakeStub):
     """Checks every byte and keeps the bundle. Idempotent: the same receipt again."""
     Status: _aio.UnaryUnaryMultiCallable[_intake_pb2.StatusRequest, _intake_pb2.StatusReply]  # type: ignore[assignment]
     """What became of a bundle."""
+    Bind: _aio.UnaryUnaryMultiCallable[_intake_pb2.BindRequest, _intake_pb2.BindReply]  # type: ignore[assignment]
+    """Ties the key of a contributor's daemon to the contributor's own. Idempotent."""
 
 class IntakeServicer(metaclass=_abc_1.ABCMeta):
     """Where contributors bring their bundles.
@@ -108,5 +112,13 @@ class IntakeServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_intake_pb2.StatusReply, _abc.Awaitable[_intake_pb2.StatusReply]]:
         """What became of a bundle."""
+
+    @_abc_1.abstractmethod
+    def Bind(
+        self,
+        request: _intake_pb2.BindRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_intake_pb2.BindReply, _abc.Awaitable[_intake_pb2.BindReply]]:
+        """Ties the key of a contributor's daemon to the contributor's own. Idempotent."""
 
 def add_IntakeServicer_to_server(servicer: IntakeServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

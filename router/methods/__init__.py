@@ -2,10 +2,12 @@
 
 METHODS = {
     "phatgoose": "The gates choose the top-k experts for every token at every module (arXiv 2402.05859).",
+    "average-activation": "As phatgoose, with mean inputs for gates; experts must tell them (arXiv 2402.05859).",
     "arrow": "As phatgoose, but by the direction that an expert's update stretches most (arXiv 2405.11157).",
     "spectr": "The k experts whose updates answer a token with the largest norm (arXiv 2504.03454).",
     "lag": "Arrow filters 20 experts a token, SpectR takes the best one (arXiv 2507.05346).",
     "genknowsub:NAME,...": "Arrow on what experts know beyond the named general ones (arXiv 2505.10939).",
+    "retrieval": "The one expert whose training inputs lie nearest to the query; experts must tell where.",
     "expert:NAME": "One expert for everything, by its name or as contributor/name.",
     "merged": "The mean of all experts' outer products B A (arXiv 2402.05859, section 4.2).",
     "parameter-average": "One expert made of the mean A and the mean B; smaller ranks are padded with zeros.",

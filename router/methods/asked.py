@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from protocol.errors import Code, Refused
-from router.base import Base
+from router.embedding import Embedder
 from router.pool import ExpertPool
 
 _NAMED = 5
@@ -24,8 +24,8 @@ class Asked:
     """Divides a method's scores before its softmax."""
     argument: str = ""
     """What stands behind the colon of the method's name."""
-    base: Base | None = None
-    """The base model, for methods that read the inputs first."""
+    embedder: Embedder | None = None
+    """Turns the inputs into vectors, for methods that read them first."""
 
     def with_argument(self, argument: str) -> "Asked":
         """Return the same with what stands behind the colon."""

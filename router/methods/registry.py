@@ -7,6 +7,7 @@ from router.layer import Plan
 from router.methods import METHODS
 from router.methods.arrow import Arrow
 from router.methods.asked import Asked
+from router.methods.average_activation import AverageActivation, check_means
 from router.methods.base import BaseOnly
 from router.methods.expert import SingleExpert
 from router.methods.genknowsub import GenKnowSub
@@ -14,6 +15,7 @@ from router.methods.lag import Lag
 from router.methods.merged import Merged
 from router.methods.parameter_average import averaged
 from router.methods.phatgoose import Phatgoose
+from router.methods.retrieval import nearest
 from router.methods.spectr import Spectr
 from router.methods.uniform import Uniform
 
@@ -23,6 +25,11 @@ Maker = Callable[[Asked], Plan | Sequence[Plan]]
 def _average(asked: Asked) -> Plan:
     pool = averaged(asked.only_factors().pool)
     return Plan(pool, SingleExpert(pool.experts[0]) if asked.pool.experts else BaseOnly())
+
+
+def _by_means(asked: Asked) -> Plan:
+    check_means(asked)
+    return Plan(asked.pool, AverageActivation(asked.k, asked.temperature))
 
 
 def _subtracted(asked: Asked) -> Plan:
@@ -36,6 +43,7 @@ def _subtracted(asked: Asked) -> Plan:
 # A maker gives one plan for all inputs alike, or one for each of them.
 _MAKERS: dict[str, Maker] = {
     "arrow": lambda asked: Plan(asked.only_factors().pool, Arrow(asked.k, asked.temperature)),
+    "average-activation": _by_means,
     "base": lambda asked: Plan(asked.pool, BaseOnly()),
     "expert:NAME": lambda asked: Plan(asked.pool, SingleExpert(asked.pool.find(asked.argument))),
     "genknowsub:NAME,...": _subtracted,
@@ -43,6 +51,7 @@ _MAKERS: dict[str, Maker] = {
     "merged": lambda asked: Plan(asked.pool, Merged()),
     "parameter-average": _average,
     "phatgoose": lambda asked: Plan(asked.pool, Phatgoose(asked.k, asked.temperature)),
+    "retrieval": nearest,
     "spectr": lambda asked: Plan(asked.only_factors().pool, Spectr(asked.k, asked.temperature)),
     "uniform": lambda asked: Plan(asked.pool, Uniform(len(asked.pool.experts))),
 }

@@ -10,6 +10,7 @@ import grpc
 
 from protocol.bundle import Manifest, read_manifest
 from protocol.errors import Code, GreylagError, Refused
+from protocol.node import read_binding
 from protocol.release import RECEIPT_TYPE, Pool, Receipt, read_enrolment, sign
 from protocol.signing import Identity
 from protocol.status import to_status
@@ -45,6 +46,8 @@ class FakeCoordinator(intake_pb2_grpc.IntakeServicer, catalog_pb2_grpc.CatalogSe
     """For the next streams: break after this many bytes."""
     fail: dict[str, list[GreylagError]] = field(default_factory=dict)
     """For the next calls of a name: fail with this."""
+    nodes: dict[str, str] = field(default_factory=dict)
+    """Keys of daemons by contributor."""
     also_missing: str | None = None
     """Ask for this file, too."""
     receipt_key: Identity | None = None
@@ -111,6 +114,12 @@ class FakeCoordinator(intake_pb2_grpc.IntakeServicer, catalog_pb2_grpc.CatalogSe
     def Status(self, request: intake_pb2.StatusRequest, context: grpc.ServicerContext) -> intake_pb2.StatusReply:
         self._enter("Status", request.SerializeToString(), context)
         return self.states.pop(0) if len(self.states) > 1 else self.states[0]
+
+    def Bind(self, request: intake_pb2.BindRequest, context: grpc.ServicerContext) -> intake_pb2.BindReply:
+        self._enter("Bind", request.SerializeToString(), context)
+        binding = read_binding(request.envelope)
+        self.nodes[binding.contributor] = binding.node
+        return intake_pb2.BindReply(fleet="127.0.0.1:1")
 
     def GetRelease(
         self, request: catalog_pb2.GetReleaseRequest, context: grpc.ServicerContext

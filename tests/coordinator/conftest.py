@@ -165,7 +165,7 @@ class Served:
         self.service: IntakeService | None = None
         self.intake = Intake(
             pool, identity, self.registry, store=self.store, spool=self.spool, clock=clock,
-            session_life=timedelta(hours=24),
+            session_life=timedelta(hours=24), fleet="fleet.example.org:7444",
         )  # fmt: skip
 
     def busy(self) -> set[tuple[str, str]]:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,6 +22,7 @@ from protocol.errors import Code, Refused
 from protocol.kinds import Kind
 from protocol.release import Pool
 from protocol.signing import Identity
+from protocol.spec import Centroid, Statistics
 from protocol.tensors import TensorInfo, adapter_tensors
 from tests import factories
 from tests.coordinator.conftest import set_config
@@ -347,3 +349,27 @@ def test_memory_does_not_grow_with_the_bundle(tmp_path: Path, pool: Pool, identi
     )
     assert end == 256 << 20
     assert int(done.stdout) << 10 < 120 << 20
+
+
+def test_statistics_are_judged_like_gates(tmp_path: Path, pool: Pool, identity: Identity, pool_file: Path) -> None:
+    told = Statistics(means=True, centroid=Centroid(width=8))
+    bundle = factories.make_bundle(tmp_path / "told", pool, identity, statistics=told)
+    check_content(bundle.folder, pool_file)
+    mean = next(f"{path}.mean" for path in bundle.spec.modules)
+    for name, value, code in (
+        (mean, torch.nan, Code.NOT_FINITE), (mean, 0.5, Code.CONSTANT_GATE), ("centroid", 0.0, Code.CONSTANT_GATE)
+    ):  # fmt: skip
+        bundle = factories.make_bundle(tmp_path / f"{name}{value}", pool, identity, statistics=told)
+        edit(bundle, identity, GATES, partial(_fill, name=name, value=value))
+        refused = refusal(bundle, pool_file)
+        assert refused.code is code
+        assert name in refused.message
+
+
+def _fill(tensors: dict[str, torch.Tensor], name: str, value: float) -> None:
+    tensors[name].fill_(value)
+
+
+def test_statistics_that_nobody_declared(bundle: Bundle, identity: Identity, pool_file: Path) -> None:
+    edit(bundle, identity, GATES, lambda tensors: tensors.update(centroid=torch.ones(4)))
+    assert refusal(bundle, pool_file).code is Code.TENSOR_NAMES

@@ -21,13 +21,19 @@ wait_for() {
 """
 
 
-def script(blocks: list[str], base: Path, pool_port: int, router_port: int) -> str:
+def script(blocks: list[str], base: Path, pool_port: int, router_port: int, fleet_port: int) -> str:
     """Join the shell blocks; make servers wait for their ports."""
     text = "\n".join(blocks).replace("\\\n", " ")
-    text = re.sub(r"^export .*$", f"export BASE={base} POOL=localhost:{pool_port}", text, flags=re.MULTILINE)
+    text = re.sub(
+        r"^export .*$",
+        f"export BASE={base} POOL=localhost:{pool_port} FLEET=localhost:{fleet_port}",
+        text,
+        flags=re.MULTILINE,
+    )
     text = text.replace("coordinator init", f"coordinator init {SHORT}").replace(":7444", f":{router_port}")
     text = re.sub(r"^(greylag-coordinator serve .*&)$", rf"\1\nwait_for {pool_port}", text, flags=re.MULTILINE)
     text = re.sub(r"^(greylag-router serve .*&)$", rf"\1\nwait_for {router_port}", text, flags=re.MULTILINE)
+    text = re.sub(r"^(greylag-coordinator fleet .*&)$", rf"\1\nwait_for {fleet_port}", text, flags=re.MULTILINE)
     return f"set -euo pipefail\n{WAIT}\n{text}\n"
 
 
@@ -37,7 +43,7 @@ def test_the_readme_runs(t5_base: Path, tmp_path: Path) -> None:
     python = [text for language, text in found if language == "python"]
     assert len(shell) >= 5
     assert len(python) == 1
-    pool_port, router_port = free_port(), free_port()
+    pool_port, router_port, fleet_port = free_port(), free_port(), free_port()
     write_rows(tmp_path / "notes.jsonl")
     program = (
         python[0]
@@ -46,7 +52,7 @@ def test_the_readme_runs(t5_base: Path, tmp_path: Path) -> None:
     )
     (tmp_path / "snippet.py").write_text(program)
     (tmp_path / "readme.sh").write_text(
-        script(shell, t5_base, pool_port, router_port) + f"{sys.executable} snippet.py\necho all done\n"
+        script(shell, t5_base, pool_port, router_port, fleet_port) + f"{sys.executable} snippet.py\necho all done\n"
     )
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT),

@@ -1,0 +1,72 @@
+"""The ClientApp: takes an order, asks the policy, lets the node work, and lets out what the schema names.
+
+Everything that a campaign may learn passes `reply_to`, the only place that makes a reply.
+"""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from protocol.campaign import Kind, Order, read_order
+from protocol.errors import Code, GreylagError, Refused, Unavailable
+from protocol.release import Pool
+from protocol.reply import ANSWER, METRICS, ORDER, Reply, read_reply
+
+Act = Callable[[Order], Reply]
+
+
+def make_app(pool: Pool, act: Act, note: Callable[[str], None]) -> ClientApp:
+    """Make the app of a node.
+
+    Args:
+        pool: Its key must have signed whatever is obeyed.
+        act: Decides about an order and carries it out.
+        note: Writes a line for the contributor; unlike a reply, it may say what went wrong.
+    """
+    app = ClientApp()
+
+    def handle(kind: Kind) -> Callable[[Message, Context], Message]:
+        return lambda message, _context: reply_to(message, kind, lambda: act(_order(message, kind, pool)), note)
+
+    app.query("info")(handle("info"))
+    app.train()(handle("train"))
+    app.evaluate()(handle("evaluate"))
+    return app
+
+
+def reply_to(message: Message, kind: str, work: Callable[[], Reply], note: Callable[[str], None]) -> Message:
+    """Reply with what `work` gives, or with why it gave nothing: a code or a type, never a text.
+
+    Args:
+        message: What is replied to.
+        kind: The kind of campaign, whose schema holds.
+        work: Does it; may raise anything.
+        note: As in `make_app`.
+    """
+    try:
+        reply = work()
+        read_reply(kind, reply.text, reply.metrics)
+    except GreylagError as error:
+        note(str(error))
+        again = isinstance(error, Unavailable) or error.code is Code.WORKSPACE_BUSY
+        reply = Reply("later" if again else "failed", error.code.name)
+    except Exception as error:  # noqa: BLE001 - its text may quote a private row: only its type leaves
+        note(f"{type(error).__name__}: {error}")
+        reply = Reply("failed", Code.INTERNAL.name, "".join(c for c in type(error).__name__ if c.isalpha())[:64])
+    # Flower 1.41 cannot count the bytes of an empty text, so what is empty stays out.
+    text = {name: value for name, value in reply.text.items() if value}
+    content = RecordDict({ANSWER: ConfigRecord(dict(text)), METRICS: MetricRecord(dict(reply.metrics))})
+    return Message(content, reply_to=message)
+
+
+def _order(message: Message, kind: Kind, pool: Pool) -> Order:
+    records = message.content.config_records
+    envelope = records[ORDER].get("envelope") if ORDER in records else None
+    if not isinstance(envelope, bytes):
+        raise Refused(Code.ORDER_INVALID, "The message carries no signed order.", "Tell the pool's operator.")
+    order = read_order(envelope, pool, now=datetime.now(UTC))
+    if order.kind != kind:
+        raise Refused(Code.ORDER_INVALID, f"The message asks for {kind}, its order for {order.kind}.")
+    return order

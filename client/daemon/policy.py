@@ -1,0 +1,128 @@
+"""What a contributor lets campaigns do: daemon.toml, read anew before every campaign.
+
+data = "notes.jsonl"              the private file; a relative path starts at the workspace
+
+[campaigns]                       auto, ask (a person allows each one), or never
+info = "auto"
+train = "ask"
+evaluate = "ask"
+
+[limits]
+hours = ["22:00-06:00"]           local time; none: always
+max_minutes = 240.0               of one campaign; then it is stopped
+min_free_memory_mb = 2048         less than this free, and the campaign has to wait
+max_download_mb = 1024            of one campaign
+"""
+
+import re
+import tomllib
+from datetime import datetime, time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tomli_w
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from client.workspace import write_whole
+from protocol.campaign import Kind
+from protocol.errors import Code, Refused
+from protocol.statement import first_fault
+
+Consent = Literal["auto", "ask", "never"]
+_HOURS = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])-([01][0-9]|2[0-3]):([0-5][0-9])")
+
+
+def _is_span(text: str) -> str:
+    if not _HOURS.fullmatch(text):
+        raise ValueError('hours are written as "22:00-06:00"')
+    return text
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Campaigns(_Section):
+    """Consent by kind."""
+
+    info: Consent = "auto"
+    train: Consent = "ask"
+    evaluate: Consent = "ask"
+
+
+class Limits(_Section):
+    """Bounds that hold for every campaign."""
+
+    hours: tuple[Annotated[str, AfterValidator(_is_span)], ...] = ()
+    max_minutes: Annotated[float, Field(gt=0)] = 240.0
+    min_free_memory_mb: Annotated[int, Field(ge=0)] = 0
+    max_download_mb: Annotated[int, Field(ge=0)] = 1024
+
+
+class DaemonPolicy(_Section):
+    """The whole file."""
+
+    data: Path
+    campaigns: Campaigns = Campaigns()
+    limits: Limits = Limits()
+
+
+def read_policy(path: Path) -> DaemonPolicy:
+    """Read daemon.toml.
+
+    Raises:
+        Refused: `SETTINGS_INVALID`, naming the entry.
+    """
+    try:
+        policy = DaemonPolicy.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise Refused(
+            Code.SETTINGS_INVALID,
+            f"{path} cannot be read: {error.strerror}.",
+            "Make one with: greylag-client daemon --data FILE",
+        ) from error
+    except ValidationError as error:
+        name, reason = first_fault(error)
+        raise Refused(
+            Code.SETTINGS_INVALID, f"The entry {name} of {path} is wrong: {reason}.", "Correct it."
+        ) from error
+    except ValueError as error:
+        raise Refused(Code.SETTINGS_INVALID, f"{path} is not TOML: {error}.", "Correct the file.") from error
+    return policy.model_copy(update={"data": path.parent / policy.data})
+
+
+def write_policy(path: Path, data: Path) -> None:
+    """Write a first daemon.toml: it tells what it has, and asks before anything else."""
+    policy = DaemonPolicy(data=data.resolve())
+    write_whole(path, tomli_w.dumps(policy.model_dump(mode="json")).encode())
+
+
+def judge(
+    policy: DaemonPolicy, kind: Kind, *, allowed: bool | None, now: datetime, free_memory_mb: int, overran: bool
+) -> str:
+    """Decide about a campaign.
+
+    Args:
+        policy: The contributor's.
+        kind: What is asked.
+        allowed: What a person said of this campaign; None for nothing yet.
+        now: The local time.
+        free_memory_mb: Memory that is free.
+        overran: Whether this campaign was stopped here before, because it took too long.
+
+    Returns:
+        `done` to go ahead, `later`, or `failed`: the state of the answer.
+    """
+    consent: Consent = getattr(policy.campaigns, kind)
+    if consent == "never" or allowed is False or overran:
+        return "failed"
+    if consent == "ask" and allowed is None:
+        return "later"
+    if policy.limits.hours and not any(_within(span, now.time()) for span in policy.limits.hours):
+        return "later"
+    return "later" if free_memory_mb < policy.limits.min_free_memory_mb else "done"
+
+
+def _within(span: str, now: time) -> bool:
+    begin, end = (time.fromisoformat(part) for part in span.split("-"))
+    return begin <= now < end if begin <= end else now >= begin or now < end

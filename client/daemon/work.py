@@ -1,0 +1,148 @@
+"""What a node does when a campaign asks: with the same code as the verbs, and answers of a few numbers."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from client import deliver, upload
+from client import settings as client_settings
+from client.daemon.place import Place
+from client.daemon.policy import DaemonPolicy
+from client.plan import Columns
+from client.produce import Order as TrainingOrder
+from client.produce import produce
+from client.progress import Progress
+from client.runs import coarse
+from client.settings import ClientSettings
+from protocol.campaign import Order
+from protocol.errors import Code, Refused
+from protocol.release import Pool
+from protocol.reply import Reply
+
+if TYPE_CHECKING:
+    from client.data import Pair
+    from router.model import RoutedModel
+    from router.pull import Mirror
+
+PATIENCE_S = 60.0
+"""How long a node tries to reach the coordinator before it answers `later`, in seconds."""
+_BATCH = 16
+
+
+@dataclass
+class Work:
+    """A node's hands: the data, the model that stays loaded, the way to the coordinator.
+
+    Args:
+        place: The daemon's corner of the workspace.
+        pool: The pool.
+        device: A torch device; None for the GPU where there is one.
+    """
+
+    place: Place
+    pool: Pool
+    device: str | None = None
+    model: "RoutedModel | None" = None
+
+    def answer(self, order: Order, policy: DaemonPolicy) -> Reply:
+        """Do what an order asks.
+
+        Raises:
+            Refused: A code of the data, the base, the key, the recipe or the coordinator.
+            Unavailable: The coordinator cannot be reached, or the disk is full.
+        """
+        settings = client_settings.read(self.place.workspace.settings_file)
+        act: dict[str, Callable[[Order, DaemonPolicy, ClientSettings], Reply]] = {
+            "info": self._info, "train": self._train, "evaluate": self._evaluate,
+        }  # fmt: skip
+        return act[order.kind](order, policy, settings)
+
+    def _info(self, _order: Order, policy: DaemonPolicy, _settings: ClientSettings) -> Reply:
+        import psutil  # noqa: PLC0415 - only this needs it
+        import torch  # noqa: PLC0415
+
+        from client.data import read_rows  # noqa: PLC0415
+        from client.pack import tool_version  # noqa: PLC0415
+
+        rows = len(read_rows(policy.data, self.place.folder))
+        words = {
+            "version": tool_version(), "device": "cuda" if torch.cuda.is_available() else "cpu", "rows": coarse(rows),
+        }  # fmt: skip
+        return Reply(words=words, metrics={"memory_gb": round(psutil.virtual_memory().available / 2**30, 1)})
+
+    def _train(self, _order: Order, policy: DaemonPolicy, settings: ClientSettings) -> Reply:
+        began, losses = time.monotonic(), dict[str, float]()
+
+        def report(event: Progress) -> None:
+            if event.loss is not None:
+                losses[event.phase] = event.loss
+
+        workspace = self.place.workspace
+        now = datetime.now(UTC)
+        with workspace.lock():
+            bundle = produce(workspace, settings, TrainingOrder(policy.data, device=self.device), report, now)
+            coordinator = upload.Coordinator(settings.coordinator, settings.ca, PATIENCE_S)
+            enrolment = deliver.enrolment_for(workspace, settings, bundle, self.pool, now, keep=True)
+            deliver.send(workspace, bundle, enrolment, self.pool, coordinator, report)
+        metrics = {"seconds": round(time.monotonic() - began, 1)}
+        return Reply(words={"bundle": bundle.digest}, metrics=metrics | _last(losses))
+
+    def _evaluate(self, order: Order, policy: DaemonPolicy, settings: ClientSettings) -> Reply:
+        from client.data import held_out_pairs  # noqa: PLC0415 - seconds of import, once a process
+        from router.model import RoutedModel  # noqa: PLC0415
+        from router.pull import pull, pull_candidate  # noqa: PLC0415
+
+        began, left = time.monotonic(), policy.limits.max_download_mb << 20
+
+        def count(size: int) -> None:
+            nonlocal left
+            left -= size
+            if left < 0:
+                raise Refused(
+                    Code.CONSENT, "The campaign would fetch more than this contributor's policy allows.",
+                    "Raise max_download_mb in daemon.toml.",
+                )  # fmt: skip
+
+        if order.candidate is None:
+            raise Refused(Code.ORDER_INVALID, "The order names no candidate.", "Tell the pool's operator.")
+        folder, where = self.place.releases, settings.coordinator
+        candidate = pull_candidate(folder, where, order.candidate, ca=settings.ca, on_bytes=count)
+        try:
+            current: Mirror | None = pull(folder, where, ca=settings.ca, on_bytes=count)
+        except Refused as error:
+            if error.code is not Code.RELEASE_UNKNOWN:
+                raise
+            current = None
+        model = self.model = self.model or RoutedModel.from_base(settings.base, device=self.device)
+        columns = Columns(settings.input_column, settings.target_column, settings.messages_column)
+        pairs = held_out_pairs(policy.data, columns, model.base.tokenizer, self.pool.spec.recipe, scratch=folder)
+        losses: dict[str, float] = {}
+        if current is not None:
+            model.take_up(current)
+            losses["loss_release"] = _loss(model, pairs)
+        model.take_up(candidate)
+        losses["loss_candidate"] = _loss(model, pairs)
+        losses["loss_base"] = _loss(model, pairs, "base")
+        own = next((expert for expert in candidate.release.spec.experts if expert.contributor == settings.name), None)
+        if own is not None:
+            losses["loss_own"] = _loss(model, pairs, f"expert:{own.contributor}/{own.name}")
+        losses["seconds"] = round(time.monotonic() - began, 1)
+        return Reply(words={"rows": coarse(len(pairs))}, metrics=losses)
+
+
+def _loss(model: "RoutedModel", pairs: "list[Pair]", method: str | None = None) -> float:
+    """Mean loss over held-out rows, in nats a token; four digits, so that no row can be told from it."""
+    from router.request import RoutingChoice  # noqa: PLC0415 - torch
+
+    total = 0.0
+    for at in range(0, len(pairs), _BATCH):
+        batch = pairs[at : at + _BATCH]
+        choice = RoutingChoice(method=method)
+        total += sum(model.score([pair.prompt for pair in batch], [pair.target for pair in batch], choice))
+    return round(total / len(pairs), 4)
+
+
+def _last(losses: dict[str, float]) -> dict[str, float]:
+    return {"loss": round(losses["expert"], 4)} if "expert" in losses else {}

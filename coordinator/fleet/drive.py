@@ -1,0 +1,165 @@
+"""Drives campaigns: whoever is there is asked, whoever answers is heard, nobody is waited for but the deadline.
+
+All progress is in the registry. A driver that starts anew, after its own end or its server's, asks again whoever
+was asked by the run that is over; nodes do what they did already without doing it twice.
+"""
+
+import json
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+import structlog
+
+from coordinator.fleet import flower, promotion
+from coordinator.fleet.records import FINAL, Fleet
+from coordinator.fleet.rule import read_loss, weigh
+from coordinator.opening import Opened
+from coordinator.tables import Answer, Campaign
+from protocol.campaign import Kind
+from protocol.errors import Refused
+from protocol.release import read_timestamp
+
+ASK_AGAIN_S = 60.0
+"""Pause before a node that could not or would not is asked again, in seconds."""
+_log = structlog.get_logger(__name__)
+
+
+class Driver:
+    """Takes every running campaign a step further.
+
+    Args:
+        opened: The workspace.
+        begin: Opens a Flower run.
+        clock: Tells the time.
+        ask_again_s: Pause before a node is asked again, in seconds.
+    """
+
+    def __init__(
+        self,
+        opened: Opened,
+        begin: Callable[[], flower.Run],
+        *,
+        clock: Callable[[], datetime],
+        ask_again_s: float = ASK_AGAIN_S,
+    ) -> None:
+        self._opened, self._begin, self._clock = opened, begin, clock
+        self._fleet = Fleet(opened.registry)
+        self._ask_again = timedelta(seconds=ask_again_s)
+        self._runs: dict[int, flower.Run] = {}
+
+    def step(self) -> None:
+        """Look once at every running campaign.
+
+        Raises:
+            httpx.HTTPError: Flower's server does not answer; call `lose_runs`, then go on.
+        """
+        running = self._fleet.campaigns("running")
+        for number in self._runs.keys() - {campaign.number for campaign in running}:
+            flower.finish(self._runs.pop(number))  # stopped by the operator
+        for campaign in running:
+            self._step(campaign)
+
+    def lose_runs(self) -> None:
+        """Let go of runs whose server is gone; the next step opens new ones."""
+        for run in self._runs.values():
+            flower.finish(run)
+        self._runs.clear()
+
+    def _step(self, campaign: Campaign) -> None:
+        run = self._runs.get(campaign.number)
+        if run is None:
+            run = self._runs[campaign.number] = self._begin()
+            self._fleet.forget_messages(campaign.number)
+        self._hear(campaign, run)
+        self._ask(campaign, run)
+        if self._is_over(campaign):
+            self._conclude(campaign)
+            flower.finish(self._runs.pop(campaign.number))
+
+    def _hear(self, campaign: Campaign, run: flower.Run) -> None:
+        under_way = {answer.message: answer for answer, _ in self._fleet.answers(campaign.number) if answer.message}
+        kind: Kind = campaign.kind  # type: ignore[assignment] # written by `start` from a valid order
+        for heard in flower.hear(run, kind, under_way):
+            answer = under_way[heard.message]
+            reply = heard.reply
+            self._fleet.heard(
+                campaign.number,
+                answer.contributor,
+                "waiting" if reply.state == "later" else reply.state,
+                code=reply.code,
+                facts={**reply.words, **reply.metrics, **({"error": reply.error} if reply.error else {})},
+                now=self._clock(),
+            )
+            _log.info("heard", campaign=campaign.number, contributor=answer.contributor[:16], state=reply.state)
+
+    def _ask(self, campaign: Campaign, run: flower.Run) -> None:
+        now = self._clock()
+        known = {answer.contributor: answer for answer, _ in self._fleet.answers(campaign.number)}
+        online = flower.online(run)
+        kind: Kind = campaign.kind  # type: ignore[assignment] # as above
+        for node, _ in self._fleet.nodes():
+            if node.state != "active" or node.public not in online:
+                continue
+            answer = known.get(node.contributor)
+            if answer is None and now >= read_timestamp(campaign.open_until):
+                continue
+            if answer is not None and not self._may_ask_again(answer, now):
+                continue
+            left = (read_timestamp(campaign.expires) - now).total_seconds()
+            message = flower.ask(run, online[node.public], kind, campaign.envelope, ttl_s=max(1.0, left))
+            if message:
+                self._fleet.asked(campaign.number, node.contributor, message, now=now)
+
+    def _may_ask_again(self, answer: Answer, now: datetime) -> bool:
+        return answer.state == "waiting" and (answer.code == "" or now >= read_timestamp(answer.at) + self._ask_again)
+
+    def _is_over(self, campaign: Campaign) -> bool:
+        now = self._clock()
+        if now >= read_timestamp(campaign.expires):
+            return True
+        open_ = any(answer.state not in FINAL for answer, _ in self._fleet.answers(campaign.number))
+        return now >= read_timestamp(campaign.open_until) and not open_
+
+    def _conclude(self, campaign: Campaign) -> None:
+        sentence = summary(self._fleet, campaign.number)
+        if campaign.kind == "evaluate":
+            sentence = f"{sentence} {self._decide(campaign)}"
+        self._fleet.conclude(campaign.number, "finished", sentence, actor="rule", now=self._clock())
+        _log.info("concluded", campaign=campaign.number, sentence=sentence)
+
+    def _decide(self, campaign: Campaign) -> str:
+        candidate = self._fleet.candidate(campaign.candidate)
+        if candidate is None or candidate.state != "open":
+            return f"The candidate is {candidate.state if candidate else 'gone'}."
+        losses = [read_loss(numbers(answer)) for answer, _ in self._fleet.answers(campaign.number)]
+        rule = self._opened.pool.spec.policy.promotion
+        verdict = weigh([loss for loss in losses if loss is not None], rule)
+        if verdict is None:
+            return f"Nothing is decided: {rule.min_nodes} nodes are needed."
+        try:
+            promotion.settle(
+                self._opened, campaign.candidate, promoted=verdict.promoted, by="rule", reason=verdict.reason,
+                campaign=campaign.number, now=self._clock(),
+            )  # fmt: skip
+        except Refused as error:
+            return error.message
+        return verdict.reason
+
+
+def numbers(answer: Answer) -> dict[str, float]:
+    """Read the numbers of an answer."""
+    facts = json.loads(answer.facts) if answer.state == "done" else {}
+    return {name: value for name, value in facts.items() if isinstance(value, float)}
+
+
+def summary(fleet: Fleet, number: int) -> str:
+    """Say in one sentence who answered a campaign, who failed and who kept silent."""
+    answers = fleet.answers(number)
+    done = [name for answer, name in answers if answer.state == "done"]
+    failed = [f"{name} ({answer.code or 'failed'})" for answer, name in answers if answer.state == "failed"]
+    heard = {answer.contributor for answer, _ in answers if answer.state in FINAL}
+    silent = sorted(name for node, name in fleet.nodes() if node.state == "active" and node.contributor not in heard)
+    parts = [f"{len(done)} answered"]
+    parts += [f"failed: {', '.join(failed)}"] if failed else []
+    parts += [f"silent: {', '.join(silent)}"] if silent else []
+    return "; ".join(parts) + "."

@@ -1,0 +1,267 @@
+"""The verbs of the federation: `fleet`, `campaign`, and what is decided about candidates."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from coordinator.verbs.output import (
+    CertOption,
+    JsonOption,
+    KeyOption,
+    WorkspaceOption,
+    configure_logs,
+    emit,
+    opened_workspace,
+    say,
+    table,
+)
+
+if TYPE_CHECKING:
+    from coordinator.fleet.records import Fleet
+    from coordinator.tables import Campaign
+
+campaign = typer.Typer(help="Ask all contributors' daemons something, and see what they say.", no_args_is_help=True)
+candidates = typer.Typer(help="Show and decide what may become the newest release.", no_args_is_help=True)
+
+
+class Kind(StrEnum):
+    """What can be asked."""
+
+    INFO = "info"
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+
+
+NumberArgument = Annotated[int, typer.Argument(min=0, max=(1 << 31) - 1, help="0 for the newest.")]
+DigestArgument = Annotated[str, typer.Argument(help="Eight or more digits of the candidate's digest.")]
+ReasonOption = Annotated[str, typer.Option(help="One public sentence, signed with the decision.")]
+
+
+def fleet(
+    *,
+    listen: Annotated[
+        str | None, typer.Option(help="host:port for daemons; default: fleet_listen of coordinator.toml.")
+    ] = None,
+    tls_cert: CertOption = None,
+    tls_key: KeyOption = None,
+    ask_again: Annotated[
+        float, typer.Option(min=0, help="Seconds before a node that could not answer is asked again.")
+    ] = 60.0,
+    json_log: Annotated[bool, typer.Option("--json-log", help="Write log lines as JSON.")] = False,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = Path(),
+) -> None:
+    """Take contributors' daemons in and run campaigns with them, until SIGTERM.
+
+    Example: greylag-coordinator fleet -w pool --listen pool.example.org:7445 --tls-cert cert.pem --tls-key key.pem
+    """
+    import signal  # noqa: PLC0415 - slow imports wait until they are needed
+    import threading  # noqa: PLC0415
+
+    from coordinator.fleet.link import quiet_flower  # noqa: PLC0415
+    from coordinator.opening import exclusive, opened  # noqa: PLC0415
+    from coordinator.settings import Workspace, load  # noqa: PLC0415
+
+    quiet_flower(workspace.resolve() / "fleet" / "home")
+    from coordinator.fleet.process import run  # noqa: PLC0415 - after Flower was told to be quiet
+
+    configure_logs(as_json=json_log)
+    place = Workspace(workspace)
+    paths = {"tls_cert": tls_cert and tls_cert.absolute(), "tls_key": tls_key and tls_key.absolute()}
+    settings = load(place, fleet_listen=listen, **paths)
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+
+    def ready(port: int) -> None:
+        say(f"Taking daemons of pool {open_.pool.spec.name} on port {port}; stop with Ctrl-C.")
+        if as_json:
+            emit({"port": port, "pool": open_.pool.digest})
+
+    with exclusive(place, "fleet"), opened(place, settings) as open_:
+        run(open_, stopped, clock=_now, on_ready=ready, interval_s=settings.worker_interval_s, ask_again_s=ask_again)
+
+
+@campaign.command("start")
+def campaign_start(
+    kind: Annotated[Kind, typer.Argument(help="info, train, or evaluate (of the open candidate).")],
+    *,
+    open_for: Annotated[
+        float, typer.Option(min=0, help="Minutes for which nodes that come late are asked, too.")
+    ] = 10.0,
+    ends_after: Annotated[float, typer.Option(min=0, help="Minutes after which it ends, whoever is silent.")] = 1440.0,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = Path(),
+) -> None:
+    """Ask every contributor's daemon; `fleet` does the asking, `campaign show` tells how far it is.
+
+    Example: greylag-coordinator campaign start train --open-for 60
+    """
+    from coordinator.fleet.orders import start  # noqa: PLC0415 - not for --help
+
+    with opened_workspace(workspace) as open_:
+        row = start(
+            open_,
+            kind.value,
+            open_for=timedelta(minutes=open_for),
+            ends_after=timedelta(minutes=ends_after),
+            now=_now(),
+        )
+    say(f"Campaign {row.number} ({row.kind}) runs until {row.expires}.")
+    if as_json:
+        emit({"campaign": _facts(row)})
+
+
+@campaign.command("ls")
+def campaign_ls(*, as_json: JsonOption = False, workspace: WorkspaceOption = Path()) -> None:
+    """List every campaign, oldest first.
+
+    Example: greylag-coordinator campaign ls
+    """
+    with opened_workspace(workspace) as open_:
+        rows = [_facts(row) for row in _fleet(open_).campaigns()]
+    if as_json:
+        emit({"campaigns": rows})
+    else:
+        shown = ("number", "kind", "state", "created", "conclusion")
+        table(shown, ([row[column] for column in shown] for row in rows))
+
+
+@campaign.command("show")
+def campaign_show(
+    number: NumberArgument = 0, *, as_json: JsonOption = False, workspace: WorkspaceOption = Path()
+) -> None:
+    """Show one campaign, by default the newest, and what each node said.
+
+    Example: greylag-coordinator campaign show 3
+    """
+    from coordinator.fleet.drive import summary  # noqa: PLC0415 - not for --help
+
+    with opened_workspace(workspace) as open_:
+        row = _fleet(open_).campaign(number)
+        answers = [_answer(answer, name) for answer, name in _fleet(open_).answers(row.number)]
+        said = row.conclusion or summary(_fleet(open_), row.number)
+    if as_json:
+        emit({"campaign": _facts(row), "answers": answers, "summary": said})
+    else:
+        table(("field", "value"), (_facts(row) | {"summary": said}).items())
+        shown = ("contributor", "state", "attempts", "at", "code", "facts")
+        table(shown, ([entry[column] for column in shown] for entry in answers))
+
+
+@campaign.command("log")
+def campaign_log(
+    number: NumberArgument = 0, *, as_json: JsonOption = False, workspace: WorkspaceOption = Path()
+) -> None:
+    """Show what the journal says of one campaign and its candidate.
+
+    Example: greylag-coordinator campaign log 3
+    """
+    with opened_workspace(workspace) as open_:
+        row = _fleet(open_).campaign(number)
+        events = open_.registry.events(str(row.number))
+        events += open_.registry.events(row.candidate) if row.candidate else []
+    lines = [
+        {"at": event.at, "kind": event.kind, "step": event.step, "actor": event.actor, "message": event.message}
+        for event in sorted(events, key=lambda event: event.number)
+    ]
+    if as_json:
+        emit({"events": lines})
+    else:
+        table(("at", "kind", "step", "by", "why"), (list(line.values()) for line in lines))
+
+
+@campaign.command("stop")
+def campaign_stop(number: NumberArgument = 0, *, workspace: WorkspaceOption = Path()) -> None:
+    """End a campaign now; what was answered stays.
+
+    Example: greylag-coordinator campaign stop 3
+    """
+    with opened_workspace(workspace) as open_:
+        row = _fleet(open_).campaign(number)
+        _fleet(open_).conclude(row.number, "stopped", "Stopped by the operator.", actor="operator", now=_now())
+    say(f"Campaign {row.number} is over.")
+
+
+@candidates.command("ls")
+def candidates_ls(*, as_json: JsonOption = False, workspace: WorkspaceOption = Path()) -> None:
+    """List every candidate, oldest first, with the decision about it.
+
+    Example: greylag-coordinator candidates ls
+    """
+    from protocol.campaign import read_decision  # noqa: PLC0415 - not for --help
+    from protocol.release import read_candidate  # noqa: PLC0415
+
+    with opened_workspace(workspace) as open_:
+        rows = []
+        for row in _fleet(open_).candidates():
+            decision = read_decision(row.decision, open_.pool) if row.decision else None
+            experts = read_candidate(row.envelope, open_.pool).spec.experts
+            rows.append(
+                {
+                    "digest": row.digest, "state": row.state, "experts": len(experts),
+                    "by": decision.by if decision else "", "reason": decision.reason if decision else "",
+                }
+            )  # fmt: skip
+    if as_json:
+        emit({"candidates": rows})
+    else:
+        table(("digest", "state", "experts", "by", "reason"), (list(row.values()) for row in rows))
+
+
+@candidates.command("promote")
+def candidates_promote(digest: DigestArgument, *, reason: ReasonOption, workspace: WorkspaceOption = Path()) -> None:
+    """Make a candidate the newest release, whatever the rule said; the decision is signed and kept.
+
+    Example: greylag-coordinator candidates promote 3f9a0c21 --reason "Two clinics need it now."
+    """
+    _decide(workspace, digest, reason, promoted=True)
+
+
+@candidates.command("hold")
+def candidates_hold(digest: DigestArgument, *, reason: ReasonOption, workspace: WorkspaceOption = Path()) -> None:
+    """Hold a candidate back, whatever the rule would say; the decision is signed and kept.
+
+    Example: greylag-coordinator candidates hold 3f9a0c21 --reason "It answers with insults."
+    """
+    _decide(workspace, digest, reason, promoted=False)
+
+
+def _decide(folder: Path, digest: str, reason: str, *, promoted: bool) -> None:
+    from coordinator.fleet.promotion import settle  # noqa: PLC0415 - not for --help
+    from coordinator.fleet.records import no_candidate  # noqa: PLC0415
+
+    with opened_workspace(folder) as open_:
+        found = [row.digest for row in _fleet(open_).candidates() if row.digest.startswith(digest)]
+        if len(found) != 1 or len(digest) < 8:  # noqa: PLR2004 - digits that name one
+            raise no_candidate(digest)
+        settle(open_, found[0], promoted=promoted, by="operator", reason=reason, campaign=None, now=_now())
+    say(f"Candidate {found[0][:16]} is {'the newest release' if promoted else 'held back'}.")
+
+
+def _fleet(open_: Any) -> "Fleet":
+    from coordinator.fleet.records import Fleet  # noqa: PLC0415 - not for --help
+
+    return Fleet(open_.registry)
+
+
+def _facts(row: "Campaign") -> dict[str, Any]:
+    return {
+        "number": row.number, "kind": row.kind, "state": row.state, "candidate": row.candidate,
+        "created": row.created, "open_until": row.open_until, "expires": row.expires, "conclusion": row.conclusion,
+    }  # fmt: skip
+
+
+def _answer(answer: Any, name: str) -> dict[str, Any]:
+    return {
+        "contributor": name, "state": answer.state, "attempts": answer.attempts, "at": answer.at,
+        "code": answer.code, "facts": json.loads(answer.facts),
+    }  # fmt: skip
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,140 @@
+"""What a campaign is on the wire: a signed order, an app bundle that holds no code, and a signed decision.
+
+A node obeys an order only if the pool's key signed it, so whoever reaches Flower's server still asks nothing
+of anybody. The app bundle is what Flower calls a FAB: its digest stands in the pool's policy, its code is the
+installed package, and nothing in it is ever imported.
+"""
+
+import hashlib
+import io
+import zipfile
+from datetime import datetime
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field, model_validator
+
+from protocol import statement
+from protocol.errors import Code, Refused
+from protocol.release import Pool, read_timestamp, sign, timestamp
+from protocol.signing import Identity, PublicKey, Signed
+from protocol.spec import Line, Sha256, Timestamp, Version
+from protocol.statement import Strict
+
+ORDER_TYPE = "https://greylag.org/campaign/v1"
+DECISION_TYPE = "https://greylag.org/decision/v1"
+_APP = """\
+[project]
+name = "campaign"
+version = "1.0.0"
+description = "Names the campaigns of Greylag; the code is the installed package's."
+license = "Apache-2.0"
+
+[tool.flwr.app]
+publisher = "greylag"
+
+[tool.flwr.app.components]
+serverapp = "coordinator.fleet.drive:app"
+clientapp = "client.daemon.app:app"
+"""
+
+
+Kind = Literal["info", "train", "evaluate"]
+"""What a campaign may ask of a node."""
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+class Order(Strict):
+    """What the pool asks of its nodes, until when; signed by the pool's key."""
+
+    version: Version = 1
+    pool: Sha256
+    number: Annotated[int, Field(ge=1)]
+    kind: Kind
+    candidate: Sha256 | None = None
+    """Digest of the candidate release to evaluate."""
+    created: Timestamp
+    expires: Timestamp
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> "Order":
+        if (self.candidate is not None) != (self.kind == "evaluate"):
+            raise ValueError("a candidate is named by evaluate, and by nothing else")
+        return self
+
+
+class Decision(Strict):
+    """Whether a candidate becomes the newest release; signed by the pool's key, kept with its reason."""
+
+    version: Version = 1
+    pool: Sha256
+    candidate: Sha256
+    promoted: bool
+    by: Literal["rule", "operator"]
+    reason: Annotated[Line, Field(min_length=1, max_length=500)]
+    campaign: Annotated[int, Field(ge=1)] | None = None
+    """The campaign whose answers were weighed."""
+    created: Timestamp
+
+
+def sign_order(order: Order, identity: Identity) -> bytes:
+    """Sign an order; its subject is the pool."""
+    return sign(ORDER_TYPE, {"pool": order.pool}, order, identity)
+
+
+def read_order(envelope: bytes, pool: Pool, *, now: datetime) -> Order:
+    """Verify an order of a pool.
+
+    Raises:
+        Refused: `ORDER_INVALID` for whatever is not an order of this pool, or is one no more.
+    """
+    try:
+        signed = Signed.parse(envelope)
+        signed.verify([PublicKey.from_hex(pool.spec.coordinator)])
+        order = statement.read(Order, statement.parse(signed.payload, ORDER_TYPE).predicate, what="The order")
+    except Refused as error:
+        raise Refused(Code.ORDER_INVALID, f"The order is not to be trusted: {error.message}") from error
+    if order.pool != pool.digest:
+        raise Refused(Code.ORDER_INVALID, "The order is for another pool.", "Tell the pool's operator.")
+    if read_timestamp(order.expires) < now:
+        raise Refused(
+            Code.ORDER_INVALID,
+            f"The order ended at {order.expires}; this machine's clock says {timestamp(now)}.",
+            "Check the clock.",
+        )
+    return order
+
+
+def sign_decision(decision: Decision, identity: Identity) -> bytes:
+    """Sign a decision; its subject is the candidate."""
+    return sign(DECISION_TYPE, {"candidate": decision.candidate}, decision, identity)
+
+
+def read_decision(envelope: bytes, pool: Pool) -> Decision:
+    """Verify a decision of a pool.
+
+    Raises:
+        Refused: `BAD_SIGNATURE`, `WRONG_POOL`, or any code of an envelope.
+    """
+    signed = Signed.parse(envelope)
+    signed.verify([PublicKey.from_hex(pool.spec.coordinator)])
+    parsed = statement.parse(signed.payload, DECISION_TYPE)
+    decision = statement.read(Decision, parsed.predicate, what="The decision")
+    if decision.pool != pool.digest:
+        raise Refused(Code.WRONG_POOL, "The decision is for another pool.", "Tell the pool's operator.")
+    return decision
+
+
+def app_bundle() -> bytes:
+    """Build the one app bundle that campaigns run under; the same bytes on every machine."""
+    manifest = f"pyproject.toml,{hashlib.sha256(_APP.encode()).hexdigest()},{8 * len(_APP.encode())}"
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, text in (("pyproject.toml", _APP), (".info/CONTENT", manifest)):
+            entry = zipfile.ZipInfo(name)  # 1980-01-01, whatever the clock says
+            entry.create_system = 3
+            archive.writestr(entry, text)
+    return buffer.getvalue()
+
+
+APP_DIGEST = hashlib.sha256(app_bundle()).hexdigest()
+"""What a pool's policy names to allow campaigns."""

@@ -1,0 +1,141 @@
+"""A daemon's own key, and the statement that ties it to its contributor.
+
+Flower's nodes prove themselves with an ECDSA key on P-384; bundles are signed with Ed25519. Neither key may
+do the other's work, so each signs the other, once, under a domain of its own: whoever holds only one of them
+can bind nothing.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_public_key,
+    load_ssh_private_key,
+)
+from pydantic import StringConstraints
+
+from protocol import statement
+from protocol.errors import Code, Refused
+from protocol.signing import Identity, PublicKey, Signed
+from protocol.spec import KeyHex, Sha256, Timestamp
+from protocol.statement import Strict
+
+BINDING_TYPE = "https://greylag.org/node-binding/v1"
+_DOMAIN = b"greylag node binding v1\0"
+_ECDSA = ec.ECDSA(hashes.SHA384())
+
+
+class Binding(Strict):
+    """A contributor's key and a node's key belong together; signed by both."""
+
+    pool: Sha256
+    contributor: KeyHex
+    node: Annotated[str, StringConstraints(min_length=1, max_length=400)]
+    """Public key of the node, PEM (SubjectPublicKeyInfo): the form in which Flower keeps it."""
+    proof: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16,240}$")]
+    """The node's signature (ECDSA, SHA-384) over domain, pool and contributor, in hexadecimal."""
+    created: Timestamp
+
+
+class NodeKey:
+    """A node's private key. It opens a connection and signs its binding; it never signs a bundle."""
+
+    def __init__(self, key: ec.EllipticCurvePrivateKey) -> None:
+        self._key = key
+        self.public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+
+    @classmethod
+    def generate(cls) -> "NodeKey":
+        """Make a new key from the system's randomness."""
+        return cls(ec.generate_private_key(ec.SECP384R1()))
+
+    @classmethod
+    def load(cls, path: Path) -> "NodeKey":
+        """Read what `save` wrote.
+
+        Raises:
+            Refused: `KEY_UNREADABLE`, or `NODE_KEY` for a key of another kind.
+        """
+        try:
+            key = load_ssh_private_key(path.read_bytes(), None)
+        except (OSError, TypeError, ValueError, UnsupportedAlgorithm) as error:
+            raise Refused(
+                Code.KEY_UNREADABLE,
+                f"The node's key {path} cannot be read: {type(error).__name__}.",
+                "Remove it; the daemon makes a new one.",
+            ) from error
+        if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP384R1):
+            raise Refused(Code.NODE_KEY, f"{path} is no key on P-384.", "Remove it; the daemon makes a new one.")
+        return cls(key)
+
+    def save(self, path: Path) -> None:
+        """Write the key in OpenSSH's format, which Flower reads; an existing file is never replaced.
+
+        Raises:
+            FileExistsError: There is a file already.
+        """
+        text = self._key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(text)
+
+    def prove(self, pool: str, contributor: PublicKey) -> str:
+        """Sign a contributor's key for a pool, given by its digest."""
+        return self._key.sign(_message(pool, contributor), _ECDSA).hex()
+
+
+def bind(pool: str, identity: Identity, node: NodeKey, created: str) -> bytes:
+    """Tie a node's key and a contributor's key together.
+
+    Args:
+        pool: Digest of the pool.
+        identity: The contributor's key.
+        node: The node's key.
+        created: Time of signing.
+    """
+    key = identity.public
+    document = Binding(pool=pool, contributor=key.hex, node=node.public, proof=node.prove(pool, key), created=created)
+    return identity.sign(statement.build(BINDING_TYPE, {"pool": pool}, document))
+
+
+def read_binding(envelope: bytes) -> Binding:
+    """Verify a binding in both directions.
+
+    Raises:
+        Refused: `BAD_SIGNATURE`, `NODE_KEY`, or any code of an envelope.
+    """
+    signed = Signed.parse(envelope)
+    parsed = statement.parse(signed.payload, BINDING_TYPE)
+    document = statement.read(Binding, parsed.predicate, what="The binding")
+    key = PublicKey.from_hex(document.contributor)
+    signed.verify([key])
+    try:
+        node = load_pem_public_key(document.node.encode())
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise _no_node_key() from error
+    if not isinstance(node, ec.EllipticCurvePublicKey) or not isinstance(node.curve, ec.SECP384R1):
+        raise _no_node_key()
+    if node.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode() != document.node:
+        raise _no_node_key()  # one key, one spelling: the text identifies the node
+    try:
+        node.verify(bytes.fromhex(document.proof), _message(document.pool, key), _ECDSA)
+    except (InvalidSignature, ValueError) as error:
+        raise Refused(
+            Code.BAD_SIGNATURE, "The node's key did not sign the contributor's key.", "Bind them again."
+        ) from error
+    return document
+
+
+def _message(pool: str, contributor: PublicKey) -> bytes:
+    return _DOMAIN + bytes.fromhex(pool) + contributor.raw
+
+
+def _no_node_key() -> Refused:
+    return Refused(Code.NODE_KEY, "The node's key is no public key on P-384.", "Let the daemon make a new one.")

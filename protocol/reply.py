@@ -1,0 +1,75 @@
+"""What a node may answer to a campaign: named numbers and words of known form, and nothing else.
+
+The same schema holds at both ends: what a node's daemon lets out, and what a coordinator takes in.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from protocol.errors import Code, Refused
+
+ORDER, ANSWER, METRICS = "order", "answer", "metrics"
+"""Names of the records in messages and replies."""
+_COMMON = {"state": r"done|later|failed", "code": r"[A-Z_]{0,32}", "error": r"[A-Za-z_]{0,64}"}
+_WORDS: Mapping[str, Mapping[str, str]] = {
+    "info": {"version": r"[0-9a-z.+]{1,32}", "device": r"cpu|cuda", "rows": r"[a-z0-9, ]{1,40}"},
+    "train": {"bundle": r"[0-9a-f]{64}"},
+    "evaluate": {"rows": r"[a-z0-9, ]{1,40}"},
+}
+_METRICS: Mapping[str, frozenset[str]] = {
+    "info": frozenset({"memory_gb"}),
+    "train": frozenset({"seconds", "loss"}),
+    "evaluate": frozenset({"seconds", "loss_base", "loss_release", "loss_candidate", "loss_own"}),
+}
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One node's answer."""
+
+    state: str = "done"
+    """done, failed, or later: ask again."""
+    code: str = ""
+    """Why not, by the name of one of our codes."""
+    error: str = ""
+    """Type of an error that nobody foresaw; never its text, which may quote a row."""
+    words: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def text(self) -> dict[str, str]:
+        """Everything that is not a number, by name."""
+        return {"state": self.state, "code": self.code, "error": self.error, **self.words}
+
+
+def read_reply(kind: str, text: Mapping[str, object], metrics: Mapping[str, object]) -> Reply:
+    """Take an answer if the schema of its kind allows every single entry.
+
+    Raises:
+        Refused: `EGRESS`, naming the place but never the value.
+    """
+    forms = {**_COMMON, **_WORDS.get(kind, {})}
+    for name, value in text.items():
+        if name not in forms or type(value) is not str or not re.fullmatch(forms[name], value):
+            raise _not_allowed(kind, "word")
+    numbers: dict[str, float] = {}
+    for name, number in metrics.items():
+        if (
+            name not in _METRICS.get(kind, frozenset())
+            or not isinstance(number, int | float)
+            or isinstance(number, bool)
+            or not math.isfinite(number)
+        ):
+            raise _not_allowed(kind, "number")
+        numbers[name] = float(number)
+    words = {name: str(value) for name, value in text.items()}
+    own = {name: words.pop(name, "") for name in _COMMON}
+    return Reply(own["state"] or "failed", own["code"], own["error"], words, numbers)
+
+
+def _not_allowed(kind: str, what: str) -> Refused:
+    return Refused(
+        Code.EGRESS, f"A reply to {kind[:20]!r} holds a {what} that its schema does not name.", "Nothing was sent."
+    )

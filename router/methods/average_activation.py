@@ -1,0 +1,46 @@
+"""Average Activation: the mean input of an expert's training data in its gate's place.
+
+Source: a baseline of arXiv 2402.05859, section 4.2. Score and weights are PHATGOOSE's.
+
+Means are teacher-forced (`router.means`): a decoder's module saw every target token. The code of the paper computed
+them while the model generated, and kept the last step alone, so its published figures are of a weaker form.
+"""
+
+from torch import Tensor
+
+from protocol.errors import Code, Refused
+from router.expert import Expert
+from router.gate import standardise
+from router.group import RouteGroup
+from router.methods.asked import Asked, shortened
+from router.methods.phatgoose import Phatgoose
+from router.select import Selected
+
+
+def mean(expert: Expert, path: str) -> Tensor | None:
+    """Return an expert's mean input [d] at a module, standardised; None if its contributor does not tell."""
+    found = expert.means.get(path)
+    return None if found is None else standardise(found.double()).float()
+
+
+class AverageActivation(Phatgoose):
+    """The k experts whose mean inputs agree most with a token."""
+
+    def select(self, group: RouteGroup, u: Tensor) -> Selected:
+        """Score every mean against every token of u [..., d] and keep the best k."""
+        return super().select(group.by(mean), u)
+
+
+def check_means(asked: Asked) -> None:
+    """Refuse to route among experts of which one tells no means.
+
+    Raises:
+        Refused: `STATISTICS_MISSING`, naming them.
+    """
+    silent = [expert.full_name for expert in asked.pool.experts if not expert.means]
+    if silent:
+        raise Refused(
+            Code.STATISTICS_MISSING,
+            f"average-activation needs the means of every expert; {len(silent)} tell none: {shortened(silent)}.",
+            "Deny these, or choose another method; contributors share means with: greylag-client train --share means",
+        )

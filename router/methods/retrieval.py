@@ -1,0 +1,62 @@
+"""Retrieval: one expert for the whole query, the one whose training inputs lie nearest.
+
+Source: a baseline of arXiv 2402.05859, section 4.2, after arXiv 2302.03202: the query's sentence embedding against
+those of 1000 examples of each expert, by cosine. Here an expert tells one vector, the mean of its inputs' embeddings,
+and only if its contributor agreed: embeddings of single examples tell too much about them.
+"""
+
+import torch
+
+from protocol.errors import Code, Refused
+from protocol.spec import BaseModelRef
+from router.layer import Plan
+from router.methods.asked import Asked, shortened
+from router.methods.base import BaseOnly
+from router.methods.expert import SingleExpert
+
+
+def nearest(asked: Asked) -> list[Plan]:
+    """Plan each input for the expert nearest to it; of equals the first.
+
+    Raises:
+        Refused: `STATISTICS_MISSING`.
+    """
+    experts = asked.pool.experts
+    if asked.embedder is None:
+        raise ValueError("retrieval needs an embedder")
+    _check_centroids(asked, asked.embedder.ref)
+    if not experts or not asked.inputs:
+        return [Plan(asked.pool, BaseOnly())] * len(asked.inputs)
+    cosines = (
+        asked.embedder.embed(asked.inputs)
+        @ torch.stack([expert.centroid for expert in experts if expert.centroid is not None]).T
+    )
+    # A stable sort, since argmax leaves open which of equals it takes.
+    first = cosines.sort(dim=1, descending=True, stable=True).indices[:, 0].tolist()
+    plans = {at: Plan(asked.pool, SingleExpert(experts[at])) for at in set(first)}
+    return [plans[at] for at in first]
+
+
+def _check_centroids(asked: Asked, ours: BaseModelRef | None) -> None:
+    silent = [expert.full_name for expert in asked.pool.experts if expert.centroid is None]
+    if silent:
+        raise Refused(
+            Code.STATISTICS_MISSING,
+            f"retrieval needs a centroid of every expert; {len(silent)} tell none: {shortened(silent)}.",
+            "Deny these, or choose another method; contributors share one with: greylag-client train --share centroid",
+        )
+    foreign = [expert.full_name for expert in asked.pool.experts if _differ(expert.embedding, ours)]
+    if foreign:
+        model = f"the embedding model {ours.name}" if ours else "the base model"
+        raise Refused(
+            Code.STATISTICS_MISSING,
+            f"Texts are embedded by {model} here; {len(foreign)} experts tell where another model put theirs: "
+            f"{shortened(foreign)}.",
+            "Deny these, or set the embedding model that they were trained with.",
+        )
+
+
+def _differ(theirs: BaseModelRef | None, ours: BaseModelRef | None) -> bool:
+    if theirs is None or ours is None:
+        return theirs is not ours
+    return theirs.differing_part(ours) is not None

@@ -1,0 +1,124 @@
+"""What the executor runs, and what it writes down; the app bundle's own code never runs."""
+
+import hashlib
+import io
+import zipfile
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from client.daemon.executor import Act
+from client.daemon.place import Place
+from client.daemon.policy import DaemonPolicy
+from client.daemon.tasks import check_app
+from client.daemon.work import Work
+from protocol.campaign import APP_DIGEST, Order, app_bundle
+from protocol.errors import Code, Refused, Unavailable
+from protocol.release import Pool, timestamp
+from protocol.reply import Reply
+from protocol.signing import Identity
+from tests import factories
+from tests.client.conftest import Site
+
+
+@pytest.fixture(scope="module")
+def allowing(t5_base: Path, operator: Identity) -> Pool:
+    return factories.make_pool(t5_base, operator, apps=(APP_DIGEST,))
+
+
+def packed(**files: str) -> bytes:
+    buffer = io.BytesIO(app_bundle())
+    with zipfile.ZipFile(buffer, "a") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    return buffer.getvalue()
+
+
+def test_the_one_app_bundle_passes(allowing: Pool) -> None:
+    check_app(APP_DIGEST, app_bundle(), allowing)
+
+
+@pytest.mark.parametrize(
+    ("digest", "content"),
+    [
+        pytest.param("", b"", id="nothing"),
+        pytest.param(None, packed(evil="import os"), id="a stranger's code"),
+        pytest.param(APP_DIGEST, packed(evil="import os"), id="a changed app under an old name"),
+        pytest.param(None, packed(data="private rows"), id="data packed into the app"),
+    ],
+)
+def test_no_other_bytes_pass(allowing: Pool, digest: str | None, content: bytes) -> None:
+    with pytest.raises(Refused) as refused:
+        check_app(hashlib.sha256(content).hexdigest() if digest is None else digest, content, allowing)
+    assert refused.value.code is Code.APP_UNKNOWN
+
+
+def test_a_pool_that_names_no_app_runs_none(t5_pool: Pool) -> None:
+    with pytest.raises(Refused) as refused:
+        check_app(APP_DIGEST, app_bundle(), t5_pool)
+    assert refused.value.code is Code.APP_UNKNOWN
+
+
+class Hands(Work):
+    """Does what it is told, and counts."""
+
+    done = 0
+    fault: Exception | None = None
+
+    def answer(self, order: Order, policy: DaemonPolicy) -> Reply:
+        self.done += 1
+        if self.fault is not None:
+            raise self.fault
+        return Reply()
+
+
+@pytest.fixture
+def place(site: Site) -> Place:
+    place = Place(site.workspace)
+    place.prepare()
+    place.policy.write_text(f'data = "{site.data}"\n[campaigns]\ninfo = "auto"\ntrain = "ask"\nevaluate = "never"\n')
+    return place
+
+
+@pytest.fixture
+def hands(place: Place, site: Site) -> Hands:
+    return Hands(place, site.pool)
+
+
+def order(kind: str, number: int = 1) -> Order:
+    now = datetime.now(UTC)
+    return Order.model_validate(
+        {
+            "pool": "1" * 64, "number": number, "kind": kind, "created": timestamp(now),
+            "expires": timestamp(now + timedelta(hours=1)), "candidate": "2" * 64 if kind == "evaluate" else None,
+        }
+    )  # fmt: skip
+
+
+def test_the_policy_comes_before_every_campaign(place: Place, hands: Hands) -> None:
+    act = Act(place, hands)
+    assert act(order("info")).state == "done"
+    assert act(order("train", 2)) == Reply("later", "CONSENT")
+    assert act(order("evaluate", 3)) == Reply("failed", "CONSENT")
+    assert hands.done == 1
+    assert [(note["number"], note["state"]) for note in place.asked()] == [(1, "answered"), (2, "later"), (3, "failed")]
+    place.write_note("campaign-2", place.note("campaign-2") | {"allowed": True})
+    assert act(order("train", 2)).state == "done"
+    text = place.log.read_text()
+    assert "campaign 2 (train): has to wait" in text
+    assert "campaign 2 (train): answered" in text
+
+
+def test_a_policy_is_read_anew(place: Place, hands: Hands) -> None:
+    act = Act(place, hands)
+    place.policy.write_text(place.policy.read_text().replace('info = "auto"', 'info = "never"'))
+    assert act(order("info")).state == "failed"
+
+
+def test_a_full_disk_is_a_reason_to_wait(place: Place, hands: Hands) -> None:
+    hands.fault = OSError(28, "No space left on device")
+    with pytest.raises(Unavailable) as refused:
+        Act(place, hands)(order("info"))
+    assert refused.value.code is Code.STORAGE_FULL
+    assert place.note("working") == {}

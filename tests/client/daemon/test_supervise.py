@@ -1,0 +1,158 @@
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from client.daemon import supervise
+from client.daemon.place import Place
+from client.daemon.policy import write_policy
+from client.daemon.supervise import Child, Daemon, exclusive, notify, status
+from protocol.errors import Code, Refused
+from tests.client.conftest import Cli, Site, make_site
+from tests.client.fake_coordinator import FakeCoordinator, serving
+
+
+@pytest.fixture
+def place(site: Site) -> Place:
+    place = Place(site.workspace)
+    place.prepare()
+    return place
+
+
+def wait(until: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not until():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_child_that_dies_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervise, "FIRST_PAUSE_S", 0.01)
+    said: list[str] = []
+    child = Child("node", [sys.executable, "-c", "input()"], dict(os.environ), tmp_path / "log", said.append)
+    child.look()
+    first = child.pid
+    assert first is not None
+    os.kill(first, 9)
+    wait(lambda: child.pid is None)
+
+    def back() -> bool:
+        child.look()
+        return child.pid is not None
+
+    wait(back)
+    assert child.starts == 2
+    child.stop()
+    assert child.pid is None
+    assert "the node ended with status -9" in said[1]
+
+
+def test_a_child_that_keeps_dying_is_given_time(tmp_path: Path) -> None:
+    child = Child("node", [sys.executable, "-c", ""], dict(os.environ), tmp_path / "log", lambda _: None)
+    child.look()
+    wait(lambda: child.pid is None)
+    for _ in range(5):
+        child.look()
+    assert child.starts == 1
+
+
+def test_there_is_one_daemon_a_workspace(place: Place) -> None:
+    with exclusive(place), pytest.raises(Refused) as refused, exclusive(place):
+        pass
+    assert refused.value.code is Code.WORKSPACE_BUSY
+
+
+def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notify("READY=1")  # nobody asked
+    address = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(address)
+        monkeypatch.setenv("NOTIFY_SOCKET", address)
+        notify("READY=1")
+        assert listener.recv(100) == b"READY=1"
+
+
+def test_the_node_is_bound_and_its_child_is_told_nothing_of_the_data(
+    tmp_path: Path, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GREYLAG_KEY_PASSPHRASE", "")
+    monkeypatch.setenv("HF_TOKEN", "token")
+    fake = FakeCoordinator(site.pool, site.operator)
+    with serving(fake) as address:
+        here = make_site(tmp_path / "here", site.base, site.pool, site.operator, address)
+        monkeypatch.delenv("GREYLAG_KEY_PASSPHRASE")
+        place = Place(here.workspace)
+        place.prepare()
+        write_policy(place.policy, here.data)
+        started: list[tuple[list[str], dict[str, str]]] = []
+        real = subprocess.Popen
+
+        def popen(command: list[str], **options: object) -> object:
+            started.append((command, options["env"]))  # type: ignore[arg-type]
+            return real([sys.executable, "-c", "input()"], **options)  # type: ignore[call-overload]
+
+        monkeypatch.setattr(subprocess, "Popen", popen)
+        stopped = threading.Event()
+        daemon = Daemon(place, lambda _: None)
+        thread = threading.Thread(target=daemon.run, args=(stopped,))
+        thread.start()
+        wait(lambda: place.note("status").get("state") == "running")
+        assert status(place)["state"] == "running"
+        stopped.set()
+        thread.join(20)
+    assert fake.calls == ["Enrol", "Bind"]
+    assert list(fake.nodes) == [here.contributor.public.hex]
+    (node, told), (executor, _) = started
+    assert str(here.data) not in " ".join(node) + " ".join(told.values())
+    assert not [name for name in told if name.startswith(("GREYLAG_", "HF_TOKEN"))]
+    assert (told["FLWR_TELEMETRY_ENABLED"], told["FLWR_DISABLE_UPDATE_CHECK"]) == ("0", "1")
+    assert node[node.index("--isolation") + 1] == "process"
+    assert executor[1:3] == ["-m", "client.daemon.executor"]
+    assert status(place)["state"] == "stopped"
+
+
+def test_a_campaign_that_overruns_is_stopped(place: Place, site: Site, tmp_path: Path) -> None:
+    place.policy.write_text(f'data = "{site.data}"\n[limits]\nmax_minutes = 1\n')
+    said: list[str] = []
+    daemon = Daemon(place, said.append)
+    sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
+    children = [Child(name, sleeper, dict(os.environ), tmp_path / "log", said.append) for name in ("node", "executor")]
+    daemon._children = tuple(children)
+    for child in children:
+        child.look()
+    place.write_note("working", {"campaign": 3, "kind": "train", "since": time.time()})
+    daemon._stop_overrun()
+    assert children[1].pid is not None
+    place.write_note("working", {"campaign": 3, "kind": "train", "since": time.time() - 61})
+    daemon._stop_overrun()
+    assert children[0].pid is not None
+    assert not children[1].pid
+    assert place.note("campaign-3")["overran"]
+    for child in children:
+        child.stop()
+
+
+def test_a_person_asks_and_decides(site: Site, cli: Cli) -> None:
+    place = ("-w", site.workspace.root)
+    code, out, _ = cli("daemon", "--status", *place)
+    assert code == 0
+    assert "never started" in out
+    assert cli("daemon", "--allow", 3, *place)[0] == 0
+    assert cli("daemon", "--decline", 4, *place)[0] == 0
+    asked = Place(site.workspace).asked()
+    assert [(note["number"], note["allowed"]) for note in asked] == [(3, True), (4, False)]
+    code, out, _ = cli("daemon", "--status", "--json", *place)
+    assert code == 0
+    assert '"schema": 1' in out
+
+
+def test_a_daemon_without_a_policy_says_so(site: Site, cli: Cli) -> None:
+    code, _, err = cli("daemon", "-w", site.workspace.root)
+    assert code == Code.SETTINGS_INVALID.fate.exit
+    assert "greylag-client daemon --data FILE" in err

@@ -1,0 +1,83 @@
+"""Nodes and candidates through the gRPC door."""
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+
+import grpc
+import pytest
+
+from coordinator.fleet.records import Fleet
+from coordinator.intake import Intake
+from protocol.errors import Code, GreylagError
+from protocol.node import NodeKey, bind
+from protocol.release import ReleasedExpert, ReleaseSpec, read_candidate, sign_candidate
+from protocol.signing import Identity
+from protocol.status import from_rpc_error
+from protocol.v1 import catalog_pb2, intake_pb2
+from tests.coordinator.conftest import Served
+from tests.coordinator.contributor import DEADLINE_S, NOW, Contributor
+
+Call = Callable[[Contributor], object]
+
+
+@pytest.fixture
+def ada(served: Served, identity: Identity) -> Iterator[Contributor]:
+    with served.running() as address, grpc.insecure_channel(address) as channel:
+        yield Contributor(channel, identity)
+
+
+def refusal(ada: Contributor, call: Call) -> GreylagError:
+    with pytest.raises(grpc.RpcError) as error:
+        call(ada)
+    return from_rpc_error(error.value, "the coordinator")
+
+
+def tie(pool: str, node: NodeKey) -> Callable[[Contributor], str]:
+    def call(contributor: Contributor) -> str:
+        request = intake_pb2.BindRequest(envelope=bind(pool, contributor.identity, node, NOW))
+        return contributor.intake.Bind(request, timeout=DEADLINE_S).fleet
+
+    return call
+
+
+def test_a_daemon_is_told_where_to_connect(served: Served, ada: Contributor) -> None:
+    call = tie(served.pool.digest, NodeKey.generate())
+    assert refusal(ada, call).code is Code.KEY_UNKNOWN
+    ada.enrol(served.pool, "ada")
+    assert call(ada) == "fleet.example.org:7444"
+    assert call(ada) == "fleet.example.org:7444"
+    assert [name for _, name in Fleet(served.registry).nodes()] == ["ada"]
+
+
+def test_a_node_of_another_pool_is_refused(served: Served, ada: Contributor) -> None:
+    ada.enrol(served.pool, "ada")
+    assert refusal(ada, tie("1" * 64, NodeKey.generate())).code is Code.WRONG_POOL
+
+
+def test_a_coordinator_without_a_fleet_takes_no_daemons(served: Served, ada: Contributor, identity: Identity) -> None:
+    served.service._intake = Intake(  # type: ignore[union-attr]
+        served.pool, served.identity, served.registry, store=served.store, spool=served.spool, clock=served.clock,
+        session_life=timedelta(hours=1),
+    )  # fmt: skip
+    assert refusal(ada, tie(served.pool.digest, NodeKey.generate())).code is Code.FLEET_OFF
+
+
+def test_a_candidate_is_handed_out_by_its_digest_only(served: Served, ada: Contributor) -> None:
+    expert = ReleasedExpert(name="e", contributor="ada", bundle="4" * 64)
+    spec = ReleaseSpec.model_validate(
+        {
+            "pool": served.pool.digest, "number": 1, "previous": None, "experts": (expert,),
+            "routing": served.pool.spec.routing, "created": NOW, "expires": "2026-12-22T12:00:00Z",
+        }
+    )  # fmt: skip
+    candidate = sign_candidate(spec, served.identity)
+    Fleet(served.registry).propose(candidate, now=served.clock())
+
+    def get(digest: str) -> Callable[[Contributor], bytes]:
+        request = catalog_pb2.GetReleaseRequest(candidate=digest)
+        return lambda contributor: contributor.catalog.GetRelease(request, timeout=DEADLINE_S).envelope
+
+    assert read_candidate(get(candidate.digest)(ada), served.pool).spec == spec
+    assert refusal(ada, get("")).code is Code.RELEASE_UNKNOWN
+    assert refusal(ada, get("5" * 64)).code is Code.CANDIDATE_UNKNOWN
+    assert refusal(ada, get("../x")).code is Code.BUNDLE_UNKNOWN

@@ -1,0 +1,230 @@
+"""Campaigns over nodes of this process: real orders, real messages, a real registry."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from client.daemon.app import make_app
+from coordinator.fleet.drive import Driver, summary
+from coordinator.fleet.flower import Run
+from coordinator.fleet.orders import start
+from coordinator.fleet.records import Fleet
+from coordinator.opening import Opened
+from deploy.rehearsal.grid import LocalGrid, VirtualNode
+from deploy.rehearsal.rehearse import Clock, enrol, open_pool, rehearse
+from protocol.campaign import Order
+from protocol.errors import Code, Refused, Unavailable
+from protocol.reply import ANSWER, METRICS, Reply
+
+PLANTED = "zanzibar-4711"
+
+
+class Town:
+    """A pool, its nodes, and a driver."""
+
+    def __init__(self, opened: Opened) -> None:
+        self.opened, self.clock, self.fleet = opened, Clock(), Fleet(opened.registry)
+        self.grid = LocalGrid([], workers=2)
+        self.begun = 0
+        self.driver = self.new_driver()
+
+    def new_driver(self) -> Driver:
+        return Driver(self.opened, self._begin, clock=self.clock, ask_again_s=10)
+
+    def _begin(self) -> Run:
+        self.begun += 1
+        return self.grid.as_run()
+
+    def join(self, name: str, act: Callable[[Order], Reply]) -> VirtualNode:
+        node = VirtualNode(enrol(self.opened, name), make_app(self.opened.pool, act, lambda _: None))
+        self.grid.nodes.append(node)
+        return node
+
+    def start(self) -> int:
+        minute, hour = timedelta(minutes=1), timedelta(hours=1)
+        return start(self.opened, "info", open_for=minute, ends_after=hour, now=self.clock()).number
+
+    def drive(self, until: Callable[[], bool]) -> None:
+        end = time.monotonic() + 20
+        while not until():
+            self.driver.step()
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+    def states(self, number: int) -> dict[str, str]:
+        return {name: answer.state for answer, name in self.fleet.answers(number)}
+
+    def codes(self, number: int) -> dict[str, str]:
+        return {name: answer.code for answer, name in self.fleet.answers(number)}
+
+
+def good(_: Order) -> Reply:
+    return Reply(words={"device": "cpu"}, metrics={"memory_gb": 1.0})
+
+
+@pytest.fixture
+def town(tmp_path: Path) -> Iterator[Town]:
+    with open_pool(tmp_path) as opened:
+        town = Town(opened)
+        yield town
+        town.grid.close()
+
+
+def test_everybody_who_is_there_is_asked_once(town: Town) -> None:
+    calls: list[int] = []
+    town.join("ada", lambda order: calls.append(order.number) or good(order))  # type: ignore[func-returns-value]
+    town.join("bob", good)
+    number = town.start()
+    town.drive(lambda: town.states(number) == {"ada": "done", "bob": "done"})
+    town.clock.forward(timedelta(minutes=1))
+    town.drive(lambda: town.fleet.campaign(number).state == "finished")
+    assert town.fleet.campaign(number).conclusion == "2 answered."
+    assert calls == [number]
+
+
+def test_who_comes_late_is_asked_and_who_is_slow_holds_nobody_up(town: Town) -> None:
+    go_on = threading.Event()
+    town.join("slow", lambda order: (go_on.wait(20) and good(order)) or good(order))
+    number = town.start()
+    town.driver.step()
+    town.join("late", good)
+    town.drive(lambda: town.states(number) == {"slow": "asked", "late": "done"})
+    town.clock.forward(timedelta(minutes=1))
+    town.driver.step()
+    assert town.fleet.campaign(number).state == "running"
+    town.join("too-late", good)
+    go_on.set()
+    town.drive(lambda: town.fleet.campaign(number).state == "finished")
+    assert town.fleet.campaign(number).conclusion == "2 answered; silent: too-late."
+
+
+def test_a_campaign_ends_at_its_deadline_with_nobody_there(town: Town) -> None:
+    town.join("away", good).up = False
+    number = town.start()
+    town.driver.step()
+    town.clock.forward(timedelta(hours=2))
+    town.driver.step()
+    assert town.fleet.campaign(number).conclusion == "0 answered; silent: away."
+    assert town.states(number) == {}
+
+
+def test_a_new_driver_takes_up_where_the_last_one_ended(town: Town) -> None:
+    go_on, calls = threading.Event(), list[int]()
+
+    def slow(order: Order) -> Reply:
+        calls.append(order.number)
+        go_on.wait(20)
+        return good(order)
+
+    town.join("ada", good)
+    town.join("bob", slow)
+    number = town.start()
+    town.drive(lambda: town.states(number) == {"ada": "done", "bob": "asked"})
+    town.driver = town.new_driver()  # the old one is gone with its run, and with bob's reply to it
+    go_on.set()
+    town.drive(lambda: town.states(number) == {"ada": "done", "bob": "done"})
+    assert (town.begun, calls) == (2, [number, number])
+    attempts = {name: answer.attempts for answer, name in town.fleet.answers(number)}
+    assert attempts == {"ada": 1, "bob": 2}
+
+
+def test_who_cannot_now_is_asked_again_later(town: Town) -> None:
+    said: list[Unavailable | Reply] = [Unavailable(Code.UNREACHABLE, "Away.")]
+    said += [Reply("later", Code.CONSENT.name), Reply()]
+
+    def act(_: Order) -> Reply:
+        answer = said.pop(0)
+        if isinstance(answer, Reply):
+            return answer
+        raise answer
+
+    town.join("ada", act)
+    number = town.start()
+    for code in ("UNREACHABLE", "CONSENT"):
+        town.drive(lambda: town.states(number) == {"ada": "waiting"})
+        assert town.codes(number) == {"ada": code}
+        town.driver.step()
+        assert town.states(number) == {"ada": "waiting"}
+        town.clock.forward(timedelta(seconds=11))
+        town.driver.step()
+    town.drive(lambda: town.states(number) == {"ada": "done"})
+
+
+def test_a_node_that_dies_is_asked_again(town: Town) -> None:
+    dying = [True]
+    town.join("ada", good).fails = lambda: bool(dying) and dying.pop()
+    number = town.start()
+    town.drive(lambda: town.codes(number) == {"ada": "UNREACHABLE"})
+    town.clock.forward(timedelta(seconds=11))
+    town.drive(lambda: town.states(number) == {"ada": "done"})
+
+
+def test_text_of_an_error_stays_and_its_code_comes(town: Town) -> None:
+    def refuse(_: Order) -> Reply:
+        raise Refused(Code.DATA_EMPTY, f"Row 3 says {PLANTED}.")
+
+    def crash(_: Order) -> Reply:
+        raise KeyError(PLANTED)
+
+    def leak(_: Order) -> Reply:
+        return Reply(words={"row": PLANTED})
+
+    for name, act in (("refuse", refuse), ("crash", crash), ("leak", leak)):
+        town.join(name, act)
+    number = town.start()
+    town.drive(lambda: set(town.states(number).values()) == {"failed"} and len(town.states(number)) == 3)
+    assert town.codes(number) == {"refuse": "DATA_EMPTY", "crash": "INTERNAL", "leak": "EGRESS"}
+    assert town.grid.wire
+    assert not any(PLANTED.encode() in raw for raw in town.grid.wire)
+
+
+def test_a_node_that_breaks_the_schema_is_not_believed(town: Town) -> None:
+    contents = {
+        "array": {ANSWER: ConfigRecord({"state": "done"}), METRICS: MetricRecord({}), "arrays": ArrayRecord([])},
+        "word": {ANSWER: ConfigRecord({"state": "done", "row": "x"}), METRICS: MetricRecord({})},
+        "list": {ANSWER: ConfigRecord({"state": "done"}), METRICS: MetricRecord({"memory_gb": [1.0, 2.0]})},
+        "nothing": {},
+    }
+    for name, content in contents.items():
+        app = ClientApp()
+
+        @app.query("info")
+        def answer(message: Message, context: Context, content: object = content) -> Message:
+            return Message(RecordDict(content), reply_to=message)  # type: ignore[arg-type]
+
+        town.grid.nodes.append(VirtualNode(enrol(town.opened, name), app))
+    number = town.start()
+    town.drive(lambda: len(town.states(number)) == 4 and set(town.states(number).values()) == {"failed"})
+    assert set(town.codes(number).values()) == {"EGRESS"}
+
+
+def test_a_node_whose_key_is_revoked_is_not_asked(town: Town) -> None:
+    town.join("ada", good)
+    town.opened.registry.set_contributor("ada", "revoked", now=town.clock())
+    number = town.start()
+    town.driver.step()
+    assert town.states(number) == {}
+    assert summary(town.fleet, number) == "0 answered."
+
+
+def test_a_stopped_campaign_is_let_go(town: Town) -> None:
+    town.join("ada", good)
+    number = town.start()
+    town.driver.step()
+    town.fleet.conclude(number, "stopped", "Enough.", actor="operator", now=town.clock())
+    town.driver.step()
+    assert town.driver._runs == {}
+    assert town.fleet.campaign(number).conclusion == "Enough."
+
+
+def test_two_hundred_nodes_of_which_some_fail_and_some_are_late(tmp_path: Path) -> None:
+    told = rehearse(tmp_path, 200, failing=0.1, late=0.1, seed=1)
+    assert told["answered"] == 180
+    assert str(told["conclusion"]).startswith("180 answered; silent: node-")
+    assert int(str(told["peak_mb"])) < 2000

@@ -1,0 +1,99 @@
+import hashlib
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from flwr.common.config import get_fab_config, get_metadata_from_config, validate_config
+from pydantic import ValidationError
+
+from protocol.campaign import (
+    APP_DIGEST,
+    Decision,
+    Order,
+    app_bundle,
+    read_decision,
+    read_order,
+    sign_decision,
+    sign_order,
+)
+from protocol.errors import Code, Refused
+from protocol.release import Pool, read_candidate, read_release, sign_candidate, sign_release, timestamp
+from protocol.signing import Identity
+from tests.protocol import samples
+
+NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def operator() -> Identity:
+    return samples.COORDINATOR
+
+
+@pytest.fixture
+def pool() -> Pool:
+    return samples.pool()
+
+
+def order(of: Pool, **changes: object) -> Order:
+    facts = {
+        "pool": of.digest, "number": 1, "kind": "train", "created": timestamp(NOW),
+        "expires": timestamp(NOW + timedelta(hours=1)),
+    }  # fmt: skip
+    return Order.model_validate({**facts, **changes})
+
+
+def test_an_order_is_read_as_it_was_signed(pool: Pool, operator: Identity) -> None:
+    assert read_order(sign_order(order(pool), operator), pool, now=NOW) == order(pool)
+
+
+@pytest.mark.parametrize("fault", ["stranger", "pool", "expired", "garbage", "decision"])
+def test_a_node_obeys_the_pool_and_nobody_else(pool: Pool, operator: Identity, fault: str) -> None:
+    decision = Decision(
+        pool=pool.digest, candidate="1" * 64, promoted=True, by="rule", reason="Good.", created=timestamp(NOW)
+    )
+    envelopes: dict[str, bytes] = {
+        "stranger": sign_order(order(pool), Identity.generate()),
+        "pool": sign_order(order(pool, pool="1" * 64), operator),
+        "expired": sign_order(order(pool, expires=timestamp(NOW - timedelta(seconds=1))), operator),
+        "garbage": b"{}",
+        "decision": sign_decision(decision, operator),
+    }
+    with pytest.raises(Refused) as refused:
+        read_order(envelopes[fault], pool, now=NOW)
+    assert refused.value.code is Code.ORDER_INVALID
+
+
+@pytest.mark.parametrize("changes", [{"kind": "evaluate"}, {"candidate": "1" * 64}, {"kind": "leak"}])
+def test_an_order_is_whole(pool: Pool, changes: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        order(pool, **changes)
+
+
+def test_the_app_bundle_is_the_same_everywhere_and_flower_takes_it() -> None:
+    assert hashlib.sha256(app_bundle()).hexdigest() == APP_DIGEST
+    assert APP_DIGEST == "5cc2cec712e4e5f65086d4295cec84f3107f0db12d3d3deb140995428b926cd8"
+    assert get_metadata_from_config(get_fab_config(app_bundle())) == ("greylag/campaign", "1.0.0")
+    assert validate_config(get_fab_config(app_bundle()), check_module=False)[0]
+
+
+def test_a_candidate_is_never_taken_for_a_release(pool: Pool, operator: Identity) -> None:
+    spec = samples.release(pool=pool.digest)
+    candidate = sign_candidate(spec, operator)
+    assert read_candidate(candidate.envelope, pool).spec == spec
+    for envelope, read in ((candidate.envelope, read_release), (sign_release(spec, operator).envelope, read_candidate)):
+        with pytest.raises(Refused) as refused:
+            read(envelope, pool)
+        assert refused.value.code is Code.UNSUPPORTED_STATEMENT
+
+
+def test_a_decision_is_signed_for_its_pool(pool: Pool, operator: Identity) -> None:
+    decision = Decision(
+        pool=pool.digest, candidate="1" * 64, promoted=False, by="operator", reason="No.", created=timestamp(NOW)
+    )
+    assert read_decision(sign_decision(decision, operator), pool) == decision
+    with pytest.raises(Refused) as refused:
+        read_decision(sign_decision(decision, Identity.generate()), pool)
+    assert refused.value.code is Code.BAD_SIGNATURE
+    elsewhere = decision.model_copy(update={"pool": "1" * 64})
+    with pytest.raises(Refused) as refused:
+        read_decision(sign_decision(elsewhere, operator), pool)
+    assert refused.value.code is Code.WRONG_POOL

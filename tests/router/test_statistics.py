@@ -1,0 +1,267 @@
+"""Methods that need what contributors tell about their data: means and centroids."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import BertConfig, BertModel
+
+from protocol.bundle import GATES, Bundle, pack
+from protocol.errors import Code, Refused
+from protocol.release import Pool
+from protocol.signing import Identity
+from protocol.spec import Centroid, Routing, Statistics
+from router import gpu
+from router.attach import linear_modules
+from router.base import Base, fingerprint, load_base
+from router.embedding import Embedder
+from router.follow import Follower
+from router.gate import Choice, standardise
+from router.generation import Generation
+from router.layer import Plan, routing
+from router.means import mean_inputs
+from router.methods.average_activation import AverageActivation, mean
+from router.model import RoutedModel
+from router.pool import Expert, ExpertPool
+from router.pull import Mirror, pull
+from router.reference import route
+from router.request import RoutingChoice
+from router.select import select
+from router.text import IGNORED
+from tests import factories
+from tests.router.catalog import Catalog, serving
+from tests.router.test_layer import PATH, make_experts, make_layer
+
+TOLD = Statistics(means=True, centroid=Centroid(width=32))
+INPUTS = ["please reverse it : a b c", "say d", "copy it : x y z w v", "rotate it : a"]
+
+
+@pytest.fixture(params=["t5_base", "llama_base"])
+def base(request: pytest.FixtureRequest) -> Path:
+    path: Path = request.getfixturevalue(request.param)
+    return path
+
+
+@pytest.fixture
+def pool(base: Path, identity: Identity) -> Pool:
+    return factories.make_pool(base, identity)
+
+
+def make_model(base: Path, pool: Pool, identity: Identity, folder: Path, *told: Statistics) -> RoutedModel:
+    model = RoutedModel.from_base(str(base), device="cpu")
+    for number, statistics in enumerate(told):
+        model.append(
+            factories.make_bundle(folder / f"b{number}", pool, identity, name=f"e{number}", seed=number,
+                                  statistics=statistics)
+        )  # fmt: skip
+    return model
+
+
+@pytest.mark.parametrize("tokens", [1, 17])
+@pytest.mark.parametrize(("count", "k"), [(1, 2), (9, 2), (60, 5)])
+def test_means_take_the_place_of_gates(tokens: int, count: int, k: int) -> None:
+    plain, slow = make_experts(count, 32, 24, absent=3 if count > 3 else 0)
+    generator = torch.Generator().manual_seed(count)
+    pool, exact = ExpertPool(), iter(slow)
+    expected = []
+    for expert in plain.experts:
+        means = {path: torch.randn(32, generator=generator) + 4 for path in expert.modules}
+        pool = pool.add(Expert(expert.digest, expert.name, "", expert.modules, means=means))
+        if PATH in means:
+            expected.append(next(exact)._replace(gate=means[PATH]))
+    layer, u = make_layer(32, 24), torch.randn(1, tokens, 32) + 1
+    with routing(Plan(pool, AverageActivation(k))):
+        y = layer(u)[0]
+    answer = route(u[0], layer.linear.weight, None, expected, k)
+    assert (y.double() - answer.y).abs().max() <= 1e-6 * answer.y.abs().max()
+
+
+def test_the_kernels_of_a_gpu_never_take_gates_for_means() -> None:
+    plain, _ = make_experts(9, 32, 24)
+    pool = ExpertPool()
+    for expert in plain.experts:
+        means = {path: torch.randn(32) for path in expert.modules}
+        pool = pool.add(Expert(expert.digest, expert.name, "", expert.modules, means=means))
+    group, u = pool.modules[PATH].group, torch.randn(5, 32)
+    (on_device,), (here,) = gpu.select(group.by(mean), u, 2), select(group.by(mean), u, 2)
+    assert on_device is not None
+    assert isinstance(here, Choice)
+    assert torch.equal(on_device.experts, here.experts)
+    (by_gates,) = select(group, u, 2)
+    assert isinstance(by_gates, Choice)
+    assert not torch.equal(here.experts, by_gates.experts)
+
+
+def test_who_tells_no_means_is_named(base: Path, pool: Pool, identity: Identity, tmp_path: Path) -> None:
+    model = make_model(base, pool, identity, tmp_path, TOLD, Statistics(), TOLD)
+    with pytest.raises(Refused, match=r"1 tell none: e1\.") as refused:
+        model.generate(["a"], RoutingChoice("average-activation"))
+    assert refused.value.code is Code.STATISTICS_MISSING
+    with pytest.raises(Refused, match=r"1 tell none: e1\.") as refused:
+        model.generate(["a"], RoutingChoice("retrieval"))
+    assert refused.value.code is Code.STATISTICS_MISSING
+    left = RoutingChoice("average-activation", deny=("e1",))
+    assert model.score(["a"], ["b"], left) != model.score(["a"], ["b"], RoutingChoice(deny=("e1",)))
+    assert model.generate(["a"], RoutingChoice("retrieval", deny=("e1",)), max_new_tokens=2)
+
+
+def test_a_release_whose_method_lacks_statistics_is_not_taken_up(
+    t5_base: Path, identity: Identity, tmp_path: Path
+) -> None:
+    catalog = Catalog(factories.make_pool(t5_base, identity), identity)
+    catalog.publish([factories.make_bundle(tmp_path / "b", catalog.pool, identity)], number=1)
+    model = RoutedModel.from_base(str(t5_base), device="cpu")
+    with serving(catalog) as address:
+        mirror = pull(tmp_path / "node", address)
+    spec = mirror.release.spec.model_copy(update={"routing": Routing(method="average-activation")})
+    release = type(mirror.release)(mirror.release.digest, mirror.release.envelope, spec)
+    assert not Follower(model, lambda: Mirror(mirror.pool, release, mirror.bundles), interval_s=60).step()
+    assert model.digests == ()
+
+
+def encoder_of(base: Base, text: str) -> Tensor:
+    """The slow answer: one text alone, no padding."""
+    ids = torch.tensor([base.tokenizer(text).input_ids])
+    with torch.no_grad():
+        if base.architecture == "encoder-decoder":
+            states = base.model.encoder(input_ids=ids).last_hidden_state[0]
+        else:
+            states = base.model.model(input_ids=ids).last_hidden_state[0]
+    mean = states.double().mean(0)
+    return mean / mean.norm()
+
+
+def test_the_base_embeds_texts_alike_alone_and_together(base: Path) -> None:
+    loaded = load_base(str(base), device="cpu")
+    found = Embedder.of_base(loaded).embed(INPUTS * 9)
+    for text, vector in zip(INPUTS * 9, found, strict=True):
+        torch.testing.assert_close(vector.double(), encoder_of(loaded, text), rtol=1e-4, atol=1e-5)
+
+
+def test_each_query_goes_to_the_nearest_expert(base: Path, pool: Pool, identity: Identity, tmp_path: Path) -> None:
+    model = make_model(base, pool, identity, tmp_path, TOLD, TOLD, TOLD)
+    queries = model.embedder.embed(INPUTS)
+    experts, moved = model.generation.pool.experts, ExpertPool()
+    for number, expert in enumerate(experts):
+        moved = moved.add(replace(expert, centroid=(queries[number] + queries[3 - number]) / 2))
+    model.generation = Generation(moved)
+    nearest = []
+    for query in queries.double():
+        cosines = [float(query @ each.centroid.double()) for each in moved.experts if each.centroid is not None]
+        nearest.append(experts[cosines.index(max(cosines))].name)
+    assert len(set(nearest)) > 1
+    together = model.score(INPUTS, INPUTS, RoutingChoice("retrieval"))
+    alone = [model.score([text], [text], RoutingChoice(f"expert:{name}"))[0]
+             for text, name in zip(INPUTS, nearest, strict=True)]  # fmt: skip
+    assert together == pytest.approx(alone, rel=1e-5)
+    answered = model.answer(INPUTS, RoutingChoice("retrieval"), max_new_tokens=3, explain=True)
+    assert [{answered.experts[at] for route in answer.routes for at in route.experts.ravel()}
+            for answer in answered.answers] == [{name} for name in nearest]  # fmt: skip
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> Path:
+    """A small encoder such as sentence embeddings are made with."""
+    torch.manual_seed(5)
+    tokenizer = factories.save_tokenizer(tmp_path / "encoder", begin=False)
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    BertModel(config).save_pretrained(tmp_path / "encoder")
+    return tmp_path / "encoder"
+
+
+def test_another_encoder_may_embed(t5_base: Path, encoder: Path, identity: Identity, tmp_path: Path) -> None:
+    told = Statistics(centroid=Centroid(embedding=fingerprint(str(encoder)), width=16))
+    pool = factories.make_pool(t5_base, identity)
+    bundles = [
+        factories.make_bundle(tmp_path / f"b{n}", pool, identity, name=f"e{n}", seed=n, statistics=told)
+        for n in range(2)
+    ]
+    model = RoutedModel.from_base(str(t5_base), device="cpu", embedding=str(encoder))
+    for bundle in bundles:
+        model.append(bundle)
+    assert model.generate(INPUTS, RoutingChoice("retrieval"), max_new_tokens=2)
+    by_base = RoutedModel.from_bundles(str(t5_base), bundles, device="cpu")
+    with pytest.raises(Refused, match=r"embedded by the base model here; 2 experts .*: e0, e1\.") as refused:
+        by_base.generate(["a"], RoutingChoice("retrieval"))
+    assert refused.value.code is Code.STATISTICS_MISSING
+    model.append(factories.make_bundle(tmp_path / "b9", pool, identity, name="e9", seed=9, statistics=TOLD))
+    with pytest.raises(Refused, match=r"embedded by the embedding model encoder here; 1 experts .*: e9\.") as refused:
+        model.generate(["a"], RoutingChoice("retrieval"))
+    assert refused.value.code is Code.STATISTICS_MISSING
+
+
+def test_an_embedding_model_that_is_none_is_refused(t5_base: Path, tmp_path: Path) -> None:
+    with pytest.raises(Refused) as refused:
+        RoutedModel.from_base(str(t5_base), device="cpu", embedding=str(tmp_path / "nowhere"))
+    assert refused.value.code is Code.BASE_UNREADABLE
+
+
+def test_means_are_those_of_each_example_alone(base: Path) -> None:
+    loaded = load_base(str(base), device="cpu")
+    rows = [([5, 14, 15, 16, 1], [16, 15, 1]), ([7, 1], [20, 21, 22, 23, 1]), ([9, 10, 11, 1], [12, 1])]
+    paths = list(linear_modules(loaded.model))
+    causal = loaded.architecture == "decoder-only"
+
+    def batch(some: list[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
+        pairs = [(ids + labels, [IGNORED] * len(ids) + labels) for ids, labels in some] if causal else some
+        widths = [max(len(pair[side]) for pair in pairs) for side in (0, 1)]
+        return {
+            "input_ids": torch.tensor([ids + [0] * (widths[0] - len(ids)) for ids, _ in pairs]),
+            "attention_mask": torch.tensor([[1] * len(ids) + [0] * (widths[0] - len(ids)) for ids, _ in pairs]),
+            "labels": torch.tensor([labels + [IGNORED] * (widths[1] - len(labels)) for _, labels in pairs]),
+        }
+
+    found = mean_inputs(loaded, paths, [batch(rows[:2]), batch(rows[2:])])
+    seen: dict[str, list[Tensor]] = {path: [] for path in paths}
+
+    def look(_module: object, inputs: tuple[Tensor, ...], *, path: str) -> None:
+        seen[path].append(inputs[0][0].double().mean(0))
+
+    for path in paths:
+        loaded.model.get_submodule(path).register_forward_pre_hook(partial(look, path=path))
+    for row in rows:
+        with torch.no_grad():
+            loaded.model(**batch([row]))
+    for path in paths:
+        torch.testing.assert_close(found[path].double(), torch.stack(seen[path]).mean(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3])
+@pytest.mark.parametrize("end", ["gate", "mean"])
+def test_a_constant_vector_is_refused_at_loading(
+    t5_base: Path, identity: Identity, tmp_path: Path, value: float, end: str
+) -> None:
+    pool = factories.make_pool(t5_base, identity)
+    bundle = factories.make_bundle(tmp_path / "b", pool, identity, statistics=TOLD)
+    path = next(iter(bundle.spec.modules))
+    bundle = edited(bundle, identity, f"{path}.{end}", value)
+    model = RoutedModel.from_base(str(t5_base), device="cpu")
+    with pytest.raises(Refused, match="is constant") as refused:
+        model.append(bundle)
+    assert refused.value.code is Code.CONSTANT_GATE
+    assert model.digests == ()
+
+
+def edited(bundle: Bundle, identity: Identity, name: str, value: float) -> Bundle:
+    tensors = load_file(bundle.folder / GATES)
+    tensors[name].fill_(value)
+    save_file(tensors, bundle.folder / GATES, {"format": "pt"})
+    return pack(bundle.folder, bundle.spec, identity)
+
+
+def test_statistics_come_with_the_expert(t5_base: Path, identity: Identity, tmp_path: Path) -> None:
+    pool = factories.make_pool(t5_base, identity)
+    bundle = factories.make_bundle(tmp_path / "b", pool, identity, statistics=TOLD)
+    expert = RoutedModel.from_bundles(str(t5_base), [bundle], device="cpu").generation.pool.experts[0]
+    held = load_file(bundle.folder / GATES)
+    assert expert.centroid is not None
+    torch.testing.assert_close(expert.centroid, held["centroid"] / held["centroid"].norm())
+    for path, part in expert.modules.items():
+        assert torch.equal(expert.means[path], held[f"{path}.mean"])
+        torch.testing.assert_close(part.gate, standardise(held[f"{path}.gate"]), rtol=1e-5, atol=1e-6)
