@@ -24,6 +24,7 @@ class Columns:
     input: str = "input"
     target: str = "target"
     messages: str = "messages"
+    text: str = "text"
 
 
 @dataclass(frozen=True)
