@@ -92,6 +92,11 @@ class Superlink:
             server_address=self._address, insecure=True, root_certificates=None, interceptors=[version, acquire],
         )  # fmt: skip
 
+    def close(self) -> None:
+        """Close the connections."""
+        self._control.close()
+        self._executor.close()
+
     def nodes(self) -> list[NodeInfo]:
         """Every node that was ever registered."""
         return list(self._control.ListNodes(ListNodesRequest()).nodes_info)
