@@ -49,8 +49,12 @@ RECIPE_FLAGS: dict[str, tuple[type, str]] = {
 }
 
 
-def recipe_flags(verb: Callable[..., None]) -> Callable[..., None]:
-    """Give a verb one flag for each field of the recipe; they arrive in its `**recipe`."""
+EXPERT_FLAGS = frozenset({"kind", "rank", "alpha", "activation", "expert_steps"})
+"""Of no use where the expert is there already."""
+
+
+def recipe_flags(verb: Callable[..., None], without: frozenset[str] = frozenset()) -> Callable[..., None]:
+    """Give a verb one flag for each field of the recipe, but for some; they arrive in its `**recipe`."""
     signature = inspect.signature(verb)
     given = [entry for entry in signature.parameters.values() if entry.kind is not inspect.Parameter.VAR_KEYWORD]
     flags = [
@@ -61,6 +65,7 @@ def recipe_flags(verb: Callable[..., None]) -> Callable[..., None]:
             annotation=Annotated[kind | None, typer.Option(help=text, rich_help_panel="Recipe (default: the pool's)")],
         )
         for name, (kind, text) in RECIPE_FLAGS.items()
+        if name not in without
     ]
     verb.__signature__ = signature.replace(parameters=[*given, *flags])  # type: ignore[attr-defined] # read by inspect
     verb.__annotations__ = {entry.name: entry.annotation for entry in (*given, *flags)} | {"return": None}
@@ -89,13 +94,13 @@ def at_work(workspace: "Workspace") -> Iterator[None]:
         yield
 
 
-def quiet_libraries(base: str) -> None:
+def quiet_libraries(*models: str) -> None:
     """Before the first import of the training libraries: no telemetry, no chatter, one GPU.
 
     Args:
-        base: The base model; if it is a folder, the libraries are told to ask nobody.
+        models: The base model and others; if all are folders, the libraries are told to ask nobody.
     """
-    if Path(base).is_dir():
+    if all(Path(model).is_dir() for model in models):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     for name, value in {
         "HF_HUB_DISABLE_TELEMETRY": "1",

@@ -1,18 +1,19 @@
 """From a finished run to a signed bundle. Knows weights and facts, never an example."""
 
 import shutil
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from client.runs import ADAPTER, RunRecord, read_record, read_statistics
+from client.runs import ADAPTER, LOSSES, RunRecord, read_record, read_statistics
 from protocol import bundle
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, GATES, Bundle
 from protocol.errors import Code, Refused
 from protocol.fit import check_tensors
-from protocol.kinds import Kind
+from protocol.kinds import Ia3Module, Kind, Module
 from protocol.release import Pool, timestamp
 from protocol.signing import Identity
 from protocol.spec import ExpertSpec, Statistics
@@ -24,16 +25,17 @@ _CARD = """\
 
 # {{ name }}
 
-{{ what }} with PHATGOOSE gates, trained for the Greylag pool **{{ pool }}**. The data it was
-trained on stayed with its contributor.
+{{ what }} with PHATGOOSE gates for the Greylag pool **{{ pool }}**. The data stayed with its
+contributor.
 
 | | |
 |---|---|
 | base model | {{ base }} |
 | modules | {{ modules }}{{ size }} |
-| expert | {{ recipe.expert_steps }} steps of {{ recipe.batch_size }}, learning rate {{ recipe.learning_rate }} |
-| gates | {{ recipe.gate_steps }} steps, one vector a module |
+| expert | {{ expert }} |
+| gates | {{ recipe.gate_steps }} steps of {{ recipe.batch_size }}, learning rate {{ recipe.learning_rate }} |
 | examples | {{ rows }} |
+| loss on held-out examples | {{ losses }} |
 | told about the data | {{ told }} |
 
 {{ use }}
@@ -89,7 +91,7 @@ def pack_run(
         base=pool.spec.base,
         contributor=identity.public.hex,
         modules=record.modules,
-        dtype="float32",
+        dtype=record.dtype,
         statistics=statistics,
         license=license_id,
         supersedes=supersedes,
@@ -120,28 +122,44 @@ def _told(statistics: Statistics) -> str:
 
 def render_card(record: RunRecord, pool: Pool, license_id: str, statistics: Statistics) -> str:
     """Write the model card from facts alone."""
+    recipe, first = record.recipe, next(iter(record.modules.values()))
+    steps = f"{recipe.expert_steps} steps of {recipe.batch_size}, learning rate {recipe.learning_rate}"
     data = ModelCardData(
         base_model=pool.spec.base.name,
         library_name="peft",
         license=license_id,
-        tags=[record.recipe.kind, "greylag", "phatgoose"],
+        tags=[first.kind, "greylag", "phatgoose"],
     )
-    recipe = record.recipe
     card = ModelCard.from_template(
         data,
         template_str=_CARD,
         name=record.name,
         pool=pool.spec.name,
         base=pool.spec.base.name,
-        what=_WHAT[recipe.kind],
+        what=_WHAT[first.kind],
         modules=len(record.modules),
-        size="" if recipe.kind == "ia3" else f", rank {recipe.rank}, alpha {recipe.alpha}",
+        size=_size(record.modules.values()),
         recipe=recipe,
-        use=_OWN if recipe.kind == "bottleneck" else _PEFT,
+        expert="an adapter that was there already" if record.adopted else steps,
+        losses=", ".join(f"{loss:.3f} {LOSSES[name]}" for name, loss in record.losses.items()),
+        use=_OWN if first.kind == "bottleneck" else _PEFT,
         rows=record.rows,
         told=_told(statistics),
     )
     return str(card)
+
+
+def _size(modules: Iterable[Module]) -> str:
+    """Name the ranks and alphas of an expert; (IA)3 has none."""
+    ranked = [module for module in modules if not isinstance(module, Ia3Module)]
+    if not ranked:
+        return ""
+    return f", rank {_range([each.rank for each in ranked])}, alpha {_range([each.alpha for each in ranked])}"
+
+
+def _range(sizes: Sequence[float]) -> str:
+    low, high = min(sizes), max(sizes)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
 def _put(partial: Path, folder: Path) -> None:

@@ -23,6 +23,7 @@ from transformers import (
 )
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from client import history
 from client.progress import Progress, Report
 from protocol.errors import Code, Refused
 from protocol.spec import Recipe
@@ -44,7 +45,7 @@ class Phase:
     """What one phase trains, and where it keeps its checkpoints."""
 
     name: str
-    """`expert` or `gates`."""
+    """`base`, `expert` or `gates`."""
     folder: Path
     steps: int
     seed: int
@@ -71,17 +72,9 @@ def run(
     Raises:
         Refused: `NOT_FINITE` if training diverged.
     """
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token  # padding is masked, so any token serves
-    trainer = _PhaseTrainer(
-        model=model,
-        args=_arguments(phase, recipe),
-        data_collator=DataCollatorForSeq2Seq(tokenizer),
-        train_dataset=train,
-        eval_dataset=held_out,
-        callbacks=[_Checkpoints(phase.folder), _Reporter(phase, report)],
-    )
-    trainer.remove_callback(PrinterCallback)
+    trainer = _trainer(phase, model, tokenizer, held_out, recipe, train)
+    trainer.add_callback(_Checkpoints(phase.folder))
+    trainer.add_callback(_Reporter(phase, report))
     last = sweep(phase.folder)
     try:
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
@@ -95,7 +88,42 @@ def run(
         sweep(phase.folder)
     if trainer.state.best_model_checkpoint is None:
         raise diverged(phase.name)
+    history.write(phase.folder, trainer.state.log_history)
     return float(trainer.state.best_metric)
+
+
+def measure(
+    phase: Phase,
+    model: "nn.Module",
+    tokenizer: "PreTrainedTokenizerBase",
+    held_out: "datasets.Dataset",
+    recipe: Recipe,
+) -> None:
+    """Note the held-out loss of a model that is not trained, as the history of a phase of no steps."""
+    trainer = _trainer(phase, model, tokenizer, held_out, recipe)
+    trainer.evaluate()
+    history.write(phase.folder, trainer.state.log_history)
+
+
+def _trainer(
+    phase: Phase,
+    model: "nn.Module",
+    tokenizer: "PreTrainedTokenizerBase",
+    held_out: "datasets.Dataset",
+    recipe: Recipe,
+    train: "datasets.Dataset | None" = None,
+) -> "_PhaseTrainer":
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # padding is masked, so any token serves
+    trainer = _PhaseTrainer(
+        model=model,
+        args=_arguments(phase, recipe),
+        data_collator=DataCollatorForSeq2Seq(tokenizer),
+        train_dataset=train,
+        eval_dataset=held_out,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def sweep(folder: Path) -> Path | None:
@@ -205,6 +233,7 @@ def _arguments(phase: Phase, recipe: Recipe) -> TrainingArguments:
         max_grad_norm=1.0,
         eval_strategy="steps",
         eval_steps=recipe.eval_every,
+        eval_on_start=phase.name == "expert",  # an untrained expert is the base
         save_strategy="steps",
         save_steps=recipe.eval_every,
         load_best_model_at_end=True,

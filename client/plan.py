@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from client.sharing import NOTHING, Sharing
 from protocol import strict_json
@@ -10,6 +11,9 @@ from protocol.bundle import sha256_of
 from protocol.errors import Code, Refused
 from protocol.release import Pool
 from protocol.spec import Recipe
+
+if TYPE_CHECKING:
+    from client.adopt import Adapter
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class Plan:
     micro_batch: int | None = None
     sharing: Sharing = NOTHING
     """Changes nothing about the expert itself, so it has no part in the run's name."""
+    adapter: "Adapter | None" = None
+    """Trained elsewhere; only its gates are trained here."""
 
     def run_id(self) -> str:
         """Name of the run's folder: equal input, equal name.
@@ -59,5 +65,6 @@ class Plan:
             "pool": self.pool.digest,
             "recipe": self.recipe.model_dump(),
             "seed": self.seed,
+            "adapter": self.adapter and self.adapter.digest,
         }
         return hashlib.sha256(strict_json.dumps(facts)).hexdigest()[:16]

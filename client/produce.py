@@ -1,7 +1,7 @@
 """The verb `train`: from a workspace and a data file to a signed bundle."""
 
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -10,9 +10,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from client import identity as keys
 from client import outbox, pack
+from client.adopt import read_adapter
 from client.plan import Columns, Plan
 from client.progress import Report
-from client.runs import ADAPTER, plan_modules, read_record
+from client.runs import ADAPTER, LOSSES, plan_modules, read_record
 from client.settings import ClientSettings
 from client.sharing import Share, Sharing
 from client.workspace import Workspace
@@ -39,10 +40,19 @@ class Order:
     """Fields of the recipe that differ from the pool's; None means the pool's."""
     share: tuple[Share, ...] = ()
     """Statistics of the data that the bundle tells, too."""
+    adapter: str | None = None
+    """Folder or Hugging Face id of an adapter of which only the gates are trained."""
 
 
-def produce(workspace: Workspace, settings: ClientSettings, order: Order, report: Report, now: datetime) -> Bundle:
-    """Train and pack one expert; all that is cheap to check is checked before the slow part.
+def produce(
+    workspace: Workspace,
+    settings: ClientSettings,
+    order: Order,
+    report: Report,
+    now: datetime,
+    say: Callable[[str], object] = str,
+) -> Bundle:
+    """Train and pack one expert, or the gates of one; all that is cheap to check is checked before the slow part.
 
     Args:
         workspace: Locked by the caller.
@@ -50,15 +60,18 @@ def produce(workspace: Workspace, settings: ClientSettings, order: Order, report
         order: What to train.
         report: Told after every step.
         now: Time of signing.
+        say: Told in sentences what came of it.
 
     Raises:
-        Refused: A code of the data, the base, the key or the recipe.
+        Refused: A code of the data, the base, the key, the recipe or the adapter.
     """
     if not order.data.is_file():
         raise Refused(Code.DATA_UNREADABLE, f"There is no data file {order.data}.", "Check the path.")
     pool = workspace.pool(settings.pool_key)
     recipe = override(pool.spec.recipe, order.overrides or {})
-    plan_modules(pool.spec, recipe)
+    adapter = None if order.adapter is None else read_adapter(order.adapter, pool.spec)
+    if adapter is None:
+        plan_modules(pool.spec, recipe)
     name = _expert_name(order.name or settings.name)
     if order.micro_batch is not None and recipe.batch_size % order.micro_batch:
         raise Refused(
@@ -72,12 +85,40 @@ def produce(workspace: Workspace, settings: ClientSettings, order: Order, report
     columns = Columns(settings.input_column, settings.target_column, settings.messages_column)
     sharing = Sharing(order.share, settings.embedding)
     plan = Plan(
-        order.data, columns, settings.base, name, recipe, pool, order.seed, order.device, order.micro_batch, sharing
+        data=order.data,
+        columns=columns,
+        base=settings.base,
+        name=name,
+        recipe=recipe,
+        pool=pool,
+        seed=order.seed,
+        device=order.device,
+        micro_batch=order.micro_batch,
+        sharing=sharing,
+        adapter=adapter,
     )
     run = workspace.runs / plan.run_id()
     if read_record(run) is None or not (sharing.folder(run) / GATES).is_file():
         _import_training()(plan, run, report)
+    for sentence in _result(run, plan):
+        say(sentence)
     return _packed(workspace, settings, run, plan, identity, now)
+
+
+def _result(run: Path, plan: Plan) -> Iterator[str]:
+    record = read_record(run)
+    if record is None:
+        return
+    losses = record.losses
+    yield "Loss on held-out rows: " + ", ".join(f"{loss:.3f} {LOSSES[name]}" for name, loss in losses.items()) + "."
+    if plan.adapter is not None:
+        named = plan.adapter.base_name or "no base model"
+        yield (
+            f"The adapter names {named}, the pool {plan.pool.spec.base.name}; a name proves nothing, and an adapter "
+            "holds no other proof of the weights that it was trained on."
+        )
+    if losses["gates"] >= losses["base"]:
+        yield "On these rows the expert does not help: perhaps it belongs to other rows, or to another base model."
 
 
 def _import_training() -> Callable[[Plan, Path, Report], None]:

@@ -10,13 +10,15 @@ from protocol import statement, strict_json
 from protocol.bundle import GATES
 from protocol.errors import Code, Refused
 from protocol.kinds import BottleneckModule, DoraModule, Ia3Module, LoraModule, Module, RsLoraModule, Shape
-from protocol.spec import Name, PoolSpec, Recipe, Sha256, Statistics
+from protocol.spec import Dtype, Name, PoolSpec, Recipe, Sha256, Statistics
 from protocol.statement import Strict
 
 ADAPTER = "adapter"
 RECORD = "run.json"
 STATISTICS = "statistics.json"
 """Beside gates that carry statistics."""
+
+LOSSES = {"base": "by the base alone", "expert": "with the expert", "gates": "with the expert under its gates"}
 
 
 class RunRecord(Strict):
@@ -27,6 +29,12 @@ class RunRecord(Strict):
     pool: Sha256
     recipe: Recipe
     modules: dict[str, Module]
+    dtype: Dtype = "float32"
+    """Of the expert's tensors."""
+    adopted: bool = False
+    """The expert was trained elsewhere, and only its gates by this recipe."""
+    losses: dict[Name, float]
+    """Losses on the held-out rows, in nats a token, three digits: of the base alone, with the expert, with it gated."""
     rows: Annotated[str, Field(max_length=40)]
     """How many examples, as a power of ten: an exact count says more about the data than it should."""
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import set_seed
 
-from client import gates, phase, statistics, tuner
+from client import gates, history, phase, statistics, tuner
+from client.adopt import write_adapter
 from client.data import Examples, read_examples
 from client.plan import Plan
 from client.progress import Report
@@ -35,9 +36,11 @@ def train(plan: Plan, folder: Path, report: Report) -> None:
         report: Told after every step.
 
     Raises:
-        Refused: A code of the data, `RANK_OUT_OF_BOUNDS`, `BASE_UNREADABLE`, `MODULE_UNKNOWN` or `NOT_FINITE`.
+        Refused: A code of the data, `RANK_OUT_OF_BOUNDS`, `BASE_UNREADABLE`, `MODULE_UNKNOWN`, `NOT_FINITE` or
+            `NO_EFFECT`.
     """
-    modules = plan_modules(plan.pool.spec, plan.recipe)
+    adapter = plan.adapter
+    modules = plan_modules(plan.pool.spec, plan.recipe) if adapter is None else adapter.modules
     if plan.device == "cuda" and not torch.cuda.is_available():
         raise Refused(Code.SETTINGS_INVALID, "There is no CUDA device here.", "Leave out --device cuda.")
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,16 +55,27 @@ def train(plan: Plan, folder: Path, report: Report) -> None:
         scratch=folder,
     )
     if not (folder / ADAPTER).is_dir():
-        _train_expert(plan, base, examples, modules, folder, report)
+        if adapter is None:
+            _train_expert(plan, base, examples, modules, folder, report)
+        else:
+            _measure_base(plan, base, examples, folder)
+            write_adapter(adapter, folder / ADAPTER, plan.pool.spec)
     if not (folder / GATES).is_file():
         _train_gates(plan, base, examples, modules, folder, report)
     if not (plan.sharing.folder(folder) / GATES).is_file():
         statistics.write(plan.sharing, folder, base, examples.train, list(modules), report)
     record = RunRecord(
-        name=plan.name, pool=plan.pool.digest, recipe=plan.recipe, modules=modules, rows=coarse(examples.rows)
+        name=plan.name,
+        pool=plan.pool.digest,
+        recipe=plan.recipe,
+        modules=dict(modules),
+        dtype="float32" if adapter is None else adapter.dtype,
+        adopted=adapter is not None,
+        losses=history.losses(folder),
+        rows=coarse(examples.rows),
     )
     write_whole(folder / RECORD, dump_record(record))
-    for checkpoints in ("expert", "gates"):
+    for checkpoints in ("base", "expert", "gates"):
         shutil.rmtree(folder / checkpoints, ignore_errors=True)
 
 
@@ -70,7 +84,7 @@ def _train_expert(
 ) -> None:
     set_seed(plan.seed)
     expert = tuner.put_on(base, plan.recipe, modules)
-    work = phase.Phase("expert", folder / "expert", plan.recipe.expert_steps, plan.seed, plan.device, plan.micro_batch)
+    work = _phase(plan, "expert", folder)
     phase.run(work, expert.model, base.tokenizer, examples.train, examples.held_out, plan.recipe, report)
     _check_finite(phase.trainable(expert.model), "expert")
     expert.save(folder / ADAPTER, plan.pool.spec.base.name)
@@ -80,10 +94,21 @@ def _train_expert(
 def _train_gates(
     plan: Plan, base: Base, examples: Examples, modules: "Mapping[str, Module]", folder: Path, report: Report
 ) -> None:
-    work = phase.Phase("gates", folder / "gates", plan.recipe.gate_steps, plan.seed, plan.device, plan.micro_batch)
+    work = _phase(plan, "gates", folder)
     vectors = gates.train(work, base, folder / ADAPTER, modules, examples, plan.recipe, report)
     _check_finite(vectors, "gates")
     gates.save(vectors, folder / GATES)
+
+
+def _measure_base(plan: Plan, base: Base, examples: Examples, folder: Path) -> None:
+    # Gates are trained on an expert that came from elsewhere, perhaps from another base: this tells what it is worth.
+    work = _phase(plan, "base", folder)
+    phase.measure(work, base.model, base.tokenizer, examples.held_out, plan.recipe)
+
+
+def _phase(plan: Plan, name: str, folder: Path) -> phase.Phase:
+    steps = {"expert": plan.recipe.expert_steps, "gates": plan.recipe.gate_steps}.get(name, 0)
+    return phase.Phase(name, folder / name, steps, plan.seed, plan.device, plan.micro_batch)
 
 
 def _check_finite(tensors: "Mapping[str, torch.Tensor]", name: str) -> None:

@@ -6,20 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
+from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from client.workspace import write_whole
 from protocol import strict_json
+from protocol.adapter_config import TASKS
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from protocol.kinds import BOTTLENECK_TYPE, BottleneckModule, Ia3Module, Module
 from protocol.spec import Architecture, Recipe
 from router.attach import find_linear
 from router.base import Base
 from router.bottleneck import attach_bottlenecks, detach_bottlenecks, save_bottlenecks
-
-_TASKS = {"encoder-decoder": TaskType.SEQ_2_SEQ_LM, "decoder-only": TaskType.CAUSAL_LM}
 
 
 class Tuner(Protocol):
@@ -102,7 +101,7 @@ class _BottleneckTuner:
 
 
 def _config(recipe: Recipe, modules: Mapping[str, Module], architecture: Architecture) -> PeftConfig:
-    targets, task = list(modules), _TASKS[architecture]
+    targets, task = list(modules), TASKS[architecture]
     if recipe.kind == "ia3":
         inputs = [path for path, each in modules.items() if isinstance(each, Ia3Module) and each.side == "input"]
         return IA3Config(target_modules=targets, feedforward_modules=inputs, task_type=task)

@@ -16,7 +16,7 @@ class ModuleRoute:
     experts: NDArray[np.int64]
     """[s, k] positions in the pool."""
     weights: NDArray[np.float32]
-    """[s, k], each row sums to 1."""
+    """[s, k]; below zero what the method takes off."""
     full: NDArray[np.float32] | None = None
     """[s, n], the probabilities of all experts of the pool; only if they were asked for."""
 

@@ -24,7 +24,7 @@ from protocol.tensors import ADAPTER_PREFIX
 from router.answer import ModuleRoute
 from router.expert import Expert
 from router.part import ExpertModule
-from router.trace import expert_shares, module_shares
+from router.trace import expert_shares, mean_weights
 from router.whole import new_folder
 
 _TASKS = {"encoder-decoder": "SEQ_2_SEQ_LM", "decoder-only": "CAUSAL_LM"}
@@ -81,8 +81,8 @@ def export_lora(
     """
     names = [expert.full_name for expert in experts]
     merged = {
-        path: merge(_chosen(path, shares.tolist(), experts), rank)
-        for path, shares in module_shares(routes, names).items()
+        path: merge(_chosen(path, weights.tolist(), experts), rank)
+        for path, weights in mean_weights(routes, len(experts)).items()
     }
     if not merged:
         raise Refused(
@@ -124,10 +124,10 @@ def merge(parts: Sequence[tuple[float, ExpertModule]], rank: int) -> Merged:
     )
 
 
-def _chosen(path: str, shares: Sequence[float], experts: Sequence[Expert]) -> list[tuple[float, ExpertModule]]:
+def _chosen(path: str, weights: Sequence[float], experts: Sequence[Expert]) -> list[tuple[float, ExpertModule]]:
     chosen = []
-    for expert, share in zip(experts, shares, strict=True):
-        if share:
+    for expert, weight in zip(experts, weights, strict=True):
+        if weight:
             part = expert.modules[path]
             if not part.plain:
                 raise Refused(
@@ -135,7 +135,7 @@ def _chosen(path: str, shares: Sequence[float], experts: Sequence[Expert]) -> li
                     f"At {path} expert {expert.full_name} is more than a product B A, so no LoRA equals it.",
                     "Leave it out with --deny, or serve the routed model itself.",
                 )
-            chosen.append((share, part))
+            chosen.append((weight, part))
     return chosen
 
 

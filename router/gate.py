@@ -37,7 +37,7 @@ class Choice(NamedTuple):
     experts: Tensor
     """[t, k] rows among the experts of a module, highest score first."""
     weights: Tensor
-    """[t, k] float32, each row sums to 1."""
+    """[t, k] float32; each row sums to 1 where a softmax made it."""
     hidden: Tensor | None = None
     """[t, k, r] float32, w s A u, where a GPU computed it by the way."""
 
@@ -48,7 +48,7 @@ class CommonChoice(NamedTuple):
     experts: list[int]
     """k rows among the experts of a module, highest score first."""
     weights: list[float]
-    """k, which sum to 1."""
+    """k; they sum to 1 unless the method wants it otherwise."""
 
 
 def scores(u: Tensor, gates: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ of a generation, never on values, so it can be captured in a CUDA graph; calibra
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -45,20 +45,15 @@ def select(group: RouteGroup, u: Tensor, k: int, temperature: float = 1.0) -> li
         k: Experts a token.
         temperature: As in `router.select.select`.
     """
-    kernels = _kernels(u.dtype)
-    found: list[Choice | None] = []
-    view = group.view
+    kernels, view = _kernels(u.dtype), group.view
     # The kernels find gates by themselves, and nothing but gates.
     if kernels is None or group.prototype is not None or k > kernels.MOST or view.dtype != u.dtype:
         step = max(1, _SCORES // ((group.length + 1) * len(group.counts)))
         parts = [_select(group, chunk, k, temperature) for chunk in torch.split(u, step)]
-        for choices in zip(*parts, strict=True):
-            several = [choice for choice in choices if choice is not None]
-            experts, weights = (torch.cat([choice[at] for choice in several]) for at in (0, 1)) if several else (u, u)
-            found.append(Choice(experts, weights) if several else None)
-        return found
-    kept = min(k, max(group.counts))
-    experts, weights, hidden = kernels.choose(view, _rows(u), kept, temperature)
+        return [_joined(choices) for choices in zip(*parts, strict=True)]
+    with _beside(u):
+        experts, weights, hidden = kernels.choose(view, _rows(u), min(k, max(group.counts)), temperature)
+    found: list[Choice | None] = []
     for slot, count in enumerate(group.counts):
         few = slice(min(k, count))
         # Where there are bottleneck adapters, whose hidden values are more than A u, `offered` knows another way.
@@ -81,12 +76,14 @@ def offered(module: ModuleExperts, u: Tensor) -> dict[str, Path]:
 
 def add_rows(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> None:
     """Serve token by token, u [t, d] and y [t, o]."""
-    _launch().add_rows(module.group.view, module.slot, _rows(u), choice, y)
+    with _beside(u):
+        _launch().add_rows(module.group.view, module.slot, _rows(u), choice, y)
 
 
 def add_tiles(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> None:
     """Sort tokens, u [t, d] and y [t, o], by expert, and serve them tile by tile."""
-    _launch().add_tiles(module.group.view, module.slot, _rows(u), choice, y)
+    with _beside(u):
+        _launch().add_tiles(module.group.view, module.slot, _rows(u), choice, y)
 
 
 def add_gathered(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> None:
@@ -139,8 +136,8 @@ def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
     Score and row make one integer, so that no two are equal: topk leaves open in which order equals come.
     """
-    # Zero has one sign, and a negative number's other bits count the other way round.
-    bits = (scores + 0.0).view(torch.int32)
+    # Zero has one sign, what is no number comes first, and a negative number's other bits count the other way round.
+    bits = (scores.nan_to_num(torch.inf, torch.inf, -torch.inf) + 0.0).view(torch.int32)
     ascending = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()
     last = scores.shape[1] - 1
     keys = (ascending << 32) | (last - torch.arange(last + 1, device=scores.device))
@@ -160,6 +157,18 @@ def _select(group: RouteGroup, u: Tensor, k: int, temperature: float) -> list[Ch
         rows, highest = best(table[:, :, slot].masked_fill(~seen, -torch.inf), min(k, count))
         found.append(Choice(rows, torch.softmax(highest / (d**0.5 * temperature), dim=1)) if count else None)
     return found
+
+
+def _joined(choices: tuple[Choice | None, ...]) -> Choice | None:
+    several = [choice for choice in choices if choice is not None]
+    if not several:
+        return None
+    return Choice(torch.cat([part.experts for part in several]), torch.cat([part.weights for part in several]))
+
+
+def _beside(u: Tensor) -> AbstractContextManager[None]:
+    """Make u's device the thread's: Triton launches there, wherever its tensors are."""
+    return torch.cuda.device_of(u)  # type: ignore[no-untyped-call]
 
 
 def _rows(u: Tensor) -> Tensor:

@@ -58,8 +58,7 @@ class RouteRecorder:
             rows = np.broadcast_to(np.array(choice.experts), (shape[:-1].numel(), len(choice.experts)))
             weights = np.broadcast_to(np.array(choice.weights, dtype=np.float32), rows.shape)
         else:
-            # What a method takes off, at a weight below zero, is nobody's share.
-            rows, weights = choice.experts.cpu().numpy(), choice.weights.clamp(min=0).cpu().numpy()
+            rows, weights = choice.experts.cpu().numpy(), choice.weights.cpu().numpy()
         k = rows.shape[1]
         chosen, positions = np.unique(rows, return_inverse=True)
         known = np.array([self._positions[module.expert(row).digest] for row in chosen.tolist()], dtype=np.int64)

@@ -6,6 +6,7 @@ all tokens and modules; an oracle that always takes one expert has the distribut
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -38,15 +39,35 @@ def expert_shares(routes: Iterable[ModuleRoute], experts: Sequence[str]) -> dict
 
 
 def module_shares(routes: Iterable[ModuleRoute], experts: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-    """Mean weight of each expert at each module.
+    """Share of each module's routing weight that each expert was given.
 
     Returns:
-        [n] by module path, in the order in which modules first ran.
+        [n] by module path, in the order in which modules first ran. What a method takes off, at a weight below zero,
+        is nobody's share.
     """
     sums: dict[str, NDArray[np.float64]] = {}
     for route in routes:
-        np.add.at(sums.setdefault(route.module, np.zeros(len(experts))), route.experts, route.weights)
+        given = sums.setdefault(route.module, np.zeros(len(experts)))
+        np.add.at(given, route.experts, np.maximum(route.weights, 0))
     return {module: values / (values.sum() or 1.0) for module, values in sums.items()}
+
+
+def mean_weights(routes: Iterable[ModuleRoute], experts: int) -> dict[str, NDArray[np.float64]]:
+    """Average the weights of each expert at each module over its tokens, whatever they sum to.
+
+    Args:
+        routes: What the modules chose.
+        experts: Experts in the pool, n.
+
+    Returns:
+        [n] by module path.
+    """
+    sums: dict[str, NDArray[np.float64]] = {}
+    tokens: Counter[str] = Counter()
+    for route in routes:
+        np.add.at(sums.setdefault(route.module, np.zeros(experts)), route.experts, route.weights)
+        tokens[route.module] += len(route.experts)
+    return {module: values / max(tokens[module], 1) for module, values in sums.items()}
 
 
 def distribution(routes: Iterable[ModuleRoute], experts: int) -> NDArray[np.float64]:
@@ -64,9 +85,9 @@ def distribution(routes: Iterable[ModuleRoute], experts: int) -> NDArray[np.floa
     total = np.zeros(experts)
     for route in routes:
         if route.full is None:
-            np.add.at(total, route.experts, route.weights)
+            np.add.at(total, route.experts, np.maximum(route.weights, 0))
         else:
-            total += route.full.sum(axis=0, dtype=np.float64)
+            total += np.maximum(route.full, 0).sum(axis=0, dtype=np.float64)
     return total / (total.sum() or 1.0)
 
 

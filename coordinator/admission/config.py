@@ -1,34 +1,17 @@
 """Does adapter_config.json, which plain PEFT obeys, say exactly what the signed spec says?
 
-PEFT itself never refuses a configuration: it drops unknown keys and loads what it can. Here every
-key must be known or switched off, and the modules that PEFT would touch must be the spec's.
+Every key must be known or switched off, and the modules that PEFT would touch must be the spec's.
 """
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from protocol.adapter_config import IA3_KEYS, LORA_KEYS, at_module, first_fault
 from protocol.errors import Code, Refused
 from protocol.kinds import BOTTLENECK_TYPE, DoraModule, Ia3Module, LoraModule, RsLoraModule
 from protocol.spec import ExpertSpec
 
-# Keys that say nothing about the weights, or that say it again; the others must match or be switched off.
-# PEFT itself finds out what fan_in_fan_out is for each module.
-_INFORMATIVE = {
-    "base_model_name_or_path", "fan_in_fan_out", "inference_mode", "init_ia3_weights", "lora_dropout",
-    "megatron_core", "peft_version", "qalora_group_size", "revision", "task_type",
-}  # fmt: skip
-_LORA_KEYS = {
-    "r", "lora_alpha", "rank_pattern", "alpha_pattern", "bias", "use_rslora", "use_dora", "init_lora_weights",
-}  # fmt: skip
-# Others, such as PiSSA and OLoRA, change the base's weights, and PEFT changes them again whenever it loads the adapter.
-_HARMLESS_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
-_OFF: tuple[object, ...] = (None, False, 0, "", [], {})
-_WHY = {
-    "bias": "an expert adds to linear modules and leaves the base's own biases alone",
-    "lora_bias": "an expert's factors carry no biases",
-    "modules_to_save": "an expert cannot replace modules of the base, which all experts share",
-}
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 
 
@@ -47,11 +30,11 @@ def check_config(config: object, spec: ExpertSpec, linears: set[str]) -> None:
         raise _mismatch("the document", "an object", config)
     match spec.kind:
         case "ia3":
-            _check_keys(config, "IA3", {"feedforward_modules"})
+            _check_keys(config, "IA3", IA3_KEYS)
         case "bottleneck":
-            _check_keys(config, BOTTLENECK_TYPE, set())
+            _check_keys(config, BOTTLENECK_TYPE, frozenset())
         case _:
-            _check_keys(config, "LORA", _LORA_KEYS)
+            _check_keys(config, "LORA", LORA_KEYS)
     targets = _check_targets(config.get("target_modules"), spec, linears)
     match spec.kind:
         case "ia3":
@@ -60,26 +43,21 @@ def check_config(config: object, spec: ExpertSpec, linears: set[str]) -> None:
             _check_lora(config, spec)
 
 
-def _check_keys(config: Mapping[str, Any], peft_type: str, keys: set[str]) -> None:
+def _check_keys(config: Mapping[str, Any], peft_type: str, keys: frozenset[str]) -> None:
     _expect("peft_type", peft_type, config.get("peft_type"))
-    for key, value in config.items():
-        if key not in _INFORMATIVE | keys | {"peft_type", "target_modules"} and value not in _OFF:
-            raise _mismatch(key, f"nothing, since {_WHY[key]}" if key in _WHY else "nothing", value)
+    if fault := first_fault(config, keys):
+        raise _mismatch(*fault)
 
 
 def _check_lora(config: Mapping[str, Any], spec: ExpertSpec) -> None:
-    if (bias := config.get("bias", "none")) != "none":
-        raise _mismatch("bias", f"'none', since {_WHY['bias']}", bias)
-    if (start := config.get("init_lora_weights")) not in _HARMLESS_STARTS:
-        raise _mismatch("init_lora_weights", "a start that leaves the base's weights as they are", start)
     for key, kind in (("use_rslora", "rslora"), ("use_dora", "dora")):
         if (config.get(key) or False) is not (spec.kind == kind):
             raise _mismatch(key, repr(spec.kind == kind), config.get(key))
     ranks, alphas = _pattern(config, "rank_pattern"), _pattern(config, "alpha_pattern")
     for path, module in spec.modules.items():
         if isinstance(module, LoraModule | RsLoraModule | DoraModule):
-            _expect(f"the rank of {path}", module.rank, _value(ranks, path, config.get("r")))
-            _expect(f"the alpha of {path}", module.alpha, _value(alphas, path, config.get("lora_alpha")))
+            _expect(f"the rank of {path}", module.rank, at_module(ranks, path, config.get("r")))
+            _expect(f"the alpha of {path}", module.alpha, at_module(alphas, path, config.get("lora_alpha")))
 
 
 def _check_sides(found: object, spec: ExpertSpec, targets: set[str]) -> None:
@@ -124,11 +102,6 @@ def _pattern(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     if not isinstance(pattern, dict) or not all(_PLAIN_PATH.fullmatch(key) for key in pattern):
         raise _mismatch(name, "module paths", pattern)
     return pattern
-
-
-def _value(pattern: Mapping[str, Any], path: str, default: object) -> object:
-    """Look a module up as PEFT does: the first key that is the path or a dotted end of it."""
-    return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", path)), default)
 
 
 def _expect(what: str, expected: object, found: object) -> None:

@@ -66,7 +66,7 @@ def choose(view: View, u: Tensor, k: int, temperature: float = 1.0) -> tuple[Ten
     if tokens <= FEWEST:
         route_few[(across, slots)](
             u, unit, columns.gate_at, view.seen, view.count, values, rows, tokens, d, u.stride(0), view.capacity, EPS,
-            temperature,            **sizes, num_warps=cut.warps,
+            temperature, **sizes, num_warps=cut.warps,
         )  # fmt: skip
     else:
         mean = torch.empty_like(unit)

@@ -121,7 +121,7 @@ def run_line(
 def test_the_best_checkpoint_wins_not_the_last(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = load_base(str(site.base), device="cpu")
     seen: list[float] = []
-    losses = iter([2.0, 1.0, 9.0])
+    losses = iter([5.0, 2.0, 1.0, 9.0])
 
     measure = phase._PhaseTrainer.evaluate
 
@@ -132,8 +132,8 @@ def test_the_best_checkpoint_wins_not_the_last(site: Site, tmp_path: Path, monke
     monkeypatch.setattr(phase._PhaseTrainer, "evaluate", evaluate)
     recipe = RECIPE.model_copy(update={"eval_every": 2})
     model = run_line(tmp_path / "run", base, site, tmp_path, recipe, [])
-    assert len(set(seen)) == 3
-    assert float(model.w.detach()) == seen[1]
+    assert len(set(seen)) == 4
+    assert float(model.w.detach()) == seen[2]
 
 
 def test_a_checkpoint_that_was_cut_off_is_thrown_away(site: Site, tmp_path: Path) -> None:

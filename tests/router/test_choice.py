@@ -1,5 +1,7 @@
 """What a request chooses for itself, and batches in which every row chooses something else."""
 
+import gc
+import weakref
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +16,7 @@ from protocol.signing import Identity
 from protocol.spec import Routing
 from router import planning
 from router.answer import Answer
-from router.generation import KEPT, Generation
+from router.generation import KEPT, Generation, Held
 from router.layer import MixedPlan, Plan, routing
 from router.methods.phatgoose import Phatgoose
 from router.model import RoutedModel
@@ -199,6 +201,22 @@ def test_only_a_few_releases_are_held(model: RoutedModel) -> None:
     with pytest.raises(Refused, match=r"these are: 3, 4, 5, 6\.") as refused:
         model.generate(["a"], RoutingChoice(release=2))
     assert refused.value.code is Code.RELEASE_UNKNOWN
+
+
+def test_memory_of_a_release_that_is_let_go_comes_back() -> None:
+    held, stores, pool = Held(), [], ExpertPool()
+    for number in range(1, KEPT + 2):
+        newcomers, _ = make_experts(12, 32, 16, seed=number)
+        for expert in pool.experts:
+            pool = pool.remove(expert.digest)
+        for expert in newcomers.experts:
+            pool = pool.add(replace(expert, digest=f"{number}{expert.digest[1:]}"))
+        stores.append(weakref.ref(pool._store))
+        held = held.followed_by(Generation(pool, release=number))
+    del newcomers, expert
+    gc.collect()
+    assert stores[0]() is None
+    assert all(store() is not None for store in stores[1:])
 
 
 def test_an_earlier_release_answers_until_it_expires(model: RoutedModel) -> None:

@@ -101,6 +101,19 @@ def test_one_expert_comes_out_as_it_went_in(base: Path, model: RoutedModel, tmp_
     assert peft_losses(base, tmp_path / "lora", model) == pytest.approx(model.score(TEXTS, TEXTS, choice), rel=1e-4)
 
 
+@pytest.mark.parametrize("method", ["uniform", "genknowsub:general", "parameter-average"])
+def test_weights_come_out_as_they_are_whatever_they_sum_to(
+    base: Path, model: RoutedModel, pool: Pool, tmp_path: Path, method: str
+) -> None:
+    model.remove(model.digests[1])
+    some = list(pool.spec.modules)[1:]
+    model.append(make_bundle(tmp_path / "g", pool, Identity.generate(), seed=3, modules=some), name="general")
+    exported = model.export_lora(tmp_path / "lora", TEXTS, RoutingChoice(method), rank=9, max_new_tokens=3)
+    assert sum(exported.shares.values()) == pytest.approx(1)
+    scored = model.score(TEXTS, TEXTS, RoutingChoice(method))
+    assert peft_losses(base, tmp_path / "lora", model) == pytest.approx(scored, rel=1e-4)
+
+
 def test_a_routed_mixture_says_what_a_rank_keeps(model: RoutedModel, tmp_path: Path) -> None:
     kept = [model.export_lora(tmp_path / str(rank), TEXTS, rank=rank, max_new_tokens=3).kept for rank in (1, 3, 5)]
     assert 0 < kept[0] < kept[1] < kept[2] == pytest.approx(1)

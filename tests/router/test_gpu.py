@@ -12,11 +12,13 @@ from router.dispatch import Dispatch
 from router.gate import Choice, standardise
 from router.group import ModuleExperts
 from router.layer import Plan, routing
+from router.methods.asked import Asked
 from router.methods.phatgoose import Phatgoose
+from router.methods.registry import resolve
 from router.part import Scales
 from router.pool import Expert, ExpertModule, ExpertPool
 from router.reference import route
-from tests.router.on_device import on_device
+from tests.router.on_device import NothingIsAsked, on_device
 from tests.router.test_layer import PATH, make_experts, make_layer
 
 WAYS = {"gathered": gpu.add_gathered, "grouped": gpu.add_grouped}
@@ -182,6 +184,33 @@ def test_experts_of_every_kind_go_the_way_of_a_gpu(tokens: int, monkeypatch: pyt
     monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: True)
     with routing(Plan(pool, Phatgoose(3))):
         torch.testing.assert_close(layer(on_device(u)).as_subclass(Tensor), layer(u))
+
+
+METHODS = (
+    "arrow",
+    "genknowsub:e1",
+    "merged",
+    "expert:e2",
+    "parameter-average",
+    "phatgoose",
+    "spectr",
+    "uniform",
+    "base",
+)
+
+
+@pytest.mark.parametrize("tokens", [1, 7])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_asks_a_warm_device_nothing(method: str, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, _ = make_experts(9, 48, 40, absent=4)
+    layer, u = make_layer(48, 40), torch.randn(tokens, 48)
+    monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: True)
+    (plan,) = resolve(method, Asked(pool, ["x"], 2, 0.5))
+    with routing(plan):
+        near, _ = layer(u), layer(on_device(u))  # which works out what is worked out once
+        with NothingIsAsked():  # type: ignore[no-untyped-call]
+            y = layer(on_device(u))
+    torch.testing.assert_close(y.as_subclass(Tensor), near)
 
 
 def test_nothing_is_timed_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,6 +66,10 @@ class Launched:
                     divisible.append(at)
             elif isinstance(value, float):
                 signature.append((name, "fp32"))
+            elif value == 1:
+                # Triton takes it for a constant.
+                signature.append((name, "constexpr"))
+                constants[name] = value
             else:
                 signature.append((name, "i32"))
                 if value % 16 == 0:

@@ -1,0 +1,48 @@
+"""How the losses went: kept in the run's folder, one file a phase, when the phase is over."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from client.workspace import write_whole
+from protocol import strict_json
+
+PHASES = ("base", "expert", "gates")
+TRAINED, HELD_OUT = "loss", "eval_loss"
+"""What the Trainer calls a loss on the rows of the last steps, and one on the held-out rows."""
+
+
+def write(phase: Path, log: Iterable[Mapping[str, Any]]) -> None:
+    """Keep what the Trainer logged of a phase.
+
+    Args:
+        phase: The phase's folder; the file stands beside it.
+        log: The Trainer's log.
+    """
+    points = [{name: entry[name] for name in ("step", TRAINED, HELD_OUT) if name in entry} for entry in log]
+    kept = [point for point in points if TRAINED in point or HELD_OUT in point]
+    write_whole(_file(phase.parent, phase.name), strict_json.dumps(kept))
+
+
+def read(run: Path, phase: str) -> list[dict[str, float]]:
+    """Read the points of a phase, each with a step and one or both losses; empty if it never was."""
+    path = _file(run, phase)
+    points: list[dict[str, float]] = json.loads(path.read_bytes()) if path.is_file() else []
+    return points
+
+
+def losses(run: Path) -> dict[str, float]:
+    """Sum up a run: the held-out loss of the base alone, and the best with the expert and with its gates."""
+    found = {}
+    for phase in PHASES:
+        seen = [(point["step"], point[HELD_OUT]) for point in read(run, phase) if HELD_OUT in point]
+        if phase == "expert" and seen and seen[0][0] == 0:
+            found["base"] = seen.pop(0)[1]  # before its first step an expert adds nothing
+        if seen:
+            found[phase] = min(loss for _, loss in seen)
+    return {phase: round(loss, 3) for phase, loss in found.items()}
+
+
+def _file(run: Path, phase: str) -> Path:
+    return run / f"{phase}.losses.json"
