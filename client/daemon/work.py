@@ -59,7 +59,7 @@ class Work:
         """
         settings = client_settings.read(self.place.workspace.settings_file)
         act: dict[str, Callable[[Order, DaemonPolicy, ClientSettings], Reply]] = {
-            "info": self._info, "train": self._train, "evaluate": self._evaluate,
+            "info": self._info, "train": lambda _, policy, __: self.train(policy), "evaluate": self._evaluate,
         }  # fmt: skip
         return act[order.kind](order, policy, settings)
 
@@ -76,7 +76,14 @@ class Work:
         }  # fmt: skip
         return Reply(words=words, metrics={"memory_gb": round(psutil.virtual_memory().available / 2**30, 1)})
 
-    def _train(self, _order: Order, policy: DaemonPolicy, settings: ClientSettings) -> Reply:
+    def train(self, policy: DaemonPolicy) -> Reply:
+        """Train an expert on the private file and submit it; what was done before is not done again.
+
+        Raises:
+            Refused: As `answer`.
+            Unavailable: As `answer`.
+        """
+        settings = client_settings.read(self.place.workspace.settings_file)
         began, losses = time.monotonic(), dict[str, float]()
 
         def report(event: Progress) -> None:

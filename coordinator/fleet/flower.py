@@ -4,6 +4,8 @@ import contextlib
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
+from typing import NamedTuple
 
 import httpx
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -59,6 +61,15 @@ class Run:
     def enter(self) -> None:
         """Be this run's task for the next message: Flower keeps that in one place for the whole process."""
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = self.task, self.run, self.node
+
+
+class Online(NamedTuple):
+    """A node that is connected."""
+
+    number: int
+    """Flower's identifier."""
+    since: datetime | None
+    """When it connected; whatever it had been asked before is lost."""
 
 
 @dataclass(frozen=True)
@@ -148,9 +159,14 @@ def finish(run: Run) -> None:
         run.grid.close()
 
 
-def online(run: Run) -> dict[str, int]:
-    """Identifiers of the nodes that are connected, by public key."""
-    return {node.public_key.decode(): node.node_id for node in run.grid.get_nodes()}
+def online(run: Run) -> dict[str, Online]:
+    """Nodes that are connected, by public key."""
+    return {
+        node.public_key.decode(): Online(
+            node.node_id, datetime.fromisoformat(node.last_activated_at) if node.last_activated_at else None
+        )
+        for node in run.grid.get_nodes()
+    }
 
 
 def ask(run: Run, node: int, kind: Kind, order: bytes, *, ttl_s: float) -> str:

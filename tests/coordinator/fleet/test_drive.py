@@ -165,6 +165,23 @@ def test_a_node_that_dies_is_asked_again(town: Town) -> None:
     town.drive(lambda: town.states(number) == {"ada": "done"})
 
 
+def test_a_node_that_was_away_in_between_is_asked_again_at_once(town: Town) -> None:
+    go_on = threading.Event()
+    node = town.join("ada", lambda order: (go_on.wait(20), good(order))[1])
+    node.since = town.clock().isoformat()
+    number = town.start()
+    town.drive(lambda: town.states(number) == {"ada": "asked"})
+    town.driver.step()
+    assert [answer.attempts for answer, _ in town.fleet.answers(number)] == [1]
+    node.since = (town.clock() + timedelta(seconds=3)).isoformat()
+    town.clock.forward(timedelta(seconds=5))
+    town.driver.step()
+    town.driver.step()
+    assert [answer.attempts for answer, _ in town.fleet.answers(number)] == [2]
+    go_on.set()
+    town.drive(lambda: town.states(number) == {"ada": "done"})
+
+
 def test_text_of_an_error_stays_and_its_code_comes(town: Town) -> None:
     def refuse(_: Order) -> Reply:
         raise Refused(Code.DATA_EMPTY, f"Row 3 says {PLANTED}.")
