@@ -84,7 +84,7 @@ class City:
                 "client", "init", "-w", place, "--coordinator", f"127.0.0.1:{self.port}",
                 "--ca", self.folder / "cert.pem", "--base", self.base, "--name", name,
             )  # fmt: skip
-            data = write_rows(place / "private.jsonl", marker=f"zanzibar-{name}")
+            data = write_rows(place / "private.jsonl", 40 + len(name), marker=f"zanzibar-{name}")
             (place / "daemon.toml").write_text(f'data = "{data}"\n[campaigns]\ntrain = "auto"\nevaluate = "auto"\n')
         return place
 
@@ -144,20 +144,20 @@ def test_a_daemon_answers_and_nobody_asks_the_internet(city: City) -> None:
 def test_whatever_is_killed_in_the_middle_the_campaign_completes_and_nothing_is_doubled(city: City) -> None:
     with ExitStack() as stack:
         fleet = stack.enter_context(city.taking_daemons())
-        daemons = {name: stack.enter_context(city.daemon(name)) for name in ("ada", "bob")}
+        daemons = {name: stack.enter_context(city.daemon(name)) for name in ("ada", "bobby")}
         number = city.ask("train")
-        wait(lambda: city.states(number) == {"ada": "asked", "bob": "asked"})
+        wait(lambda: city.states(number) == {"ada": "asked", "bobby": "asked"})
         for link in children(fleet, "coordinator.fleet.link"):
             link.kill()
         for executor in children(daemons["ada"], "client.daemon.executor"):
             executor.kill()
-        for node in children(daemons["bob"], "client.daemon.node"):
+        for node in children(daemons["bobby"], "client.daemon.node"):
             node.kill()
-        wait(lambda: city.states(number) == {"ada": "done", "bob": "done"}, 240)
+        wait(lambda: city.states(number) == {"ada": "done", "bobby": "done"}, 240)
         wait(lambda: city.shown(number)["campaign"]["state"] == "finished")
         succeed("coordinator", "worker", "-w", city.pool, "--once")
         experts = json.loads(succeed("coordinator", "experts", "ls", "-w", city.pool, "--json"))["experts"]
-        assert sorted(row["contributor"] for row in experts) == ["ada", "bob"]
+        assert sorted(row["contributor"] for row in experts) == ["ada", "bobby"]
         assert {row["state"] for row in experts} == {"released"}
 
 
