@@ -59,6 +59,10 @@ bench-layer: $(STAMP) ## Cost of routing against the plain layer and PEFT's Arro
 bench-gpu: $(STAMP) ## The same on a GPU, where there is one, with a decoder's step and growth under captured graphs
 	@$(BIN)/python -m tests.bench.gpu
 
+.PHONY: bench-train
+bench-train: $(STAMP) ## Training throughput beside a plain Trainer and PEFT script, and the share of gates (a minute)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.train
+
 .PHONY: bench-growth
 bench-growth: $(STAMP) ## Cost of adding an expert while requests run (a minute)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.growth

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 from protocol.bundle import ADAPTER_WEIGHTS
 from protocol.kinds import Module
@@ -41,9 +42,13 @@ class GatedExpert(WrappedLinear):
         Returns:
             [..., o].
         """
-        y = self.linear(u)
+        y, part = self.linear(u), self.part
         opening = torch.sigmoid(u.float() @ self.gate).unsqueeze(-1).to(u.dtype)
-        return y + self.part.delta(u, y, self.linear) * opening
+        if part.plain:
+            # A token's opening is one number: it costs least where the expert is narrow.
+            hidden = functional.linear(u, part.a) * (opening * part.scaling)
+            return y + functional.linear(hidden, part.b).to(y.dtype)
+        return y + part.delta(u, y, self.linear) * opening
 
 
 def attach_gates(model: "PreTrainedModel", adapter: Path, modules: Mapping[str, Module]) -> dict[str, GatedExpert]:
