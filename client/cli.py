@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -25,8 +25,10 @@ from client.door import (
 )
 from client.progress import GIVE_UP_AFTER_S, Style, show
 from client.sharing import TELLS, Share
+from router.quantise import Bits
 
 if TYPE_CHECKING:
+    from client.plan import Thrift
     from client.produce import Order
 
 
@@ -51,6 +53,14 @@ InputFlag = Annotated[str | None, typer.Option(help="Column of the inputs; defau
 TargetFlag = Annotated[str | None, typer.Option(help="Column of the targets; default: that of client.toml.")]
 DeviceFlag = Annotated[Device | None, typer.Option(help="Where to train; default: the GPU where there is one.")]
 MicroBatchFlag = Annotated[int | None, typer.Option(min=1, help="Examples in memory at once; default: the batch.")]
+DtypeFlag = Annotated[
+    Literal["float32", "bfloat16"] | None,
+    typer.Option(help="What the base computes in; default: its files' dtype. Experts are float32."),
+]
+QuantiseFlag = Annotated[Bits | None, typer.Option(help="Bits of the base's weights (QLoRA); default: those of dtype.")]
+RecomputeFlag = Annotated[
+    bool, typer.Option("--recompute", help="Compute activations again instead of keeping them: slower, less memory.")
+]
 SeedFlag = Annotated[
     int, typer.Option(min=0, max=2**32 - 1, help="Seed of the initial weights and the order of examples.")
 ]
@@ -116,6 +126,9 @@ def train(
     seed: SeedFlag = 0,
     device: DeviceFlag = None,
     micro_batch: MicroBatchFlag = None,
+    dtype: DtypeFlag = None,
+    quantise: QuantiseFlag = None,
+    recompute: RecomputeFlag = False,
     share: ShareFlag = None,
     progress: ProgressFlag = Style.AUTO,
     workspace: WorkspaceFlag = Path(),
@@ -127,9 +140,10 @@ def train(
 
     Example: greylag-client train --data notes.jsonl --rank 8
     """
+    from client.plan import Thrift
     from client.produce import Order
 
-    order = Order(data, name, seed, device, micro_batch, recipe, tell(share))
+    order = Order(data, name, seed, device, micro_batch, recipe, tell(share), Thrift(dtype, quantise, recompute))
     _train(order, progress, workspace, input_column=input_column, target_column=target_column)
 
 
@@ -147,6 +161,9 @@ def gates(
     seed: SeedFlag = 0,
     device: DeviceFlag = None,
     micro_batch: MicroBatchFlag = None,
+    dtype: DtypeFlag = None,
+    quantise: QuantiseFlag = None,
+    recompute: RecomputeFlag = False,
     share: ShareFlag = None,
     progress: ProgressFlag = Style.AUTO,
     workspace: WorkspaceFlag = Path(),
@@ -161,7 +178,9 @@ def gates(
     """
     from client.produce import Order
 
-    order = Order(data, name, seed, device, micro_batch, recipe, tell(share), adapter)
+    order = Order(
+        data, name, seed, device, micro_batch, recipe, tell(share), Thrift(dtype, quantise, recompute), adapter
+    )
     _train(order, progress, workspace, input_column=input_column, target_column=target_column)
 
 
@@ -187,6 +206,9 @@ def contribute(
     seed: SeedFlag = 0,
     device: DeviceFlag = None,
     micro_batch: MicroBatchFlag = None,
+    dtype: DtypeFlag = None,
+    quantise: QuantiseFlag = None,
+    recompute: RecomputeFlag = False,
     share: ShareFlag = None,
     wait: WaitFlag = False,
     give_up_after: GiveUpFlag = GIVE_UP_AFTER_S,
@@ -198,11 +220,12 @@ def contribute(
 
     Example: greylag-client contribute --data notes.jsonl --wait
     """
+    from client.plan import Thrift
     from client.produce import Order, produce
 
     place, settings = open_workspace(workspace, input_column=input_column, target_column=target_column)
     quiet_libraries(settings.base)
-    order = Order(data, name, seed, device, micro_batch, recipe, tell(share))
+    order = Order(data, name, seed, device, micro_batch, recipe, tell(share), Thrift(dtype, quantise, recompute))
     with at_work(place), show(progress) as report:
         bundle = produce(place, settings, order, report, datetime.now(UTC), talk)
         record = send_bundle(place, settings, bundle, report, wait=wait, give_up_after=give_up_after)

@@ -43,6 +43,7 @@ RECIPE_FLAGS: dict[str, tuple[type, str]] = {
     "gate_steps": (int, "Optimiser steps for its gates."),
     "batch_size": (int, "Examples a step."),
     "eval_every": (int, "Steps between two looks at the held-out rows."),
+    "patience": (int, "Looks without a better loss after which to stop; 0 trains all the steps."),
     "held_out": (float, "Share of the rows held out, 0 to 1."),
     "max_input_tokens": (int, "Longest accepted input, in tokens."),
     "max_target_tokens": (int, "Longest accepted target, in tokens."),

@@ -32,6 +32,12 @@ def read(run: Path, phase: str) -> list[dict[str, float]]:
     return points
 
 
+def steps(run: Path) -> dict[str, int]:
+    """Count the steps that each phase of training took."""
+    logs = {phase: read(run, phase) for phase in PHASES[1:]}
+    return {phase: int(log[-1]["step"]) for phase, log in logs.items() if log}
+
+
 def losses(run: Path) -> dict[str, float]:
     """Sum up a run: the held-out loss of the base alone, and the best with the expert and with its gates."""
     found = {}

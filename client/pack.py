@@ -33,7 +33,7 @@ contributor.
 | base model | {{ base }} |
 | modules | {{ modules }}{{ size }} |
 | expert | {{ expert }} |
-| gates | {{ recipe.gate_steps }} steps of {{ recipe.batch_size }}, learning rate {{ recipe.learning_rate }} |
+| gates | {{ gates }} |
 | examples | {{ rows }} |
 | loss on held-out examples | {{ losses }} |
 | told about the data | {{ told }} |
@@ -123,7 +123,7 @@ def _told(statistics: Statistics) -> str:
 def render_card(record: RunRecord, pool: Pool, license_id: str, statistics: Statistics) -> str:
     """Write the model card from facts alone."""
     recipe, first = record.recipe, next(iter(record.modules.values()))
-    steps = f"{recipe.expert_steps} steps of {recipe.batch_size}, learning rate {recipe.learning_rate}"
+    how = f"steps of {recipe.batch_size}, learning rate {recipe.learning_rate}"
     data = ModelCardData(
         base_model=pool.spec.base.name,
         library_name="peft",
@@ -139,8 +139,8 @@ def render_card(record: RunRecord, pool: Pool, license_id: str, statistics: Stat
         what=_WHAT[first.kind],
         modules=len(record.modules),
         size=_size(record.modules.values()),
-        recipe=recipe,
-        expert="an adapter that was there already" if record.adopted else steps,
+        expert="an adapter that was there already" if record.adopted else f"{record.steps['expert']} {how}",
+        gates=f"{record.steps['gates']} {how}",
         losses=", ".join(f"{loss:.3f} {LOSSES[name]}" for name, loss in record.losses.items()),
         use=_OWN if first.kind == "bottleneck" else _PEFT,
         rows=record.rows,

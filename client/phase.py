@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     DataCollatorForSeq2Seq,
+    EarlyStoppingCallback,
     PrinterCallback,
     Trainer,
     TrainerCallback,
@@ -53,6 +54,8 @@ class Phase:
     """`cpu` keeps training off a GPU; None takes what there is."""
     micro_batch: int | None = None
     """Examples in memory at once, a divisor of the batch; None takes the whole batch."""
+    recompute: bool = False
+    """Activations are computed again for the backward pass, not kept."""
 
 
 def run(
@@ -75,6 +78,8 @@ def run(
     trainer = _trainer(phase, model, tokenizer, held_out, recipe, train)
     trainer.add_callback(_Checkpoints(phase.folder))
     trainer.add_callback(_Reporter(phase, report))
+    if recipe.patience:
+        trainer.add_callback(EarlyStoppingCallback(recipe.patience))
     last = sweep(phase.folder)
     try:
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
@@ -82,7 +87,7 @@ def run(
         raise Refused(
             Code.SETTINGS_INVALID,
             f"The device has too little memory for {phase.micro_batch or recipe.batch_size} examples at once.",
-            "Give a smaller --micro-batch; the batch stays the same, in more parts.",
+            "Give a smaller --micro-batch (the batch stays the same, in more parts), --recompute or --quantise 4bit.",
         ) from error
     finally:
         sweep(phase.folder)
@@ -115,6 +120,8 @@ def _trainer(
 ) -> "_PhaseTrainer":
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked, so any token serves
+    if getattr(model, "is_quantized", False):
+        vars(model)["_hf_peft_config_loaded"] = True  # the Trainer asks whether anything there can learn
     trainer = _PhaseTrainer(
         model=model,
         args=_arguments(phase, recipe),
@@ -249,6 +256,8 @@ def _arguments(phase: Phase, recipe: Recipe) -> TrainingArguments:
         label_names=["labels"],
         dataloader_pin_memory=torch.cuda.is_available() and phase.device != "cpu",
         use_cpu=phase.device == "cpu",
+        activation_checkpointing=phase.recompute and phase.steps > 0,
+        activation_checkpointing_kwargs={"use_reentrant": False},  # gradients need not reach the embeddings
         seed=phase.seed,
     )
 

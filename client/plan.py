@@ -10,7 +10,8 @@ from protocol import strict_json
 from protocol.bundle import sha256_of
 from protocol.errors import Code, Refused
 from protocol.release import Pool
-from protocol.spec import Recipe
+from protocol.spec import Dtype, Recipe
+from router.quantise import Bits
 
 if TYPE_CHECKING:
     from client.adopt import Adapter
@@ -23,6 +24,21 @@ class Columns:
     input: str = "input"
     target: str = "target"
     messages: str = "messages"
+
+
+@dataclass(frozen=True)
+class Thrift:
+    """How a model larger than the machine is trained; rounding apart, the expert comes out the same."""
+
+    dtype: Dtype | None = None
+    """What the base is held and computes in; None for the checkpoint's. What is trained stays float32."""
+    quantise: Bits | None = None
+    """Bits of the base's weights, as in QLoRA (arXiv 2305.14314); None for those of `dtype`."""
+    recompute: bool = False
+    """Activations are computed again for the backward pass, not kept."""
+
+
+FULL = Thrift()
 
 
 @dataclass(frozen=True)
@@ -42,6 +58,7 @@ class Plan:
     micro_batch: int | None = None
     sharing: Sharing = NOTHING
     """Changes nothing about the expert itself, so it has no part in the run's name."""
+    thrift: Thrift = FULL
     adapter: "Adapter | None" = None
     """Trained elsewhere; only its gates are trained here."""
 

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from client import identity as keys
 from client import outbox, pack
 from client.adopt import read_adapter
-from client.plan import Columns, Plan
+from client.plan import FULL, Columns, Plan, Thrift
 from client.progress import Report
 from client.runs import ADAPTER, LOSSES, plan_modules, read_record
 from client.settings import ClientSettings
@@ -40,6 +40,7 @@ class Order:
     """Fields of the recipe that differ from the pool's; None means the pool's."""
     share: tuple[Share, ...] = ()
     """Statistics of the data that the bundle tells, too."""
+    thrift: Thrift = FULL
     adapter: str | None = None
     """Folder or Hugging Face id of an adapter of which only the gates are trained."""
 
@@ -95,6 +96,7 @@ def produce(
         device=order.device,
         micro_batch=order.micro_batch,
         sharing=sharing,
+        thrift=order.thrift,
         adapter=adapter,
     )
     run = workspace.runs / plan.run_id()

@@ -33,6 +33,8 @@ class RunRecord(Strict):
     """Of the expert's tensors."""
     adopted: bool = False
     """The expert was trained elsewhere, and only its gates by this recipe."""
+    steps: dict[Name, int]
+    """Steps that each phase took."""
     losses: dict[Name, float]
     """Losses on the held-out rows, in nats a token, three digits: of the base alone, with the expert, with it gated."""
     rows: Annotated[str, Field(max_length=40)]

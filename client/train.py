@@ -44,7 +44,7 @@ def train(plan: Plan, folder: Path, report: Report) -> None:
     if plan.device == "cuda" and not torch.cuda.is_available():
         raise Refused(Code.SETTINGS_INVALID, "There is no CUDA device here.", "Leave out --device cuda.")
     folder.mkdir(parents=True, exist_ok=True)
-    base = load_base(plan.base, device=plan.device)
+    base = load_base(plan.base, device=plan.device, dtype=plan.thrift.dtype, quantise=plan.thrift.quantise)
     examples = read_examples(
         plan.data,
         plan.columns,
@@ -71,6 +71,7 @@ def train(plan: Plan, folder: Path, report: Report) -> None:
         modules=dict(modules),
         dtype="float32" if adapter is None else adapter.dtype,
         adopted=adapter is not None,
+        steps=history.steps(folder),
         losses=history.losses(folder),
         rows=coarse(examples.rows),
     )
@@ -108,7 +109,9 @@ def _measure_base(plan: Plan, base: Base, examples: Examples, folder: Path) -> N
 
 def _phase(plan: Plan, name: str, folder: Path) -> phase.Phase:
     steps = {"expert": plan.recipe.expert_steps, "gates": plan.recipe.gate_steps}.get(name, 0)
-    return phase.Phase(name, folder / name, steps, plan.seed, plan.device, plan.micro_batch)
+    return phase.Phase(
+        name, folder / name, steps, plan.seed, plan.device, plan.micro_batch, recompute=plan.thrift.recompute
+    )
 
 
 def _check_finite(tensors: "Mapping[str, torch.Tensor]", name: str) -> None:

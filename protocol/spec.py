@@ -73,6 +73,8 @@ class Recipe(Strict):
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 32
     eval_every: Annotated[int, Field(ge=1, le=1_000_000)] = 100
     """Steps between two looks at the held-out split; the best checkpoint is kept."""
+    patience: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Looks at the held-out split without a better loss after which a phase stops; 0 never stops early."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the contributor's rows kept back from training."""
     max_input_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 512
