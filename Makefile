@@ -24,6 +24,10 @@ install: $(STAMP) ## Make the virtual environment .venv with everything in it
 demo: $(STAMP) ## A whole federation on this machine, from private data to a routed answer
 	@$(BIN)/python -m deploy.demo
 
+.PHONY: demo-federation
+demo-federation: $(STAMP) ## Campaigns over real processes with TLS, a killed node and attacks (five minutes)
+	@$(BIN)/python -m deploy.federation
+
 .PHONY: rehearse
 rehearse: $(STAMP) ## A campaign over 200 virtual contributors in one process (seconds)
 	@$(BIN)/python -m deploy.rehearsal
@@ -75,4 +79,4 @@ clean: ## Remove what was built, but not the virtual environment
 
 .PHONY: help
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'

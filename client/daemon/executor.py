@@ -8,19 +8,24 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 from client import settings as client_settings
 from client.daemon.place import WORKING, Place
-from client.daemon.policy import judge, read_policy
+from client.daemon.policy import DaemonPolicy, judge, read_policy
+from client.daemon.watch import Watch
 from client.daemon.work import Work
 from client.door import quiet_libraries
 from client.workspace import Workspace, storage
-from protocol.campaign import Order
-from protocol.errors import Code
+from protocol.campaign import Kind, Order
+from protocol.errors import Code, GreylagError
 from protocol.reply import Reply
 
+LOOK_AGAIN_S = 60.0
+"""Pause between two looks at the private file, in seconds."""
 _GRACE_S = 1.0
 
 
@@ -34,6 +39,8 @@ class Act:
 
     def __init__(self, place: Place, work: Work) -> None:
         self._place, self._work = place, work
+        self._watch = Watch(place.folder / "trained.bin")
+        self._look_again = 0.0
 
     def __call__(self, order: Order) -> Reply:
         """Do what an order asks if the contributor lets it.
@@ -42,35 +49,65 @@ class Act:
             Refused: `CONSENT`, or as `Work.answer`.
             Unavailable: As `Work.answer`.
         """
-        import psutil  # noqa: PLC0415 - only this needs it
-
         policy = read_policy(self._place.policy)
         name = f"campaign-{order.number}"
         note = self._place.note(name) or {"number": order.number, "kind": order.kind, "allowed": None}
-        verdict = judge(
-            policy, order.kind, allowed=note.get("allowed"), now=datetime.now().astimezone(), overran="overran" in note,
-            free_memory_mb=psutil.virtual_memory().available >> 20,
-        )  # fmt: skip
+        verdict = _judge(policy, order.kind, allowed=note.get("allowed"), overran="overran" in note)
         self._place.write_note(name, note | {"state": verdict})
         if verdict != "done":
             self.log(f"campaign {order.number} ({order.kind}): {'has to wait' if verdict == 'later' else 'declined'}")
             return Reply(verdict, Code.CONSENT.name)
-        self.log(f"campaign {order.number} ({order.kind}): begun")
+        with self._working(f"campaign {order.number} ({order.kind})", number=order.number, kind=order.kind):
+            reply = self._work.answer(order, policy)
+        self._place.write_note(name, note | {"state": "answered"})
+        if order.kind == "train":
+            self._watch.remember(policy.data)
+        return reply
+
+    def idle(self) -> None:
+        """Train a superseding expert if the policy says so and enough of the private file has changed."""
+        if time.monotonic() < self._look_again:
+            return
+        self._look_again = time.monotonic() + LOOK_AGAIN_S
+        try:
+            policy = read_policy(self._place.policy)
+            share = self._watch.changed(policy.data) if policy.watch.retrain == "auto" else 0.0
+            if share == 0.0 or share < policy.watch.changed:
+                return
+            if _judge(policy, "train", allowed=True, overran="overran" in self._place.note("campaign-0")) != "done":
+                self._watch.look_again()
+                return
+            with self._working(f"training on changed data ({share:.0%} of the lines)", number=0, kind="train"):
+                self._work.train(policy)
+            self._watch.remember(policy.data)
+        except GreylagError as error:
+            self.log(f"training on changed data: {error}")
+
+    @contextmanager
+    def _working(self, what: str, *, number: int, kind: str) -> Iterator[None]:
+        """Say what is being done, so that the daemon can stop it, and turn a full disk into a sentence."""
+        self.log(f"{what}: begun")
         began = time.time()
-        self._place.write_note(WORKING, {"campaign": order.number, "kind": order.kind, "since": began})
+        self._place.write_note(WORKING, {"campaign": number, "kind": kind, "since": began})
         try:
             with storage():
-                reply = self._work.answer(order, policy)
+                yield
         finally:
             self._place.write_note(WORKING, {})
-        self._place.write_note(name, note | {"state": "answered"})
-        self.log(f"campaign {order.number} ({order.kind}): answered after {time.time() - began:.1f} s")
-        return reply
+        self.log(f"{what}: done after {time.time() - began:.1f} s")
 
     def log(self, sentence: str) -> None:
         """Write a line for the contributor."""
         with self._place.log.open("a", encoding="utf-8") as file:
             file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {sentence}\n")
+
+
+def _judge(policy: DaemonPolicy, kind: Kind, *, allowed: bool | None, overran: bool) -> str:
+    import psutil  # noqa: PLC0415 - only this needs it
+
+    free = psutil.virtual_memory().available >> 20
+    now = datetime.now().astimezone()
+    return judge(policy, kind, allowed=allowed, now=now, free_memory_mb=free, overran=overran)
 
 
 def main() -> None:
@@ -91,8 +128,9 @@ def main() -> None:
     threading.Thread(target=watch, daemon=True).start()
     from client.daemon.tasks import serve  # noqa: PLC0415 - Flower, which takes its environment at import
 
+    place.write_note(WORKING, {})  # left by a kill in the middle of work
     act = Act(place, Work(place, pool))
-    serve(act, act.log, pool, port, place.secret.read_bytes(), stopped=stopped.is_set)
+    serve(act, act.log, pool, port, place.secret.read_bytes(), stopped=stopped.is_set, idle=act.idle)
 
 
 if __name__ == "__main__":

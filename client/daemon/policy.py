@@ -12,6 +12,10 @@ hours = ["22:00-06:00"]           local time; none: always
 max_minutes = 240.0               of one campaign; then it is stopped
 min_free_memory_mb = 2048         less than this free, and the campaign has to wait
 max_download_mb = 1024            of one campaign
+
+[watch]
+retrain = "never"                 auto: train and submit again when the file has changed
+changed = 0.2                     share of its lines that must be new or gone
 """
 
 import re
@@ -59,12 +63,20 @@ class Limits(_Section):
     max_download_mb: Annotated[int, Field(ge=0)] = 1024
 
 
+class Watching(_Section):
+    """What happens when the private file changes."""
+
+    retrain: Literal["auto", "never"] = "never"
+    changed: Annotated[float, Field(gt=0)] = 0.2
+
+
 class DaemonPolicy(_Section):
     """The whole file."""
 
     data: Path
     campaigns: Campaigns = Campaigns()
     limits: Limits = Limits()
+    watch: Watching = Watching()
 
 
 def read_policy(path: Path) -> DaemonPolicy:

@@ -42,7 +42,14 @@ def check_app(digest: str, content: bytes, pool: Pool) -> None:
 
 
 def serve(
-    act: Act, note: Callable[[str], None], pool: Pool, port: int, secret: bytes, *, stopped: Callable[[], bool]
+    act: Act,
+    note: Callable[[str], None],
+    pool: Pool,
+    port: int,
+    secret: bytes,
+    *,
+    stopped: Callable[[], bool],
+    idle: Callable[[], None],
 ) -> None:
     """Take tasks until told to stop.
 
@@ -53,6 +60,7 @@ def serve(
         port: The SuperNode's loopback port.
         secret: What the SuperNode was started with.
         stopped: Tells when to stop.
+        idle: Called when there is nothing to do.
     """
     app = make_app(pool, act, note)
 
@@ -73,6 +81,7 @@ def serve(
             if token:
                 _work_off(_connect(port, RuntimeTokenHttpInterceptor(token)), answer)
                 continue
+            idle()
             time.sleep(POLL_S)
         except httpx.HTTPError:
             time.sleep(PAUSE_S)  # the SuperNode starts, or is away; the daemon sees to it

@@ -1,9 +1,11 @@
 """What a node does when a campaign asks: with the same code as the verbs, and answers of a few numbers."""
 
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from client import deliver, upload
@@ -20,6 +22,8 @@ from protocol.campaign import Order
 from protocol.errors import Code, Refused
 from protocol.release import Pool
 from protocol.reply import Reply
+from router.base import check_base
+from router.pull import BUNDLES, pull, pull_candidate
 
 if TYPE_CHECKING:
     from client.data import Pair
@@ -55,7 +59,7 @@ class Work:
         """
         settings = client_settings.read(self.place.workspace.settings_file)
         act: dict[str, Callable[[Order, DaemonPolicy, ClientSettings], Reply]] = {
-            "info": self._info, "train": self._train, "evaluate": self._evaluate,
+            "info": self._info, "train": lambda _, policy, __: self.train(policy), "evaluate": self._evaluate,
         }  # fmt: skip
         return act[order.kind](order, policy, settings)
 
@@ -72,7 +76,14 @@ class Work:
         }  # fmt: skip
         return Reply(words=words, metrics={"memory_gb": round(psutil.virtual_memory().available / 2**30, 1)})
 
-    def _train(self, _order: Order, policy: DaemonPolicy, settings: ClientSettings) -> Reply:
+    def train(self, policy: DaemonPolicy) -> Reply:
+        """Train an expert on the private file and submit it; what was done before is not done again.
+
+        Raises:
+            Refused: As `answer`.
+            Unavailable: As `answer`.
+        """
+        settings = client_settings.read(self.place.workspace.settings_file)
         began, losses = time.monotonic(), dict[str, float]()
 
         def report(event: Progress) -> None:
@@ -92,7 +103,6 @@ class Work:
     def _evaluate(self, order: Order, policy: DaemonPolicy, settings: ClientSettings) -> Reply:
         from client.data import held_out_pairs  # noqa: PLC0415 - seconds of import, once a process
         from router.model import RoutedModel  # noqa: PLC0415
-        from router.pull import pull, pull_candidate  # noqa: PLC0415
 
         began, left = time.monotonic(), policy.limits.max_download_mb << 20
 
@@ -107,6 +117,7 @@ class Work:
 
         if order.candidate is None:
             raise Refused(Code.ORDER_INVALID, "The order names no candidate.", "Tell the pool's operator.")
+        check_base(settings.base, self.pool.spec.base, self.place.workspace.base_cache)
         folder, where = self.place.releases, settings.coordinator
         candidate = pull_candidate(folder, where, order.candidate, ca=settings.ca, on_bytes=count)
         try:
@@ -128,6 +139,7 @@ class Work:
         own = next((expert for expert in candidate.release.spec.experts if expert.contributor == settings.name), None)
         if own is not None:
             losses["loss_own"] = _loss(model, pairs, f"expert:{own.contributor}/{own.name}")
+        keep_only(folder, {*model.digests, *(bundle.digest for bundle in (current.bundles if current else ()))})
         losses["seconds"] = round(time.monotonic() - began, 1)
         return Reply(words={"rows": coarse(len(pairs))}, metrics=losses)
 
@@ -142,6 +154,13 @@ def _loss(model: "RoutedModel", pairs: "list[Pair]", method: str | None = None) 
         choice = RoutingChoice(method=method)
         total += sum(model.score([pair.prompt for pair in batch], [pair.target for pair in batch], choice))
     return round(total / len(pairs), 4)
+
+
+def keep_only(folder: Path, digests: set[str]) -> None:
+    """Delete the bundles that were fetched for earlier campaigns and that no release needs."""
+    for bundle in (folder / BUNDLES).iterdir():
+        if bundle.name not in digests:
+            shutil.rmtree(bundle)
 
 
 def _last(losses: dict[str, float]) -> dict[str, float]:

@@ -21,6 +21,8 @@ from protocol.release import read_timestamp
 
 ASK_AGAIN_S = 60.0
 """Pause before a node that could not or would not is asked again, in seconds."""
+_SECOND = timedelta(seconds=1)
+"""Times in the registry have no smaller part."""
 _log = structlog.get_logger(__name__)
 
 
@@ -103,15 +105,19 @@ class Driver:
             answer = known.get(node.contributor)
             if answer is None and now >= read_timestamp(campaign.open_until):
                 continue
-            if answer is not None and not self._may_ask_again(answer, now):
+            there = online[node.public]
+            if answer is not None and not self._may_ask_again(answer, there, now):
                 continue
             left = (read_timestamp(campaign.expires) - now).total_seconds()
-            message = flower.ask(run, online[node.public], kind, campaign.envelope, ttl_s=max(1.0, left))
+            message = flower.ask(run, there.number, kind, campaign.envelope, ttl_s=max(1.0, left))
             if message:
                 self._fleet.asked(campaign.number, node.contributor, message, now=now)
 
-    def _may_ask_again(self, answer: Answer, now: datetime) -> bool:
-        return answer.state == "waiting" and (answer.code == "" or now >= read_timestamp(answer.at) + self._ask_again)
+    def _may_ask_again(self, answer: Answer, there: flower.Online, now: datetime) -> bool:
+        asked = read_timestamp(answer.at)
+        if answer.state == "asked":
+            return there.since is not None and there.since > asked + _SECOND
+        return answer.state == "waiting" and (answer.code == "" or now >= asked + self._ask_again)
 
     def _is_over(self, campaign: Campaign) -> bool:
         now = self._clock()

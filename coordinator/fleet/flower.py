@@ -4,6 +4,8 @@ import contextlib
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
+from typing import NamedTuple
 
 import httpx
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -61,6 +63,15 @@ class Run:
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = self.task, self.run, self.node
 
 
+class Online(NamedTuple):
+    """A node that is connected."""
+
+    number: int
+    """Flower's identifier."""
+    since: datetime | None
+    """When it connected; whatever it had been asked before is lost."""
+
+
 @dataclass(frozen=True)
 class Heard:
     """What came back to one message."""
@@ -91,6 +102,11 @@ class Superlink:
         self._executor = RuntimeHttpClient.from_server_address(
             server_address=self._address, insecure=True, root_certificates=None, interceptors=[version, acquire],
         )  # fmt: skip
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._control.close()
+        self._executor.close()
 
     def nodes(self) -> list[NodeInfo]:
         """Every node that was ever registered."""
@@ -143,9 +159,14 @@ def finish(run: Run) -> None:
         run.grid.close()
 
 
-def online(run: Run) -> dict[str, int]:
-    """Identifiers of the nodes that are connected, by public key."""
-    return {node.public_key.decode(): node.node_id for node in run.grid.get_nodes()}
+def online(run: Run) -> dict[str, Online]:
+    """Nodes that are connected, by public key."""
+    return {
+        node.public_key.decode(): Online(
+            node.node_id, datetime.fromisoformat(node.last_activated_at) if node.last_activated_at else None
+        )
+        for node in run.grid.get_nodes()
+    }
 
 
 def ask(run: Run, node: int, kind: Kind, order: bytes, *, ttl_s: float) -> str:

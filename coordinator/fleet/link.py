@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 SECRET_HEADER = "x-greylag-secret"  # noqa: S105 - the header's name
 HEALTH = "/health"
+MAX_BODY_BYTES = 4 << 20
+"""Largest request on the public port; Flower reads a body before it asks who sent it. Replies are a few lines."""
 _CONTROL, _RUNTIME = "/v1/control/", "/v1/runtime/"
 
 Scope = MutableMapping[str, Any]
@@ -68,18 +70,32 @@ class Guard:
     Args:
         app: What is guarded.
         allows: Judges a request by its ASGI scope.
+        most: Largest body, in bytes; None for any.
     """
 
-    def __init__(self, app: App, allows: Callable[[Scope], bool]) -> None:
-        self._app, self._allows = app, allows
+    def __init__(self, app: App, allows: Callable[[Scope], bool], most: int | None = None) -> None:
+        self._app, self._allows, self._most = app, allows, most
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer 404."""
         if scope["type"] == "lifespan" or (scope["type"] == "http" and self._allows(scope)):
-            await self._app(scope, receive, send)
+            await self._app(scope, receive if self._most is None else _bounded(receive, self._most), send)
         elif scope["type"] == "http":
             await send({"type": "http.response.start", "status": 404, "headers": []})
             await send({"type": "http.response.body", "body": b""})
+
+
+def _bounded(receive: Receive, most: int) -> Receive:
+    """Hang up on a body that is too large."""
+    left = most
+
+    async def bounded() -> MutableMapping[str, Any]:
+        nonlocal left
+        message = await receive()
+        left -= len(message.get("body", b""))
+        return message if left >= 0 else {"type": "http.disconnect"}
+
+    return bounded
 
 
 def outside(fleet: frozenset[str]) -> Callable[[Scope], bool]:
@@ -143,9 +159,8 @@ async def serve(config: LinkConfig, secret: bytes) -> None:
     app, fleet = make_app(config, secret)
     inner, outer = _listen("127.0.0.1:0"), _listen(config.listen)
     quiet: dict[str, Any] = {"access_log": False, "log_level": "warning"}
-    public = uvicorn.Config(
-        Guard(app, outside(fleet)), lifespan="off", ssl_certfile=config.certificate, ssl_keyfile=config.key, **quiet
-    )
+    tls: dict[str, Any] = {"ssl_certfile": config.certificate, "ssl_keyfile": config.key}
+    public = uvicorn.Config(Guard(app, outside(fleet), MAX_BODY_BYTES), lifespan="off", **tls, **quiet)
     servers = (Quiet(uvicorn.Config(Guard(app, inside(secret)), **quiet)), inner), (Quiet(public), outer)
 
     def stop() -> None:

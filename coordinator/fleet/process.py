@@ -140,18 +140,21 @@ def run(
     secret = Path(config.secret).read_bytes()
     superlink: flower.Superlink | None = None
     driver: Driver | None = None
+    let_in: dict[str, str] = {}
     try:
         while not stopped.is_set():
             try:
                 if not link.is_up or superlink is None or driver is None:
                     link.stop()
                     link.start()
-                    superlink = flower.Superlink(link.inner, secret)
-                    if driver is not None:
+                    if driver is not None and superlink is not None:
                         driver.lose_runs()
+                        superlink.close()
+                    superlink = flower.Superlink(link.inner, secret)
                     driver = Driver(opened, superlink.begin, clock=clock, ask_again_s=ask_again_s)
                     on_ready(link.outer)
-                _let_in(Fleet(opened.registry), superlink)
+                    let_in = {}
+                let_in = _let_in(Fleet(opened.registry), superlink, let_in)
                 driver.step()
             except httpx.HTTPError as error:
                 _log.warning("flower does not answer", error=type(error).__name__)
@@ -161,23 +164,28 @@ def run(
                 _log.warning("waiting", code=error.code.name, message=error.message)
             stopped.wait(interval_s)
     finally:
-        if driver is not None:
+        if driver is not None and superlink is not None:
             driver.lose_runs()
+            superlink.close()
         link.stop()
 
 
-def _let_in(fleet: Fleet, superlink: flower.Superlink) -> None:
-    """Make Flower's list of keys equal to the registry's."""
-    ours = {node.public: (node.state, name) for node, name in fleet.nodes()}
+def _let_in(fleet: Fleet, superlink: flower.Superlink, before: dict[str, str]) -> dict[str, str]:
+    """Make Flower's list of keys equal to the registry's, if that changed since, and return the registry's."""
+    nodes = fleet.nodes()
+    ours = {node.public: node.state for node, _ in nodes}
+    if ours == before:
+        return ours
     theirs = {node.public_key.decode(): node for node in superlink.nodes()}
-    for public, (state, name) in ours.items():
-        if state == "active" and public not in theirs:
-            superlink.register(public, name)
+    for node, name in nodes:
+        if node.state == "active" and node.public not in theirs:
+            superlink.register(node.public, name)
             _log.info("node let in", contributor=name)
-    for public, node in theirs.items():
-        if node.status != "unregistered" and ours.get(public, ("", ""))[0] != "active":
-            superlink.unregister(node.node_id)
-            _log.info("node shut out", contributor=node.name)
+    for public, known in theirs.items():
+        if known.status != "unregistered" and ours.get(public) != "active":
+            superlink.unregister(known.node_id)
+            _log.info("node shut out", contributor=known.name)
+    return ours
 
 
 def _await(port: int) -> None:

@@ -149,7 +149,7 @@ def campaign_show(
         emit({"campaign": _facts(row), "answers": answers, "summary": said})
     else:
         table(("field", "value"), (_facts(row) | {"summary": said}).items())
-        shown = ("contributor", "state", "attempts", "at", "code", "facts")
+        shown = ("contributor", "state", "attempts", "at", "code", "meaning", "facts")
         table(shown, ([entry[column] for column in shown] for entry in answers))
 
 
@@ -259,8 +259,14 @@ def _facts(row: "Campaign") -> dict[str, Any]:
 def _answer(answer: Any, name: str) -> dict[str, Any]:
     return {
         "contributor": name, "state": answer.state, "attempts": answer.attempts, "at": answer.at,
-        "code": answer.code, "facts": json.loads(answer.facts),
+        "code": answer.code, "meaning": _meaning(answer.code), "facts": json.loads(answer.facts),
     }  # fmt: skip
+
+
+def _meaning(code: str) -> str:
+    from protocol.errors import Code  # noqa: PLC0415 - not for --help
+
+    return Code[code].fate.meaning if code in Code.__members__ else ""
 
 
 def _now() -> datetime:

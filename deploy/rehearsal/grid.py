@@ -26,6 +26,8 @@ class VirtualNode:
     up: bool = True
     fails: Callable[[], bool] = lambda: False
     """Whether it dies over the next message."""
+    since: str | None = None
+    """When it connected, as ISO 8601."""
     state: RecordDict = field(default_factory=RecordDict)
 
 
@@ -78,7 +80,9 @@ class LocalGrid(Grid):
     def get_nodes(self) -> Iterable[NodeInfo]:
         """Nodes that are there."""
         return [
-            NodeInfo(node_id=at + 1, public_key=node.public.encode()) for at, node in enumerate(self.nodes) if node.up
+            NodeInfo(node_id=at + 1, public_key=node.public.encode(), last_activated_at=node.since)
+            for at, node in enumerate(self.nodes)
+            if node.up
         ]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:

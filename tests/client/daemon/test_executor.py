@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from client.daemon import executor
 from client.daemon.executor import Act
 from client.daemon.place import Place
 from client.daemon.policy import DaemonPolicy
@@ -64,12 +65,17 @@ class Hands(Work):
     """Does what it is told, and counts."""
 
     done = 0
+    trained = 0
     fault: Exception | None = None
 
     def answer(self, order: Order, policy: DaemonPolicy) -> Reply:
         self.done += 1
         if self.fault is not None:
             raise self.fault
+        return Reply()
+
+    def train(self, policy: DaemonPolicy) -> Reply:
+        self.trained += 1
         return Reply()
 
 
@@ -107,7 +113,7 @@ def test_the_policy_comes_before_every_campaign(place: Place, hands: Hands) -> N
     assert act(order("train", 2)).state == "done"
     text = place.log.read_text()
     assert "campaign 2 (train): has to wait" in text
-    assert "campaign 2 (train): answered" in text
+    assert "campaign 2 (train): done" in text
 
 
 def test_a_policy_is_read_anew(place: Place, hands: Hands) -> None:
@@ -122,3 +128,38 @@ def test_a_full_disk_is_a_reason_to_wait(place: Place, hands: Hands) -> None:
         Act(place, hands)(order("info"))
     assert refused.value.code is Code.STORAGE_FULL
     assert place.note("working") == {}
+
+
+def test_a_file_that_changed_is_trained_on_again(
+    place: Place, hands: Hands, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor, "LOOK_AGAIN_S", 0.0)
+    text = place.policy.read_text().replace('"ask"', '"auto"')
+    place.policy.write_text(text + '[watch]\nretrain = "auto"\nchanged = 0.5\n')
+    act = Act(place, hands)
+    act.idle()
+    assert hands.trained == 0  # nobody has asked for a first expert
+    assert act(order("train")).state == "done"
+    act.idle()
+    assert hands.trained == 0
+    lines = site.data.read_text().splitlines()
+    site.data.write_text("\n".join(lines[:-10]))
+    act.idle()
+    assert hands.trained == 0  # a few lines less
+    site.data.write_text("\n".join(line.replace("reverse", "turn") for line in lines))
+    place.policy.write_text(place.policy.read_text() + "[limits]\nmin_free_memory_mb = 999999999\n")
+    act.idle()
+    assert hands.trained == 0  # not now
+    place.policy.write_text(place.policy.read_text().replace("999999999", "0"))
+    act.idle()
+    act.idle()
+    assert hands.trained == 1
+    assert "training on changed data" in place.log.read_text()
+    assert b"reverse" not in (place.folder / "trained.bin").read_bytes()
+
+
+def test_a_failure_to_train_again_is_written_down(place: Place, hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor, "LOOK_AGAIN_S", 0.0)
+    place.policy.unlink()
+    Act(place, hands).idle()
+    assert "cannot be read" in place.log.read_text()

@@ -18,9 +18,11 @@ from coordinator.fleet.records import Fleet
 from coordinator.opening import Opened
 from deploy.rehearsal.grid import LocalGrid, VirtualNode
 from deploy.rehearsal.rehearse import Clock, enrol, open_pool, rehearse
-from protocol.campaign import Order
+from protocol.campaign import APP_DIGEST, Order
 from protocol.errors import Code, Refused, Unavailable
+from protocol.release import ReleaseSpec, sign_candidate
 from protocol.reply import ANSWER, METRICS, Reply
+from protocol.spec import Policy, Promotion
 
 PLANTED = "zanzibar-4711"
 
@@ -165,6 +167,23 @@ def test_a_node_that_dies_is_asked_again(town: Town) -> None:
     town.drive(lambda: town.states(number) == {"ada": "done"})
 
 
+def test_a_node_that_was_away_in_between_is_asked_again_at_once(town: Town) -> None:
+    go_on = threading.Event()
+    node = town.join("ada", lambda order: (go_on.wait(20), good(order))[1])
+    node.since = town.clock().isoformat()
+    number = town.start()
+    town.drive(lambda: town.states(number) == {"ada": "asked"})
+    town.driver.step()
+    assert [answer.attempts for answer, _ in town.fleet.answers(number)] == [1]
+    node.since = (town.clock() + timedelta(seconds=3)).isoformat()
+    town.clock.forward(timedelta(seconds=5))
+    town.driver.step()
+    town.driver.step()
+    assert [answer.attempts for answer, _ in town.fleet.answers(number)] == [2]
+    go_on.set()
+    town.drive(lambda: town.states(number) == {"ada": "done"})
+
+
 def test_text_of_an_error_stays_and_its_code_comes(town: Town) -> None:
     def refuse(_: Order) -> Reply:
         raise Refused(Code.DATA_EMPTY, f"Row 3 says {PLANTED}.")
@@ -228,3 +247,34 @@ def test_two_hundred_nodes_of_which_some_fail_and_some_are_late(tmp_path: Path) 
     assert told["answered"] == 180
     assert str(told["conclusion"]).startswith("180 answered; silent: node-")
     assert int(str(told["peak_mb"])) < 2000
+
+
+@pytest.mark.parametrize(
+    ("losses", "state", "sentence"),
+    [
+        ((0.5, 0.6), "promoted", "Promoted: mean loss -0.4500 nats a token over 2 nodes, 0 hurt."),
+        ((1.5, 0.6), "held_back", "Held back: mean loss +0.0500 nats a token over 2 nodes, 1 hurt; the mean must not"),
+        ((0.5,), "open", "Nothing is decided: 2 nodes are needed."),
+    ],
+)
+def test_an_evaluation_ends_in_a_decision(tmp_path: Path, losses: tuple[float, ...], state: str, sentence: str) -> None:
+    policy = Policy(apps=(APP_DIGEST,), promotion=Promotion(when="evaluated", min_nodes=2))
+    with open_pool(tmp_path, policy) as opened:
+        town = Town(opened)
+        spec = ReleaseSpec(
+            pool=opened.pool.digest, number=1, previous=None, experts=(), routing=opened.pool.spec.routing,
+            created="2026-11-22T12:00:00Z", expires="2026-12-22T12:00:00Z",
+        )  # fmt: skip
+        town.fleet.propose(sign_candidate(spec, opened.identity), now=town.clock())
+        for at, loss in enumerate(losses):
+            measured = {"loss_candidate": loss, "loss_base": 1.0}
+            town.join(f"node-{at}", lambda _, measured=measured: Reply(metrics=measured))  # type: ignore[misc]
+        minute = timedelta(minutes=1)
+        number = start(opened, "evaluate", open_for=minute, ends_after=2 * minute, now=town.clock()).number
+        town.drive(lambda: list(town.states(number).values()) == ["done"] * len(losses))
+        town.clock.forward(minute)
+        town.drive(lambda: town.fleet.campaign(number).state == "finished")
+        assert sentence in town.fleet.campaign(number).conclusion
+        assert [row.state for row in town.fleet.candidates()] == [state]
+        assert (opened.registry.release() is not None) == (state == "promoted")
+        town.grid.close()

@@ -68,3 +68,21 @@ def test_other_protocols_are_not_answered() -> None:
         raise AssertionError("reached")
 
     asyncio.run(Guard(app, lambda _: True)({"type": "websocket", "path": PULL}, lambda: None, lambda _: None))  # type: ignore[arg-type, return-value]
+
+
+def test_a_body_that_is_too_large_is_hung_up_on() -> None:
+    heard: list[str] = []
+    pieces = [b"x" * 60, b"x" * 60]
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        heard.extend([(await receive())["type"] for _ in range(2)])
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": pieces.pop(0), "more_body": bool(pieces)}
+
+    async def send(message: Any) -> None:
+        raise AssertionError(message)
+
+    scope = {"type": "http", "method": "POST", "path": PULL, "headers": []}
+    asyncio.run(Guard(app, lambda _: True, most=100)(scope, receive, send))
+    assert heard == ["http.request", "http.disconnect"]

@@ -1,0 +1,153 @@
+"""`make demo-federation`: train, evaluate, promote, a late joiner, a poor candidate, a killed node, and attacks."""
+
+import argparse
+import json
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from deploy.demo.processes import run, stop_all
+from deploy.demo.world import World
+from deploy.federation.attacks import attempt_all
+from deploy.federation.cast import Cast, cast, planted
+from protocol.errors import GreylagError
+from router.query import ask
+
+ROWS = {"mirror": 384, "carousel": 256, "bluebird": 192, "beekeeper": 128}
+"""Contributors and the sizes of their private files."""
+LATE, LATE_ROWS = "harbour", 160
+KILLED = "carousel"
+POOR = "quarry"
+"""Whose rows are scrambled, so that its expert is good for nothing."""
+OPEN_S = 30.0
+
+
+def main() -> None:
+    """Run it, and leave report.json and every log in the folder."""
+    parser = argparse.ArgumentParser(prog="make demo-federation")
+    parser.add_argument("--folder", type=Path, default=Path("build/demo-federation"), help="where everything goes")
+    folder: Path = parser.parse_args().folder.resolve()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    shutil.rmtree(folder, ignore_errors=True)
+    began = time.monotonic()
+
+    def say(who: str, what: str) -> None:
+        sys.stderr.write(f"{time.monotonic() - began:6.1f} s  {who:<12} {what}\n")
+        sys.stderr.flush()
+
+    try:
+        with cast(folder, say) as town:
+            report = _play(town, World())
+    except BaseException:
+        stop_all()
+        raise
+    report["planted_strings_found"] = len(leaks(folder))
+    report["seconds"] = round(time.monotonic() - began, 1)
+    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    sys.stdout.write(json.dumps(report) + "\n")
+
+
+def _play(town: Cast, world: World) -> dict[str, Any]:
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda entry: town.join(entry[0], world, entry[1]), ROWS.items()))
+    for contributor in ROWS:
+        town.start(contributor)
+
+    def meanwhile() -> None:
+        """One node dies in the middle of training and comes back; somebody comes late."""
+        town.join(LATE, world, LATE_ROWS)
+        _await(lambda: KILLED in town.answered(1))
+        town.kill(KILLED)
+        town.start(LATE)
+        town.start(KILLED)
+
+    trained = town.campaign("train", open_for_s=2 * OPEN_S, meanwhile=meanwhile)
+    town.settle()
+    first = town.campaign("evaluate", open_for_s=OPEN_S / 3)
+    _contribute_poorly(town, world)
+    town.settle()
+    second = town.campaign("evaluate", open_for_s=OPEN_S / 3)
+    attacks = attempt_all(town)
+    answer = ask(town.router, ["please reverse it : k f a c"], max_new_tokens=8).answers[0]
+    town.say("router", f"answers from release {answer.release}: {answer.text}")
+    decided = town.candidates()
+    bundles = [entry["facts"]["bundle"] for entry in trained["answers"] if entry["state"] == "done"]
+    return {
+        "schema": 1,
+        "nodes": len(town.daemons),
+        "campaigns": {
+            "train": {"bundles": len(set(bundles)), "attempts": _attempts(trained)},
+            "evaluate": {
+                "promoted": [row["digest"] for row in decided if row["state"] == "promoted"],
+                "held_back": [row["digest"] for row in decided if row["state"] == "held_back"],
+                "losses": [_losses(first), _losses(second)],
+            },
+        },
+        "release": answer.release,
+        "attacks": attacks,
+    }
+
+
+def _contribute_poorly(town: Cast, world: World) -> None:
+    """Somebody without a daemon submits an expert that learnt wrong answers to everybody's questions."""
+    town.place(POOR).mkdir(parents=True)
+    data = town.place(POOR) / "private.jsonl"
+    rows = [example._asdict() for name in ROWS for example in world.train(name, 64, 2)]
+    wrong = [row["target"] for row in rows[7:] + rows[:7]]
+    data.write_text(
+        "".join(
+            json.dumps({"input": row["input"], "target": other}) + "\n" for row, other in zip(rows, wrong, strict=True)
+        )
+    )
+    town.init(POOR)
+    run("client", "contribute", "-w", town.place(POOR), "--data", data, log=town.folder / "logs" / f"{POOR}.log")
+    town.say(POOR, "submitted an expert that learnt wrong answers")
+
+
+def leaks(folder: Path) -> list[str]:
+    """Name the files, other than the private ones, that hold a planted word."""
+    words = [planted(contributor).encode() for contributor in (*ROWS, LATE)]
+    return [
+        str(path)
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "private.jsonl" and any(word in path.read_bytes() for word in words)
+    ]
+
+
+def _losses(shown: dict[str, Any]) -> dict[str, dict[str, float]]:
+    return {
+        entry["contributor"]: {name: value for name, value in entry["facts"].items() if name.startswith("loss_")}
+        for entry in shown["answers"]
+    }
+
+
+def _attempts(shown: dict[str, Any]) -> dict[str, int]:
+    return {entry["contributor"]: entry["attempts"] for entry in shown["answers"]}
+
+
+def _await(until: Callable[[], bool]) -> None:
+    end = time.monotonic() + OPEN_S
+    while not until():
+        if time.monotonic() > end:
+            raise RuntimeError("Nobody was asked in time.")
+        time.sleep(0.5)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    # Unwinds every `with`, so that no process is left behind.
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (RuntimeError, GreylagError, KeyboardInterrupt) as error:
+        sys.stderr.write(f"error: {error or 'interrupted'}\n")
+        sys.exit(1)

@@ -1,0 +1,114 @@
+"""What a node does: with a model that was really trained, and answers of a few numbers."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from client.daemon import work
+from client.daemon.place import Place
+from client.daemon.policy import DaemonPolicy, Limits
+from client.daemon.work import Work
+from protocol.campaign import Order
+from protocol.errors import Code, Refused
+from protocol.release import ReleasedExpert, ReleaseSpec, sign_candidate, sign_release, timestamp
+from protocol.reply import read_reply
+from router.pull import BUNDLES, Mirror
+from tests.client.conftest import PLANTED, Site, Trained
+from tests.client.fake_coordinator import FakeCoordinator, serving
+
+NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
+
+
+def order(site: Site, kind: str) -> Order:
+    return Order.model_validate(
+        {
+            "pool": site.pool.digest, "number": 1, "kind": kind, "created": timestamp(NOW),
+            "expires": timestamp(NOW + timedelta(hours=1)), "candidate": "2" * 64 if kind == "evaluate" else None,
+        }
+    )  # fmt: skip
+
+
+def mirror(trained: Trained, *, empty: bool) -> Mirror:
+    listed = () if empty else (ReleasedExpert(name="reverse", contributor="anna", bundle=trained.bundle.digest),)
+    site = trained.site
+    spec = ReleaseSpec(
+        pool=site.pool.digest, number=1, previous=None, experts=listed, routing=site.pool.spec.routing,
+        created=timestamp(NOW), expires=timestamp(NOW + timedelta(days=1)),
+    )  # fmt: skip
+    release = (sign_release if empty else sign_candidate)(spec, site.operator)
+    return Mirror(site.pool, release, () if empty else (trained.bundle,))
+
+
+def test_info_tells_a_bucket(site: Site) -> None:
+    reply = Work(Place(site.workspace), site.pool).answer(order(site, "info"), DaemonPolicy(data=site.data))
+    assert reply.words["rows"] == "100 to 1,000"
+    assert read_reply("info", reply.text, reply.metrics) == reply
+
+
+def test_a_candidate_is_scored_against_release_base_and_own_expert(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site, place = trained.site, Place(trained.site.workspace)
+    stale = place.releases / BUNDLES / ("9" * 64)
+    stale.mkdir(parents=True)
+    monkeypatch.setattr(work, "pull_candidate", lambda *_, **__: mirror(trained, empty=False))
+    monkeypatch.setattr(work, "pull", lambda *_, **__: mirror(trained, empty=True))
+    node = Work(place, site.pool, device="cpu")
+    reply = node.answer(order(site, "evaluate"), DaemonPolicy(data=site.data))
+    losses = reply.metrics
+    assert losses["loss_candidate"] == losses["loss_own"] < losses["loss_base"] == losses["loss_release"]
+    assert read_reply("evaluate", reply.text, reply.metrics) == reply
+    assert PLANTED not in str(reply)
+    assert not stale.exists()
+
+
+def test_before_the_first_release_there_is_the_base(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object, **__: object) -> Mirror:
+        raise Refused(Code.RELEASE_UNKNOWN, "There is no release yet.")
+
+    site, place = trained.site, Place(trained.site.workspace)
+    (place.releases / BUNDLES).mkdir(parents=True, exist_ok=True)
+    monkeypatch.setattr(work, "pull_candidate", lambda *_, **__: mirror(trained, empty=False))
+    monkeypatch.setattr(work, "pull", none)
+    reply = Work(place, site.pool, device="cpu").answer(order(site, "evaluate"), DaemonPolicy(data=site.data))
+    assert set(reply.metrics) == {"loss_base", "loss_candidate", "loss_own", "seconds"}
+
+
+def test_a_download_has_bounds(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    def large(*_: object, on_bytes, **__: object) -> Mirror:  # type: ignore[no-untyped-def]  # noqa: ANN001
+        on_bytes((1 << 20) + 1)
+        raise AssertionError("went on")
+
+    site = trained.site
+    monkeypatch.setattr(work, "pull_candidate", large)
+    policy = DaemonPolicy(data=site.data, limits=Limits(max_download_mb=1))
+    with pytest.raises(Refused) as refused:
+        Work(Place(site.workspace), site.pool).answer(order(site, "evaluate"), policy)
+    assert refused.value.code is Code.CONSENT
+
+
+def test_another_base_is_not_scored(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    def other(*_: object) -> None:
+        raise Refused(Code.BASE_MISMATCH, "Another base.")
+
+    monkeypatch.setattr(work, "check_base", other)
+    site = trained.site
+    with pytest.raises(Refused) as refused:
+        Work(Place(site.workspace), site.pool).answer(order(site, "evaluate"), DaemonPolicy(data=site.data))
+    assert refused.value.code is Code.BASE_MISMATCH
+
+
+def test_training_submits_once_however_often_it_is_asked(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    site = trained.site
+    fake = FakeCoordinator(site.pool, site.operator)
+    with serving(fake) as address:
+        monkeypatch.setenv("GREYLAG_CLIENT_COORDINATOR", address)
+        monkeypatch.setattr(work, "produce", lambda *_: trained.bundle)
+        node = Work(Place(site.workspace), site.pool)
+        replies = [node.answer(order(site, "train"), DaemonPolicy(data=site.data)) for _ in range(2)]
+    assert [reply.words["bundle"] for reply in replies] == [trained.bundle.digest] * 2
+    assert list(fake.kept) == [trained.bundle.digest]
+    assert PLANTED.encode() not in fake.heard
