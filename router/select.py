@@ -138,8 +138,9 @@ def products(group: RouteGroup, u: Tensor) -> Tensor:
 
 
 def _seen(module: ModuleExperts, scores: Tensor) -> Tensor:
-    if module.mask is not None:
-        scores.add_(module.mask)
+    # Filled, not added to: a score that is not a number would stay one.
+    if module.empty is not None:
+        scores.masked_fill_(module.empty, -torch.inf)
     if module.group.hidden_index is not None:
         scores.index_fill_(1, module.group.hidden_index, -torch.inf)
     return scores
