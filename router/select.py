@@ -74,7 +74,8 @@ def _select_one(group: RouteGroup, u: Tensor, d: int, k: int, temperature: float
     products = [torch.mv(block, u) for block in group.blocks]
     scores = (products[0] if len(products) == 1 else torch.cat(products)).detach().numpy()
     mean = float(scores[0])
-    variance = max(torch.dot(u, u).item() / d - mean * mean, 0.0) + EPS
+    numbers = u.detach().numpy()
+    variance = max(float(numbers.dot(numbers)) / d - mean * mean, 0.0) + EPS
     if not mean * mean <= _TRUSTED * variance:  # also where a figure is not finite
         return None
     unit = 1 / (math.sqrt(d * variance) * temperature)
