@@ -61,6 +61,9 @@ QuantiseFlag = Annotated[Bits | None, typer.Option(help="Bits of the base's weig
 RecomputeFlag = Annotated[
     bool, typer.Option("--recompute", help="Compute activations again instead of keeping them: slower, less memory.")
 ]
+PackingFlag = Annotated[
+    bool, typer.Option("--packing", help="Let short examples share rows, for decoders: quicker, learns the same.")
+]
 SeedFlag = Annotated[
     int, typer.Option(min=0, max=2**32 - 1, help="Seed of the initial weights and the order of examples.")
 ]
@@ -129,6 +132,7 @@ def train(
     dtype: DtypeFlag = None,
     quantise: QuantiseFlag = None,
     recompute: RecomputeFlag = False,
+    packing: PackingFlag = False,
     share: ShareFlag = None,
     progress: ProgressFlag = Style.AUTO,
     workspace: WorkspaceFlag = Path(),
@@ -143,7 +147,9 @@ def train(
     from client.plan import Thrift
     from client.produce import Order
 
-    order = Order(data, name, seed, device, micro_batch, recipe, tell(share), Thrift(dtype, quantise, recompute))
+    order = Order(
+        data, name, seed, device, micro_batch, recipe, tell(share), Thrift(dtype, quantise, recompute, packing)
+    )
     _train(order, progress, workspace, input_column=input_column, target_column=target_column)
 
 
@@ -164,6 +170,7 @@ def gates(
     dtype: DtypeFlag = None,
     quantise: QuantiseFlag = None,
     recompute: RecomputeFlag = False,
+    packing: PackingFlag = False,
     share: ShareFlag = None,
     progress: ProgressFlag = Style.AUTO,
     workspace: WorkspaceFlag = Path(),
@@ -179,7 +186,7 @@ def gates(
     from client.produce import Order
 
     order = Order(
-        data, name, seed, device, micro_batch, recipe, tell(share), Thrift(dtype, quantise, recompute), adapter
+        data, name, seed, device, micro_batch, recipe, tell(share), Thrift(dtype, quantise, recompute, packing), adapter
     )
     _train(order, progress, workspace, input_column=input_column, target_column=target_column)
 
@@ -209,6 +216,7 @@ def contribute(
     dtype: DtypeFlag = None,
     quantise: QuantiseFlag = None,
     recompute: RecomputeFlag = False,
+    packing: PackingFlag = False,
     share: ShareFlag = None,
     wait: WaitFlag = False,
     give_up_after: GiveUpFlag = GIVE_UP_AFTER_S,
@@ -225,7 +233,9 @@ def contribute(
 
     place, settings = open_workspace(workspace, input_column=input_column, target_column=target_column)
     quiet_libraries(settings.base)
-    order = Order(data, name, seed, device, micro_batch, recipe, tell(share), Thrift(dtype, quantise, recompute))
+    order = Order(
+        data, name, seed, device, micro_batch, recipe, tell(share), Thrift(dtype, quantise, recompute, packing)
+    )
     with at_work(place), show(progress) as report:
         bundle = produce(place, settings, order, report, datetime.now(UTC), talk)
         record = send_bundle(place, settings, bundle, report, wait=wait, give_up_after=give_up_after)

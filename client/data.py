@@ -1,9 +1,11 @@
 """The contributor's examples: opened, checked, tokenised. They never leave this machine.
 
-A file (JSON Lines, CSV or Parquet) holds either an input and a target column, or a column of chat
-messages (a list of `{"role": ..., "content": ...}`). Of a chat, the last turn of the assistant is
-the target and everything before it the prompt, written by the tokenizer's own chat template or,
-where it has none, as lines `role: content` that end in `assistant:`.
+A file (JSON Lines, CSV or Parquet) holds an input and a target column, or a column of chat messages
+(a list of `{"role": ..., "content": ...}`), or, for decoders, a column of plain text. Of a chat, the
+last turn of the assistant is the target and everything before it the prompt, written by the
+tokenizer's own chat template or, where it has none, as lines `role: content` that end in
+`assistant:`. Where the template allows it, a decoder learns the assistant's earlier turns, too
+(`client.chat`).
 
 No sentence of a refusal ever quotes a cell.
 """
@@ -16,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from client.chat import ASSISTANT, encode_chat, write_chat
 from client.plan import Columns
 from protocol.errors import Code, Refused
 from protocol.spec import Architecture, Recipe
@@ -41,7 +44,6 @@ _READERS: dict[str, tuple[str, dict[str, Any]]] = {
 _FIRST_BYTES = 1 << 16
 """Read from a file to see how it begins."""
 _SPLIT_SEED = 2402_05859  # any constant: every rerun must hold back the same rows
-ASSISTANT = "assistant"
 
 
 class Pair(NamedTuple):
@@ -51,6 +53,8 @@ class Pair(NamedTuple):
     target: str
     templated: bool
     """The prompt was written by a chat template and carries its own special tokens."""
+    turns: tuple[dict[str, str], ...] = ()
+    """The chat that a template wrote, up to the target."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ def read_examples(
         Refused: `DATA_UNREADABLE`, `DATA_COLUMNS`, `DATA_EMPTY` or `DATA_TOO_LONG`.
     """
     rows = read_rows(path, scratch)
-    extract = _extractor(rows, columns, tokenizer, path.name)
+    extract = _extractor(rows, columns, tokenizer, path.name, architecture)
     _check_count(len(rows), path.name)
     limits = Limits(recipe.max_input_tokens, recipe.max_target_tokens, positions)
     tokenised = _tokenise(rows, extract, tokenizer, architecture, limits, name=path.name)
@@ -124,7 +128,7 @@ def held_out_pairs(
         Refused: `DATA_UNREADABLE`, `DATA_COLUMNS` or `DATA_EMPTY`.
     """
     rows = read_rows(path, scratch)
-    extract = _extractor(rows, columns, tokenizer, path.name)
+    extract = _extractor(rows, columns, tokenizer, path.name, "decoder-only")  # which takes what others take, too
     _check_count(len(rows), path.name)
     pairs = []
     for number in split(len(rows), recipe.held_out)[1]:
@@ -233,7 +237,11 @@ def split(rows: int, held_out: float) -> tuple[list[int], list[int]]:
 
 
 def _extractor(
-    rows: datasets.Dataset, columns: Columns, tokenizer: "PreTrainedTokenizerBase", name: str
+    rows: datasets.Dataset,
+    columns: Columns,
+    tokenizer: "PreTrainedTokenizerBase",
+    name: str,
+    architecture: Architecture,
 ) -> Callable[[dict[str, Any]], Pair | None]:
     """Decide once how a row becomes a pair; the result is None for a row without both halves."""
     found = rows.features
@@ -252,10 +260,12 @@ def _extractor(
                 'Write it as [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}].',
             )
         return lambda row: _from_messages(row[columns.messages], tokenizer)
+    if columns.text in found and _is_text(found[columns.text]) and architecture == "decoder-only":
+        return lambda row: _from_text(row[columns.text])
     raise Refused(
         Code.DATA_COLUMNS,
         f"{name} has the columns {', '.join(sorted(found))[:200]}; expected {columns.input} and {columns.target}, "
-        f"or {columns.messages}.",
+        f"or {columns.messages}{f', or {columns.text}' if architecture == 'decoder-only' else ''}.",
         "Name them with --input-column and --target-column.",
     )
 
@@ -275,6 +285,11 @@ def _from_columns(prompt: str | None, target: str | None) -> Pair | None:
     return Pair(prompt, target, templated=False)
 
 
+def _from_text(text: str | None) -> Pair | None:
+    # The prompt is what the tokenizer begins with; all that follows is learnt.
+    return Pair("", text, templated=False) if text and text.strip() else None
+
+
 def _from_messages(messages: Sequence[dict[str, str]] | None, tokenizer: "PreTrainedTokenizerBase") -> Pair | None:
     turns = messages or []
     last = max((place for place, turn in enumerate(turns) if turn["role"] == ASSISTANT), default=0)
@@ -282,8 +297,8 @@ def _from_messages(messages: Sequence[dict[str, str]] | None, tokenizer: "PreTra
     if not before or not target or not target.strip() or any(not turn["content"] for turn in before):
         return None
     if tokenizer.chat_template:
-        text = tokenizer.apply_chat_template(list(before), add_generation_prompt=True, tokenize=False)
-        return Pair(str(text), target, templated=True)
+        text = write_chat(tokenizer, before, prompt=True)
+        return Pair(text, target, templated=True, turns=tuple(turns[: last + 1]))
     lines = [f"{turn['role']}: {turn['content']}" for turn in before]
     return Pair("\n".join([*lines, f"{ASSISTANT}:"]), target, templated=False)
 
@@ -305,9 +320,13 @@ def _tokenise(
             pair = extract(row)
             if pair is None:
                 raise _lacks(number + 1, name)
+            where = f"Row {number + 1} of {name}"
             prompt = encode_input(tokenizer, pair.prompt, architecture, templated=pair.templated)
             target = encode_target(tokenizer, pair.target, architecture)
-            ids, wanted = lay_out(prompt, target, limits, f"Row {number + 1} of {name}")
+            ids, wanted = lay_out(prompt, target, limits, where)
+            if pair.turns and architecture == "decoder-only":
+                ids, wanted = encode_chat(tokenizer, pair.turns) or (ids, wanted)
+                _check_length(len(ids), limits.model or len(ids), f"{where}: the chat")
             input_ids.append(ids)
             labels.append(wanted)
         return {"input_ids": input_ids, "labels": labels}

@@ -25,6 +25,7 @@ from transformers import (
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from client import history
+from client.packing import pack
 from client.progress import Progress, Report
 from protocol.errors import Code, Refused
 from protocol.spec import Recipe
@@ -56,6 +57,8 @@ class Phase:
     """Examples in memory at once, a divisor of the batch; None takes the whole batch."""
     recompute: bool = False
     """Activations are computed again for the backward pass, not kept."""
+    packing: bool = False
+    """Examples of a batch share rows, without seeing each other."""
 
 
 def run(
@@ -125,7 +128,7 @@ def _trainer(
     trainer = _PhaseTrainer(
         model=model,
         args=_arguments(phase, recipe),
-        data_collator=DataCollatorForSeq2Seq(tokenizer),
+        data_collator=pack if phase.packing else DataCollatorForSeq2Seq(tokenizer),
         train_dataset=train,
         eval_dataset=held_out,
     )

@@ -24,11 +24,12 @@ class Columns:
     input: str = "input"
     target: str = "target"
     messages: str = "messages"
+    text: str = "text"
 
 
 @dataclass(frozen=True)
 class Thrift:
-    """How a model larger than the machine is trained; rounding apart, the expert comes out the same."""
+    """How training does with less memory or time; rounding apart, the expert comes out the same."""
 
     dtype: Dtype | None = None
     """What the base is held and computes in; None for the checkpoint's. What is trained stays float32."""
@@ -36,6 +37,8 @@ class Thrift:
     """Bits of the base's weights, as in QLoRA (arXiv 2305.14314); None for those of `dtype`."""
     recompute: bool = False
     """Activations are computed again for the backward pass, not kept."""
+    packing: bool = False
+    """Examples of a batch share rows, without seeing each other."""
 
 
 FULL = Thrift()

@@ -83,7 +83,7 @@ def produce(
     identity = keys.load(workspace.root / settings.key)
     check_base(settings.base, pool.spec.base, workspace.base_cache)
 
-    columns = Columns(settings.input_column, settings.target_column, settings.messages_column)
+    columns = Columns(settings.input_column, settings.target_column, settings.messages_column, settings.text_column)
     sharing = Sharing(order.share, settings.embedding)
     plan = Plan(
         data=order.data,

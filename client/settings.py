@@ -44,6 +44,7 @@ class ClientSettings(BaseSettings):
     input_column: str = "input"
     target_column: str = "target"
     messages_column: str = "messages"
+    text_column: str = "text"
     embedding: str | None = None
     """What places a shared centroid: folder or Hugging Face id; without one, the base model."""
 

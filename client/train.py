@@ -14,6 +14,7 @@ from transformers import set_seed
 from client import gates, history, phase, statistics, tuner
 from client.adopt import write_adapter
 from client.data import Examples, read_examples
+from client.packing import check_packing
 from client.plan import Plan
 from client.progress import Report
 from client.runs import ADAPTER, RECORD, RunRecord, coarse, dump_record, plan_modules
@@ -45,6 +46,8 @@ def train(plan: Plan, folder: Path, report: Report) -> None:
         raise Refused(Code.SETTINGS_INVALID, "There is no CUDA device here.", "Leave out --device cuda.")
     folder.mkdir(parents=True, exist_ok=True)
     base = load_base(plan.base, device=plan.device, dtype=plan.thrift.dtype, quantise=plan.thrift.quantise)
+    if plan.thrift.packing:
+        check_packing(base)
     examples = read_examples(
         plan.data,
         plan.columns,
@@ -110,7 +113,14 @@ def _measure_base(plan: Plan, base: Base, examples: Examples, folder: Path) -> N
 def _phase(plan: Plan, name: str, folder: Path) -> phase.Phase:
     steps = {"expert": plan.recipe.expert_steps, "gates": plan.recipe.gate_steps}.get(name, 0)
     return phase.Phase(
-        name, folder / name, steps, plan.seed, plan.device, plan.micro_batch, recompute=plan.thrift.recompute
+        name,
+        folder / name,
+        steps,
+        plan.seed,
+        plan.device,
+        plan.micro_batch,
+        recompute=plan.thrift.recompute,
+        packing=plan.thrift.packing,
     )
 
 

@@ -127,7 +127,7 @@ class Work:
                 raise
             current = None
         model = self.model = self.model or RoutedModel.from_base(settings.base, device=self.device)
-        columns = Columns(settings.input_column, settings.target_column, settings.messages_column)
+        columns = Columns(settings.input_column, settings.target_column, settings.messages_column, settings.text_column)
         pairs = held_out_pairs(policy.data, columns, model.base.tokenizer, self.pool.spec.recipe, scratch=folder)
         losses: dict[str, float] = {}
         if current is not None:

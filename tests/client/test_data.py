@@ -136,6 +136,54 @@ def test_a_chat_template_writes_the_prompt(tmp_path: Path, decoder: PreTrainedTo
     assert row["labels"] == [-100] * len(prompt) + [15, 1]
 
 
+MARKED = (
+    "{% for message in messages %}{{ message['role'] }} : {{ message['content'] }} </s>\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant : {% endif %}"
+)
+
+
+def test_a_decoder_learns_every_turn_of_the_assistant(tmp_path: Path, decoder: PreTrainedTokenizerBase) -> None:
+    decoder.chat_template = MARKED
+    (tmp_path / "chat.jsonl").write_text(lines(CHAT, CHAT))
+    row = read_path(tmp_path / "chat.jsonl", decoder, architecture="decoder-only").train[0]
+    spoken = "user : copy a </s>\nassistant : a </s>\nuser : copy b </s>\nassistant : b </s>"
+    assert row["input_ids"] == decoder(spoken, add_special_tokens=False)["input_ids"]
+    learnt = [token for token in row["labels"] if token != -100]
+    assert learnt == decoder("a </s> b </s>", add_special_tokens=False)["input_ids"]
+    assert all(label in (-100, token) for token, label in zip(row["input_ids"], row["labels"], strict=True))
+    # The prompt of each turn is what a router is asked.
+    for turn, place in (("a", 2), ("b", 4)):
+        asked = decoder.apply_chat_template(CHAT["messages"][: place - 1], add_generation_prompt=True, tokenize=False)
+        tokens = decoder(asked, add_special_tokens=False)["input_ids"]
+        assert row["input_ids"][: len(tokens)] == tokens
+        assert row["input_ids"][len(tokens)] == row["labels"][len(tokens)] == decoder.convert_tokens_to_ids(turn)
+
+
+def test_a_chat_must_fit_the_model(tmp_path: Path, decoder: PreTrainedTokenizerBase) -> None:
+    decoder.chat_template = MARKED
+    (tmp_path / "chat.jsonl").write_text(lines(CHAT, CHAT))
+    error = refusal(lambda: read_path(tmp_path / "chat.jsonl", decoder, architecture="decoder-only", positions=9))
+    assert error.code is Code.DATA_TOO_LONG
+
+
+def test_a_decoder_learns_all_of_a_plain_text(tmp_path: Path, decoder: PreTrainedTokenizerBase) -> None:
+    (tmp_path / "rows.jsonl").write_text(lines({"text": "say a b"}, {"text": "say b a"}))
+    row = read_path(tmp_path / "rows.jsonl", decoder, architecture="decoder-only").train[0]
+    assert row["input_ids"][0] == decoder.bos_token_id
+    assert row["labels"] == [-100, *row["input_ids"][1:]]
+    assert row["labels"][-1] == decoder.eos_token_id
+
+
+def test_plain_text_is_nothing_for_an_encoder(read: Read) -> None:
+    assert refusal(lambda: read("rows.jsonl", lines({"text": SECRET}, {"text": SECRET}))).code is Code.DATA_COLUMNS
+
+
+def test_an_empty_text_is_an_empty_row(tmp_path: Path, decoder: PreTrainedTokenizerBase) -> None:
+    (tmp_path / "rows.jsonl").write_text(lines({"text": "a"}, {"text": " "}))
+    error = refusal(lambda: read_path(tmp_path / "rows.jsonl", decoder, architecture="decoder-only"))
+    assert (error.code, "Row 2" in error.message) == (Code.DATA_EMPTY, True)
+
+
 def test_the_same_rows_are_held_out_each_time() -> None:
     train, held_out = split(50, 0.2)
     assert (train, held_out) == split(50, 0.2)
