@@ -46,7 +46,6 @@ class GroupStore:
         self.factors: list[FactorPages | None] = [None for _ in paths]
         self.keys = tuple(Column(torch.int64, device) for _ in paths)
         self.scalings = tuple(Column(torch.float32, device) for _ in paths)
-        self.masks = tuple(Column(torch.float32, device) for _ in paths)
         self.vectors: tuple[dict[str, VectorPages], ...] = tuple({} for _ in paths)
         """Vectors by slot and by name in `Scales`; made when the first expert has one."""
 
@@ -137,7 +136,6 @@ class GroupStore:
                     self.special[slot].append(row)
             self.keys[slot].append(key)
             self.scalings[slot].append(part.scaling if part else 0.0)
-            self.masks[slot].append(0.0 if part else -torch.inf)
         # Last of all, since its length says how many rows are whole.
         self.experts.append(expert)
         return placed
@@ -295,10 +293,9 @@ class ModuleExperts:
         return self.group.store.experts[row]
 
     @cached_property
-    def mask(self) -> Tensor | None:
-        """[n], by row, float32, -inf where an expert leaves the module alone; None where all touch it."""
-        absent = self.group.store.absent[self.slot]
-        return self.group.store.masks[self.slot].first(self.group.length) if absent else None
+    def empty(self) -> Tensor | None:
+        """[n], by row, whether an expert leaves the module alone; None where all touch it."""
+        return self.keys < 0 if self.group.absent(self.slot) else None
 
     @cached_property
     def scalings(self) -> Tensor:
@@ -307,7 +304,7 @@ class ModuleExperts:
 
     @cached_property
     def keys(self) -> Tensor:
-        """[n], by row, int64, where each row's factors are in `pages`."""
+        """[n], by row, int64, where each row's factors are in `pages`; -1 where an expert leaves the module alone."""
         return self.group.store.keys[self.slot].first(self.group.length)
 
     @property

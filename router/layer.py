@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from protocol.errors import Code, Refused
 from protocol.kinds import Shape
@@ -129,8 +130,7 @@ class RoutedLinear(WrappedLinear):
         Returns:
             [..., o]; bitwise the base's where no expert is chosen.
         """
-        # Not by attribute, whose look-up in a torch module costs a token as much as a small product.
-        y: Tensor = self._modules["linear"](u)  # type: ignore[misc]
+        y = self._base(u)
         plan = _plan.get()
         if plan is None:
             return y
@@ -144,6 +144,21 @@ class RoutedLinear(WrappedLinear):
                     out.copy_(routed)
             return y
         return self._routed(plan, u, y)
+
+    def _base(self, u: Tensor) -> Tensor:
+        """Compute W u + b for u [..., d], without a torch module's call, which costs a token more than a small product.
+
+        A linear module of another class, or one that somebody hooked or patched, is called as ever.
+        """
+        linear = self._modules["linear"]
+        own = linear.__dict__
+        if linear.__class__ is nn.Linear and not (
+            own["_forward_pre_hooks"] or own["_forward_hooks"] or "forward" in own
+        ):
+            parameters = own["_parameters"]
+            return functional.linear(u, parameters["weight"], parameters["bias"])
+        y: Tensor = linear(u)  # type: ignore[misc]
+        return y
 
     def _routed(self, plan: Plan, u: Tensor, y: Tensor) -> Tensor:
         module = plan.pool.modules.get(self.path)

@@ -74,7 +74,8 @@ def _select_one(group: RouteGroup, u: Tensor, d: int, k: int, temperature: float
     products = [torch.mv(block, u) for block in group.blocks]
     scores = (products[0] if len(products) == 1 else torch.cat(products)).detach().numpy()
     mean = float(scores[0])
-    variance = max(torch.dot(u, u).item() / d - mean * mean, 0.0) + EPS
+    numbers = u.detach().numpy()
+    variance = max(float(numbers.dot(numbers)) / d - mean * mean, 0.0) + EPS
     if not mean * mean <= _TRUSTED * variance:  # also where a figure is not finite
         return None
     unit = 1 / (math.sqrt(d * variance) * temperature)
@@ -138,8 +139,9 @@ def products(group: RouteGroup, u: Tensor) -> Tensor:
 
 
 def _seen(module: ModuleExperts, scores: Tensor) -> Tensor:
-    if module.mask is not None:
-        scores.add_(module.mask)
+    # Filled, not added to: a score that is not a number would stay one.
+    if module.empty is not None:
+        scores.masked_fill_(module.empty, -torch.inf)
     if module.group.hidden_index is not None:
         scores.index_fill_(1, module.group.hidden_index, -torch.inf)
     return scores

@@ -16,11 +16,13 @@ from coordinator.fleet.rule import read_loss, weigh
 from coordinator.opening import Opened
 from coordinator.tables import Answer, Campaign
 from protocol.campaign import Kind
-from protocol.errors import Refused
+from protocol.errors import Code, Refused
 from protocol.release import read_timestamp
 
 ASK_AGAIN_S = 60.0
 """Pause before a node that could not or would not is asked again, in seconds."""
+MAX_CRASHES = 10
+"""A node that is there and falls over an order this often is not asked again."""
 _SECOND = timedelta(seconds=1)
 """Times in the registry have no smaller part."""
 _log = structlog.get_logger(__name__)
@@ -84,10 +86,11 @@ class Driver:
         for heard in flower.hear(run, kind, under_way):
             answer = under_way[heard.message]
             reply = heard.reply
+            crashed = reply.code == Code.UNREACHABLE.name and answer.attempts >= MAX_CRASHES
             self._fleet.heard(
                 campaign.number,
                 answer.contributor,
-                "waiting" if reply.state == "later" else reply.state,
+                "failed" if crashed else "waiting" if reply.state == "later" else reply.state,
                 code=reply.code,
                 facts={**reply.words, **reply.metrics, **({"error": reply.error} if reply.error else {})},
                 now=self._clock(),
@@ -123,8 +126,11 @@ class Driver:
         now = self._clock()
         if now >= read_timestamp(campaign.expires):
             return True
-        open_ = any(answer.state not in FINAL for answer, _ in self._fleet.answers(campaign.number))
-        return now >= read_timestamp(campaign.open_until) and not open_
+        if now < read_timestamp(campaign.open_until):
+            return False
+        active = {node.contributor for node, _ in self._fleet.nodes() if node.state == "active"}
+        answers = [answer for answer, _ in self._fleet.answers(campaign.number) if answer.contributor in active]
+        return all(answer.state in FINAL for answer in answers)
 
     def _conclude(self, campaign: Campaign) -> None:
         sentence = summary(self._fleet, campaign.number)

@@ -173,6 +173,7 @@ async def serve(config: LinkConfig, secret: bytes) -> None:
     where = {"inner": inner.getsockname()[1], "outer": outer.getsockname()[1]}
     sys.stdout.write(json.dumps(where) + "\n")
     sys.stdout.flush()
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nobody reads on: a full pipe would stop whoever writes to it
     await asyncio.gather(*(server.serve(sockets=[listener]) for server, listener in servers))
 
 

@@ -22,7 +22,7 @@ class SharedDecision(ABC):
 
     @abstractmethod
     def select(self, group: RouteGroup, u: Tensor) -> Selected:
-        """Choose experts for u [..., d] at every module of a group; None where no expert touches one."""
+        """Choose experts for u [..., d] at every module of a group; None where nobody is taken."""
 
     def choose(self, module: ModuleExperts, u: Tensor) -> Choice | CommonChoice | None:
         """Choose experts for u [..., d].
@@ -34,7 +34,8 @@ class SharedDecision(ABC):
             return self.select(group, u)[0]
         if u is not self._u or group is not self._group or slot not in self._waiting:
             self._group, self._u = group, u
-            self._waiting = {at: choice for at, choice in enumerate(self.select(group, u)) if choice is not None}
+            # The layer asks wherever anybody is, also where the method takes nobody.
+            self._waiting = {at: choice for at, choice in enumerate(self.select(group, u)) if group.counts[at]}
         # Each decision is used once, so that a tensor that is written over between two calls is read again.
         choice = self._waiting.pop(slot)
         if not self._waiting:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from router.gate import Choice, standardise
 from router.layer import Plan, RoutedLinear, routing
@@ -126,3 +126,18 @@ def test_bfloat16_chooses_as_float64_does() -> None:
     assert isinstance(choice, Choice)
     same = sum(sorted(choice.experts[row].tolist()) == sorted(expected.experts[row]) for row in range(t))
     assert same / t >= 0.999
+
+
+def test_a_hooked_or_patched_base_is_called_as_it_was_hooked() -> None:
+    linear = nn.Linear(6, 6)
+    layer = RoutedLinear("m", linear)
+    u = torch.randn(2, 6)
+    plain = layer(u)
+    torch.testing.assert_close(plain, linear(u), atol=0, rtol=0)
+    seen: list[Tensor] = []
+    handle = linear.register_forward_hook(lambda _module, _inputs, y: seen.append(y))
+    layer(u)
+    handle.remove()
+    assert len(seen) == 1
+    linear.forward = lambda input: input * 0  # type: ignore[method-assign]  # noqa: A006 - its parameter is so called
+    assert not layer(u).any()

@@ -127,6 +127,19 @@ def test_general_knowledge_is_taken_off(tokens: int, general: list[str]) -> None
     assert agrees(*insert(routed(pool, f"genknowsub:{','.join(general)}", u), expected))
 
 
+def test_general_experts_may_be_alone_at_one_of_several_siblings() -> None:
+    def part() -> ExpertModule:
+        return ExpertModule(torch.randn(1, D), torch.randn(O, 1), 1.0, torch.randn(D))
+
+    pool = ExpertPool()
+    for number, paths in enumerate((("a.q", "a.k", "a.v"), ("a.q", "a.v"), ("a.q", "a.v"))):
+        pool = pool.add(Expert(f"{number:064x}", f"e{number}", "", {path: part() for path in paths}))
+    (plan,) = resolve("genknowsub:e0", Asked(pool, ["x"], 2, 1.0))
+    for u in torch.randn(2, 3, D):
+        found = {path: plan.method.choose(pool.modules[path], u) for path in ("a.q", "a.k", "a.v")}
+        assert [choice is None for choice in found.values()] == [False, True, False]
+
+
 def test_uniform_counts_absent_experts_and_merged_does_not() -> None:
     pool, slow = make_experts(9, D, O, absent=3)
     u = torch.randn(5, D)

@@ -1,5 +1,6 @@
 """Which experts are chosen: ties, large means, modules that share an input."""
 
+import dataclasses
 import math
 
 import pytest
@@ -70,6 +71,22 @@ def test_a_broken_activation_gives_no_finite_answer(tokens: int, value: float) -
     u = torch.randn(tokens, D)
     u[0, 3] = value
     assert all(math.isnan(weight) for weight in as_choice(select(pool.modules[PATH].group, u, 2)[0])[1][0])
+
+
+@pytest.mark.parametrize("tokens", [2, 9])
+@pytest.mark.parametrize("count", [4, 12, 100])
+def test_a_broken_activation_gets_nobody_who_is_not_there(tokens: int, count: int) -> None:
+    whole = pool_of([torch.randn(D) for _ in range(count)], "a.q", "a.k").experts
+    u = torch.randn(tokens, D)
+    u[0] = torch.nan
+    for absent in range(count):
+        pool = ExpertPool()
+        for at, expert in enumerate(whole):
+            parts = {path: part for path, part in expert.modules.items() if path == "a.q" or at != absent}
+            pool = pool.add(dataclasses.replace(expert, modules=parts))
+        module = pool.modules["a.k"]
+        experts, _ = as_choice(Phatgoose(2).choose(module, u))
+        assert {row for chosen in experts for row in chosen} <= set(module.rows)
 
 
 def test_scores_are_held_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

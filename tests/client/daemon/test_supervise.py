@@ -62,6 +62,15 @@ def test_a_child_that_keeps_dying_is_given_time(tmp_path: Path) -> None:
     assert child.starts == 1
 
 
+def test_a_daemon_that_was_killed_is_told_from_one_that_runs(place: Place) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    place.write_note("status", {"state": "running", "pid": gone.pid})
+    assert status(place)["state"] == "killed"
+    place.write_note("status", {"state": "running", "pid": os.getpid()})
+    assert status(place)["state"] == "running"
+
+
 def test_there_is_one_daemon_a_workspace(place: Place) -> None:
     with exclusive(place), pytest.raises(Refused) as refused, exclusive(place):
         pass

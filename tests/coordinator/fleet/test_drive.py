@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 
 from client.daemon.app import make_app
-from coordinator.fleet.drive import Driver, summary
+from coordinator.fleet.drive import MAX_CRASHES, Driver, summary
 from coordinator.fleet.flower import Run
 from coordinator.fleet.orders import start
 from coordinator.fleet.records import Fleet
@@ -167,6 +167,18 @@ def test_a_node_that_dies_is_asked_again(town: Town) -> None:
     town.drive(lambda: town.states(number) == {"ada": "done"})
 
 
+def test_a_node_that_dies_over_every_order_is_given_up(town: Town) -> None:
+    town.join("ada", good).fails = lambda: True
+    number = town.start()
+    for _ in range(MAX_CRASHES):
+        town.driver.step()
+        town.drive(lambda: town.states(number) != {"ada": "asked"})
+        town.clock.forward(timedelta(seconds=11))
+    assert town.states(number) == {"ada": "failed"}
+    town.driver.step()
+    assert town.fleet.campaign(number).conclusion == "0 answered; failed: ada (UNREACHABLE)."
+
+
 def test_a_node_that_was_away_in_between_is_asked_again_at_once(town: Town) -> None:
     go_on = threading.Event()
     node = town.join("ada", lambda order: (go_on.wait(20), good(order))[1])
@@ -230,6 +242,21 @@ def test_a_node_whose_key_is_revoked_is_not_asked(town: Town) -> None:
     town.driver.step()
     assert town.states(number) == {}
     assert summary(town.fleet, number) == "0 answered."
+
+
+def test_nobody_waits_for_a_node_whose_key_is_revoked(town: Town) -> None:
+    go_on = threading.Event()
+    town.join("ada", lambda order: (go_on.wait(20), good(order))[1])
+    town.join("bob", good)
+    number = town.start()
+    town.drive(lambda: town.states(number) == {"ada": "asked", "bob": "done"})
+    town.clock.forward(timedelta(minutes=1))
+    town.driver.step()
+    assert town.fleet.campaign(number).state == "running"
+    town.opened.registry.set_contributor("ada", "revoked", now=town.clock())
+    town.driver.step()
+    assert town.fleet.campaign(number).conclusion == "1 answered."
+    go_on.set()
 
 
 def test_a_stopped_campaign_is_let_go(town: Town) -> None:

@@ -95,8 +95,8 @@ def register(port: int) -> bool:
         return False
 
 
-def start(port: int) -> bool:
-    content, _ = build_fab_from_files(EVIL)
+def start(port: int, files: dict[str, bytes] = EVIL) -> bool:
+    content, _ = build_fab_from_files(files)
     fab = fab_to_proto(Fab(hashlib.sha256(content).hexdigest(), content, {}))
     try:
         with closing(operator(port)) as client:
@@ -119,7 +119,7 @@ def test_a_stranger_owns_stock_flower_and_not_the_guarded_one(link: tuple[App, f
     app.state.superexec_auth_secret = None  # type: ignore[attr-defined] # as stock Flower starts
     with served(app) as port:
         assert (register(port), start(port), steal(port)) == (True, True, True)
-        assert start(port)
+        assert start(port, EVIL | {"evil.py": b"changed = True"})  # under the same name and version
     app.state.superexec_auth_secret = SECRET  # type: ignore[attr-defined]
     for guarded in (Guard(app, outside(fleet)), Guard(app, inside(SECRET))):
         with served(guarded) as port:
