@@ -92,7 +92,7 @@ class GroupStore:
         self.gates.reserve()
         for slot, path in enumerate(self.paths):
             part = parts.get(path)
-            for column in (self.keys[slot], self.scalings[slot], self.masks[slot]):
+            for column in (self.keys[slot], self.scalings[slot]):
                 column.reserve()
             self._reserve_scales(slot, (part and part.scales) or Scales())
             if part is not None:
