@@ -12,15 +12,20 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from client import phase
+from client import history, phase
 from client.progress import Report
 from protocol.kinds import Module
 from protocol.spec import Recipe
 from router.base import Base
-from router.gated import attach_gates, detach_gates
+from router.gated import GatedExpert, attach_gates, detach_gates
 
 if TYPE_CHECKING:
+    import datasets
+
     from client.data import Examples
+
+_LOOKED_AT = 32
+"""Held-out rows on which gates are watched."""
 
 
 def train(
@@ -49,9 +54,34 @@ def train(
     gated = attach_gates(base.model, adapter, modules)
     try:
         phase.run(work, base.model, base.tokenizer, examples.train, examples.held_out, recipe, report)
+        history.write_openings(work.folder.parent, _openings(base, gated, examples.held_out))
         return {f"{path}.gate": layer.gate.detach().to("cpu", torch.float32).clone() for path, layer in gated.items()}
     finally:
         detach_gates(base.model, gated)
+
+
+def _openings(base: Base, gated: Mapping[str, GatedExpert], rows: "datasets.Dataset") -> dict[str, float]:
+    """Average, over the tokens of some rows, how wide each gate opens."""
+    total, tokens = dict.fromkeys(gated, 0.0), dict.fromkeys(gated, 0)
+
+    def watch(path: str, layer: GatedExpert, u: Tensor) -> None:
+        opening = layer.opening(u)
+        total[path] += float(opening.sum())
+        tokens[path] += opening.numel()
+
+    hooks = [
+        layer.register_forward_pre_hook(lambda layer, inputs, path=path: watch(path, layer, inputs[0]))
+        for path, layer in gated.items()
+    ]
+    try:
+        with torch.inference_mode():
+            for row in rows.select(range(min(_LOOKED_AT, len(rows)))):  # one by one, so that none is padded
+                batch = {name: torch.tensor([row[name]], device=base.model.device) for name in ("input_ids", "labels")}
+                base.model.eval()(**batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {path: total[path] / max(tokens[path], 1) for path in gated}
 
 
 def save(vectors: Mapping[str, Tensor], path: Path) -> None:

@@ -9,6 +9,7 @@ from client.workspace import write_whole
 from protocol import strict_json
 
 PHASES = ("base", "expert", "gates")
+_OPENINGS = "openings.json"
 TRAINED, HELD_OUT = "loss", "eval_loss"
 """What the Trainer calls a loss on the rows of the last steps, and one on the held-out rows."""
 
@@ -48,6 +49,17 @@ def losses(run: Path) -> dict[str, float]:
         if seen:
             found[phase] = min(loss for _, loss in seen)
     return {phase: round(loss, 3) for phase, loss in found.items()}
+
+
+def write_openings(run: Path, openings: Mapping[str, float]) -> None:
+    """Keep the mean opening of each module's gate, 0 to 1."""
+    write_whole(run / _OPENINGS, json.dumps(dict(openings)).encode())
+
+
+def read_openings(run: Path) -> dict[str, float]:
+    """Read the mean opening of each module's gate, in the model's order."""
+    found: dict[str, float] = json.loads((run / _OPENINGS).read_bytes())
+    return found
 
 
 def _file(run: Path, phase: str) -> Path:

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from client import identity as keys
 from client import outbox, pack
 from client.adopt import read_adapter
+from client.picture import draw
 from client.plan import FULL, Columns, Plan, Thrift
 from client.progress import Report
 from client.runs import ADAPTER, LOSSES, plan_modules, read_record
@@ -111,6 +112,7 @@ def _result(run: Path, plan: Plan) -> Iterator[str]:
     record = read_record(run)
     if record is None:
         return
+    yield f"How it went: {draw(run)}"
     losses = record.losses
     yield "Loss on held-out rows: " + ", ".join(f"{loss:.3f} {LOSSES[name]}" for name, loss in losses.items()) + "."
     if plan.adapter is not None:

@@ -43,12 +43,23 @@ class GatedExpert(WrappedLinear):
             [..., o].
         """
         y, part = self.linear(u), self.part
-        opening = torch.sigmoid(u.float() @ self.gate).unsqueeze(-1).to(u.dtype)
+        opening = self.opening(u).unsqueeze(-1).to(u.dtype)
         if part.plain:
             # A token's opening is one number: it costs least where the expert is narrow.
             hidden = functional.linear(u, part.a) * (opening * part.scaling)
             return y + functional.linear(hidden, part.b).to(y.dtype)
         return y + part.delta(u, y, self.linear) * opening
+
+    def opening(self, u: Tensor) -> Tensor:
+        """Compute sigmoid(v . u).
+
+        Args:
+            u: [..., d].
+
+        Returns:
+            [...] float32, 0 to 1.
+        """
+        return torch.sigmoid(u.float() @ self.gate)
 
 
 def attach_gates(model: "PreTrainedModel", adapter: Path, modules: Mapping[str, Module]) -> dict[str, GatedExpert]:

@@ -70,8 +70,50 @@ class GroupStore:
                 self._derived.popitem(last=False)
             return pages
 
+    def pages_at(self, slot: int) -> FactorPages:
+        """Return the factors of a slot.
+
+        Raises:
+            ValueError: No expert ever touched its module.
+        """
+        pages = self.factors[slot]
+        if pages is None:
+            raise ValueError(f"no expert touches {self.paths[slot]}")
+        return pages
+
+    def reserve(self, parts: Mapping[str, ExpertModule]) -> None:
+        """Make room for one expert's parts.
+
+        A failure, such as a device without memory, leaves every row as it was.
+
+        Raises:
+            ValueError: A part is of other widths than those that are here.
+        """
+        self.gates.reserve()
+        for slot, path in enumerate(self.paths):
+            part = parts.get(path)
+            for column in (self.keys[slot], self.scalings[slot], self.masks[slot]):
+                column.reserve()
+            self._reserve_scales(slot, (part and part.scales) or Scales())
+            if part is not None:
+                if len(part.gate) != self.gates.width:
+                    raise ValueError(f"a gate of width {len(part.gate)} among those of {self.gates.width} at {path}")
+                pages = self.factors[slot] or FactorPages(part.a.shape[1], len(part.b), part.a)
+                pages.reserve(part.a, part.b, part.activation)
+                self.factors[slot] = pages
+
+    def _reserve_scales(self, slot: int, scales: Scales) -> None:
+        known = self.vectors[slot]
+        for name, vector in scales._asdict().items():
+            pages = known.get(name)
+            if pages is None and vector is not None:
+                pages = VectorPages(len(vector), len(self.experts), vector.device)
+            if pages is not None:
+                pages.reserve(vector)
+                known[name] = pages
+
     def append(self, expert: Expert, parts: Mapping[str, ExpertModule]) -> dict[str, ExpertModule]:
-        """Copy one expert's parts into the pages.
+        """Copy one expert's parts into the pages, where `reserve` made room for them.
 
         Returns:
             The parts where they are now.
@@ -84,12 +126,10 @@ class GroupStore:
             if part is None:
                 self.absent[slot].append(row)
                 self.parts[slot].append(None)
-                self._append_scales(slot, row, None)
+                self._append_scales(slot, None)
             else:
-                pages = self.factors[slot] or FactorPages(part.a.shape[1], len(part.b), part.a)
-                self.factors[slot] = pages
-                key, a, b = pages.append(part.a, part.b, part.activation)
-                scales = self._append_scales(slot, row, part.scales)
+                key, a, b = self.pages_at(slot).append(part.a, part.b, part.activation)
+                scales = self._append_scales(slot, part.scales)
                 placed[path] = ExpertModule(a, b, part.scaling, gates[slot], part.activation, scales)
                 self.parts[slot].append(placed[path])
                 if not part.plain:
@@ -100,12 +140,8 @@ class GroupStore:
         self.experts.append(expert)
         return placed
 
-    def _append_scales(self, slot: int, row: int, scales: Scales | None) -> Scales | None:
-        vectors = self.vectors[slot]
-        for name, vector in zip(Scales._fields, scales or (), strict=False):
-            if vector is not None and name not in vectors:
-                vectors[name] = VectorPages(len(vector), row, vector.device)
-        placed = {name: pages.append(getattr(scales, name, None)) for name, pages in vectors.items()}
+    def _append_scales(self, slot: int, scales: Scales | None) -> Scales | None:
+        placed = {name: pages.append(getattr(scales, name, None)) for name, pages in self.vectors[slot].items()}
         return None if scales is None else Scales(**placed)
 
 
@@ -274,7 +310,7 @@ class ModuleExperts:
     @property
     def pages(self) -> list[FactorPage]:
         """Factor pages, shared by all generations."""
-        return self._factors.pages
+        return self.group.store.pages_at(self.slot).pages
 
     @cached_property
     def filled(self) -> tuple[tuple[FactorPage, int], ...]:
@@ -286,16 +322,9 @@ class ModuleExperts:
     @property
     def rank(self) -> int:
         """The largest rank."""
-        return self._factors.rank
+        return self.group.store.pages_at(self.slot).rank
 
     @property
     def step_bytes(self) -> int:
         """Bytes by which all rows of all factors are apart, as their greatest common divisor."""
-        return self._factors.step_bytes
-
-    @property
-    def _factors(self) -> FactorPages:
-        factors = self.group.store.factors[self.slot]
-        if factors is None:
-            raise ValueError(f"no expert touches {self.group.store.paths[self.slot]}")
-        return factors
+        return self.group.store.pages_at(self.slot).step_bytes

@@ -3,7 +3,7 @@
 Pages are append-only: a row, once written, is not written again, and a page that is full gets a neighbour
 instead of a bigger copy. So whatever a request reads stays where it is and what it is, however many experts
 arrive meanwhile. Rows are reserved before they are needed; the operating system hands out the memory
-behind them when they are written.
+behind them when they are written. Whatever can fail, fails in `reserve`, before anything is written.
 """
 
 import math
@@ -42,12 +42,8 @@ class GatePages:
         self.rows = 0
         """Experts so far."""
 
-    def append(self, gates: Sequence[Tensor | None]) -> list[Tensor]:
-        """Write one expert's gates, one a slot; None stands for an expert that leaves that module alone.
-
-        Returns:
-            [d] for each slot, where the gates now are.
-        """
+    def reserve(self) -> None:
+        """Make room for one more expert."""
         if self.rows == self._room:
             head = not self._pages
             added = max(_FIRST_GATES, self._room)
@@ -56,6 +52,14 @@ class GatePages:
                 page[0] = 1 / self.width
             self._pages.append(page)
             self._room += added
+
+    def append(self, gates: Sequence[Tensor | None]) -> list[Tensor]:
+        """Write one expert's gates, one a slot; None stands for an expert that leaves that module alone.
+
+        Returns:
+            [d] for each slot, where the gates now are.
+        """
+        self.reserve()
         # Pages end where the reserved room ends.
         row = self._pages[-1][self.rows - self._room]
         for target, gate in zip(row, gates, strict=True):
@@ -113,6 +117,18 @@ class FactorPages:
         self._held: dict[_Sort, int] = {}
         self._places = 0
 
+    def reserve(self, a: Tensor, b: Tensor, activation: Activation | None) -> None:
+        """Make room for an expert's factors, a [r, d] and b [o, r].
+
+        Raises:
+            ValueError: They are of other widths.
+        """
+        if (a.shape[1], len(b)) != (self._d, self._o):
+            raise ValueError(f"factors from {a.shape[1]} to {len(b)} among those from {self._d} to {self._o}")
+        sort = (len(a), activation)
+        if sort not in self._open:
+            self._open[sort] = (self._new_page(sort), 0)
+
     def append(self, a: Tensor, b: Tensor, activation: Activation | None) -> tuple[int, Tensor, Tensor]:
         """Write one expert's factors.
 
@@ -124,14 +140,15 @@ class FactorPages:
         Returns:
             The key of their place, and views [r, d] and [o, r] of it.
         """
+        self.reserve(a, b, activation)
         sort = (len(a), activation)
-        page, used = self._open.get(sort) or (self._new_page(sort), 0)
+        page, used = self._open[sort]
         page.a[used].copy_(a)
         page.b[used].copy_(b.T)
         if used + 1 < len(page.a):
             self._open[sort] = (page, used + 1)
         else:
-            self._open.pop(sort, None)
+            del self._open[sort]
         return page.first + used, page.a[used], page.b[used].T
 
     def _new_page(self, sort: _Sort) -> FactorPage:
@@ -164,10 +181,14 @@ class Column:
         self._values = torch.zeros(max(_FIRST_GATES, zeros), dtype=dtype, device=device)
         self._rows = zeros
 
-    def append(self, value: float) -> None:
-        """Write the next row's number."""
+    def reserve(self) -> None:
+        """Make room for one more row."""
         if self._rows == len(self._values):
             self._values = torch.cat([self._values, torch.empty_like(self._values)])
+
+    def append(self, value: float) -> None:
+        """Write the next row's number."""
+        self.reserve()
         self._values[self._rows] = value
         self._rows += 1
 
@@ -197,6 +218,17 @@ class VectorPages:
         self._room = self._held = 0
         self._keys = Column(torch.int64, device, since)
 
+    def reserve(self, vector: Tensor | None) -> None:
+        """Make room for one more row, with a vector [n] or without."""
+        self._keys.reserve()
+        if vector is not None and self._held == self._room:
+            added = max(_FIRST_VECTORS, self._room)
+            # The first place of a page is for those who have no vector there.
+            page = torch.empty(1 + added, self._width, dtype=torch.float32, device=self._device)
+            page[0] = 0
+            self._pages.append(page)
+            self._room += added
+
     def append(self, vector: Tensor | None) -> Tensor | None:
         """Write the next row's vector, [n], or note that it has none.
 
@@ -206,13 +238,7 @@ class VectorPages:
         if vector is None:
             self._keys.append(0)
             return None
-        if self._held == self._room:
-            added = max(_FIRST_VECTORS, self._room)
-            # The first place of a page is for those who have no vector there.
-            page = torch.empty(1 + added, self._width, dtype=torch.float32, device=self._device)
-            page[0] = 0
-            self._pages.append(page)
-            self._room += added
+        self.reserve(vector)
         place = self._pages[-1][self._held - self._room]
         place.copy_(vector)
         self._held += 1

@@ -75,10 +75,13 @@ class ExpertPool:
                 )
             placed: dict[str, ExpertModule] = {}
             pooled = replace(expert, modules=MappingProxyType(placed))
-            groups = dict(self._groups)
-            for paths, parts in _by_group(expert.modules).items():
+            groups, touched = dict(self._groups), _by_group(expert.modules)
+            # Everything that can fail comes first: a row is written at all modules or at none.
+            for paths, parts in touched.items():
                 if paths not in store.groups:
                     store.groups[paths] = GroupStore(paths, next(iter(parts.values())))
+                store.groups[paths].reserve(parts)
+            for paths, parts in touched.items():
                 known = groups.get(paths) or RouteGroup.empty(store.groups[paths])
                 placed |= store.groups[paths].append(pooled, parts)
                 groups[paths] = known.grown()

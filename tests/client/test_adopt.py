@@ -154,6 +154,7 @@ def test_an_adapter_that_makes_things_worse_is_noticed(site: Site, adapter: Path
     order = Order(site.data, device="cpu", adapter=str(adapter), overrides={"gate_steps": 1, "learning_rate": 1e-6})
     produce(site.workspace, site.settings, order, lambda _: None, NOW, said.append)
     assert "does not help" in said[-1]
+    assert Path(said[0].removeprefix("How it went: ")).read_bytes().startswith(b"\x89PNG")
 
 
 def configured(**fields: Any) -> Any:

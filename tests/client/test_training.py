@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import DataCollatorForSeq2Seq
 
-from client import gates, phase
+from client import gates, history, phase
 from client.data import Examples, read_examples
+from client.picture import PICTURE, draw
 from client.plan import Columns
 from client.progress import Progress
 from protocol.bundle import ADAPTER_CONFIG, CARD, FILES, GATES, open_bundle
@@ -94,6 +95,19 @@ def test_only_gates_learn_in_the_second_phase(
     after = base.model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_a_picture_shows_losses_and_gates(trained: Trained) -> None:
+    (run,) = {path.parent for path in trained.site.workspace.runs.glob("*/run.json")}
+    openings = history.read_openings(run)
+    assert list(openings) == list(trained.bundle.spec.modules)
+    assert all(0 < opening < 1 for opening in openings.values())
+    assert any(abs(opening - 0.5) > 1e-3 for opening in openings.values())
+    (run / PICTURE).unlink(missing_ok=True)
+    picture = draw(run)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    written = picture.stat().st_mtime_ns
+    assert draw(run).stat().st_mtime_ns == written
 
 
 class Line(nn.Module):

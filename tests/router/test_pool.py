@@ -3,6 +3,8 @@
 import gc
 import threading
 import weakref
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,14 +13,16 @@ from torch import Tensor
 from protocol.errors import Code, Refused
 from router.expert import Expert
 from router.gate import standardise
-from router.layer import Plan, routing
+from router.layer import Plan, RoutedLinear, routing
 from router.methods.phatgoose import Phatgoose
-from router.part import ExpertModule
+from router.pages import Column, FactorPages, GatePages, VectorPages
+from router.part import ExpertModule, Scales
 from router.pool import ExpertPool
 from router.reference import route
 from tests.router.test_layer import PATH, make_experts, make_layer
 
 D_IN, D_OUT = 32, 16
+SIBLINGS = ("block.q_proj", "block.k_proj")
 LAYER = make_layer(D_IN, D_OUT)
 
 
@@ -128,6 +132,61 @@ def test_no_old_expert_moves_when_the_pool_grows() -> None:
     gates = pool.modules[PATH].gates
     assert torch.equal(gates[702], newcomer(699, rank=2).modules[PATH].gate)
     assert [len(block) for block in pool.modules[PATH].group.blocks] == [513, 191]
+
+
+def siblings(number: int, *, rank: int = 3, scaled: bool = False) -> Expert:
+    """Make an expert at two modules that read the same input."""
+    scales = Scales(outer=torch.full((D_OUT,), 0.5)) if scaled else None
+    part = replace(newcomer(number, rank=rank).modules[PATH], scales=scales)
+    return replace(newcomer(number), modules=dict.fromkeys(SIBLINGS, part))
+
+
+@pytest.mark.parametrize("room", [0, 1])
+@pytest.mark.parametrize("pages", [GatePages, FactorPages, VectorPages, Column])
+def test_an_expert_for_whom_memory_ran_out_leaves_nothing_behind(
+    pages: type[FactorPages], room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def grown(*, trouble: bool) -> ExpertPool:
+        pool = ExpertPool().add(siblings(0))
+        if trouble:
+            with monkeypatch.context() as patched:
+                left, reserve = iter([*range(room), None]), pages.reserve
+
+                def short(*args: Any) -> None:
+                    if next(left) is None:
+                        raise torch.OutOfMemoryError
+                    reserve(*args)
+
+                patched.setattr(pages, "reserve", short)
+                with pytest.raises(torch.OutOfMemoryError):
+                    pool.add(siblings(1, rank=5, scaled=True))
+        for number in (1, 2, 3):
+            pool = pool.add(siblings(number, rank=2 + number, scaled=number == 1))
+        return pool
+
+    ours, expected = grown(trouble=True), grown(trouble=False)
+    for path in SIBLINGS:
+        mine, theirs = ours.modules[path], expected.modules[path]
+        assert torch.equal(mine.gates, theirs.gates)
+        assert torch.equal(mine.scalings, theirs.scalings)
+        layer = RoutedLinear(path, LAYER.linear)
+        u = torch.randn(9, D_IN)
+        with torch.inference_mode():
+            with routing(Plan(ours, Phatgoose(2))):
+                y = layer(u)
+            with routing(Plan(expected, Phatgoose(2))):
+                assert torch.equal(y, layer(u))
+
+
+def test_an_expert_of_other_widths_than_its_neighbours_leaves_nothing_behind() -> None:
+    pool = ExpertPool().add(siblings(0))
+    stranger = newcomer(1, path=SIBLINGS[1])
+    part = stranger.modules[SIBLINGS[1]]
+    wide = replace(part, a=torch.randn(3, D_IN + 1))
+    for odd in (wide, replace(part, gate=torch.randn(D_IN + 1))):
+        with pytest.raises(ValueError, match="among those"):
+            pool.add(replace(stranger, modules={SIBLINGS[0]: part, SIBLINGS[1]: odd}))
+    assert torch.equal(pool.add(siblings(2)).modules[SIBLINGS[1]].gates[1], siblings(2).modules[SIBLINGS[1]].gate)
 
 
 def test_the_pool_keeps_tensors_of_its_own() -> None:
