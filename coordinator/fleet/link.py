@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -26,6 +27,8 @@ SECRET_HEADER = "x-greylag-secret"  # noqa: S105 - the header's name
 HEALTH = "/health"
 MAX_BODY_BYTES = 4 << 20
 """Largest request on the public port; Flower reads a body before it asks who sent it. Replies are a few lines."""
+STOP_S = 5
+"""How long calls in flight may take after a stop signal, in seconds."""
 _CONTROL, _RUNTIME = "/v1/control/", "/v1/runtime/"
 
 Scope = MutableMapping[str, Any]
@@ -158,7 +161,7 @@ async def serve(config: LinkConfig, secret: bytes) -> None:
 
     app, fleet = make_app(config, secret)
     inner, outer = _listen("127.0.0.1:0"), _listen(config.listen)
-    quiet: dict[str, Any] = {"access_log": False, "log_level": "warning"}
+    quiet: dict[str, Any] = {"access_log": False, "log_level": "warning", "timeout_graceful_shutdown": STOP_S}
     tls: dict[str, Any] = {"ssl_certfile": config.certificate, "ssl_keyfile": config.key}
     public = uvicorn.Config(Guard(app, outside(fleet), MAX_BODY_BYTES), lifespan="off", **tls, **quiet)
     servers = (Quiet(uvicorn.Config(Guard(app, inside(secret)), **quiet)), inner), (Quiet(public), outer)
@@ -193,6 +196,8 @@ def _end_with_parent() -> None:
         while sys.stdin.readline():
             pass
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(2 * STOP_S)
+        os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
