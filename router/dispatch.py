@@ -31,7 +31,8 @@ class Dispatch:
     """Remembers the quickest way for each kind of work, for as long as the process lives.
 
     A kind is a dtype, a module's widths, and the magnitudes of tokens and of experts. Since the answer is
-    kept, a request computes the same way, bit for bit, from its first token to its last.
+    kept, and which ways there are depends on nothing that came after a request's generation, a request computes the
+    same way, bit for bit, from its first token to its last.
     """
 
     def __init__(self) -> None:
@@ -69,13 +70,10 @@ def offered(module: ModuleExperts, u: Tensor) -> dict[str, cpu.Path]:
     paths: dict[str, cpu.Path] = {"sorted": cpu.add_sorted}
     if len(u) <= _FEW_TOKENS:
         paths["one by one"] = cpu.add_one_by_one
-    if module.whole and len(module) * module.rank <= _FEW_RANKS:
+    extent = module.extent
+    if module.whole and len(module) * extent.rank <= _FEW_RANKS:
         paths["concatenated"] = cpu.add_concatenated
-    if (
-        u.dtype in _GROUPED_DTYPES
-        and module.step_bytes % _ALIGNED_BYTES == 0
-        and (module.plain or all(page.a.shape[1] for page in module.pages))
-    ):
+    if u.dtype in _GROUPED_DTYPES and extent.step_bytes % _ALIGNED_BYTES == 0 and not extent.bare:
         paths["grouped"] = cpu.add_grouped
     return paths
 

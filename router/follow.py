@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import structlog
 
-from protocol.errors import GreylagError
+from protocol.errors import GreylagError, Refused
 from router.model import RoutedModel
 from router.pull import Mirror
 
@@ -16,7 +16,8 @@ class Follower:
     """Polls for releases in a thread of its own and swaps them in.
 
     Whatever goes wrong (no network, a release that is not to be trusted, a full disk), the model
-    keeps answering with the last good release, and the next round tries again.
+    keeps answering with the last good release, and the next round tries again; a release that the model itself
+    refuses is not loaded a second time.
 
     Args:
         model: The running model.
@@ -29,6 +30,8 @@ class Follower:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
         self._trouble: str | None = None
+        self._refused: int | None = None
+        """Number of the last release that the model refused."""
 
     def start(self) -> None:
         """Begin to follow."""
@@ -47,9 +50,9 @@ class Follower:
         """
         try:
             mirror = self._fetch()
-            if mirror.release.spec.number == self._model.generation.release:
+            if mirror.release.spec.number in (self._model.generation.release, self._refused):
                 return False
-            self._model.take_up(mirror)
+            self._take_up(mirror)
         except GreylagError as error:
             # Said once, not at every round.
             if error.message != self._trouble:
@@ -62,6 +65,13 @@ class Follower:
         self._trouble = None
         _log.info("release taken up", release=mirror.release.spec.number, experts=len(mirror.bundles))
         return True
+
+    def _take_up(self, mirror: Mirror) -> None:
+        try:
+            self._model.take_up(mirror)
+        except Refused:
+            self._refused = mirror.release.spec.number
+            raise
 
     def _run(self) -> None:
         while not self._stop.is_set():

@@ -1,11 +1,13 @@
 """Modules that read the same input, and the experts there: one store, many generations of views."""
 
+import math
 import threading
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +20,23 @@ from router.table import Table, View
 
 _PROTOTYPES = 4
 """Kinds of vectors beside the gates that are kept at once; a request may name one of its own."""
+
+
+class Extent(NamedTuple):
+    """What shapes the factors of a module's first rows have, all of them together."""
+
+    rank: int = 0
+    """The largest."""
+    bare: bool = False
+    """Whether some have rank 0."""
+    step_bytes: int = 0
+    """Bytes by which all rows of all factors are apart, as their greatest common divisor."""
+
+    def with_part(self, part: ExpertModule) -> "Extent":
+        """Take one part more into account."""
+        (r, d), o = part.a.shape, len(part.b)
+        step_bytes = math.gcd(self.step_bytes, math.gcd(r, d, o) * part.a.itemsize)
+        return Extent(max(self.rank, r), self.bare or not r, step_bytes)
 
 
 class GroupStore:
@@ -40,6 +59,8 @@ class GroupStore:
         """Rows without a part, by slot."""
         self.special: tuple[list[int], ...] = tuple([] for _ in paths)
         """Rows whose part is more than plain factors, by slot."""
+        self.extents: tuple[list[Extent], ...] = tuple([] for _ in paths)
+        """By slot and row, of that row and all before it: what a generation knows does not change as others grow."""
         self.gates = GatePages(len(paths), len(part.gate), device)
         self._derived: OrderedDict[Prototype, GatePages] = OrderedDict()
         self._deriving = threading.Lock()
@@ -134,6 +155,8 @@ class GroupStore:
                 self.parts[slot].append(placed[path])
                 if not part.plain:
                     self.special[slot].append(row)
+            extent = self.extents[slot][-1] if row else Extent()
+            self.extents[slot].append(extent.with_part(part) if part else extent)
             self.keys[slot].append(key)
             self.scalings[slot].append(part.scaling if part else 0.0)
         # Last of all, since its length says how many rows are whole.
@@ -319,12 +342,7 @@ class ModuleExperts:
         held = [(page, sum(page.first <= key < page.first + len(page.a) for key in keys)) for page in pages]
         return tuple((page, places) for page, places in held if places)
 
-    @property
-    def rank(self) -> int:
-        """The largest rank."""
-        return self.group.store.pages_at(self.slot).rank
-
-    @property
-    def step_bytes(self) -> int:
-        """Bytes by which all rows of all factors are apart, as their greatest common divisor."""
-        return self.group.store.pages_at(self.slot).step_bytes
+    @cached_property
+    def extent(self) -> Extent:
+        """The shapes of all factors that this generation knows, some perhaps removed since."""
+        return self.group.store.extents[self.slot][self.group.length - 1]

@@ -6,7 +6,6 @@ arrive meanwhile. Rows are reserved before they are needed; the operating system
 behind them when they are written. Whatever can fail, fails in `reserve`, before anything is written.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -109,10 +108,6 @@ class FactorPages:
     def __init__(self, d: int, o: int, like: Tensor) -> None:
         self._d, self._o, self._like = d, o, like.new_empty(0)
         self.pages: list[FactorPage] = []
-        self.rank = 0
-        """The largest so far."""
-        self.step_bytes = math.gcd(d, o) * self._like.itemsize
-        """Greatest common divisor of all row lengths, in bytes."""
         self._open: dict[_Sort, tuple[FactorPage, int]] = {}
         self._held: dict[_Sort, int] = {}
         self._places = 0
@@ -161,8 +156,6 @@ class FactorPages:
             activation,
         )
         self.pages.append(page)
-        self.rank = max(self.rank, r)
-        self.step_bytes = math.gcd(self.step_bytes, r * self._like.itemsize)
         self._held[sort] = held + places
         self._places += places
         return page

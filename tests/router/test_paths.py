@@ -1,5 +1,7 @@
 """Every way to compute the routed layer, against the float64 reference."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +11,7 @@ from router.dispatch import Dispatch, add_experts, offered
 from router.gate import Choice, CommonChoice
 from router.layer import Plan, routing
 from router.methods.phatgoose import Phatgoose
-from router.pool import ExpertModule, ExpertPool
+from router.pool import Expert, ExpertModule, ExpertPool
 from router.reference import route
 from tests.router.test_layer import PATH, make_experts, make_layer
 
@@ -83,6 +85,22 @@ def test_an_expert_that_came_later_reaches_no_older_request() -> None:
         after = torch.zeros(9, 16)
         way(old, u, choice, after)
         assert torch.equal(after, before[name])
+
+
+@pytest.mark.parametrize("tokens", [2, 30])
+@pytest.mark.parametrize("rank", [3, 64])
+def test_a_generation_is_offered_what_it_was_when_others_grow(tokens: int, rank: int) -> None:
+    pool, _ = make_experts(20, 32, 16, equal_rank=4)
+    u = torch.randn(tokens, 32)
+    before = set(offered(pool.modules[PATH], u))
+    assert {"concatenated", "grouped"} <= before
+    grown = pool.add(Expert("e" * 64, "new", "", {PATH: replace(
+        pool.experts[0].modules[PATH], a=torch.randn(rank, 32), b=torch.randn(16, rank)
+    )}))  # fmt: skip
+    assert set(offered(grown.modules[PATH], u)) != before
+    # A view that nobody made before the pool grew.
+    for module in (pool.modules[PATH], replace(pool.modules[PATH])):
+        assert set(offered(module, u)) == before
 
 
 def test_ways_are_offered_only_where_they_hold() -> None:

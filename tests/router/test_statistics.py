@@ -1,5 +1,6 @@
 """Methods that need what contributors tell about their data: means and centroids."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -110,8 +111,9 @@ def test_who_tells_no_means_is_named(base: Path, pool: Pool, identity: Identity,
 
 
 def test_a_release_whose_method_lacks_statistics_is_not_taken_up(
-    t5_base: Path, identity: Identity, tmp_path: Path
+    t5_base: Path, identity: Identity, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    load: Callable[..., Expert] = RoutedModel.load
     catalog = Catalog(factories.make_pool(t5_base, identity), identity)
     catalog.publish([factories.make_bundle(tmp_path / "b", catalog.pool, identity)], number=1)
     model = RoutedModel.from_base(str(t5_base), device="cpu")
@@ -119,8 +121,21 @@ def test_a_release_whose_method_lacks_statistics_is_not_taken_up(
         mirror = pull(tmp_path / "node", address)
     spec = mirror.release.spec.model_copy(update={"routing": Routing(method="average-activation")})
     release = type(mirror.release)(mirror.release.digest, mirror.release.envelope, spec)
-    assert not Follower(model, lambda: Mirror(mirror.pool, release, mirror.bundles), interval_s=60).step()
+    offered, loaded = [Mirror(mirror.pool, release, mirror.bundles)], list[Bundle]()
+
+    def counted(self: RoutedModel, bundle: Bundle, **names: str) -> Expert:
+        loaded.append(bundle)
+        return load(self, bundle, **names)
+
+    monkeypatch.setattr(RoutedModel, "load", counted)
+    follower = Follower(model, lambda: offered[0], interval_s=60)
+    assert not any(follower.step() for _ in range(5))
     assert model.digests == ()
+    assert len(loaded) == 1  # not loaded again and again
+    later = type(release)(release.digest, release.envelope, mirror.release.spec.model_copy(update={"number": 2}))
+    offered[0] = Mirror(mirror.pool, later, mirror.bundles)
+    assert follower.step()
+    assert model.generation.release == 2
 
 
 def encoder_of(base: Base, text: str) -> Tensor:
