@@ -1,6 +1,6 @@
 """What a router can answer with: the newest release, and a few before it that requests may still ask for."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from protocol.errors import Code, Refused
@@ -9,8 +9,11 @@ from protocol.spec import Routing
 from router.pool import ExpertPool
 
 KEPT = 4
-"""Releases that a running model holds at most, the newest among them. They share pages: an earlier one costs
-the experts that the newest lacks."""
+"""Releases that a running model holds at most, the newest among them.
+
+As a rule they share pages, and an earlier one costs the experts that the newest lacks. Where a release comes in
+another order, or finds most experts gone, the newer ones stand in pages of their own and each such set counts whole.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +39,8 @@ class Held:
     """The generations that a model holds, oldest first; a value, exchanged as a whole."""
 
     generations: tuple[Generation, ...] = field(default_factory=lambda: (Generation(),))
+    kept: int = KEPT
+    """At most so many."""
 
     @property
     def newest(self) -> Generation:
@@ -48,16 +53,16 @@ class Held:
         return tuple(generation.release for generation in self.generations if generation.release)
 
     def followed_by(self, generation: Generation) -> "Held":
-        """Hold a new release as the newest, and let go of the oldest beyond `KEPT`.
+        """Hold a new release as the newest, and let go of the oldest beyond those kept.
 
         Experts that were put on by hand are no release, so they go; so does the same release, loaded before.
         """
         earlier = [each for each in self.generations if each.release not in (0, generation.release)]
-        return Held((*earlier, generation)[-KEPT:])
+        return replace(self, generations=(*earlier, generation)[-self.kept :])
 
     def changed_to(self, generation: Generation) -> "Held":
         """Put another generation in the newest one's place."""
-        return Held((*self.generations[:-1], generation))
+        return replace(self, generations=(*self.generations[:-1], generation))
 
     def find(self, release: int | None) -> Generation:
         """Look a release up by its number; None stands for the newest.

@@ -1,6 +1,7 @@
 """Whether experts fit: asked before a byte of them is loaded, so that a pool beyond memory harms nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -36,6 +37,23 @@ def check_room(bundles: Sequence[Bundle], device: torch.device, dtype: torch.dty
         )
 
 
+@contextmanager
+def memory_watched() -> Iterator[None]:
+    """Say in words that a device has no memory left for what is inside.
+
+    Raises:
+        Unavailable: `MEMORY_FULL`.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:  # the device's limit, not the expert's fault
+        raise Unavailable(
+            Code.MEMORY_FULL,
+            "The device has too little memory for the routed model.",
+            "Free some, or choose another device; nothing was refused, and what was loaded stays in use.",
+        ) from error
+
+
 def loaded_bytes(bundle: Bundle, dtype: torch.dtype) -> int:
     """Estimate what an expert takes in memory, in bytes; adapters take the model's dtype, gates stay float32."""
     sizes = {name: file.size for name, file in bundle.manifest.files.items()}
@@ -55,7 +73,10 @@ def _free_in_container() -> int:
     """Read the limit of the control group, version 2; without one there is no end."""
     try:
         limit = int((_CGROUP / "memory.max").read_text())  # "max" where there is none
-        return max(limit - int((_CGROUP / "memory.current").read_text()), 0)
+        used = int((_CGROUP / "memory.current").read_text())
+        statistics = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        # Files that were read a while ago stay in memory until it is wanted for something else.
+        return max(limit - used + int(statistics.get("inactive_file", 0)), 0)
     except (OSError, ValueError):
         return 1 << 62
 

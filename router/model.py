@@ -1,6 +1,7 @@
 """The routed model: a base, every expert of a release, and a router at every module."""
 
 import math
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,21 +12,21 @@ from platformdirs import user_cache_path
 from torch.nn import functional
 
 from protocol.bundle import Bundle
-from protocol.errors import Code, Refused, Unavailable
+from protocol.errors import Code, Refused
 from router.answer import Answer, Answered
 from router.attach import find_linear, linear_modules
 from router.base import Base, Loading, check_base, display_name, first_line, load_base
 from router.batch import decode, encode, encode_pairs
 from router.embedding import Embedder
 from router.export import Exported, export_lora
-from router.generation import Generation, Held
+from router.generation import KEPT, Generation, Held
 from router.layer import RoutedLinear, routed_linears, routing
 from router.limits import DEFAULT_NEW_TOKENS
-from router.memory import check_room
+from router.memory import check_room, memory_watched
 from router.methods.asked import Asked
 from router.methods.registry import resolve
 from router.planning import plan
-from router.pool import Expert, load_expert
+from router.pool import Expert, ExpertPool, load_expert
 from router.pull import FINGERPRINT, Mirror, pull
 from router.request import DEFAULT, Choices, RoutingChoice, one_each
 from router.saved import open_saved, save
@@ -46,6 +47,7 @@ class RoutedModel:
     def __init__(self, base: Base, embedder: Embedder | None = None) -> None:
         self.base = base
         self.held = Held()
+        self._changing = threading.Lock()
         self.embedder = embedder or Embedder.of_base(base)
         for path in linear_modules(base.model):
             base.model.set_submodule(path, RoutedLinear(path, find_linear(base.model, path)))
@@ -103,6 +105,7 @@ class RoutedModel:
         """
         check_base(name_or_path, mirror.pool.spec.base, cache)
         model = cls.from_base(name_or_path, embedding=embedding, **loading)
+        model.held = Held(kept=max(KEPT, len(earlier) + 1))
         for each in (*earlier, mirror):
             model.take_up(each)
         return model
@@ -239,38 +242,50 @@ class RoutedModel:
     def append(self, bundle: Bundle, *, name: str | None = None, contributor: str = "") -> None:
         """Add one expert from the next request on; the others are not touched.
 
+        What then answers is no release: its number is 0.
+
         Raises:
             Refused: As `load`, or `DUPLICATE_OF` if the model holds the bundle already.
             Unavailable: `MEMORY_FULL`.
         """
-        check_room([bundle], self.base.model.device, self.base.model.dtype)
-        pool = self.generation.pool.add(self.load(bundle, name=name, contributor=contributor))
-        self.generation = replace(self.generation, pool=pool)
+        with self._changing, memory_watched():
+            check_room([bundle], self.base.model.device, self.base.model.dtype)
+            self._use(self.generation.pool.add(self.load(bundle, name=name, contributor=contributor)))
 
     def remove(self, digest: str) -> None:
-        """Leave one expert out from the next request on."""
-        self.generation = replace(self.generation, pool=self.generation.pool.remove(digest))
+        """Leave one expert out from the next request on; what then answers is no release, as with `append`."""
+        with self._changing:
+            self._use(self.generation.pool.remove(digest))
+
+    def _use(self, pool: ExpertPool) -> None:
+        """Answer with a pool that was changed by hand, and so is no release any more."""
+        if pool is not self.generation.pool:
+            self.generation = replace(self.generation, pool=pool, release=0, expires=None)
 
     def take_up(self, mirror: Mirror) -> None:
         """Go over to a release: load what is new, drop what is gone, leave the rest alone.
 
-        The releases before it, up to `router.generation.KEPT` in all, stay at hand.
+        The releases before it, up to `router.generation.KEPT` in all as a rule, stay at hand.
 
         Raises:
             Refused: As `load`, or what the release's own method refuses; the model then stays as it was.
             Unavailable: `MEMORY_FULL`; likewise.
         """
-        release = mirror.release.spec
-        held = set(self.digests)
-        new = [bundle for bundle in mirror.bundles if bundle.digest not in held]
-        check_room(new, self.base.model.device, self.base.model.dtype)
-        pool = self.generation.pool
-        for digest in held - {expert.bundle for expert in release.experts}:
+        with self._changing, memory_watched():
+            self._take_up(mirror)
+
+    def _take_up(self, mirror: Mirror) -> None:
+        release, pool = mirror.release.spec, self.generation.pool
+        # Under another name, as when it was put on by hand, an expert is another one.
+        held = {(expert.digest, expert.name, expert.contributor) for expert in pool.experts}
+        wanted = [(entry.bundle, entry.name, entry.contributor) for entry in release.experts]
+        new = [each for each in zip(wanted, mirror.bundles, strict=True) if each[0] not in held]
+        check_room([bundle for _, bundle in new], self.base.model.device, self.base.model.dtype)
+        for digest, _, _ in held.difference(wanted):
             pool = pool.remove(digest)
-        for entry, bundle in zip(release.experts, mirror.bundles, strict=True):
-            if entry.bundle not in held:
-                pool = pool.add(self.load(bundle, name=entry.name, contributor=entry.contributor))
-        pool = pool.reordered([entry.bundle for entry in release.experts])
+        for (_, name, contributor), bundle in new:
+            pool = pool.add(self.load(bundle, name=name, contributor=contributor))
+        pool = pool.reordered([digest for digest, _, _ in wanted])
         resolve(release.routing.method, Asked(pool, k=release.routing.k, embedder=self.embedder))
         self.held = self.held.followed_by(Generation.of(release, pool))
 
@@ -368,13 +383,8 @@ class RoutedModel:
             Unavailable: `MEMORY_FULL`.
         """
         try:
-            losses = self.score(texts, texts)
-        except torch.OutOfMemoryError as error:  # the device's limit, not the bundle's fault
-            raise Unavailable(
-                Code.MEMORY_FULL,
-                "The device has too little memory for the routed model.",
-                "Free some, or choose another device; nothing was refused.",
-            ) from error
+            with memory_watched():
+                losses = self.score(texts, texts)
         except RuntimeError as error:  # torch's family: out of memory, shapes, kernels
             raise Refused(
                 Code.PROBE_FAILED,

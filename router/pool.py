@@ -99,7 +99,7 @@ class ExpertPool:
         """Leave an expert out of this and later generations; equal to never having added it.
 
         Its memory comes back with the first addition that finds more rows gone than kept: what is kept then
-        moves to new pages, and the old pages go with the last request that reads them.
+        moves to new pages, and the old pages go with the last generation that reads them, held for requests or not.
         """
         row = self._row(digest)
         if row is None:

@@ -10,6 +10,7 @@ from protocol.release import Pool
 from protocol.signing import Identity
 from router import memory
 from router.model import RoutedModel
+from router.pages import FactorPages
 from tests.factories import make_bundle, make_pool
 
 CPU = torch.device("cpu")
@@ -47,12 +48,31 @@ def test_a_model_keeps_what_it_had(pool: Pool, t5_base: Path, tmp_path: Path, mo
     assert len(model.digests) == 2
 
 
-@pytest.mark.parametrize(("limit", "used", "free"), [("3000", "1000", 2000), ("3000", "4000", 0)])
+def test_memory_that_runs_out_all_the_same_is_said_in_words(
+    pool: Pool, t5_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    first, second = (make_bundle(tmp_path / name, pool, Identity.generate(), seed=len(name)) for name in ("a", "bb"))
+    model = RoutedModel.from_bundles(str(t5_base), [first], device="cpu")
+    with monkeypatch.context() as patched:
+        patched.setattr(FactorPages, "reserve", short)
+        with pytest.raises(Unavailable) as refused:
+            model.append(second)
+    assert refused.value.code is Code.MEMORY_FULL
+    assert model.digests == (first.digest,)
+    model.append(second)
+    assert len(model.digests) == 2
+
+
+@pytest.mark.parametrize(("limit", "used", "free"), [("3000", "1000", 2400), ("3000", "4000", 0)])
 def test_a_container_has_less_than_the_machine(
     limit: str, used: str, free: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "memory.max").write_text(f"{limit}\n")
     (tmp_path / "memory.current").write_text(f"{used}\n")
+    (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 400\n")
     monkeypatch.setattr(memory, "_CGROUP", tmp_path)
     assert memory.free_bytes(CPU) == free
 

@@ -1,5 +1,7 @@
 """Whole routed models of both families."""
 
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -119,6 +121,22 @@ def test_growing_and_shrinking_changes_only_later_requests(model: RoutedModel, t
     assert digest in {expert.digest for expert in kept.pool.experts}
     model.generation = kept
     assert model.score(INPUTS, INPUTS) == before
+
+
+def test_what_is_changed_by_hand_is_no_release(model: RoutedModel) -> None:
+    model.generation = replace(model.generation, release=1)
+    model.remove("f" * 64)  # a stranger
+    assert model.generation.release == 1
+    model.remove(model.digests[1])
+    assert model.answer(["say a"], max_new_tokens=1).answers[0].release == 0
+
+
+def test_experts_that_come_at_once_all_stay(base: Path, tmp_path: Path, identity: Identity) -> None:
+    pool, model = factories.make_pool(base, identity), RoutedModel.from_base(str(base), device="cpu")
+    bundles = [factories.make_bundle(tmp_path / f"b{n}", pool, identity, name=f"e{n}", seed=n) for n in range(8)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(model.append, bundles))
+    assert sorted(model.digests) == sorted(bundle.digest for bundle in bundles)
 
 
 def test_routes_name_every_token_of_input_and_output(model: RoutedModel) -> None:

@@ -21,8 +21,10 @@ from protocol.spec import Routing
 from protocol.v1.chunk_pb2 import Chunk
 from router import pull as pulling
 from router.follow import Follower
+from router.generation import KEPT
 from router.model import RoutedModel
 from router.pull import Mirror, open_mirror, pull
+from router.request import RoutingChoice
 from tests import factories
 from tests.router.catalog import Catalog, serving
 
@@ -231,6 +233,21 @@ def test_a_release_in_another_order_is_taken_up_in_that_order(
     catalog.publish(bundles[::-1], number=2)
     model.take_up(pull(tmp_path / "node", address))
     assert model.digests == tuple(bundle.digest for bundle in bundles[::-1])
+
+
+def test_experts_take_the_releases_names_and_earlier_releases_stay_as_asked(
+    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path, t5_base: Path
+) -> None:
+    mirrors = []
+    for number in range(1, KEPT + 3):
+        catalog.publish(bundles[:1] if number == 1 else bundles, number=number)
+        mirrors.append(pull(tmp_path / "node", address))
+    model = RoutedModel.from_bundles(str(t5_base), bundles[:2], device="cpu")
+    model.take_up(mirrors[0])
+    assert [expert.full_name for expert in model.generation.pool.experts] == ["ada/e0"]
+    many = RoutedModel.from_mirror(str(t5_base), mirrors[-1], earlier=mirrors[:-1], device="cpu")
+    assert many.held.releases == tuple(range(1, KEPT + 3))
+    assert many.generate(["say a"], RoutingChoice(release=1), max_new_tokens=1)
 
 
 def test_a_follower_outlives_a_lost_coordinator(
