@@ -204,8 +204,17 @@ class RouteGroup:
         return replace(self, hidden=(*self.hidden, *gone), counts=counts)
 
     def by(self, prototype: Prototype) -> "RouteGroup":
-        """See the same experts, by other vectors than their gates."""
-        return replace(self, prototype=prototype)
+        """See the same experts, by other vectors than their gates; the last few kinds are kept."""
+        found = self._by.get(prototype)
+        if found is None:
+            found = self._by[prototype] = replace(self, prototype=prototype)
+            for former in list(self._by)[:-_PROTOTYPES]:
+                self._by.pop(former, None)
+        return found
+
+    @cached_property
+    def _by(self) -> dict[Prototype, "RouteGroup"]:
+        return {}
 
     @property
     def rows(self) -> list[int]:

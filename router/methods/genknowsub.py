@@ -36,19 +36,25 @@ class GenKnowSub(SharedDecision):
         self._digests = tuple(expert.digest for expert in generals)
         self._arrow = Arrow(k, temperature, Direction(generals))
         self._others: dict[RouteGroup, RouteGroup] = {}
+        self._common: dict[RouteGroup, list[Tensor]] = {}
+        """Rows of the general experts, by slot."""
 
     def select(self, group: RouteGroup, u: Tensor) -> Selected:
         """Choose by direction among the others for every token of u [..., d], and take the general experts off."""
         if group not in self._others:
             self._others[group] = group.without(self._digests)
+            self._common[group] = [self._rows(ModuleExperts(group, slot), u) for slot in range(len(group.counts))]
         chosen = self._arrow.select(self._others[group], u)
-        return [self._less(ModuleExperts(group, slot), choice) for slot, choice in enumerate(chosen)]
+        return [self._less(common, choice) for common, choice in zip(self._common[group], chosen, strict=True)]
 
-    def _less(self, module: ModuleExperts, choice: object) -> Choice | None:
+    def _rows(self, module: ModuleExperts, u: Tensor) -> Tensor:
+        """Find the general experts, [n], that touch a module with inputs u [..., d]."""
+        rows = [row for row in map(module.row, self._digests) if row is not None]
+        return torch.tensor(rows, dtype=torch.int64, device=u.device)
+
+    def _less(self, rows: Tensor, choice: object) -> Choice | None:
         if not isinstance(choice, Choice):
             return None
-        rows = [row for row in map(module.row, self._digests) if row is not None]
-        t = len(choice.experts)
-        common = torch.tensor(rows, dtype=torch.int64, device=choice.experts.device).expand(t, len(rows))
-        weights = choice.weights.new_full((t, len(rows)), -1 / len(self._digests))
+        common = rows.expand(len(choice.experts), len(rows))
+        weights = choice.weights.new_full(common.shape, -1 / len(self._digests))
         return Choice(torch.cat([choice.experts, common], dim=1), torch.cat([choice.weights, weights], dim=1))

@@ -196,6 +196,16 @@ def test_prototypes_are_worked_out_once_an_expert(monkeypatch: pytest.MonkeyPatc
     assert len(group.by(direction).blocks[0]) == 6
 
 
+def test_what_a_generation_works_out_for_other_vectors_outlives_a_call() -> None:
+    pool, _ = make_experts(5, D, O)
+    group, direction = pool.modules[PATH].group, Direction()
+    assert group.by(direction) is group.by(Direction())
+    for expert in pool.experts:
+        group.by(Direction((expert,)))
+    assert group.by(Direction((pool.experts[4],))) is group.by(Direction((pool.experts[4],)))
+    assert len(group._by) == 4
+
+
 @pytest.mark.parametrize("method", ["arrow", "spectr", "lag", "genknowsub:e4"])
 @pytest.mark.parametrize("tokens", [1, 6])
 def test_equal_experts_are_taken_in_order(method: str, tokens: int) -> None:
