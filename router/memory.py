@@ -9,16 +9,18 @@ import torch
 
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle
 from protocol.errors import Code, Unavailable
+from router.pool import ExpertPool
 
 _CGROUP = Path("/sys/fs/cgroup")
 _FILE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
-def check_room(bundles: Sequence[Bundle], device: torch.device, dtype: torch.dtype) -> None:
+def check_room(bundles: Sequence[Bundle], pool: ExpertPool, device: torch.device, dtype: torch.dtype) -> None:
     """Refuse experts that do not fit into memory.
 
     Args:
         bundles: What is about to be loaded.
+        pool: Where they are to go.
         device: Where the model is.
         dtype: What it computes in.
 
@@ -26,8 +28,11 @@ def check_room(bundles: Sequence[Bundle], device: torch.device, dtype: torch.dty
         Unavailable: `MEMORY_FULL`.
     """
     sizes = [loaded_bytes(bundle, dtype) for bundle in bundles]
+    # A GPU gives memory to pages as they are opened, a CPU as they are written.
+    cuda = device.type == "cuda"
+    placed = pool.opened_bytes([bundle.spec.modules for bundle in bundles], dtype) if cuda else sum(sizes)
     # Each expert is read whole before it is copied to its place.
-    needed = sum(sizes) + max(sizes, default=0)
+    needed = placed + max(sizes, default=0)
     free = free_bytes(device)
     if needed > free:
         raise Unavailable(

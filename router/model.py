@@ -156,7 +156,7 @@ class RoutedModel:
         source = base or (str(saved.base) if saved.base else saved.index.base.name)
         check_base(source, saved.index.base)
         model = cls.from_base(source, **loading)
-        check_room(saved.bundles, model.base.model.device, model.base.model.dtype)
+        check_room(saved.bundles, model.generation.pool, model.base.model.device, model.base.model.dtype)
         for expert, bundle in zip(saved.index.experts, saved.bundles, strict=True):
             model.append(bundle, name=expert.name, contributor=expert.contributor)
         model.generation = replace(model.generation, settings=saved.index.routing, release=saved.index.release)
@@ -249,7 +249,7 @@ class RoutedModel:
             Unavailable: `MEMORY_FULL`.
         """
         with self._changing, memory_watched():
-            check_room([bundle], self.base.model.device, self.base.model.dtype)
+            check_room([bundle], self.generation.pool, self.base.model.device, self.base.model.dtype)
             self._use(self.generation.pool.add(self.load(bundle, name=name, contributor=contributor)))
 
     def remove(self, digest: str) -> None:
@@ -280,7 +280,7 @@ class RoutedModel:
         held = {(expert.digest, expert.name, expert.contributor) for expert in pool.experts}
         wanted = [(entry.bundle, entry.name, entry.contributor) for entry in release.experts]
         new = [each for each in zip(wanted, mirror.bundles, strict=True) if each[0] not in held]
-        check_room([bundle for _, bundle in new], self.base.model.device, self.base.model.dtype)
+        check_room([bundle for _, bundle in new], pool, self.base.model.device, self.base.model.dtype)
         for digest, _, _ in held.difference(wanted):
             pool = pool.remove(digest)
         for (_, name, contributor), bundle in new:

@@ -35,7 +35,7 @@ class GatePages:
     """
 
     def __init__(self, slots: int, d: int, device: torch.device) -> None:
-        self._slots, self.width, self.device = slots, d, device
+        self.slots, self.width, self.device = slots, d, device
         self._pages: list[Tensor] = []
         self._room = 0
         self.rows = 0
@@ -46,11 +46,18 @@ class GatePages:
         if self.rows == self._room:
             head = not self._pages
             added = max(_FIRST_GATES, self._room)
-            page = torch.empty(added + head, self._slots, self.width, dtype=torch.float32, device=self.device)
+            page = torch.empty(added + head, self.slots, self.width, dtype=torch.float32, device=self.device)
             if head:
                 page[0] = 1 / self.width
             self._pages.append(page)
             self._room += added
+
+    def opened_bytes(self, rows: int) -> int:
+        """Return what pages for more rows would take, in bytes."""
+        room = self._room
+        while room < self.rows + rows:
+            room += max(_FIRST_GATES, room)
+        return (room - self._room) * self.slots * self.width * torch.float32.itemsize
 
     def append(self, gates: Sequence[Tensor | None]) -> list[Tensor]:
         """Write one expert's gates, one a slot; None stands for an expert that leaves that module alone.
@@ -124,6 +131,17 @@ class FactorPages:
         if sort not in self._open:
             self._open[sort] = (self._new_page(sort), 0)
 
+    def opened_bytes(self, rank: int, activation: Activation | None, experts: int) -> int:
+        """Return what pages for more experts of one sort would take, in bytes."""
+        sort = (rank, activation)
+        free, places, held = 0, 0, self._held.get(sort, 0)
+        if sort in self._open:
+            page, used = self._open[sort]
+            free = len(page.a) - used
+        while free + places < experts:
+            places += _page_places(held + places)
+        return places * rank * (self._d + self._o) * self._like.itemsize
+
     def append(self, a: Tensor, b: Tensor, activation: Activation | None) -> tuple[int, Tensor, Tensor]:
         """Write one expert's factors.
 
@@ -148,7 +166,7 @@ class FactorPages:
 
     def _new_page(self, sort: _Sort) -> FactorPage:
         (r, activation), held = sort, self._held.get(sort, 0)
-        places = min(max(_FIRST_FACTORS, held), _MOST_FACTORS)
+        places = _page_places(held)
         page = FactorPage(
             self._places,
             self._like.new_empty(places, r, self._d),
@@ -159,6 +177,10 @@ class FactorPages:
         self._held[sort] = held + places
         self._places += places
         return page
+
+
+def _page_places(held: int) -> int:
+    return min(max(_FIRST_FACTORS, held), _MOST_FACTORS)
 
 
 class Column:

@@ -7,6 +7,7 @@ experts that only another branch of the pool's history knows.
 """
 
 import threading
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,9 +16,11 @@ from types import MappingProxyType
 import torch
 
 from protocol.errors import Code, Refused
+from protocol.kinds import Module
 from router.attach import shared_input
 from router.expert import Expert, load_expert
 from router.group import GroupStore, ModuleExperts, RouteGroup
+from router.pages import FactorPages, GatePages
 from router.part import ExpertModule
 
 __all__ = ["Expert", "ExpertModule", "ExpertPool", "ModuleExperts", "load_expert"]
@@ -94,6 +97,30 @@ class ExpertPool:
         # Rows in between were appended by another branch, such as a candidate that failed its probe.
         hidden = self._hidden.union(range(self._length, row)) if row > self._length else self._hidden
         return ExpertPool(store, row + 1, hidden, groups, _modules(groups))
+
+    def opened_bytes(self, experts: Sequence[Mapping[str, Module]], dtype: torch.dtype) -> int:
+        """Estimate what the pages that more experts would open take, in bytes; a GPU gives it at once.
+
+        Args:
+            experts: What each would touch, by path.
+            dtype: What the model computes in.
+        """
+        stores = {path: (store, slot) for store in self._store.groups.values() for slot, path in enumerate(store.paths)}
+        by_path: dict[str, list[Module]] = {}
+        for modules in experts:
+            for path, module in modules.items():
+                by_path.setdefault(path, []).append(module)
+        total = 0
+        for path, several in by_path.items():
+            d, o = several[0].d_in, several[0].d_out
+            store, slot = stores.get(path, (None, 0))
+            gates = store.gates if store else GatePages(1, d, torch.device("cpu"))
+            factors = store.factors[slot] if store else None
+            factors = factors or FactorPages(d, o, torch.empty(0, dtype=dtype))
+            sorts = Counter((module.rank, getattr(module, "activation", None)) for module in several)
+            total += gates.opened_bytes(len(several)) // gates.slots
+            total += sum(factors.opened_bytes(*sort, count) for sort, count in sorts.items())
+        return total
 
     def remove(self, digest: str) -> "ExpertPool":
         """Leave an expert out of this and later generations; equal to never having added it.

@@ -6,11 +6,14 @@ import pytest
 import torch
 
 from protocol.errors import Code, Unavailable
+from protocol.kinds import BottleneckModule, LoraModule, Module
 from protocol.release import Pool
 from protocol.signing import Identity
 from router import memory
 from router.model import RoutedModel
 from router.pages import FactorPages
+from router.part import ExpertModule
+from router.pool import Expert, ExpertPool
 from tests.factories import make_bundle, make_pool
 
 CPU = torch.device("cpu")
@@ -46,6 +49,48 @@ def test_a_model_keeps_what_it_had(pool: Pool, t5_base: Path, tmp_path: Path, mo
     monkeypatch.setattr(memory, "free_bytes", lambda _device: needed)
     model.append(second)
     assert len(model.digests) == 2
+
+
+def test_a_gpu_needs_room_for_whole_pages(pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = make_bundle(tmp_path / "b", pool, Identity.generate())
+    monkeypatch.setattr(memory, "free_bytes", lambda _device: 3 * memory.loaded_bytes(bundle, torch.float32))
+    memory.check_room([bundle], ExpertPool(), CPU, torch.float32)
+    with pytest.raises(Unavailable) as refused:
+        memory.check_room([bundle], ExpertPool(), torch.device("cuda"), torch.float32)
+    assert refused.value.code is Code.MEMORY_FULL
+
+
+def held_bytes(pool: ExpertPool) -> int:
+    stores = {id(module.group.store): module.group.store for module in pool.modules.values()}.values()
+    gates = [page for store in stores for page in store.gates._pages]
+    factors = [factor for module in pool.modules.values() for page in module.pages for factor in (page.a, page.b)]
+    return sum(page.numel() * page.itemsize for page in [*gates, *factors])
+
+
+@pytest.mark.parametrize("held", [0, 1, 15, 16, 40])
+@pytest.mark.parametrize("more", [1, 20, 60])
+def test_pages_take_what_was_said_before_they_were_opened(held: int, more: int) -> None:
+    shapes: dict[str, Module] = {
+        path: BottleneckModule(alpha=1, rank=4, activation="relu", d_in=8, d_out=6) for path in ("q", "k", "v")
+    }
+    shapes["o"] = LoraModule(alpha=1, rank=3, d_in=7, d_out=5)
+
+    def expert(number: int) -> Expert:
+        return Expert(f"{number:064x}", f"e{number}", "", {
+            path: ExpertModule(
+                torch.randn(each.rank, each.d_in), torch.randn(each.d_out, each.rank), 1.0, torch.randn(each.d_in),
+                getattr(each, "activation", None),
+            ) for path, each in shapes.items()
+        })  # fmt: skip
+
+    pool = ExpertPool()
+    for number in range(held):
+        pool = pool.add(expert(number))
+    before, said = held_bytes(pool), pool.opened_bytes([shapes] * more, torch.float32)
+    for number in range(held, held + more):
+        pool = pool.add(expert(number))
+    row = 4 * (3 * 8 + 7)  # the means, in front of the first page of gates
+    assert held_bytes(pool) - before == said + (0 if held else row)
 
 
 def test_memory_that_runs_out_all_the_same_is_said_in_words(
