@@ -25,7 +25,7 @@ from router.limits import DEFAULT_NEW_TOKENS
 from router.memory import check_room, memory_watched
 from router.methods.asked import Asked
 from router.methods.registry import resolve
-from router.planning import plan
+from router.planning import Planned, plan
 from router.pool import Expert, ExpertPool, load_expert
 from router.pull import FINGERPRINT, Mirror, pull
 from router.request import DEFAULT, Choices, RoutingChoice, one_each
@@ -138,13 +138,20 @@ class RoutedModel:
 
     @classmethod
     def from_pretrained(
-        cls, folder: Path | str, *, base: str | None = None, expected: str | None = None, **loading: Unpack[Loading]
+        cls,
+        folder: Path | str,
+        *,
+        base: str | None = None,
+        embedding: str | None = None,
+        expected: str | None = None,
+        **loading: Unpack[Loading],
     ) -> "RoutedModel":
         """Load what `save_pretrained` wrote.
 
         Args:
             folder: The saved model.
             base: Folder or Hub id of the base model; needed if it was not saved, too.
+            embedding: As in `from_base`.
             expected: The identity that the model must have.
             loading: As `router.base.load_base`.
 
@@ -155,7 +162,7 @@ class RoutedModel:
         saved = open_saved(Path(folder), expected=expected)
         source = base or (str(saved.base) if saved.base else saved.index.base.name)
         check_base(source, saved.index.base)
-        model = cls.from_base(source, **loading)
+        model = cls.from_base(source, embedding=embedding, **loading)
         check_room(saved.bundles, model.generation.pool, model.base.model.device, model.base.model.dtype)
         for expert, bundle in zip(saved.index.experts, saved.bundles, strict=True):
             model.append(bundle, name=expert.name, contributor=expert.contributor)
@@ -202,13 +209,13 @@ class RoutedModel:
         Raises:
             Refused: As `generate` and `router.export.export_lora`.
         """
-        answered = self.answer(inputs, choice, max_new_tokens=max_new_tokens, explain=True)
-        experts = plan(self.embedder, self.held, inputs, one_each(choice, len(inputs))).experts
+        planned = self._planned(inputs, choice).recorded()
+        answered = self._answered(planned, inputs, max_new_tokens)
         routes = [route for answer in answered.answers for route in answer.routes]
         return export_lora(
             Path(folder),
             routes,
-            experts,
+            planned.experts,
             rank=rank,
             base=display_name(self.base.source),
             architecture=self.base.architecture,
@@ -326,13 +333,19 @@ class RoutedModel:
         Raises:
             Refused: As `generate`.
         """
+        planned = self._planned(inputs, choice)
+        if explain or full:
+            planned = planned.recorded(full=full)
+        return self._answered(planned, inputs, max_new_tokens)
+
+    def _planned(self, inputs: Sequence[str], choice: Choices) -> Planned:
         if not inputs or not all(text.strip() for text in inputs):
             raise Refused(
                 Code.REQUEST_INVALID, "A request needs at least one input, and no empty one.", "Leave empty inputs out."
             )
-        planned = plan(self.embedder, self.held, inputs, one_each(choice, len(inputs)))
-        if explain or full:
-            planned = planned.recorded(full=full)
+        return plan(self.embedder, self.held, inputs, one_each(choice, len(inputs)))
+
+    def _answered(self, planned: Planned, inputs: Sequence[str], max_new_tokens: int) -> Answered:
         batch = encode(self.base, [inputs[at] for at in planned.order])
         causal = self.base.architecture == "decoder-only"
         with torch.inference_mode(), routing(planned.plan):
@@ -357,6 +370,12 @@ class RoutedModel:
         Raises:
             Refused: As `generate`.
         """
+        if not inputs or len(inputs) != len(targets):
+            raise Refused(
+                Code.REQUEST_INVALID,
+                f"There are {len(inputs)} inputs and {len(targets)} targets.",
+                "Give one target for each input, and one input at least.",
+            )
         planned = plan(self.embedder, self.held, inputs, one_each(choice, len(inputs)))
         order = planned.order
         batch, labels = encode_pairs(self.base, [inputs[at] for at in order], [targets[at] for at in order])
