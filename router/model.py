@@ -280,9 +280,9 @@ class RoutedModel:
         held = {(expert.digest, expert.name, expert.contributor) for expert in pool.experts}
         wanted = [(entry.bundle, entry.name, entry.contributor) for entry in release.experts]
         new = [each for each in zip(wanted, mirror.bundles, strict=True) if each[0] not in held]
-        check_room([bundle for _, bundle in new], pool, self.base.model.device, self.base.model.dtype)
         for digest, _, _ in held.difference(wanted):
             pool = pool.remove(digest)
+        check_room([bundle for _, bundle in new], pool, self.base.model.device, self.base.model.dtype)
         for (_, name, contributor), bundle in new:
             pool = pool.add(self.load(bundle, name=name, contributor=contributor))
         pool = pool.reordered([digest for digest, _, _ in wanted])
