@@ -32,7 +32,7 @@ def check_room(bundles: Sequence[Bundle], pool: ExpertPool, device: torch.device
     cuda = device.type == "cuda"
     placed = pool.opened_bytes([bundle.spec.modules for bundle in bundles], dtype) if cuda else sum(sizes)
     # Each expert is read whole before it is copied to its place.
-    needed = placed + max(sizes, default=0)
+    needed = placed + max(sizes, default=0) + (pool.moved_bytes if bundles else 0)
     free = free_bytes(device)
     if needed > free:
         raise Unavailable(

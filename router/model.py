@@ -1,6 +1,5 @@
 """The routed model: a base, every expert of a release, and a router at every module."""
 
-import math
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -15,7 +14,7 @@ from protocol.bundle import Bundle
 from protocol.errors import Code, Refused
 from router.answer import Answer, Answered
 from router.attach import find_linear, linear_modules
-from router.base import Base, Loading, check_base, display_name, first_line, load_base
+from router.base import Base, Loading, check_base, display_name, load_base
 from router.batch import decode, encode, encode_pairs
 from router.embedding import Embedder
 from router.export import Exported, export_lora
@@ -27,6 +26,7 @@ from router.methods.asked import Asked
 from router.methods.registry import resolve
 from router.planning import Planned, plan
 from router.pool import Expert, ExpertPool, load_expert
+from router.probing import mean_of
 from router.pull import FINGERPRINT, Mirror, pull
 from router.request import DEFAULT, Choices, RoutingChoice, one_each
 from router.saved import open_saved, save
@@ -212,14 +212,8 @@ class RoutedModel:
         planned = self._planned(inputs, choice).recorded()
         answered = self._answered(planned, inputs, max_new_tokens)
         routes = [route for answer in answered.answers for route in answer.routes]
-        return export_lora(
-            Path(folder),
-            routes,
-            planned.experts,
-            rank=rank,
-            base=display_name(self.base.source),
-            architecture=self.base.architecture,
-        )
+        name, architecture = display_name(self.base.source), self.base.architecture
+        return export_lora(Path(folder), routes, planned.experts, rank=rank, base=name, architecture=architecture)
 
     @property
     def generation(self) -> Generation:
@@ -287,9 +281,9 @@ class RoutedModel:
         held = {(expert.digest, expert.name, expert.contributor) for expert in pool.experts}
         wanted = [(entry.bundle, entry.name, entry.contributor) for entry in release.experts]
         new = [each for each in zip(wanted, mirror.bundles, strict=True) if each[0] not in held]
-        check_room([bundle for _, bundle in new], pool, self.base.model.device, self.base.model.dtype)
         for digest, _, _ in held.difference(wanted):
             pool = pool.remove(digest)
+        check_room([bundle for _, bundle in new], pool, self.base.model.device, self.base.model.dtype)
         for (_, name, contributor), bundle in new:
             pool = pool.add(self.load(bundle, name=name, contributor=contributor))
         pool = pool.reordered([digest for digest, _, _ in wanted])
@@ -401,19 +395,4 @@ class RoutedModel:
             Refused: `PROBE_FAILED` if any figure is not finite, or if the model does not run.
             Unavailable: `MEMORY_FULL`.
         """
-        try:
-            with memory_watched():
-                losses = self.score(texts, texts)
-        except RuntimeError as error:  # torch's family: out of memory, shapes, kernels
-            raise Refused(
-                Code.PROBE_FAILED,
-                f"The routed model does not run on the probe text: {first_line(error)}.",
-                "Check the expert's ranks and modules, then train it again.",
-            ) from error
-        if not all(math.isfinite(loss) for loss in losses):
-            raise Refused(
-                Code.PROBE_FAILED,
-                "With this expert the routed model's loss on the probe text is not finite.",
-                "Train it again with a smaller learning rate.",
-            )
-        return sum(losses) / len(losses)
+        return mean_of(lambda: self.score(texts, texts))

@@ -69,8 +69,7 @@ class ExpertPool:
             Refused: `DUPLICATE_OF` if the pool holds the bundle already.
         """
         store = self._store
-        unseen = len(store.experts) - (self._length - len(self._hidden))
-        if unseen > _SPARE and 2 * unseen > len(store.experts):
+        if self._crowded:
             return _rebuilt(self.experts).add(expert)
         # Pages outlive the forward pass in which they might be made: they must not be inference tensors.
         with store.lock, torch.inference_mode(mode=False), torch.no_grad():
@@ -99,6 +98,24 @@ class ExpertPool:
         # Rows in between were appended by another branch, such as a candidate that failed its probe.
         hidden = self._hidden.union(range(self._length, row)) if row > self._length else self._hidden
         return ExpertPool(store, row + 1, hidden, groups, _modules(groups))
+
+    @property
+    def _crowded(self) -> bool:
+        """Whether so many rows are gone that the next addition moves what is kept to new pages."""
+        known = len(self._store.experts)
+        unseen = known - (self._length - len(self._hidden))
+        return unseen > _SPARE and 2 * unseen > known
+
+    @property
+    def moved_bytes(self) -> int:
+        """What the next addition copies to new pages, in bytes."""
+        kept = self.experts if self._crowded else ()
+        return sum(
+            tensor.numel() * tensor.itemsize
+            for expert in kept
+            for part in expert.modules.values()
+            for tensor in (part.a, part.b, part.gate)
+        )
 
     def opened_bytes(self, experts: Sequence[Mapping[str, Module]], dtype: torch.dtype) -> int:
         """Estimate what the pages that more experts would open take, in bytes; a GPU gives it at once.

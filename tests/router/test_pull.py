@@ -7,12 +7,10 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import repeat
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
-from structlog.testing import capture_logs
 
 from protocol import wire
 from protocol.bundle import ADAPTER_WEIGHTS, CARD, GATES, Bundle, pack
@@ -371,22 +369,6 @@ def test_a_release_with_an_unknown_method_is_not_taken_up(
         model.take_up(replace(mirror, release=sign_release(spec, catalog.identity)))
     assert refused.value.code is Code.METHOD_UNKNOWN
     assert model.generation is before
-
-
-def test_a_second_outage_is_said_again() -> None:
-    up = SimpleNamespace(release=SimpleNamespace(spec=SimpleNamespace(number=1)))
-    rounds = iter([False, False, True, False])
-
-    def fetch() -> Mirror:
-        if next(rounds):
-            return up  # type: ignore[return-value]
-        raise Unavailable(Code.UNREACHABLE, "The coordinator does not answer.", "Try again.")
-
-    model = SimpleNamespace(generation=SimpleNamespace(release=1))
-    follower = Follower(model, fetch, interval_s=60)  # type: ignore[arg-type]
-    with capture_logs() as logs:
-        assert not any(follower.step() for _ in range(4))
-    assert [entry["code"] for entry in logs] == ["UNREACHABLE"] * 2
 
 
 def test_a_follower_outlives_a_fault_of_its_own(tmp_path: Path, t5_base: Path) -> None:
