@@ -1,6 +1,7 @@
 """What a routed model says, and which experts said it. Needs no torch."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,3 +50,25 @@ class Answered:
         """Releases and methods that answered, in words."""
         pairs = dict.fromkeys((answer.release, answer.method) for answer in self.answers)
         return "; ".join(f"release {release}, method {method}" for release, method in pairs)
+
+
+def joined(batches: Sequence[Answered]) -> Answered:
+    """Put batches into one, by the names of their experts: between two of them a router may go over to a release."""
+    names = tuple(dict.fromkeys(name for batch in batches for name in batch.experts))
+    positions = {name: at for at, name in enumerate(names)}
+    answers = []
+    for batch in batches:
+        moved = np.array([positions[name] for name in batch.experts], dtype=np.int64)
+        answers += [
+            replace(answer, routes=tuple(_moved(route, moved, len(names)) for route in answer.routes))
+            for answer in batch.answers
+        ]
+    return Answered(names, tuple(answers))
+
+
+def _moved(route: ModuleRoute, positions: NDArray[np.int64], count: int) -> ModuleRoute:
+    full = None
+    if route.full is not None:
+        full = np.zeros((len(route.full), count), dtype=np.float32)
+        full[:, positions] = route.full
+    return replace(route, experts=positions[route.experts], full=full)

@@ -18,8 +18,10 @@ Linear: TypeAlias = nn.Linear | Conv1D
 bitsandbytes' quantised modules are subclasses of torch's."""
 
 # Cross-attention's k and v read what the encoder wrote, although they stand in the decoder
-# (T5 and UL2: EncDecAttention; BART, Pegasus, Whisper and others: encoder_attn).
-_READS_ENCODER = re.compile(r"(^|\.)encoder\.|\.(EncDecAttention|encoder_attn|crossattention)\.(k|v|k_proj|v_proj)$")
+# (T5 and UL2: EncDecAttention; BART, Pegasus, Whisper and others: encoder_attn; T5Gemma and ProphetNet: cross_attn).
+_READS_ENCODER = re.compile(
+    r"(^|\.)encoder\.|\.(EncDecAttention|encoder_attn|cross_?attn|cross_?attention)\.(self\.)?(k|v|key|value)(_proj)?$"
+)
 
 
 # Names of modules that a block calls on one and the same tensor (T5, UL2; Llama, Mistral, Qwen).
@@ -57,7 +59,8 @@ def reads_input(path: str) -> bool:
 def shared_input(path: str) -> tuple[str, ...]:
     """Name the modules that read the same input as a module, itself among them.
 
-    A guess from names, good for speed only: the layer sees for itself which input a module is given.
+    A guess from names: the layer sees for itself which input a module is given, and a pool lets only modules of
+    one width share what it keeps.
     """
     parent, dot, name = path.rpartition(".")
     for siblings in _SIBLINGS:

@@ -12,6 +12,7 @@ from router.door import (
     Ca,
     Coordinator,
     Device,
+    Embedding,
     Json,
     NewTokens,
     Quantise,
@@ -99,6 +100,7 @@ def ask(
     server: Server = None,
     saved: Saved = None,
     base: BaseModel = None,
+    embedding: Embedding = None,
     max_new_tokens: NewTokens = DEFAULT_NEW_TOKENS,
     explain: Annotated[
         bool, typer.Option("--explain", help="Show which experts answered, by token and module.")
@@ -120,7 +122,7 @@ def ask(
     asked = read_inputs(text, requests, read_choice(choice))
     choices = [each.choice for each in asked]
     releases = [each.release for each in choices]
-    settings = {"base": base, "device": device, "quantise": quantise}
+    settings = {"base": base, "embedding": embedding, "device": device, "quantise": quantise}
     model = asking(releases, workspace, server, saved, ca=ca, settings=settings)
     answered = model(
         [each.input for each in asked],

@@ -11,6 +11,7 @@ from router.door import (
     BaseModel,
     Ca,
     Device,
+    Embedding,
     Json,
     NewTokens,
     Quantise,
@@ -60,6 +61,7 @@ def trace(
     server: Server = None,
     saved: Saved = None,
     base: BaseModel = None,
+    embedding: Embedding = None,
     max_new_tokens: NewTokens = DEFAULT_NEW_TOKENS,
     ca: Ca = None,
     device: Device = None,
@@ -71,9 +73,8 @@ def trace(
 
     Example: greylag-router trace --html map.html --oracle ada/french "Translate to French: good morning"
     """
-    from dataclasses import replace
-
     from router import show
+    from router.answer import joined
     from router.tasks import panels_by_task
     from router.trace import panels_document
 
@@ -88,12 +89,12 @@ def trace(
             "Leave out --server to load the model here, or leave out --full.",
         )
     asked, routing = _tasks(text, tasks, oracle), read_choice(choice)
-    settings = {"base": base, "device": device, "quantise": quantise}
+    settings = {"base": base, "embedding": embedding, "device": device, "quantise": quantise}
     ask = asking([routing.release], workspace, server, saved, ca=ca, settings=settings)
     options = {"max_new_tokens": max_new_tokens, "explain": True} | ({"full": True} if full else {})
     inputs = [each.input for each in asked]
     batches = [ask(inputs[at : at + _AT_ONCE], routing, **options) for at in range(0, len(inputs), _AT_ONCE)]
-    answered = replace(batches[0], answers=tuple(answer for batch in batches for answer in batch.answers))
+    answered = joined(batches)
     panels = panels_by_task(asked, answered)
     _draw(panels, answered, png, html)
     if json_:
@@ -120,6 +121,7 @@ def export(
     workspace: Workspace = Path(),
     saved: Saved = None,
     base: BaseModel = None,
+    embedding: Embedding = None,
     max_new_tokens: NewTokens = DEFAULT_NEW_TOKENS,
     device: Device = None,
     quantise: Quantise = None,
@@ -133,7 +135,7 @@ def export(
     Example: greylag-router export --out french-lora --rank 32 "Translate to French: good morning"
     """
     asked = read_inputs(text, None, read_choice(choice))
-    settings = {"base": base, "device": device, "quantise": quantise}
+    settings = {"base": base, "embedding": embedding, "device": device, "quantise": quantise}
     model = load_model(workspace, saved, [asked[0].choice.release], settings)
     inputs = [each.input for each in asked]
     exported = model.export_lora(out, inputs, asked[0].choice, rank=rank, max_new_tokens=max_new_tokens)

@@ -42,6 +42,10 @@ Server = Annotated[
     typer.Option(help="Ask the `greylag-router serve` that runs at host:port; default: load the model here."),
 ]
 Saved = Annotated[Path | None, typer.Option(help="Ask the model that `save` wrote to this folder.")]
+Embedding = Annotated[
+    str | None,
+    typer.Option(help="What retrieval embeds queries by, a folder or Hugging Face id; default: that of router.toml."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Texts = Annotated[list[str] | None, typer.Argument(help="Inputs; - reads one a line from stdin.")]
 NewTokens = Annotated[int, typer.Option(min=1, max=MAX_NEW_TOKENS, help="Longest answer, in tokens.")]
@@ -151,7 +155,7 @@ def load_model(
         workspace: Folder with the pulled releases.
         saved: A saved model; None for the workspace's.
         releases: What is going to be asked for; None stands for the newest.
-        settings: `base`, `device` and `quantise` from the command line.
+        settings: `base`, `embedding`, `device` and `quantise` from the command line.
 
     Raises:
         Refused: `WORKSPACE_MISSING`, `RELEASE_UNKNOWN`, or as `RoutedModel.from_mirror` and `from_pretrained`.
@@ -196,7 +200,7 @@ def asking(
         server: A router that runs, `host:port`.
         saved: Folder of a saved model.
         ca: The router's CA certificate, PEM.
-        settings: `base`, `device` and `quantise` from the command line.
+        settings: `base`, `embedding`, `device` and `quantise` from the command line.
 
     Returns:
         A function of inputs and choices, as `RoutedModel.answer`.

@@ -5,6 +5,7 @@ all-MiniLM-L6-v2; needs transformers alone.
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -65,6 +66,11 @@ class Embedder:
                 f"The embedding model {name_or_path} cannot be loaded: {first_line(error)}.",
                 "Give a folder or a Hugging Face id that holds config.json, safetensors weights and a tokenizer.",
             ) from error
+
+    @cached_property
+    def width(self) -> int:
+        """Numbers in an embedding; tried out, since configurations name it in many ways."""
+        return self.embed(["a"]).shape[1]
 
     def embed(self, texts: Sequence[str]) -> Tensor:
         """Embed texts; returns [b, d] float32 on the CPU, each of length 1."""

@@ -51,6 +51,7 @@ class Follower:
         try:
             mirror = self._fetch()
             if mirror.release.spec.number in (self._model.generation.release, self._refused):
+                self._trouble = None
                 return False
             self._take_up(mirror)
         except GreylagError as error:

@@ -117,8 +117,6 @@ class GroupStore:
                 column.reserve()
             self._reserve_scales(slot, (part and part.scales) or Scales())
             if part is not None:
-                if len(part.gate) != self.gates.width:
-                    raise ValueError(f"a gate of width {len(part.gate)} among those of {self.gates.width} at {path}")
                 pages = self.factors[slot] or FactorPages(part.a.shape[1], len(part.b), part.a)
                 pages.reserve(part.a, part.b, part.activation)
                 self.factors[slot] = pages

@@ -85,12 +85,17 @@ class MixedPlan:
         # Flattened tokens are believed to be whole rows only at a length that was seen before.
         if u.dim() == _TOKENS_BY_WIDTH and not odd and length in self._lengths:
             return length
-        raise Refused(
-            Code.REQUEST_INVALID,
-            f"{path} is given an activation of shape {list(u.shape)}, in which the {self._rows} inputs of the request "
-            "cannot be told apart.",
-            "Ask with one routing choice at a time.",
-        )
+        raise inseparable(path)
+
+
+def inseparable(path: str) -> Refused:
+    """Refuse what a module was given, since nobody knows which of the request's tokens it holds."""
+    return Refused(
+        Code.REQUEST_INVALID,
+        f"{path} is not given every token of every input, as where a base model has experts of its own, so the "
+        "inputs cannot be told apart there.",
+        "Ask with one routing choice at a time, and for no explanation.",
+    )
 
 
 _TOKENS_BY_WIDTH = 2

@@ -1,6 +1,5 @@
 """The routed model: a base, every expert of a release, and a router at every module."""
 
-import math
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -15,7 +14,7 @@ from protocol.bundle import Bundle
 from protocol.errors import Code, Refused
 from router.answer import Answer, Answered
 from router.attach import find_linear, linear_modules
-from router.base import Base, Loading, check_base, display_name, first_line, load_base
+from router.base import Base, Loading, check_base, display_name, load_base
 from router.batch import decode, encode, encode_pairs
 from router.embedding import Embedder
 from router.export import Exported, export_lora
@@ -25,8 +24,9 @@ from router.limits import DEFAULT_NEW_TOKENS
 from router.memory import check_room, memory_watched
 from router.methods.asked import Asked
 from router.methods.registry import resolve
-from router.planning import plan
+from router.planning import Planned, plan
 from router.pool import Expert, ExpertPool, load_expert
+from router.probing import mean_of
 from router.pull import FINGERPRINT, Mirror, pull
 from router.request import DEFAULT, Choices, RoutingChoice, one_each
 from router.saved import open_saved, save
@@ -138,13 +138,20 @@ class RoutedModel:
 
     @classmethod
     def from_pretrained(
-        cls, folder: Path | str, *, base: str | None = None, expected: str | None = None, **loading: Unpack[Loading]
+        cls,
+        folder: Path | str,
+        *,
+        base: str | None = None,
+        embedding: str | None = None,
+        expected: str | None = None,
+        **loading: Unpack[Loading],
     ) -> "RoutedModel":
         """Load what `save_pretrained` wrote.
 
         Args:
             folder: The saved model.
             base: Folder or Hub id of the base model; needed if it was not saved, too.
+            embedding: As in `from_base`.
             expected: The identity that the model must have.
             loading: As `router.base.load_base`.
 
@@ -155,7 +162,7 @@ class RoutedModel:
         saved = open_saved(Path(folder), expected=expected)
         source = base or (str(saved.base) if saved.base else saved.index.base.name)
         check_base(source, saved.index.base)
-        model = cls.from_base(source, **loading)
+        model = cls.from_base(source, embedding=embedding, **loading)
         check_room(saved.bundles, model.generation.pool, model.base.model.device, model.base.model.dtype)
         for expert, bundle in zip(saved.index.experts, saved.bundles, strict=True):
             model.append(bundle, name=expert.name, contributor=expert.contributor)
@@ -202,17 +209,11 @@ class RoutedModel:
         Raises:
             Refused: As `generate` and `router.export.export_lora`.
         """
-        answered = self.answer(inputs, choice, max_new_tokens=max_new_tokens, explain=True)
-        experts = plan(self.embedder, self.held, inputs, one_each(choice, len(inputs))).experts
+        planned = self._planned(inputs, choice).recorded()
+        answered = self._answered(planned, inputs, max_new_tokens)
         routes = [route for answer in answered.answers for route in answer.routes]
-        return export_lora(
-            Path(folder),
-            routes,
-            experts,
-            rank=rank,
-            base=display_name(self.base.source),
-            architecture=self.base.architecture,
-        )
+        name, architecture = display_name(self.base.source), self.base.architecture
+        return export_lora(Path(folder), routes, planned.experts, rank=rank, base=name, architecture=architecture)
 
     @property
     def generation(self) -> Generation:
@@ -326,13 +327,19 @@ class RoutedModel:
         Raises:
             Refused: As `generate`.
         """
+        planned = self._planned(inputs, choice)
+        if explain or full:
+            planned = planned.recorded(full=full)
+        return self._answered(planned, inputs, max_new_tokens)
+
+    def _planned(self, inputs: Sequence[str], choice: Choices) -> Planned:
         if not inputs or not all(text.strip() for text in inputs):
             raise Refused(
                 Code.REQUEST_INVALID, "A request needs at least one input, and no empty one.", "Leave empty inputs out."
             )
-        planned = plan(self.embedder, self.held, inputs, one_each(choice, len(inputs)))
-        if explain or full:
-            planned = planned.recorded(full=full)
+        return plan(self.embedder, self.held, inputs, one_each(choice, len(inputs)))
+
+    def _answered(self, planned: Planned, inputs: Sequence[str], max_new_tokens: int) -> Answered:
         batch = encode(self.base, [inputs[at] for at in planned.order])
         causal = self.base.architecture == "decoder-only"
         with torch.inference_mode(), routing(planned.plan):
@@ -357,6 +364,12 @@ class RoutedModel:
         Raises:
             Refused: As `generate`.
         """
+        if not inputs or len(inputs) != len(targets):
+            raise Refused(
+                Code.REQUEST_INVALID,
+                f"There are {len(inputs)} inputs and {len(targets)} targets.",
+                "Give one target for each input, and one input at least.",
+            )
         planned = plan(self.embedder, self.held, inputs, one_each(choice, len(inputs)))
         order = planned.order
         batch, labels = encode_pairs(self.base, [inputs[at] for at in order], [targets[at] for at in order])
@@ -382,19 +395,4 @@ class RoutedModel:
             Refused: `PROBE_FAILED` if any figure is not finite, or if the model does not run.
             Unavailable: `MEMORY_FULL`.
         """
-        try:
-            with memory_watched():
-                losses = self.score(texts, texts)
-        except RuntimeError as error:  # torch's family: out of memory, shapes, kernels
-            raise Refused(
-                Code.PROBE_FAILED,
-                f"The routed model does not run on the probe text: {first_line(error)}.",
-                "Check the expert's ranks and modules, then train it again.",
-            ) from error
-        if not all(math.isfinite(loss) for loss in losses):
-            raise Refused(
-                Code.PROBE_FAILED,
-                "With this expert the routed model's loss on the probe text is not finite.",
-                "Train it again with a smaller learning rate.",
-            )
-        return sum(losses) / len(losses)
+        return mean_of(lambda: self.score(texts, texts))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from protocol.errors import Code, Refused
 from router.answer import Answer, Answered
 from router.trace import Panel, distribution, expert_shares, module_shares, oracle_divergence, token_weights
 
@@ -26,6 +27,9 @@ def save_png(panels: Sequence[Panel], experts: Sequence[str], path: Path) -> Non
         panels: What to draw.
         experts: Names in pool order.
         path: PNG file to write.
+
+    Raises:
+        Refused: `REQUEST_INVALID` for a panel without routes.
     """
     import matplotlib as mpl  # noqa: PLC0415 - a second of import that only pictures need
 
@@ -33,17 +37,23 @@ def save_png(panels: Sequence[Panel], experts: Sequence[str], path: Path) -> Non
     from matplotlib import pyplot as plt  # noqa: PLC0415 - after the backend is chosen
 
     shares = [module_shares(panel.routes, experts) for panel in panels]
+    if empty := [panel.title for panel, modules in zip(panels, shares, strict=True) if not modules]:
+        raise Refused(
+            Code.REQUEST_INVALID,
+            f"No module chose an expert for {empty[0]!r:.200}, so there is nothing to draw.",
+            "Choose a method and a release with experts, or leave --png out.",
+        )
     rows = max(len(modules) for modules in shares)
     width = 2.0 + len(panels) * (0.9 + 0.28 * len(experts))
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(width, 1.8 + 0.17 * rows), sharey=True, squeeze=False, layout="constrained"
-    )
+    figure, axes = plt.subplots(1, len(panels), figsize=(width, 1.8 + 0.17 * rows), squeeze=False, layout="constrained")
     for axis, panel, modules in zip(axes[0], panels, shares, strict=True):
         image = axis.imshow(np.stack(list(modules.values())), vmin=0, vmax=1, cmap="viridis", aspect="auto")
         axis.set_title("\n".join(_short(line) for line in panel.title.splitlines()), fontsize=9, parse_math=False)
         names = [_short(name) for name in experts]
         axis.set_xticks(range(len(experts)), names, rotation=90, fontsize=7, parse_math=False)
-        axis.set_yticks(range(len(modules)), list(modules), fontsize=6)
+        # Methods differ in which modules they route, so a panel has its neighbour's labels only if they are its own.
+        labelled = axis is axes[0][0] or list(modules) != list(shares[0])
+        axis.set_yticks(range(len(modules)), list(modules) if labelled else [""] * len(modules), fontsize=6)
         if panel.oracle is not None:
             for edge in (panel.oracle - 0.5, panel.oracle + 0.5):
                 axis.axvline(edge, color="red", linestyle="--", linewidth=1)

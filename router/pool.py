@@ -27,7 +27,9 @@ __all__ = ["Expert", "ExpertModule", "ExpertPool", "ModuleExperts", "load_expert
 
 _SPARE = 8
 """Rows that may be gone before a pool moves to new pages."""
-_Groups = Mapping[tuple[str, ...], RouteGroup]
+_Key = tuple[tuple[str, ...], int]
+"""Modules whose names promise one input, and its width: an input of another width is another one."""
+_Groups = Mapping[_Key, RouteGroup]
 
 
 class _Store:
@@ -38,7 +40,7 @@ class _Store:
         self.experts: list[Expert] = []
         self.rows: dict[str, list[int]] = {}
         """Rows by digest; several if an expert left and came back."""
-        self.groups: dict[tuple[str, ...], GroupStore] = {}
+        self.groups: dict[_Key, GroupStore] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,14 +81,14 @@ class ExpertPool:
             pooled = replace(expert, modules=MappingProxyType(placed))
             groups, touched = dict(self._groups), _by_group(expert.modules)
             # Everything that can fail comes first: a row is written at all modules or at none.
-            for paths, parts in touched.items():
-                if paths not in store.groups:
-                    store.groups[paths] = GroupStore(paths, next(iter(parts.values())))
-                store.groups[paths].reserve(parts)
-            for paths, parts in touched.items():
-                known = groups.get(paths) or RouteGroup.empty(store.groups[paths])
-                placed |= store.groups[paths].append(pooled, parts)
-                groups[paths] = known.grown()
+            for key, parts in touched.items():
+                if key not in store.groups:
+                    store.groups[key] = GroupStore(key[0], next(iter(parts.values())))
+                store.groups[key].reserve(parts)
+            for key, parts in touched.items():
+                known = groups.get(key) or RouteGroup.empty(store.groups[key])
+                placed |= store.groups[key].append(pooled, parts)
+                groups[key] = known.grown()
             row = len(store.experts)
             store.experts.append(pooled)
             store.rows.setdefault(expert.digest, []).append(row)
@@ -148,7 +150,7 @@ class ExpertPool:
         row = self._row(digest)
         if row is None:
             return self
-        groups = {paths: group.without({digest}) for paths, group in self._groups.items()}
+        groups = {key: group.without({digest}) for key, group in self._groups.items()}
         return ExpertPool(self._store, self._length, self._hidden | {row}, groups, _modules(groups))
 
     def reordered(self, digests: Sequence[str]) -> "ExpertPool":
@@ -180,12 +182,12 @@ class ExpertPool:
             raise Refused(
                 Code.EXPERTS_EXHAUSTED,
                 "The request's allow and deny lists leave no expert.",
-                "Allow more, or ask for the method base.",
+                "Allow more, or leave the lists out and ask for the method base.",
             )
         gone = {expert.digest for expert in self.experts if expert not in kept}
         rows = (row for row in range(self._length) if self._store.experts[row].digest in gone)
         hidden = self._hidden.union(rows)
-        groups = {paths: group.without(gone) for paths, group in self._groups.items()}
+        groups = {key: group.without(gone) for key, group in self._groups.items()}
         return ExpertPool(self._store, self._length, hidden, groups, _modules(groups))
 
     def _named(self, names: Iterable[str]) -> set[Expert]:
@@ -229,10 +231,10 @@ def _rebuilt(experts: Iterable[Expert]) -> ExpertPool:
     return pool
 
 
-def _by_group(modules: Mapping[str, ExpertModule]) -> dict[tuple[str, ...], dict[str, ExpertModule]]:
-    groups: dict[tuple[str, ...], dict[str, ExpertModule]] = {}
+def _by_group(modules: Mapping[str, ExpertModule]) -> dict[_Key, dict[str, ExpertModule]]:
+    groups: dict[_Key, dict[str, ExpertModule]] = {}
     for path, part in modules.items():
-        groups.setdefault(shared_input(path), {})[path] = part
+        groups.setdefault((shared_input(path), len(part.gate)), {})[path] = part
     return groups
 
 

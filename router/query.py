@@ -9,9 +9,9 @@ from protocol.channel import STREAM_DEADLINE_S, connect
 from protocol.errors import Code, Refused
 from protocol.v1 import query_pb2
 from protocol.v1.query_pb2_grpc import QueryStub
-from router.answer import Answer, Answered, ModuleRoute
+from router.answer import Answer, Answered, ModuleRoute, joined
 from router.limits import DEFAULT_NEW_TOKENS
-from router.request import DEFAULT, Choices, RoutingChoice
+from router.request import DEFAULT, Choices, RoutingChoice, one_each
 
 
 def ask(
@@ -37,15 +37,20 @@ def ask(
         Refused: `REQUEST_INVALID`, `UNTRUSTED`, `BAD_WIRE`, or as `router.planning.plan`.
         Unavailable: `UNREACHABLE`, `BUSY`.
     """
-    choices = [choice] if isinstance(choice, RoutingChoice) else choice
-    request = query_pb2.AskRequest(
-        inputs=inputs,
-        choices=[choice_to_wire(each) for each in choices],
-        max_new_tokens=max_new_tokens,
-        explain=explain,
-    )
+    choices = one_each(choice, len(inputs))
+    # Explanations are large: that of one long input nearly fills a message.
+    step = 1 if explain else max(len(inputs), 1)
+    replies = []
     with connect(address, ca) as channel:
-        return from_wire(QueryStub(channel).Ask(request, timeout=STREAM_DEADLINE_S))
+        for at in range(0, max(len(inputs), 1), step):
+            request = query_pb2.AskRequest(
+                inputs=inputs[at : at + step],
+                choices=[choice_to_wire(each) for each in choices[at : at + step]],
+                max_new_tokens=max_new_tokens,
+                explain=explain,
+            )
+            replies.append(from_wire(QueryStub(channel).Ask(request, timeout=STREAM_DEADLINE_S)))
+    return joined(replies)
 
 
 def to_wire(answered: Answered) -> query_pb2.AskReply:

@@ -11,7 +11,7 @@ from torch import Tensor
 from router.answer import ModuleRoute
 from router.attach import reads_input
 from router.gate import Choice, CommonChoice
-from router.layer import Method
+from router.layer import Method, inseparable
 from router.pool import ModuleExperts
 
 
@@ -40,7 +40,13 @@ class RouteRecorder:
         self._chunks: dict[str, list[_Chunk]] = {}
 
     def record(self, path: str, module: ModuleExperts, choice: Choice | CommonChoice, u: Tensor) -> None:
-        """Keep one module's choice for an activation u of shape [b, s, d], also where it comes as [t, d]."""
+        """Keep one module's choice for an activation u of shape [b, s, d], also where it comes as [t, d].
+
+        Raises:
+            Refused: `REQUEST_INVALID` if the rows of the batch cannot be told apart in it.
+        """
+        if u.shape[:-1].numel() % self._rows:
+            raise inseparable(path)
         experts, weights = self._known(module, choice, u.shape)
         full = None
         if self._unbounded is not None:
@@ -73,6 +79,9 @@ class RouteRecorder:
             input_mask: For each input position whether it holds a token (else padding).
             output_length: Tokens that the model wrote for this row.
             causal: Whether the model is decoder-only; every module then sees input and output alike.
+
+        Raises:
+            Refused: `REQUEST_INVALID` if a module was not given every token.
         """
         kept_inputs = np.flatnonzero(np.array(input_mask))
         found = []
@@ -86,6 +95,8 @@ class RouteRecorder:
                 kept = np.concatenate([kept_inputs, outputs])
             else:
                 kept = kept_inputs if reads_input(path) else np.arange(output_length)
+            if kept.size and kept[-1] >= len(experts):
+                raise inseparable(path)
             whole = np.concatenate(full)[kept] if full else None
             found.append(ModuleRoute(path, causal or reads_input(path), experts[kept], weights[kept], whole))
         return found

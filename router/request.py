@@ -45,6 +45,10 @@ class RoutingChoice:
     """Number of an earlier release that is still held; None for the newest."""
 
     def __post_init__(self) -> None:
+        # Choices are compared and hashed; a caller may still write a list.
+        for name in ("allow", "deny"):
+            if isinstance(names := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(names))
         if self.k is not None and not 1 <= self.k <= MAX_K:
             raise _out_of_range("k", self.k, f"a whole number from 1 to {MAX_K}")
         if self.temperature is not None and not (math.isfinite(self.temperature) and self.temperature > 0):

@@ -98,8 +98,8 @@ def save(folder: Path, settings: RouterSettings) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     paths = {name: getattr(settings, name) for name in ("ca", "tls_cert", "tls_key")}
     absolute: dict[str, object] = {name: path.resolve() for name, path in paths.items() if path}
-    if Path(settings.base).is_dir():
-        absolute["base"] = str(Path(settings.base).resolve())
+    models = {name: getattr(settings, name) for name in ("base", "embedding")}
+    absolute |= {name: str(Path(model).resolve()) for name, model in models.items() if model and Path(model).is_dir()}
     settings = settings.model_copy(update=absolute)
     values = settings.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     (folder / FILE).write_text(tomli_w.dumps(values))

@@ -48,7 +48,7 @@ def module_shares(routes: Iterable[ModuleRoute], experts: Sequence[str]) -> dict
     sums: dict[str, NDArray[np.float64]] = {}
     for route in routes:
         given = sums.setdefault(route.module, np.zeros(len(experts)))
-        np.add.at(given, route.experts, np.maximum(route.weights, 0))
+        _add_given(given, route)
     return {module: values / (values.sum() or 1.0) for module, values in sums.items()}
 
 
@@ -84,11 +84,15 @@ def distribution(routes: Iterable[ModuleRoute], experts: int) -> NDArray[np.floa
     """
     total = np.zeros(experts)
     for route in routes:
-        if route.full is None:
-            np.add.at(total, route.experts, np.maximum(route.weights, 0))
-        else:
-            total += np.maximum(route.full, 0).sum(axis=0, dtype=np.float64)
+        _add_given(total, route)
     return total / (total.sum() or 1.0)
+
+
+def _add_given(total: NDArray[np.float64], route: ModuleRoute) -> None:
+    if route.full is None:
+        np.add.at(total, route.experts, np.maximum(route.weights, 0))
+    else:
+        total += np.maximum(route.full, 0).sum(axis=0, dtype=np.float64)
 
 
 def kl_divergence(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
@@ -125,10 +129,13 @@ def correlation(panels: Sequence[Panel], experts: int) -> float | None:
     The paper found -0.2: routing that does well is not routing that copies the oracle's.
 
     Returns:
-        In [-1, 1]; None with fewer than two panels that have both figures, or where one does not vary.
+        In [-1, 1]; None with fewer than two panels that have both figures, where one does not vary, or where an
+        oracle was given nothing, so that a divergence is infinite.
     """
     known = [(oracle_divergence(panel, experts), panel.score) for panel in panels]
-    pairs = [(x, y) for x, y in known if x is not None and y is not None and math.isfinite(x)]
+    pairs = [(x, y) for x, y in known if x is not None and y is not None]
+    if not all(math.isfinite(x) for x, _ in pairs):
+        return None
     try:
         return statistics.correlation([x for x, _ in pairs], [y for _, y in pairs])
     except statistics.StatisticsError:
@@ -151,11 +158,15 @@ def token_weights(
     """
     sums, modules = np.zeros(experts), 0
     for route in routes:
-        # A decoder-only model's modules read input and output in one row; nobody reads the last output token.
-        row = position if route.reads_input else position - inputs
-        if 0 <= row < len(route.experts):
+        # A decoder-only model's modules read input and output in one row. A decoder's first row read its start token.
+        row = position if route.reads_input else position - inputs + 1
+        if (not route.reads_input and position < inputs) or row >= len(route.experts):
+            continue
+        if route.full is None:
             np.add.at(sums, route.experts[row], route.weights[row])
-            modules += 1
+        else:
+            sums += route.full[row]
+        modules += 1
     return sums / modules if modules else None
 
 

@@ -9,6 +9,7 @@ import torch
 
 from protocol.errors import Code, Refused
 from protocol.spec import BaseModelRef
+from router.embedding import Embedder
 from router.layer import Plan
 from router.methods.asked import Asked, shortened
 from router.methods.base import BaseOnly
@@ -24,7 +25,7 @@ def nearest(asked: Asked) -> list[Plan]:
     experts = asked.pool.experts
     if asked.embedder is None:
         raise ValueError("retrieval needs an embedder")
-    _check_centroids(asked, asked.embedder.ref)
+    _check_centroids(asked, asked.embedder)
     if not experts or not asked.inputs:
         return [Plan(asked.pool, BaseOnly())] * len(asked.inputs)
     cosines = (
@@ -37,7 +38,7 @@ def nearest(asked: Asked) -> list[Plan]:
     return [plans[at] for at in first]
 
 
-def _check_centroids(asked: Asked, ours: BaseModelRef | None) -> None:
+def _check_centroids(asked: Asked, embedder: Embedder) -> None:
     silent = [expert.full_name for expert in asked.pool.experts if expert.centroid is None]
     if silent:
         raise Refused(
@@ -45,14 +46,27 @@ def _check_centroids(asked: Asked, ours: BaseModelRef | None) -> None:
             f"retrieval needs a centroid of every expert; {len(silent)} tell none: {shortened(silent)}.",
             "Deny these, or choose another method; contributors share one with: greylag-client train --share centroid",
         )
+    ours = embedder.ref
+    model = f"the embedding model {ours.name}" if ours else "the base model"
     foreign = [expert.full_name for expert in asked.pool.experts if _differ(expert.embedding, ours)]
     if foreign:
-        model = f"the embedding model {ours.name}" if ours else "the base model"
         raise Refused(
             Code.STATISTICS_MISSING,
             f"Texts are embedded by {model} here; {len(foreign)} experts tell where another model put theirs: "
             f"{shortened(foreign)}.",
             "Deny these, or set the embedding model that they were trained with.",
+        )
+    odd = [
+        expert.full_name
+        for expert in asked.pool.experts
+        if expert.centroid is not None and len(expert.centroid) != embedder.width
+    ]
+    if odd:
+        raise Refused(
+            Code.STATISTICS_MISSING,
+            f"{len(odd)} experts tell a centroid that is not {embedder.width} numbers wide, as those of {model} are: "
+            f"{shortened(odd)}.",
+            "Deny these, or choose another method.",
         )
 
 

@@ -36,6 +36,12 @@ CHOICES = [
 ]
 
 
+def test_names_may_be_written_as_lists() -> None:
+    choice = RoutingChoice(allow=["e0"], deny=["e1"])  # type: ignore[arg-type]
+    assert choice == RoutingChoice(allow=("e0",), deny=("e1",))
+    assert hash(choice) == hash(RoutingChoice(allow=("e0",), deny=("e1",)))
+
+
 @pytest.fixture(params=["t5_base", "llama_base"])
 def base(request: pytest.FixtureRequest) -> Path:
     path: Path = request.getfixturevalue(request.param)

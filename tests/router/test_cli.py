@@ -14,7 +14,7 @@ from protocol.errors import Code, Refused
 from protocol.signing import Identity
 from router.cli import app
 from router.pull import FINGERPRINT, pull
-from router.settings import load
+from router.settings import RouterSettings, load, save
 from tests import factories
 from tests.router.catalog import Catalog, serving
 
@@ -128,3 +128,11 @@ def test_a_missing_and_an_unknown_setting_are_sentences(tmp_path: Path) -> None:
 def test_methods_are_listed() -> None:
     assert "phatgoose" in call("methods").stdout
     assert "base" in json.loads(call("methods", "--json").stdout)["methods"]
+
+
+def test_settings_name_models_from_wherever_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("encoder").mkdir()
+    save(tmp_path / "node", RouterSettings(coordinator="a:1", base="hub/base", embedding="encoder"))
+    found = load(tmp_path / "node")
+    assert (found.base, found.embedding) == ("hub/base", str(tmp_path / "encoder"))

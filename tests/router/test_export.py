@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from router.base import load_base
 from router.export import merge
 from router.model import RoutedModel
 from router.part import ExpertModule
+from router.planning import plan
 from router.request import RoutingChoice
 from tests.factories import make_bundle, make_pool
 
@@ -90,6 +92,13 @@ def test_plain_peft_computes_the_merged_experts(base: Path, model: RoutedModel, 
     config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["rank_pattern"]) == (5, 5, {})
     assert peft_losses(base, tmp_path / "lora", model) == pytest.approx(model.score(TEXTS, TEXTS, choice), rel=1e-4)
+
+
+def test_the_request_is_planned_once(model: RoutedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = Mock(side_effect=plan)
+    monkeypatch.setattr("router.model.plan", planned)
+    model.export_lora(tmp_path / "lora", TEXTS, rank=5, max_new_tokens=2)
+    planned.assert_called_once()
 
 
 def test_one_expert_comes_out_as_it_went_in(base: Path, model: RoutedModel, tmp_path: Path) -> None:

@@ -14,12 +14,14 @@ from protocol.errors import Code, Refused
 from protocol.signing import Identity
 from router.attach import find_linear
 from router.base import load_base
+from router.gate import Choice
 from router.generation import Generation
 from router.layer import Plan, routing
 from router.methods.expert import SingleExpert
 from router.methods.phatgoose import Phatgoose
 from router.model import RoutedModel
 from router.pool import load_expert
+from router.record import RouteRecorder
 from router.request import RoutingChoice
 from router.trace import expert_shares, module_shares
 from tests import factories
@@ -93,6 +95,30 @@ def test_scores_do_not_depend_on_the_batch(model: RoutedModel) -> None:
     together = model.score(INPUTS, targets)
     alone = [model.score([text], [target])[0] for text, target in zip(INPUTS, targets, strict=True)]
     assert together == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.parametrize(("inputs", "targets"), [([], []), (["a", "b"], ["a", "b", "c"]), (["a", "b"], ["a"])])
+def test_targets_that_are_not_one_an_input_are_refused(
+    model: RoutedModel, inputs: list[str], targets: list[str]
+) -> None:
+    with pytest.raises(Refused, match=f"{len(inputs)} inputs and {len(targets)} targets") as refused:
+        model.score(inputs, targets)
+    assert refused.value.code is Code.REQUEST_INVALID
+
+
+@pytest.mark.parametrize("tokens", [5, 3])
+def test_what_a_base_hands_to_experts_of_its_own_is_refused_not_guessed(model: RoutedModel, tokens: int) -> None:
+    # Of two inputs' tokens some went elsewhere.
+    module = next(iter(model.generation.pool.modules.values()))
+    recorder = RouteRecorder({digest: at for at, digest in enumerate(model.digests)}, rows=2)
+    with pytest.raises(Refused, match="is not given every token of every input") as refused:
+        recorder.record(
+            "m", module, Choice(torch.zeros(tokens, 1).long(), torch.ones(tokens, 1)), torch.ones(tokens, 4)
+        )
+    assert refused.value.code is Code.REQUEST_INVALID
+    recorder.record("m", module, Choice(torch.zeros(2, 1).long(), torch.ones(2, 1)), torch.ones(2, 4))
+    with pytest.raises(Refused, match="is not given every token of every input"):
+        recorder.routes(0, [True, True], 1, causal=True)
 
 
 def test_score_is_the_mean_log_likelihood(model: RoutedModel) -> None:

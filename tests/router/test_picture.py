@@ -5,7 +5,10 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
+from matplotlib.figure import Figure
 
+from protocol.errors import Code, Refused
 from router.answer import Answer, Answered, ModuleRoute
 from router.picture import save_page, save_png
 from router.trace import Panel
@@ -19,7 +22,7 @@ def route(module: str, experts: list[int], *, reads_input: bool) -> ModuleRoute:
     return ModuleRoute(module, reads_input, np.array(experts)[:, None], np.ones((len(experts), 1), dtype=np.float32))
 
 
-ROUTES = (route("encoder.q", [0, 1], reads_input=True), route("decoder.q", [1], reads_input=False))
+ROUTES = (route("encoder.q", [0, 1], reads_input=True), route("decoder.q", [1, 1], reads_input=False))
 
 
 def test_a_picture_is_a_png(tmp_path: Path) -> None:
@@ -27,8 +30,23 @@ def test_a_picture_is_a_png(tmp_path: Path) -> None:
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_nothing_to_draw_is_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="No module chose an expert for 'b'") as refused:
+        save_png([Panel("a", ROUTES), Panel("b", [])], EXPERTS, tmp_path / "map.png")
+    assert refused.value.code is Code.REQUEST_INVALID
+    assert not (tmp_path / "map.png").exists()
+
+
+def test_every_panel_is_labelled_with_its_own_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    save_png([Panel("a", ROUTES), Panel("b", ROUTES[:1]), Panel("c", ROUTES)], EXPERTS, tmp_path / "map.png")
+    labels = [[label.get_text() for label in axis.get_yticklabels()] for axis in drawn[0].axes[:3]]
+    assert labels == [["encoder.q", "decoder.q"], ["encoder.q"], ["", ""]]
+
+
 def test_a_page_carries_its_data_as_data(tmp_path: Path) -> None:
-    answer = Answer("y", 3, "phatgoose", ("in0", HOSTILE), ("out0",), ROUTES)
+    answer = Answer("y", 3, "phatgoose", ("in0", HOSTILE), ("out0", "out1"), ROUTES)
     save_page([Panel("a", ROUTES, oracle=0, score=0.5)], Answered(EXPERTS, (answer,)), tmp_path / "p")
     page = (tmp_path / "p").read_text()
     assert page.count("<script") == 2
@@ -45,4 +63,4 @@ def test_a_page_carries_its_data_as_data(tmp_path: Path) -> None:
     )
     (request,) = data["requests"]
     assert [token["experts"] for token in request["input"]] == [[[0, 1.0]], [[1, 1.0]]]
-    assert [token["experts"] for token in request["output"]] == [[[1, 1.0]]]
+    assert [token["experts"] for token in request["output"]] == [[[1, 1.0]], []]

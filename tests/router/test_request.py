@@ -2,11 +2,13 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 
 from protocol.errors import Code, Refused
-from router.query import choice_from_wire, choice_to_wire
+from protocol.v1 import query_pb2
+from router.query import ask, choice_from_wire, choice_to_wire
 from router.request import DEFAULT, Request, RoutingChoice, read_requests
 
 FULL = RoutingChoice("merged", 3, 0.5, ("a", "bob/"), ("carol/x",), 7)
@@ -50,6 +52,28 @@ def test_a_choice_crosses_the_wire(choice: RoutingChoice) -> None:
     assert choice_from_wire(choice_to_wire(choice)) == choice
     written = {name: value for name, value in vars(choice).items() if value is not None}
     assert read_requests([json.dumps({"input": "x", **written})])[0].choice == choice
+
+
+@pytest.mark.parametrize(("explain", "messages"), [(False, [["x", "y", "z"]]), (True, [["x"], ["y"], ["z"]])])
+def test_an_explanation_has_a_message_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, *, explain: bool, messages: list[list[str]]
+) -> None:
+    asked: list[query_pb2.AskRequest] = []
+
+    def answer(request: query_pb2.AskRequest, timeout: float) -> query_pb2.AskReply:
+        asked.append(request)
+        answers = [
+            query_pb2.Answer(text=f"{text} by {choice.method}")
+            for text, choice in zip(request.inputs, request.choices, strict=True)
+        ]
+        return query_pb2.AskReply(experts=["a/e"], answers=answers)
+
+    monkeypatch.setattr("router.query.QueryStub", lambda _: SimpleNamespace(Ask=answer))
+    choices = [RoutingChoice("base"), RoutingChoice("merged"), RoutingChoice("uniform")]
+    found = ask("127.0.0.1:1", ["x", "y", "z"], choices, explain=explain)
+    assert [list(request.inputs) for request in asked] == messages
+    assert [answer.text for answer in found.answers] == ["x by base", "y by merged", "z by uniform"]
+    assert found.experts == ("a/e",)
 
 
 def test_the_wire_is_checked_like_anything_else() -> None:

@@ -117,11 +117,30 @@ def test_names_tell_who_reads_the_same_input() -> None:
     crossed = "decoder.block.0.layer.1.EncDecAttention."
     assert shared_input(crossed + "q") == (crossed + "q",)
     assert shared_input(crossed + "v") == (crossed + "k", crossed + "v")
+    for name in ("encoder_attn", "cross_attn", "cross_attention", "crossattention"):
+        crossed = f"model.decoder.layers.0.{name}."
+        assert shared_input(crossed + "q_proj") == (crossed + "q_proj",)
+        assert shared_input(crossed + "k_proj") == (crossed + "k_proj", crossed + "v_proj")
     assert shared_input("model.layers.3.mlp.up_proj") == tuple(
         f"model.layers.3.mlp.{name}_proj" for name in ("gate", "up")
     )
     assert shared_input(attention + "o") == (attention + "o",)
     assert shared_input("lonely") == ("lonely",)
+
+
+def test_modules_of_other_widths_share_nothing_whatever_their_names_promise() -> None:
+    def part(d: int) -> ExpertModule:
+        return ExpertModule(torch.randn(1, d), torch.randn(4, 1), 1.0, torch.randn(d))
+
+    pool = ExpertPool()
+    for number in range(3):
+        pool = pool.add(Expert(f"{number:064x}", f"e{number}", "", {"a.q": part(D), "a.k": part(48), "a.v": part(48)}))
+    q, k, v = (pool.modules[path] for path in ("a.q", "a.k", "a.v"))
+    assert q.group is not k.group is v.group
+    assert [len(module) for module in (q, k, v)] == [3, 3, 3]
+    method = Phatgoose(2)
+    for module, d in ((q, D), (k, 48), (v, 48)):
+        assert method.choose(module, torch.randn(2, d)) is not None
 
 
 @pytest.mark.parametrize("tokens", [1, 9])

@@ -25,7 +25,9 @@ from router.gate import Choice, standardise
 from router.generation import Generation
 from router.layer import Plan, routing
 from router.means import mean_inputs
+from router.methods.asked import Asked
 from router.methods.average_activation import AverageActivation, mean
+from router.methods.registry import resolve
 from router.model import RoutedModel
 from router.pool import Expert, ExpertPool
 from router.pull import Mirror, pull
@@ -209,6 +211,17 @@ def test_another_encoder_may_embed(t5_base: Path, encoder: Path, identity: Ident
     with pytest.raises(Refused, match=r"embedded by the embedding model encoder here; 1 experts .*: e9\.") as refused:
         model.generate(["a"], RoutingChoice("retrieval"))
     assert refused.value.code is Code.STATISTICS_MISSING
+
+
+def test_a_centroid_of_another_width_is_refused_by_name(t5_base: Path, identity: Identity, tmp_path: Path) -> None:
+    pool = factories.make_pool(t5_base, identity)
+    odd = Statistics(centroid=Centroid(width=16))
+    model = make_model(t5_base, pool, identity, tmp_path, TOLD, odd)
+    for inputs in (["a"], []):  # none where a release is tried out
+        with pytest.raises(Refused, match=r"1 experts tell a centroid that is not 32 numbers wide.*: e1\.") as refused:
+            resolve("retrieval", Asked(model.generation.pool, inputs, embedder=model.embedder))
+        assert refused.value.code is Code.STATISTICS_MISSING
+    assert model.generate(["a"], RoutingChoice("retrieval", deny=("e1",)), max_new_tokens=1)
 
 
 def test_an_embedding_model_that_is_none_is_refused(t5_base: Path, tmp_path: Path) -> None:

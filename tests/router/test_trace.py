@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from router.answer import ModuleRoute
+from router.answer import Answer, Answered, ModuleRoute, joined
 from router.trace import (
     Panel,
     correlation,
@@ -88,6 +88,41 @@ def test_no_correlation_without_two_panels_that_differ(panels: list[Panel]) -> N
 def test_a_tokens_weights_are_means_over_the_modules_that_read_it() -> None:
     assert token_weights(TWO, 1, 2, 3) == pytest.approx([0.5, 0.25, 0.25])
     assert token_weights(TWO, 2, 2, 3) is None
+
+
+def test_no_correlation_where_an_oracle_was_given_nothing() -> None:
+    panels = [
+        Panel(title, [route("q", [[0, 1]], [[share, 1 - share]])], oracle, score)
+        for title, share, oracle, score in (("a", 0.9, 0, 0.7), ("b", 0.5, 0, 0.9), ("c", 0.2, 2, 0.3))
+    ]
+    assert correlation(panels[:2], 3) is not None
+    assert correlation(panels, 3) is None
+
+
+def test_a_decoders_first_row_read_its_start_token() -> None:
+    decoder = [ModuleRoute("q", False, np.array([[0], [1]]), np.ones((2, 1), dtype=np.float32))]
+    assert token_weights(decoder, 1, 2, 3) is None
+    assert token_weights(decoder, 2, 2, 3) == pytest.approx([0, 1, 0])
+    assert token_weights(decoder, 3, 2, 3) is None
+
+
+def test_whole_distributions_are_what_maps_and_tokens_show() -> None:
+    whole = np.array([[0.5, 0.3, 0.2], [0.1, 0.6, 0.3]], dtype=np.float32)
+    routes = [route("q", [[0], [1]], [[1.0], [1.0]], full=whole)]
+    assert module_shares(routes, EXPERTS)["q"] == pytest.approx([0.3, 0.45, 0.25])
+    assert token_weights(routes, 1, 2, 3) == pytest.approx([0.1, 0.6, 0.3])
+
+
+def test_batches_are_joined_by_the_names_of_their_experts() -> None:
+    def batch(names: tuple[str, ...], at: int) -> Answered:
+        full = np.eye(2, dtype=np.float32)[[at]]
+        return Answered(names, (Answer("y", routes=(route("q", [[at]], [[1.0]], full=full),)),))
+
+    found = joined([batch(("ada", "bob"), 1), batch(("bob", "cy"), 0)])
+    assert found.experts == EXPERTS
+    for answer in found.answers:
+        assert expert_shares(answer.routes, found.experts)["bob"] == 1
+        assert [each.experts.tolist() for each in answer.routes] == [[[1]]]
 
 
 def test_the_document_has_no_infinity() -> None:

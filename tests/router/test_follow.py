@@ -1,0 +1,25 @@
+"""Following: what is said, and how often."""
+
+from types import SimpleNamespace
+
+from structlog.testing import capture_logs
+
+from protocol.errors import Code, Unavailable
+from router.follow import Follower
+from router.pull import Mirror
+
+
+def test_a_second_outage_is_said_again() -> None:
+    up = SimpleNamespace(release=SimpleNamespace(spec=SimpleNamespace(number=1)))
+    rounds = iter([False, False, True, False])
+
+    def fetch() -> Mirror:
+        if next(rounds):
+            return up  # type: ignore[return-value]
+        raise Unavailable(Code.UNREACHABLE, "The coordinator does not answer.", "Try again.")
+
+    model = SimpleNamespace(generation=SimpleNamespace(release=1))
+    follower = Follower(model, fetch, interval_s=60)  # type: ignore[arg-type]
+    with capture_logs() as logs:
+        assert not any(follower.step() for _ in range(4))
+    assert [entry["code"] for entry in logs] == ["UNREACHABLE"] * 2
