@@ -178,7 +178,8 @@ def test_an_expert_for_whom_memory_ran_out_leaves_nothing_behind(
             with routing(Plan(ours, Phatgoose(2))):
                 y = layer(u)
             with routing(Plan(expected, Phatgoose(2))):
-                assert torch.equal(y, layer(u))
+                # Pages may begin at other addresses, by which a product's last bits may differ.
+                torch.testing.assert_close(y, layer(u), atol=1e-5, rtol=1e-5)
 
 
 def test_an_expert_of_other_widths_than_its_neighbours_leaves_nothing_behind() -> None:
