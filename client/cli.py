@@ -28,7 +28,6 @@ from client.sharing import TELLS, Share
 from router.quantise import Bits
 
 if TYPE_CHECKING:
-    from client.plan import Thrift
     from client.produce import Order
 
 
@@ -183,6 +182,7 @@ def gates(
 
     Example: greylag-client gates --adapter my-lora --data notes.jsonl
     """
+    from client.plan import Thrift
     from client.produce import Order
 
     order = Order(
