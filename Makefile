@@ -25,7 +25,7 @@ demo: $(STAMP) ## A whole federation on this machine, from private data to a rou
 	@$(BIN)/python -m deploy.demo
 
 .PHONY: demo-federation
-demo-federation: $(STAMP) ## Campaigns over real processes with TLS, a killed node and attacks (five minutes)
+demo-federation: $(STAMP) ## Campaigns over real processes with TLS, a killed node and attacks (three to four minutes)
 	@$(BIN)/python -m deploy.federation
 
 .PHONY: rehearse
@@ -52,7 +52,7 @@ lint: $(STAMP) ## Style, types and import contracts
 	$(BIN)/lint-imports
 
 .PHONY: bench-layer
-bench-layer: $(STAMP) ## Cost of routing against the plain layer and PEFT's Arrow (8 minutes)
+bench-layer: $(STAMP) ## Cost of routing against the plain layer and PEFT's Arrow (two to five minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.layer
 
 .PHONY: bench-gpu
