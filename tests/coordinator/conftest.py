@@ -5,14 +5,17 @@ import json
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import grpc
 import psycopg
@@ -99,27 +102,49 @@ def postgres() -> Iterator[str]:
     binaries = POSTGRES_BINARIES[-1]
     user = next((n for n in ("postgres", "nobody") if _exists(n)), None) if os.geteuid() == 0 else None
     folder = Path(tempfile.mkdtemp(prefix="pg-"))  # pytest's own folders are closed to other users
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     if user:
         shutil.chown(folder, user)
-
-    def run(name: str, *arguments: str) -> None:
-        subprocess.run(
-            [str(binaries / name), *arguments], user=user, cwd=folder, check=True, timeout=60, env={"LC_ALL": "C"},
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-
-    data = str(folder / "data")
-    run("initdb", "-D", data, "-U", "greylag", "-A", "trust", "-E", "UTF8", "--no-sync")
-    options = f"-p {port} -h 127.0.0.1 -k {folder} -c fsync=off"
-    run("pg_ctl", "-D", data, "-w", "-l", str(folder / "log"), "-o", options, "start")
+    as_owner: dict[str, Any] = {"user": user, "cwd": folder, "env": {"LC_ALL": "C"}, "stdout": subprocess.DEVNULL}
+    command = [str(binaries / "initdb"), "-D", str(folder / "data"), "-U", "greylag", "-A", "trust", "-E", "UTF8"]
+    subprocess.run([*command, "--no-sync"], check=True, timeout=60, stderr=subprocess.DEVNULL, **as_owner)
+    server, url = _start(binaries / "postgres", folder, as_owner)
     try:
-        yield f"postgresql://greylag@127.0.0.1:{port}"
+        yield url
     finally:
-        run("pg_ctl", "-D", data, "-m", "immediate", "stop")
+        server.send_signal(signal.SIGQUIT)  # PostgreSQL's immediate shutdown
+        server.wait(timeout=60)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(program: Path, folder: Path, as_owner: dict[str, Any]) -> tuple[subprocess.Popen[bytes], str]:
+    """Start the server; another may have taken the port that was free, so a server that ends is started again."""
+    log = folder / "log"
+    for _ in range(3):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        options = ["-p", str(port), "-h", "127.0.0.1", "-k", str(folder), "-c", "fsync=off"]
+        with log.open("ab") as stderr:
+            server = subprocess.Popen([program, "-D", folder / "data", *options], stderr=stderr, **as_owner)
+        url = f"postgresql://greylag@127.0.0.1:{port}"
+        if _answers(server, url):
+            return server, url
+        server.kill()
+        server.wait(timeout=60)
+    pytest.fail(f"PostgreSQL did not start in three trials:\n{log.read_text()[-2000:]}")
+
+
+def _answers(server: subprocess.Popen[bytes], url: str) -> bool:
+    for _ in range(300):
+        if server.poll() is not None:
+            return False
+        try:
+            psycopg.connect(f"{url}/postgres", connect_timeout=5).close()
+        except psycopg.OperationalError:
+            time.sleep(0.1)
+        else:
+            return True
+    return False
 
 
 def _exists(user: str) -> bool:
