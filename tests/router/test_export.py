@@ -79,7 +79,7 @@ class _Around:
     """Scores a plain model with the code that scores the routed one."""
 
     def __init__(self, plain: PeftModel, loaded: object, model: RoutedModel) -> None:
-        self.held, self.embedder = model.held, model.embedder
+        self.held, self.senses = model.held, model.senses
         self.base = type(
             "Base", (), {"model": plain, "tokenizer": model.base.tokenizer, "architecture": model.base.architecture}
         )
