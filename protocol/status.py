@@ -83,7 +83,7 @@ def _from_transport(code: grpc.StatusCode, details: str, address: str) -> Greyla
         return Refused(
             Code.MESSAGE_TOO_LARGE,
             f"A message to or from {address} is too large: {details}.",
-            "Send less at once, or ask for less: shorter inputs, or no explanation.",
+            "Send less at once, such as fewer or shorter inputs.",
         )
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return Unavailable(Code.BUSY, f"{address} is busy: {details}.", "Try again in a minute.")

@@ -1,6 +1,7 @@
 """The Query service: a routed model that answers over gRPC."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -32,7 +33,7 @@ class QueryService(QueryServicer):
         self,
         request: query_pb2.AskRequest,
         context: grpc.aio.ServicerContext[Any, Any],  # noqa: ARG002 - gRPC passes it
-    ) -> query_pb2.AskReply:
+    ) -> AsyncIterator[query_pb2.AskPart]:
         """Answer a batch of inputs.
 
         Raises:
@@ -53,7 +54,8 @@ class QueryService(QueryServicer):
                 max_new_tokens=request.max_new_tokens or DEFAULT_NEW_TOKENS,
                 explain=request.explain,
             )
-        return to_wire(answered)
+        for part in to_wire(answered):
+            yield part
 
     async def Info(  # noqa: N802 - the service's name for it
         self,

@@ -134,30 +134,58 @@ class ExpertNames(_message.Message):
 Global___ExpertNames: _TypeAlias = ExpertNames  # noqa: Y015
 
 @_typing.final
-class AskReply(_message.Message):
+class AskPart(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    ANSWERS_FIELD_NUMBER: _builtins.int
     EXPERTS_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    ROUTE_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Answer]: ...
+    def experts(self) -> Global___Experts: ...
     @_builtins.property
-    def experts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The experts of the releases that answered, as contributor/expert; ModuleRoute.experts counts into them."""
+    def answer(self) -> Global___Answer: ...
+    @_builtins.property
+    def route(self) -> Global___ModuleRoute:
+        """Of the answer before it. A long one comes in pieces: a module that was the last one already, goes on."""
 
     def __init__(
         self,
         *,
-        answers: _abc.Iterable[Global___Answer] | None = ...,
-        experts: _abc.Iterable[_builtins.str] | None = ...,
+        experts: Global___Experts | None = ...,
+        answer: Global___Answer | None = ...,
+        route: Global___ModuleRoute | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "experts", b"experts", "part", b"part", "route", b"route"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "experts", b"experts", "part", b"part", "route", b"route"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["experts", "answer", "route"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___AskPart: _TypeAlias = AskPart  # noqa: Y015
+
+@_typing.final
+class Experts(_message.Message):
+    """The experts of the releases that answered, as contributor/expert."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        names: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "experts", b"experts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["names", b"names"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___AskReply: _TypeAlias = AskReply  # noqa: Y015
+Global___Experts: _TypeAlias = Experts  # noqa: Y015
 
 @_typing.final
 class Answer(_message.Message):
@@ -168,7 +196,6 @@ class Answer(_message.Message):
     METHOD_FIELD_NUMBER: _builtins.int
     INPUT_TOKENS_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
-    ROUTES_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     release: _builtins.int
     """The release and the method that answered."""
@@ -179,8 +206,6 @@ class Answer(_message.Message):
 
     @_builtins.property
     def output_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
-    @_builtins.property
-    def routes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModuleRoute]: ...
     def __init__(
         self,
         *,
@@ -189,11 +214,10 @@ class Answer(_message.Message):
         method: _builtins.str = ...,
         input_tokens: _abc.Iterable[_builtins.str] | None = ...,
         output_tokens: _abc.Iterable[_builtins.str] | None = ...,
-        routes: _abc.Iterable[Global___ModuleRoute] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["input_tokens", b"input_tokens", "method", b"method", "output_tokens", b"output_tokens", "release", b"release", "routes", b"routes", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input_tokens", b"input_tokens", "method", b"method", "output_tokens", b"output_tokens", "release", b"release", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -217,7 +241,7 @@ class ModuleRoute(_message.Message):
     """Experts a token: the two lists below hold that many entries for each token in turn."""
     @_builtins.property
     def experts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Positions in AskReply.experts."""
+        """Positions in Experts.names."""
 
     @_builtins.property
     def weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...

@@ -35,10 +35,10 @@ class QueryStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.Ask = channel.unary_unary(
+        self.Ask = channel.unary_stream(
                 '/greylag.v1.Query/Ask',
                 request_serializer=protocol_dot_v1_dot_query__pb2.AskRequest.SerializeToString,
-                response_deserializer=protocol_dot_v1_dot_query__pb2.AskReply.FromString,
+                response_deserializer=protocol_dot_v1_dot_query__pb2.AskPart.FromString,
                 _registered_method=True)
         self.Info = channel.unary_unary(
                 '/greylag.v1.Query/Info',
@@ -52,7 +52,9 @@ class QueryServicer:
     """
 
     def Ask(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """The experts, then each answer in the order of the inputs, followed by its routes: in parts, since an
+        explanation grows with tokens times modules and a message is bounded.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -67,10 +69,10 @@ class QueryServicer:
 
 def add_QueryServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'Ask': grpc.unary_unary_rpc_method_handler(
+            'Ask': grpc.unary_stream_rpc_method_handler(
                     servicer.Ask,
                     request_deserializer=protocol_dot_v1_dot_query__pb2.AskRequest.FromString,
-                    response_serializer=protocol_dot_v1_dot_query__pb2.AskReply.SerializeToString,
+                    response_serializer=protocol_dot_v1_dot_query__pb2.AskPart.SerializeToString,
             ),
             'Info': grpc.unary_unary_rpc_method_handler(
                     servicer.Info,
@@ -100,12 +102,12 @@ class Query:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/greylag.v1.Query/Ask',
             protocol_dot_v1_dot_query__pb2.AskRequest.SerializeToString,
-            protocol_dot_v1_dot_query__pb2.AskReply.FromString,
+            protocol_dot_v1_dot_query__pb2.AskPart.FromString,
             options,
             channel_credentials,
             insecure,

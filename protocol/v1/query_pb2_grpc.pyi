@@ -33,7 +33,10 @@ class QueryStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> QueryAsyncStub: ...
-    Ask: _grpc.UnaryUnaryMultiCallable[_query_pb2.AskRequest, _query_pb2.AskReply]
+    Ask: _grpc.UnaryStreamMultiCallable[_query_pb2.AskRequest, _query_pb2.AskPart]
+    """The experts, then each answer in the order of the inputs, followed by its routes: in parts, since an
+    explanation grows with tokens times modules and a message is bounded.
+    """
     Info: _grpc.UnaryUnaryMultiCallable[_query_pb2.InfoRequest, _query_pb2.InfoReply]
     """What the router serves at this moment."""
 
@@ -42,7 +45,10 @@ class QueryAsyncStub(QueryStub):
     """Where users ask a routed model that a router keeps at the newest release."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    Ask: _aio.UnaryUnaryMultiCallable[_query_pb2.AskRequest, _query_pb2.AskReply]  # type: ignore[assignment]
+    Ask: _aio.UnaryStreamMultiCallable[_query_pb2.AskRequest, _query_pb2.AskPart]  # type: ignore[assignment]
+    """The experts, then each answer in the order of the inputs, followed by its routes: in parts, since an
+    explanation grows with tokens times modules and a message is bounded.
+    """
     Info: _aio.UnaryUnaryMultiCallable[_query_pb2.InfoRequest, _query_pb2.InfoReply]  # type: ignore[assignment]
     """What the router serves at this moment."""
 
@@ -54,7 +60,10 @@ class QueryServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _query_pb2.AskRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_query_pb2.AskReply, _abc.Awaitable[_query_pb2.AskReply]]: ...
+    ) -> _typing.Union[_abc.Iterator[_query_pb2.AskPart], _abc.AsyncIterator[_query_pb2.AskPart]]:
+        """The experts, then each answer in the order of the inputs, followed by its routes: in parts, since an
+        explanation grows with tokens times modules and a message is bounded.
+        """
 
     @_abc_1.abstractmethod
     def Info(

@@ -2,13 +2,15 @@
 
 import json
 import math
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from protocol.errors import Code, Refused
 from protocol.v1 import query_pb2
-from router.query import ask, choice_from_wire, choice_to_wire
+from protocol.wire import MAX_MESSAGE_BYTES
+from router.answer import Answer, Answered, ModuleRoute
+from router.query import choice_from_wire, choice_to_wire, from_wire, to_wire
 from router.request import DEFAULT, Request, RoutingChoice, read_requests
 
 FULL = RoutingChoice("merged", 3, 0.5, ("a", "bob/"), ("carol/x",), 7)
@@ -54,26 +56,46 @@ def test_a_choice_crosses_the_wire(choice: RoutingChoice) -> None:
     assert read_requests([json.dumps({"input": "x", **written})])[0].choice == choice
 
 
-@pytest.mark.parametrize(("explain", "messages"), [(False, [["x", "y", "z"]]), (True, [["x"], ["y"], ["z"]])])
-def test_an_explanation_has_a_message_of_its_own(
-    monkeypatch: pytest.MonkeyPatch, *, explain: bool, messages: list[list[str]]
-) -> None:
-    asked: list[query_pb2.AskRequest] = []
+def test_an_explanation_may_be_larger_than_a_message() -> None:
+    tokens, rng = 300_000, np.random.default_rng(0)
+    experts = rng.integers(0, 2, (tokens, 2))
+    routes = [
+        ModuleRoute("block.0.q", True, experts, rng.random((tokens, 2), dtype=np.float32)),
+        ModuleRoute("block.0.k", False, experts[:0, :1], np.zeros((0, 1), dtype=np.float32)),
+        ModuleRoute("block.0.v", False, experts[:7, :1], np.ones((7, 1), dtype=np.float32)),
+    ]
+    said = [Answer("yes", 3, "phatgoose", ("a", "b"), ("c",), tuple(routes)), Answer("no", 2, "base")]
+    parts = list(to_wire(Answered(("ada/e", "bob/e"), tuple(said))))
+    assert max(part.ByteSize() for part in parts) < MAX_MESSAGE_BYTES
+    found = from_wire(parts)
+    assert found.experts == ("ada/e", "bob/e")
+    for answer, expected in zip(found.answers, said, strict=True):
+        assert vars(answer) | {"routes": ()} == vars(expected) | {"routes": ()}
+        for route, whole in zip(answer.routes, expected.routes, strict=True):
+            assert (route.module, route.reads_input) == (whole.module, whole.reads_input)
+            np.testing.assert_array_equal(route.experts, whole.experts)
+            np.testing.assert_array_equal(route.weights, whole.weights)
 
-    def answer(request: query_pb2.AskRequest, timeout: float) -> query_pb2.AskReply:
-        asked.append(request)
-        answers = [
-            query_pb2.Answer(text=f"{text} by {choice.method}")
-            for text, choice in zip(request.inputs, request.choices, strict=True)
-        ]
-        return query_pb2.AskReply(experts=["a/e"], answers=answers)
 
-    monkeypatch.setattr("router.query.QueryStub", lambda _: SimpleNamespace(Ask=answer))
-    choices = [RoutingChoice("base"), RoutingChoice("merged"), RoutingChoice("uniform")]
-    found = ask("127.0.0.1:1", ["x", "y", "z"], choices, explain=explain)
-    assert [list(request.inputs) for request in asked] == messages
-    assert [answer.text for answer in found.answers] == ["x by base", "y by merged", "z by uniform"]
-    assert found.experts == ("a/e",)
+def route(module: str, k: int, *experts: int) -> query_pb2.AskPart:
+    return query_pb2.AskPart(
+        route=query_pb2.ModuleRoute(module=module, k=k, experts=experts, weights=[1.0] * len(experts))
+    )
+
+
+NAMES = query_pb2.AskPart(experts=query_pb2.Experts(names=["ada/e"]))
+ANSWER = query_pb2.AskPart(answer=query_pb2.Answer(text="x"))
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [[NAMES, route("q", 1, 0)], [ANSWER, route("q", 1, 0)], [NAMES, ANSWER, route("q", 0, 0)], [query_pb2.AskPart()],
+     [NAMES, ANSWER, route("q", 2, 0)], [NAMES, ANSWER, route("q", 1, 0), route("q", 2, 0, 0)]],
+)  # fmt: skip
+def test_parts_that_do_not_fit_together_are_refused(parts: list[query_pb2.AskPart]) -> None:
+    with pytest.raises(Refused) as refused:
+        from_wire(parts)
+    assert refused.value.code is Code.BAD_WIRE
 
 
 def test_the_wire_is_checked_like_anything_else() -> None:

@@ -37,6 +37,7 @@ from router.select import select
 from router.text import IGNORED
 from tests import factories
 from tests.router.catalog import Catalog, serving
+from tests.router.test_cli import call
 from tests.router.test_layer import PATH, make_experts, make_layer
 
 TOLD = Statistics(means=True, centroid=Centroid(width=32))
@@ -210,6 +211,20 @@ def test_another_encoder_may_embed(t5_base: Path, encoder: Path, identity: Ident
     model.append(factories.make_bundle(tmp_path / "b9", pool, identity, name="e9", seed=9, statistics=TOLD))
     with pytest.raises(Refused, match=r"embedded by the embedding model encoder here; 1 experts .*: e9\.") as refused:
         model.generate(["a"], RoutingChoice("retrieval"))
+    assert refused.value.code is Code.STATISTICS_MISSING
+
+
+def test_a_saved_model_embeds_by_what_the_command_names(
+    t5_base: Path, encoder: Path, identity: Identity, tmp_path: Path
+) -> None:
+    told = Statistics(centroid=Centroid(embedding=fingerprint(str(encoder)), width=16))
+    make_model(t5_base, factories.make_pool(t5_base, identity), identity, tmp_path, told, told).save_pretrained(
+        tmp_path / "saved", with_base=True
+    )
+    ask = ("ask", "--saved", tmp_path / "saved", "--device", "cpu", "--method", "retrieval", "--max-new-tokens", 1)
+    call(*ask, "--embedding", encoder, "a b")
+    with pytest.raises(Refused, match="embedded by the base model here") as refused:
+        call(*ask, "a b")
     assert refused.value.code is Code.STATISTICS_MISSING
 
 
