@@ -83,7 +83,7 @@ def delta(expert: ReferenceExpert, u: Tensor, weight: Tensor, bias: Tensor | Non
     raise ValueError(expert.kind)
 
 
-def route(  # noqa: PLR0913 - the formula's letters
+def route(
     u: Tensor,
     weight: Tensor,
     bias: Tensor | None,
