@@ -31,34 +31,42 @@ if TYPE_CHECKING:
     from router.evaluation.compare import Comparison, Progress
 
 
+TasksFlag = Annotated[
+    str, typer.Option(help="JSON Lines of task, input or messages, target or targets, choices; - reads stdin.")
+]
+MethodsFlag = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Routing methods (see `methods`), oracle and best-individual, with commas or repeated; "
+        "default: base and the release's own."
+    ),
+]
+MetricFlag = Annotated[
+    Literal["exact", "normalised", "f1"], typer.Option(help="What counts where the model writes freely.")
+]
+BatchFlag = Annotated[int, typer.Option(min=1, help="Sequences in memory at once; each choice of a row is one.")]
+LimitFlag = Annotated[int | None, typer.Option(min=1, help="Rows of each task, the first ones; default: all.")]
+InputTokensFlag = Annotated[
+    int | None, typer.Option(min=1, help="Cut longer inputs: an encoder keeps the beginning, a decoder the end.")
+]
+OutputFlag = Annotated[
+    Path | None, typer.Option(help="Folder for scores and answers; run again to go on where it ended.")
+]
+MarkdownFlag = Annotated[bool, typer.Option("--markdown", help="Print the table in Markdown.")]
+
+
 @choice_flags("method")
 def evaluate(
     *,
-    tasks: Annotated[
-        str, typer.Option(help="JSON Lines of task, input or messages, target or targets, choices; - reads stdin.")
-    ],
-    methods: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Routing methods (see `methods`), oracle and best-individual, with commas or repeated; "
-            "default: base and the release's own."
-        ),
-    ] = None,
-    metric: Annotated[
-        Literal["exact", "normalised", "f1"], typer.Option(help="What counts where the model writes freely.")
-    ] = "exact",
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Sequences in memory at once; each choice of a row is one.")
-    ] = 16,
-    limit: Annotated[int | None, typer.Option(min=1, help="Rows of each task, the first ones; default: all.")] = None,
-    max_input_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Cut longer inputs: an encoder keeps the beginning, a decoder the end.")
-    ] = None,
+    tasks: TasksFlag,
+    methods: MethodsFlag = None,
+    metric: MetricFlag = "exact",
+    batch_size: BatchFlag = 16,
+    limit: LimitFlag = None,
+    max_input_tokens: InputTokensFlag = None,
     max_new_tokens: NewTokens = DEFAULT_NEW_TOKENS,
-    output: Annotated[
-        Path | None, typer.Option(help="Folder for scores and answers; run again to go on where it ended.")
-    ] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table in Markdown.")] = False,
+    output: OutputFlag = None,
+    markdown: MarkdownFlag = False,
     workspace: Workspace = Path(),
     saved: Saved = None,
     base: BaseModel = None,
