@@ -29,8 +29,8 @@ demo-federation: $(STAMP) ## Campaigns over real processes with TLS, a killed no
 	@$(BIN)/python -m deploy.federation
 
 .PHONY: rehearse
-rehearse: $(STAMP) ## A campaign over 200 virtual contributors in one process (seconds)
-	@$(BIN)/python -m deploy.rehearsal
+rehearse: $(STAMP) ## A campaign over 200 virtual contributors, some of whom fail or come late (seconds)
+	@$(BIN)/greylag-coordinator campaign --simulate 200 --failing 0.1 --late 0.1 --json
 
 .PHONY: demo-base
 demo-base: $(STAMP) ## Train the demo's base model again from generated text (15 minutes)

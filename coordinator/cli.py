@@ -10,6 +10,7 @@ from coordinator.verbs.founding import init
 from coordinator.verbs.output import say
 from coordinator.verbs.processes import serve, worker
 from coordinator.verbs.records import contributors, experts, releases
+from coordinator.verbs.simulation import simulate
 from coordinator.verbs.upkeep import fsck, migrate
 from protocol.errors import GreylagError, from_os_error
 
@@ -25,6 +26,7 @@ for verb in (init, serve, worker, fleet, fsck, migrate):
 app.add_typer(experts, name="experts")
 app.add_typer(releases, name="releases")
 app.add_typer(contributors, name="contributors")
+campaign.callback(invoke_without_command=True)(simulate)
 app.add_typer(campaign, name="campaign")
 app.add_typer(candidates, name="candidates")
 

@@ -22,7 +22,9 @@ from protocol.statement import Strict
 
 ORDER_TYPE = "https://greylag.org/campaign/v1"
 DECISION_TYPE = "https://greylag.org/decision/v1"
-_APP = """\
+CLIENT_APP = "client.daemon.app:make_app"
+"""What makes a node's app, by its name in the installed package."""
+_APP = f"""\
 [project]
 name = "campaign"
 version = "1.0.0"
@@ -33,8 +35,8 @@ license = "Apache-2.0"
 publisher = "greylag"
 
 [tool.flwr.app.components]
-serverapp = "coordinator.fleet.drive:app"
-clientapp = "client.daemon.app:app"
+serverapp = "coordinator.fleet.drive:Driver"
+clientapp = "{CLIENT_APP}"
 """
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import compress
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,17 +29,35 @@ def encode(base: Base, inputs: Sequence[str]) -> dict[str, Tensor]:
     return _batch(base, rows, "left" if base.architecture == "decoder-only" else "right")
 
 
-def encode_pairs(base: Base, inputs: Sequence[str], targets: Sequence[str]) -> tuple[dict[str, Tensor], Tensor]:
-    """Encode inputs with what the model is to write after them.
+class TokenPair(NamedTuple):
+    """An input and what the model is to write after it."""
+
+    input: list[int]
+    target: list[int]
+
+
+def encode_pairs(base: Base, inputs: Sequence[str], targets: Sequence[str]) -> list[TokenPair]:
+    """Turn inputs and their targets into tokens, as training does."""
+    return [
+        TokenPair(
+            encode_input(base.tokenizer, text, base.architecture),
+            encode_target(base.tokenizer, target, base.architecture),
+        )
+        for text, target in zip(inputs, targets, strict=True)
+    ]
+
+
+def pair_batch(base: Base, pairs: Sequence[TokenPair]) -> tuple[dict[str, Tensor], Tensor]:
+    """Lay inputs and targets out for one forward pass.
 
     Returns:
         input_ids and attention_mask, [b, s], and labels, [b, s], `IGNORED` where there is none.
     """
-    rows = [encode_input(base.tokenizer, text, base.architecture) for text in inputs]
-    labels = [encode_target(base.tokenizer, text, base.architecture) for text in targets]
     if base.architecture == "decoder-only":
-        labels = [[IGNORED] * len(row) + label for row, label in zip(rows, labels, strict=True)]
-        rows = [row + label[len(row) :] for row, label in zip(rows, labels, strict=True)]
+        rows = [pair.input + pair.target for pair in pairs]
+        labels = [[IGNORED] * len(pair.input) + pair.target for pair in pairs]
+    else:
+        rows, labels = [pair.input for pair in pairs], [pair.target for pair in pairs]
     return _batch(base, rows, "right"), _pad(labels, IGNORED, "right", base.model.device)
 
 

@@ -8,18 +8,18 @@ from typing import Unpack
 
 import torch
 from platformdirs import user_cache_path
-from torch.nn import functional
 
 from protocol.bundle import Bundle
 from protocol.errors import Code, Refused
 from router.answer import Answer, Answered
 from router.attach import find_linear, linear_modules
 from router.base import Base, Loading, check_base, display_name, load_base
-from router.batch import decode, encode, encode_pairs
+from router.batch import TokenPair, decode, encode, encode_pairs
 from router.embedding import Embedder
 from router.export import Exported, export_lora
 from router.generation import KEPT, Generation, Held
 from router.layer import RoutedLinear, routed_linears, routing
+from router.likelihood import Likelihood, likelihoods
 from router.limits import DEFAULT_NEW_TOKENS
 from router.memory import check_room, memory_watched
 from router.methods.asked import Asked
@@ -30,7 +30,6 @@ from router.probing import mean_of
 from router.pull import FINGERPRINT, Mirror, pull
 from router.request import DEFAULT, Choices, RoutingChoice, one_each
 from router.saved import open_saved, save
-from router.text import IGNORED
 
 
 class RoutedModel:
@@ -354,12 +353,7 @@ class RoutedModel:
         return Answered(planned.names, tuple(answers[at] for at in range(len(inputs))))
 
     def score(self, inputs: Sequence[str], targets: Sequence[str], choice: Choices = DEFAULT) -> list[float]:
-        """Mean negative log-likelihood of each target's tokens after its input, in nats a token.
-
-        Args:
-            inputs: Texts.
-            targets: One text for each input.
-            choice: As in `generate`.
+        """Mean negative log-likelihood of each input's one target, in nats a token, its end token among them.
 
         Raises:
             Refused: As `generate`.
@@ -370,20 +364,25 @@ class RoutedModel:
                 f"There are {len(inputs)} inputs and {len(targets)} targets.",
                 "Give one target for each input, and one input at least.",
             )
+        return [-each.mean for each in self.likelihoods(inputs, encode_pairs(self.base, inputs, targets), choice)]
+
+    def likelihoods(
+        self, inputs: Sequence[str], pairs: Sequence[TokenPair], choice: Choices = DEFAULT
+    ) -> list[Likelihood]:
+        """Score tokens that the model may write after its inputs.
+
+        Args:
+            inputs: Texts, by which methods route that read a request first.
+            pairs: For each input its tokens and the target's, as `router.batch.encode_pairs` makes them.
+            choice: As in `generate`.
+
+        Raises:
+            Refused: As `router.planning.plan`.
+        """
         planned = plan(self.embedder, self.held, inputs, one_each(choice, len(inputs)))
-        order = planned.order
-        batch, labels = encode_pairs(self.base, [inputs[at] for at in order], [targets[at] for at in order])
-        with torch.inference_mode(), routing(planned.plan):
-            if self.base.architecture == "decoder-only":
-                logits = self.base.model(**batch).logits[:, :-1]
-                labels = labels[:, 1:]
-            else:
-                logits = self.base.model(**batch, labels=labels).logits
-        losses = functional.cross_entropy(
-            logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
-        ).sum(1)
-        found = dict(zip(order, (losses / (labels != IGNORED).sum(1)).tolist(), strict=True))
-        return [found[at] for at in range(len(inputs))]
+        with routing(planned.plan):
+            scored = likelihoods(self.base, [pairs[at] for at in planned.order])
+        return [each for _, each in sorted(zip(planned.order, scored, strict=True))]
 
     def probe(self, texts: Sequence[str]) -> float:
         """Run the model over public text and see that it holds.

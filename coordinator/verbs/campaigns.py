@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from coordinator.fleet.records import Fleet
     from coordinator.tables import Campaign
 
-campaign = typer.Typer(help="Ask all contributors' daemons something, and see what they say.", no_args_is_help=True)
+campaign = typer.Typer()
 candidates = typer.Typer(help="Show and decide what may become the newest release.", no_args_is_help=True)
 
 

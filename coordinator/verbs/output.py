@@ -1,6 +1,7 @@
 """What every verb shares: where the workspace is, one JSON document or one table on stdout, talk on stderr."""
 
 import json
+import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -51,8 +52,8 @@ def say(sentence: str) -> None:
     sys.stderr.flush()
 
 
-def configure_logs(*, as_json: bool) -> None:
-    """Send log lines to stderr, for people or for machines."""
+def configure_logs(*, as_json: bool, level: int = logging.INFO) -> None:
+    """Send log lines of a level or above to stderr, for people or for machines."""
     import structlog  # noqa: PLC0415 - not for --help
 
     renderer: Any = structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(colors=False)
@@ -64,6 +65,7 @@ def configure_logs(*, as_json: bool) -> None:
             structlog.processors.format_exc_info,
             renderer,
         ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )

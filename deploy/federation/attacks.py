@@ -22,9 +22,9 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from client.daemon.app import make_app
 from client.daemon.tasks import check_app
 from coordinator.fleet import flower
+from coordinator.fleet.simulation.grid import LocalGrid, VirtualNode
 from deploy.demo.processes import free_port
 from deploy.federation.cast import Cast, planted
-from deploy.rehearsal.grid import LocalGrid, VirtualNode
 from protocol.campaign import Order, app_bundle, sign_order
 from protocol.errors import Code, Refused
 from protocol.node import NodeKey
@@ -162,14 +162,15 @@ def array_for_metric(pool: Pool, key: Identity) -> bool:
 
 
 def _ask(app: ClientApp, order: bytes) -> tuple[Reply, list[bytes]]:
-    grid = LocalGrid([VirtualNode("key", app)])
+    wire: list[bytes] = []
+    grid = LocalGrid([VirtualNode("key", app)], on_wire=wire.append)
     run = grid.as_run()
     message = flower.ask(run, 1, "info", order, ttl_s=60)
     heard: list[flower.Heard] = []
     while not heard:
         heard = flower.hear(run, "info", [message])
     grid.close()
-    return heard[0].reply, grid.wire
+    return heard[0].reply, wire
 
 
 def _order(pool: Pool, signer: Identity) -> bytes:

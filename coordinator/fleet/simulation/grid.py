@@ -1,7 +1,7 @@
 """A federation without sockets: nodes in this process, real messages, everything that crosses recorded."""
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -15,6 +15,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run as FlowerRun
 
 from coordinator.fleet.flower import Run
+from coordinator.fleet.simulation.nodes import NUMBER
 
 
 @dataclass
@@ -24,8 +25,6 @@ class VirtualNode:
     public: str
     app: ClientApp
     up: bool = True
-    fails: Callable[[], bool] = lambda: False
-    """Whether it dies over the next message."""
     since: str | None = None
     """When it connected, as ISO 8601."""
     state: RecordDict = field(default_factory=RecordDict)
@@ -37,12 +36,11 @@ class LocalGrid(Grid):
     Args:
         nodes: The nodes; more may be added while it works.
         workers: How many of them work at once.
+        on_wire: Shown every message and reply, as bytes.
     """
 
-    def __init__(self, nodes: list[VirtualNode], *, workers: int = 4) -> None:
-        self.nodes = nodes
-        self.wire: list[bytes] = []
-        """Every message and reply, as bytes."""
+    def __init__(self, nodes: list[VirtualNode], *, workers: int = 4, on_wire: Callable[[bytes], object] = len) -> None:
+        self.nodes, self._on_wire = nodes, on_wire
         self._workers = ThreadPoolExecutor(workers)
         self._replies: dict[str, Future[Message]] = {}
         self._numbers = itertools.count(1)
@@ -92,7 +90,7 @@ class LocalGrid(Grid):
             identifier = f"message-{next(self._numbers)}"
             message.metadata.__dict__["_message_id"] = identifier
             raw = message_to_proto(message).SerializeToString()
-            self.wire.append(raw)
+            self._on_wire(raw)
             self._replies[identifier] = self._workers.submit(self._deliver, raw, message.metadata.dst_node_id)
             identifiers.append(identifier)
         return identifiers
@@ -108,10 +106,37 @@ class LocalGrid(Grid):
 
     def _deliver(self, raw: bytes, number: int) -> Message:
         message, node = message_from_proto(MessageProto.FromString(raw)), self.nodes[number - 1]
-        if node.fails() or not node.up:
+        if not node.up:
             return Message(Error(ErrorCode.NODE_UNAVAILABLE, "Node Unavailable"), reply_to=message)
-        context = Context(run_id=1, node_id=number, node_config={}, state=node.state, run_config={})
+        context = Context(run_id=1, node_id=number, node_config={NUMBER: number - 1}, state=node.state, run_config={})
         reply = node.app(message, context)
         sent = message_to_proto(reply).SerializeToString()
-        self.wire.append(sent)
+        self._on_wire(sent)
         return message_from_proto(MessageProto.FromString(sent))
+
+
+class LocalEngine:
+    """Virtual nodes in threads of this process, for machines without Ray.
+
+    Args:
+        app: Answers for all of them.
+        publics: Their keys, by number.
+    """
+
+    name = "in process"
+
+    def __init__(self, app: ClientApp, publics: Sequence[str]) -> None:
+        self._grid = LocalGrid([VirtualNode(public, app, up=False) for public in publics])
+
+    def as_run(self) -> Run:
+        """Be the run of a campaign."""
+        return self._grid.as_run()
+
+    def come(self, numbers: Iterable[int]) -> None:
+        """Let nodes appear."""
+        for number in numbers:
+            self._grid.nodes[number].up = True
+
+    def close(self) -> None:
+        """Let the threads go."""
+        self._grid.close()

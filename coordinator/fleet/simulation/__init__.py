@@ -1,0 +1,1 @@
+"""`campaign --simulate N`: a campaign over virtual contributors on one machine, with the code of production."""

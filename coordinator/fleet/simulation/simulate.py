@@ -1,0 +1,129 @@
+"""Run one campaign over virtual contributors: some die, some come late, and the registry tells the rest."""
+
+import random
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+
+from coordinator.fleet.drive import ASK_AGAIN_S, Driver
+from coordinator.fleet.flower import Run
+from coordinator.fleet.orders import start
+from coordinator.fleet.records import FINAL, Fleet
+from coordinator.fleet.simulation import engine
+from coordinator.fleet.simulation.grid import LocalEngine
+from coordinator.fleet.simulation.nodes import VirtualApp
+from coordinator.fleet.simulation.scratch import Clock, enrol, open_pool, propose
+from coordinator.opening import Opened
+from protocol.campaign import Kind
+from protocol.errors import Code, Unavailable
+from protocol.spec import Policy
+
+LIMIT_S = 600.0
+"""Longest simulation, in seconds."""
+_PAUSE_S = 0.02
+_OPEN, _ENDS = timedelta(minutes=10), timedelta(days=1)
+"""As `campaign start` has them."""
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """How many virtual contributors, and what is wrong with them."""
+
+    nodes: int
+    failing: float = 0.0
+    """Share of nodes that die over every message."""
+    late: float = 0.0
+    """Share of nodes that come only after the first round."""
+    seed: int = 0
+    """Of who fails, who is late, and the figures that nodes tell."""
+
+
+class Engine(Protocol):
+    """What runs virtual nodes."""
+
+    name: str
+
+    def as_run(self) -> Run:
+        """Be the run of a campaign."""
+
+    def come(self, numbers: Iterable[int]) -> None:
+        """Let nodes appear."""
+
+    def close(self) -> None:
+        """Let everything go."""
+
+
+def simulate(
+    folder: Path, kind: Kind, crowd: Crowd, policy: Policy | None = None, *, ray: bool | None = None
+) -> dict[str, Any]:
+    """Run a campaign over virtual nodes to its end; whenever nobody is at work, the clock jumps ahead.
+
+    Args:
+        folder: Where the registry goes.
+        kind: Of the campaign.
+        crowd: The virtual contributors.
+        policy: The pool's; that of a new pool, unless given.
+        ray: Whether Flower's engine on Ray runs the nodes; None for where Ray is installed.
+
+    Raises:
+        Unavailable: `BUSY` if it does not come to an end.
+    """
+    draw = random.Random(crowd.seed)  # noqa: S311 - no secret
+    order = draw.sample(range(crowd.nodes), crowd.nodes)
+    dying, tardy = order[: round(crowd.failing * crowd.nodes)], order[len(order) - round(crowd.late * crowd.nodes) :]
+    clock, began, peak = Clock(), time.monotonic(), 0
+    with open_pool(folder, policy) as opened:
+        publics = [enrol(opened, f"node-{number:04}") for number in range(crowd.nodes)]
+        app = VirtualApp(opened.pool, dying, crowd.seed)
+        on_ray = engine.is_here() if ray is None else ray
+        nodes: Engine = engine.RayEngine(app, publics) if on_ray else LocalEngine(app, publics)
+        try:
+            nodes.come(order[: len(order) - len(tardy)])
+            if kind == "evaluate":
+                propose(opened, clock())
+            number = start(opened, kind, open_for=_OPEN, ends_after=_ENDS, now=clock()).number
+            driver, fleet = Driver(opened, nodes.as_run, clock=clock), Fleet(opened.registry)
+            while fleet.campaign(number).state == "running":
+                driver.step()
+                peak = max(peak, resident())
+                if not any(answer.state == "asked" for answer, _ in fleet.answers(number)):
+                    nodes.come(tardy)
+                    clock.forward(timedelta(seconds=ASK_AGAIN_S))
+                if time.monotonic() - began > LIMIT_S:
+                    raise Unavailable(Code.BUSY, f"The simulation does not end within {LIMIT_S:.0f} s.")
+                time.sleep(_PAUSE_S)
+        finally:
+            nodes.close()
+        facts = {"engine": nodes.name, "nodes": crowd.nodes, "failing": len(dying), "late": len(tardy)}
+        seconds = round(time.monotonic() - began, 1)
+        return facts | _outcome(opened, number) | {"seconds": seconds, "peak_mb": peak >> 20}
+
+
+def resident() -> int:
+    """Add up the memory of this process and its descendants, in bytes."""
+    this = psutil.Process()
+    total = 0
+    for process in (this, *this.children(recursive=True)):
+        try:
+            total += process.memory_info().rss
+        except psutil.NoSuchProcess:
+            continue
+    return total
+
+
+def _outcome(opened: Opened, number: int) -> dict[str, Any]:
+    fleet = Fleet(opened.registry)
+    row, answers = fleet.campaign(number), fleet.answers(number)
+    ended = {name for answer, name in answers if answer.state in FINAL}
+    return {
+        "kind": row.kind,
+        "answered": sum(answer.state == "done" for answer, _ in answers),
+        "failed": [name for answer, name in answers if answer.state == "failed"],
+        "silent": [name for _, name in fleet.nodes() if name not in ended],
+        "conclusion": row.conclusion,
+    }

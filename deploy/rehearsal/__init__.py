@@ -1,1 +1,0 @@
-"""`make rehearse`: a campaign over hundreds of virtual contributors in one process, with the code of production."""
