@@ -1,7 +1,7 @@
 """Where vectors lie and how they spread, small enough to keep for wide modules.
 
 The covariance is kept as its leading directions, and one variance for all others together (probabilistic principal
-components: M. Tipping, C. Bishop, Journal of the Royal Statistical Society B 61, 1999): q d numbers where d^2 would
+components: M. Tipping, C. Bishop, Journal of the Royal Statistical Society B 61, 1999): r d numbers where d^2 would
 not fit. Up to a width of `DIRECTIONS` nothing is left out.
 """
 
@@ -22,17 +22,17 @@ class Spread(NamedTuple):
     mean: Tensor
     """[d] float32."""
     basis: Tensor
-    """[q, d] float32, orthonormal."""
+    """[r, d] float32, orthonormal."""
     variances: Tensor
-    """[q] float32, along the basis."""
+    """[r] float32, along the basis."""
     rest: Tensor
-    """[] float32, the variance along any other direction."""
+    """[1] float32, the variance along any other direction."""
 
     @property
     def average(self) -> float:
         """Mean variance over all directions, tr(S) / d."""
-        d, q = len(self.mean), len(self.basis)
-        return float(self.variances.sum() + (d - q) * self.rest) / d
+        d, r = len(self.mean), len(self.basis)
+        return float(self.variances.sum() + (d - r) * self.rest) / d
 
     def whitened(self, vectors: Tensor, ridge: float) -> Tensor:
         """Compute (S + ridge tr(S) / d I)^-1 v.
@@ -78,4 +78,4 @@ def spread_of(samples: Tensor) -> Spread:
     left = (total - variances[kept].sum()).clamp(min=0) / max(d - len(kept), 1)
     if len(kept) == d:
         left = torch.zeros_like(left)
-    return Spread(mean.float(), basis[kept].float().contiguous(), variances[kept].float(), left.float())
+    return Spread(mean.float(), basis[kept].float().contiguous(), variances[kept].float(), left.float().view(1))

@@ -64,13 +64,14 @@ class Asked:
         Raises:
             Refused: `STATISTICS_MISSING`, naming the experts that tell no means.
         """
-        self.check_means(whole=False)
+        self.check_means("A mixture", whole=False)
         return self.seen.mixtures.shares(self.pool, self.inputs)
 
-    def check_means(self, *, whole: bool) -> None:
+    def check_means(self, method: str, *, whole: bool) -> None:
         """Refuse to route among experts of which one tells no means.
 
         Args:
+            method: Its name, for people.
             whole: Whether the mean of every module is needed.
 
         Raises:
@@ -84,7 +85,7 @@ class Asked:
         if silent:
             raise Refused(
                 Code.STATISTICS_MISSING,
-                f"The method needs the means of every expert{' at every module' if whole else ''}; {len(silent)} tell "
+                f"{method} needs the means of every expert{' at every module' if whole else ''}; {len(silent)} tell "
                 f"none: {shortened(silent)}.",
                 "Deny these, or choose another method; contributors share means with: greylag-client train --share "
                 "means",

@@ -30,7 +30,7 @@ def _average(asked: Asked) -> Plan:
 
 
 def _by_means(asked: Asked) -> Plan:
-    asked.check_means(whole=True)
+    asked.check_means("average-activation", whole=True)
     return Plan(asked.pool, AverageActivation(asked.k, asked.temperature))
 
 

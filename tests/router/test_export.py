@@ -78,6 +78,8 @@ def peft_losses(base: Path, adapter: Path, model: RoutedModel) -> list[float]:
 class _Around:
     """Scores a plain model with the code that scores the routed one."""
 
+    likelihoods = RoutedModel.likelihoods
+
     def __init__(self, plain: PeftModel, loaded: object, model: RoutedModel) -> None:
         self.held, self.senses = model.held, model.senses
         self.base = type(
