@@ -52,7 +52,7 @@ lint: $(STAMP) ## Style, types and import contracts
 	$(BIN)/lint-imports
 
 .PHONY: bench-layer
-bench-layer: $(STAMP) ## Cost of routing against the plain layer and PEFT's Arrow (two to five minutes)
+bench-layer: $(STAMP) ## Cost of routing against the plain layer and PEFT's Arrow (two to six minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.layer
 
 .PHONY: bench-gpu
@@ -66,6 +66,10 @@ bench-train: $(STAMP) ## Training throughput beside a plain Trainer and PEFT scr
 .PHONY: bench-growth
 bench-growth: $(STAMP) ## Cost of adding an expert while requests run (a minute)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.growth
+
+.PHONY: bench-zeroshot
+bench-zeroshot: $(STAMP) ## Every routing method on tasks that no expert was trained for; ARGS="--help" tells options
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.lab $(ARGS)
 
 .PHONY: proto
 proto: $(STAMP) ## Generate the code for protocol/v1/*.proto again

@@ -150,12 +150,15 @@ def _select(group: RouteGroup, u: Tensor, k: int, temperature: float) -> list[Ch
     centred = standardise(u.float())
     with _in_full():
         scores = torch.cat([functional.linear(centred, block) for block in group.blocks], dim=1)
-    table = scores[:, slots:].view(len(u), group.length, slots)
+    table, calibration = scores[:, slots:].view(len(u), group.length, slots), group.calibration
+    if calibration is not None:
+        table[:, : len(calibration.bias)].add_(calibration.bias, alpha=d**0.5)
     found: list[Choice | None] = []
     for slot, count in enumerate(group.counts):
         seen = group.view.seen[slot, : group.length] > 0
         rows, highest = best(table[:, :, slot].masked_fill(~seen, -torch.inf), min(k, count))
-        found.append(Choice(rows, torch.softmax(highest / (d**0.5 * temperature), dim=1)) if count else None)
+        here = temperature if calibration is None else temperature * calibration.temperatures[slot]
+        found.append(Choice(rows, torch.softmax(highest / (d**0.5 * here), dim=1)) if count else None)
     return found
 
 

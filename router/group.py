@@ -12,11 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from router.calibration import Calibration
 from router.expert import Expert
 from router.pages import Column, FactorPage, FactorPages, GatePages, VectorPages
 from router.part import ExpertModule, Scales
 from router.prototypes import Prototype
-from router.table import Table, View
+from router.table import GroupCalibration, Table, View
 
 _PROTOTYPES = 4
 """Kinds of vectors beside the gates that are kept at once; a request may name one of its own."""
@@ -179,6 +180,8 @@ class RouteGroup:
     """Experts at each slot."""
     prototype: Prototype | None = None
     """What stands for an expert; None for its gate."""
+    calibration: GroupCalibration | None = None
+    """What a release adds to the scores of gates."""
 
     @classmethod
     def empty(cls, store: GroupStore) -> "RouteGroup":
@@ -190,7 +193,7 @@ class RouteGroup:
         row = len(self.store.experts) - 1
         others = tuple(range(self.length, row))
         counts = tuple(n + (parts[row] is not None) for n, parts in zip(self.counts, self.store.parts, strict=True))
-        return RouteGroup(self.store, row + 1, self.hidden + others, counts)
+        return replace(self, length=row + 1, hidden=self.hidden + others, counts=counts)
 
     def without(self, digests: Collection[str]) -> "RouteGroup":
         """See some experts no more."""
@@ -205,7 +208,7 @@ class RouteGroup:
         """See the same experts, by other vectors than their gates; the last few kinds are kept."""
         found = self._by.get(prototype)
         if found is None:
-            found = self._by[prototype] = replace(self, prototype=prototype)
+            found = self._by[prototype] = replace(self, prototype=prototype, calibration=None)
             for former in list(self._by)[:-_PROTOTYPES]:
                 self._by.pop(former, None)
         return found
@@ -236,10 +239,18 @@ class RouteGroup:
         store, prototype = self.store, self.prototype
         return (store.gates if prototype is None else store.derived(prototype, self.length)).blocks(self.length)
 
+    def calibrated(self, calibration: Calibration | None) -> "RouteGroup":
+        """See the same experts, with biases and temperatures; None for none."""
+        if calibration is None:
+            return replace(self, calibration=None)
+        digests = [expert.digest for expert in self.store.experts[: self.length]]
+        found = GroupCalibration.of(calibration, digests, self.store.paths, self.store.gates.device)
+        return replace(self, calibration=found)
+
     @cached_property
     def view(self) -> View:
         """What this generation sees of the table."""
-        return self.store.table.view(self.length, self.hidden)
+        return self.store.table.view(self.length, self.hidden, self.calibration)
 
     @cached_property
     def hidden_index(self) -> Tensor | None:

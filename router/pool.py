@@ -18,6 +18,7 @@ import torch
 from protocol.errors import Code, Refused
 from protocol.kinds import Module
 from router.attach import shared_input
+from router.calibration import Calibration
 from router.expert import Expert, load_expert
 from router.group import GroupStore, ModuleExperts, RouteGroup
 from router.pages import FactorPages, GatePages
@@ -53,6 +54,8 @@ class ExpertPool:
     _groups: _Groups = field(default_factory=dict)
     modules: Mapping[str, ModuleExperts] = field(default_factory=lambda: MappingProxyType({}))
     """Experts by module path; a module that no expert touches is absent."""
+    calibration: Calibration | None = None
+    """What is added to the scores of gates; an expert that came later has bias 0."""
 
     @cached_property
     def experts(self) -> tuple[Expert, ...]:
@@ -70,7 +73,7 @@ class ExpertPool:
         """
         store = self._store
         if self._crowded:
-            return _rebuilt(self.experts).add(expert)
+            return _rebuilt(self.experts).calibrated(self.calibration).add(expert)
         # Pages outlive the forward pass in which they might be made: they must not be inference tensors.
         with store.lock, torch.inference_mode(mode=False), torch.no_grad():
             if self._row(expert.digest) is not None:
@@ -97,7 +100,7 @@ class ExpertPool:
                 torch.cuda.current_stream(device).synchronize()
         # Rows in between were appended by another branch, such as a candidate that failed its probe.
         hidden = self._hidden.union(range(self._length, row)) if row > self._length else self._hidden
-        return ExpertPool(store, row + 1, hidden, groups, _modules(groups))
+        return replace(self, _length=row + 1, _hidden=hidden, _groups=groups, modules=_modules(groups))
 
     @property
     def _crowded(self) -> bool:
@@ -151,7 +154,7 @@ class ExpertPool:
         if row is None:
             return self
         groups = {key: group.without({digest}) for key, group in self._groups.items()}
-        return ExpertPool(self._store, self._length, self._hidden | {row}, groups, _modules(groups))
+        return replace(self, _hidden=self._hidden | {row}, _groups=groups, modules=_modules(groups))
 
     def reordered(self, digests: Sequence[str]) -> "ExpertPool":
         """Put the experts into the order of a release, which decides ties; nothing to do as a rule.
@@ -162,7 +165,14 @@ class ExpertPool:
         if [expert.digest for expert in self.experts] == list(digests):
             return self
         by_digest = {expert.digest: expert for expert in self.experts}
-        return _rebuilt(by_digest[digest] for digest in digests)
+        return _rebuilt(by_digest[digest] for digest in digests).calibrated(self.calibration)
+
+    def calibrated(self, calibration: Calibration | None) -> "ExpertPool":
+        """See the same experts, with biases and temperatures in place of those before; None for none."""
+        if calibration is self.calibration:
+            return self
+        groups = {key: group.calibrated(calibration) for key, group in self._groups.items()}
+        return replace(self, _groups=groups, modules=_modules(groups), calibration=calibration)
 
     def allowing(self, allow: Iterable[str] | None, deny: Iterable[str]) -> "ExpertPool":
         """See only some of the experts; routing among them is as if the others had never come.
@@ -188,7 +198,7 @@ class ExpertPool:
         rows = (row for row in range(self._length) if self._store.experts[row].digest in gone)
         hidden = self._hidden.union(rows)
         groups = {key: group.without(gone) for key, group in self._groups.items()}
-        return ExpertPool(self._store, self._length, hidden, groups, _modules(groups))
+        return replace(self, _hidden=hidden, _groups=groups, modules=_modules(groups))
 
     def _named(self, names: Iterable[str]) -> set[Expert]:
         found: set[Expert] = set()

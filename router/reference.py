@@ -4,6 +4,7 @@ Written from arXiv 2402.05859, section 3, and nothing else; shares no code with 
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -82,7 +83,16 @@ def delta(expert: ReferenceExpert, u: Tensor, weight: Tensor, bias: Tensor | Non
     raise ValueError(expert.kind)
 
 
-def route(u: Tensor, weight: Tensor, bias: Tensor | None, experts: list[ReferenceExpert], k: int) -> Routed:
+def route(
+    u: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    experts: list[ReferenceExpert],
+    k: int,
+    *,
+    biases: Sequence[float] = (),
+    temperature: float = 1.0,
+) -> Routed:
     """Route every token through its top-k experts.
 
     Args:
@@ -91,16 +101,20 @@ def route(u: Tensor, weight: Tensor, bias: Tensor | None, experts: list[Referenc
         bias: [o] or None.
         experts: In pool order; ties go to the first.
         k: Experts a token.
+        biases: Added to the scores, in units of the softmax; zeros where there are none.
+        temperature: Divides scores and biases in the softmax.
     """
     outputs, chosen, weights, gaps = [], [], [], []
     for token in u.double():
         y = weight.double() @ token
         if bias is not None:
             y = y + bias.double()
-        affinity = [float(standardised(expert.gate) @ standardised(token)) for expert in experts]
+        root = math.sqrt(len(token))
+        affinity = [float(standardised(expert.gate) @ standardised(token)) / root for expert in experts]
+        affinity = [score + added for score, added in zip(affinity, biases or [0.0] * len(experts), strict=True)]
         order = sorted(range(len(experts)), key=lambda z: (-affinity[z], z))
         picked = order[:k]
-        exponents = [math.exp((affinity[z] - affinity[order[0]]) / math.sqrt(len(token))) for z in picked]
+        exponents = [math.exp((affinity[z] - affinity[order[0]]) / temperature) for z in picked]
         shares = [value / sum(exponents) for value in exponents]
         for z, share in zip(picked, shares, strict=True):
             y = y + share * delta(experts[z], token, weight, bias)
@@ -108,5 +122,5 @@ def route(u: Tensor, weight: Tensor, bias: Tensor | None, experts: list[Referenc
         chosen.append(picked)
         weights.append(shares)
         cut = affinity[order[k - 1]] - affinity[order[k]] if len(order) > k else math.inf
-        gaps.append(cut / math.sqrt(len(token)))
+        gaps.append(cut)
     return Routed(torch.stack(outputs), chosen, weights, gaps)

@@ -4,6 +4,8 @@ Since a standardised gate has mean zero, `vbar . ubar = (vbar . u) / sigma`: the
 the order of the scores, and sigma, one number a token, is wanted in the softmax alone. It comes from |u|^2 and
 from the mean, which the row of 1 / d in front of the gates yields with the same product. Where the mean is
 large against sigma that difference would lose digits; there the activation itself is standardised.
+
+A calibrated release adds b to a score in units of the softmax, so sigma sqrt(d) b to the raw product.
 """
 
 import math
@@ -78,17 +80,21 @@ def _select_one(group: RouteGroup, u: Tensor, d: int, k: int, temperature: float
     variance = max(float(numbers.dot(numbers)) / d - mean * mean, 0.0) + EPS
     if not mean * mean <= _TRUSTED * variance:  # also where a figure is not finite
         return None
-    unit = 1 / (math.sqrt(d * variance) * temperature)
+    scale, calibration = math.sqrt(d * variance), group.calibration
+    unit = 1 / (scale * temperature)
+    if calibration is not None:
+        scores[slots : slots + len(calibration.flat)] += calibration.flat * scale
     found: Selected = [None] * slots
     for slot, count in enumerate(counts):
         mine = scores[slots + slot :: slots]
         if group.gaps:
             mine[[*group.hidden, *group.absent(slot)]] = -math.inf
+        here = unit if calibration is None else unit / calibration.temperatures[slot]
         rows, exponents = [], []
         for _ in range(min(k, count)):
             row = int(mine.argmax())  # the first of equals
             rows.append(row)
-            exponents.append(float(mine[row]) * unit)
+            exponents.append(float(mine[row]) * here)
             mine[row] = -math.inf
         if rows:
             weights = [math.exp(exponent - exponents[0]) for exponent in exponents]
@@ -108,14 +114,17 @@ def _select_many(group: RouteGroup, u: Tensor, k: int, temperature: float) -> Se
     else:
         scores = products(group, standardise(u))
         unit = torch.full_like(variance, 1 / math.sqrt(d))
+    table, calibration = scores[:, slots:].view(len(u), group.length, slots), group.calibration
+    if calibration is not None:
+        table[:, : len(calibration.bias)].addcmul_(unit.reciprocal()[:, :, None], calibration.bias)
     if temperature != 1:
         unit.div_(temperature)
-    table = scores[:, slots:].view(len(u), group.length, slots)
     found: Selected = []
     for slot, count in enumerate(group.counts):
         if count:
             rows, scores = _best(_seen(ModuleExperts(group, slot), table[:, :, slot]), min(k, count))
-            found.append(Choice(rows, torch.softmax(scores * unit, dim=1)))
+            here = unit if calibration is None else unit / calibration.temperatures[slot]
+            found.append(Choice(rows, torch.softmax(scores * here, dim=1)))
         else:
             found.append(None)
     return found

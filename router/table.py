@@ -13,10 +13,13 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from router.calibration import Calibration
 from router.part import ExpertModule
 
 _FIRST_ROWS = 512
@@ -55,6 +58,30 @@ class Columns:
 
 
 @dataclass(frozen=True, eq=False)
+class GroupCalibration:
+    """Biases and temperatures at a few modules that share an input, by row; later rows have none."""
+
+    bias: Tensor
+    """[n, ...] float32 by row and slot, in units of the softmax."""
+    temperature: Tensor
+    """[...] float32 by slot."""
+    temperatures: tuple[float, ...]
+    """The same on the host."""
+    flat: NDArray[np.float32]
+    """All biases on the host, those of a row together."""
+
+    @classmethod
+    def of(
+        cls, calibration: Calibration, experts: Sequence[str], paths: Sequence[str], device: torch.device
+    ) -> "GroupCalibration":
+        """Look up what a release says about modules, given by path, and experts, by digest in the order of rows."""
+        mine = calibration.over(experts, paths)
+        temperature = torch.from_numpy(mine.log_temperature).exp()
+        bias = torch.from_numpy(mine.bias.T.copy())
+        return cls(bias.to(device), temperature.to(device), tuple(temperature.tolist()), bias.numpy().ravel())
+
+
+@dataclass(frozen=True, eq=False)
 class View:
     """What one generation sees of a table."""
 
@@ -71,6 +98,10 @@ class View:
     """Whether every expert's f is the identity; kernels know no other."""
     aligned: bool
     """Whether all rows of gates and of A begin at multiples of 16 bytes."""
+    bias: Tensor | None = None
+    """[..., n] float32 by slot, added to scores in units of the softmax; None for none."""
+    temperature: Tensor | None = None
+    """[...] float32 by slot; None where there is no bias."""
 
     @property
     def capacity(self) -> int:
@@ -84,10 +115,13 @@ class View:
             ValueError: The other outgrew what these tensors, or kernels made for their ranks, can hold.
         """
         kept = newer.columns is self.columns and newer.rank == self.rank
-        if not kept or (newer.identity, newer.aligned) != (self.identity, self.aligned):
+        alike = (newer.identity, newer.aligned, newer.bias is None) == (self.identity, self.aligned, self.bias is None)
+        if not kept or not alike:
             raise ValueError("the pool outgrew the table; capture again")
-        self.count.copy_(newer.count)
-        self.seen.copy_(newer.seen)
+        mine = (self.count, self.seen, self.bias, self.temperature)
+        for held, new in zip(mine, (newer.count, newer.seen, newer.bias, newer.temperature), strict=True):
+            if held is not None and new is not None:
+                held.copy_(new)
 
 
 class Table:
@@ -109,7 +143,7 @@ class Table:
         self._host = Columns.zeros(len(parts), 0)
         self._columns = self._host
 
-    def view(self, length: int, hidden: Sequence[int]) -> View:
+    def view(self, length: int, hidden: Sequence[int], calibration: GroupCalibration | None = None) -> View:
         """See the first rows of the table but for some that are hidden."""
         # A view outlives the forward pass in which it may be made.
         with self._lock, torch.inference_mode(mode=False):
@@ -119,9 +153,15 @@ class Table:
             seen[:, length:] = 0
             seen[:, list(hidden)] = 0
             count = torch.tensor([length], dtype=torch.int32, device=self._device)
+            bias = temperature = None
+            if calibration is not None:
+                bias = torch.zeros(seen.shape, dtype=torch.float32, device=self._device)
+                bias[:, : len(calibration.bias)] = calibration.bias.T
+                temperature = calibration.temperature.clone()
             return View(
-                self._columns, count, seen.to(self._device), self._rank, self._dtype, self._identity, self._aligned
-            )
+                self._columns, count, seen.to(self._device), self._rank, self._dtype, self._identity, self._aligned,
+                bias, temperature,
+            )  # fmt: skip
 
     def _reach(self, length: int) -> None:
         room = self._present.shape[1]

@@ -62,31 +62,35 @@ def choose(view: View, u: Tensor, k: int, temperature: float = 1.0) -> tuple[Ten
     values = u.new_empty(slots, tokens, candidates, dtype=torch.float32)
     rows = u.new_empty(slots, tokens, candidates, dtype=torch.int32)
     unit, columns = u.new_empty(tokens, dtype=torch.float32), view.columns
+    # Where there is nothing to add, kernels are given something that they do not look at.
+    biased, bias, divisor = view.bias is not None, view.bias, view.temperature
+    bias, divisor = (unit if each is None else each for each in (bias, divisor))
     sizes = {"KB": kept, "BT": cut.tokens, "BN": cut.gates, "BK": cut.features, "ALIGNED": _aligned(view, u)}
+    sizes["BIASED"] = biased
     if tokens <= FEWEST:
         route_few[(across, slots)](
-            u, unit, columns.gate_at, view.seen, view.count, values, rows, tokens, d, u.stride(0), view.capacity, EPS,
-            temperature, **sizes, num_warps=cut.warps,
+            u, unit, columns.gate_at, view.seen, bias, view.count, values, rows, tokens, d, u.stride(0), view.capacity,
+            EPS, temperature, **sizes, num_warps=cut.warps,
         )  # fmt: skip
     else:
         mean = torch.empty_like(unit)
         moments[(tokens,)](u, mean, unit, d, u.stride(0), EPS, temperature, BK=1024)
         route_many[(triton.cdiv(tokens, cut.tokens), across, slots)](
-            u, mean, columns.gate_at, view.seen, view.count, values, rows, tokens, d, u.stride(0), view.capacity,
-            **sizes, UP=_UP, num_warps=cut.warps,
+            u, mean, unit, columns.gate_at, view.seen, bias, view.count, values, rows, tokens, d, u.stride(0),
+            view.capacity, temperature, **sizes, UP=_UP, num_warps=cut.warps,
         )  # fmt: skip
     experts = u.new_empty(slots, tokens, k, dtype=torch.int64)
     weights = u.new_empty(slots, tokens, k, dtype=torch.float32)
-    sizes = {"K": k, "KB": kept, "BN": cut.gates, "C": triton.next_power_of_2(candidates)}
+    sizes = {"K": k, "KB": kept, "BN": cut.gates, "C": triton.next_power_of_2(candidates), "BIASED": biased}
     if tokens > FEW:
         select[(tokens, k, slots)](
-            values, rows, unit, view.count, experts, weights, tokens, view.capacity, **sizes
+            values, rows, unit, divisor, view.count, experts, weights, tokens, view.capacity, **sizes
         )  # fmt: skip
         return experts, weights, None
     hidden = u.new_empty(slots, tokens, k, view.rank, dtype=torch.float32)
     select_shrink[(tokens, k * slots, view.rank // 4)](
-        u, values, rows, unit, view.count, experts, weights, columns.a_at, columns.ranks, columns.scalings, hidden,
-        tokens, d, u.stride(0), view.capacity, **sizes, R=view.rank, RB=4, BK=1024, ALIGNED=_aligned(view, u),
+        u, values, rows, unit, divisor, view.count, experts, weights, columns.a_at, columns.ranks, columns.scalings,
+        hidden, tokens, d, u.stride(0), view.capacity, **sizes, R=view.rank, RB=4, BK=1024, ALIGNED=_aligned(view, u),
     )  # fmt: skip
     return experts, weights, hidden
 

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from router.kernels.score import best
+from router.kernels.score import best, scale_of
 
 
 @triton.jit
@@ -33,8 +33,8 @@ def _shrink(
 
 @triton.jit
 def select_shrink(
-    u, values, rows, unit, count, experts, weights, a_at, ranks, scalings, hidden, tokens, d, u_stride, capacity,
-    K: tl.constexpr, KB: tl.constexpr, BN: tl.constexpr, C: tl.constexpr,
+    u, values, rows, unit, divisor, count, experts, weights, a_at, ranks, scalings, hidden, tokens, d, u_stride,
+    capacity, K: tl.constexpr, KB: tl.constexpr, BN: tl.constexpr, C: tl.constexpr, BIASED: tl.constexpr,
     R: tl.constexpr, RB: tl.constexpr, BK: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """Choose as `select` does, and go on to the hidden values at once.
@@ -45,7 +45,7 @@ def select_shrink(
     t, j, slot = tl.program_id(0).to(tl.int64), tl.program_id(1) % K, tl.program_id(1) // K
     at = slot * tokens + t
     place = at * tl.cdiv(capacity, BN) * KB
-    row, weight = best(values, rows, count, place, tl.load(unit + t), j, K, KB, BN, C)
+    row, weight = best(values, rows, count, place, scale_of(unit, divisor, t, slot, BIASED), j, K, KB, BN, C)
     if tl.program_id(2) == 0:
         tl.store(experts + at * K + j, row.to(tl.int64))
         tl.store(weights + at * K + j, weight)

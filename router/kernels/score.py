@@ -43,9 +43,16 @@ def gates_of(gate_at, seen, z, n, slot, d, capacity, ALIGNED: tl.constexpr):
 
 
 @triton.jit
+def biases_of(bias, visible, first, slot, capacity, BN: tl.constexpr):
+    """Read the biases of BN rows at a slot, in units of the softmax."""
+    return tl.load(bias + slot * capacity + first + tl.arange(0, BN), mask=visible, other=0.0)
+
+
+@triton.jit
 def route_few(
-    u, unit, gate_at, seen, count, values, rows, tokens, d, u_stride, capacity, eps, temperature,
+    u, unit, gate_at, seen, bias, count, values, rows, tokens, d, u_stride, capacity, eps, temperature,
     KB: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, ALIGNED: tl.constexpr,
+    BIASED: tl.constexpr,
 ):  # fmt: skip
     """Keep the KB best of BN gates for each of a few tokens; programs are blocks of gates, and slots.
 
@@ -73,17 +80,21 @@ def route_few(
             total += tl.sum(centred, 1)
             squares += tl.sum(centred * centred, 1)
         offset = total / d
+        mine = softmax_unit(squares / d - offset * offset, d, eps, temperature)
         if (block == 0) & (slot == 0):
-            tl.store(unit + t, softmax_unit(squares / d - offset * offset, d, eps, temperature), mask=t < tokens)
+            tl.store(unit + t, mine, mask=t < tokens)
         place = ((slot * tokens + t).to(tl.int64) * tl.num_programs(0) + block) * KB
         scores -= sums[:, None] * offset[None, :]
+        if BIASED:
+            scores += biases_of(bias, visible, block * BN, slot, capacity, BN)[:, None] / (mine * temperature)[None, :]
         keep(values + place, rows + place, scores, visible, t < tokens, block * BN, KB, BN)
 
 
 @triton.jit
 def route_many(
-    u, mean, gate_at, seen, count, values, rows, tokens, d, u_stride, capacity,
+    u, mean, unit, gate_at, seen, bias, count, values, rows, tokens, d, u_stride, capacity, temperature,
     KB: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, ALIGNED: tl.constexpr, UP: tl.constexpr,
+    BIASED: tl.constexpr,
 ):  # fmt: skip
     """Keep the KB best of BN gates for each of BT tokens; programs are blocks of tokens, of gates, and slots.
 
@@ -116,6 +127,9 @@ def route_many(
                 scores = tl.dot(low, tl.trans(x), scores)
         if u.dtype.element_ty != tl.float32:
             scores -= sums[:, None] * centre[None, :]
+        if BIASED:
+            scale = 1.0 / (tl.load(unit + t, mask=t < tokens, other=1.0) * temperature)
+            scores += biases_of(bias, visible, block * BN, slot, capacity, BN)[:, None] * scale[None, :]
         place = ((slot * tokens + t).to(tl.int64) * tl.num_programs(1) + block) * KB
         keep(values + place, rows + place, scores, visible, t < tokens, block * BN, KB, BN)
 
@@ -165,15 +179,23 @@ def best(
 
 
 @triton.jit
+def scale_of(unit, divisor, t, slot, BIASED: tl.constexpr):
+    """Read what turns a token's scores at a slot into exponents; a calibrated slot has a temperature of its own."""
+    scale = tl.load(unit + t)
+    if BIASED:
+        scale /= tl.load(divisor + slot)
+    return scale
+
+
+@triton.jit
 def select(
-    values, rows, unit, count, experts, weights, tokens, capacity,
-    K: tl.constexpr, KB: tl.constexpr, BN: tl.constexpr, C: tl.constexpr,
+    values, rows, unit, divisor, count, experts, weights, tokens, capacity,
+    K: tl.constexpr, KB: tl.constexpr, BN: tl.constexpr, C: tl.constexpr, BIASED: tl.constexpr,
 ):  # fmt: skip
     """Write the K best rows of a token at a slot, and their weights; programs are tokens, K and slots."""
     t, j = tl.program_id(0).to(tl.int64), tl.program_id(1)
     at = tl.program_id(2) * tokens + t
-    row, weight = best(
-        values, rows, count, at * tl.cdiv(capacity, BN) * KB, tl.load(unit + t), j, K, KB, BN, C
-    )  # fmt: skip
+    scale = scale_of(unit, divisor, t, tl.program_id(2), BIASED)
+    row, weight = best(values, rows, count, at * tl.cdiv(capacity, BN) * KB, scale, j, K, KB, BN, C)
     tl.store(experts + at * K + j, row.to(tl.int64))
     tl.store(weights + at * K + j, weight)

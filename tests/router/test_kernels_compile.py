@@ -94,17 +94,19 @@ def jobs() -> set[Job]:
             for d in (512, 2048, 4096):
                 for tokens in (1, 8, 16, 64, 512):
                     launch_all(tokens, d, dtype, k=2, rank=16)
+                    launch_all(tokens, d, dtype, k=2, rank=16, biased=True)
             launch_all(1, 2048, dtype, k=launch.MOST, rank=128)
             launch_all(512, 2048, dtype, k=launch.MOST, rank=128)
     return found
 
 
-def launch_all(tokens: int, d: int, dtype: torch.dtype, *, k: int, rank: int) -> None:
+def launch_all(tokens: int, d: int, dtype: torch.dtype, *, k: int, rank: int, biased: bool = False) -> None:
     capacity = 512
     seen = torch.ones(1, capacity, dtype=torch.uint8)
     view = View(
-        Columns.zeros(1, capacity), torch.ones(1, dtype=torch.int32), seen, rank, dtype, identity=True, aligned=True
-    )
+        Columns.zeros(1, capacity), torch.ones(1, dtype=torch.int32), seen, rank, dtype, identity=True, aligned=True,
+        bias=torch.zeros(1, capacity) if biased else None, temperature=torch.ones(1) if biased else None,
+    )  # fmt: skip
     u, y = torch.empty(tokens, d, dtype=dtype), torch.empty(tokens, d, dtype=dtype)
     experts, weights, hidden = launch.choose(view, u, k)
     choice = Choice(experts[0], weights[0])

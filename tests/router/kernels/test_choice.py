@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from router.calibration import Calibration
 from router.gate import standardise
 from router.group import ModuleExperts
 from router.kernels import launch
@@ -118,6 +120,49 @@ def test_modules_of_a_group_choose_for_themselves(tokens: int) -> None:
         rows = pool.modules[path].rows
         exact = route(u, torch.zeros(4, D), None, slow[path], 2)
         assert [[rows.index(row) for row in chosen] for chosen in experts] == exact.experts
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [1, 3, 8])
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_biases_and_temperatures_are_those_of_the_reference(
+    dtype: torch.dtype, tokens: int, temperature: float
+) -> None:
+    pool, slow = make_experts(17, D, 8, absent=3, seed=tokens)
+    pool = in_dtype(pool, dtype)
+    generator = np.random.default_rng(tokens)
+    empty = Calibration.zeros([expert.digest for expert in pool.experts[:14]], [PATH])  # the last ones came later
+    found = empty.at(generator.normal(0, 1, empty.vector.shape).astype(np.float32))
+    module = pool.calibrated(found).modules[PATH]
+    u = (torch.randn(tokens, D, generator=torch.Generator().manual_seed(tokens)) + 5).to(dtype)
+    experts, weights, _ = launch.choose(module.group.view, u, 2, temperature)
+    biases = found.over([expert.digest for expert in module.experts], [PATH]).bias[0].tolist()
+    tau = float(np.exp(found.log_temperature[0]))
+    exact = route(u, torch.zeros(8, D), None, slow, 2, biases=biases, temperature=tau)
+    close = 1e-5 if dtype == torch.float32 else 1e-3
+    for row in range(tokens):
+        if exact.gaps[row] > close:
+            assert [module.rows.index(at) for at in experts[module.slot, row].tolist()] == exact.experts[row]
+            shares = (torch.tensor(exact.weights[row]).log() / temperature).softmax(0)
+            assert weights[module.slot, row].tolist() == pytest.approx(shares.tolist(), abs=close)
+
+
+def test_a_view_follows_a_calibrated_pool() -> None:
+    pool, _ = make_experts(6, D, 8)
+    empty = Calibration.zeros([expert.digest for expert in pool.experts], [PATH])
+    one, other = (
+        pool.calibrated(empty.at(np.linspace(-1, sign, empty.vector.size, dtype=np.float32))) for sign in (1, -2)
+    )
+    u = torch.randn(3, D)
+    group = one.modules[PATH].group
+    held = group.store.table.view(group.length, group.hidden, group.calibration)
+    held.follow(other.modules[PATH].group.view)
+    expected = launch.choose(other.modules[PATH].group.view, u, 2)
+    found = launch.choose(held, u, 2)
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+    with pytest.raises(ValueError, match="outgrew"):
+        held.follow(pool.modules[PATH].group.view)
 
 
 @pytest.mark.parametrize("tokens", [1, 3])
