@@ -10,8 +10,8 @@ from tests.lab.world import FAMILIES, Task
 COLUMNS = ("all", *FAMILIES, "held_in")
 _EXPERT = "expert:"
 _ORDER = (
-    "base", "parameter-average", "merged", "uniform", "best-individual", "arrow", "joint", "average-activation",
-    "phatgoose", "retrieval", "oracle", "multitask",
+    "base", "parameter-average", "merged", "uniform", "best-individual", "arrow", "spectr", "lag", "joint",
+    "average-activation", "phatgoose", "retrieval", "oracle", "multitask",
 )  # fmt: skip
 
 

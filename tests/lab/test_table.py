@@ -76,7 +76,7 @@ def test_one_pass_over_input_and_target_says_what_greedy_decoding_gives(
 ) -> None:
     every = [row for each in rows.values() for row in each]
     seen = set()
-    for contender in _shipped():
+    for contender in (each for each in _shipped() if each.choice.k in {None, 3}):
         written = _written(model, [row["input"] for row in every], contender.choice)
         greedy = [answer == f"{row['target']} {END}" for answer, row in zip(written, every, strict=True)]
         assert exact.exact(model, every, contender.choice) == greedy, contender.name
