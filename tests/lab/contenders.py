@@ -10,8 +10,11 @@ from typing import Literal
 from router.methods import METHODS
 from router.request import RoutingChoice
 
-Bundles = Literal["experts", "written-means"]
-"""What a row runs on: the experts' bundles, or the same with the paper's form of means."""
+Bundles = Literal["experts", "written-means", "joint", "multitask", "multitask-wide"]
+"""What a row runs on: the experts' bundles, the same with the paper's form of means, or baselines beside them:
+experts whose gates were trained together with them, and one expert for everybody's rows, as wide as an expert or
+`WIDER` times as wide."""
+WIDER = 4
 KS = (1, 2, 3, 4)
 DEFAULT_K = 2
 _COUNTING = ("phatgoose", "average-activation", "arrow", "spectr", "nnls-token")
@@ -42,6 +45,9 @@ def contenders(experts: Sequence[str], width: int, wanted: Sequence[str] = ()) -
     rows += [
         Contender("arrow T=10sqrt(d)", RoutingChoice("arrow", temperature=10 * width**0.5)),
         Contender("average-activation, written means", RoutingChoice("average-activation"), "written-means"),
+        Contender("joint", RoutingChoice("phatgoose"), "joint"),
+        Contender("multitask", RoutingChoice("expert:multitask"), "multitask"),
+        Contender(f"multitask r x {WIDER}", RoutingChoice("expert:multitask-wide"), "multitask-wide"),
     ]
     rows += [
         Contender(f"{name} k={k}", RoutingChoice(name, k=k))
@@ -57,12 +63,12 @@ def contenders(experts: Sequence[str], width: int, wanted: Sequence[str] = ()) -
 
 
 def among(rows: Sequence[Contender], experts: Sequence[str]) -> list[Contender]:
-    """Ask the same rows of a part of the pool."""
+    """Ask the same rows of a part of the pool; one expert for everybody's rows has no part."""
     named = [f"expert:{name}" for name in experts]
     return [
         replace(row, choice=replace(row.choice, allow=tuple(experts)))
         for row in rows
-        if not row.name.startswith("expert:") or row.name in named
+        if row.choice.method in named or not (row.choice.method or "").startswith("expert:")
     ]
 
 

@@ -5,7 +5,7 @@ finished runs by their data, recipe, base and seed.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -50,7 +50,16 @@ def found_pool(folder: Path, base: Path, recipe: Recipe = RECIPE) -> Pool:
     return read_pool((folder / _POOL_FILE).read_bytes())
 
 
-def train_expert(folder: Path, base: Path, name: str, rows: Sequence[Row], seed: int) -> Bundle:
+def train_expert(
+    folder: Path,
+    base: Path,
+    name: str,
+    rows: Sequence[Row],
+    seed: int,
+    *,
+    overrides: Mapping[str, object] | None = None,
+    joint: bool = False,
+) -> Bundle:
     """Train one expert with its gates and statistics, as `greylag-client train` does.
 
     Args:
@@ -59,9 +68,12 @@ def train_expert(folder: Path, base: Path, name: str, rows: Sequence[Row], seed:
         name: The expert's.
         rows: What the contributor has and nobody else sees.
         seed: Of initialisation and order.
+        overrides: Fields of the recipe that differ from the pool's.
+        joint: Whether the gates are trained together with the expert.
     """
     pool = read_pool((folder / _POOL_FILE).read_bytes())
-    workspace = Workspace(folder / name)
+    # One workspace holds one bundle of a name.
+    workspace = Workspace(folder / "joint" / name if joint else folder / name)
     settings = client_settings.from_flags(
         coordinator=_NOBODY, pool_key=pool.spec.coordinator, base=str(base), name=name
     )
@@ -71,5 +83,5 @@ def train_expert(folder: Path, base: Path, name: str, rows: Sequence[Row], seed:
         write_whole(workspace.pool_file, pool.envelope)
         data = workspace.root / "private.jsonl"
         write_whole(data, "".join(json.dumps(row) + "\n" for row in rows).encode())
-        order = Order(data, name=name, seed=seed, device="cpu", share=SHARED)
+        order = Order(data, name=name, seed=seed, device="cpu", share=SHARED, overrides=overrides, joint=joint)
         return produce(workspace, settings, order, lambda _: None, NOW)

@@ -4,7 +4,7 @@ import json
 import multiprocessing
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,9 +14,9 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-from tests.lab.contenders import Contender, among, contenders
+from tests.lab.contenders import Bundles, Contender, among, contenders
 from tests.lab.evaluate import Scores
-from tests.lab.trial import Trial, score, store, train_base, train_one
+from tests.lab.trial import Trial, score, store, train_base, train_multitask, train_one
 from tests.lab.world import Task
 
 AT_ONCE = 8
@@ -91,9 +91,9 @@ def run(trial: Trial, shop: Workshop, wanted: Sequence[str] = (), pools: Sequenc
     base = shop.give(train_base, trial).result()
     shop.say(trial, "the base model is there")
     experts = trial.world.experts
-    bundles = [made.result() for made in [shop.give(train_one, trial, base, expert) for expert in experts]]
-    shop.say(trial, f"{len(bundles)} experts are there")
     rows, tasks = contenders(experts, _width(base), wanted), trial.world.tasks()
+    bundles = _trained(shop, trial, base, {row.bundles for row in rows})
+    shop.say(trial, f"{len(experts)} experts are there")
     scores = _scored(shop, trial, base, bundles, tasks, rows)
     store(scores, trial.folder / "scores" / f"{trial.name}.json")
     shop.say(trial, f"{len(scores.exact)} rows are scored")
@@ -107,8 +107,28 @@ def run(trial: Trial, shop: Workshop, wanted: Sequence[str] = (), pools: Sequenc
     return Outcome(trial, tasks, scores, core, by_pool)
 
 
+def _trained(shop: Workshop, trial: Trial, base: Path, wanted: Iterable[Bundles]) -> dict[Bundles, list[Path]]:
+    """Have the experts trained, and those baselines that rows ask for."""
+    experts = trial.world.experts
+    given: dict[Bundles, list[Future[Path]]] = {
+        "experts": [shop.give(train_one, trial, base, expert) for expert in experts]
+    }
+    if "joint" in wanted:
+        given["joint"] = [shop.give(train_one, trial, base, expert, joint=True) for expert in experts]
+    if "multitask" in wanted:
+        given["multitask"] = [shop.give(train_multitask, trial, base)]
+    if "multitask-wide" in wanted:
+        given["multitask-wide"] = [shop.give(train_multitask, trial, base, wide=True)]
+    return {kind: [made.result() for made in making] for kind, making in given.items()}
+
+
 def _scored(
-    shop: Workshop, trial: Trial, base: Path, bundles: Sequence[Path], tasks: Sequence[Task], rows: Sequence[Contender]
+    shop: Workshop,
+    trial: Trial,
+    base: Path,
+    bundles: Mapping[Bundles, Sequence[Path]],
+    tasks: Sequence[Task],
+    rows: Sequence[Contender],
 ) -> Scores:
     parts = [rows[start : start + AT_ONCE] for start in range(0, len(rows), AT_ONCE)]
     given = [shop.give(score, trial, base, bundles, tasks, part) for part in parts]

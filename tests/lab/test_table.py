@@ -212,7 +212,7 @@ def test_every_method_of_the_registry_has_a_row() -> None:
     assert "expert:clara" not in {row.name for row in among(rows, EXPERTS[:2])}
 
 
-class _Here(Executor):
+class Here(Executor):
     """Does at once, in this process, what is handed to it."""
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -232,7 +232,7 @@ def test_a_trial_gives_the_same_table_again_and_another_seed_gives_other_experts
 
     def carried_out(folder: Path, seed: int) -> run.Outcome:
         one = Trial("toy", 0, seed, "encoder-decoder", folder, recipe, test_rows=2)
-        return run.run(one, run.Workshop(_Here(), str), ["phatgoose", "average-activation", "oracle"], [2, 3])
+        return run.run(one, run.Workshop(Here(), str), ["phatgoose", "average-activation", "oracle"], [2, 3])
 
     first, again = carried_out(tmp_path / "a", 0), carried_out(tmp_path / "b", 0)
     assert first.scores == again.scores

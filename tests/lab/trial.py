@@ -7,9 +7,9 @@ laboratory's folder, by content, and is found there the next time.
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from protocol.bundle import Bundle, open_bundle
@@ -18,7 +18,7 @@ from router.base import fingerprint
 from router.model import RoutedModel
 from router.pool import ExpertPool
 from tests.lab.base import make_base
-from tests.lab.contenders import Contender
+from tests.lab.contenders import WIDER, Bundles, Contender
 from tests.lab.evaluate import Scores, evaluate
 from tests.lab.experts import RECIPE, found_pool, train_expert
 from tests.lab.world import Row, Size, Task, World
@@ -75,22 +75,58 @@ def train_base(trial: Trial) -> Path:
     return base
 
 
-def train_one(trial: Trial, base: Path, expert: str) -> Path:
+def train_one(trial: Trial, base: Path, expert: str, *, joint: bool = False) -> Path:
     """Train one expert.
 
     Returns:
         Its bundle's folder.
     """
     rows = trial.world.training(expert, trial.seed, EXAMPLES)
-    return train_expert(trial.pool_folder(base), base, expert, rows, trial.seed).folder
+    return train_expert(trial.pool_folder(base), base, expert, rows, trial.seed, joint=joint).folder
+
+
+def train_multitask(trial: Trial, base: Path, *, wide: bool = False) -> Path:
+    """Train one expert on everybody's rows, which nobody may do who keeps them: as many rows a step as all have.
+
+    Returns:
+        Its bundle's folder.
+    """
+    experts, recipe = trial.world.experts, trial.recipe
+    rows = [row for expert in experts for row in trial.world.training(expert, trial.seed, EXAMPLES)]
+    overrides: dict[str, object] = {"batch_size": recipe.batch_size * len(experts), "gate_steps": 1}
+    if wide:
+        overrides |= {"rank": recipe.rank * WIDER, "alpha": recipe.alpha * WIDER}
+    name = "multitask-wide" if wide else "multitask"
+    return train_expert(trial.pool_folder(base), base, name, rows, trial.seed, overrides=overrides).folder
 
 
 def score(
-    trial: Trial, base: Path, bundles: Sequence[Path], tasks: Sequence[Task], contenders: Sequence[Contender]
+    trial: Trial,
+    base: Path,
+    bundles: Mapping[Bundles, Sequence[Path]],
+    tasks: Sequence[Task],
+    contenders: Sequence[Contender],
 ) -> Scores:
-    """Score some rows of the table."""
-    model = assemble(base, [open_bundle(folder) for folder in bundles])
-    return evaluate(model, trial.rows(tasks), contenders, {"written-means": lambda: _with_written_means(trial, model)})
+    """Score some rows of the table.
+
+    Args:
+        trial: Whose rows are asked.
+        base: The base model's folder.
+        bundles: Folders of the experts' bundles, and of what other rows run on.
+        tasks: What is asked.
+        contenders: Rows of the table.
+    """
+
+    def put_on(kind: Bundles) -> RoutedModel:
+        return assemble(base, [open_bundle(folder) for folder in bundles[kind]])
+
+    def pool(kind: Bundles) -> ExpertPool:
+        return put_on(kind).generation.pool
+
+    model = put_on("experts")
+    pools: dict[Bundles, Callable[[], ExpertPool]] = {kind: partial(pool, kind) for kind in bundles}
+    pools["written-means"] = partial(_with_written_means, trial, model)
+    return evaluate(model, trial.rows(tasks), contenders, pools)
 
 
 def assemble(base: Path, bundles: Sequence[Bundle]) -> RoutedModel:
