@@ -7,7 +7,6 @@ from rich.table import Table
 from rich.text import Text
 
 from router.evaluation.compare import Comparison
-from router.evaluation.metrics import ACCURACY
 from router.show import printable
 
 
@@ -39,7 +38,7 @@ def as_json(found: Comparison) -> dict[str, Any]:
         "tasks": {
             task.name: {
                 "rows": len(task.rows),
-                "metric": ACCURACY if task.ranked else found.main,
+                "metric": found.measure(task),
                 "cut": found.cut.get(task.name, 0),
             }
             for task in found.tasks
@@ -67,7 +66,7 @@ def _cells(found: Comparison) -> Iterator[list[str]]:
 
 
 def _measures(found: Comparison) -> str:
-    return " or ".join(dict.fromkeys(ACCURACY if task.ranked else found.main for task in found.tasks))
+    return " or ".join(dict.fromkeys(found.measure(task) for task in found.tasks))
 
 
 def _remarks(found: Comparison) -> str:

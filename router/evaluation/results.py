@@ -82,7 +82,7 @@ class Results:
             "routing": generation.settings.model_dump(mode="json"),
             "experts": [expert.digest for expert in generation.pool.experts],
             "choice": {**asdict(choice), "method": method, "k": k, "release": None},
-            "limits": self._limits._replace(batch=0)._asdict(),
+            "limits": self._limits.of(task)._replace(batch=0)._asdict(),
             "rows": task.digest,
         }
         return hashlib.sha256(strict_json.dumps(facts)).hexdigest()
