@@ -73,6 +73,13 @@ def _remarks(found: Comparison) -> str:
     """Say what the figures hide."""
     said = [f"{method} was skipped: {sentence}" for method, sentence in found.skipped.items()]
     for method, scores in found.scores.items():
+        by_task = {task: score.expert for task, score in scores.items() if score.expert}
+        if by_task:
+            one = len({*by_task.values()}) == 1
+            taken = (
+                next(iter(by_task.values())) if one else ", ".join(f"{who} for {task}" for task, who in by_task.items())
+            )
+            said.append(f"{method} took {taken}.")
         if ties := sum(score.ties for score in scores.values()):
             said.append(f"{method}: in {ties} rows the first of equally likely choices was taken.")
     said += [f"{task}: {rows} inputs were cut." for task, rows in found.cut.items()]
