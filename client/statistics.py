@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import DataCollatorForSeq2Seq
 
-from client import gates, phase, privacy
+from client import gates, noisy, phase
 from client.progress import Progress, Report
 from client.runs import STATISTICS
 from client.sharing import Share, Sharing
@@ -79,9 +79,9 @@ def _means(
     """Average [d] by path, with noise where it is asked for, and say what was done."""
     if sharing.epsilon is None:
         return mean_inputs(base, modules, _batches(base, rows, report)), Means(modules=tuple(modules))
-    rows = _spread(rows, privacy.counted(len(rows)))
-    noise = Noise(epsilon=sharing.epsilon, delta=privacy.DELTA, rows=len(rows))
-    vectors = privacy.means(RoutedModel(base), modules, _batches(base, rows, report), noise)
+    rows = _spread(rows, noisy.counted(len(rows)))
+    noise = Noise(epsilon=sharing.epsilon, delta=noisy.DELTA, rows=len(rows))
+    vectors = noisy.means(RoutedModel(base), modules, _batches(base, rows, report), noise)
     return vectors, Means(modules=tuple(vectors), noise=noise)
 
 

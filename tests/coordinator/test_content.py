@@ -357,7 +357,8 @@ def test_statistics_are_judged_like_gates(tmp_path: Path, pool: Pool, identity: 
     check_content(bundle.folder, pool_file)
     mean = next(f"{path}.mean" for path in bundle.spec.modules)
     for name, value, code in (
-        (mean, torch.nan, Code.NOT_FINITE), (mean, 1e5, Code.NOT_FINITE), (mean, 0.5, Code.CONSTANT_GATE), ("centroid", 0.0, Code.CONSTANT_GATE)
+        (mean, torch.nan, Code.NOT_FINITE), (mean, 1e5, Code.NOT_FINITE),
+        (mean, 0.5, Code.CONSTANT_GATE), ("centroid", 0.0, Code.CONSTANT_GATE)
     ):  # fmt: skip
         bundle = factories.make_bundle(tmp_path / f"{name}{value}", pool, identity, statistics=told)
         edit(bundle, identity, GATES, partial(_fill, name=name, value=value))
