@@ -165,7 +165,10 @@ class RoutedModel:
         check_room(saved.bundles, model.generation.pool, model.base.model.device, model.base.model.dtype)
         for expert, bundle in zip(saved.index.experts, saved.bundles, strict=True):
             model.append(bundle, name=expert.name, contributor=expert.contributor)
-        model.generation = replace(model.generation, settings=saved.index.routing, release=saved.index.release)
+        pool = model.generation.pool.calibrated(saved.calibration)
+        model.generation = replace(
+            model.generation, pool=pool, settings=saved.index.routing, release=saved.index.release
+        )  # fmt: skip
         return model
 
     def save_pretrained(self, folder: Path | str, *, with_base: bool = False) -> str:
@@ -184,7 +187,7 @@ class RoutedModel:
         now = self.generation
         return save(
             Path(folder), self.base.source, now.pool.experts, routing=now.settings, release=now.release,
-            with_base=with_base,
+            calibration=now.pool.calibration, with_base=with_base,
         )  # fmt: skip
 
     def export_lora(
@@ -285,7 +288,7 @@ class RoutedModel:
         check_room([bundle for _, bundle in new], pool, self.base.model.device, self.base.model.dtype)
         for (_, name, contributor), bundle in new:
             pool = pool.add(self.load(bundle, name=name, contributor=contributor))
-        pool = pool.reordered([digest for digest, _, _ in wanted])
+        pool = pool.reordered([digest for digest, _, _ in wanted]).calibrated(mirror.calibration)
         resolve(release.routing.method, Asked(pool, k=release.routing.k, embedder=self.embedder))
         self.held = self.held.followed_by(Generation.of(release, pool))
 
