@@ -89,15 +89,22 @@ def pull(
     return Mirror(pool, release, bundles, calibration)
 
 
-def pull_candidate(
-    folder: Path, address: str, digest: str, *, ca: Path | None = None, on_bytes: Callable[[int], None] = lambda _: None
+def pull_exactly(
+    folder: Path,
+    address: str,
+    digest: str,
+    *,
+    released: bool = False,
+    ca: Path | None = None,
+    on_bytes: Callable[[int], None] = lambda _: None,
 ) -> Mirror:
-    """Fetch a candidate, to be scored and nothing else: it never becomes what `pull` or `open_mirror` return.
+    """Fetch a candidate, or a release of any age, to be tried: it never becomes what `pull` or `open_mirror` return.
 
     Args:
         folder: As for `pull`, which may use the same one: bundles are fetched once.
         address: The coordinator, `host:port`.
-        digest: The candidate.
+        digest: The candidate or release.
+        released: Whether it is a release.
         ca: The coordinator's CA certificate, PEM.
         on_bytes: Called with the size of every chunk that arrives.
 
@@ -110,11 +117,12 @@ def pull_candidate(
         catalog = CatalogStub(channel)
         pool = _pull_pool(folder, catalog, None)
         request = catalog_pb2.GetReleaseRequest(candidate=digest)
-        candidate = read_candidate(catalog.GetRelease(request, timeout=DEADLINE_S).envelope, pool)
+        envelope = catalog.GetRelease(request, timeout=DEADLINE_S).envelope
+        candidate = (read_release if released else read_candidate)(envelope, pool)
         if candidate.digest != digest:
             raise Refused(
                 Code.DIGEST_MISMATCH,
-                f"The coordinator sent another candidate than {digest[:16]}.",
+                f"The coordinator sent another list than {digest[:16]}.",
                 "Tell its operator.",
             )
         bundles = _pull_bundles(folder, candidate, catalog, pool, on_bytes, address)
@@ -130,7 +138,7 @@ def pull_calibration(
     ca: Path | None = None,
     on_bytes: Callable[[int], None] = lambda _: None,
 ) -> Calibration:
-    """Fetch biases and temperatures that no release holds yet; arguments as for `pull_candidate`.
+    """Fetch biases and temperatures that no release holds yet; arguments as for `pull_exactly`.
 
     Raises:
         Refused: `BUNDLE_UNKNOWN`, `DIGEST_MISMATCH`, or as `router.calibration.Calibration.load`.

