@@ -3,23 +3,10 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from router.text import IGNORED
+from router.text import ASSISTANT, IGNORED, write_chat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-ASSISTANT = "assistant"
-
-
-def write_chat(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[dict[str, str]], *, prompt: bool) -> str:
-    """Write turns as the tokenizer's chat template does.
-
-    Args:
-        tokenizer: Has a chat template.
-        turns: `role` and `content` of each.
-        prompt: Whether the assistant is to speak next.
-    """
-    return str(tokenizer.apply_chat_template(list(turns), add_generation_prompt=prompt, tokenize=False))
 
 
 def encode_chat(

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from client.chat import ASSISTANT, encode_chat, write_chat
+from client.chat import encode_chat
 from client.plan import Columns
 from protocol.errors import Code, Refused
 from protocol.spec import Architecture, Recipe
-from router.text import IGNORED, encode_input, encode_target
+from router.text import ASSISTANT, IGNORED, Templated, encode_input, encode_target, write_prompt
 
 # Read when `datasets` is first imported: it opens files here and asks nobody.
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -50,9 +50,8 @@ class Pair(NamedTuple):
     """One example as text."""
 
     prompt: str
+    """`Templated` if a chat template wrote it."""
     target: str
-    templated: bool
-    """The prompt was written by a chat template and carries its own special tokens."""
     turns: tuple[dict[str, str], ...] = ()
     """The chat that a template wrote, up to the target."""
 
@@ -282,12 +281,12 @@ def _is_chat(feature: Any) -> bool:
 def _from_columns(prompt: str | None, target: str | None) -> Pair | None:
     if not (prompt and prompt.strip() and target and target.strip()):
         return None
-    return Pair(prompt, target, templated=False)
+    return Pair(prompt, target)
 
 
 def _from_text(text: str | None) -> Pair | None:
     # The prompt is what the tokenizer begins with; all that follows is learnt.
-    return Pair("", text, templated=False) if text and text.strip() else None
+    return Pair("", text) if text and text.strip() else None
 
 
 def _from_messages(messages: Sequence[dict[str, str]] | None, tokenizer: "PreTrainedTokenizerBase") -> Pair | None:
@@ -296,11 +295,8 @@ def _from_messages(messages: Sequence[dict[str, str]] | None, tokenizer: "PreTra
     before, target = turns[:last], turns[last]["content"] if turns else None
     if not before or not target or not target.strip() or any(not turn["content"] for turn in before):
         return None
-    if tokenizer.chat_template:
-        text = write_chat(tokenizer, before, prompt=True)
-        return Pair(text, target, templated=True, turns=tuple(turns[: last + 1]))
-    lines = [f"{turn['role']}: {turn['content']}" for turn in before]
-    return Pair("\n".join([*lines, f"{ASSISTANT}:"]), target, templated=False)
+    text = write_prompt(tokenizer, before)
+    return Pair(text, target, tuple(turns[: last + 1]) if isinstance(text, Templated) else ())
 
 
 def _tokenise(
@@ -321,7 +317,7 @@ def _tokenise(
             if pair is None:
                 raise _lacks(number + 1, name)
             where = f"Row {number + 1} of {name}"
-            prompt = encode_input(tokenizer, pair.prompt, architecture, templated=pair.templated)
+            prompt = encode_input(tokenizer, pair.prompt, architecture)
             target = encode_target(tokenizer, pair.target, architecture)
             ids, wanted = lay_out(prompt, target, limits, where)
             if pair.turns and architecture == "decoder-only":

@@ -118,6 +118,7 @@ class Code(Enum):
     DATA_COLUMNS = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "The data lack the columns that training needs.")
     DATA_EMPTY = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "The data hold empty rows or too few rows.")
     DATA_TOO_LONG = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "An example is longer than the model takes.")
+    TASK_ROW = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "A row of the tasks lacks something or contradicts itself.")
     ADAPTER_UNREADABLE = Fate("INVALID_ARGUMENT", 400, EX_NOINPUT, "The adapter is missing or cannot be read.")
     BASE_UNREADABLE = Fate("INVALID_ARGUMENT", 400, EX_NOINPUT, "The base model cannot be loaded.")
     PASSPHRASE = Fate("UNAUTHENTICATED", 401, EX_NOPERM, "The passphrase does not open the key.")

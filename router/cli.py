@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from router import cli_model
+from router import cli_evaluate, cli_model
 from router.door import (
     BaseModel,
     Ca,
@@ -38,7 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (cli_model.trace, cli_model.save, cli_model.export):
+for verb in (cli_evaluate.evaluate, cli_model.trace, cli_model.save, cli_model.export):
     app.command()(verb)
 
 
@@ -88,7 +88,7 @@ def pull(
 
 
 @app.command()
-@choice_flags
+@choice_flags()
 def ask(
     text: Texts = None,
     *,

@@ -39,7 +39,7 @@ _AT_ONCE = 16
 """Inputs a batch, so that many do not need more memory than a few."""
 
 
-@choice_flags
+@choice_flags()
 def trace(
     text: Texts = None,
     *,
@@ -112,7 +112,7 @@ def _draw(panels: "Sequence[Panel]", answered: "Answered", png: Path | None, htm
         say(f"Wrote {html}.")
 
 
-@choice_flags
+@choice_flags()
 def export(
     text: Texts = None,
     *,

@@ -64,18 +64,27 @@ CHOICE_FLAGS: dict[str, tuple[Any, Any]] = {
 }
 
 
-def choice_flags(verb: Callable[..., None]) -> Callable[..., None]:
-    """Give a verb one flag for each field of a routing choice; they arrive in its `**choice`."""
-    signature = inspect.signature(verb)
-    given = [entry for entry in signature.parameters.values() if entry.kind is not inspect.Parameter.VAR_KEYWORD]
-    flags = [
-        inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, _panel(option)]
-        )
-        for name, (kind, option) in CHOICE_FLAGS.items()
-    ]
-    verb.__signature__ = signature.replace(parameters=[*given, *flags])  # type: ignore[attr-defined]
-    return verb
+def choice_flags(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a verb one flag for each field of a routing choice; they arrive in its `**choice`.
+
+    Args:
+        without: Fields that get none.
+    """
+
+    def flagged(verb: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(verb)
+        given = [entry for entry in signature.parameters.values() if entry.kind is not inspect.Parameter.VAR_KEYWORD]
+        flags = [
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, _panel(option)]
+            )
+            for name, (kind, option) in CHOICE_FLAGS.items()
+            if name not in without
+        ]
+        verb.__signature__ = signature.replace(parameters=[*given, *flags])  # type: ignore[attr-defined]
+        return verb
+
+    return flagged
 
 
 def _panel(option: Any) -> Any:
@@ -129,21 +138,32 @@ def read_inputs(text: list[str] | None, requests: str | None, choice: "RoutingCh
             "A request is either inputs on the command line or --requests FILE.",
             "Give one of the two.",
         )
-    try:
-        if text and text != ["-"]:
+    if text and text != ["-"]:
+        try:
             "".join(text).encode()
-            return [Request(line, choice) for line in text]
-        lines = read_lines(requests or "-")
-    except UnicodeError as error:
-        raise Refused(Code.REQUEST_INVALID, "The input is not UTF-8 text.", "Convert it to UTF-8.") from error
+        except UnicodeError as error:
+            raise _not_text() from error
+        return [Request(line, choice) for line in text]
+    lines = read_lines(requests or "-")
     return read_requests(lines, choice) if requests else [Request(line, choice) for line in lines]
 
 
 def read_lines(path: str) -> list[str]:
-    """Read the lines of a file, or of stdin for `-`."""
-    if path == "-":
-        return [line.rstrip("\n") for line in sys.stdin or ()]  # stdin is None where the shell closed it
-    return Path(path).read_text(encoding="utf-8").split("\n")
+    """Read the lines of a file, or of stdin for `-`.
+
+    Raises:
+        Refused: `REQUEST_INVALID` for what is not UTF-8.
+    """
+    try:
+        if path == "-":
+            return [line.rstrip("\n") for line in sys.stdin or ()]  # stdin is None where the shell closed it
+        return Path(path).read_text(encoding="utf-8").split("\n")
+    except UnicodeError as error:
+        raise _not_text() from error
+
+
+def _not_text() -> Refused:
+    return Refused(Code.REQUEST_INVALID, "The input is not UTF-8 text.", "Convert it to UTF-8.")
 
 
 def load_model(

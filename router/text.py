@@ -1,5 +1,6 @@
 """Text to tokens: one place for client and router, so that a router reads a request as training read it."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from protocol.spec import Architecture
@@ -11,18 +12,25 @@ IGNORED = -100
 """Label of a position that the loss leaves out (PyTorch's convention)."""
 
 
-def encode_input(
-    tokenizer: "PreTrainedTokenizerBase", text: str, architecture: Architecture, *, templated: bool = False
-) -> list[int]:
+ASSISTANT = "assistant"
+"""Role of the model's own turns in a chat."""
+
+
+class Templated(str):
+    """An input that a chat template wrote, and that carries its own special tokens."""
+
+    __slots__ = ()
+
+
+def encode_input(tokenizer: "PreTrainedTokenizerBase", text: str, architecture: Architecture) -> list[int]:
     """Turn an input into the tokens that the model reads before it answers.
 
     Args:
         tokenizer: The base model's.
-        text: The input.
+        text: The input, `Templated` or plain.
         architecture: A decoder continues its input, so there an end token has no place.
-        templated: The text was written by a chat template and carries its own special tokens.
     """
-    tokens: list[int] = tokenizer(text, add_special_tokens=not templated)["input_ids"]
+    tokens: list[int] = tokenizer(str(text), add_special_tokens=not isinstance(text, Templated))["input_ids"]
     if architecture == "decoder-only" and tokens and tokens[-1] == tokenizer.eos_token_id:
         return tokens[:-1]
     return tokens
@@ -42,3 +50,26 @@ def encode_target(tokenizer: "PreTrainedTokenizerBase", text: str, architecture:
         tokens = tokenizer(text_target=text)["input_ids"]
     end = tokenizer.eos_token_id
     return tokens if end is None or (tokens and tokens[-1] == end) else [*tokens, end]
+
+
+def write_prompt(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[dict[str, str]]) -> str:
+    """Write a chat down to where the assistant is to speak.
+
+    Args:
+        tokenizer: The base model's; without a chat template of its own, turns become lines `role: content`.
+        turns: `role` and `content` of each.
+    """
+    if tokenizer.chat_template:
+        return Templated(write_chat(tokenizer, turns, prompt=True))
+    return "\n".join([*(f"{turn['role']}: {turn['content']}" for turn in turns), f"{ASSISTANT}:"])
+
+
+def write_chat(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[dict[str, str]], *, prompt: bool) -> str:
+    """Write turns as the tokenizer's chat template does.
+
+    Args:
+        tokenizer: Has a chat template.
+        turns: `role` and `content` of each.
+        prompt: Whether the assistant is to speak next.
+    """
+    return str(tokenizer.apply_chat_template(list(turns), add_generation_prompt=prompt, tokenize=False))

@@ -1,5 +1,7 @@
 """Routing methods: one small file each, a line here and an entry in the registry."""
 
+from protocol.errors import Code, Refused
+
 METHODS = {
     "phatgoose": "The gates choose the top-k experts for every token at every module (arXiv 2402.05859).",
     "average-activation": "As phatgoose, with mean inputs for gates; experts must tell them (arXiv 2402.05859).",
@@ -15,3 +17,18 @@ METHODS = {
     "base": "The base model alone.",
 }
 """One line for each method, as people write it."""
+
+
+def listed(method: str) -> str:
+    """Find a method in the list, `expert:ada` under `expert:NAME`.
+
+    Raises:
+        Refused: `METHOD_UNKNOWN`.
+    """
+    name, colon, _ = method.partition(":")
+    found = next((entry for entry in METHODS if entry.partition(":")[0] == name), None)
+    if found is None or (":" in found) != bool(colon):
+        raise Refused(
+            Code.METHOD_UNKNOWN, f"There is no routing method {method!r:.200}.", f"Choose one of: {', '.join(METHODS)}."
+        )
+    return found

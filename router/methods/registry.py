@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from protocol.errors import Code, Refused
 from router.layer import Plan
-from router.methods import METHODS
+from router.methods import listed
 from router.methods.arrow import Arrow
 from router.methods.asked import Asked
 from router.methods.average_activation import AverageActivation, check_means
@@ -55,7 +55,6 @@ _MAKERS: dict[str, Maker] = {
     "spectr": lambda asked: Plan(asked.only_factors().pool, Spectr(asked.k, asked.temperature)),
     "uniform": lambda asked: Plan(asked.pool, Uniform(len(asked.pool.experts))),
 }
-_BY_NAME = {listed.partition(":")[0]: listed for listed in METHODS}
 
 
 def resolve(method: str, asked: Asked) -> list[Plan]:
@@ -71,11 +70,5 @@ def resolve(method: str, asked: Asked) -> list[Plan]:
     Raises:
         Refused: `METHOD_UNKNOWN`, or what the method refuses.
     """
-    name, colon, argument = method.partition(":")
-    listed = _BY_NAME.get(name)
-    if listed is None or (":" in listed) != bool(colon):
-        raise Refused(
-            Code.METHOD_UNKNOWN, f"There is no routing method {method!r:.200}.", f"Choose one of: {', '.join(METHODS)}."
-        )
-    made = _MAKERS[listed](asked.with_argument(argument))
+    made = _MAKERS[listed(method)](asked.with_argument(method.partition(":")[2]))
     return [made] * len(asked.inputs) if isinstance(made, Plan) else list(made)

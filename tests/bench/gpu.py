@@ -22,10 +22,11 @@ from router.methods.phatgoose import Phatgoose
 from router.pool import Expert, ExpertModule, ExpertPool, _modules
 from router.reference import ReferenceExpert, route
 from tests.bench.device import captured, ceilings, take_turns
-from tests.bench.layer import PATH, make_arrow, say
+from tests.bench.layer import make_arrow, say
 from tests.bench.timing import median_ratio
 
 D, INNER, RANK, K, LAYERS = 2048, 5120, 16, 2, 24
+PATH = "layer"
 EXPERTS, TOKENS, STEP_EXPERTS = (36, 166, 500, 1000), (1, 8, 64, 512, 4096), (36, 166, 1000)
 ROUNDS, CALLS = 15, 10
 MANY = 4096
@@ -123,7 +124,7 @@ def distinct_experts(pool: ExpertPool, u: Tensor) -> int:
 def against_arrow(pool: ExpertPool, linear: nn.Linear, layer: nn.Module, u: Tensor) -> float | str:
     """Time PEFT's Arrow over the same experts, neither in a graph."""
     try:
-        arrow = make_arrow(pool, linear)
+        arrow = make_arrow(pool, PATH, linear)
         took = take_turns({"arrow": lambda: arrow(u), "routed": lambda: layer(u)}, u.device, rounds=5)
     except torch.OutOfMemoryError:
         return "Arrow is out of memory"

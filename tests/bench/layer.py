@@ -1,6 +1,10 @@
-"""What routing costs: a routed linear module against the plain one, and against PEFT's Arrow.
+"""What routing costs: routed linear modules against plain ones, and against PEFT's Arrow.
 
     python -m tests.bench.layer
+
+A token passes through many layers, so several run in turn: together they are larger than a cache, and weights,
+gates and factors come from memory as they do in a model. `ratio_one_layer` is the figure where one layer runs
+again and again, and parts of it stay in the cache.
 
 Progress on stderr; the last line of stdout is one JSON object. One thread, float32.
 """
@@ -8,9 +12,8 @@ Progress on stderr; the last line of stdout is one JSON object. One thread, floa
 import gc
 import json
 import platform
-import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
 import torch
@@ -29,9 +32,11 @@ from tests.bench.timing import alternate, median_ratio
 
 D, RANK, K = 2048, 16, 2
 EXPERTS, TOKENS = (8, 36, 166, 500), (1, 64, 512)
-INNER = {1: 20, 64: 2, 512: 1}
-ROUNDS = {1: 41, 64: 25, 512: 11}
-PATH = "layer"
+LAYERS = 4
+"""Of 16 MiB each."""
+ROUNDS = {1: 61, 64: 15, 512: 5}
+ONE_LAYER_ROUNDS, ONE_LAYER_INNER = {1: 21, 64: 9, 512: 3}, {1: 20, 64: 2, 512: 1}
+PATHS = tuple(f"layers.{number}" for number in range(LAYERS))
 CHECKED_TOKENS = 4
 
 
@@ -39,14 +44,14 @@ def main() -> None:
     """Run all of it."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    linear = nn.Linear(D, D, bias=False).requires_grad_(requires_grad=False)
+    linears = [nn.Linear(D, D, bias=False).requires_grad_(requires_grad=False) for _ in PATHS]
     generations, slow = make_generations(max(EXPERTS))
     rows = []
     worst = 0.0
     with torch.inference_mode():
         for tokens in TOKENS:
             for experts in EXPERTS:
-                row, error = measure(linear, generations[experts], slow[:experts], tokens)
+                row, error = measure(linears, generations[experts], slow[:experts], tokens)
                 rows.append(row)
                 worst = max(worst, error)
                 say(row)
@@ -70,60 +75,78 @@ def say(row: object) -> None:
 
 
 def make_generations(count: int) -> tuple[dict[int, ExpertPool], list[ReferenceExpert]]:
-    """Grow one pool and keep the generations that are asked for."""
+    """Grow one pool and keep the generations that are asked for; the reference knows the first layer's experts."""
     pool, slow, kept = ExpertPool(), [], {}
     for number in range(count):
-        gate = torch.randn(D)
-        a, b = torch.randn(RANK, D) / D**0.5, torch.randn(D, RANK) / RANK**0.5
-        part = ExpertModule(a, b, 1.0, standardise(gate.double()).float())
-        pool = pool.add(Expert(f"{number:064x}", f"e{number}", "", {PATH: part}))
-        slow.append(ReferenceExpert(a, b, 1.0, gate))
+        parts = {}
+        for path in PATHS:
+            gate = torch.randn(D)
+            a, b = torch.randn(RANK, D) / D**0.5, torch.randn(D, RANK) / RANK**0.5
+            parts[path] = ExpertModule(a, b, 1.0, standardise(gate.double()).float())
+            if path == PATHS[0]:
+                slow.append(ReferenceExpert(a, b, 1.0, gate))
+        pool = pool.add(Expert(f"{number:064x}", f"e{number}", "", parts))
         if number + 1 in EXPERTS:
             kept[number + 1] = pool
     return kept, slow
 
 
 def measure(
-    linear: nn.Linear, pool: ExpertPool, slow: list[ReferenceExpert], tokens: int
+    linears: list[nn.Linear], pool: ExpertPool, slow: list[ReferenceExpert], tokens: int
 ) -> tuple[dict[str, float], float]:
     """Time one number of tokens over one number of experts.
 
     Returns:
         A row of the document, and the largest error as a share of max |y|.
     """
-    layer, u = RoutedLinear(PATH, linear), torch.randn(1, tokens, D)
+    layers = [RoutedLinear(path, linear) for path, linear in zip(PATHS, linears, strict=True)]
+    u = torch.randn(1, tokens, D)
     with routing(Plan(pool, Phatgoose(K))):
-        y = layer(u)[0, :CHECKED_TOKENS].double()
-        exact = route(u[0, :CHECKED_TOKENS], linear.weight, None, slow, K).y
-        took = alternate(
-            {"linear": lambda: linear(u), "routed": lambda: layer(u)}, rounds=ROUNDS[tokens], inner=INNER[tokens]
-        )
-        arrow = make_arrow(pool, linear)
-        turns = 1 if tokens * len(slow) > 10_000 else 3
-        rival = alternate({"arrow": lambda: arrow(u), "routed": lambda: layer(u)}, rounds=turns)
-        extra = peak_bytes(lambda: layer(u))
+        y = layers[0](u)[0, :CHECKED_TOKENS].double()
+        exact = route(u[0, :CHECKED_TOKENS], linears[0].weight, None, slow, K).y
+        took = alternate({"linear": each(linears, u), "routed": each(layers, u)}, rounds=ROUNDS[tokens])
+        hot = alternate(
+            {"linear": each(linears[:1], u), "routed": each(layers[:1], u)},
+            rounds=ONE_LAYER_ROUNDS[tokens], inner=ONE_LAYER_INNER[tokens],
+        )  # fmt: skip
+        arrows = [make_arrow(pool, path, linear) for path, linear in zip(PATHS, linears, strict=True)]
+        # Tenths of a second a turn, so the rival has few of them.
+        turns = 2 if tokens * len(slow) > 10_000 else 5
+        rival = alternate({"arrow": each(arrows, u), "routed": each(layers, u)}, rounds=turns)
+        extra = peak_bytes(lambda: layers[0](u))
     row = {
         "tokens": tokens,
         "experts": len(slow),
         "ratio_to_linear": round(median_ratio(took["routed"], took["linear"]), 3),
-        "speedup_over_arrow": round(statistics.median(rival["arrow"]) / statistics.median(took["routed"]), 1),
+        "ratio_one_layer": round(median_ratio(hot["routed"], hot["linear"]), 3),
+        "speedup_over_arrow": round(median_ratio(rival["arrow"], rival["routed"]), 1),
         "extra_peak_mib": round((extra - y.shape[1] * tokens * 4) / 2**20, 2),
     }
     return row, ((y - exact).abs().max() / exact.abs().max()).item()
 
 
-def make_arrow(pool: ExpertPool, linear: nn.Linear) -> Callable[[Tensor], Tensor]:
+def each(layers: Sequence[Callable[[Tensor], Tensor]], u: Tensor) -> Callable[[], None]:
+    """Run u [b, s, d] through layers one after another."""
+
+    def run() -> None:
+        for layer in layers:
+            layer(u)
+
+    return run
+
+
+def make_arrow(pool: ExpertPool, path: str, linear: nn.Linear) -> Callable[[Tensor], Tensor]:
     """Build PEFT's Arrow over the same experts, its prototypes being our gates."""
     names = [f"task_{number}" for number in range(len(pool.experts))]
     config = SimpleNamespace(
         top_k=K, router_temperature=D**0.5, rng_seed=0, task_adapter_names=names, gks_adapter_names=[], use_gks=False
     )
     arrow = ArrowLoraLinearLayer(D, config)
-    arrow.register_buffer("prototypes", pool.modules[PATH].gates.to(linear.weight.dtype), persistent=False)
+    arrow.register_buffer("prototypes", pool.modules[path].gates.to(linear.weight.dtype), persistent=False)
     arrow._protos_ready = True
     lora_a, lora_b = nn.ModuleDict(), nn.ModuleDict()
     for name, expert in zip(names, pool.experts, strict=True):
-        part = expert.modules[PATH]
+        part = expert.modules[path]
         lora_a[name], lora_b[name] = as_linear(part.a), as_linear(part.b)
     scaling = dict.fromkeys(names, 1.0)
     return lambda u: functional.linear(u, linear.weight) + arrow(u, lora_a, lora_b, nn.Identity(), scaling)

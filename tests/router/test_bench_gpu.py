@@ -29,7 +29,6 @@ def test_without_a_gpu_nothing_is_claimed() -> None:
 def test_its_pieces_run(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"PATH": PATH, "ROUNDS": 2, "CALLS": 1, "ARRIVALS": 3, "RIVAL_EXPERTS": 9, "RANK": 4}.items():
         monkeypatch.setattr(gpu, name, value)
-    monkeypatch.setattr("tests.bench.layer.PATH", PATH)
     monkeypatch.setattr("tests.bench.layer.D", 32)
     with torch.no_grad():
         pool = gpu.grow_pools([5, 9], {PATH: (32, 32)}, CPU, torch.bfloat16)[9]

@@ -1,0 +1,46 @@
+"""Which methods are compared, read and checked before any model wakes. Needs no torch."""
+
+from collections.abc import Sequence
+
+from protocol.errors import Code, Refused
+from router.methods import METHODS, listed
+
+ORACLE = "oracle"
+BEST_INDIVIDUAL = "best-individual"
+CHOSEN = {
+    ORACLE: "Of each task the expert that does best alone; runs every expert.",
+    BEST_INDIVIDUAL: "The one expert that does best alone in the mean over tasks; runs every expert.",
+}
+"""What is no routing method, since it looks at the right answers, by name."""
+
+
+def read_methods(given: Sequence[str]) -> list[str]:
+    """Read names of methods, each argument one or several with commas between.
+
+    `genknowsub:a,b` has commas of its own: what names no method goes on with a list that the one before it takes.
+
+    Raises:
+        Refused: `METHOD_UNKNOWN`, or `REQUEST_INVALID` if there is none or one stands twice.
+    """
+    found: list[str] = []
+    for name in (piece.strip() for text in given for piece in text.split(",")):
+        if found and _takes_a_list(found[-1]) and name.partition(":")[0] not in (*_NAMES, *CHOSEN):
+            found[-1] += f",{name}"
+        elif name in CHOSEN:
+            found.append(name)
+        else:
+            listed(name)
+            found.append(name)
+    if not found or len(set(found)) < len(found):
+        raise Refused(
+            Code.REQUEST_INVALID, "Each method is named once, and one at least.", f"Name some of: {', '.join(_ALL)}."
+        )
+    return found
+
+
+def _takes_a_list(name: str) -> bool:
+    return ":" in name and listed(name).endswith("...")
+
+
+_NAMES = {name.partition(":")[0] for name in METHODS}
+_ALL = (*METHODS, *CHOSEN)

@@ -1,0 +1,85 @@
+"""From rows to the texts that are asked, none longer than the model takes."""
+
+from typing import NamedTuple
+
+from protocol.errors import Code, Refused
+from router.base import Base
+from router.evaluation.rows import Row, Task
+from router.text import encode_input, encode_target, write_prompt
+
+
+class Limits(NamedTuple):
+    """How much at once, and how long."""
+
+    batch: int = 16
+    """Sequences in memory at once; each choice of a row is one."""
+    new_tokens: int = 64
+    """Longest answer that is written."""
+    input_tokens: int | None = None
+    """Inputs are cut to so many tokens: an encoder keeps the beginning, a decoder the end. None cuts nothing."""
+
+
+class Prompts(NamedTuple):
+    """What is asked, row by row."""
+
+    texts: list[str]
+    lengths: list[int]
+    """In tokens."""
+    cut: int
+    """Rows that were too long."""
+
+
+def write_prompts(base: Base, task: Task, limits: Limits) -> Prompts:
+    """Write the rows of a task as the model is to read them.
+
+    Raises:
+        Refused: `DATA_TOO_LONG` for a row that goes beyond the model's positions.
+    """
+    texts, lengths, cut = list[str](), list[int](), 0
+    for row in task.rows:
+        text = write_prompt(base.tokenizer, [turn.model_dump() for turn in row.turns]) if row.turns else row.input
+        length = len(encode_input(base.tokenizer, text, base.architecture))
+        if limits.input_tokens is not None and length > limits.input_tokens:
+            text, cut = _cut(base, text, limits.input_tokens), cut + 1
+            length = len(encode_input(base.tokenizer, text, base.architecture))
+        _check_length(base, row, length, limits)
+        texts.append(text)
+        lengths.append(length)
+    return Prompts(texts, lengths, cut)
+
+
+def _cut(base: Base, text: str, longest: int) -> str:
+    """Shorten a text, so that methods that read it first, and the model, read the same."""
+    # Special tokens stand outside the text and take room, too.
+    room = longest - (len(encode_input(base.tokenizer, text, base.architecture)) - len(_spans(base, text)))
+    causal = base.architecture == "decoder-only"
+    while room > 0:
+        spans = _spans(base, text)
+        if len(spans) <= room:
+            break
+        text = type(text)(text[spans[-room][0] :] if causal else text[: spans[room - 1][1]])
+    return text
+
+
+def _spans(base: Base, text: str) -> list[tuple[int, int]]:
+    """Return where in the text its tokens begin and end."""
+    found: list[tuple[int, int]] = base.tokenizer(str(text), add_special_tokens=False, return_offsets_mapping=True)[
+        "offset_mapping"
+    ]
+    return found
+
+
+def _check_length(base: Base, row: Row, length: int, limits: Limits) -> None:
+    positions = getattr(base.model.config, "max_position_embeddings", None)
+    if positions is None:
+        return
+    said = [len(encode_target(base.tokenizer, choice, base.architecture)) for choice in row.choices]
+    answer = max(said, default=limits.new_tokens)
+    needed = length + answer if base.architecture == "decoder-only" else max(length, answer)
+    if needed > positions:
+        raise Refused(
+            Code.DATA_TOO_LONG,
+            f"Row {row.number} of the tasks has {length} tokens and needs up to {answer} for the answer; the model "
+            f"takes {positions}.",
+            "Cut inputs with --max-input-tokens, ask for shorter answers with --max-new-tokens, or shorten the row.",
+        )

@@ -1,0 +1,98 @@
+"""greylag-router evaluate, in this process."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from protocol.errors import Code, Refused
+from protocol.signing import Identity
+from tests import factories
+from tests.router.catalog import Catalog, serving
+from tests.router.evaluation.conftest import RANKED, WRITTEN
+from tests.router.test_cli import call
+
+
+@pytest.fixture(scope="module")
+def node(t5_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with a release of two experts, and tasks beside it."""
+    folder, identity = tmp_path_factory.mktemp("town"), Identity.generate()
+    catalog = Catalog(factories.make_pool(t5_base, identity), identity)
+    bundles = [
+        factories.make_bundle(folder / name, catalog.pool, identity, name=name, seed=at)
+        for at, name in enumerate(("reverse", "copy"))
+    ]
+    catalog.publish(bundles, number=1)
+    with serving(catalog) as address:
+        call("pull", "-w", folder / "node", "--coordinator", address, "--base", t5_base)
+    (folder / "mine.jsonl").write_text("\n".join(RANKED + WRITTEN))
+    return folder
+
+
+def options(node: Path, *more: object) -> tuple[object, ...]:
+    place = ("-w", node / "node", "--device", "cpu", "--tasks", node / "mine.jsonl")
+    return ("evaluate", *place, "--max-new-tokens", 3, *more)
+
+
+def test_a_release_is_scored_on_tasks_of_ones_own(node: Path, tmp_path: Path) -> None:
+    again = options(node, "--output", tmp_path / "scores", "--methods", "base,oracle,retrieval")
+    said = call(*again, "--json")
+    document = json.loads(said.stdout)
+    assert document["tasks"]["kind"] == {"rows": 3, "metric": "accuracy", "cut": 0}
+    assert document["tasks"]["free"]["metric"] == "exact"
+    assert set(document["methods"]) == {"base", "oracle"}
+    assert "centroid" in document["skipped"]["retrieval"]
+    assert document["methods"]["oracle"]["tasks"]["kind"]["expert"] in ("ada/reverse", "ada/copy")
+    means = [
+        document["methods"]["base"]["tasks"][task][name] for task, name in (("kind", "accuracy"), ("free", "exact"))
+    ]
+    assert document["methods"]["base"]["mean"] == pytest.approx(sum(means) / 2)
+    assert "expert:ada/copy: kind, 3 rows" in said.stderr
+    table = call(*again, "--markdown").stdout.splitlines()
+    assert table[0] == "| percent of accuracy or exact | base | oracle |"
+    assert table[-1].startswith("retrieval was skipped: ")
+
+
+def test_base_and_the_releases_own_method_run_by_default(node: Path) -> None:
+    said = call(*options(node, "--limit", 1))
+    assert "phatgoose" in said.stdout
+    assert "kind (1)" in said.stdout
+
+
+@pytest.mark.parametrize(
+    ("more", "code"),
+    [
+        (["--methods", "fatgoose"], Code.METHOD_UNKNOWN),
+        (["--json", "--markdown"], Code.REQUEST_INVALID),
+        (["--k", 0], Code.REQUEST_INVALID),
+        (["--release", 7], Code.RELEASE_UNKNOWN),
+        (["--deny", "ada/"], Code.EXPERTS_EXHAUSTED),
+    ],
+)
+def test_what_cannot_be_run_is_refused(node: Path, more: list[object], code: Code) -> None:
+    with pytest.raises(Refused) as refused:
+        call(*options(node, *more))
+    assert refused.value.code is code
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (b"", Code.DATA_EMPTY),
+        (b'{"input": "a"}', Code.TASK_ROW),
+        (b'{"input": "a", "target": "b", "choices": ["c", "d"]}', Code.TASK_ROW),
+        (b"\xff", Code.REQUEST_INVALID),
+    ],
+)
+def test_bad_tasks_are_refused_before_a_model_is_looked_for(tmp_path: Path, content: bytes, code: Code) -> None:
+    (tmp_path / "bad.jsonl").write_bytes(content)
+    with pytest.raises(Refused) as refused:
+        call("evaluate", "-w", tmp_path, "--tasks", tmp_path / "bad.jsonl")
+    assert refused.value.code is code
+
+
+def test_a_release_of_another_base_is_refused(node: Path, tmp_path: Path) -> None:
+    other = factories.make_t5(tmp_path / "other", seed=1)
+    with pytest.raises(Refused) as refused:
+        call(*options(node, "--base", other))
+    assert refused.value.code is Code.BASE_MISMATCH
