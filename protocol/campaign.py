@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from protocol import statement
 from protocol.errors import Code, Refused
-from protocol.release import CalibrationFile, Pool, read_timestamp, sign, timestamp
+from protocol.release import MAX_CALIBRATION_BYTES, CalibrationFile, Pool, read_timestamp, sign, timestamp
 from protocol.signing import Identity, PublicKey, Signed
 from protocol.spec import Line, Sha256, Timestamp, Version
 from protocol.statement import Strict
@@ -76,6 +76,8 @@ class Calibrating(Strict):
     learning_rate: Annotated[float, Field(gt=0, le=10)]
     start: CalibrationFile | None
     """What the round starts from; null for zeros."""
+    numbers: Annotated[int, Field(ge=1, le=MAX_CALIBRATION_BYTES // 4)]
+    """How many an answer holds: a bias for each module and expert, then a log temperature for each module."""
     privacy: Privacy | None = None
 
     @model_validator(mode="after")

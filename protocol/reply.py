@@ -16,7 +16,7 @@ ORDER, ANSWER, METRICS, ARRAYS = "order", "answer", "metrics", "arrays"
 UPDATE = "update"
 """Name of the one array that a reply may hold."""
 _WITH_UPDATE = frozenset({"calibrate"})
-_NUMBER_BYTES = 4
+NUMBER_BYTES = 4
 _COMMON = {"state": r"done|later|failed", "code": r"[A-Z_]{0,32}", "error": r"[A-Za-z_]{0,64}"}
 _WORDS: Mapping[str, Mapping[str, str]] = {
     "info": {"version": r"[0-9a-z.+]{1,32}", "device": r"cpu|cuda", "rows": r"[a-z0-9, ]{1,40}"},
@@ -78,7 +78,7 @@ def read_reply(kind: str, text: Mapping[str, object], metrics: Mapping[str, obje
     if update and (
         kind not in _WITH_UPDATE
         or len(update) > MAX_CALIBRATION_BYTES
-        or len(update) % _NUMBER_BYTES
+        or len(update) % NUMBER_BYTES
         or not all(map(math.isfinite, memoryview(update).cast("B").cast("f")))
     ):
         raise _not_allowed(kind, "array")

@@ -6,14 +6,13 @@ Everything that a campaign may learn passes `reply_to`, the only place that make
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from protocol.campaign import Kind, Order, read_order
 from protocol.errors import Code, GreylagError, Refused, Unavailable
 from protocol.release import Pool
-from protocol.reply import ANSWER, ARRAYS, METRICS, ORDER, UPDATE, Reply, read_reply
+from protocol.reply import ANSWER, ARRAYS, METRICS, NUMBER_BYTES, ORDER, UPDATE, Reply, read_reply
 
 Act = Callable[[Order], Reply]
 
@@ -61,9 +60,10 @@ def reply_to(message: Message, kind: str, work: Callable[[], Reply], note: Calla
     text = {name: value for name, value in reply.text.items() if value}
     content = RecordDict({ANSWER: ConfigRecord(dict(text)), METRICS: MetricRecord(dict(reply.metrics))})
     if reply.update:
-        numbers = np.frombuffer(reply.update, np.float32)
-        content[ARRAYS] = ArrayRecord({UPDATE: Array(numbers)})
-        note(f"sent {len(numbers)} numbers of a calibration, {len(reply.update)} bytes")
+        numbers = len(reply.update) // NUMBER_BYTES
+        array = Array(dtype="float32", shape=(numbers,), stype="little-endian", data=reply.update)
+        content[ARRAYS] = ArrayRecord({UPDATE: array})
+        note(f"an array of {numbers} numbers is sent, {len(reply.update)} bytes")
     return Message(content, reply_to=message)
 
 

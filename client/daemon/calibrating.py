@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DataCollatorForSeq2Seq
 
@@ -32,7 +33,14 @@ METHOD = "phatgoose"
 
 
 def take_steps(
-    model: "RoutedModel", mirror: Mirror, start: Calibration | None, task: Calibrating, data: Path, columns: Columns
+    model: "RoutedModel",
+    mirror: Mirror,
+    start: Calibration | None,
+    task: Calibrating,
+    data: Path,
+    columns: Columns,
+    *,
+    scratch: Path,
 ) -> bytes:
     """Train biases and temperatures on the rows that training takes; those that it holds back are for `evaluate`.
 
@@ -43,6 +51,7 @@ def take_steps(
         task: The round.
         data: The private file.
         columns: Its columns.
+        scratch: Folder for temporary files; nothing stays in it.
 
     Returns:
         All numbers of the calibration, float32.
@@ -60,8 +69,13 @@ def take_steps(
     base, listed = model.base, [expert.bundle for expert in mirror.release.spec.experts]
     start = (start or Calibration.zeros([], [])).over(listed, sorted(pool.modules))
     positions = getattr(base.model.config, "max_position_embeddings", None)
+    if task.numbers != len(start.vector):
+        raise Refused(
+            Code.ORDER_INVALID, f"The order asks for {task.numbers} numbers; the release has {len(start.vector)}.",
+            "Tell the pool's operator.",
+        )  # fmt: skip
     examples = read_examples(
-        data, columns, base.tokenizer, base.architecture, pool.recipe, positions=positions, scratch=data.parent
+        data, columns, base.tokenizer, base.architecture, pool.recipe, positions=positions, scratch=scratch
     )
     seed = hashlib.sha256(f"{mirror.release.digest} {task.number}".encode()).digest()
     batches = _batches(base, examples.train, task.steps, random.Random(seed))  # noqa: S311 - no secret
@@ -72,11 +86,11 @@ def take_steps(
     return found.astype("<f4").tobytes()
 
 
-def clipped(found: np.ndarray, start: np.ndarray, norm: float) -> np.ndarray:  # type: ignore[type-arg]
+def clipped(found: NDArray[np.float32], start: NDArray[np.float32], norm: float) -> NDArray[np.float32]:
     """Shorten the change from start [n] to found [n] to a norm, where it is longer."""
     change = found - start
     length = float(np.linalg.norm(change.astype(np.float64)))
-    return start + change * np.float32(min(1.0, norm / max(length, np.finfo(np.float32).tiny)))
+    return found if length <= norm else start + change * np.float32(norm / length)
 
 
 def _batches(base: "Base", rows: "datasets.Dataset", steps: int, draw: random.Random) -> Iterator[dict[str, Tensor]]:

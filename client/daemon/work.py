@@ -142,7 +142,7 @@ class Work:
             start = pull_calibration(self.place.releases, where, task.start, ca=ca, on_bytes=count)
         model = self._loaded(settings)
         model.take_up(mirror)
-        update = take_steps(model, mirror, start, task, policy.data, columns_of(settings))
+        update = take_steps(model, mirror, start, task, policy.data, columns_of(settings), scratch=self.place.releases)
         keep_only(self.place.releases, set(model.digests))
         metrics = {"seconds": round(time.monotonic() - began, 1)}
         return Reply(words={"round": str(task.number)}, metrics=metrics, update=update)

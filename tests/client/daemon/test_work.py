@@ -52,7 +52,7 @@ def test_a_candidate_is_scored_against_release_base_and_own_expert(
     site, place = trained.site, Place(trained.site.workspace)
     stale = place.releases / BUNDLES / ("9" * 64)
     stale.mkdir(parents=True)
-    monkeypatch.setattr(work, "pull_candidate", lambda *_, **__: mirror(trained, empty=False))
+    monkeypatch.setattr(work, "pull_exactly", lambda *_, **__: mirror(trained, empty=False))
     monkeypatch.setattr(work, "pull", lambda *_, **__: mirror(trained, empty=True))
     node = Work(place, site.pool, device="cpu")
     reply = node.answer(order(site, "evaluate"), DaemonPolicy(data=site.data))
@@ -69,7 +69,7 @@ def test_before_the_first_release_there_is_the_base(trained: Trained, monkeypatc
 
     site, place = trained.site, Place(trained.site.workspace)
     (place.releases / BUNDLES).mkdir(parents=True, exist_ok=True)
-    monkeypatch.setattr(work, "pull_candidate", lambda *_, **__: mirror(trained, empty=False))
+    monkeypatch.setattr(work, "pull_exactly", lambda *_, **__: mirror(trained, empty=False))
     monkeypatch.setattr(work, "pull", none)
     reply = Work(place, site.pool, device="cpu").answer(order(site, "evaluate"), DaemonPolicy(data=site.data))
     assert set(reply.metrics) == {"loss_base", "loss_candidate", "loss_own", "seconds"}
@@ -81,7 +81,7 @@ def test_a_download_has_bounds(trained: Trained, monkeypatch: pytest.MonkeyPatch
         raise AssertionError("went on")
 
     site = trained.site
-    monkeypatch.setattr(work, "pull_candidate", large)
+    monkeypatch.setattr(work, "pull_exactly", large)
     policy = DaemonPolicy(data=site.data, limits=Limits(max_download_mb=1))
     with pytest.raises(Refused) as refused:
         Work(Place(site.workspace), site.pool).answer(order(site, "evaluate"), policy)
