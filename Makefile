@@ -67,6 +67,10 @@ bench-train: $(STAMP) ## Training throughput beside a plain Trainer and PEFT scr
 bench-growth: $(STAMP) ## Cost of adding an expert while requests run (a minute)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.growth
 
+.PHONY: bench-zeroshot
+bench-zeroshot: $(STAMP) ## Every routing method on tasks that no expert was trained for; ARGS="--help" tells options
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.lab $(ARGS)
+
 .PHONY: proto
 proto: $(STAMP) ## Generate the code for protocol/v1/*.proto again
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --grpc_python_out=. \

@@ -132,6 +132,9 @@ def train(
     quantise: QuantiseFlag = None,
     recompute: RecomputeFlag = False,
     packing: PackingFlag = False,
+    joint: Annotated[
+        bool, typer.Option("--joint", help="Train gates together with the expert, to compare: such gates route worse.")
+    ] = False,
     share: ShareFlag = None,
     progress: ProgressFlag = Style.AUTO,
     workspace: WorkspaceFlag = Path(),
@@ -146,9 +149,8 @@ def train(
     from client.plan import Thrift
     from client.produce import Order
 
-    order = Order(
-        data, name, seed, device, micro_batch, recipe, tell(share), Thrift(dtype, quantise, recompute, packing)
-    )
+    thrift = Thrift(dtype, quantise, recompute, packing)
+    order = Order(data, name, seed, device, micro_batch, recipe, tell(share), thrift, joint=joint)
     _train(order, progress, workspace, input_column=input_column, target_column=target_column)
 
 

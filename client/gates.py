@@ -1,7 +1,8 @@
 """Gates: one vector a module, trained after the expert with everything else frozen.
 
 Same data, objective and learning rate as the expert's, `W u + s B A u * sigmoid(v . u)` with v = 0
-at the start (arXiv 2402.05859, section 3).
+at the start (arXiv 2402.05859, section 3). Or, to compare with it, trained together with the expert
+(appendix A): routing by such gates is worse.
 """
 
 from collections.abc import Mapping
@@ -16,16 +17,17 @@ from client import history, phase
 from client.progress import Report
 from protocol.kinds import Module
 from protocol.spec import Recipe
+from router.attach import Linear
 from router.base import Base
-from router.gated import GatedExpert, attach_gates, detach_gates
+from router.gated import GatedLinear, attach_gates, detach_gates, gate_tuners
 
 if TYPE_CHECKING:
     import datasets
 
     from client.data import Examples
 
-_LOOKED_AT = 32
-"""Held-out rows on which gates are watched."""
+_LOOKED_AT = 8
+"""Held-out rows on which gates are watched: hundreds of tokens, for a picture of averages."""
 
 
 def train(
@@ -51,7 +53,41 @@ def train(
     Returns:
         Gates by tensor name `{module path}.gate`, float32 [d_in].
     """
-    gated = attach_gates(base.model, adapter, modules)
+    return _train(work, base, attach_gates(base.model, adapter, modules), examples, recipe, report)
+
+
+def train_jointly(
+    work: phase.Phase,
+    base: Base,
+    linears: Mapping[str, Linear],
+    examples: "Examples",
+    recipe: Recipe,
+    report: Report,
+) -> dict[str, Tensor]:
+    """Train gates together with an expert that is on the base.
+
+    Args:
+        work: As in `train`.
+        base: The base model with an untrained expert on it, a trained one when this returns.
+        linears: The base's own modules, by the paths where the expert stands.
+        examples: Tokenised examples.
+        recipe: Batch and learning rate.
+        report: Told after every step.
+
+    Returns:
+        As `train`.
+    """
+    return _train(work, base, gate_tuners(base.model, linears), examples, recipe, report)
+
+
+def _train(
+    work: phase.Phase,
+    base: Base,
+    gated: Mapping[str, GatedLinear],
+    examples: "Examples",
+    recipe: Recipe,
+    report: Report,
+) -> dict[str, Tensor]:
     try:
         phase.run(work, base.model, base.tokenizer, examples.train, examples.held_out, recipe, report)
         history.write_openings(work.folder.parent, _openings(base, gated, examples.held_out))
@@ -60,11 +96,11 @@ def train(
         detach_gates(base.model, gated)
 
 
-def _openings(base: Base, gated: Mapping[str, GatedExpert], rows: "datasets.Dataset") -> dict[str, float]:
+def _openings(base: Base, gated: Mapping[str, GatedLinear], rows: "datasets.Dataset") -> dict[str, float]:
     """Average, over the tokens of some rows, how wide each gate opens."""
     total, tokens = dict.fromkeys(gated, 0.0), dict.fromkeys(gated, 0)
 
-    def watch(path: str, layer: GatedExpert, u: Tensor) -> None:
+    def watch(path: str, layer: GatedLinear, u: Tensor) -> None:
         opening = layer.opening(u)
         total[path] += float(opening.sum())
         tokens[path] += opening.numel()

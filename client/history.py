@@ -8,7 +8,8 @@ from typing import Any
 from client.workspace import write_whole
 from protocol import strict_json
 
-PHASES = ("base", "expert", "gates")
+PHASES = ("base", "expert", "gates", "joint")
+"""`base` is not trained, and `joint` stands for expert and gates in one."""
 _OPENINGS = "openings.json"
 TRAINED, HELD_OUT = "loss", "eval_loss"
 """What the Trainer calls a loss on the rows of the last steps, and one on the held-out rows."""
@@ -40,11 +41,11 @@ def steps(run: Path) -> dict[str, int]:
 
 
 def losses(run: Path) -> dict[str, float]:
-    """Sum up a run: the held-out loss of the base alone, and the best with the expert and with its gates."""
+    """Sum up a run: the held-out loss of the base alone, and the best of each phase."""
     found = {}
     for phase in PHASES:
         seen = [(point["step"], point[HELD_OUT]) for point in read(run, phase) if HELD_OUT in point]
-        if phase == "expert" and seen and seen[0][0] == 0:
+        if seen and seen[0][0] == 0:
             found["base"] = seen.pop(0)[1]  # before its first step an expert adds nothing
         if seen:
             found[phase] = min(loss for _, loss in seen)

@@ -92,6 +92,7 @@ def pack_run(
         contributor=identity.public.hex,
         modules=record.modules,
         dtype=record.dtype,
+        joint=record.joint,
         statistics=statistics,
         license=license_id,
         supersedes=supersedes,
@@ -123,6 +124,7 @@ def _told(statistics: Statistics) -> str:
 def render_card(record: RunRecord, pool: Pool, license_id: str, statistics: Statistics) -> str:
     """Write the model card from facts alone."""
     recipe, first = record.recipe, next(iter(record.modules.values()))
+    steps = {"expert": record.steps["joint"]} if record.joint else record.steps
     how = f"steps of {recipe.batch_size}, learning rate {recipe.learning_rate}"
     data = ModelCardData(
         base_model=pool.spec.base.name,
@@ -139,8 +141,8 @@ def render_card(record: RunRecord, pool: Pool, license_id: str, statistics: Stat
         what=_WHAT[first.kind],
         modules=len(record.modules),
         size=_size(record.modules.values()),
-        expert="an adapter that was there already" if record.adopted else f"{record.steps['expert']} {how}",
-        gates=f"{record.steps['gates']} {how}",
+        expert="an adapter that was there already" if record.adopted else f"{steps['expert']} {how}",
+        gates="together with the expert" if record.joint else f"{steps['gates']} {how}",
         losses=", ".join(f"{loss:.3f} {LOSSES[name]}" for name, loss in record.losses.items()),
         use=_OWN if first.kind == "bottleneck" else _PEFT,
         rows=record.rows,

@@ -47,7 +47,7 @@ class Phase:
     """What one phase trains, and where it keeps its checkpoints."""
 
     name: str
-    """`base`, `expert` or `gates`."""
+    """One of `history.PHASES`."""
     folder: Path
     steps: int
     seed: int
@@ -243,7 +243,7 @@ def _arguments(phase: Phase, recipe: Recipe) -> TrainingArguments:
         max_grad_norm=1.0,
         eval_strategy="steps",
         eval_steps=recipe.eval_every,
-        eval_on_start=phase.name == "expert",  # an untrained expert is the base
+        eval_on_start=phase.name in ("expert", "joint"),  # an untrained expert is the base
         save_strategy="steps",
         save_steps=recipe.eval_every,
         load_best_model_at_end=True,

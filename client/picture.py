@@ -5,7 +5,7 @@ from pathlib import Path
 from client import history
 
 PICTURE = "training.png"
-_COLOURS = {"expert": "tab:blue", "gates": "tab:orange"}
+_COLOURS = {"expert": "tab:blue", "gates": "tab:orange", "joint": "tab:green"}
 
 
 def draw(run: Path) -> Path:

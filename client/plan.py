@@ -64,6 +64,8 @@ class Plan:
     thrift: Thrift = FULL
     adapter: "Adapter | None" = None
     """Trained elsewhere; only its gates are trained here."""
+    joint: bool = False
+    """Expert and gates are trained together, to compare with (arXiv 2402.05859, appendix A)."""
 
     def run_id(self) -> str:
         """Name of the run's folder: equal input, equal name.
@@ -86,5 +88,6 @@ class Plan:
             "recipe": self.recipe.model_dump(),
             "seed": self.seed,
             "adapter": self.adapter and self.adapter.digest,
+            "joint": self.joint,
         }
         return hashlib.sha256(strict_json.dumps(facts)).hexdigest()[:16]

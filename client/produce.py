@@ -44,6 +44,8 @@ class Order:
     thrift: Thrift = FULL
     adapter: str | None = None
     """Folder or Hugging Face id of an adapter of which only the gates are trained."""
+    joint: bool = False
+    """Gates are trained together with the expert, not after it."""
 
 
 def produce(
@@ -75,12 +77,7 @@ def produce(
     if adapter is None:
         plan_modules(pool.spec, recipe)
     name = _expert_name(order.name or settings.name)
-    if order.micro_batch is not None and recipe.batch_size % order.micro_batch:
-        raise Refused(
-            Code.SETTINGS_INVALID,
-            f"--micro-batch {order.micro_batch} is no divisor of the batch of {recipe.batch_size}.",
-            "Choose one that divides it.",
-        )
+    _check_micro_batch(order.micro_batch, recipe)
     identity = keys.load(workspace.root / settings.key)
     check_base(settings.base, pool.spec.base, workspace.base_cache)
 
@@ -99,6 +96,7 @@ def produce(
         sharing=sharing,
         thrift=order.thrift,
         adapter=adapter,
+        joint=order.joint,
     )
     run = workspace.runs / plan.run_id()
     if read_record(run) is None or not (sharing.folder(run) / GATES).is_file():
@@ -121,7 +119,7 @@ def _result(run: Path, plan: Plan) -> Iterator[str]:
             f"The adapter names {named}, the pool {plan.pool.spec.base.name}; a name proves nothing, and an adapter "
             "holds no other proof of the weights that it was trained on."
         )
-    if losses["gates"] >= losses["base"]:
+    if losses["joint" if plan.joint else "gates"] >= losses["base"]:
         yield "On these rows the expert does not help: perhaps it belongs to other rows, or to another base model."
 
 
@@ -154,6 +152,15 @@ def override(recipe: Recipe, overrides: Mapping[str, object]) -> Recipe:
             f"{flag} is out of range: {reason}.",
             "Give another value, or leave it out to take the pool's.",
         ) from error
+
+
+def _check_micro_batch(micro_batch: int | None, recipe: Recipe) -> None:
+    if micro_batch is not None and recipe.batch_size % micro_batch:
+        raise Refused(
+            Code.SETTINGS_INVALID,
+            f"--micro-batch {micro_batch} is no divisor of the batch of {recipe.batch_size}.",
+            "Choose one that divides it.",
+        )
 
 
 def _expert_name(name: str) -> str:

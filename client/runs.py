@@ -19,6 +19,7 @@ STATISTICS = "statistics.json"
 """Beside gates that carry statistics."""
 
 LOSSES = {"base": "by the base alone", "expert": "with the expert", "gates": "with the expert under its gates"}
+LOSSES["joint"] = LOSSES["gates"]
 
 
 class RunRecord(Strict):
@@ -33,6 +34,8 @@ class RunRecord(Strict):
     """Of the expert's tensors."""
     adopted: bool = False
     """The expert was trained elsewhere, and only its gates by this recipe."""
+    joint: bool = False
+    """Expert and gates were trained together."""
     steps: dict[Name, int]
     """Steps that each phase took."""
     losses: dict[Name, float]

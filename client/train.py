@@ -22,6 +22,7 @@ from client.workspace import write_whole
 from protocol.bundle import GATES
 from protocol.errors import Code, Refused
 from protocol.kinds import Module
+from router.attach import find_linear
 from router.base import Base, load_base
 
 if TYPE_CHECKING:
@@ -58,7 +59,9 @@ def train(plan: Plan, folder: Path, report: Report) -> None:
         scratch=folder,
     )
     if not (folder / ADAPTER).is_dir():
-        if adapter is None:
+        if plan.joint:
+            _train_jointly(plan, base, examples, modules, folder, report)
+        elif adapter is None:
             _train_expert(plan, base, examples, modules, folder, report)
         else:
             _measure_base(plan, base, examples, folder)
@@ -74,12 +77,13 @@ def train(plan: Plan, folder: Path, report: Report) -> None:
         modules=dict(modules),
         dtype="float32" if adapter is None else adapter.dtype,
         adopted=adapter is not None,
+        joint=plan.joint,
         steps=history.steps(folder),
         losses=history.losses(folder),
         rows=coarse(examples.rows),
     )
     write_whole(folder / RECORD, dump_record(record))
-    for checkpoints in ("base", "expert", "gates"):
+    for checkpoints in history.PHASES:
         shutil.rmtree(folder / checkpoints, ignore_errors=True)
 
 
@@ -104,6 +108,20 @@ def _train_gates(
     gates.save(vectors, folder / GATES)
 
 
+def _train_jointly(
+    plan: Plan, base: Base, examples: Examples, modules: "Mapping[str, Module]", folder: Path, report: Report
+) -> None:
+    set_seed(plan.seed)
+    linears = {path: find_linear(base.model, path) for path in modules}
+    expert = tuner.put_on(base, plan.recipe, modules)
+    work = _phase(plan, "joint", folder)
+    vectors = gates.train_jointly(work, base, linears, examples, plan.recipe, report)
+    _check_finite(vectors | phase.trainable(expert.model), "expert")
+    gates.save(vectors, folder / GATES)
+    expert.save(folder / ADAPTER, plan.pool.spec.base.name)
+    expert.take_off()
+
+
 def _measure_base(plan: Plan, base: Base, examples: Examples, folder: Path) -> None:
     # Gates are trained on an expert that came from elsewhere, perhaps from another base: this tells what it is worth.
     work = _phase(plan, "base", folder)
@@ -111,7 +129,8 @@ def _measure_base(plan: Plan, base: Base, examples: Examples, folder: Path) -> N
 
 
 def _phase(plan: Plan, name: str, folder: Path) -> phase.Phase:
-    steps = {"expert": plan.recipe.expert_steps, "gates": plan.recipe.gate_steps}.get(name, 0)
+    recipe = plan.recipe
+    steps = {"expert": recipe.expert_steps, "gates": recipe.gate_steps, "joint": recipe.expert_steps}.get(name, 0)
     return phase.Phase(
         name,
         folder / name,

@@ -16,7 +16,7 @@ from coordinator.tables import BundleRow
 from protocol import bundle, release
 from protocol.bundle import Manifest
 from protocol.errors import Code, Refused
-from protocol.node import read_binding
+from protocol.node import check_clock, read_binding
 from protocol.release import RECEIPT_TYPE, Pool, Receipt, timestamp
 from protocol.signing import Identity
 
@@ -91,7 +91,8 @@ class Intake:
         """Take the key of a contributor's daemon, and return where the daemon connects to.
 
         Raises:
-            Refused: `FLEET_OFF`, `WRONG_POOL`, `NODE_TAKEN`, a code of the contributor's key, or of an envelope.
+            Refused: `FLEET_OFF`, `WRONG_POOL`, `CLOCKS_APART`, `NODE_TAKEN`, a code of the contributor's key, or of
+                an envelope.
         """
         if self._fleet is None:
             raise Refused(
@@ -104,7 +105,9 @@ class Intake:
                 f"The binding is for pool {binding.pool[:16]}; this is pool {self._pool.digest[:16]}.",
                 "Start the daemon again.",
             )
-        Fleet(self._registry).bind(binding, envelope, now=self._clock())
+        now = self._clock()
+        check_clock(binding, now=now)
+        Fleet(self._registry).bind(binding, envelope, now=now)
         return self._fleet
 
     def begin(self, envelope: bytes) -> Begun:

@@ -136,19 +136,28 @@ def read_order(envelope: bytes, pool: Pool, *, now: datetime) -> Order:
     """Verify an order of a pool.
 
     Raises:
-        Refused: `ORDER_INVALID` for whatever is not an order of this pool, or is one no more.
+        Refused: `ORDER_INVALID` for whatever is not an order of this pool, `VERSION_UNKNOWN` for one that only another
+            version of this program understands, `CLOCKS_APART` for one that is over by this clock.
     """
     try:
         signed = Signed.parse(envelope)
         signed.verify([PublicKey.from_hex(pool.spec.coordinator)])
-        order = statement.read(Order, statement.parse(signed.payload, ORDER_TYPE).predicate, what="The order")
+        predicate = statement.parse(signed.payload, ORDER_TYPE).predicate
     except Refused as error:
         raise Refused(Code.ORDER_INVALID, f"The order is not to be trusted: {error.message}") from error
+    try:
+        order = statement.read(Order, predicate, what="it")
+    except Refused as error:
+        raise Refused(
+            Code.VERSION_UNKNOWN,
+            f"This version of the program does not understand the pool's order ({error.message.rstrip('.')}).",
+            "Install the version that the pool's operator runs.",
+        ) from error
     if order.pool != pool.digest:
         raise Refused(Code.ORDER_INVALID, "The order is for another pool.", "Tell the pool's operator.")
     if read_timestamp(order.expires) < now:
         raise Refused(
-            Code.ORDER_INVALID,
+            Code.CLOCKS_APART,
             f"The order ended at {order.expires}; this machine's clock says {timestamp(now)}.",
             "Check the clock.",
         )

@@ -54,6 +54,8 @@ class Code(Enum):
     NODE_TAKEN = Fate("ALREADY_EXISTS", 409, EX_DATAERR, "The node's key is bound to another contributor.")
     FLEET_OFF = Fate("FAILED_PRECONDITION", 409, EX_CONFIG, "The coordinator takes no daemons.")
     APP_UNKNOWN = Fate("PERMISSION_DENIED", 403, EX_NOPERM, "The pool does not allow this app bundle.")
+    CLOCKS_APART = Fate("FAILED_PRECONDITION", 409, EX_TEMPFAIL, "The clocks of node and coordinator are apart.")
+    VERSION_UNKNOWN = Fate("FAILED_PRECONDITION", 409, EX_CONFIG, "The node runs another version of the program.")
     ORDER_INVALID = Fate("PERMISSION_DENIED", 403, EX_NOPERM, "The message carries no order that this node obeys.")
     CONSENT = Fate("PERMISSION_DENIED", 403, EX_NOPERM, "The contributor's policy does not allow the campaign.")
     EGRESS = Fate("PERMISSION_DENIED", 403, EX_NOPERM, "The reply holds something that may not leave the node.")
@@ -65,7 +67,7 @@ class Code(Enum):
     # What a pool takes.
     NAME_TAKEN = Fate("ALREADY_EXISTS", 409, EX_DATAERR, "The name belongs to another contributor.")
     WRONG_POOL = Fate("FAILED_PRECONDITION", 409, EX_DATAERR, "The bundle was made for another pool.")
-    BASE_MISMATCH = Fate("FAILED_PRECONDITION", 409, EX_DATAERR, "The bundle was trained on another base model.")
+    BASE_MISMATCH = Fate("FAILED_PRECONDITION", 409, EX_DATAERR, "The base model is not the pool's.")
     MODULE_UNKNOWN = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "The expert touches a module that the base lacks.")
     KIND_UNSUPPORTED = Fate("FAILED_PRECONDITION", 409, EX_DATAERR, "An expert of this kind cannot run here.")
     RANK_OUT_OF_BOUNDS = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "A rank is outside what the pool allows.")

@@ -6,6 +6,7 @@ can bind nothing.
 """
 
 import os
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -24,11 +25,14 @@ from pydantic import StringConstraints
 
 from protocol import statement
 from protocol.errors import Code, Refused
+from protocol.release import read_timestamp, timestamp
 from protocol.signing import Identity, PublicKey, Signed
 from protocol.spec import KeyHex, Sha256, Timestamp
 from protocol.statement import Strict
 
 BINDING_TYPE = "https://greylag.org/node-binding/v1"
+MAX_APART_S = 300.0
+"""Flower lets a node in only if their clocks differ by less, in seconds."""
 _DOMAIN = b"greylag node binding v1\0"
 _ECDSA = ec.ECDSA(hashes.SHA384())
 
@@ -131,6 +135,22 @@ def read_binding(envelope: bytes) -> Binding:
             Code.BAD_SIGNATURE, "The node's key did not sign the contributor's key.", "Bind them again."
         ) from error
     return document
+
+
+def check_clock(binding: Binding, *, now: datetime) -> None:
+    """Refuse a binding that was signed just now by a clock that is far from this one.
+
+    Raises:
+        Refused: `CLOCKS_APART`.
+    """
+    apart_s = (read_timestamp(binding.created) - now).total_seconds()
+    if abs(apart_s) > MAX_APART_S:
+        raise Refused(
+            Code.CLOCKS_APART,
+            f"The node's clock says {binding.created}, the coordinator's {timestamp(now)}; "
+            f"they may differ by {MAX_APART_S:.0f} seconds.",
+            "Set the clock by the internet's time (NTP); the daemon tries again.",
+        )
 
 
 def _message(pool: str, contributor: PublicKey) -> bytes:

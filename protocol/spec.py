@@ -165,6 +165,8 @@ class ExpertSpec(Strict):
     """All of one kind, since one adapter_config.json speaks for all of them."""
     dtype: Dtype
     """Dtype of the adapter's tensors; gates and statistics are always float32."""
+    joint: bool = False
+    """Whether the gates were trained together with the expert, not after it as the method wants."""
     statistics: Statistics = Statistics()
     license: Annotated[Line, StringConstraints(min_length=1, max_length=100)]
     supersedes: Sha256 | None = None

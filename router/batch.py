@@ -1,18 +1,13 @@
-"""Texts to padded batches, and back."""
+"""Texts to padded batches."""
 
 from collections.abc import Sequence
-from dataclasses import replace
-from itertools import compress
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from router.answer import Answer
 from router.base import Base
-from router.planning import Part
-from router.record import RouteRecorder
 from router.text import IGNORED, encode_input, encode_target
 
 Side = Literal["left", "right"]
@@ -59,34 +54,6 @@ def pair_batch(base: Base, pairs: Sequence[TokenPair]) -> tuple[dict[str, Tensor
     else:
         rows, labels = [pair.input for pair in pairs], [pair.target for pair in pairs]
     return _batch(base, rows, "right"), _pad(labels, IGNORED, "right", base.model.device)
-
-
-def decode(base: Base, part: Part, row: int, read: tuple[list[int], list[int]], written: list[int]) -> Answer:
-    """Turn what the model wrote for one input into an answer, with its routes where they were recorded.
-
-    Args:
-        base: The base model.
-        part: The inputs that were routed like this one.
-        row: Position among them.
-        read: The input's row of input_ids and attention_mask.
-        written: Tokens that the model wrote, padding included.
-    """
-    tokenizer = base.tokenizer
-    ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
-    length = next((at + 1 for at, token in enumerate(written) if token in ends), len(written))
-    text = tokenizer.decode(written[:length], skip_special_tokens=True).strip()
-    answer = Answer(text, part.generation.release, part.method)
-    recorder = part.plan.recorder
-    if not isinstance(recorder, RouteRecorder):
-        return answer
-    ids, mask = read
-    causal = base.architecture == "decoder-only"
-    return replace(
-        answer,
-        input_tokens=tuple(tokenizer.convert_ids_to_tokens(list(compress(ids, mask)))),
-        output_tokens=tuple(tokenizer.convert_ids_to_tokens(written[:length])),
-        routes=tuple(recorder.routes(row, [bool(kept) for kept in mask], length, causal=causal)),
-    )
 
 
 def _batch(base: Base, rows: Sequence[Sequence[int]], side: Side) -> dict[str, Tensor]:

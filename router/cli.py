@@ -40,6 +40,9 @@ app = typer.Typer(
 )
 for verb in (cli_evaluate.evaluate, cli_model.trace, cli_model.save, cli_model.export):
     app.command()(verb)
+app.command("lm-eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
+    cli_evaluate.lm_eval
+)
 
 
 def main() -> None:

@@ -106,6 +106,26 @@ def evaluate(
     _print(found, json_=json_, markdown=markdown)
 
 
+def lm_eval(ctx: typer.Context) -> None:
+    """Run the command of lm-evaluation-harness, to which this adds `--model greylag`.
+
+    All that follows is the harness's own; `greylag-router lm-eval ls tasks` lists its tasks. In --model_args stand
+    workspace or saved, base, embedding, quantise, method, k, temperature, release, max_length and max_gen_toks.
+
+    Example: greylag-router lm-eval --model greylag --model_args workspace=node,method=merged --tasks boolq
+    """
+    try:
+        from lm_eval.__main__ import cli_evaluate
+    except ImportError as error:
+        raise Refused(
+            Code.SETTINGS_INVALID, "lm-evaluation-harness is not installed.", "Run: pip install 'greylag[harness]'"
+        ) from error
+    import router.harness  # noqa: F401 - its import registers the model
+
+    sys.argv = ["lm_eval", *ctx.args]
+    cli_evaluate()
+
+
 def _print(found: "Comparison", *, json_: bool, markdown: bool) -> None:
     from rich.console import Console
 

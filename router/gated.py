@@ -1,4 +1,4 @@
-"""One frozen expert under trainable gates, for as long as gates are trained."""
+"""An expert under trainable gates, for as long as gates are trained: frozen, or in training itself."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +20,30 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class GatedExpert(WrappedLinear):
+class GatedLinear(WrappedLinear):
+    """A linear module under a trainable gate.
+
+    Args:
+        linear: The base's module, frozen.
+    """
+
+    def __init__(self, linear: Linear) -> None:
+        super().__init__(linear.requires_grad_(requires_grad=False))
+        self.gate = nn.Parameter(torch.zeros(self.in_features, dtype=torch.float32, device=linear.weight.device))
+
+    def opening(self, u: Tensor) -> Tensor:
+        """Compute sigmoid(v . u).
+
+        Args:
+            u: [..., d].
+
+        Returns:
+            [...] float32, 0 to 1.
+        """
+        return torch.sigmoid(u.float() @ self.gate)
+
+
+class GatedExpert(GatedLinear):
     """A linear module with one frozen expert and its trainable gate.
 
     Args:
@@ -29,9 +52,8 @@ class GatedExpert(WrappedLinear):
     """
 
     def __init__(self, linear: Linear, part: ExpertModule) -> None:
-        super().__init__(linear.requires_grad_(requires_grad=False))
+        super().__init__(linear)
         self.part = part
-        self.gate = nn.Parameter(torch.zeros(self.in_features, dtype=torch.float32, device=part.a.device))
 
     def forward(self, u: Tensor) -> Tensor:
         """Compute W u + b + delta(u) * sigmoid(v . u).
@@ -50,16 +72,30 @@ class GatedExpert(WrappedLinear):
             return y + functional.linear(hidden, part.b).to(y.dtype)
         return y + part.delta(u, y, self.linear) * opening
 
-    def opening(self, u: Tensor) -> Tensor:
-        """Compute sigmoid(v . u).
+
+class GatedTuner(GatedLinear):
+    """A linear module whose expert is trained together with its gate.
+
+    Args:
+        linear: The base's module, frozen.
+        tuned: What stands in its place while the expert is trained, and adds the expert to it.
+    """
+
+    def __init__(self, linear: Linear, tuned: nn.Module) -> None:
+        super().__init__(linear)
+        self.tuned = tuned
+
+    def forward(self, u: Tensor) -> Tensor:
+        """Compute W u + b + delta(u) * sigmoid(v . u).
 
         Args:
             u: [..., d].
 
         Returns:
-            [...] float32, 0 to 1.
+            [..., o].
         """
-        return torch.sigmoid(u.float() @ self.gate)
+        y = self.linear(u)
+        return y + (self.tuned(u) - y) * self.opening(u).unsqueeze(-1).to(y.dtype)
 
 
 def attach_gates(model: "PreTrainedModel", adapter: Path, modules: Mapping[str, Module]) -> dict[str, GatedExpert]:
@@ -89,7 +125,24 @@ def attach_gates(model: "PreTrainedModel", adapter: Path, modules: Mapping[str, 
     return gated
 
 
-def detach_gates(model: nn.Module, gated: Mapping[str, GatedExpert]) -> None:
-    """Put the plain linear modules back."""
+def gate_tuners(model: "PreTrainedModel", linears: Mapping[str, Linear]) -> dict[str, GatedTuner]:
+    """Put an expert that is on a model, and in training, under gates that learn with it.
+
+    Args:
+        model: The base model with the expert on it.
+        linears: The base's own modules, by the paths where the expert stands now.
+
+    Returns:
+        The gated modules by path.
+    """
+    gated = {}
+    for path, linear in linears.items():
+        gated[path] = GatedTuner(linear, model.get_submodule(path))
+        model.set_submodule(path, gated[path])
+    return gated
+
+
+def detach_gates(model: nn.Module, gated: Mapping[str, GatedLinear]) -> None:
+    """Put back what stood there before the gates."""
     for path, layer in gated.items():
-        model.set_submodule(path, layer.linear)
+        model.set_submodule(path, layer.tuned if isinstance(layer, GatedTuner) else layer.linear)

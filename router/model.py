@@ -6,15 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
-import torch
 from platformdirs import user_cache_path
 
 from protocol.bundle import Bundle
 from protocol.errors import Code, Refused
-from router.answer import Answer, Answered
+from router.answer import Answered
 from router.attach import find_linear, linear_modules
 from router.base import Base, Loading, check_base, display_name, load_base
-from router.batch import TokenPair, decode, encode, encode_pairs
+from router.batch import TokenPair, encode_pairs
 from router.embedding import Embedder
 from router.export import Exported, export_lora
 from router.generation import KEPT, Generation, Held
@@ -30,6 +29,7 @@ from router.probing import mean_of
 from router.pull import FINGERPRINT, Mirror, pull
 from router.request import DEFAULT, Choices, RoutingChoice, one_each
 from router.saved import open_saved, save
+from router.writing import write
 
 
 class RoutedModel:
@@ -212,7 +212,7 @@ class RoutedModel:
             Refused: As `generate` and `router.export.export_lora`.
         """
         planned = self._planned(inputs, choice).recorded()
-        answered = self._answered(planned, inputs, max_new_tokens)
+        answered = write(self.base, planned, inputs, max_new_tokens)
         routes = [route for answer in answered.answers for route in answer.routes]
         name, architecture = display_name(self.base.source), self.base.architecture
         return export_lora(Path(folder), routes, planned.experts, rank=rank, base=name, architecture=architecture)
@@ -293,7 +293,12 @@ class RoutedModel:
         self.held = self.held.followed_by(Generation.of(release, pool))
 
     def generate(
-        self, inputs: Sequence[str], choice: Choices = DEFAULT, *, max_new_tokens: int = DEFAULT_NEW_TOKENS
+        self,
+        inputs: Sequence[str],
+        choice: Choices = DEFAULT,
+        *,
+        max_new_tokens: int = DEFAULT_NEW_TOKENS,
+        stop: Sequence[str] = (),
     ) -> list[str]:
         """Answer a batch of inputs greedily.
 
@@ -301,11 +306,12 @@ class RoutedModel:
             inputs: Texts.
             choice: How they are routed, or one choice for each; what it leaves open, the release says.
             max_new_tokens: Longest answer, in tokens.
+            stop: Texts before the first of which an answer ends.
 
         Raises:
             Refused: `REQUEST_INVALID`, or as `router.planning.plan`.
         """
-        answered = self.answer(inputs, choice, max_new_tokens=max_new_tokens)
+        answered = write(self.base, self._planned(inputs, choice), inputs, max_new_tokens, stop)
         return [answer.text for answer in answered.answers]
 
     def answer(
@@ -317,12 +323,12 @@ class RoutedModel:
         explain: bool = False,
         full: bool = False,
     ) -> Answered:
-        """Answer a batch of inputs greedily, on request with the experts that answered.
+        """Answer a batch of inputs as `generate`, on request with the experts that answered.
 
         Args:
-            inputs: As in `generate`.
+            inputs: Texts.
             choice: As in `generate`.
-            max_new_tokens: As in `generate`.
+            max_new_tokens: Longest answer, in tokens.
             explain: Whether the answers carry their tokens and routes.
             full: Whether the routes carry the probabilities of all experts, too.
 
@@ -332,7 +338,7 @@ class RoutedModel:
         planned = self._planned(inputs, choice)
         if explain or full:
             planned = planned.recorded(full=full)
-        return self._answered(planned, inputs, max_new_tokens)
+        return write(self.base, planned, inputs, max_new_tokens)
 
     def _planned(self, inputs: Sequence[str], choice: Choices) -> Planned:
         if not inputs or not all(text.strip() for text in inputs):
@@ -340,20 +346,6 @@ class RoutedModel:
                 Code.REQUEST_INVALID, "A request needs at least one input, and no empty one.", "Leave empty inputs out."
             )
         return plan(self.embedder, self.held, inputs, one_each(choice, len(inputs)))
-
-    def _answered(self, planned: Planned, inputs: Sequence[str], max_new_tokens: int) -> Answered:
-        batch = encode(self.base, [inputs[at] for at in planned.order])
-        causal = self.base.architecture == "decoder-only"
-        with torch.inference_mode(), routing(planned.plan):
-            # transformers' generate settings of the checkpoint may sample; an answer should be repeatable.
-            out = self.base.model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
-        written = out[:, batch["input_ids"].shape[1] :] if causal else out[:, 1:]
-        answers: dict[int, Answer] = {}
-        for part in planned.parts:
-            for row, at in enumerate(part.inputs):
-                ids, mask = (batch[name][len(answers)].tolist() for name in ("input_ids", "attention_mask"))
-                answers[at] = decode(self.base, part, row, (ids, mask), written[len(answers)].tolist())
-        return Answered(planned.names, tuple(answers[at] for at in range(len(inputs))))
 
     def score(self, inputs: Sequence[str], targets: Sequence[str], choice: Choices = DEFAULT) -> list[float]:
         """Mean negative log-likelihood of each input's one target, in nats a token, its end token among them.

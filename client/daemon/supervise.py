@@ -39,6 +39,8 @@ _QUIET = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
 }
 """Flower asks nothing of the internet."""
+_PASSING = (Code.KEY_PENDING, Code.CLOCKS_APART)
+"""Refusals that somebody may be seeing to."""
 _PRIVATE = ("GREYLAG_", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 """Beginnings of variables that the SuperNode is not told."""
 
@@ -164,9 +166,9 @@ class Daemon:
         workspace = self._place.workspace
         pool = workspace.pool(settings.pool_key)
         identity = keys.load(workspace.root / settings.key)
-        envelope = bind(pool.digest, identity, node, timestamp(datetime.now(UTC)))
         pause_s = FIRST_PAUSE_S
         while not stopped.is_set():
+            envelope = bind(pool.digest, identity, node, timestamp(datetime.now(UTC)))
             try:
                 with connect(settings.coordinator, settings.ca) as channel:
                     intake = IntakeStub(channel)
@@ -176,9 +178,9 @@ class Daemon:
             except Unavailable as error:
                 self.say(f"{error.message} Trying again.")
             except Refused as error:
-                if error.code is not Code.KEY_PENDING:
+                if error.code not in _PASSING:
                     raise
-                self.say(f"{error.message} Trying again.")
+                self.say(f"{error.message} {error.hint} Trying again.")
             else:
                 self.say(f"bound to {settings.name}; connecting to {self._fleet}")
                 return

@@ -189,7 +189,7 @@ def summary(fleet: Fleet, number: int) -> str:
     failed = [f"{name} ({answer.code or 'failed'})" for answer, name in answers if answer.state == "failed"]
     heard = {answer.contributor for answer, _ in answers if answer.state in FINAL}
     silent = sorted(name for node, name in fleet.nodes() if node.state == "active" and node.contributor not in heard)
-    parts = [f"{len(done)} answered"]
+    parts = [f"{len(done)} answered"] if answers or silent else ["no contributor has a daemon to ask"]
     parts += [f"failed: {', '.join(failed)}"] if failed else []
     parts += [f"silent: {', '.join(silent)}"] if silent else []
     return "; ".join(parts) + "."

@@ -112,7 +112,7 @@ def _contribute_poorly(town: Cast, world: World) -> None:
 
 
 def leaks(folder: Path) -> list[str]:
-    """Name the files, other than the private ones, that hold a planted word."""
+    """Name the files, other than the private ones, that hold a planted word: logs, stores, and what was heard."""
     words = [planted(contributor).encode() for contributor in (*ROWS, LATE)]
     return [
         str(path)

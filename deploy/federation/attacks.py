@@ -43,7 +43,7 @@ def attempt_all(cast: Cast) -> list[dict[str, object]]:
     cases: dict[str, Callable[[], bool]] = {
         "a stranger's node key": lambda: stranger_key(cast),
         "a stranger registers and starts a run": lambda: stranger_control(cast),
-        "a task taken from the runtime interface": lambda: stolen_task(cast),
+        "a task taken from the runtime interface": stolen_task,
         "a stranger's app bundle": lambda: refuses(pool, _zip({"evil.py": "import os"})),
         "a changed app under an old name": lambda: refuses(pool, _changed()),
         "data files packed into an app bundle": lambda: refuses(pool, _packed()),
@@ -85,7 +85,7 @@ def stranger_control(cast: Cast) -> bool:
     return set(answers) == {httpx.codes.NOT_FOUND}
 
 
-def stolen_task(cast: Cast) -> bool:
+def stolen_task() -> bool:
     """A process of the same machine asks every inner port for a task, without the secret."""
     programs = ("coordinator.fleet.link", "client.daemon.node")
     ports = {
@@ -93,7 +93,7 @@ def stolen_task(cast: Cast) -> bool:
         for process in psutil.process_iter(["cmdline"])
         if any(program in (process.info["cmdline"] or []) for program in programs)
         for connection in process.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN and f"127.0.0.1:{connection.laddr.port}" != cast.fleet
+        if connection.status == psutil.CONN_LISTEN
     }
     return bool(ports) and not any(_takes_task(port) for port in ports)
 

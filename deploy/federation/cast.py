@@ -17,6 +17,7 @@ from deploy.demo.federation import BASE, PROBE, RECIPE
 from deploy.demo.processes import first_document, free_port, run, running
 from deploy.demo.world import World
 from deploy.federation.certificate import make_certificate
+from deploy.federation.wiretap import tapped
 
 SEED = 1
 PLANT_EVERY = 16
@@ -162,14 +163,17 @@ def cast(folder: Path, say: Say) -> Iterator[Cast]:
         "--promotion", "evaluated", "--json", log=logs / "coordinator.log",
     )  # fmt: skip
     tls = ("--tls-cert", certificate, "--tls-key", key)
-    fleet = f"127.0.0.1:{free_port()}"
+    address, fleet, *behind = (f"127.0.0.1:{free_port()}" for _ in range(4))
     with ExitStack() as stack:
-        serve = ("serve", "-w", place, "--listen", "127.0.0.1:0", "--fleet", fleet, *tls, "--json")
+        (folder / "wires").mkdir()
+        for name, outer, inner in zip(("intake", "fleet"), (address, fleet), behind, strict=True):
+            stack.enter_context(tapped(outer, inner, certificate, key, folder / "wires" / f"{name}.bin"))
+        serve = ("serve", "-w", place, "--listen", behind[0], "--fleet", fleet, *tls, "--json")
         server = stack.enter_context(running("coordinator", *serve, log=logs / "coordinator.log"))
         stack.enter_context(running("coordinator", "worker", "-w", place, log=logs / "worker.log"))
-        link = ("fleet", "-w", place, "--listen", fleet, *tls, "--ask-again", ASK_AGAIN_S, "--json")
+        link = ("fleet", "-w", place, "--listen", behind[1], *tls, "--ask-again", ASK_AGAIN_S, "--json")
         superlink = stack.enter_context(running("coordinator", *link, log=logs / "fleet.log"))
-        address = first_document(server, logs / "coordinator.log")["address"]
+        first_document(server, logs / "coordinator.log")
         first_document(superlink, logs / "fleet.log")
         say("coordinator", f"serves on {address}, takes daemons on {fleet}")
         follow = ("--base", BASE, "--follow-interval-s", "0.5", "--listen", "127.0.0.1:0", "--json")

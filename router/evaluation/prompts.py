@@ -1,6 +1,6 @@
 """From rows to the texts that are asked, none longer than the model takes."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from protocol.errors import Code, Refused
 from router.base import Base
@@ -36,11 +36,12 @@ def write_prompts(base: Base, task: Task, limits: Limits) -> Prompts:
         Refused: `DATA_TOO_LONG` for a row that goes beyond the model's positions.
     """
     texts, lengths, cut = list[str](), list[int](), 0
+    keep: Literal["begin", "end"] = "end" if base.architecture == "decoder-only" else "begin"
     for row in task.rows:
         text = write_prompt(base.tokenizer, [turn.model_dump() for turn in row.turns]) if row.turns else row.input
         length = len(encode_input(base.tokenizer, text, base.architecture))
         if limits.input_tokens is not None and length > limits.input_tokens:
-            text, cut = _cut(base, text, limits.input_tokens), cut + 1
+            text, cut = cut_to(base, text, limits.input_tokens, keep=keep), cut + 1
             length = len(encode_input(base.tokenizer, text, base.architecture))
         _check_length(base, row, length, limits)
         texts.append(text)
@@ -48,16 +49,21 @@ def write_prompts(base: Base, task: Task, limits: Limits) -> Prompts:
     return Prompts(texts, lengths, cut)
 
 
-def _cut(base: Base, text: str, longest: int) -> str:
-    """Shorten a text, so that methods that read it first, and the model, read the same."""
-    # Special tokens stand outside the text and take room, too.
-    room = longest - (len(encode_input(base.tokenizer, text, base.architecture)) - len(_spans(base, text)))
-    causal = base.architecture == "decoder-only"
-    while room > 0:
-        spans = _spans(base, text)
-        if len(spans) <= room:
+def cut_to(base: Base, text: str, longest: int, *, keep: Literal["begin", "end"]) -> str:
+    """Shorten a text to so many tokens, so that methods that read it first, and the model, read the same.
+
+    Args:
+        base: The base model.
+        text: `Templated` or plain.
+        longest: Tokens at most, the special ones that stand around the text among them.
+        keep: Which end of the text stays.
+    """
+    around = len(encode_input(base.tokenizer, text, base.architecture)) - len(_spans(base, text))
+    room = max(longest - around, 1)
+    for kept in range(room, 0, -1):  # a text that is cut may fall into other tokens, and more of them
+        if len(spans := _spans(base, text)) <= room:
             break
-        text = type(text)(text[spans[-room][0] :] if causal else text[: spans[room - 1][1]])
+        text = type(text)(text[spans[-kept][0] :] if keep == "end" else text[: spans[kept - 1][1]])
     return text
 
 

@@ -59,6 +59,7 @@ def test_the_tiny_suite_has_64_held_out_tasks(world: World) -> None:
 def test_tasks_and_their_rows_do_not_depend_on_the_order_of_experts(world: World) -> None:
     core = world.experts[:6]
     assert world.tasks(core) == world.tasks(core[::-1])
+    assert {task.family for task in world.tasks(world.experts[:1])} == {"paraphrase", "novel", "held_in"}
     held = {task.name for task in world.tasks(core) if task.family != "novel"}
     assert held != {task.name for task in world.tasks() if task.family != "novel"}
 

@@ -298,13 +298,13 @@ class World:
 
 
 def _nth(names: Sequence[str], at: int) -> str:
-    return names[at % len(names)]
+    return names[at % len(names)] if names else ""
 
 
 def _distinct(segments: Sequence[Sequence[str]]) -> bool:
-    """Tell whether no skill stands twice: a kind with one skill makes no pair with itself."""
+    """Tell whether two skills stand there: a kind with one skill makes no pair with itself, one with none no pair."""
     names = [name for segment in segments for name in segment]
-    return len(set(names)) == len(names)
+    return len(set(names)) == len(names) and all(names)
 
 
 def _task(family: Family, *segments: Sequence[str]) -> Task:

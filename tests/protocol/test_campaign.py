@@ -3,7 +3,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from flwr.common.config import get_fab_config, get_metadata_from_config, validate_config
-from pydantic import ValidationError
+from pydantic import ConfigDict, ValidationError
 
 from protocol.campaign import (
     APP_DIGEST,
@@ -45,7 +45,7 @@ def test_an_order_is_read_as_it_was_signed(pool: Pool, operator: Identity) -> No
     assert read_order(sign_order(order(pool), operator), pool, now=NOW) == order(pool)
 
 
-@pytest.mark.parametrize("fault", ["stranger", "pool", "expired", "garbage", "decision"])
+@pytest.mark.parametrize("fault", ["stranger", "pool", "garbage", "decision"])
 def test_a_node_obeys_the_pool_and_nobody_else(pool: Pool, operator: Identity, fault: str) -> None:
     decision = Decision(
         pool=pool.digest, candidate="1" * 64, promoted=True, by="rule", reason="Good.", created=timestamp(NOW)
@@ -53,7 +53,6 @@ def test_a_node_obeys_the_pool_and_nobody_else(pool: Pool, operator: Identity, f
     envelopes: dict[str, bytes] = {
         "stranger": sign_order(order(pool), Identity.generate()),
         "pool": sign_order(order(pool, pool="1" * 64), operator),
-        "expired": sign_order(order(pool, expires=timestamp(NOW - timedelta(seconds=1))), operator),
         "garbage": b"{}",
         "decision": sign_decision(decision, operator),
     }
@@ -66,6 +65,27 @@ def test_a_node_obeys_the_pool_and_nobody_else(pool: Pool, operator: Identity, f
 def test_an_order_is_whole(pool: Pool, changes: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         order(pool, **changes)
+
+
+def test_an_order_that_is_over_tells_of_clocks(pool: Pool, operator: Identity) -> None:
+    over = sign_order(order(pool, expires=timestamp(NOW - timedelta(seconds=1))), operator)
+    with pytest.raises(Refused, match="clock says 2026-11-22T12:00:00Z") as refused:
+        read_order(over, pool, now=NOW)
+    assert refused.value.code is Code.CLOCKS_APART
+
+
+@pytest.mark.parametrize("fields", [{"version": 2}, {"kind": "dream"}, {"more": 1}])
+def test_an_order_of_another_version_tells_what_to_install(
+    pool: Pool, operator: Identity, fields: dict[str, object]
+) -> None:
+    class Later(Order):
+        model_config = ConfigDict(extra="allow", strict=False)
+
+    later = Later.model_construct(**{**order(pool).model_dump(), **fields})
+    with pytest.raises(Refused, match="does not understand the pool's order") as refused:
+        read_order(sign_order(later, operator), pool, now=NOW)
+    assert refused.value.code is Code.VERSION_UNKNOWN
+    assert "version" in refused.value.hint
 
 
 def test_the_app_bundle_is_the_same_everywhere_and_flower_takes_it() -> None:

@@ -10,7 +10,7 @@ from coordinator.fleet.records import Fleet
 from coordinator.intake import Intake
 from protocol.errors import Code, GreylagError
 from protocol.node import NodeKey, bind
-from protocol.release import ReleasedExpert, ReleaseSpec, read_candidate, sign_candidate
+from protocol.release import ReleasedExpert, ReleaseSpec, read_candidate, sign_candidate, timestamp
 from protocol.signing import Identity
 from protocol.status import from_rpc_error
 from protocol.v1 import catalog_pb2, intake_pb2
@@ -52,6 +52,21 @@ def test_a_daemon_is_told_where_to_connect(served: Served, ada: Contributor) -> 
 def test_a_node_of_another_pool_is_refused(served: Served, ada: Contributor) -> None:
     ada.enrol(served.pool, "ada")
     assert refusal(ada, tie("1" * 64, NodeKey.generate())).code is Code.WRONG_POOL
+
+
+@pytest.mark.parametrize("apart", [timedelta(hours=-1), timedelta(hours=1)])
+def test_clocks_that_are_apart_are_told_at_once(served: Served, ada: Contributor, apart: timedelta) -> None:
+    ada.enrol(served.pool, "ada")
+    there = timestamp(served.clock() + apart)
+
+    def call(contributor: Contributor) -> object:
+        envelope = bind(served.pool.digest, contributor.identity, NodeKey.generate(), there)
+        return contributor.intake.Bind(intake_pb2.BindRequest(envelope=envelope), timeout=DEADLINE_S)
+
+    error = refusal(ada, call)
+    assert error.code is Code.CLOCKS_APART
+    assert there in error.message
+    assert Fleet(served.registry).nodes() == []
 
 
 def test_a_coordinator_without_a_fleet_takes_no_daemons(served: Served, ada: Contributor, identity: Identity) -> None:

@@ -256,7 +256,7 @@ def test_a_node_whose_key_is_revoked_is_not_asked(town: Town) -> None:
     number = town.start()
     town.driver.step()
     assert town.states(number) == {}
-    assert summary(town.fleet, number) == "0 answered."
+    assert summary(town.fleet, number) == "no contributor has a daemon to ask."
 
 
 def test_nobody_waits_for_a_node_whose_key_is_revoked(town: Town) -> None:

@@ -1,0 +1,86 @@
+"""`make bench-zeroshot`: every routing method on tasks that no expert was trained for.
+
+Trains base models and experts (what was trained before is found again), asks every method the same questions, and
+writes tables. Progress goes to stderr; the last line of stdout is one JSON document, with both architectures one line
+for each.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from protocol.errors import GreylagError
+from protocol.spec import Architecture
+from tests.lab import table
+from tests.lab.run import Outcome, run_all, workshop
+from tests.lab.trial import Trial
+from tests.lab.world import Size
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what was asked for, and print it."""
+    options = _parser().parse_args(arguments)
+    architectures = get_args(Architecture) if options.architecture == "both" else (options.architecture,)
+    trials = [
+        Trial(options.size, options.suite_seed, seed, architecture, options.out.resolve())
+        for architecture in architectures
+        for seed in range(options.seed, options.seed + options.seeds)
+    ]
+    with workshop(options.workers, lambda sentence: sys.stderr.write(f"{sentence}\n")) as shop:
+        outcomes = run_all(trials, shop, options.methods or (), sorted(options.pools or ()))
+    for architecture in architectures:
+        publish([one for one in outcomes if one.trial.architecture == architecture], options.out)
+
+
+def publish(outcomes: Sequence[Outcome], folder: Path) -> None:
+    """Write the table of one architecture, and print its document."""
+    first = outcomes[0]
+    trial, seeds = first.trial, [outcome.trial.seed for outcome in outcomes]
+    summary = table.summarise([outcome.scores for outcome in outcomes], first.tasks)
+    skipped = {name: reason for outcome in outcomes for name, reason in outcome.scores.skipped.items()}
+    parts = [
+        f"# {trial.size}, suite seed {trial.suite_seed}, seeds {seeds}, {trial.architecture}\n",
+        "Exact match in percent, mean ± standard deviation over seeds.\n",
+        table.markdown(summary, skipped),
+    ]
+    for size in first.by_pool:
+        fewer = table.summarise([outcome.by_pool[size] for outcome in outcomes], first.core)
+        parts += [f"## The first {size} experts, on the tasks of the first {min(first.by_pool)}\n"]
+        parts += [table.markdown(fewer, {})]
+    path = folder / f"{trial.size}-{trial.suite_seed}-{trial.architecture}.md"
+    path.write_text("\n".join(parts))
+    sys.stderr.write(f"{path}\n")
+    found = table.document(trial.size, trial.suite_seed, len(trial.world.experts), len(outcomes), summary)
+    sys.stdout.write(json.dumps(found) + "\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.lab", description=__doc__)
+    say = parser.add_argument
+    say("--size", choices=get_args(Size), default="tiny", help="how many experts")
+    say("--architecture", choices=(*get_args(Architecture), "both"), default="encoder-decoder")
+    say("--seeds", type=int, default=3, metavar="N", help="how many seeds, from --seed on")
+    say("--seed", type=int, default=0, metavar="S", help="the first one")
+    say(
+        "--suite-seed",
+        type=int,
+        default=0,
+        metavar="S",
+        help="which words and skills; from 100 on nobody tuned on them",
+    )
+    say("--methods", nargs="+", metavar="NAME", help="only these rows, and oracle, best-individual; without it, all")
+    say("--pools", type=int, nargs="+", metavar="N", help="compare these numbers of experts, too")
+    say("--out", type=Path, default=Path("build/lab"), metavar="FOLDER", help="where everything lies")
+    say("--workers", type=int, default=2, metavar="N", help="processes of one thread each")
+    return parser
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (RuntimeError, GreylagError, KeyboardInterrupt) as error:
+        sys.stderr.write(f"error: {error or 'interrupted'}\n")
+        sys.exit(1)

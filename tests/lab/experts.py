@@ -1,0 +1,87 @@
+"""The laboratory's contributors: greylag-client's own training, private rows in, signed bundles out.
+
+Everything lies in folders of its own under a pool's folder and is taken from there the next time: `produce` knows its
+finished runs by their data, recipe, base and seed.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock
+
+from client import settings as client_settings
+from client.produce import Order, produce
+from client.sharing import Share
+from client.workspace import Workspace, write_whole
+from protocol.bundle import Bundle
+from protocol.release import Pool, read_pool
+from protocol.signing import Identity
+from protocol.spec import Recipe
+from tests import factories
+from tests.lab.world import Row
+
+# What an expert tells beside its gates: all that any method of the table asks for.
+SHARED = tuple(Share)
+RECIPE = Recipe(
+    rank=4, alpha=4.0, learning_rate=2e-3, weight_decay=0.01, expert_steps=200, gate_steps=100, batch_size=16,
+    eval_every=200, held_out=0.05, max_input_tokens=64, max_target_tokens=32,
+)  # fmt: skip
+"""Found on experts' own tasks alone; no held-out score was looked at."""
+NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
+_POOL_KEY, _POOL_FILE, _NOBODY = "operator.key", "pool.dsse.json", "127.0.0.1:1"
+
+
+def found_pool(folder: Path, base: Path, recipe: Recipe = RECIPE) -> Pool:
+    """Sign a pool over a base model, once; from then on it is read.
+
+    Args:
+        folder: Where the pool and all its experts lie.
+        base: Folder of the base model.
+        recipe: What every contributor trains by.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        if not (folder / _POOL_FILE).is_file():
+            operator = Identity.generate()
+            operator.save(folder / _POOL_KEY)
+            write_whole(folder / _POOL_FILE, factories.make_pool(base, operator, recipe).envelope)
+    return read_pool((folder / _POOL_FILE).read_bytes())
+
+
+def train_expert(
+    folder: Path,
+    base: Path,
+    name: str,
+    rows: Sequence[Row],
+    seed: int,
+    *,
+    overrides: Mapping[str, object] | None = None,
+    joint: bool = False,
+) -> Bundle:
+    """Train one expert with its gates and statistics, as `greylag-client train` does.
+
+    Args:
+        folder: Of a pool that was founded.
+        base: Folder of the base model.
+        name: The expert's.
+        rows: What the contributor has and nobody else sees.
+        seed: Of initialisation and order.
+        overrides: Fields of the recipe that differ from the pool's.
+        joint: Whether the gates are trained together with the expert.
+    """
+    pool = read_pool((folder / _POOL_FILE).read_bytes())
+    # One workspace holds one bundle of a name.
+    workspace = Workspace(folder / "joint" / name if joint else folder / name)
+    settings = client_settings.from_flags(
+        coordinator=_NOBODY, pool_key=pool.spec.coordinator, base=str(base), name=name
+    )
+    with workspace.lock():
+        if not (workspace.root / settings.key).is_file():
+            Identity.generate().save(workspace.root / settings.key)
+        write_whole(workspace.pool_file, pool.envelope)
+        data = workspace.root / "private.jsonl"
+        write_whole(data, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        order = Order(data, name=name, seed=seed, device="cpu", share=SHARED, overrides=overrides, joint=joint)
+        return produce(workspace, settings, order, lambda _: None, NOW)

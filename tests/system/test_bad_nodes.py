@@ -1,0 +1,174 @@
+"""A node that cannot take part says why in its own log, the coordinator reads a code, and the others go on."""
+
+import errno
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from client import settings as client_settings
+from client.daemon import work
+from client.daemon.app import make_app
+from client.daemon.executor import Act
+from client.daemon.place import Place
+from client.daemon.work import Work
+from client.workspace import write_whole
+from coordinator.fleet.drive import Driver
+from coordinator.fleet.orders import start
+from coordinator.fleet.records import Fleet
+from coordinator.fleet.simulation.grid import LocalGrid, VirtualNode
+from coordinator.fleet.simulation.scratch import Clock, enrol, propose
+from coordinator.opening import Opened
+from coordinator.registry import Registry
+from coordinator.settings import Settings, Workspace
+from protocol.campaign import Kind
+from protocol.errors import Code
+from protocol.release import Pool
+from protocol.reply import Reply
+from protocol.signing import Identity
+from router.pull import Mirror
+from tests.client.conftest import PLANTED, Site, make_site, operator, t5_pool
+
+__all__ = ["operator", "t5_pool"]  # fixtures
+_S = timedelta(seconds=1)
+FORBIDDING = '[campaigns]\ninfo = "never"\ntrain = "never"\nevaluate = "never"\n'
+OBEYING = '[campaigns]\ntrain = "auto"\nevaluate = "auto"\n'
+
+
+@dataclass
+class Village:
+    """A coordinator and its nodes, in this process; one node is good."""
+
+    opened: Opened
+    clock: Clock = field(default_factory=Clock)
+    wire: list[bytes] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.grid, self.fleet = LocalGrid([], on_wire=self.wire.append), Fleet(self.opened.registry)
+        self.driver = Driver(self.opened, self.grid.as_run, clock=self.clock)
+        good = {"train": {"loss": 1.0}, "evaluate": {"loss_base": 1.0, "loss_candidate": 0.5}}
+        app = make_app(self.opened.pool, lambda order: Reply(metrics=good[order.kind]), lambda _: None)
+        self.grid.nodes.append(VirtualNode(enrol(self.opened, "good"), app))
+
+    def join(self, place: Place) -> None:
+        act = Act(place, Work(place, self.opened.pool, device="cpu"))
+        node = VirtualNode(enrol(self.opened, "bad"), make_app(self.opened.pool, act, act.log))
+        self.grid.nodes.append(node)
+
+    def ask(self, kind: Kind) -> int:
+        if kind == "evaluate":
+            propose(self.opened, self.clock())
+        return start(self.opened, kind, open_for=60 * _S, ends_after=3600 * _S, now=self.clock()).number
+
+    def drive(self, until: Callable[[], bool]) -> None:
+        end = time.monotonic() + 60
+        while not until():
+            self.driver.step()
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+    def answers(self, number: int) -> dict[str, tuple[str, str]]:
+        return {name: (answer.state, answer.code) for answer, name in self.fleet.answers(number)}
+
+
+@pytest.fixture
+def site(tmp_path: Path, t5_base: Path, t5_pool: Pool, operator: Identity) -> Site:
+    return make_site(tmp_path / "bad", t5_base, t5_pool, operator)
+
+
+@pytest.fixture
+def place(site: Site) -> Place:
+    place = Place(site.workspace)
+    place.prepare()
+    place.policy.write_text(f'data = "{site.data}"\n{OBEYING}')
+    return place
+
+
+@pytest.fixture
+def village(tmp_path: Path, site: Site) -> Iterator[Village]:
+    registry = Registry.open(f"sqlite:///{tmp_path / 'registry.db'}", migrate=True)
+    settings = Settings(base="none", database="none", store=str(tmp_path), probe=tmp_path / "none")
+    village = Village(Opened(Workspace(tmp_path), settings, site.pool, site.operator, registry))
+    yield village
+    village.grid.close()
+    registry.close()
+
+
+Spoil = Callable[[Site, Place, pytest.MonkeyPatch, Path], None]
+
+
+def another_base(site: Site, place: Place, patch: pytest.MonkeyPatch, other: Path) -> None:
+    settings = site.settings.model_copy(update={"base": str(other)})
+    write_whole(site.workspace.settings_file, client_settings.dump(settings))
+
+
+def forbids_everything(site: Site, place: Place, patch: pytest.MonkeyPatch, other: Path) -> None:
+    place.policy.write_text(f'data = "{site.data}"\n{FORBIDDING}')
+
+
+def no_held_out_rows(site: Site, place: Place, patch: pytest.MonkeyPatch, other: Path) -> None:
+    site.data.write_text(json.dumps({"input": PLANTED, "target": PLANTED}) + "\n")
+    patch.setattr(work, "pull_candidate", lambda *_, **__: Mirror(site.pool, None, ()))  # type: ignore[arg-type]
+    patch.setattr(work, "pull", lambda *_, **__: Mirror(site.pool, None, ()))  # type: ignore[arg-type]
+
+
+def no_data(site: Site, place: Place, patch: pytest.MonkeyPatch, other: Path) -> None:
+    site.data.unlink()
+
+
+def full_disk(site: Site, place: Place, patch: pytest.MonkeyPatch, other: Path) -> None:
+    def produce(*_: object) -> None:
+        raise OSError(errno.ENOSPC, PLANTED)
+
+    patch.setattr(work, "produce", produce)
+
+
+class Case(NamedTuple):
+    kind: Kind
+    spoil: Spoil
+    code: Code
+    sentence: str
+    state: str = "failed"
+
+
+CASES = (
+    Case("train", another_base, Code.BASE_MISMATCH, "is not the pool's base model"),
+    Case("evaluate", another_base, Code.BASE_MISMATCH, "is not the pool's base model"),
+    Case("train", forbids_everything, Code.CONSENT, "campaign 1 (train): declined"),
+    Case("evaluate", forbids_everything, Code.CONSENT, "campaign 1 (evaluate): declined"),
+    Case("train", no_held_out_rows, Code.DATA_EMPTY, "at least"),
+    Case("evaluate", no_held_out_rows, Code.DATA_EMPTY, "at least"),
+    Case("train", no_data, Code.DATA_UNREADABLE, "There is no data file"),
+    Case("train", full_disk, Code.STORAGE_FULL, "The disk of the workspace is full", "waiting"),
+)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.kind} {case.spoil.__name__}")
+def test_a_node_that_cannot_take_part_says_why_and_the_others_go_on(
+    village: Village, site: Site, place: Place, monkeypatch: pytest.MonkeyPatch, llama_base: Path, case: Case
+) -> None:
+    case.spoil(site, place, monkeypatch, llama_base)
+    village.join(place)
+    number = village.ask(case.kind)
+    village.drive(lambda: village.answers(number).get("bad", ("asked", ""))[0] != "asked")
+    village.drive(lambda: village.answers(number) == {"good": ("done", ""), "bad": (case.state, case.code.name)})
+    assert case.sentence in place.log.read_text()
+    village.clock.forward(3600 * _S)
+    village.drive(lambda: village.fleet.campaign(number).state == "finished")
+    told = f"failed: bad ({case.code.name})" if case.state == "failed" else "silent: bad"
+    assert village.fleet.campaign(number).conclusion.startswith(f"1 answered; {told}.")
+    assert not any(PLANTED.encode() in raw for raw in village.wire)
+
+
+def test_a_node_whose_clock_is_apart_says_so(village: Village, place: Place) -> None:
+    village.clock.forward(timedelta(days=-2))
+    village.join(place)
+    number = village.ask("train")
+    village.drive(lambda: village.answers(number).get("bad") == ("failed", Code.CLOCKS_APART.name))
+    assert "this machine's clock says" in place.log.read_text()
+    assert Code.CLOCKS_APART.fate.meaning == "The clocks of node and coordinator are apart."
