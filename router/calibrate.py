@@ -81,7 +81,7 @@ def calibrate(
         pool: The experts.
         k: Experts a token.
         start: Biases and temperatures to begin with; says which experts and modules there are.
-        batches: Tokenised examples with labels.
+        batches: Tokenised examples with labels, each [b, s].
         learning_rate: In units of the softmax, for biases and log temperatures alike.
 
     Raises:

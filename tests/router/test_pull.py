@@ -9,23 +9,21 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
 from protocol import wire
-from protocol.bundle import ADAPTER_WEIGHTS, CARD, GATES, Bundle, pack, sha256_of
+from protocol.bundle import ADAPTER_WEIGHTS, CARD, GATES, Bundle, pack
 from protocol.errors import Code, Refused, Unavailable
 from protocol.release import sign_release
 from protocol.signing import Identity
 from protocol.spec import Routing
 from protocol.v1.chunk_pb2 import Chunk
 from router import pull as pulling
-from router.calibration import Calibration
 from router.follow import Follower
 from router.generation import KEPT
 from router.model import RoutedModel
-from router.pull import CALIBRATIONS, Mirror, open_mirror, pull
+from router.pull import Mirror, open_mirror, pull
 from router.request import RoutingChoice
 from tests import factories
 from tests.router.catalog import Catalog, serving
@@ -55,53 +53,6 @@ def test_a_release_arrives_whole(catalog: Catalog, address: str, bundles: list[B
     mirror = pull(tmp_path / "node", address)
     assert [bundle.digest for bundle in mirror.bundles] == [bundle.digest for bundle in bundles[:2]]
     assert [bundle.digest for bundle in open_mirror(tmp_path / "node").bundles] == [b.digest for b in bundles[:2]]
-
-
-def test_a_calibration_comes_along_and_goes(
-    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path, t5_base: Path
-) -> None:
-    empty = Calibration.zeros([bundle.digest for bundle in bundles[:2]], sorted(catalog.pool.spec.modules))
-    generator = np.random.default_rng(0)
-    drawn = empty.at(generator.normal(0, 1, empty.vector.shape).astype(np.float32))
-    (tmp_path / "calibration").write_bytes(drawn.content)
-    texts, node = ["please reverse it : a b c"], tmp_path / "node"
-    catalog.publish(bundles[:2], number=1)
-    plain = RoutedModel.from_mirror(str(t5_base), pull(node, address), device="cpu")
-    catalog.publish(bundles[:2], number=2, calibration=tmp_path / "calibration")
-    mirror = pull(node, address)
-    assert mirror.calibration is not None
-    assert mirror.calibration.digest == drawn.digest
-    again = open_mirror(node)
-    assert again.calibration is not None
-    model = RoutedModel.from_mirror(str(t5_base), again, device="cpu")
-    before, after = plain.score(texts, texts), model.score(texts, texts)
-    assert before != after
-    # One that grows carries the same file on; the newcomer has no bias.
-    catalog.publish(bundles, number=3, calibration=tmp_path / "calibration")
-    model.take_up(pull(node, address))
-    assert model.score(texts, texts, RoutingChoice(deny=("e2",))) == pytest.approx(after, rel=1e-6)
-    assert model.score(texts, texts, RoutingChoice(release=2)) == pytest.approx(after, rel=1e-6)
-    catalog.publish(bundles[:2], number=4)
-    model.take_up(pull(node, address))
-    assert model.score(texts, texts) == pytest.approx(before, rel=1e-4)
-
-
-def test_a_damaged_calibration_is_noticed(
-    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path
-) -> None:
-    path, node = tmp_path / "calibration", tmp_path / "node"
-    path.write_bytes(Calibration.zeros([], []).content)
-    catalog.publish(bundles[:1], number=1, calibration=path)
-    pull(node, address)
-    kept = node / CALIBRATIONS / sha256_of(path)
-    kept.write_bytes(kept.read_bytes()[::-1])
-    with pytest.raises(Refused) as refused:
-        open_mirror(node)
-    assert refused.value.code is Code.DIGEST_MISMATCH
-    with pytest.raises(Refused) as refused:
-        pull(node, address)
-    assert refused.value.code is Code.DIGEST_MISMATCH
-    assert pull(node, address).calibration is not None  # fetched afresh
 
 
 def test_only_what_is_missing_is_fetched(catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path) -> None:

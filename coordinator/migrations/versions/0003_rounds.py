@@ -18,7 +18,7 @@ def upgrade() -> None:
         sa.Column("ends", sa.String(20), nullable=False),
         sa.Column("sha256", sa.String(64), nullable=False),
         sa.Column("content", sa.LargeBinary(), nullable=True),
-        sa.Column("noise", sa.Float(), nullable=True),
+        sa.Column("noise", sa.Double(), nullable=True),
         sa.Column("facts", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("campaign", "number", name="pk_rounds"),
         sa.ForeignKeyConstraint(["campaign"], ["campaigns.number"], name="fk_rounds_campaign_campaigns"),
