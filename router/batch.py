@@ -21,7 +21,7 @@ def encode(base: Base, inputs: Sequence[str]) -> dict[str, Tensor]:
     """
     rows = [encode_input(base.tokenizer, text, base.architecture) for text in inputs]
     # A decoder continues from the last position, so there the padding goes to the left.
-    return _batch(base, rows, "left" if base.architecture == "decoder-only" else "right")
+    return batch(base, rows, "left" if base.architecture == "decoder-only" else "right")
 
 
 class TokenPair(NamedTuple):
@@ -53,10 +53,15 @@ def pair_batch(base: Base, pairs: Sequence[TokenPair]) -> tuple[dict[str, Tensor
         labels = [[IGNORED] * len(pair.input) + pair.target for pair in pairs]
     else:
         rows, labels = [pair.input for pair in pairs], [pair.target for pair in pairs]
-    return _batch(base, rows, "right"), _pad(labels, IGNORED, "right", base.model.device)
+    return batch(base, rows, "right"), _pad(labels, IGNORED, "right", base.model.device)
 
 
-def _batch(base: Base, rows: Sequence[Sequence[int]], side: Side) -> dict[str, Tensor]:
+def batch(base: Base, rows: Sequence[Sequence[int]], side: Side) -> dict[str, Tensor]:
+    """Pad rows of tokens to one length.
+
+    Returns:
+        input_ids and attention_mask, [b, s].
+    """
     tokenizer, device = base.tokenizer, base.model.device
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return {

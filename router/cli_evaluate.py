@@ -29,10 +29,18 @@ from router.limits import DEFAULT_NEW_TOKENS
 
 if TYPE_CHECKING:
     from router.evaluation.compare import Comparison, Progress
+    from router.evaluation.rows import Task
 
 
 TasksFlag = Annotated[
-    str, typer.Option(help="JSON Lines of task, input or messages, target or targets, choices; - reads stdin.")
+    str | None, typer.Option(help="JSON Lines of task, input or messages, target or targets, choices; - reads stdin.")
+]
+RecipeFlag = Annotated[
+    Path | None, typer.Option(help="Instead of --tasks, a published benchmark: a file of docs/recipes.")
+]
+DataFlag = Annotated[
+    Path | None,
+    typer.Option("--data", help="Folder that holds a recipe's data sets; default: the Hugging Face Hub."),
 ]
 MethodsFlag = Annotated[
     list[str] | None,
@@ -42,7 +50,7 @@ MethodsFlag = Annotated[
     ),
 ]
 MetricFlag = Annotated[
-    Literal["exact", "normalised", "f1"], typer.Option(help="What counts where the model writes freely.")
+    Literal["exact", "normalised", "f1", "rouge-l"], typer.Option(help="What counts where the model writes freely.")
 ]
 BatchFlag = Annotated[int, typer.Option(min=1, help="Sequences in memory at once; each choice of a row is one.")]
 LimitFlag = Annotated[int | None, typer.Option(min=1, help="Rows of each task, the first ones; default: all.")]
@@ -58,7 +66,9 @@ MarkdownFlag = Annotated[bool, typer.Option("--markdown", help="Print the table 
 @choice_flags("method")
 def evaluate(
     *,
-    tasks: TasksFlag,
+    tasks: TasksFlag = None,
+    recipe: RecipeFlag = None,
+    data: DataFlag = None,
     methods: MethodsFlag = None,
     metric: MetricFlag = "exact",
     batch_size: BatchFlag = 16,
@@ -84,13 +94,12 @@ def evaluate(
     Example: greylag-router evaluate --tasks my.jsonl --methods base,phatgoose,merged,oracle --output scores
     """
     from router.evaluation.methods import read_methods
-    from router.evaluation.rows import read_rows
 
     if json_ and markdown:
         raise Refused(Code.REQUEST_INVALID, "Both --json and --markdown are given.", "Give one of the two.")
     routing = read_choice(choice)
     names = read_methods(methods) if methods else []
-    read = read_rows(read_lines(tasks), name="tasks" if tasks == "-" else Path(tasks).stem, limit=limit)
+    read, longest = _read_tasks(tasks, recipe, data, limit)
     settings = {"base": base, "embedding": embedding, "device": device, "quantise": quantise}
     model = load_model(workspace, saved, [routing.release], settings)
 
@@ -98,12 +107,31 @@ def evaluate(
     from router.evaluation.prompts import Limits
     from router.evaluation.results import Nothing, Results
 
-    limits = Limits(batch_size, max_new_tokens, max_input_tokens)
+    limits = Limits(batch_size, max_new_tokens, max_input_tokens or longest)
     memory = Results(output, model, limits) if output else Nothing()
     names = names or list(dict.fromkeys(["base", model.held.find(routing.release).settings.method]))
     with _progress() as progress:
         found = Comparing(model, routing, limits, metric, memory, progress).run(read, names)
     _print(found, json_=json_, markdown=markdown)
+
+
+def _read_tasks(
+    tasks: str | None, recipe: Path | None, data: Path | None, limit: int | None
+) -> "tuple[list[Task], int | None]":
+    """Read rows from a file or by a recipe; with the latter comes a limit of their length."""
+    from router.evaluation.recipes import cook, read_recipe
+    from router.evaluation.rows import read_rows
+
+    if recipe is not None and tasks is None:
+        read = read_recipe(recipe)
+        return cook(read, data=data, limit=limit), read.max_input_tokens
+    if tasks is None or recipe is not None or data is not None:
+        raise Refused(
+            Code.REQUEST_INVALID,
+            "Rows come either from --tasks or from --recipe, and --data belongs to a recipe.",
+            "Give --tasks FILE, or --recipe FILE with or without --data FOLDER.",
+        )
+    return read_rows(read_lines(tasks), name="tasks" if tasks == "-" else Path(tasks).stem, limit=limit), None
 
 
 def lm_eval(ctx: typer.Context) -> None:

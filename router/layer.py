@@ -1,6 +1,6 @@
 """The routed layer: a linear module, and beside it as many experts as the pool holds."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -50,6 +50,42 @@ class Plan:
     recorder: Recorder | None = None
 
 
+@dataclass(frozen=True)
+class Watch:
+    """The base alone, looked at."""
+
+    see: Callable[[str, Tensor], None]
+    """Given each module's path and its input [..., d]."""
+
+
+class BatchRows:
+    """Tells the rows of a batch apart in what a module is given.
+
+    Args:
+        rows: Inputs in the batch.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+        self._lengths: set[int] = set()
+
+    def entries(self, path: str, u: Tensor) -> int:
+        """Count the entries of u [b, s, d], or [b * s, d] as some feed-forwards flatten it, that one row has.
+
+        Raises:
+            Refused: `REQUEST_INVALID` if the rows cannot be told apart, as where a base model with experts of its
+                own hands each some tokens.
+        """
+        length, odd = divmod(len(u), self._rows)
+        if u.dim() > _TOKENS_BY_WIDTH and length == 1 and not odd:
+            self._lengths.add(u.shape[1:-1].numel())
+            return 1
+        # Flattened tokens are believed to be whole rows only at a length that was seen before.
+        if u.dim() == _TOKENS_BY_WIDTH and not odd and length in self._lengths:
+            return length
+        raise inseparable(path)
+
+
 class MixedPlan:
     """A batch whose rows are routed by several plans.
 
@@ -59,33 +95,22 @@ class MixedPlan:
 
     def __init__(self, parts: Sequence[tuple[Plan, int]]) -> None:
         self.parts = tuple(parts)
-        self._rows = sum(rows for _, rows in parts)
-        self._lengths: set[int] = set()
+        self._rows = BatchRows(sum(rows for _, rows in parts))
         self._u: Tensor | None = None
         self._pieces: list[Tensor] = []
 
     def split(self, path: str, u: Tensor) -> list[Tensor]:
-        """View u [b, s, d], or [b * s, d] as some feed-forwards flatten it, part by part.
+        """View u, shaped as `BatchRows.entries` takes it, [..., d], part by part.
 
         Modules that are given one tensor are given the same views, by which a method knows siblings.
 
         Raises:
-            Refused: `REQUEST_INVALID` if the rows cannot be told apart, as where a base model with experts of its
-                own hands each some tokens.
+            Refused: As `BatchRows.entries`.
         """
         if u is not self._u:
-            self._u, self._pieces = u, list(torch.split(u, [rows * self._per_row(path, u) for _, rows in self.parts]))
+            entries = self._rows.entries(path, u)
+            self._u, self._pieces = u, list(torch.split(u, [rows * entries for _, rows in self.parts]))
         return self._pieces
-
-    def _per_row(self, path: str, u: Tensor) -> int:
-        length, odd = divmod(len(u), self._rows)
-        if u.dim() > _TOKENS_BY_WIDTH and length == 1 and not odd:
-            self._lengths.add(u.shape[1:-1].numel())
-            return 1
-        # Flattened tokens are believed to be whole rows only at a length that was seen before.
-        if u.dim() == _TOKENS_BY_WIDTH and not odd and length in self._lengths:
-            return length
-        raise inseparable(path)
 
 
 def inseparable(path: str) -> Refused:
@@ -101,12 +126,12 @@ def inseparable(path: str) -> Refused:
 _TOKENS_BY_WIDTH = 2
 
 # A request runs in one thread; another request, in another thread, has another plan.
-_plan: ContextVar[Plan | MixedPlan | None] = ContextVar("plan", default=None)
+_plan: ContextVar[Plan | MixedPlan | Watch | None] = ContextVar("plan", default=None)
 
 
 @contextmanager
-def routing(plan: Plan | MixedPlan) -> Iterator[None]:
-    """Route every forward pass inside by a plan; outside there is only the base."""
+def routing(plan: Plan | MixedPlan | Watch) -> Iterator[None]:
+    """Route every forward pass inside by a plan, or only look on; outside there is only the base."""
     token = _plan.set(plan)
     try:
         yield
@@ -147,6 +172,9 @@ class RoutedLinear(WrappedLinear):
                 routed = self._routed(part, mine, out)
                 if routed is not out:
                     out.copy_(routed)
+            return y
+        if isinstance(plan, Watch):
+            plan.see(self.path, u)
             return y
         return self._routed(plan, u, y)
 

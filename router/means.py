@@ -14,8 +14,10 @@ from router.text import IGNORED
 def mean_inputs(base: Base, paths: Sequence[str], batches: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Average what enters modules over examples, each example counting as much as any other.
 
-    Teacher-forced: a decoder reads the targets, all positions of them at once. The code of arXiv 2402.05859 lets the
-    model write instead, and keeps the last step alone, which makes its decoder's means weaker. No expert takes part.
+    A decoder-only base reads prompts alone: their means are what a request can be compared with, tell nothing of the
+    answers, and route better than those of whole rows. The decoder of an encoder-decoder is teacher-forced: it reads
+    the targets, all positions of them at once. The code of arXiv 2402.05859 lets the model write instead, and keeps the
+    last step alone, which makes its decoder's means weaker. No expert takes part.
 
     Args:
         base: The base model.
@@ -40,7 +42,10 @@ def mean_inputs(base: Base, paths: Sequence[str], batches: Iterable[Mapping[str,
         with torch.inference_mode():
             for given in batches:
                 batch = {name: tensor.to(base.model.device) for name, tensor in given.items()}
-                masks = {True: batch["attention_mask"].float(), False: (batch["labels"] != IGNORED).float()}
+                read, written = batch["attention_mask"].float(), (batch["labels"] != IGNORED).float()
+                # A decoder-only base is given both in one row.
+                prompt = read - written if base.architecture == "decoder-only" else read
+                masks = {True: prompt, False: written}
                 base.model(**batch)
                 examples += len(batch["input_ids"])
     finally:

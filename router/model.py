@@ -14,7 +14,6 @@ from router.answer import Answered
 from router.attach import find_linear, linear_modules
 from router.base import Base, Loading, check_base, display_name, load_base
 from router.batch import TokenPair, encode_pairs
-from router.embedding import Embedder
 from router.export import Exported, export_lora
 from router.generation import KEPT, Generation, Held
 from router.layer import RoutedLinear, routed_linears, routing
@@ -29,6 +28,7 @@ from router.probing import mean_of
 from router.pull import FINGERPRINT, Mirror, pull
 from router.request import DEFAULT, Choices, RoutingChoice, one_each
 from router.saved import open_saved, save
+from router.senses import Senses
 from router.writing import write
 
 
@@ -40,31 +40,29 @@ class RoutedModel:
 
     Args:
         base: A loaded base model; its linear modules are replaced by routed ones.
-        embedder: What the method retrieval embeds queries by; without one, the base model.
+        embedding: Folder or Hub id of the model that retrieval embeds queries by; without one, the base model.
+        cache: File that remembers the base model's fingerprint, and has other facts about the base kept beside it.
     """
 
-    def __init__(self, base: Base, embedder: Embedder | None = None) -> None:
+    def __init__(self, base: Base, embedding: str | None = None, cache: Path | None = None) -> None:
         self.base = base
         self.held = Held()
         self._changing = threading.Lock()
-        self.embedder = embedder or Embedder.of_base(base)
-        for path in linear_modules(base.model):
+        paths = tuple(linear_modules(base.model))
+        for path in paths:
             base.model.set_submodule(path, RoutedLinear(path, find_linear(base.model, path)))
+        self.senses = Senses.of_base(base, paths, embedding=embedding, cache=cache)
 
     @classmethod
-    def from_base(cls, name_or_path: str, *, embedding: str | None = None, **loading: Unpack[Loading]) -> "RoutedModel":
-        """Load a base model that holds no experts yet.
-
-        Args:
-            name_or_path: Folder or Hub id of the base model.
-            embedding: Folder or Hub id of the model that retrieval embeds queries by; without one, the base model.
-            loading: As `router.base.load_base`.
+    def from_base(
+        cls, name_or_path: str, *, embedding: str | None = None, cache: Path | None = None, **loading: Unpack[Loading]
+    ) -> "RoutedModel":
+        """Load a base model, as `router.base.load_base` does, that holds no experts yet.
 
         Raises:
             Refused: `BASE_UNREADABLE`.
         """
-        base = load_base(name_or_path, **loading)
-        return cls(base, Embedder.load(embedding, device=base.model.device) if embedding else None)
+        return cls(load_base(name_or_path, **loading), embedding, cache)
 
     @classmethod
     def from_bundles(cls, name_or_path: str, bundles: Iterable[Bundle], **loading: Unpack[Loading]) -> "RoutedModel":
@@ -95,15 +93,15 @@ class RoutedModel:
             name_or_path: Folder or Hub id of the base model.
             mirror: The release.
             earlier: Releases of the same pool that a request may ask for, too, oldest first.
-            embedding: As in `from_base`.
-            cache: File that remembers the base model's fingerprint.
+            embedding: As in the class.
+            cache: As in the class.
             loading: As `router.base.load_base`.
 
         Raises:
             Refused: `BASE_MISMATCH` if the release was made for another base, `BASE_UNREADABLE`, or as `load`.
         """
         check_base(name_or_path, mirror.pool.spec.base, cache)
-        model = cls.from_base(name_or_path, embedding=embedding, **loading)
+        model = cls.from_base(name_or_path, embedding=embedding, cache=cache, **loading)
         model.held = Held(kept=max(KEPT, len(earlier) + 1))
         for each in (*earlier, mirror):
             model.take_up(each)
@@ -150,7 +148,7 @@ class RoutedModel:
         Args:
             folder: The saved model.
             base: Folder or Hub id of the base model; needed if it was not saved, too.
-            embedding: As in `from_base`.
+            embedding: As in the class.
             expected: The identity that the model must have.
             loading: As `router.base.load_base`.
 
@@ -289,7 +287,7 @@ class RoutedModel:
         for (_, name, contributor), bundle in new:
             pool = pool.add(self.load(bundle, name=name, contributor=contributor))
         pool = pool.reordered([digest for digest, _, _ in wanted]).calibrated(mirror.calibration)
-        resolve(release.routing.method, Asked(pool, k=release.routing.k, embedder=self.embedder))
+        resolve(release.routing.method, Asked(pool, k=release.routing.k, senses=self.senses))
         self.held = self.held.followed_by(Generation.of(release, pool))
 
     def generate(
@@ -345,7 +343,7 @@ class RoutedModel:
             raise Refused(
                 Code.REQUEST_INVALID, "A request needs at least one input, and no empty one.", "Leave empty inputs out."
             )
-        return plan(self.embedder, self.held, inputs, one_each(choice, len(inputs)))
+        return plan(self.senses, self.held, inputs, one_each(choice, len(inputs)))
 
     def score(self, inputs: Sequence[str], targets: Sequence[str], choice: Choices = DEFAULT) -> list[float]:
         """Mean negative log-likelihood of each input's one target, in nats a token, its end token among them.
@@ -374,7 +372,7 @@ class RoutedModel:
         Raises:
             Refused: As `router.planning.plan`.
         """
-        planned = plan(self.embedder, self.held, inputs, one_each(choice, len(inputs)))
+        planned = plan(self.senses, self.held, inputs, one_each(choice, len(inputs)))
         with routing(planned.plan):
             scored = likelihoods(self.base, [pairs[at] for at in planned.order])
         return [each for _, each in sorted(zip(planned.order, scored, strict=True))]

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from router.embedding import Embedder
 from router.generation import Generation, Held
 from router.layer import Method, MixedPlan, Plan
 from router.methods.asked import Asked
@@ -13,6 +12,7 @@ from router.methods.registry import resolve
 from router.pool import Expert
 from router.record import RouteRecorder
 from router.request import RoutingChoice
+from router.senses import Senses
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +29,7 @@ class Part:
 
     def unbounded(self) -> Method:
         """Return the same method, choosing all experts."""
-        everybody = replace(self.asked, inputs=self.asked.inputs[:1], k=max(len(self.plan.pool.experts), 1))
+        everybody = replace(self.asked, k=max(len(self.plan.pool.experts), 1))
         return resolve(self.method, everybody)[0].method
 
 
@@ -86,11 +86,11 @@ class Planned:
         return Planned(tuple(watched(part) for part in self.parts))
 
 
-def plan(embedder: Embedder, held: Held, inputs: Sequence[str], choices: Sequence[RoutingChoice]) -> Planned:
+def plan(senses: Senses, held: Held, inputs: Sequence[str], choices: Sequence[RoutingChoice]) -> Planned:
     """Decide how each input is routed.
 
     Args:
-        embedder: For methods that read the inputs first.
+        senses: For methods that read the inputs first.
         held: The releases that may be asked for.
         inputs: Texts.
         choices: One for each input.
@@ -106,7 +106,7 @@ def plan(embedder: Embedder, held: Held, inputs: Sequence[str], choices: Sequenc
     for settled, positions in alike.items():
         generation, method, k, temperature, allow, deny = settled
         pool = generation.pool.allowing(allow, deny)
-        asked = Asked(pool, [inputs[at] for at in positions], k, temperature, embedder=embedder)
+        asked = Asked(pool, [inputs[at] for at in positions], k, temperature, senses=senses)
         by_plan: dict[Plan, list[int]] = {}
         for at, each in zip(positions, resolve(method, asked), strict=True):
             by_plan.setdefault(each, []).append(at)

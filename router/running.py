@@ -53,7 +53,9 @@ def _run(workspace: Path, settings: RouterSettings, on_ready: Callable[[int], No
         _log.warning("no new release at start", code=error.code.name, message=error.message)
         mirror = open_mirror(workspace) if (workspace / RELEASE).is_file() else None
     if mirror is None:
-        model = RoutedModel.from_base(settings.base, embedding=settings.embedding, **settings.loading)
+        model = RoutedModel.from_base(
+            settings.base, embedding=settings.embedding, cache=workspace / FINGERPRINT, **settings.loading
+        )
     else:
         model = RoutedModel.from_mirror(
             settings.base, mirror, embedding=settings.embedding, cache=workspace / FINGERPRINT, **settings.loading

@@ -49,23 +49,23 @@ def select(group: RouteGroup, u: Tensor, k: int, temperature: float = 1.0) -> Se
         if found is not None:
             return found
     return in_pieces(
-        u, (group.length + 1) * len(group.counts), lambda chunk: _select_many(group, chunk, k, temperature)
+        u, (group.length + 1) * len(group.counts), lambda chunk, _: _select_many(group, chunk, k, temperature)
     )
 
 
-def in_pieces(u: Tensor, scores: int, decide: Callable[[Tensor], Selected]) -> Selected:
+def in_pieces(u: Tensor, scores: int, decide: Callable[[Tensor, int], Selected]) -> Selected:
     """Decide for many tokens in pieces, so that the memory for scores stays bounded.
 
     Args:
         u: [..., d].
         scores: Scores that a token takes.
-        decide: Chooses for some of the tokens, [t, d] float32.
+        decide: Chooses for some of the tokens, [t, d] float32, of which it is told the first one's position.
     """
     tokens = u.reshape(-1, u.shape[-1]).float()
     step = max(1, _SCORES // scores)
     if len(tokens) <= step:
-        return decide(tokens)
-    parts = [decide(chunk) for chunk in torch.split(tokens, step)]
+        return decide(tokens, 0)
+    parts = [decide(chunk, at * step) for at, chunk in enumerate(torch.split(tokens, step))]
     return [_joined(choices) for choices in zip(*parts, strict=True)]
 
 

@@ -60,7 +60,7 @@ class Comparison:
 
     tasks: tuple[Task, ...]
     main: str
-    """The measure of what is written freely; what is chosen has its accuracy."""
+    """The measure of what is written freely and says nothing else; what is chosen has its accuracy."""
     scores: dict[str, dict[str, Score]] = field(default_factory=dict)
     """By method and task, in the order in which they were asked for."""
     skipped: dict[str, str] = field(default_factory=dict)
@@ -68,9 +68,13 @@ class Comparison:
     cut: dict[str, int] = field(default_factory=dict)
     """Rows whose inputs were cut, by task."""
 
+    def measure(self, task: Task) -> str:
+        """Name the measure of a task that counts."""
+        return ACCURACY if task.ranked else task.metric or self.main
+
     def figure(self, task: Task, score: Score) -> float:
         """Return the one figure of a task that counts, in [0, 1]."""
-        return score.metrics[ACCURACY if task.ranked else self.main]
+        return score.metrics[self.measure(task)]
 
     def mean(self, method: str) -> float:
         """Return the mean over tasks of a method's figures."""
@@ -109,7 +113,7 @@ class Comparing:
             Unavailable: `MEMORY_FULL`, or `STORAGE_FULL`.
         """
         found = Comparison(tuple(tasks), self.main)
-        prompts = {task.name: write_prompts(self.model.base, task, self.limits) for task in tasks}
+        prompts = {task.name: write_prompts(self.model.base, task, self.limits.of(task)) for task in tasks}
         found.cut.update({name: each.cut for name, each in prompts.items() if each.cut})
         choices = {method: replace(self.choice, method=method) for method in methods}
         plain = {method: choice for method, choice in choices.items() if method not in (ORACLE, BEST_INDIVIDUAL)}
@@ -130,7 +134,7 @@ class Comparing:
 
     def _try(self, method: str, choice: RoutingChoice, found: Comparison) -> None:
         try:
-            plan(self.model.embedder, self.model.held, ["a"], [choice])
+            plan(self.model.senses, self.model.held, ["a"], [choice])
         except Refused as error:
             if error.code not in _SKIPPED:
                 raise
@@ -153,7 +157,7 @@ class Comparing:
         if (known := self.memory.find(task, choice)) is not None:
             self.progress.advance(len(task.rows))
             return known
-        judged = judge(self.model, task, prompts, choice, self.limits, self.progress.advance)
+        judged = judge(self.model, task, prompts, choice, self.limits.of(task), self.progress.advance)
         names = judged[0].metrics
         means = {name: sum(each.metrics[name] for each in judged) / len(judged) for name in names}
         score = Score(means, sum(each.tied for each in judged))

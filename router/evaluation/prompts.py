@@ -18,6 +18,10 @@ class Limits(NamedTuple):
     input_tokens: int | None = None
     """Inputs are cut to so many tokens: an encoder keeps the beginning, a decoder the end. None cuts nothing."""
 
+    def of(self, task: Task) -> "Limits":
+        """Return those of a task, which may say how long its answers are."""
+        return self if task.new_tokens is None else self._replace(new_tokens=task.new_tokens)
+
 
 class Prompts(NamedTuple):
     """What is asked, row by row."""

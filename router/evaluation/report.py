@@ -7,7 +7,6 @@ from rich.table import Table
 from rich.text import Text
 
 from router.evaluation.compare import Comparison
-from router.evaluation.metrics import ACCURACY
 from router.show import printable
 
 
@@ -39,7 +38,7 @@ def as_json(found: Comparison) -> dict[str, Any]:
         "tasks": {
             task.name: {
                 "rows": len(task.rows),
-                "metric": ACCURACY if task.ranked else found.main,
+                "metric": found.measure(task),
                 "cut": found.cut.get(task.name, 0),
             }
             for task in found.tasks
@@ -67,13 +66,20 @@ def _cells(found: Comparison) -> Iterator[list[str]]:
 
 
 def _measures(found: Comparison) -> str:
-    return " or ".join(dict.fromkeys(ACCURACY if task.ranked else found.main for task in found.tasks))
+    return " or ".join(dict.fromkeys(found.measure(task) for task in found.tasks))
 
 
 def _remarks(found: Comparison) -> str:
     """Say what the figures hide."""
     said = [f"{method} was skipped: {sentence}" for method, sentence in found.skipped.items()]
     for method, scores in found.scores.items():
+        by_task = {task: score.expert for task, score in scores.items() if score.expert}
+        if by_task:
+            one = len({*by_task.values()}) == 1
+            taken = (
+                next(iter(by_task.values())) if one else ", ".join(f"{who} for {task}" for task, who in by_task.items())
+            )
+            said.append(f"{method} took {taken}.")
         if ties := sum(score.ties for score in scores.values()):
             said.append(f"{method}: in {ties} rows the first of equally likely choices was taken.")
     said += [f"{task}: {rows} inputs were cut." for task, rows in found.cut.items()]

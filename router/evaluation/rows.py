@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -43,6 +44,10 @@ class Task:
 
     name: str
     rows: tuple[Row, ...]
+    metric: str | None = None
+    """What counts where the model writes freely; None for what whoever asks says."""
+    new_tokens: int | None = None
+    """Longest answer that is written; None likewise."""
 
     @property
     def ranked(self) -> bool:
@@ -86,7 +91,8 @@ def read_rows(lines: Iterable[str], *, name: str, limit: int | None = None) -> l
     by_task: dict[str, list[Row]] = {}
     for number, line in enumerate(lines, 1):
         if line.strip():
-            row = _read(line, number, name)
+            value = strict_json.loads(line.encode(), what=f"Row {number} of the tasks", code=Code.TASK_ROW)
+            row = read_row(value, number=number, name=name)
             mine = by_task.setdefault(row.task, [])
             if mine and bool(mine[0].choices) != bool(row.choices):
                 raise _wrong(number, f"task {row.task!r} has rows with choices and rows without", "Make it two tasks.")
@@ -100,8 +106,17 @@ def read_rows(lines: Iterable[str], *, name: str, limit: int | None = None) -> l
     return [Task(task, tuple(rows[:limit])) for task, rows in by_task.items()]
 
 
-def _read(line: str, number: int, name: str) -> Row:
-    value = strict_json.loads(line.encode(), what=f"Row {number} of the tasks", code=Code.TASK_ROW)
+def read_row(value: Any, *, number: int, name: str) -> Row:
+    """Read one row.
+
+    Args:
+        value: The object of a line.
+        number: Of the line.
+        name: Task of a row that names none.
+
+    Raises:
+        Refused: `TASK_ROW`.
+    """
     try:
         found = _Line.model_validate_json(strict_json.dumps(value))
     except ValidationError as error:

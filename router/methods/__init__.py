@@ -5,6 +5,10 @@ from protocol.errors import Code, Refused
 METHODS = {
     "phatgoose": "The gates choose the top-k experts for every token at every module (arXiv 2402.05859).",
     "average-activation": "As phatgoose, with mean inputs for gates; experts must tell them (arXiv 2402.05859).",
+    "nnls-request": "A request is solved for the experts it is a mixture of; experts must tell means.",
+    "nnls-fixed:MASS": "As nnls-request, with a total weight that is given.",
+    "nnls-token": "As nnls-request, and every token at every module chooses, too, by the experts' means.",
+    "nnls-gates": "As nnls-token, with tokens choosing by the gates.",
     "arrow": "As phatgoose, but by the direction that an expert's update stretches most (arXiv 2405.11157).",
     "spectr": "The k experts whose updates answer a token with the largest norm (arXiv 2504.03454).",
     "lag": "Arrow filters 20 experts a token, SpectR takes the best one (arXiv 2507.05346).",

@@ -33,7 +33,7 @@ class Arrow(SharedDecision):
         """Score every direction against every token of u [..., d] and keep the best k."""
         seen = group.by(self._prototypes)
 
-        def decide(tokens: Tensor) -> Selected:
+        def decide(tokens: Tensor, _start: int) -> Selected:
             slots = len(seen.counts)
             table = products(seen, tokens)[:, slots:].abs_().view(len(tokens), seen.length, slots)
             modules = [ModuleExperts(seen, slot) for slot in range(slots)]

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from protocol.errors import Code, Refused
-from router.embedding import Embedder
+from router.mixtures import Shares
 from router.pool import ExpertPool
+from router.senses import Senses
 
 _NAMED = 5
 
@@ -24,8 +25,8 @@ class Asked:
     """Divides a method's scores before its softmax."""
     argument: str = ""
     """What stands behind the colon of the method's name."""
-    embedder: Embedder | None = None
-    """Turns the inputs into vectors, for methods that read them first."""
+    senses: Senses | None = None
+    """For methods that read the inputs first."""
 
     def with_argument(self, argument: str) -> "Asked":
         """Return the same with what stands behind the colon."""
@@ -45,6 +46,50 @@ class Asked:
                 "Deny them, or choose another method.",
             )
         return self
+
+    @property
+    def seen(self) -> Senses:
+        """What the inputs are read with.
+
+        Raises:
+            ValueError: There is nothing.
+        """
+        if self.senses is None:
+            raise ValueError("the method reads inputs, and there is nothing to read them with")
+        return self.senses
+
+    def shares(self) -> Shares:
+        """Solve the inputs as mixtures of the experts, of which there is one at least.
+
+        Raises:
+            Refused: `STATISTICS_MISSING`, naming the experts that tell no means.
+        """
+        self.check_means("A mixture", whole=False)
+        return self.seen.mixtures.shares(self.pool, self.inputs)
+
+    def check_means(self, method: str, *, whole: bool) -> None:
+        """Refuse to route among experts of which one tells no means.
+
+        Args:
+            method: Its name, for people.
+            whole: Whether the mean of every module is needed.
+
+        Raises:
+            Refused: `STATISTICS_MISSING`, naming them.
+        """
+        silent = [
+            expert.full_name
+            for expert in self.pool.experts
+            if not expert.means or (whole and len(expert.means) < len(expert.modules))
+        ]
+        if silent:
+            raise Refused(
+                Code.STATISTICS_MISSING,
+                f"{method} needs the means of every expert{' at every module' if whole else ''}; {len(silent)} tell "
+                f"none: {shortened(silent)}.",
+                "Deny these, or choose another method; contributors share means with: greylag-client train --share "
+                "means",
+            )
 
 
 def shortened(names: Sequence[str]) -> str:

@@ -8,11 +8,9 @@ them while the model generated, and kept the last step alone, so its published f
 
 from torch import Tensor
 
-from protocol.errors import Code, Refused
 from router.expert import Expert
 from router.gate import standardise
 from router.group import RouteGroup
-from router.methods.asked import Asked, shortened
 from router.methods.phatgoose import Phatgoose
 from router.select import Selected
 
@@ -29,18 +27,3 @@ class AverageActivation(Phatgoose):
     def select(self, group: RouteGroup, u: Tensor) -> Selected:
         """Score every mean against every token of u [..., d] and keep the best k."""
         return super().select(group.by(mean), u)
-
-
-def check_means(asked: Asked) -> None:
-    """Refuse to route among experts of which one tells no means.
-
-    Raises:
-        Refused: `STATISTICS_MISSING`, naming them.
-    """
-    silent = [expert.full_name for expert in asked.pool.experts if not expert.means]
-    if silent:
-        raise Refused(
-            Code.STATISTICS_MISSING,
-            f"average-activation needs the means of every expert; {len(silent)} tell none: {shortened(silent)}.",
-            "Deny these, or choose another method; contributors share means with: greylag-client train --share means",
-        )

@@ -7,12 +7,14 @@ from router.layer import Plan
 from router.methods import listed
 from router.methods.arrow import Arrow
 from router.methods.asked import Asked
-from router.methods.average_activation import AverageActivation, check_means
+from router.methods.average_activation import AverageActivation
 from router.methods.base import BaseOnly
 from router.methods.expert import SingleExpert
 from router.methods.genknowsub import GenKnowSub
 from router.methods.lag import Lag
 from router.methods.merged import Merged
+from router.methods.nnls_request import by_request, read_mass
+from router.methods.nnls_token import Discriminant, ScaledGate, by_token
 from router.methods.parameter_average import averaged
 from router.methods.phatgoose import Phatgoose
 from router.methods.retrieval import nearest
@@ -28,7 +30,7 @@ def _average(asked: Asked) -> Plan:
 
 
 def _by_means(asked: Asked) -> Plan:
-    check_means(asked)
+    asked.check_means("average-activation", whole=True)
     return Plan(asked.pool, AverageActivation(asked.k, asked.temperature))
 
 
@@ -49,6 +51,10 @@ _MAKERS: dict[str, Maker] = {
     "genknowsub:NAME,...": _subtracted,
     "lag": lambda asked: Plan(asked.only_factors().pool, Lag()),
     "merged": lambda asked: Plan(asked.pool, Merged()),
+    "nnls-fixed:MASS": lambda asked: by_request(asked, read_mass(asked.argument)),
+    "nnls-gates": lambda asked: by_token(asked, ScaledGate),
+    "nnls-request": by_request,
+    "nnls-token": lambda asked: by_token(asked, Discriminant),
     "parameter-average": _average,
     "phatgoose": lambda asked: Plan(asked.pool, Phatgoose(asked.k, asked.temperature)),
     "retrieval": nearest,

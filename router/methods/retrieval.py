@@ -23,13 +23,12 @@ def nearest(asked: Asked) -> list[Plan]:
         Refused: `STATISTICS_MISSING`.
     """
     experts = asked.pool.experts
-    if asked.embedder is None:
-        raise ValueError("retrieval needs an embedder")
-    _check_centroids(asked, asked.embedder)
+    embedder = asked.seen.embedder
+    _check_centroids(asked, embedder)
     if not experts or not asked.inputs:
         return [Plan(asked.pool, BaseOnly())] * len(asked.inputs)
     cosines = (
-        asked.embedder.embed(asked.inputs)
+        embedder.embed(asked.inputs)
         @ torch.stack([expert.centroid for expert in experts if expert.centroid is not None]).T
     )
     # A stable sort, since argmax leaves open which of equals it takes.

@@ -34,7 +34,7 @@ class Spectr:
         """Score every expert's update of every token of u [..., d] and keep the best k."""
         length = module.group.length
 
-        def decide(tokens: Tensor) -> Selected:
+        def decide(tokens: Tensor, _start: int) -> Selected:
             scores = tokens.new_full((len(tokens), length), -torch.inf)
             for row in module.rows:
                 scores[:, row] = update_norms(module.part(row), tokens)

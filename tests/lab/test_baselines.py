@@ -50,6 +50,13 @@ def test_baselines_have_the_experts_budget_and_rows_of_the_table(
         assert private == [line for lines in each for line in lines]
 
 
+def test_a_trial_that_was_begun_goes_to_another_process(tmp_path: Path) -> None:
+    one = Trial("toy", 0, 0, "encoder-decoder", tmp_path)
+    assert one.world.experts
+    with run.workshop(1, str) as shop:
+        assert shop.give(Trial.rows, one, one.world.tasks()[:1]).result() == one.rows(one.world.tasks()[:1])
+
+
 def test_a_part_of_the_pool_is_not_compared_with_an_expert_for_all() -> None:
     rows: list[Contender] = contenders(["anna", "berta"], 32, [*NAMES, "oracle"])
     assert {row.name for row in among(rows, ["anna"])} == {"joint", "expert:anna"}

@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from functools import cache, partial
 from pathlib import Path
 
 from protocol.bundle import Bundle, open_bundle
@@ -49,10 +49,10 @@ class Trial:
         """Names the trial among others in one folder."""
         return f"{self.size}-{self.suite_seed}-{self.seed}-{self.architecture}"
 
-    @cached_property
+    @property
     def world(self) -> World:
-        """The suite."""
-        return World(self.suite_seed, self.size)
+        """The suite; kept beside the trial, which goes from process to process as it was written down."""
+        return _world(self.suite_seed, self.size)
 
     def rows(self, tasks: Sequence[Task]) -> dict[str, list[Row]]:
         """Give test rows by task."""
@@ -62,6 +62,11 @@ class Trial:
         """Name the folder of the experts on a base: another base or recipe, another folder."""
         facts = json.dumps([fingerprint(str(base)).model_dump(), self.recipe.model_dump()], sort_keys=True)
         return self.folder / f"pool-{hashlib.sha256(facts.encode()).hexdigest()[:16]}"
+
+
+@cache
+def _world(suite_seed: int, size: Size) -> World:
+    return World(suite_seed, size)
 
 
 def train_base(trial: Trial) -> Path:

@@ -78,8 +78,10 @@ def peft_losses(base: Path, adapter: Path, model: RoutedModel) -> list[float]:
 class _Around:
     """Scores a plain model with the code that scores the routed one."""
 
+    likelihoods = RoutedModel.likelihoods
+
     def __init__(self, plain: PeftModel, loaded: object, model: RoutedModel) -> None:
-        self.held, self.embedder = model.held, model.embedder
+        self.held, self.senses = model.held, model.senses
         self.base = type(
             "Base", (), {"model": plain, "tokenizer": model.base.tokenizer, "architecture": model.base.architecture}
         )

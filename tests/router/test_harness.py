@@ -30,8 +30,11 @@ CONTINUATIONS = [" c b a", " d d", " x", " a b c d"]
 
 @pytest.fixture(scope="module", params=["t5_base", "llama_base"])
 def node(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pulled(request.getfixturevalue(request.param), tmp_path_factory)
+
+
+def pulled(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with a release of two experts."""
-    base: Path = request.getfixturevalue(request.param)
     folder, identity = tmp_path_factory.mktemp("town"), Identity.generate()
     catalog = Catalog(factories.make_pool(base, identity), identity)
     bundles = [
@@ -149,7 +152,10 @@ doc_to_text: "{{{{input}}}}"
 """
 
 
-def test_the_stock_command_runs_a_local_task_on_a_release(node: Path, tmp_path: Path) -> None:
+def test_the_stock_command_runs_a_local_task_on_a_release(
+    llama_base: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    node = pulled(llama_base, tmp_path_factory)
     rows = [
         {"input": text, "target": "d", "choices": ["d", "x y"], "label": at % 2} for at, text in enumerate(CONTEXTS)
     ]

@@ -162,7 +162,7 @@ def test_the_base_embeds_texts_alike_alone_and_together(base: Path) -> None:
 
 def test_each_query_goes_to_the_nearest_expert(base: Path, pool: Pool, identity: Identity, tmp_path: Path) -> None:
     model = make_model(base, pool, identity, tmp_path, TOLD, TOLD, TOLD)
-    queries = model.embedder.embed(INPUTS)
+    queries = model.senses.embedder.embed(INPUTS)
     experts, moved = model.generation.pool.experts, ExpertPool()
     for number, expert in enumerate(experts):
         moved = moved.add(replace(expert, centroid=(queries[number] + queries[3 - number]) / 2))
@@ -234,7 +234,7 @@ def test_a_centroid_of_another_width_is_refused_by_name(t5_base: Path, identity:
     model = make_model(t5_base, pool, identity, tmp_path, TOLD, odd)
     for inputs in (["a"], []):  # none where a release is tried out
         with pytest.raises(Refused, match=r"1 experts tell a centroid that is not 32 numbers wide.*: e1\.") as refused:
-            resolve("retrieval", Asked(model.generation.pool, inputs, embedder=model.embedder))
+            resolve("retrieval", Asked(model.generation.pool, inputs, senses=model.senses))
         assert refused.value.code is Code.STATISTICS_MISSING
     assert model.generate(["a"], RoutingChoice("retrieval", deny=("e1",)), max_new_tokens=1)
 
@@ -264,7 +264,8 @@ def test_means_are_those_of_each_example_alone(base: Path) -> None:
     seen: dict[str, list[Tensor]] = {path: [] for path in paths}
 
     def look(_module: object, inputs: tuple[Tensor, ...], *, path: str) -> None:
-        seen[path].append(inputs[0][0].double().mean(0))
+        u = inputs[0][0].double()
+        seen[path].append((u[: len(rows[len(seen[path])][0])] if causal else u).mean(0))
 
     for path in paths:
         loaded.model.get_submodule(path).register_forward_pre_hook(partial(look, path=path))

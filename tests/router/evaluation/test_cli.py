@@ -8,6 +8,7 @@ import pytest
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
 from tests import factories
+from tests.house.sources import ROOT
 from tests.router.catalog import Catalog, serving
 from tests.router.evaluation.conftest import RANKED, WRITTEN
 from tests.router.test_cli import call
@@ -50,7 +51,7 @@ def test_a_release_is_scored_on_tasks_of_ones_own(node: Path, tmp_path: Path) ->
     assert "expert:ada/copy: kind, 3 rows" in said.stderr
     table = call(*again, "--markdown").stdout.splitlines()
     assert table[0] == "| percent of accuracy or exact | base | oracle |"
-    assert table[-1].startswith("retrieval was skipped: ")
+    assert any(line.startswith("retrieval was skipped: ") for line in table)
 
 
 def test_base_and_the_releases_own_method_run_by_default(node: Path) -> None:
@@ -89,6 +90,31 @@ def test_bad_tasks_are_refused_before_a_model_is_looked_for(tmp_path: Path, cont
     with pytest.raises(Refused) as refused:
         call("evaluate", "-w", tmp_path, "--tasks", tmp_path / "bad.jsonl")
     assert refused.value.code is code
+
+
+def test_a_benchmark_runs_by_its_recipe(node: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "lukaemon" / "bbh"
+    rows = [{"input": "say it", "target": "Yes"}, {"input": "please now", "target": "No"}]
+    (folder / "web_of_lies").mkdir(parents=True)
+    (folder / "web_of_lies" / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    text = (ROOT / "docs" / "recipes" / "bbh.toml").read_text()
+    tasks = text.split("\n[[tasks]]\n")
+    (mine,) = (each for each in tasks if each.startswith('name = "Web of Lies"'))
+    (tmp_path / "web.toml").write_text("\n[[tasks]]\n".join([tasks[0], mine]))
+    said = call(
+        "evaluate", "-w", node / "node", "--device", "cpu", "--recipe", tmp_path / "web.toml", "--data",
+        tmp_path / "data", "--methods", "base", "--json",
+    )  # fmt: skip
+    assert json.loads(said.stdout)["tasks"]["Web of Lies"] == {"rows": 2, "metric": "accuracy", "cut": 0}
+
+
+@pytest.mark.parametrize(
+    "more", [[], ["--recipe", "r.toml", "--tasks", "t.jsonl"], ["--tasks", "t.jsonl", "--data", "."]]
+)
+def test_rows_have_one_source(tmp_path: Path, more: list[str]) -> None:
+    with pytest.raises(Refused) as refused:
+        call("evaluate", "-w", tmp_path, *more)
+    assert refused.value.code is Code.REQUEST_INVALID
 
 
 def test_a_release_of_another_base_is_refused(node: Path, tmp_path: Path) -> None:

@@ -62,6 +62,9 @@ def test_oracle_and_best_individual_are_chosen_by_evaluation(
     }
     assert [score.expert for score in found.scores["best-individual"].values()] == ["ada/e2"] * 2
     assert [found.mean(method) for method in found.scores] == pytest.approx([0.95, 0.75, 0.5])
+    remarks = report.as_markdown(found)
+    assert "oracle took ada/e0 for kind, ada/e1 for free." in remarks
+    assert "best-individual took ada/e2." in remarks
     document = report.as_json(found)
     assert document["methods"]["oracle"]["tasks"]["free"] == {"f1": pytest.approx(0.9), "ties": 0, "expert": "ada/e1"}
 

@@ -1,5 +1,6 @@
 """Rank classification against a slow float64 answer; batches against single rows."""
 
+import functools
 import json
 import math
 
@@ -35,7 +36,7 @@ def slow_mean(model: RoutedModel, text: str, target: str, choice: RoutingChoice)
     read, written, total = encode_input(base.tokenizer, text, base.architecture), list[int](), 0.0
     tokens = encode_target(base.tokenizer, target, base.architecture)
     for token in tokens:
-        with torch.no_grad(), routing(plan(model.embedder, model.held, [text], [choice]).plan):
+        with torch.no_grad(), routing(plan(model.senses, model.held, [text], [choice]).plan):
             if base.architecture == "decoder-only":
                 logits = base.model(torch.tensor([read + written])).logits[0, -1].tolist()
             else:
@@ -79,6 +80,25 @@ def test_batches_answer_as_single_rows(
     for task in (ranked, written):
         alone = [judged(model, Task(task.name, (row,)), choice, Limits(batch=1, new_tokens=5))[0] for row in task.rows]
         assert judged(model, task, choice, Limits(batch=batch, new_tokens=5)) == alone
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_no_more_sequences_than_asked_for_are_in_memory(
+    model: RoutedModel, ranked: Task, written: Task, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward, seen = model.base.model.forward, set[int]()
+
+    def watched(*arguments: object, **more: object) -> object:
+        ids = more.get("input_ids")
+        if isinstance(ids, torch.Tensor):
+            seen.add(len(ids))
+        return forward(*arguments, **more)
+
+    # wraps: the signature tells whether logits may be left out, and so must be seen.
+    monkeypatch.setattr(model.base.model, "forward", functools.wraps(forward)(watched))
+    for task in (ranked, written):
+        judged(model, task, RoutingChoice("phatgoose"), Limits(batch=batch, new_tokens=2))
+    assert max(seen) == min(batch, 3)
 
 
 def test_the_first_of_equals_is_taken_and_said() -> None:

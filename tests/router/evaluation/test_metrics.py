@@ -24,3 +24,21 @@ from router.evaluation.metrics import measured
 def test_answers_are_measured(answer: str, targets: list[str], expected: tuple[float, float, float]) -> None:
     found = measured(answer, targets)
     assert [found["exact"], found["normalised"], found["f1"]] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("answer", "target"),
+    [
+        ("the cat sat on the mat", "the cat is on a mat"),
+        ("a b c d e f", "f e d c b a"),
+        ("b a b a b", "a b b"),
+        ("Don't stop-now 3.5", "dont stop now 3 5"),
+        ("", "x"),
+        ("x", "..."),
+        ("same words", "same words"),
+    ],
+)
+def test_rouge_l_is_that_of_rouge_score(answer: str, target: str) -> None:
+    rouge_scorer = pytest.importorskip("rouge_score.rouge_scorer", reason="comes with the extra harness")
+    expected = rouge_scorer.RougeScorer(["rougeL"]).score(target, answer)["rougeL"].fmeasure
+    assert measured(answer, [target])["rouge-l"] == pytest.approx(expected)

@@ -1,0 +1,175 @@
+"""NNLS by token: the request's mixture, and beside it what every token says at every module.
+
+Source: this project's laboratory (`tests/lab`). With c the request's shares (`router.mixtures`), m its mass
+(`router.methods.nnls_request`), and public text's tokens of mean t and covariance S at a module,
+
+    nnls-token   r_z(u) = (u - t)' w_z / ((mean_z - t)' w_z),  w_z = S^-1 (mean_z - t)     Fisher's discriminant
+    nnls-gates   r_z(u) = v_z . (u - t) / (3 sqrt(v_z' S v_z)),  v_z PHATGOOSE's gate      needs no token's mean
+
+the score of z is .3 r_z(u) + .7 c_z, and the k best get min(1, m softmax(score / (.2 T))). Like the request's, the
+token's term is 1 for what is plainly z's and 0 for public text. Experts that cannot be told apart get 1 together at
+most.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from router.expert import Expert
+from router.gate import Choice
+from router.group import ModuleExperts, RouteGroup
+from router.layer import BatchRows, Plan
+from router.methods.asked import Asked
+from router.methods.base import BaseOnly
+from router.methods.nnls_request import found_mass
+from router.methods.siblings import SharedDecision
+from router.mixtures import Shares
+from router.public import PublicText
+from router.select import Selected, best, in_pieces, products
+
+RIDGE = 0.1
+"""Of the tokens' covariance, relative to its mean variance."""
+_TOKEN = 0.3
+"""The token's part of a score; the rest is the request's."""
+_SHARP = 0.2
+"""Temperature of the softmax at T = 1."""
+_DEVIATIONS = 3.0
+"""By how many standard deviations of public text a gate is taken to be sure."""
+
+
+@dataclass(frozen=True)
+class Discriminant:
+    """Fisher's discriminant between an expert's tokens and public text's, 1 at its mean."""
+
+    public: PublicText
+
+    def __call__(self, expert: Expert, path: str) -> Tensor | None:
+        """Return w_z / ((mean_z - t)' w_z), [d]; None if the contributor does not tell, or tells nothing new."""
+        mean = expert.means.get(path)
+        if mean is None:
+            return None
+        spread = self.public.spread(path, "token")
+        apart = mean.cpu() - spread.mean
+        w = spread.whitened(apart.unsqueeze(0), RIDGE)[0]
+        length = float(apart.double() @ w.double())
+        return (w / length).to(mean.device) if length > 0 else None
+
+
+@dataclass(frozen=True)
+class ScaledGate:
+    """A gate in units of its own spread over public text."""
+
+    public: PublicText
+
+    def __call__(self, expert: Expert, path: str) -> Tensor | None:
+        """Return v_z / (3 sqrt(v_z' S v_z)), [d]; None where public text does not vary along it."""
+        gate = expert.modules[path].gate
+        deviation = float(self.public.spread(path, "token").deviation(gate.cpu().unsqueeze(0))[0])
+        return gate / (_DEVIATIONS * deviation) if deviation > 0 else None
+
+
+def by_token(asked: Asked, kind: type[Discriminant | ScaledGate]) -> list[Plan]:
+    """Plan each input by its mixture and its tokens.
+
+    Args:
+        asked: The inputs.
+        kind: What a token is compared with.
+
+    Raises:
+        Refused: `STATISTICS_MISSING`.
+    """
+    alone = Plan(asked.pool, BaseOnly())
+    if not asked.pool.experts:
+        return [alone] * len(asked.inputs)
+    shares = asked.shares()
+    some = np.asarray((shares.shares > 0).any(axis=1))
+    mixed = Shares(shares.shares[some], shares.alike)
+    routed = Plan(asked.pool, ByToken(asked, mixed, kind(asked.seen.mixtures.public)))
+    return [routed if each else alone for each in list(some)]
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What a request knows at the modules of one group."""
+
+    group: RouteGroup
+    """By the vectors that tokens are compared with."""
+    centre: Tensor
+    """[d], t."""
+    shares: Tensor
+    """[b, n], (1 - .3) c by row of the group."""
+    alike: Tensor
+    """[n], by row of the group."""
+
+
+class ByToken(SharedDecision):
+    """The k experts whom request and token together want most.
+
+    Args:
+        asked: What was asked for.
+        shares: What each row of the batch is a mixture of.
+        prototype: What a token is compared with.
+    """
+
+    def __init__(self, asked: Asked, shares: Shares, prototype: Discriminant | ScaledGate) -> None:
+        super().__init__()
+        self._k, self._temperature = asked.k, asked.temperature * _SHARP
+        self._shares, self._prototype = shares, prototype
+        self._positions = {expert.digest: at for at, expert in enumerate(asked.pool.experts)}
+        self._masses = torch.tensor([found_mass(c, shares.alike) for c in shares.shares])
+        self._rows = BatchRows(len(shares.shares))
+        self._seen: dict[RouteGroup, _Seen] = {}
+
+    def select(self, group: RouteGroup, u: Tensor) -> Selected:
+        """Score every expert for every token of u, shaped as `BatchRows.entries` takes it, [..., d]; keep the best."""
+        seen = self._seen.get(group)
+        if seen is None:
+            seen = self._seen[group] = self._look(group, u.device)
+        rows, slots = len(seen.shares), len(group.counts)
+        if rows > 1:
+            self._rows.entries(group.store.paths[0], u)
+        tokens = u.shape[:-1].numel()
+        of = torch.arange(rows, device=u.device).repeat_interleave(tokens // rows)
+
+        def decide(chunk: Tensor, start: int) -> Selected:
+            mine = of[start : start + len(chunk)]
+            table = products(seen.group, chunk - seen.centre)[:, slots:].view(len(chunk), -1, slots)
+            scores = table.mul_(_TOKEN).add_(seen.shares[mine].unsqueeze(2))
+            modules = [ModuleExperts(group, slot) for slot in range(slots)]
+            return [
+                self._capped(best(module, scores[:, :, module.slot], self._k, self._temperature), mine, seen)
+                if len(module)
+                else None
+                for module in modules
+            ]
+
+        return in_pieces(u, group.length * slots, decide)
+
+    def _look(self, group: RouteGroup, device: torch.device) -> _Seen:
+        positions = [self._positions.get(expert.digest, -1) for expert in group.store.experts[: group.length]]
+        # Rows that the request does not see have no share, and are passed over anyhow.
+        shares = np.pad(self._shares.shares, ((0, 0), (0, 1)))[:, positions] * (1 - _TOKEN)
+        alike = np.pad(self._shares.alike, (0, 1), constant_values=-1)[positions]
+        centre = self._prototype.public.spread(group.store.paths[0], "token").mean
+        self._masses = self._masses.to(device)
+        return _Seen(
+            group.by(self._prototype),
+            centre.to(device),
+            torch.tensor(shares, dtype=torch.float32, device=device),
+            torch.tensor(alike, device=device),
+        )
+
+    def _capped(self, choice: Choice, of: Tensor, seen: _Seen) -> Choice:
+        """Multiply weights [t, k] by the mass of each token's request, where nobody, alike or alone, gets more than 1.
+
+        Args:
+            choice: Weights that sum to 1.
+            of: [t], each token's row of the batch.
+            seen: What the request knows.
+        """
+        weights = choice.weights * self._masses[of].unsqueeze(1).to(choice.weights.dtype)
+        labels = seen.alike[choice.experts]
+        together = ((labels.unsqueeze(2) == labels.unsqueeze(1)) * weights.unsqueeze(1)).sum(2)
+        return Choice(choice.experts, weights / together.clamp(min=1))

@@ -1,0 +1,40 @@
+"""What routing methods look at inputs with before anything is routed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from router.base import Base
+from router.embedding import Embedder
+from router.mixtures import Mixtures
+from router.public import PublicText
+from router.reader import Reader
+
+
+@dataclass(frozen=True)
+class Senses:
+    """The base, or another encoder, reading for itself."""
+
+    embedder: Embedder
+    """Turns inputs into vectors."""
+    mixtures: Mixtures
+    """Solves inputs as mixtures of experts."""
+
+    @classmethod
+    def of_base(
+        cls, base: Base, paths: Sequence[str], *, embedding: str | None = None, cache: Path | None = None
+    ) -> "Senses":
+        """See with a base model.
+
+        Args:
+            base: Its linear modules are routed ones.
+            paths: Their paths.
+            embedding: Folder or Hub id of the model that embeds; without one, the base.
+            cache: File that keeps the base's fingerprint; beside it is kept what is worked out once a base.
+
+        Raises:
+            Refused: `BASE_UNREADABLE`.
+        """
+        reader = Reader(base, paths)
+        embedder = Embedder.load(embedding, device=base.model.device) if embedding else Embedder.of_base(base)
+        return cls(embedder, Mixtures(reader, PublicText(reader, cache=cache)))

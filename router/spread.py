@@ -1,0 +1,81 @@
+"""Where vectors lie and how they spread, small enough to keep for wide modules.
+
+The covariance is kept as its leading directions, and one variance for all others together (probabilistic principal
+components: M. Tipping, C. Bishop, Journal of the Royal Statistical Society B 61, 1999): r d numbers where d^2 would
+not fit. Up to a width of `DIRECTIONS` nothing is left out.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+DIRECTIONS = 256
+"""Directions that are kept at most."""
+_NOTHING = 1e-12
+"""A variance this small against the largest is zero but for rounding."""
+
+
+class Spread(NamedTuple):
+    """A mean and a covariance S."""
+
+    mean: Tensor
+    """[d] float32."""
+    basis: Tensor
+    """[r, d] float32, orthonormal."""
+    variances: Tensor
+    """[r] float32, along the basis."""
+    rest: Tensor
+    """[1] float32, the variance along any other direction."""
+
+    @property
+    def average(self) -> float:
+        """Mean variance over all directions, tr(S) / d."""
+        d, r = len(self.mean), len(self.basis)
+        return float(self.variances.sum() + (d - r) * self.rest) / d
+
+    def whitened(self, vectors: Tensor, ridge: float) -> Tensor:
+        """Compute (S + ridge tr(S) / d I)^-1 v.
+
+        Args:
+            vectors: [n, d].
+            ridge: Relative to the mean variance; above 0.
+
+        Returns:
+            [n, d] float32; zeros where nothing varies.
+        """
+        added = ridge * self.average
+        if not added > 0:
+            return torch.zeros_like(vectors, dtype=torch.float32)
+        level = float(self.rest) + added
+        inner = (self.variances.double() + added).reciprocal() - 1 / level
+        basis = self.basis.double()
+        exact = vectors.double()
+        return (exact / level + (exact @ basis.T * inner) @ basis).float()
+
+    def deviation(self, vectors: Tensor) -> Tensor:
+        """Compute the standard deviation sqrt(v' S v) of products with vectors [n, d]; returns [n] float64."""
+        exact, basis = vectors.double(), self.basis.double()
+        along = exact @ basis.T
+        beside = (exact.square().sum(1) - along.square().sum(1)).clamp(min=0)
+        return (along.square() @ self.variances.double() + beside * float(self.rest)).sqrt()
+
+
+def spread_of(samples: Tensor) -> Spread:
+    """Describe samples [n, d], n at least 2, in float64."""
+    n, d = samples.shape
+    mean = samples.double().mean(0)
+    x = samples.double() - mean
+    # Through the smaller of the two products.
+    if d <= n:
+        variances, columns = torch.linalg.eigh(x.T @ x / (n - 1))
+        basis = columns.T
+    else:
+        variances, columns = torch.linalg.eigh(x @ x.T / (n - 1))
+        basis = columns.T @ x / (variances.clamp(min=_NOTHING) * (n - 1)).sqrt().unsqueeze(1)
+    kept = (variances > _NOTHING * variances[-1].clamp(min=_NOTHING)).nonzero().flatten().flip(0)[:DIRECTIONS]
+    total = x.square().sum() / (n - 1)
+    left = (total - variances[kept].sum()).clamp(min=0) / max(d - len(kept), 1)
+    if len(kept) == d:
+        left = torch.zeros_like(left)
+    return Spread(mean.float(), basis[kept].float().contiguous(), variances[kept].float(), left.float().view(1))

@@ -1,0 +1,122 @@
+"""Choices by request and token together, against a slow float64 answer written from the formulas."""
+
+import math
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from router.gate import Choice, CommonChoice
+from router.methods.asked import Asked
+from router.methods.nnls_request import found_mass
+from router.methods.nnls_token import RIDGE, ByToken, Discriminant, ScaledGate
+from router.mixtures import Shares
+from router.nnls import Floats
+from router.pool import Expert, ExpertPool
+from router.public import PublicText
+from router.spread import Spread, spread_of
+from tests.router.test_layer import PATH, make_experts
+
+D, O = 32, 24  # noqa: E741 - the letter of the formulas
+TOKENS = torch.randn(400, D, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 3, D) + 0.5
+
+
+class Tokens:
+    """Public text that is at hand."""
+
+    def spread(self, path: str, kind: str) -> Spread:
+        assert kind == "token"
+        return spread_of(TOKENS)
+
+
+PUBLIC = cast("PublicText", Tokens())
+
+
+def make_pool(count: int, *, absent: int, silent: int | None = None) -> ExpertPool:
+    plain, _ = make_experts(count, D, O, absent=absent)
+    generator = torch.Generator().manual_seed(count)
+    pool = ExpertPool()
+    for number, expert in enumerate(plain.experts):
+        means = {path: torch.randn(D, generator=generator) for path in expert.modules}
+        if number == silent:
+            means.pop(PATH, None)  # tells of another module alone
+        pool = pool.add(Expert(expert.digest, expert.name, "c", expert.modules, means=means))
+    return pool
+
+
+def slow_term(kind: type, expert: Expert, u: Tensor) -> float:
+    centre, covariance = TOKENS.double().mean(0), torch.cov(TOKENS.double().T)
+    if kind is ScaledGate:
+        gate = expert.modules[PATH].gate.double()
+        return float(gate @ (u - centre)) / math.sqrt(float(gate @ covariance @ gate)) / 3
+    mean = expert.means.get(PATH)
+    if mean is None:
+        return 0.0
+    w = torch.linalg.inv(covariance + RIDGE * covariance.trace() / D * torch.eye(D)) @ (mean.double() - centre)
+    return float((u - centre) @ w) / float((mean.double() - centre) @ w)
+
+
+def slow_choice(pool: ExpertPool, kind: type, c: Floats, alike: list[int], u: Tensor, k: int) -> dict[int, float]:
+    """Weights of one token by position in the pool, every formula as it stands."""
+    here = [at for at, expert in enumerate(pool.experts) if PATH in expert.modules]
+    scores = {at: 0.3 * slow_term(kind, pool.experts[at], u.double()) + 0.7 * c[at] for at in here}
+    best = sorted(here, key=lambda at: (-scores[at], at))[:k]
+    exponents = {at: math.exp((scores[at] - scores[best[0]]) / 0.2) for at in best}
+    mass = found_mass(c, np.array(alike))
+    weights = {at: mass * value / sum(exponents.values()) for at, value in exponents.items()}
+    together = {at: sum(weights[other] for other in best if alike[other] == alike[at]) for at in best}
+    return {at: weight / max(together[at], 1) for at, weight in weights.items()}
+
+
+def given(pool: ExpertPool, choice: object, tokens: int) -> list[dict[int, float]]:
+    module = pool.modules[PATH]
+    positions = {expert.digest: at for at, expert in enumerate(pool.experts)}
+    if isinstance(choice, CommonChoice):
+        choice = Choice(torch.tensor([choice.experts] * tokens), torch.tensor([choice.weights] * tokens))
+    assert isinstance(choice, Choice)
+    return [
+        {positions[module.expert(row).digest]: weight for row, weight in zip(rows, weights, strict=True)}
+        for rows, weights in zip(choice.experts.tolist(), choice.weights.tolist(), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("kind", [Discriminant, ScaledGate])
+@pytest.mark.parametrize(("count", "k"), [(1, 2), (9, 2), (60, 4)])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (3, 5)])
+def test_a_token_is_given_what_the_formulas_say(kind: type, count: int, k: int, shape: tuple[int, int]) -> None:
+    pool = make_pool(count, absent=4 if count > 4 else 0, silent=2)
+    draw = np.random.default_rng(count)
+    alike = [0, 0, *range(2, count)][:count]
+    shares = Shares(draw.dirichlet(np.full(count, 0.3), size=shape[0]), np.array(alike))
+    method = ByToken(Asked(pool, ["x"] * shape[0], k), shares, kind(PUBLIC))
+    u = torch.randn(*shape, D, generator=torch.Generator().manual_seed(count))
+    found = given(pool, method.choose(pool.modules[PATH], u), shape[0] * shape[1])
+    for at, token in enumerate(u.view(-1, D)):
+        expected = slow_choice(pool, kind, shares.shares[at // shape[1]], alike, token, k)
+        assert found[at] == pytest.approx(expected, abs=2e-5)
+
+
+def test_whom_a_request_denies_has_no_part() -> None:
+    pool = make_pool(9, absent=0)
+    allowed = pool.allowing(None, ["e1", "e4"])
+    shares = Shares(np.random.default_rng(0).dirichlet(np.ones(7), size=1), np.arange(7))
+    u = torch.randn(1, 12, D)
+    choice = ByToken(Asked(allowed, ["x"], 3), shares, Discriminant(PUBLIC)).choose(allowed.modules[PATH], u)
+    fewer = ExpertPool()
+    for expert in allowed.experts:
+        fewer = fewer.add(expert)
+    expected = ByToken(Asked(fewer, ["x"], 3), shares, Discriminant(PUBLIC)).choose(fewer.modules[PATH], u)
+    for mine, theirs in zip(given(allowed, choice, 12), given(fewer, expected, 12), strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-6)
+
+
+def test_many_tokens_are_decided_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = make_pool(9, absent=0)
+    shares = Shares(np.random.default_rng(1).dirichlet(np.ones(9), size=3), np.arange(9))
+    asked, u = Asked(pool, ["x"] * 3, 2), torch.randn(3, 7, D)
+    whole = ByToken(asked, shares, Discriminant(PUBLIC)).choose(pool.modules[PATH], u)
+    monkeypatch.setattr("router.select._SCORES", 40)
+    pieces = ByToken(asked, shares, Discriminant(PUBLIC)).choose(pool.modules[PATH], u)
+    assert given(pool, whole, 21) == [pytest.approx(each) for each in given(pool, pieces, 21)]
