@@ -136,7 +136,7 @@ def accountant_of(privacy: Privacy, nodes: int) -> RdpAccountant:
     except ImportError as error:
         raise Refused(
             Code.SETTINGS_INVALID, "Privacy cannot be accounted for without dp-accounting.",
-            "Install it with: pip install 'greylag[privacy]'",
+            "Install it with: pip install 'greylag[private]'",
         ) from error  # fmt: skip
 
 

@@ -17,7 +17,7 @@ experts whose gates were trained together with them, and one expert for everybod
 WIDER = 4
 KS = (1, 2, 3, 4)
 DEFAULT_K = 2
-_COUNTING = ("phatgoose", "average-activation", "arrow", "spectr", "nnls-token")
+_COUNTING = ("phatgoose", "average-activation", "arrow", "spectr", "nnls-request", "nnls-token", "nnls-gates")
 """Methods that k means something to."""
 # genknowsub needs experts that somebody calls general; no suite has any.
 _FIRST = ("base", "retrieval", "arrow", "merged", "parameter-average", "average-activation", "phatgoose")
