@@ -176,10 +176,8 @@ class RoutedModel:
         check_room(saved.bundles, model.generation.pool, model.base.model.device, model.base.model.dtype)
         for expert, bundle in zip(saved.index.experts, saved.bundles, strict=True):
             model.append(bundle, name=expert.name, contributor=expert.contributor)
-        pool = model.generation.pool.calibrated(saved.calibration)
-        model.generation = replace(
-            model.generation, pool=pool, settings=saved.index.routing, release=saved.index.release
-        )  # fmt: skip
+        pool, index = model.generation.pool.calibrated(saved.calibration), saved.index
+        model.generation = Generation(pool, index.routing, index.release)
         return model
 
     def save_pretrained(self, folder: Path | str, *, with_base: bool = False) -> str:
@@ -197,9 +195,8 @@ class RoutedModel:
         """
         now = self.generation
         return save(
-            Path(folder), self.base.source, now.pool.experts, routing=now.settings, release=now.release,
-            calibration=now.pool.calibration, with_base=with_base,
-        )  # fmt: skip
+            Path(folder), self.base.source, now.pool, routing=now.settings, release=now.release, with_base=with_base
+        )
 
     def export_lora(
         self,

@@ -11,7 +11,6 @@ along, and the model loads on another device, in another dtype or on a quantised
 
 import hashlib
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from protocol.spec import BaseModelRef, Routing, Sha256, Version
 from protocol.statement import Strict, read
 from router.base import FILES, fingerprint, locate
 from router.calibration import Calibration
-from router.expert import Expert
+from router.pool import ExpertPool
 from router.whole import new_folder
 
 INDEX, BASE, BUNDLES, CALIBRATION = "greylag.json", "base", "bundles", "calibration"
@@ -72,24 +71,14 @@ class Saved:
     calibration: Calibration | None = None
 
 
-def save(
-    folder: Path,
-    base: str,
-    experts: Sequence[Expert],
-    *,
-    routing: Routing,
-    calibration: Calibration | None,
-    release: int,
-    with_base: bool,
-) -> str:
+def save(folder: Path, base: str, pool: ExpertPool, *, routing: Routing, release: int, with_base: bool) -> str:
     """Write a routed model; the folder appears whole or not at all.
 
     Args:
         folder: Must not exist yet, or be empty.
         base: Folder or Hub id of the base model.
-        experts: In pool order; their bundles must still lie where they were loaded from.
+        pool: The experts, whose bundles must still lie where they were loaded from, and their calibration.
         routing: What routes a request that asks for nothing else.
-        calibration: What is added to the scores of gates; None for nothing.
         release: Number of the release; 0 for none.
         with_base: Whether to copy the base model's files, too; else whoever loads the model names them.
 
@@ -100,6 +89,7 @@ def save(
         Refused: `WORKSPACE_EXISTS` if there is something in the folder, `BASE_UNREADABLE`, `BUNDLE_UNKNOWN` or
             any other code of a bundle that is no longer what it was.
     """
+    experts, calibration = pool.experts, pool.calibration
     listed = [SavedExpert(name=each.name, contributor=each.contributor, bundle=each.digest) for each in experts]
     index = SavedModel(
         base=fingerprint(base), routing=routing, release=release, experts=listed,
