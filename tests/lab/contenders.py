@@ -17,7 +17,7 @@ experts whose gates were trained together with them, and one expert for everybod
 WIDER = 4
 KS = (1, 2, 3, 4)
 DEFAULT_K = 2
-_COUNTING = ("phatgoose", "average-activation", "arrow", "spectr", "nnls-token")
+_COUNTING = ("phatgoose", "average-activation", "arrow", "spectr", "nnls-request", "nnls-token", "nnls-gates")
 """Methods that k means something to."""
 # genknowsub needs experts that somebody calls general; no suite has any.
 _FIRST = ("base", "retrieval", "arrow", "merged", "parameter-average", "average-activation", "phatgoose")
@@ -44,6 +44,7 @@ def contenders(experts: Sequence[str], width: int, wanted: Sequence[str] = ()) -
     rows = [Contender(name, RoutingChoice(name)) for name in sorted(named, key=_rank)]
     rows += [
         Contender("arrow T=10sqrt(d)", RoutingChoice("arrow", temperature=10 * width**0.5)),
+        Contender("nnls-fixed:1.5", RoutingChoice("nnls-fixed:1.5", k=KS[-1])),
         Contender("average-activation, written means", RoutingChoice("average-activation"), "written-means"),
         Contender("joint", RoutingChoice("phatgoose"), "joint"),
         Contender("multitask", RoutingChoice("expert:multitask"), "multitask"),
