@@ -199,7 +199,13 @@ def load_model(
 
     cache = workspace / FINGERPRINT
     return RoutedModel.from_mirror(
-        chosen.base, mirror, earlier=earlier, embedding=chosen.embedding, cache=cache, **chosen.loading
+        chosen.base,
+        mirror,
+        earlier=earlier,
+        embedding=chosen.embedding,
+        public=chosen.public_text,
+        cache=cache,
+        **chosen.loading,
     )
 
 

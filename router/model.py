@@ -41,28 +41,37 @@ class RoutedModel:
     Args:
         base: A loaded base model; its linear modules are replaced by routed ones.
         embedding: Folder or Hub id of the model that retrieval embeds queries by; without one, the base model.
+        public: Public text, one a line, for methods that hold requests against it; without it, random tokens.
         cache: File that remembers the base model's fingerprint, and has other facts about the base kept beside it.
     """
 
-    def __init__(self, base: Base, embedding: str | None = None, cache: Path | None = None) -> None:
+    def __init__(
+        self, base: Base, embedding: str | None = None, public: Path | None = None, cache: Path | None = None
+    ) -> None:
         self.base = base
         self.held = Held()
         self._changing = threading.Lock()
         paths = tuple(linear_modules(base.model))
         for path in paths:
             base.model.set_submodule(path, RoutedLinear(path, find_linear(base.model, path)))
-        self.senses = Senses.of_base(base, paths, embedding=embedding, cache=cache)
+        self.senses = Senses.of_base(base, paths, embedding=embedding, public=public, cache=cache)
 
     @classmethod
     def from_base(
-        cls, name_or_path: str, *, embedding: str | None = None, cache: Path | None = None, **loading: Unpack[Loading]
+        cls,
+        name_or_path: str,
+        *,
+        embedding: str | None = None,
+        public: Path | None = None,
+        cache: Path | None = None,
+        **loading: Unpack[Loading],
     ) -> "RoutedModel":
         """Load a base model, as `router.base.load_base` does, that holds no experts yet.
 
         Raises:
             Refused: `BASE_UNREADABLE`.
         """
-        return cls(load_base(name_or_path, **loading), embedding, cache)
+        return cls(load_base(name_or_path, **loading), embedding, public, cache)
 
     @classmethod
     def from_bundles(cls, name_or_path: str, bundles: Iterable[Bundle], **loading: Unpack[Loading]) -> "RoutedModel":
@@ -84,6 +93,7 @@ class RoutedModel:
         *,
         earlier: Sequence[Mirror] = (),
         embedding: str | None = None,
+        public: Path | None = None,
         cache: Path | None = None,
         **loading: Unpack[Loading],
     ) -> "RoutedModel":
@@ -94,6 +104,7 @@ class RoutedModel:
             mirror: The release.
             earlier: Releases of the same pool that a request may ask for, too, oldest first.
             embedding: As in the class.
+            public: As in the class.
             cache: As in the class.
             loading: As `router.base.load_base`.
 
@@ -101,7 +112,7 @@ class RoutedModel:
             Refused: `BASE_MISMATCH` if the release was made for another base, `BASE_UNREADABLE`, or as `load`.
         """
         check_base(name_or_path, mirror.pool.spec.base, cache)
-        model = cls.from_base(name_or_path, embedding=embedding, cache=cache, **loading)
+        model = cls.from_base(name_or_path, embedding=embedding, public=public, cache=cache, **loading)
         model.held = Held(kept=max(KEPT, len(earlier) + 1))
         for each in (*earlier, mirror):
             model.take_up(each)
@@ -140,6 +151,7 @@ class RoutedModel:
         *,
         base: str | None = None,
         embedding: str | None = None,
+        public: Path | None = None,
         expected: str | None = None,
         **loading: Unpack[Loading],
     ) -> "RoutedModel":
@@ -149,6 +161,7 @@ class RoutedModel:
             folder: The saved model.
             base: Folder or Hub id of the base model; needed if it was not saved, too.
             embedding: As in the class.
+            public: As in the class.
             expected: The identity that the model must have.
             loading: As `router.base.load_base`.
 
@@ -159,7 +172,7 @@ class RoutedModel:
         saved = open_saved(Path(folder), expected=expected)
         source = base or (str(saved.base) if saved.base else saved.index.base.name)
         check_base(source, saved.index.base)
-        model = cls.from_base(source, embedding=embedding, **loading)
+        model = cls.from_base(source, embedding=embedding, public=public, **loading)
         check_room(saved.bundles, model.generation.pool, model.base.model.device, model.base.model.dtype)
         for expert, bundle in zip(saved.index.experts, saved.bundles, strict=True):
             model.append(bundle, name=expert.name, contributor=expert.contributor)

@@ -1,8 +1,9 @@
 """What public text looks like inside a base model: the ground against which experts' means stand out.
 
 Two kinds of vectors of every module input: a text's mean over its tokens, and single tokens. Worked out once a base
-and kept beside the fingerprint where there is a workspace. The text is random tokens of the base's own vocabulary
-unless an operator names another: it need not be like anybody's requests, and so tells nothing of anybody.
+and kept beside the fingerprint where there is a workspace. The text is what an operator names, at best like what the
+pool is asked; else random tokens of the base's own vocabulary, which tell no words apart from words that every request
+has. Either way it is nobody's.
 """
 
 import hashlib
@@ -19,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from protocol.errors import Code, Refused
 from router.base import fingerprint
 from router.reader import Reader, mean_of
 from router.spread import Spread, spread_of
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["pooled", "token"]
 
+_FEWEST = 2
 TEXTS = 1024
 """Texts that are read at most."""
 _LENGTHS, _TARGETS = (6, 14), (1, 8)
@@ -141,6 +144,27 @@ class PublicText:
         # What a decoder would write to public text nobody knows.
         targets = random_texts(base.tokenizer, draw, _TARGETS, len(prompts))
         return prompts, [encode_target(base.tokenizer, text, base.architecture)[:-1] for text in targets]
+
+
+def read_public(file: Path) -> list[str]:
+    """Read public texts, one a line.
+
+    Raises:
+        Refused: `DATA_UNREADABLE` if there are fewer than two.
+    """
+    try:
+        texts = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeError) as error:
+        raise Refused(
+            Code.DATA_UNREADABLE, f"The public text {file} cannot be read: {error}.", "Check the path; UTF-8 is needed."
+        ) from error
+    if len(texts) < _FEWEST:
+        raise Refused(
+            Code.DATA_UNREADABLE,
+            f"The public text {file} has {len(texts)} lines; expected some hundreds, one text each.",
+            "Give more, or leave public_text out to take random tokens.",
+        )
+    return texts
 
 
 def random_texts(

@@ -52,14 +52,14 @@ def _run(workspace: Path, settings: RouterSettings, on_ready: Callable[[int], No
     except GreylagError as error:
         _log.warning("no new release at start", code=error.code.name, message=error.message)
         mirror = open_mirror(workspace) if (workspace / RELEASE).is_file() else None
-    if mirror is None:
-        model = RoutedModel.from_base(
-            settings.base, embedding=settings.embedding, cache=workspace / FINGERPRINT, **settings.loading
-        )
-    else:
-        model = RoutedModel.from_mirror(
-            settings.base, mirror, embedding=settings.embedding, cache=workspace / FINGERPRINT, **settings.loading
-        )
+    load = RoutedModel.from_base if mirror is None else partial(RoutedModel.from_mirror, mirror=mirror)
+    model = load(
+        settings.base,
+        embedding=settings.embedding,
+        public=settings.public_text,
+        cache=workspace / FINGERPRINT,
+        **settings.loading,
+    )
 
     def fetch_for_this_base() -> Mirror:
         found = fetch()

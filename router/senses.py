@@ -7,7 +7,7 @@ from pathlib import Path
 from router.base import Base
 from router.embedding import Embedder
 from router.mixtures import Mixtures
-from router.public import PublicText
+from router.public import PublicText, read_public
 from router.reader import Reader
 
 
@@ -22,7 +22,13 @@ class Senses:
 
     @classmethod
     def of_base(
-        cls, base: Base, paths: Sequence[str], *, embedding: str | None = None, cache: Path | None = None
+        cls,
+        base: Base,
+        paths: Sequence[str],
+        *,
+        embedding: str | None = None,
+        public: Path | None = None,
+        cache: Path | None = None,
     ) -> "Senses":
         """See with a base model.
 
@@ -30,11 +36,12 @@ class Senses:
             base: Its linear modules are routed ones.
             paths: Their paths.
             embedding: Folder or Hub id of the model that embeds; without one, the base.
+            public: Public text, one a line; without it, random tokens.
             cache: File that keeps the base's fingerprint; beside it is kept what is worked out once a base.
 
         Raises:
-            Refused: `BASE_UNREADABLE`.
+            Refused: `BASE_UNREADABLE`, or `DATA_UNREADABLE` for public text that is none.
         """
         reader = Reader(base, paths)
         embedder = Embedder.load(embedding, device=base.model.device) if embedding else Embedder.of_base(base)
-        return cls(embedder, Mixtures(reader, PublicText(reader, cache=cache)))
+        return cls(embedder, Mixtures(reader, PublicText(reader, read_public(public) if public else (), cache)))

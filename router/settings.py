@@ -34,6 +34,9 @@ class RouterSettings(BaseSettings):
     """Bits in which the base's weights are held, `4bit` or `8bit`; without it, those of its files."""
     embedding: str | None = None
     """What the method retrieval embeds queries by: folder or Hugging Face id; without one, the base model."""
+    public_text: Path | None = None
+    """Text that anybody may know, one a line, like what the pool is asked: methods by mixture hold requests against it.
+    Without it, random tokens."""
     listen: str = "127.0.0.1:50052"
     """Where `serve` answers, `host:port`."""
     follow_interval_s: float = Field(default=10.0, gt=0)
@@ -96,7 +99,7 @@ def load(folder: Path, **flags: Any) -> RouterSettings:
 def save(folder: Path, settings: RouterSettings) -> None:
     """Write the settings that differ from their defaults, for the next command, which may run elsewhere."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {name: getattr(settings, name) for name in ("ca", "tls_cert", "tls_key")}
+    paths = {name: getattr(settings, name) for name in ("ca", "public_text", "tls_cert", "tls_key")}
     absolute: dict[str, object] = {name: path.resolve() for name, path in paths.items() if path}
     models = {name: getattr(settings, name) for name in ("base", "embedding")}
     absolute |= {name: str(Path(model).resolve()) for name, model in models.items() if model and Path(model).is_dir()}

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
 
+from client.workspace import write_whole
 from protocol.bundle import Bundle, open_bundle
 from protocol.spec import Architecture, Recipe
 from router.base import fingerprint
@@ -26,6 +27,7 @@ from tests.lab.written_means import with_means, written_means
 
 EXAMPLES = 800
 """Rows of one contributor."""
+PUBLIC_TEXTS = 1024
 WRITTEN_INPUTS = 200
 """Inputs that the model answers for the paper's form of means."""
 
@@ -122,8 +124,11 @@ def score(
         contenders: Rows of the table.
     """
 
+    public = trial.folder / f"public-{trial.name}.txt"
+    write_whole(public, "".join(f"{text}\n" for text in trial.world.public(trial.seed, PUBLIC_TEXTS)).encode())
+
     def put_on(kind: Bundles) -> RoutedModel:
-        return assemble(base, [open_bundle(folder) for folder in bundles[kind]])
+        return assemble(base, [open_bundle(folder) for folder in bundles[kind]], public)
 
     def pool(kind: Bundles) -> ExpertPool:
         return put_on(kind).generation.pool
@@ -134,9 +139,12 @@ def score(
     return evaluate(model, trial.rows(tasks), contenders, pools)
 
 
-def assemble(base: Path, bundles: Sequence[Bundle]) -> RoutedModel:
-    """Put experts on a base model, on the CPU and in this order."""
-    return RoutedModel.from_bundles(str(base), bundles, device="cpu")
+def assemble(base: Path, bundles: Sequence[Bundle], public: Path | None = None) -> RoutedModel:
+    """Put experts on a base model, on the CPU and in this order; `public` is the text that anybody may know."""
+    model = RoutedModel.from_base(str(base), public=public, device="cpu")
+    for bundle in bundles:
+        model.append(bundle)
+    return model
 
 
 def _tell(sentence: str) -> None:

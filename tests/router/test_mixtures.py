@@ -312,6 +312,28 @@ def test_public_text_is_read_once_a_base(
         assert torch.equal(mine, theirs)
 
 
+def test_an_operator_may_name_public_text(t5_base: Path, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("".join(f"{text}\n\n" for text in (*KINDS, *INPUTS)))
+    model = RoutedModel.from_base(str(t5_base), device="cpu", public=tmp_path / "text")
+    plain = load_base(str(t5_base), device="cpu")
+    path = next(path for path in model.senses.mixtures.reader.sources if reads_input(path))
+    means = torch.stack([pooled(plain, text, [path])[path] for text in (*KINDS, *INPUTS)])
+    found = model.senses.mixtures.public.spread(path, "pooled")
+    torch.testing.assert_close(found.mean, means.mean(0), rtol=1e-4, atol=1e-5)
+    one = torch.cov(means.double().T)
+    vector = torch.ones(1, len(found.mean))
+    assert float(found.deviation(vector)[0]) == pytest.approx(float((one.sum()).sqrt()), rel=1e-3)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"one line\n", b"\xff\xfe\n\n"])
+def test_public_text_that_is_none_is_refused(t5_base: Path, tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "text").write_bytes(content)
+    with pytest.raises(Refused, match="public text") as refused:
+        RoutedModel.from_base(str(t5_base), device="cpu", public=tmp_path / "text")
+    assert refused.value.code is Code.DATA_UNREADABLE
+
+
 @pytest.mark.parametrize(("n", "d"), [(90, 24), (20, 48), (300, DIRECTIONS + 40)])
 def test_spreads_are_covariances(n: int, d: int) -> None:
     generator = torch.Generator().manual_seed(n)
