@@ -25,7 +25,7 @@ def test_baselines_have_the_experts_budget_and_rows_of_the_table(
     monkeypatch.setattr(trial, "EXAMPLES", ROWS)
     recipe = Recipe.model_validate(RECIPE.model_dump() | {"expert_steps": 4, "gate_steps": 2, "eval_every": 4})
     one = Trial("toy", 0, 0, "encoder-decoder", tmp_path, recipe, test_rows=2)
-    outcome = run.run(one, run.Workshop(Here(), str), NAMES, [2])
+    outcome = run.run(one, run.Workshop(Here(), str), run.Scope(NAMES, [2]))
     assert set(outcome.scores.exact) == set(NAMES)
     assert set(outcome.by_pool[2].exact) == {"joint"}
 
