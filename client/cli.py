@@ -29,6 +29,7 @@ from router.quantise import Bits
 
 if TYPE_CHECKING:
     from client.produce import Order
+    from protocol.spec import Privacy
 
 
 class Device(StrEnum):
@@ -135,6 +136,11 @@ def train(
     joint: Annotated[
         bool, typer.Option("--joint", help="Train gates together with the expert, to compare: such gates route worse.")
     ] = False,
+    epsilon: Annotated[
+        float | None, typer.Option(help="Promise every example differential privacy of this much, over all steps.")
+    ] = None,
+    delta: Annotated[float | None, typer.Option(help="Its second figure; far less than one in the examples.")] = None,
+    clip: Annotated[float, typer.Option(help="Norm to which the gradient of each example is clipped, for it.")] = 1.0,
     share: ShareFlag = None,
     progress: ProgressFlag = Style.AUTO,
     workspace: WorkspaceFlag = Path(),
@@ -150,7 +156,8 @@ def train(
     from client.produce import Order
 
     thrift = Thrift(dtype, quantise, recompute, packing)
-    order = Order(data, name, seed, device, micro_batch, recipe, tell(share), thrift, joint=joint)
+    promise = privacy(epsilon, delta, clip)
+    order = Order(data, name, seed, device, micro_batch, recipe, tell(share), thrift, privacy=promise, joint=joint)
     _train(order, progress, workspace, input_column=input_column, target_column=target_column)
 
 
@@ -250,6 +257,29 @@ def tell(share: list[Share] | None) -> tuple[Share, ...]:
     for each in share or ():
         talk(f"The bundle will tell others {TELLS[each]}")
     return tuple(share or ())
+
+
+def privacy(epsilon: float | None, delta: float | None, clip: float) -> "Privacy | None":
+    """Read a promise from its flags.
+
+    Raises:
+        Refused: `SETTINGS_INVALID`.
+    """
+    from pydantic import ValidationError
+
+    from protocol.errors import Code, Refused
+    from protocol.spec import Privacy
+    from protocol.statement import first_fault
+
+    if epsilon is None and delta is None:
+        return None
+    if epsilon is None or delta is None:
+        raise Refused(Code.SETTINGS_INVALID, "--epsilon and --delta go together.", "Give both, or neither.")
+    try:
+        return Privacy(epsilon=epsilon, delta=delta, clip=clip)
+    except ValidationError as error:
+        name, reason = first_fault(error)
+        raise Refused(Code.SETTINGS_INVALID, f"--{name} is out of range: {reason}.", "Give another value.") from error
 
 
 # After the verbs above, so that --help lists all of them in the order in which a person comes to them.

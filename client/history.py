@@ -40,15 +40,21 @@ def steps(run: Path) -> dict[str, int]:
     return {phase: int(log[-1]["step"]) for phase, log in logs.items() if log}
 
 
-def losses(run: Path) -> dict[str, float]:
-    """Sum up a run: the held-out loss of the base alone, and the best of each phase."""
+def last_loss(log: Iterable[Mapping[str, Any]]) -> float | None:
+    """Find the held-out loss of the last weights in the Trainer's log."""
+    seen = [entry[HELD_OUT] for entry in log if HELD_OUT in entry]
+    return float(seen[-1]) if seen else None
+
+
+def losses(run: Path, *, last: bool = False) -> dict[str, float]:
+    """Sum up a run: the held-out loss of the base alone, and the best (or last) of each phase."""
     found = {}
     for phase in PHASES:
         seen = [(point["step"], point[HELD_OUT]) for point in read(run, phase) if HELD_OUT in point]
         if seen and seen[0][0] == 0:
             found["base"] = seen.pop(0)[1]  # before its first step an expert adds nothing
         if seen:
-            found[phase] = min(loss for _, loss in seen)
+            found[phase] = seen[-1][1] if last else min(loss for _, loss in seen)
     return {phase: round(loss, 3) for phase, loss in found.items()}
 
 

@@ -16,7 +16,7 @@ from protocol.fit import check_tensors
 from protocol.kinds import Ia3Module, Kind, Module
 from protocol.release import Pool, timestamp
 from protocol.signing import Identity
-from protocol.spec import ExpertSpec, Statistics
+from protocol.spec import ExpertSpec, Privacy, Statistics
 
 _CARD = """\
 ---
@@ -37,6 +37,7 @@ contributor.
 | examples | {{ rows }} |
 | loss on held-out examples | {{ losses }} |
 | told about the data | {{ told }} |
+| differential privacy | {{ privacy }} |
 
 {{ use }}
 """
@@ -93,6 +94,7 @@ def pack_run(
         modules=record.modules,
         dtype=record.dtype,
         joint=record.joint,
+        privacy=record.privacy,
         statistics=statistics,
         license=license_id,
         supersedes=supersedes,
@@ -143,12 +145,26 @@ def render_card(record: RunRecord, pool: Pool, license_id: str, statistics: Stat
         size=_size(record.modules.values()),
         expert="an adapter that was there already" if record.adopted else f"{steps['expert']} {how}",
         gates="together with the expert" if record.joint else f"{steps['gates']} {how}",
-        losses=", ".join(f"{loss:.3f} {LOSSES[name]}" for name, loss in record.losses.items()),
+        losses="not told" if record.privacy else _losses(record),
+        privacy=_privacy(record.privacy),
         use=_OWN if first.kind == "bottleneck" else _PEFT,
         rows=record.rows,
         told=_told(statistics),
     )
     return str(card)
+
+
+def _losses(record: RunRecord) -> str:
+    return ", ".join(f"{loss:.3f} {LOSSES[name]}" for name, loss in record.losses.items())
+
+
+def _privacy(privacy: Privacy | None) -> str:
+    if privacy is None:
+        return "none"
+    return (
+        f"epsilon {privacy.epsilon:g}, delta {privacy.delta:g} for each example, over expert and gates together "
+        f"(DP-SGD, gradients clipped at {privacy.clip:g})"
+    )
 
 
 def _size(modules: Iterable[Module]) -> str:

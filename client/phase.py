@@ -5,6 +5,7 @@ checkpoint counts once its marker stands; one that was cut off by a kill is thro
 start. The best checkpoint by held-out loss wins.
 """
 
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from client import history
 from client.packing import pack
 from client.progress import Progress, Report
 from protocol.errors import Code, Refused
-from protocol.spec import Recipe
+from protocol.spec import Privacy, Recipe
 
 if TYPE_CHECKING:
     import datasets
@@ -59,6 +60,10 @@ class Phase:
     """Activations are computed again for the backward pass, not kept."""
     packing: bool = False
     """Examples of a batch share rows, without seeing each other."""
+    privacy: Privacy | None = None
+    """What is promised to every example that is trained on."""
+    noise: float = 0.0
+    """What keeps the promise, as a multiple of the norm to which gradients are clipped."""
 
 
 def run(
@@ -72,8 +77,10 @@ def run(
 ) -> float:
     """Train, resuming from the last whole checkpoint; leaves the best weights in the model.
 
+    In private training the last weights are left: to choose by held-out examples would tell about them.
+
     Returns:
-        The best held-out loss.
+        The held-out loss of the weights that are left.
 
     Raises:
         Refused: `NOT_FINITE` if training diverged.
@@ -81,7 +88,7 @@ def run(
     trainer = _trainer(phase, model, tokenizer, held_out, recipe, train)
     trainer.add_callback(_Checkpoints(phase.folder))
     trainer.add_callback(_Reporter(phase, report))
-    if recipe.patience:
+    if recipe.patience and phase.privacy is None:
         trainer.add_callback(EarlyStoppingCallback(recipe.patience))
     last = sweep(phase.folder)
     try:
@@ -94,10 +101,12 @@ def run(
         ) from error
     finally:
         sweep(phase.folder)
-    if trainer.state.best_model_checkpoint is None:
+    trainer.take_off()
+    loss = trainer.state.best_metric if phase.privacy is None else history.last_loss(trainer.state.log_history)
+    if loss is None or not math.isfinite(loss):
         raise diverged(phase.name)
     history.write(phase.folder, trainer.state.log_history)
-    return float(trainer.state.best_metric)
+    return float(loss)
 
 
 def measure(
@@ -120,18 +129,24 @@ def _trainer(
     held_out: "datasets.Dataset",
     recipe: Recipe,
     train: "datasets.Dataset | None" = None,
-) -> "_PhaseTrainer":
+) -> "PhaseTrainer":
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked, so any token serves
     if getattr(model, "is_quantized", False):
         vars(model)["_hf_peft_config_loaded"] = True  # the Trainer asks whether anything there can learn
-    trainer = _PhaseTrainer(
-        model=model,
-        args=_arguments(phase, recipe),
-        data_collator=pack if phase.packing else DataCollatorForSeq2Seq(tokenizer),
-        train_dataset=train,
-        eval_dataset=held_out,
-    )
+    options = {
+        "model": model, "args": _arguments(phase, recipe), "train_dataset": train, "eval_dataset": held_out,
+        "data_collator": pack if phase.packing else DataCollatorForSeq2Seq(tokenizer),
+    }  # fmt: skip
+    if phase.privacy is None:
+        trainer = PhaseTrainer(**options)
+    else:
+        from client.private import PrivateTrainer  # noqa: PLC0415 - opacus, which is an extra
+
+        micro_batch = phase.micro_batch or recipe.batch_size
+        trainer = PrivateTrainer(
+            **options, privacy=phase.privacy, noise=phase.noise, batch=recipe.batch_size, micro_batch=micro_batch
+        )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -156,8 +171,11 @@ def diverged(name: str) -> Refused:
     )
 
 
-class _PhaseTrainer(Trainer):
+class PhaseTrainer(Trainer):
     """The Trainer, with checkpoints of the trainable tensors alone."""
+
+    def take_off(self) -> None:
+        """Leave the model as it came; here nothing was put on it."""
 
     def _save(self, output_dir: str | None = None, _state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
@@ -228,26 +246,26 @@ class _Reporter(TrainerCallback):
 
 
 def _arguments(phase: Phase, recipe: Recipe) -> TrainingArguments:
-    micro_batch = phase.micro_batch or recipe.batch_size
+    micro_batch, private = phase.micro_batch or recipe.batch_size, phase.privacy is not None
     return TrainingArguments(
         output_dir=str(phase.folder),
         max_steps=phase.steps,
         per_device_train_batch_size=micro_batch,
         per_device_eval_batch_size=micro_batch,
-        gradient_accumulation_steps=recipe.batch_size // micro_batch,
+        gradient_accumulation_steps=1 if private else recipe.batch_size // micro_batch,
         optim="adamw_torch_fused",
         learning_rate=recipe.learning_rate,
         weight_decay=recipe.weight_decay,
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=round(recipe.warmup_ratio * phase.steps),
-        max_grad_norm=1.0,
+        max_grad_norm=0.0 if private else 1.0,  # else clipped already, example by example
         eval_strategy="steps",
         eval_steps=recipe.eval_every,
         eval_on_start=phase.name in ("expert", "joint"),  # an untrained expert is the base
         save_strategy="steps",
         save_steps=recipe.eval_every,
-        load_best_model_at_end=True,
-        metric_for_best_model="eval_loss",
+        load_best_model_at_end=not private,
+        metric_for_best_model=None if private else "eval_loss",
         greater_is_better=False,
         prediction_loss_only=True,
         logging_steps=LOG_EVERY,

@@ -1,6 +1,7 @@
 """The verb `train`: from a workspace and a data file to a signed bundle."""
 
 import gc
+import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,9 +22,12 @@ from client.workspace import Workspace
 from protocol.bundle import ADAPTER_WEIGHTS, ENVELOPE, GATES, Bundle, open_bundle, sha256_of
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
-from protocol.spec import Name, Recipe
+from protocol.spec import Name, Privacy, Recipe
 from protocol.statement import first_fault
 from router.base import check_base
+
+PRIVATE_KINDS = ("lora", "rslora")
+"""Kinds of experts that can be trained with differential privacy."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,8 @@ class Order:
     thrift: Thrift = FULL
     adapter: str | None = None
     """Folder or Hugging Face id of an adapter of which only the gates are trained."""
+    privacy: Privacy | None = None
+    """What is promised to every example."""
     joint: bool = False
     """Gates are trained together with the expert, not after it."""
 
@@ -78,6 +84,7 @@ def produce(
         plan_modules(pool.spec, recipe)
     name = _expert_name(order.name or settings.name)
     _check_micro_batch(order.micro_batch, recipe)
+    _check_privacy(order, recipe)
     identity = keys.load(workspace.root / settings.key)
     check_base(settings.base, pool.spec.base, workspace.base_cache)
 
@@ -96,6 +103,7 @@ def produce(
         sharing=sharing,
         thrift=order.thrift,
         adapter=adapter,
+        privacy=order.privacy,
         joint=order.joint,
     )
     run = workspace.runs / plan.run_id()
@@ -111,6 +119,11 @@ def _result(run: Path, plan: Plan) -> Iterator[str]:
     if record is None:
         return
     yield f"How it went: {draw(run)}"
+    if (privacy := record.privacy) is not None:
+        yield (
+            f"Every example that was trained on has the promise of epsilon {privacy.epsilon:g}, delta "
+            f"{privacy.delta:g}. The losses below are for you alone: the bundle does not tell them."
+        )
     losses = record.losses
     yield "Loss on held-out rows: " + ", ".join(f"{loss:.3f} {LOSSES[name]}" for name, loss in losses.items()) + "."
     if plan.adapter is not None:
@@ -161,6 +174,33 @@ def _check_micro_batch(micro_batch: int | None, recipe: Recipe) -> None:
             f"--micro-batch {micro_batch} is no divisor of the batch of {recipe.batch_size}.",
             "Choose one that divides it.",
         )
+
+
+def _check_privacy(order: Order, recipe: Recipe) -> None:
+    """Refuse a promise that training could not keep."""
+    if order.privacy is None:
+        return
+    if recipe.kind not in PRIVATE_KINDS:
+        raise Refused(
+            Code.KIND_UNSUPPORTED,
+            f"Experts of kind {recipe.kind} cannot be trained with differential privacy: opacus cannot take their "
+            "gradients apart into examples.",
+            f"Give --kind {' or '.join(PRIVATE_KINDS)}.",
+        )
+    breaking = {
+        "--packing, where examples share rows": order.thrift.packing,
+        "--recompute, where each example is seen twice": order.thrift.recompute,
+        "--share, which tells about the data as they are": bool(order.share),
+        "--joint": order.joint,
+    }
+    for flag, given in breaking.items():
+        if given:
+            raise Refused(Code.SETTINGS_INVALID, f"--epsilon goes without {flag}.", "Leave one of them out.")
+    if importlib.util.find_spec("opacus") is None:
+        raise Refused(
+            Code.SETTINGS_INVALID, "Training with differential privacy needs opacus, which is not installed.",
+            "Install it with: pip install 'greylag[private]'",
+        )  # fmt: skip
 
 
 def _expert_name(name: str) -> str:

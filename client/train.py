@@ -5,6 +5,7 @@ stopped anywhere continues with the first part that is not there.
 """
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from client.workspace import write_whole
 from protocol.bundle import GATES
 from protocol.errors import Code, Refused
 from protocol.kinds import Module
+from protocol.spec import Privacy, Recipe
 from router.attach import find_linear
 from router.base import Base, load_base
 
@@ -58,16 +60,17 @@ def train(plan: Plan, folder: Path, report: Report) -> None:
         positions=getattr(base.model.config, "max_position_embeddings", None),
         scratch=folder,
     )
+    noise = 0.0 if plan.privacy is None else _noise(plan.privacy, plan.recipe, len(examples.train))
     if not (folder / ADAPTER).is_dir():
         if plan.joint:
             _train_jointly(plan, base, examples, modules, folder, report)
         elif adapter is None:
-            _train_expert(plan, base, examples, modules, folder, report)
+            _train_expert(plan, base, examples, modules, folder, report, noise)
         else:
             _measure_base(plan, base, examples, folder)
             write_adapter(adapter, folder / ADAPTER, plan.pool.spec)
     if not (folder / GATES).is_file():
-        _train_gates(plan, base, examples, modules, folder, report)
+        _train_gates(plan, base, examples, modules, folder, report, noise)
     if not (plan.sharing.folder(folder) / GATES).is_file():
         statistics.write(plan.sharing, folder, base, examples.train, list(modules), report)
     record = RunRecord(
@@ -78,8 +81,9 @@ def train(plan: Plan, folder: Path, report: Report) -> None:
         dtype="float32" if adapter is None else adapter.dtype,
         adopted=adapter is not None,
         joint=plan.joint,
+        privacy=plan.privacy,
         steps=history.steps(folder),
-        losses=history.losses(folder),
+        losses=history.losses(folder, last=plan.privacy is not None),
         rows=coarse(examples.rows),
     )
     write_whole(folder / RECORD, dump_record(record))
@@ -88,11 +92,17 @@ def train(plan: Plan, folder: Path, report: Report) -> None:
 
 
 def _train_expert(
-    plan: Plan, base: Base, examples: Examples, modules: "Mapping[str, Module]", folder: Path, report: Report
+    plan: Plan,
+    base: Base,
+    examples: Examples,
+    modules: "Mapping[str, Module]",
+    folder: Path,
+    report: Report,
+    noise: float,
 ) -> None:
     set_seed(plan.seed)
     expert = tuner.put_on(base, plan.recipe, modules)
-    work = _phase(plan, "expert", folder)
+    work = replace(_phase(plan, "expert", folder), noise=noise)
     phase.run(work, expert.model, base.tokenizer, examples.train, examples.held_out, plan.recipe, report)
     _check_finite(phase.trainable(expert.model), "expert")
     expert.save(folder / ADAPTER, plan.pool.spec.base.name)
@@ -100,9 +110,15 @@ def _train_expert(
 
 
 def _train_gates(
-    plan: Plan, base: Base, examples: Examples, modules: "Mapping[str, Module]", folder: Path, report: Report
+    plan: Plan,
+    base: Base,
+    examples: Examples,
+    modules: "Mapping[str, Module]",
+    folder: Path,
+    report: Report,
+    noise: float,
 ) -> None:
-    work = _phase(plan, "gates", folder)
+    work = replace(_phase(plan, "gates", folder), noise=noise)
     vectors = gates.train(work, base, folder / ADAPTER, modules, examples, plan.recipe, report)
     _check_finite(vectors, "gates")
     gates.save(vectors, folder / GATES)
@@ -140,7 +156,14 @@ def _phase(plan: Plan, name: str, folder: Path) -> phase.Phase:
         plan.micro_batch,
         recompute=plan.thrift.recompute,
         packing=plan.thrift.packing,
+        privacy=plan.privacy,
     )
+
+
+def _noise(privacy: Privacy, recipe: Recipe, rows: int) -> float:
+    from client.private import noise_for  # noqa: PLC0415 - opacus, which is an extra
+
+    return noise_for(privacy, rows, recipe.batch_size, recipe.expert_steps + recipe.gate_steps)
 
 
 def _check_finite(tensors: "Mapping[str, torch.Tensor]", name: str) -> None:

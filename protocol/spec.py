@@ -152,6 +152,15 @@ class Statistics(Strict):
     """Where the inputs lie, for the method retrieval."""
 
 
+class Privacy(Strict):
+    """What a contributor promises to every example: differential privacy of everything that was trained on it."""
+
+    epsilon: Annotated[float, Field(gt=0, le=1000)]
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    clip: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    """Norm to which the gradient of each example was clipped."""
+
+
 class ExpertSpec(Strict):
     """What a bundle holds, as its contributor signs it."""
 
@@ -167,6 +176,8 @@ class ExpertSpec(Strict):
     """Dtype of the adapter's tensors; gates and statistics are always float32."""
     joint: bool = False
     """Whether the gates were trained together with the expert, not after it as the method wants."""
+    privacy: Privacy | None = None
+    """By opacus' accountant, over expert and gates together; None promises nothing."""
     statistics: Statistics = Statistics()
     license: Annotated[Line, StringConstraints(min_length=1, max_length=100)]
     supersedes: Sha256 | None = None

@@ -137,13 +137,13 @@ def test_the_best_checkpoint_wins_not_the_last(site: Site, tmp_path: Path, monke
     seen: list[float] = []
     losses = iter([5.0, 2.0, 1.0, 9.0])
 
-    measure = phase._PhaseTrainer.evaluate
+    measure = phase.PhaseTrainer.evaluate
 
-    def evaluate(trainer: phase._PhaseTrainer, **options: object) -> dict[str, float]:
+    def evaluate(trainer: phase.PhaseTrainer, **options: object) -> dict[str, float]:
         seen.append(trainer.model.w.item())
         return {**measure(trainer, **options), "eval_loss": next(losses)}
 
-    monkeypatch.setattr(phase._PhaseTrainer, "evaluate", evaluate)
+    monkeypatch.setattr(phase.PhaseTrainer, "evaluate", evaluate)
     recipe = RECIPE.model_copy(update={"eval_every": 2})
     model = run_line(tmp_path / "run", base, site, tmp_path, recipe, [])
     assert len(set(seen)) == 4
