@@ -53,6 +53,7 @@ def trace(
         scores: Of the methods and of each expert alone.
         folder: Where the heat maps go.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     oracles, found = best_experts(scores, tasks), {}
     asked = {task.name: [row["input"] for row in rows[task.name][:INPUTS]] for task in tasks}
     drawn = {next(task.name for task in tasks if task.family == family) for family in FAMILIES}
