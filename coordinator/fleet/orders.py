@@ -65,11 +65,9 @@ def start(
         created=timestamp(now),
         expires=timestamp(now + max(ends_after, open_for)),
     )
-    round_minutes = timedelta(minutes=plan.round_minutes if plan else 0)
-    return fleet.start(
-        order, sign_order(order, opened.identity), open_for=open_for, round_ends=now + max(open_for, round_minutes),
-        now=now,
-    )  # fmt: skip
+    first = max(open_for, timedelta(minutes=plan.round_minutes if plan else 0))
+    round_ends = now + min(first, max(ends_after, open_for))
+    return fleet.start(order, sign_order(order, opened.identity), open_for=open_for, round_ends=round_ends, now=now)
 
 
 def base_of(opened: Opened) -> Release:
