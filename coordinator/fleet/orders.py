@@ -6,7 +6,10 @@ from coordinator.fleet.records import Fleet, no_candidate
 from coordinator.opening import Opened
 from coordinator.tables import Campaign
 from protocol.campaign import Kind, Order, sign_order
-from protocol.release import timestamp
+from protocol.release import read_candidate, read_timestamp, timestamp
+
+OPEN_FOR, ENDS_AFTER = timedelta(minutes=10), timedelta(days=1)
+"""How long a campaign goes on unless its operator says otherwise."""
 
 
 def start(opened: Opened, kind: Kind, *, open_for: timedelta, ends_after: timedelta, now: datetime) -> Campaign:
@@ -35,3 +38,24 @@ def start(opened: Opened, kind: Kind, *, open_for: timedelta, ends_after: timede
         expires=timestamp(now + max(ends_after, open_for)),
     )
     return fleet.start(order, sign_order(order, opened.identity), open_for=open_for, now=now)
+
+
+def start_due(opened: Opened, *, now: datetime) -> Campaign | None:
+    """Start the evaluation of the open candidate if the operator's settings say that it is due.
+
+    A candidate is evaluated by itself once: if too few nodes answered to decide anything, the operator asks again.
+
+    Args:
+        opened: The workspace.
+        now: The time.
+    """
+    after, fleet = opened.settings.evaluate_after_minutes, Fleet(opened.registry)
+    candidate = None if after is None else fleet.candidate()
+    if after is None or candidate is None:
+        return None
+    opened_at = read_timestamp(read_candidate(candidate.envelope, opened.pool).spec.created)
+    if now < opened_at + timedelta(minutes=after):
+        return None  # bundles that come one after the other shall share it
+    if any(campaign.candidate == candidate.digest for campaign in fleet.campaigns()):
+        return None
+    return start(opened, "evaluate", open_for=OPEN_FOR, ends_after=ENDS_AFTER, now=now)

@@ -12,7 +12,7 @@ import psutil
 
 from coordinator.fleet.drive import ASK_AGAIN_S, Driver
 from coordinator.fleet.flower import Run
-from coordinator.fleet.orders import start
+from coordinator.fleet.orders import ENDS_AFTER, OPEN_FOR, start
 from coordinator.fleet.records import FINAL, Fleet
 from coordinator.fleet.simulation import engine
 from coordinator.fleet.simulation.grid import LocalEngine
@@ -26,8 +26,6 @@ from protocol.spec import Policy
 LIMIT_S = 600.0
 """Longest simulation, in seconds."""
 _PAUSE_S = 0.02
-_OPEN, _ENDS = timedelta(minutes=10), timedelta(days=1)
-"""As `campaign start` has them."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ def simulate(
             nodes.come(order[: len(order) - len(tardy)])
             if kind == "evaluate":
                 propose(opened, clock())
-            number = start(opened, kind, open_for=_OPEN, ends_after=_ENDS, now=clock()).number
+            number = start(opened, kind, open_for=OPEN_FOR, ends_after=ENDS_AFTER, now=clock()).number
             driver, fleet = Driver(opened, nodes.as_run, clock=clock), Fleet(opened.registry)
             while fleet.campaign(number).state == "running":
                 driver.step()
