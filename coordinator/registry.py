@@ -343,6 +343,11 @@ class Registry:
                 return session.get(ReleaseRow, number)
             return session.scalars(select(ReleaseRow).order_by(ReleaseRow.number.desc()).limit(1)).first()
 
+    def release_by(self, digest: str) -> ReleaseRow | None:
+        """Find a release by digest."""
+        with self.reading() as session:
+            return session.scalars(select(ReleaseRow).where(ReleaseRow.digest == digest)).one_or_none()
+
     def releases(self) -> list[ReleaseRow]:
         """All releases, oldest first."""
         with self.reading() as session:

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 from coordinator.life import State
-from protocol.release import Pool, Release, ReleasedExpert, ReleaseSpec, read_timestamp, timestamp
+from protocol.release import CalibrationFile, Pool, Release, ReleasedExpert, ReleaseSpec, read_timestamp, timestamp
 
 
 class Row(Protocol):
@@ -20,7 +20,13 @@ class Row(Protocol):
 
 
 def next_release(
-    pool: Pool, previous: Release | None, *, accepted: Sequence[ReleasedExpert], gone: AbstractSet[str], now: datetime
+    pool: Pool,
+    previous: Release | None,
+    *,
+    accepted: Sequence[ReleasedExpert],
+    gone: AbstractSet[str],
+    now: datetime,
+    calibration: CalibrationFile | None = None,
 ) -> ReleaseSpec | None:
     """Build the release that follows, or None if it would say the same and the last one is fresh.
 
@@ -33,8 +39,11 @@ def next_release(
         accepted: Experts to add, oldest first.
         gone: Digests of bundles that must not be in any new release (yanked, superseded).
         now: The time.
+        calibration: Biases and temperatures; None for those of the newest release, if it has any.
     """
     before = previous.spec.experts if previous else ()
+    calibrated_before = previous.spec.calibration if previous else None
+    calibration = calibration or calibrated_before
     listed = {expert.bundle: expert for expert in before if expert.bundle not in gone}
     for new in accepted:
         if new.bundle in gone or new.bundle in listed:
@@ -44,7 +53,8 @@ def next_release(
                 del listed[old.bundle]
         listed[new.bundle] = new
     experts = tuple(listed.values())
-    if experts == before and (previous is None or not _near_expiry(previous, now)):
+    same = experts == before and calibration == calibrated_before
+    if same and (previous is None or not _near_expiry(previous, now)):
         return None
     return ReleaseSpec(
         pool=pool.digest,
@@ -52,6 +62,7 @@ def next_release(
         previous=previous.digest if previous else None,
         experts=experts,
         routing=pool.spec.routing,
+        calibration=calibration,
         created=timestamp(now),
         expires=timestamp(now + timedelta(days=pool.spec.policy.release_days)),
     )

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 
 from coordinator.fleet.records import Fleet, no_candidate
+from coordinator.fleet.rounds import Rounds
 from coordinator.intake import Intake
 from coordinator.life import PUBLIC
 from coordinator.registry import Registry
@@ -182,12 +183,15 @@ class CatalogService(catalog_pb2_grpc.CatalogServicer):
         return catalog_pb2.GetPoolReply(envelope=self._pool.envelope)
 
     async def GetRelease(self, request: catalog_pb2.GetReleaseRequest, context: Context) -> catalog_pb2.GetReleaseReply:
-        """Show a signed release, or a candidate that is none yet."""
+        """Show a signed release, by number or digest, or a candidate that is none yet."""
         if request.candidate:
-            candidate = await asyncio.to_thread(Fleet(self._registry).candidate, _digest(request.candidate))
-            if candidate is None:
-                raise no_candidate(request.candidate)
-            return catalog_pb2.GetReleaseReply(envelope=candidate.envelope)
+            digest = _digest(request.candidate)
+            candidate = await asyncio.to_thread(Fleet(self._registry).candidate, digest)
+            released = None if candidate else await asyncio.to_thread(self._registry.release_by, digest)
+            found = candidate or released
+            if found is None:
+                raise no_candidate(digest)
+            return catalog_pb2.GetReleaseReply(envelope=found.envelope)
         row = None
         if request.number <= _MAX_RELEASE_NUMBER:
             row = await asyncio.to_thread(self._registry.release, request.number)
@@ -207,7 +211,7 @@ class CatalogService(catalog_pb2_grpc.CatalogServicer):
         return catalog_pb2.GetBundleReply(envelope=row.envelope)
 
     async def Fetch(self, request: catalog_pb2.FetchRequest, context: Context) -> AsyncIterator[Chunk]:
-        """Send a file of a public bundle from an offset."""
+        """Send a file of a public bundle, or a calibration, from an offset."""
         with self._streams.one():
             async with aclosing(self._fetch(request)) as chunks:
                 async for chunk in chunks:
@@ -215,11 +219,17 @@ class CatalogService(catalog_pb2_grpc.CatalogServicer):
 
     async def _fetch(self, request: catalog_pb2.FetchRequest) -> AsyncGenerator[Chunk]:
         sha256, offset = _digest(request.sha256), request.offset
-        size = await asyncio.to_thread(self._registry.public_size, sha256)
+        calibration = await asyncio.to_thread(Rounds(self._registry).content, sha256)
+        size = len(calibration) if calibration else await asyncio.to_thread(self._registry.public_size, sha256)
         if size is None:
             raise _no_bundle(sha256)
         if offset > size:
             raise Refused(Code.REQUEST_INVALID, f"The file has {size} bytes; byte {offset} was asked for.")
+        if calibration:
+            for at in range(offset, size, CHUNK_BYTES):
+                data = calibration[at : at + CHUNK_BYTES]
+                yield Chunk(offset=at, data=data, crc32=zlib.crc32(data))
+            return
         if not await asyncio.to_thread(self._store.verify, sha256):
             raise Refused(
                 Code.DIGEST_MISMATCH,

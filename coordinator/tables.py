@@ -137,7 +137,7 @@ class Campaign(Base):
     envelope: Mapped[bytes] = mapped_column(LargeBinary)
     """The signed order."""
     candidate: Mapped[str] = mapped_column(_DIGEST, default="")
-    """Digest of the candidate that an `evaluate` is about."""
+    """Digest of the candidate that an `evaluate` or a `calibrate` is about."""
     open_until: Mapped[str] = mapped_column(_TIME)
     """Until then nodes that come late are asked, too."""
     expires: Mapped[str] = mapped_column(_TIME)
@@ -164,6 +164,37 @@ class Answer(Base):
     """Why it declined or failed."""
     facts: Mapped[str] = mapped_column(Text, default="{}")
     """What it answered, as JSON: numbers, digests and words of the reply's schema."""
+
+
+class Round(Base):
+    """One round of a campaign that goes in rounds."""
+
+    __tablename__ = "rounds"
+
+    campaign: Mapped[int] = mapped_column(ForeignKey("campaigns.number"), primary_key=True)
+    number: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    envelope: Mapped[bytes] = mapped_column(LargeBinary)
+    """The signed order of this round."""
+    ends: Mapped[str] = mapped_column(_TIME)
+    """Who has not answered then is late."""
+    sha256: Mapped[str] = mapped_column(_DIGEST, index=True, default="")
+    """Of what it came to; empty before its end, and for one that came to nothing."""
+    content: Mapped[bytes | None] = mapped_column(LargeBinary, default=None, deferred=True)
+    noise: Mapped[float | None] = mapped_column(default=None)
+    """Noise multiplier of the noise that is in it; null for none."""
+    facts: Mapped[str] = mapped_column(Text, default="{}")
+    """Who took part and who was late, as JSON."""
+
+
+class Update(Base):
+    """What a node learnt in the round that is going on; gone when the round is over."""
+
+    __tablename__ = "updates"
+
+    campaign: Mapped[int] = mapped_column(ForeignKey("campaigns.number"), primary_key=True)
+    contributor: Mapped[str] = mapped_column(ForeignKey("contributors.key"), primary_key=True)
+    content: Mapped[bytes] = mapped_column(LargeBinary)
+    """float32 numbers."""
 
 
 class Event(Base):

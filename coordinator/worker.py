@@ -15,10 +15,12 @@ from coordinator.tables import BundleRow
 from protocol.bundle import Bundle
 from protocol.errors import Code, Refused, Unavailable
 from protocol.release import (
+    CalibrationFile,
     Pool,
     Release,
     ReleasedExpert,
     ReleaseSpec,
+    read_candidate,
     read_release,
     sign_candidate,
     sign_release,
@@ -143,7 +145,7 @@ class Worker:
         beside = self._fleet.place(row)
         if beside is None:
             return False
-        spec = self._next([*(self._released(other) for other in beside), new])
+        spec = self._next([*(self._released(other) for other in beside), new], self._proposed_calibration())
         if spec is None:
             return False
         self._try(spec, new)
@@ -151,6 +153,11 @@ class Worker:
         self._fleet.propose(candidate, now=self._clock())
         _log.info("proposed", candidate=candidate.digest, experts=len(spec.experts))
         return True
+
+    def _proposed_calibration(self) -> CalibrationFile | None:
+        """What the open candidate says beside its list, which a larger one goes on to say."""
+        row = self._fleet.candidate()
+        return read_candidate(row.envelope, self._pool).spec.calibration if row else None
 
     def _released(self, row: BundleRow) -> ReleasedExpert:
         contributor = self._registry.contributor(row.contributor)
@@ -169,9 +176,9 @@ class Worker:
             self._publish(spec)
         return spec is not None
 
-    def _next(self, accepted: list[ReleasedExpert]) -> ReleaseSpec | None:
-        gone = self._registry.digests(State.YANKED, State.SUPERSEDED, State.REFUSED)
-        return next_release(self._pool, self._newest(), accepted=accepted, gone=gone, now=self._clock())
+    def _next(self, accepted: list[ReleasedExpert], calibration: CalibrationFile | None = None) -> ReleaseSpec | None:
+        gone, now = self._registry.digests(State.YANKED, State.SUPERSEDED, State.REFUSED), self._clock()
+        return next_release(self._pool, self._newest(), accepted=accepted, gone=gone, now=now, calibration=calibration)
 
     def _newest(self) -> Release | None:
         row = self._registry.release()

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from protocol import statement
 from protocol.errors import Code, Refused
-from protocol.release import Pool, read_timestamp, sign, timestamp
+from protocol.release import MAX_CALIBRATION_BYTES, CalibrationFile, Pool, read_timestamp, sign, timestamp
 from protocol.signing import Identity, PublicKey, Signed
 from protocol.spec import Line, Sha256, Timestamp, Version
 from protocol.statement import Strict
@@ -40,9 +40,53 @@ clientapp = "{CLIENT_APP}"
 """
 
 
-Kind = Literal["info", "train", "evaluate"]
+Kind = Literal["info", "train", "evaluate", "calibrate"]
 """What a campaign may ask of a node."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
+Strategy = Literal["fedavg", "fedmedian", "krum"]
+"""How answers are put together: the mean, the median of each number, or the one that most others are near to."""
+
+
+class Privacy(Strict):
+    """Differential privacy for whole contributors: nodes clip what they learnt, the coordinator adds noise to the mean.
+
+    Source: McMahan and others, "Learning Differentially Private Recurrent Language Models", arXiv 1710.06963.
+    """
+
+    clipping_norm: Annotated[float, Field(gt=0)]
+    """Longest change of all numbers together that a node may answer with in a round (L2)."""
+    noise_multiplier: Annotated[float, Field(gt=0)]
+    """Standard deviation of the noise on the sum, in clipping norms."""
+    max_epsilon: Annotated[float, Field(gt=0)]
+    """The budget: what all rounds of all campaigns of the pool may come to."""
+    delta: Annotated[float, Field(gt=0, lt=1)]
+
+
+class Calibrating(Strict):
+    """How routers are calibrated, and which round this is."""
+
+    strategy: Strategy
+    rounds: Annotated[int, Field(ge=1, le=1000)]
+    number: Annotated[int, Field(ge=1)]
+    """This round."""
+    round_minutes: Annotated[float, Field(gt=0)]
+    """Who has not answered then is late."""
+    steps: Annotated[int, Field(ge=1, le=100_000)]
+    """Steps of gradient descent that a node takes in a round."""
+    learning_rate: Annotated[float, Field(gt=0, le=10)]
+    start: CalibrationFile | None
+    """What the round starts from; null for zeros."""
+    numbers: Annotated[int, Field(ge=1, le=MAX_CALIBRATION_BYTES // 4)]
+    """How many an answer holds: a bias for each module and expert, then a log temperature for each module."""
+    privacy: Privacy | None = None
+
+    @model_validator(mode="after")
+    def _is_accounted_for(self) -> "Calibrating":
+        if self.number > self.rounds:
+            raise ValueError("the round comes after the last")
+        if self.privacy is not None and self.strategy != "fedavg":
+            raise ValueError("noise is accounted for where answers are averaged (fedavg), and nowhere else")
+        return self
 
 
 class Order(Strict):
@@ -53,14 +97,19 @@ class Order(Strict):
     number: Annotated[int, Field(ge=1)]
     kind: Kind
     candidate: Sha256 | None = None
-    """Digest of the candidate release to evaluate."""
+    """Digest of the candidate release to evaluate or calibrate."""
+    release: Sha256 | None = None
+    """Digest of the newest release, which is calibrated where there is no candidate."""
+    calibrating: Calibrating | None = None
     created: Timestamp
     expires: Timestamp
 
     @model_validator(mode="after")
     def _is_whole(self) -> "Order":
-        if (self.candidate is not None) != (self.kind == "evaluate"):
-            raise ValueError("a candidate is named by evaluate, and by nothing else")
+        named = (self.candidate is not None, self.release is not None, self.calibrating is not None)
+        allowed = {"evaluate": [(True, False, False)], "calibrate": [(True, False, True), (False, True, True)]}
+        if named not in allowed.get(self.kind, [(False, False, False)]):
+            raise ValueError(f"{self.kind} names other things")
         return self
 
 

@@ -30,6 +30,8 @@ RELEASE_TYPE = "https://greylag.org/release/v1"
 CANDIDATE_TYPE = "https://greylag.org/candidate/v1"
 ENROLMENT_TYPE = "https://greylag.org/enrolment/v1"
 RECEIPT_TYPE = "https://greylag.org/receipt/v1"
+MAX_CALIBRATION_BYTES = 3 << 20
+"""Largest calibration as a file, and as a node's answer: 1000 experts at 700 modules."""
 
 
 class ReleasedExpert(Strict):
@@ -38,6 +40,30 @@ class ReleasedExpert(Strict):
     name: Name
     contributor: Name
     bundle: Sha256
+
+
+class Spent(Strict):
+    """What an accountant says that calibration has told of any one contributor, at most."""
+
+    epsilon: Annotated[float, Field(gt=0)]
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    rounds: Annotated[int, Field(ge=1)]
+    """Rounds of all campaigns so far that noise was added to."""
+
+
+class CalibrationFile(Strict):
+    """Biases and temperatures for the routers of a release, by content; `router.calibration` says what is in it.
+
+    It names experts by bundle, so a release with other experts may carry it on: who is new has no bias.
+    """
+
+    sha256: Sha256
+    size: Annotated[int, Field(ge=1, le=MAX_CALIBRATION_BYTES)]
+    """In bytes."""
+    campaign: Annotated[int, Field(ge=1)]
+    """The campaign that it comes from."""
+    privacy: Spent | None = None
+    """None where no noise was added."""
 
 
 class ReleaseSpec(Strict):
@@ -50,6 +76,8 @@ class ReleaseSpec(Strict):
     """Digest of the release before; null for the first."""
     experts: tuple[ReleasedExpert, ...]
     routing: Routing
+    calibration: CalibrationFile | None = None
+    """None where gates alone decide."""
     created: Timestamp
     expires: Timestamp
 

@@ -9,19 +9,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from protocol.errors import Code, Refused
+from protocol.release import MAX_CALIBRATION_BYTES
 
-ORDER, ANSWER, METRICS = "order", "answer", "metrics"
+ORDER, ANSWER, METRICS, ARRAYS = "order", "answer", "metrics", "arrays"
 """Names of the records in messages and replies."""
+UPDATE = "update"
+"""Name of the one array that a reply may hold."""
+_WITH_UPDATE = frozenset({"calibrate"})
+NUMBER_BYTES = 4
 _COMMON = {"state": r"done|later|failed", "code": r"[A-Z_]{0,32}", "error": r"[A-Za-z_]{0,64}"}
 _WORDS: Mapping[str, Mapping[str, str]] = {
     "info": {"version": r"[0-9a-z.+]{1,32}", "device": r"cpu|cuda", "rows": r"[a-z0-9, ]{1,40}"},
     "train": {"bundle": r"[0-9a-f]{64}"},
     "evaluate": {"rows": r"[a-z0-9, ]{1,40}"},
+    "calibrate": {"round": r"[0-9]{1,4}"},
 }
 _METRICS: Mapping[str, frozenset[str]] = {
     "info": frozenset({"memory_gb"}),
     "train": frozenset({"seconds", "loss"}),
     "evaluate": frozenset({"seconds", "loss_base", "loss_release", "loss_candidate", "loss_own"}),
+    "calibrate": frozenset({"seconds"}),
 }
 
 
@@ -37,6 +44,8 @@ class Reply:
     """Type of an error that nobody foresaw; never its text, which may quote a row."""
     words: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    update: bytes = b""
+    """Numbers of a calibration, float32 in little-endian order; their places are the release's."""
 
     @property
     def text(self) -> dict[str, str]:
@@ -44,8 +53,10 @@ class Reply:
         return {"state": self.state, "code": self.code, "error": self.error, **self.words}
 
 
-def read_reply(kind: str, text: Mapping[str, object], metrics: Mapping[str, object]) -> Reply:
+def read_reply(kind: str, text: Mapping[str, object], metrics: Mapping[str, object], update: bytes = b"") -> Reply:
     """Take an answer if the schema of its kind allows every single entry.
+
+    An update may hold any finite numbers, as many as its bound allows; who reads it knows how many there must be.
 
     Raises:
         Refused: `EGRESS`, naming the place but never the value.
@@ -64,9 +75,16 @@ def read_reply(kind: str, text: Mapping[str, object], metrics: Mapping[str, obje
         ):
             raise _not_allowed(kind, "number")
         numbers[name] = float(number)
+    if update and (
+        kind not in _WITH_UPDATE
+        or len(update) > MAX_CALIBRATION_BYTES
+        or len(update) % NUMBER_BYTES
+        or not all(map(math.isfinite, memoryview(update).cast("B").cast("f")))
+    ):
+        raise _not_allowed(kind, "array")
     words = {name: str(value) for name, value in text.items()}
     own = {name: words.pop(name, "") for name in _COMMON}
-    return Reply(own["state"] or "failed", own["code"], own["error"], words, numbers)
+    return Reply(own["state"] or "failed", own["code"], own["error"], words, numbers, update)
 
 
 def _not_allowed(kind: str, what: str) -> Refused:

@@ -23,6 +23,7 @@ from router.batch import TokenPair
 from router.door import load_model
 from router.evaluation.prompts import cut_to
 from router.memory import memory_watched
+from router.methods import listed
 from router.model import RoutedModel
 from router.request import RoutingChoice
 from router.text import Templated, encode_input, write_chat
@@ -75,6 +76,8 @@ class GreylagLM(TemplateLM):
         max_gen_toks: int = 256,
     ) -> None:
         super().__init__()
+        if method is not None:
+            listed(method)  # before the model wakes
         self._choice = RoutingChoice(method=method, k=k, temperature=temperature, release=release)
         try:
             self._at_once = int(batch_size)

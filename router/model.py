@@ -176,7 +176,8 @@ class RoutedModel:
         check_room(saved.bundles, model.generation.pool, model.base.model.device, model.base.model.dtype)
         for expert, bundle in zip(saved.index.experts, saved.bundles, strict=True):
             model.append(bundle, name=expert.name, contributor=expert.contributor)
-        model.generation = replace(model.generation, settings=saved.index.routing, release=saved.index.release)
+        pool, index = model.generation.pool.calibrated(saved.calibration), saved.index
+        model.generation = Generation(pool, index.routing, index.release)
         return model
 
     def save_pretrained(self, folder: Path | str, *, with_base: bool = False) -> str:
@@ -194,9 +195,8 @@ class RoutedModel:
         """
         now = self.generation
         return save(
-            Path(folder), self.base.source, now.pool.experts, routing=now.settings, release=now.release,
-            with_base=with_base,
-        )  # fmt: skip
+            Path(folder), self.base.source, now.pool, routing=now.settings, release=now.release, with_base=with_base
+        )
 
     def export_lora(
         self,
@@ -296,7 +296,7 @@ class RoutedModel:
         check_room([bundle for _, bundle in new], pool, self.base.model.device, self.base.model.dtype)
         for (_, name, contributor), bundle in new:
             pool = pool.add(self.load(bundle, name=name, contributor=contributor))
-        pool = pool.reordered([digest for digest, _, _ in wanted])
+        pool = pool.reordered([digest for digest, _, _ in wanted]).calibrated(mirror.calibration)
         resolve(release.routing.method, Asked(pool, k=release.routing.k, senses=self.senses))
         self.held = self.held.followed_by(Generation.of(release, pool))
 

@@ -4,6 +4,7 @@ pool.dsse.json        the pool, pinned at the first pull
 release.dsse.json     the newest release that was fetched whole
 releases/<number>...  every release that was fetched whole
 bundles/<digest>/     its bundles; kept when a later release drops them
+calibrations/<digest> biases and temperatures of its routers, where it has any
 .fingerprint.json     what the base model is by content; may be deleted at any time
 """
 
@@ -22,15 +23,16 @@ from protocol.bundle import ENVELOPE, Bundle, Manifest, SignedFile, check_file, 
 from protocol.channel import DEADLINE_S, STREAM_DEADLINE_S, connect
 from protocol.errors import Code, GreylagError, Refused, Unavailable
 from protocol.fit import check_fit, check_tensors
-from protocol.release import Pool, Release, check_fresh, read_candidate, read_pool, read_release
+from protocol.release import CalibrationFile, Pool, Release, check_fresh, read_candidate, read_pool, read_release
 from protocol.signing import PublicKey
 from protocol.status import from_rpc_error
 from protocol.v1 import catalog_pb2
 from protocol.v1.catalog_pb2_grpc import CatalogStub
 from protocol.wire import check_chunk
+from router.calibration import Calibration
 
 POOL, RELEASE, BUNDLES, FINGERPRINT = "pool.dsse.json", "release.dsse.json", "bundles", ".fingerprint.json"
-RELEASES = "releases"
+RELEASES, CALIBRATIONS = "releases", "calibrations"
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Mirror:
     release: Release
     bundles: tuple[Bundle, ...]
     """In the release's order."""
+    calibration: Calibration | None = None
+    """What the release adds to the scores of gates."""
 
 
 def pull(
@@ -79,20 +83,28 @@ def pull(
         release = read_release(envelope, pool)
         check_fresh(release, seen=_seen(folder, pool), now=now or datetime.now(UTC))
         bundles = _pull_bundles(folder, release, catalog, pool, on_bytes, address)
+        calibration = _pull_calibration(folder, release.spec.calibration, catalog, on_bytes, address)
         _write(_kept(folder, release.spec.number), envelope)
         _write(folder / RELEASE, envelope)
-    return Mirror(pool, release, bundles)
+    return Mirror(pool, release, bundles, calibration)
 
 
-def pull_candidate(
-    folder: Path, address: str, digest: str, *, ca: Path | None = None, on_bytes: Callable[[int], None] = lambda _: None
+def pull_exactly(
+    folder: Path,
+    address: str,
+    digest: str,
+    *,
+    released: bool = False,
+    ca: Path | None = None,
+    on_bytes: Callable[[int], None] = lambda _: None,
 ) -> Mirror:
-    """Fetch a candidate, to be scored and nothing else: it never becomes what `pull` or `open_mirror` return.
+    """Fetch a candidate, or a release of any age, to be tried: it never becomes what `pull` or `open_mirror` return.
 
     Args:
         folder: As for `pull`, which may use the same one: bundles are fetched once.
         address: The coordinator, `host:port`.
-        digest: The candidate.
+        digest: The candidate or release.
+        released: Whether it is a release.
         ca: The coordinator's CA certificate, PEM.
         on_bytes: Called with the size of every chunk that arrives.
 
@@ -105,14 +117,37 @@ def pull_candidate(
         catalog = CatalogStub(channel)
         pool = _pull_pool(folder, catalog, None)
         request = catalog_pb2.GetReleaseRequest(candidate=digest)
-        candidate = read_candidate(catalog.GetRelease(request, timeout=DEADLINE_S).envelope, pool)
+        envelope = catalog.GetRelease(request, timeout=DEADLINE_S).envelope
+        candidate = (read_release if released else read_candidate)(envelope, pool)
         if candidate.digest != digest:
             raise Refused(
                 Code.DIGEST_MISMATCH,
-                f"The coordinator sent another candidate than {digest[:16]}.",
+                f"The coordinator sent another list than {digest[:16]}.",
                 "Tell its operator.",
             )
-        return Mirror(pool, candidate, _pull_bundles(folder, candidate, catalog, pool, on_bytes, address))
+        bundles = _pull_bundles(folder, candidate, catalog, pool, on_bytes, address)
+        calibration = _pull_calibration(folder, candidate.spec.calibration, catalog, on_bytes, address)
+        return Mirror(pool, candidate, bundles, calibration)
+
+
+def pull_calibration(
+    folder: Path,
+    address: str,
+    file: CalibrationFile,
+    *,
+    ca: Path | None = None,
+    on_bytes: Callable[[int], None] = lambda _: None,
+) -> Calibration:
+    """Fetch biases and temperatures that no release holds yet; arguments as for `pull_exactly`.
+
+    Raises:
+        Refused: `BUNDLE_UNKNOWN`, `DIGEST_MISMATCH`, or as `router.calibration.Calibration.load`.
+        Unavailable: `UNREACHABLE`, `STORAGE_FULL`.
+    """
+    with _disk_errors(folder), connect(address, ca) as channel:
+        found = _pull_calibration(folder, file, CatalogStub(channel), on_bytes, address)
+        assert found is not None  # noqa: S101 - a file was named
+        return found
 
 
 def open_mirror(folder: Path, number: int | None = None) -> Mirror:
@@ -141,9 +176,13 @@ def open_mirror(folder: Path, number: int | None = None) -> Mirror:
         )
     pool = read_pool((folder / POOL).read_bytes())
     release = read_release(path.read_bytes(), pool)
-    return Mirror(
-        pool, release, tuple(_open_listed(folder / BUNDLES / expert.bundle, pool) for expert in release.spec.experts)
-    )
+    bundles = tuple(_open_listed(folder / BUNDLES / expert.bundle, pool) for expert in release.spec.experts)
+    file, calibration = release.spec.calibration, None
+    if file is not None:
+        path = folder / CALIBRATIONS / file.sha256
+        check_file(path, SignedFile(file.sha256, file.size))
+        calibration = Calibration.load(path.read_bytes())
+    return Mirror(pool, release, bundles, calibration)
 
 
 def _kept(folder: Path, number: int) -> Path:
@@ -181,6 +220,18 @@ def _pull_bundles(
         _pull_bundle(folder / BUNDLES / expert.bundle, catalog, pool, on_bytes, address)
         for expert in release.spec.experts
     )
+
+
+def _pull_calibration(
+    folder: Path, file: CalibrationFile | None, catalog: CatalogStub, on_bytes: Callable[[int], None], address: str
+) -> Calibration | None:
+    if file is None:
+        return None
+    path = folder / CALIBRATIONS / file.sha256
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _pull_file(path, catalog, SignedFile(file.sha256, file.size), on_bytes, address)
+    _sync(path)
+    return Calibration.load(path.read_bytes())
 
 
 def _pull_bundle(

@@ -2,6 +2,7 @@
 
 greylag.json          base, routing and experts in pool order, all by digest
 bundles/<digest>/     the experts as their contributors signed them
+calibration           biases and temperatures of the routers, where the release has any
 base/                 the base model's files, if they were asked for
 
 Bundles are kept rather than tensors as they run: who made an expert can still be checked, statistics come
@@ -10,7 +11,6 @@ along, and the model loads on another device, in another dtype or on a quantised
 
 import hashlib
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +20,11 @@ from protocol.errors import Code, Refused
 from protocol.spec import BaseModelRef, Routing, Sha256, Version
 from protocol.statement import Strict, read
 from router.base import FILES, fingerprint, locate
-from router.expert import Expert
+from router.calibration import Calibration
+from router.pool import ExpertPool
 from router.whole import new_folder
 
-INDEX, BASE, BUNDLES = "greylag.json", "base", "bundles"
+INDEX, BASE, BUNDLES, CALIBRATION = "greylag.json", "base", "bundles", "calibration"
 _MAX_INDEX_BYTES = 1 << 24
 
 
@@ -44,6 +45,8 @@ class SavedModel(Strict):
     """What routes a request that asks for nothing else."""
     release: int
     """Number of the release; 0 for a model that was put together by hand."""
+    calibration: Sha256 | None = None
+    """sha256 of the file of that name."""
     experts: list[SavedExpert]
     """In pool order, which decides ties."""
 
@@ -65,15 +68,16 @@ class Saved:
     """In pool order."""
     base: Path | None
     """The base model's folder, where it was saved, too."""
+    calibration: Calibration | None = None
 
 
-def save(folder: Path, base: str, experts: Sequence[Expert], *, routing: Routing, release: int, with_base: bool) -> str:
+def save(folder: Path, base: str, pool: ExpertPool, *, routing: Routing, release: int, with_base: bool) -> str:
     """Write a routed model; the folder appears whole or not at all.
 
     Args:
         folder: Must not exist yet, or be empty.
         base: Folder or Hub id of the base model.
-        experts: In pool order; their bundles must still lie where they were loaded from.
+        pool: The experts, whose bundles must still lie where they were loaded from, and their calibration.
         routing: What routes a request that asks for nothing else.
         release: Number of the release; 0 for none.
         with_base: Whether to copy the base model's files, too; else whoever loads the model names them.
@@ -85,12 +89,18 @@ def save(folder: Path, base: str, experts: Sequence[Expert], *, routing: Routing
         Refused: `WORKSPACE_EXISTS` if there is something in the folder, `BASE_UNREADABLE`, `BUNDLE_UNKNOWN` or
             any other code of a bundle that is no longer what it was.
     """
+    experts, calibration = pool.experts, pool.calibration
     listed = [SavedExpert(name=each.name, contributor=each.contributor, bundle=each.digest) for each in experts]
-    index = SavedModel(base=fingerprint(base), routing=routing, release=release, experts=listed)
+    index = SavedModel(
+        base=fingerprint(base), routing=routing, release=release, experts=listed,
+        calibration=calibration.digest if calibration else None,
+    )  # fmt: skip
     with new_folder(folder) as partial:
         for expert in experts:
             source = _open_listed(expert.source, expert.digest).folder
             shutil.copytree(source, partial / BUNDLES / expert.digest)
+        if calibration is not None:
+            (partial / CALIBRATION).write_bytes(calibration.content)
         if with_base:
             _copy_base(locate(base), partial / BASE)
         (partial / INDEX).write_bytes(strict_json.dumps(index.model_dump(mode="json")))
@@ -121,7 +131,15 @@ def open_saved(folder: Path, *, expected: str | None = None) -> Saved:
             "Save it again.",
         )
     bundles = tuple(_open_listed(folder / BUNDLES / expert.bundle, expert.bundle) for expert in index.experts)
-    return Saved(index, bundles, folder / BASE if (folder / BASE).is_dir() else None)
+    calibration = None if index.calibration is None else _open_calibration(folder / CALIBRATION, index.calibration)
+    return Saved(index, bundles, folder / BASE if (folder / BASE).is_dir() else None, calibration)
+
+
+def _open_calibration(path: Path, digest: str) -> Calibration:
+    content = path.read_bytes() if path.is_file() else b""
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise Refused(Code.DIGEST_MISMATCH, f"{path} is not what was saved.", "Save it again.")
+    return Calibration.load(content)
 
 
 def _open_listed(folder: Path | None, digest: str) -> Bundle:

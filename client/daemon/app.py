@@ -6,13 +6,13 @@ Everything that a campaign may learn passes `reply_to`, the only place that make
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from protocol.campaign import Kind, Order, read_order
 from protocol.errors import Code, GreylagError, Refused, Unavailable
 from protocol.release import Pool
-from protocol.reply import ANSWER, METRICS, ORDER, Reply, read_reply
+from protocol.reply import ANSWER, ARRAYS, METRICS, NUMBER_BYTES, ORDER, UPDATE, Reply, read_reply
 
 Act = Callable[[Order], Reply]
 
@@ -33,6 +33,7 @@ def make_app(pool: Pool, act: Act, note: Callable[[str], None]) -> ClientApp:
     app.query("info")(handle("info"))
     app.train()(handle("train"))
     app.evaluate()(handle("evaluate"))
+    app.train("calibrate")(handle("calibrate"))
     return app
 
 
@@ -47,7 +48,7 @@ def reply_to(message: Message, kind: str, work: Callable[[], Reply], note: Calla
     """
     try:
         reply = work()
-        read_reply(kind, reply.text, reply.metrics)
+        read_reply(kind, reply.text, reply.metrics, reply.update)
     except GreylagError as error:
         note(str(error))
         again = isinstance(error, Unavailable) or error.code is Code.WORKSPACE_BUSY
@@ -58,6 +59,11 @@ def reply_to(message: Message, kind: str, work: Callable[[], Reply], note: Calla
     # Flower 1.41 cannot count the bytes of an empty text, so what is empty stays out.
     text = {name: value for name, value in reply.text.items() if value}
     content = RecordDict({ANSWER: ConfigRecord(dict(text)), METRICS: MetricRecord(dict(reply.metrics))})
+    if reply.update:
+        numbers = len(reply.update) // NUMBER_BYTES
+        array = Array(dtype="float32", shape=(numbers,), stype="little-endian", data=reply.update)
+        content[ARRAYS] = ArrayRecord({UPDATE: array})
+        note(f"an array of {numbers} numbers is sent, {len(reply.update)} bytes")
     return Message(content, reply_to=message)
 
 

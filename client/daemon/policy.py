@@ -6,6 +6,7 @@ data = "notes.jsonl"              the private file; a relative path starts at th
 info = "auto"
 train = "ask"
 evaluate = "ask"
+calibrate = "ask"                 sends numbers that are learnt from the data, as a bundle does
 
 [limits]
 hours = ["22:00-06:00"]           local time; none: always
@@ -52,6 +53,7 @@ class Campaigns(_Section):
     info: Consent = "auto"
     train: Consent = "ask"
     evaluate: Consent = "ask"
+    calibrate: Consent = "ask"
 
 
 class Limits(_Section):

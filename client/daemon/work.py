@@ -23,7 +23,7 @@ from protocol.errors import Code, Refused
 from protocol.release import Pool
 from protocol.reply import Reply
 from router.base import check_base
-from router.pull import BUNDLES, pull, pull_candidate
+from router.pull import BUNDLES, CALIBRATIONS, pull, pull_calibration, pull_exactly
 
 if TYPE_CHECKING:
     from client.data import Pair
@@ -60,6 +60,7 @@ class Work:
         settings = client_settings.read(self.place.workspace.settings_file)
         act: dict[str, Callable[[Order, DaemonPolicy, ClientSettings], Reply]] = {
             "info": self._info, "train": lambda _, policy, __: self.train(policy), "evaluate": self._evaluate,
+            "calibrate": self._calibrate,
         }  # fmt: skip
         return act[order.kind](order, policy, settings)
 
@@ -102,33 +103,18 @@ class Work:
 
     def _evaluate(self, order: Order, policy: DaemonPolicy, settings: ClientSettings) -> Reply:
         from client.data import held_out_pairs  # noqa: PLC0415 - seconds of import, once a process
-        from router.model import RoutedModel  # noqa: PLC0415
 
-        began, left = time.monotonic(), policy.limits.max_download_mb << 20
-
-        def count(size: int) -> None:
-            nonlocal left
-            left -= size
-            if left < 0:
-                raise Refused(
-                    Code.CONSENT, "The campaign would fetch more than this contributor's policy allows.",
-                    "Raise max_download_mb in daemon.toml.",
-                )  # fmt: skip
-
-        if order.candidate is None:
-            raise Refused(Code.ORDER_INVALID, "The order names no candidate.", "Tell the pool's operator.")
-        check_base(settings.base, self.pool.spec.base, self.place.workspace.base_cache)
+        began, count = time.monotonic(), bounded(policy)
+        candidate = self._fetch(order, settings, count)
         folder, where = self.place.releases, settings.coordinator
-        candidate = pull_candidate(folder, where, order.candidate, ca=settings.ca, on_bytes=count)
         try:
             current: Mirror | None = pull(folder, where, ca=settings.ca, on_bytes=count)
         except Refused as error:
             if error.code is not Code.RELEASE_UNKNOWN:
                 raise
             current = None
-        model = self.model = self.model or RoutedModel.from_base(settings.base, device=self.device)
-        columns = Columns(settings.input_column, settings.target_column, settings.messages_column, settings.text_column)
-        pairs = held_out_pairs(policy.data, columns, model.base.tokenizer, self.pool.spec.recipe, scratch=folder)
+        model, recipe = self._loaded(settings), self.pool.spec.recipe
+        pairs = held_out_pairs(policy.data, columns_of(settings), model.base.tokenizer, recipe, scratch=folder)
         losses: dict[str, float] = {}
         if current is not None:
             model.take_up(current)
@@ -142,6 +128,60 @@ class Work:
         keep_only(folder, {*model.digests, *(bundle.digest for bundle in (current.bundles if current else ()))})
         losses["seconds"] = round(time.monotonic() - began, 1)
         return Reply(words={"rows": coarse(len(pairs))}, metrics=losses)
+
+    def _calibrate(self, order: Order, policy: DaemonPolicy, settings: ClientSettings) -> Reply:
+        from client.daemon.calibrating import take_steps  # noqa: PLC0415 - torch
+
+        task = order.calibrating
+        if task is None:
+            raise Refused(Code.ORDER_INVALID, "The order says nothing about calibrating.", "Tell the pool's operator.")
+        began, count = time.monotonic(), bounded(policy)
+        mirror, start = self._fetch(order, settings, count), None
+        if task.start is not None:
+            where, ca = settings.coordinator, settings.ca
+            start = pull_calibration(self.place.releases, where, task.start, ca=ca, on_bytes=count)
+        model = self._loaded(settings)
+        model.take_up(mirror)
+        update = take_steps(model, mirror, start, task, policy.data, columns_of(settings), scratch=self.place.releases)
+        keep_only(self.place.releases, set(model.digests))
+        metrics = {"seconds": round(time.monotonic() - began, 1)}
+        return Reply(words={"round": str(task.number)}, metrics=metrics, update=update)
+
+    def _fetch(self, order: Order, settings: ClientSettings, count: Callable[[int], None]) -> "Mirror":
+        """Fetch the list of experts that an order is about."""
+        digest = order.candidate or order.release
+        if digest is None:
+            raise Refused(Code.ORDER_INVALID, "The order names no list of experts.", "Tell the pool's operator.")
+        check_base(settings.base, self.pool.spec.base, self.place.workspace.base_cache)
+        folder, where = self.place.releases, settings.coordinator
+        return pull_exactly(folder, where, digest, released=order.release is not None, ca=settings.ca, on_bytes=count)
+
+    def _loaded(self, settings: ClientSettings) -> "RoutedModel":
+        from router.model import RoutedModel  # noqa: PLC0415 - seconds of import, once a process
+
+        self.model = self.model or RoutedModel.from_base(settings.base, device=self.device)
+        return self.model
+
+
+def columns_of(settings: ClientSettings) -> Columns:
+    """Name the columns of the private file."""
+    return Columns(settings.input_column, settings.target_column, settings.messages_column, settings.text_column)
+
+
+def bounded(policy: DaemonPolicy) -> Callable[[int], None]:
+    """Count bytes that are fetched, and refuse (`CONSENT`) more than the contributor allows."""
+    left = policy.limits.max_download_mb << 20
+
+    def count(size: int) -> None:
+        nonlocal left
+        left -= size
+        if left < 0:
+            raise Refused(
+                Code.CONSENT, "The campaign would fetch more than this contributor's policy allows.",
+                "Raise max_download_mb in daemon.toml.",
+            )  # fmt: skip
+
+    return count
 
 
 def _loss(model: "RoutedModel", pairs: "list[Pair]", method: str | None = None) -> float:
@@ -157,7 +197,8 @@ def _loss(model: "RoutedModel", pairs: "list[Pair]", method: str | None = None) 
 
 
 def keep_only(folder: Path, digests: set[str]) -> None:
-    """Delete the bundles that were fetched for earlier campaigns and that no release needs."""
+    """Delete the bundles that were fetched for earlier campaigns and that nobody needs; and calibrations, all small."""
+    shutil.rmtree(folder / CALIBRATIONS, ignore_errors=True)
     for bundle in (folder / BUNDLES).iterdir():
         if bundle.name not in digests:
             shutil.rmtree(bundle)

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 import structlog
 
 from coordinator.fleet import flower, promotion
+from coordinator.fleet.calibrating import Calibrations, Turn
 from coordinator.fleet.records import FINAL, Fleet
 from coordinator.fleet.rule import read_loss, weigh
 from coordinator.opening import Opened
@@ -47,7 +48,7 @@ class Driver:
         ask_again_s: float = ASK_AGAIN_S,
     ) -> None:
         self._opened, self._begin, self._clock = opened, begin, clock
-        self._fleet = Fleet(opened.registry)
+        self._fleet, self._calibrations = Fleet(opened.registry), Calibrations(opened)
         self._ask_again = timedelta(seconds=ask_again_s)
         self._runs: dict[int, flower.Run] = {}
 
@@ -74,18 +75,20 @@ class Driver:
         if run is None:
             run = self._runs[campaign.number] = self._begin()
             self._fleet.forget_messages(campaign.number)
-        self._hear(campaign, run)
-        self._ask(campaign, run)
-        if self._is_over(campaign):
+        turn = self._calibrations.turn(campaign) if campaign.kind == "calibrate" else None
+        self._hear(campaign, run, turn)
+        if campaign.kind != "calibrate" or turn is not None:
+            self._ask(campaign, run, turn)
+        if self._went_over(campaign, run, turn):
             self._conclude(campaign)
             flower.finish(self._runs.pop(campaign.number))
 
-    def _hear(self, campaign: Campaign, run: flower.Run) -> None:
+    def _hear(self, campaign: Campaign, run: flower.Run, turn: Turn | None) -> None:
         under_way = {answer.message: answer for answer, _ in self._fleet.answers(campaign.number) if answer.message}
         kind: Kind = campaign.kind  # type: ignore[assignment] # written by `start` from a valid order
         for heard in flower.hear(run, kind, under_way):
             answer = under_way[heard.message]
-            reply = heard.reply
+            reply = heard.reply if turn is None else turn.judged(heard.reply, answer.attempts)
             crashed = reply.code == Code.UNREACHABLE.name and answer.attempts >= MAX_CRASHES
             self._fleet.heard(
                 campaign.number,
@@ -94,11 +97,13 @@ class Driver:
                 code=reply.code,
                 facts={**reply.words, **reply.metrics, **({"error": reply.error} if reply.error else {})},
                 now=self._clock(),
+                update=reply.update,
             )
             _log.info("heard", campaign=campaign.number, contributor=answer.contributor[:16], state=reply.state)
 
-    def _ask(self, campaign: Campaign, run: flower.Run) -> None:
+    def _ask(self, campaign: Campaign, run: flower.Run, turn: Turn | None) -> None:
         now = self._clock()
+        envelope, ends = (turn.row.envelope, turn.row.ends) if turn else (campaign.envelope, campaign.expires)
         known = {answer.contributor: answer for answer, _ in self._fleet.answers(campaign.number)}
         online = flower.online(run)
         kind: Kind = campaign.kind  # type: ignore[assignment] # as above
@@ -111,8 +116,8 @@ class Driver:
             there = online[node.public]
             if answer is not None and not self._may_ask_again(answer, there, now):
                 continue
-            left = (read_timestamp(campaign.expires) - now).total_seconds()
-            message = flower.ask(run, there.number, kind, campaign.envelope, ttl_s=max(1.0, left))
+            left = (read_timestamp(ends) - now).total_seconds()
+            message = flower.ask(run, there.number, kind, envelope, ttl_s=max(1.0, left))
             if message:
                 self._fleet.asked(campaign.number, node.contributor, message, now=now)
 
@@ -121,6 +126,17 @@ class Driver:
         if answer.state == "asked":
             return there.since is not None and there.since > asked + _SECOND
         return answer.state == "waiting" and (answer.code == "" or now >= asked + self._ask_again)
+
+    def _went_over(self, campaign: Campaign, run: flower.Run, turn: Turn | None) -> bool:
+        """Tell whether a campaign is over, after the round that is, if it is."""
+        if campaign.kind != "calibrate":
+            return self._is_over(campaign)
+        if turn is not None and self._calibrations.is_over(campaign, turn, self._clock()):
+            self._calibrations.close(campaign, turn, run, self._clock())
+            turn = self._calibrations.turn(campaign)
+        # A candidate that is being evaluated is not overtaken.
+        evaluated = any(other.kind == "evaluate" for other in self._fleet.campaigns("running"))
+        return turn is None and not evaluated
 
     def _is_over(self, campaign: Campaign) -> bool:
         now = self._clock()
@@ -136,6 +152,8 @@ class Driver:
         sentence = summary(self._fleet, campaign.number)
         if campaign.kind == "evaluate":
             sentence = f"{sentence} {self._decide(campaign)}"
+        if campaign.kind == "calibrate":
+            sentence = f"{sentence} {self._calibrations.propose(campaign, self._clock())}"
         self._fleet.conclude(campaign.number, "finished", sentence, actor="rule", now=self._clock())
         _log.info("concluded", campaign=campaign.number, sentence=sentence)
 

@@ -28,9 +28,11 @@ from flwr.superlink.grid import HttpGrid
 from coordinator.fleet.link import SECRET_HEADER, header
 from protocol.campaign import Kind, app_bundle
 from protocol.errors import Code, Refused, Unavailable
-from protocol.reply import ANSWER, METRICS, ORDER, Reply, read_reply
+from protocol.reply import ANSWER, ARRAYS, METRICS, ORDER, UPDATE, Reply, read_reply
 
-MESSAGE_TYPES: dict[str, str] = {"info": "query.info", "train": "train", "evaluate": "evaluate"}
+MESSAGE_TYPES: dict[str, str] = {
+    "info": "query.info", "train": "train", "evaluate": "evaluate", "calibrate": "train.calibrate",
+}  # fmt: skip
 _COMPONENT = "greylag"
 _TRIES = 2
 _GONE = {ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE}
@@ -194,9 +196,14 @@ def _read(kind: Kind, message: Message) -> Reply:
         gone = message.error.code in _GONE or message.error.code == ErrorCode.CLIENT_APP_CRASHED
         return Reply("later" if gone else "failed", Code.UNREACHABLE.name if gone else Code.INTERNAL.name)
     content = message.content
-    if set(content) != {ANSWER, METRICS}:
+    if set(content) - {ARRAYS} != {ANSWER, METRICS}:
         return Reply("failed", Code.EGRESS.name)  # a record that nobody asked for
     try:
-        return read_reply(kind, content.config_records[ANSWER], content.metric_records[METRICS])
+        # Its bytes are taken as they are: nothing of a node's choosing is unpacked here.
+        arrays = {name: array.data for name, array in content.array_records.get(ARRAYS, {}).items()}
+        update = arrays.get(UPDATE, b"")
+        if ARRAYS in content and (len(arrays) != 1 or not update):
+            return Reply("failed", Code.EGRESS.name)
+        return read_reply(kind, content.config_records[ANSWER], content.metric_records[METRICS], update)
     except (Refused, KeyError):
         return Reply("failed", Code.EGRESS.name)

@@ -6,15 +6,16 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from coordinator import journal
 from coordinator.admission.envelope import judge_contributor
+from coordinator.fleet.rounds import round_of
 from coordinator.fleet.steps import overtake, revoke_nodes
 from coordinator.life import State
 from coordinator.registry import Registry
-from coordinator.tables import Answer, BundleRow, Campaign, Candidate, Contributor, Node
+from coordinator.tables import Answer, BundleRow, Campaign, Candidate, Contributor, Node, Update
 from protocol.campaign import Decision, Order
 from protocol.errors import Code, GreylagError, Refused
 from protocol.node import Binding
@@ -147,8 +148,10 @@ class Fleet:
         with self._registry.reading() as session:
             return (session.scalar(select(func.max(Campaign.number))) or 0) + 1
 
-    def start(self, order: Order, envelope: bytes, *, open_for: timedelta, now: datetime) -> Campaign:
-        """Open a campaign.
+    def start(
+        self, order: Order, envelope: bytes, *, open_for: timedelta, round_ends: datetime, now: datetime
+    ) -> Campaign:
+        """Open a campaign, and its first round if it goes in rounds.
 
         Raises:
             Refused: `STATE_CHANGE` if another one took its number, or if the candidate is not open.
@@ -163,6 +166,9 @@ class Fleet:
                 created=order.created,
             )  # fmt: skip
             session.add(row)
+            session.flush()
+            if order.calibrating is not None:
+                session.add(round_of(order, envelope, round_ends))
             self._tell(session, row, "running", actor="operator", now=now)
             session.flush()
             return row
@@ -196,6 +202,7 @@ class Fleet:
             row = session.get(Campaign, number)
             if row is not None and row.state == "running":
                 row.state, row.conclusion = state, sentence
+                session.execute(delete(Update).where(Update.campaign == number))
                 self._tell(session, row, state, actor=actor, now=now)
 
     def answers(self, number: int) -> list[tuple[Answer, str]]:
@@ -215,7 +222,15 @@ class Fleet:
             row.state, row.message, row.at, row.attempts = "asked", message, timestamp(now), row.attempts + 1
 
     def heard(
-        self, number: int, contributor: str, state: str, *, code: str, facts: Mapping[str, Any], now: datetime
+        self,
+        number: int,
+        contributor: str,
+        state: str,
+        *,
+        code: str,
+        facts: Mapping[str, Any],
+        now: datetime,
+        update: bytes = b"",
     ) -> None:
         """Keep what a node answered; a final answer is never replaced, so a reply that comes twice changes nothing."""
         with self._registry.writing() as session:
@@ -223,6 +238,8 @@ class Fleet:
             if row is not None and row.state not in FINAL:
                 row.state, row.code, row.message, row.at = state, code, "", timestamp(now)
                 row.facts = json.dumps(facts, sort_keys=True)
+                if update:
+                    session.merge(Update(campaign=number, contributor=contributor, content=update))
 
     def forget_messages(self, number: int) -> None:
         """Ask again whoever was asked by a run that is over."""

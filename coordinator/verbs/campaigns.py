@@ -3,6 +3,7 @@
 import json
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,8 +35,18 @@ class Kind(StrEnum):
     INFO = "info"
     TRAIN = "train"
     EVALUATE = "evaluate"
+    CALIBRATE = "calibrate"
 
 
+class Strategy(StrEnum):
+    """How answers to a round are put together."""
+
+    FEDAVG = "fedavg"
+    FEDMEDIAN = "fedmedian"
+    KRUM = "krum"
+
+
+_calibrate = partial(typer.Option, rich_help_panel="Of calibrate")
 NumberArgument = Annotated[int, typer.Argument(min=0, max=(1 << 31) - 1, help="0 for the newest.")]
 DigestArgument = Annotated[str, typer.Argument(help="Eight or more digits of the candidate's digest.")]
 ReasonOption = Annotated[str, typer.Option(help="One public sentence, signed with the decision.")]
@@ -87,13 +98,27 @@ def fleet(
 
 
 @campaign.command("start")
-def campaign_start(
-    kind: Annotated[Kind, typer.Argument(help="info, train, or evaluate (of the open candidate).")],
+def campaign_start(  # noqa: PLR0913 - a flag each
+    kind: Annotated[
+        Kind,
+        typer.Argument(help="info, train, evaluate (the open candidate) or calibrate (it, or the newest release)."),
+    ],
     *,
     open_for: Annotated[
         float, typer.Option(min=0, help="Minutes for which nodes that come late are asked, too.")
     ] = 10.0,
     ends_after: Annotated[float, typer.Option(min=0, help="Minutes after which it ends, whoever is silent.")] = 1440.0,
+    rounds: Annotated[int, _calibrate(help="How many rounds.", min=1, max=1000)] = 3,
+    round_minutes: Annotated[float, _calibrate(help="Longest round; who answers later is late.", min=0.01)] = 10.0,
+    strategy: Annotated[Strategy, _calibrate(help="How answers are put together.")] = Strategy.FEDAVG,
+    steps: Annotated[int, _calibrate(help="Steps that a node takes in a round.", min=1, max=100_000)] = 20,
+    learning_rate: Annotated[float, _calibrate(help="Of each step.", min=1e-6, max=10)] = 0.05,
+    budget: Annotated[
+        float | None, _calibrate(help="Epsilon that all rounds ever may spend; turns clipping and noise on.", min=1e-6)
+    ] = None,
+    delta: Annotated[float, _calibrate(help="Of the budget.", min=1e-12, max=0.5)] = 1e-5,
+    clip: Annotated[float, _calibrate(help="Longest change that a node may answer with (L2).", min=1e-6)] = 1.0,
+    noise: Annotated[float, _calibrate(help="Deviation of the noise on the sum, in longest changes.", min=1e-6)] = 1.0,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = Path(),
 ) -> None:
@@ -101,8 +126,16 @@ def campaign_start(
 
     Example: greylag-coordinator campaign start train --open-for 60
     """
-    from coordinator.fleet.orders import start  # noqa: PLC0415 - not for --help
+    from coordinator.fleet.link import quiet_flower  # noqa: PLC0415 - not for --help
 
+    quiet_flower(workspace.resolve() / "fleet" / "home")
+    from coordinator.fleet.orders import Plan, start  # noqa: PLC0415 - after Flower was told to be quiet
+    from protocol.campaign import Privacy  # noqa: PLC0415
+
+    privacy = None
+    if budget is not None:
+        privacy = Privacy(clipping_norm=clip, noise_multiplier=noise, max_epsilon=budget, delta=delta)
+    plan = Plan(strategy.value, rounds, round_minutes, steps, learning_rate, privacy)
     with opened_workspace(workspace) as open_:
         row = start(
             open_,
@@ -110,6 +143,7 @@ def campaign_start(
             open_for=timedelta(minutes=open_for),
             ends_after=timedelta(minutes=ends_after),
             now=_now(),
+            plan=plan if kind is Kind.CALIBRATE else None,
         )
     say(f"Campaign {row.number} ({row.kind}) runs until {row.expires}.")
     if as_json:
@@ -140,15 +174,20 @@ def campaign_show(
     Example: greylag-coordinator campaign show 3
     """
     from coordinator.fleet.drive import summary  # noqa: PLC0415 - not for --help
+    from coordinator.fleet.rounds import Rounds, facts_of  # noqa: PLC0415
 
     with opened_workspace(workspace) as open_:
         row = _fleet(open_).campaign(number)
         answers = [_answer(answer, name) for answer, name in _fleet(open_).answers(row.number)]
         said = row.conclusion or summary(_fleet(open_), row.number)
+        rounds = [facts_of(each) for each in Rounds(open_.registry).of(row.number)]
     if as_json:
-        emit({"campaign": _facts(row), "answers": answers, "summary": said})
+        emit({"campaign": _facts(row), "answers": answers, "rounds": rounds, "summary": said})
     else:
         table(("field", "value"), (_facts(row) | {"summary": said}).items())
+        shown = ("number", "ends", "answered", "late", "ended", "privacy", "calibration")
+        if rounds:
+            table(shown, ([str(each.get(column, "")) for column in shown] for each in rounds))
         shown = ("contributor", "state", "attempts", "at", "code", "meaning", "facts")
         table(shown, ([entry[column] for column in shown] for entry in answers))
 

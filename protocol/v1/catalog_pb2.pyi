@@ -60,7 +60,7 @@ class GetReleaseRequest(_message.Message):
     number: _builtins.int
     """0 for the newest."""
     candidate: _builtins.str
-    """Instead of a number: the digest of a candidate, which is no release yet."""
+    """Instead of a number: the digest of a release, or of a candidate, which is no release yet."""
     def __init__(
         self,
         *,

@@ -81,7 +81,7 @@ class CatalogServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Fetch(self, request, context):
-        """A released file by its sha256, from any offset.
+        """A file of a bundle, or a calibration, by its sha256, from any offset.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -38,7 +38,7 @@ class CatalogStub:
     GetRelease: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.GetReleaseRequest, _catalog_pb2.GetReleaseReply]
     GetBundle: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.GetBundleRequest, _catalog_pb2.GetBundleReply]
     Fetch: _grpc.UnaryStreamMultiCallable[_catalog_pb2.FetchRequest, _chunk_pb2.Chunk]
-    """A released file by its sha256, from any offset."""
+    """A file of a bundle, or a calibration, by its sha256, from any offset."""
 
 @_typing.type_check_only
 class CatalogAsyncStub(CatalogStub):
@@ -49,7 +49,7 @@ class CatalogAsyncStub(CatalogStub):
     GetRelease: _aio.UnaryUnaryMultiCallable[_catalog_pb2.GetReleaseRequest, _catalog_pb2.GetReleaseReply]  # type: ignore[assignment]
     GetBundle: _aio.UnaryUnaryMultiCallable[_catalog_pb2.GetBundleRequest, _catalog_pb2.GetBundleReply]  # type: ignore[assignment]
     Fetch: _aio.UnaryStreamMultiCallable[_catalog_pb2.FetchRequest, _chunk_pb2.Chunk]  # type: ignore[assignment]
-    """A released file by its sha256, from any offset."""
+    """A file of a bundle, or a calibration, by its sha256, from any offset."""
 
 class CatalogServicer(metaclass=_abc_1.ABCMeta):
     """What anyone may read: the pool, its releases and the bundles in them."""
@@ -81,6 +81,6 @@ class CatalogServicer(metaclass=_abc_1.ABCMeta):
         request: _catalog_pb2.FetchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_chunk_pb2.Chunk], _abc.AsyncIterator[_chunk_pb2.Chunk]]:
-        """A released file by its sha256, from any offset."""
+        """A file of a bundle, or a calibration, by its sha256, from any offset."""
 
 def add_CatalogServicer_to_server(servicer: CatalogServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -61,7 +61,40 @@ def test_a_node_obeys_the_pool_and_nobody_else(pool: Pool, operator: Identity, f
     assert refused.value.code is Code.ORDER_INVALID
 
 
-@pytest.mark.parametrize("changes", [{"kind": "evaluate"}, {"candidate": "1" * 64}, {"kind": "leak"}])
+TASK = {
+    "strategy": "fedavg", "rounds": 3, "number": 1, "round_minutes": 5.0, "steps": 10, "learning_rate": 0.1,
+    "start": None, "numbers": 6,
+}  # fmt: skip
+PRIVACY = {"clipping_norm": 1.0, "noise_multiplier": 1.0, "max_epsilon": 8.0, "delta": 1e-5}
+
+
+@pytest.mark.parametrize(
+    ("named", "task"), [({"candidate": "1" * 64}, {}), ({"release": "1" * 64}, {"number": 3, "privacy": PRIVACY})]
+)
+def test_a_round_is_read_as_it_was_signed(
+    pool: Pool, operator: Identity, named: dict[str, str], task: dict[str, object]
+) -> None:
+    one = order(pool, kind="calibrate", calibrating={**TASK, **task}, **named)
+    assert read_order(sign_order(one, operator), pool, now=NOW) == one
+
+
+@pytest.mark.parametrize(
+    "task",
+    [{"number": 4}, {"number": 0}, {"strategy": "krum", "privacy": PRIVACY}, {"numbers": 1 << 20}, {"steps": 0},
+     {"learning_rate": 0.0}, {"privacy": {**PRIVACY, "delta": 1.0}}, {"privacy": {**PRIVACY, "noise_multiplier": 0.0}}],
+)  # fmt: skip
+def test_a_round_has_bounds(pool: Pool, task: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        order(pool, kind="calibrate", release="1" * 64, calibrating={**TASK, **task})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"kind": "evaluate"}, {"candidate": "1" * 64}, {"kind": "leak"}, {"kind": "calibrate", "release": "1" * 64},
+     {"kind": "calibrate", "calibrating": TASK}, {"release": "1" * 64}, {"calibrating": TASK},
+     {"kind": "evaluate", "candidate": "1" * 64, "calibrating": TASK},
+     {"kind": "calibrate", "candidate": "1" * 64, "release": "1" * 64, "calibrating": TASK}],
+)  # fmt: skip
 def test_an_order_is_whole(pool: Pool, changes: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         order(pool, **changes)

@@ -1,14 +1,38 @@
 import math
+from array import array
 
 import pytest
 
 from protocol.errors import Code, Refused
+from protocol.release import MAX_CALIBRATION_BYTES
 from protocol.reply import Reply, read_reply
 
 
 def test_an_answer_passes_as_it_is() -> None:
     reply = Reply(words={"bundle": "a" * 64}, metrics={"loss": 0.5, "seconds": 3})
     assert read_reply("train", reply.text, reply.metrics) == reply
+
+
+def test_an_update_passes_as_it_is() -> None:
+    reply = Reply(words={"round": "2"}, metrics={"seconds": 3}, update=array("f", [0.5, -1.0]).tobytes())
+    assert read_reply("calibrate", reply.text, reply.metrics, reply.update) == reply
+
+
+@pytest.mark.parametrize(
+    ("kind", "update"),
+    [
+        ("train", b"\0" * 8),
+        ("", b"\0" * 8),
+        ("calibrate", b"\0" * 9),
+        ("calibrate", b"\0" * (MAX_CALIBRATION_BYTES + 4)),
+        ("calibrate", array("f", [0.5, math.nan]).tobytes()),
+        ("calibrate", array("f", [-math.inf]).tobytes()),
+    ],
+)
+def test_an_update_that_the_schema_does_not_name_stays(kind: str, update: bytes) -> None:
+    with pytest.raises(Refused) as refused:
+        read_reply(kind, {"state": "done"}, {}, update)
+    assert refused.value.code is Code.EGRESS
 
 
 def test_what_is_missing_counts_as_a_failure() -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import grpc
 
-from protocol.bundle import Bundle
+from protocol.bundle import Bundle, sha256_of
 from protocol.errors import Code, GreylagError, Refused
-from protocol.release import Pool, Release, ReleasedExpert, ReleaseSpec, sign_release
+from protocol.release import CalibrationFile, Pool, Release, ReleasedExpert, ReleaseSpec, sign_release
 from protocol.signing import Identity
 from protocol.spec import Routing
 from protocol.status import to_status
@@ -42,14 +42,19 @@ class Catalog(CatalogServicer):
         number: int,
         created: str = "2026-11-22T12:00:00Z",
         expires: str = "2126-01-01T00:00:00Z",
+        calibration: Path | None = None,
     ) -> Release:
         for bundle in bundles:
             self.bundles[bundle.digest] = bundle
             self.files |= {file.sha256: bundle.folder / name for name, file in bundle.manifest.files.items()}
         experts = tuple(ReleasedExpert(name=b.spec.name, contributor="ada", bundle=b.digest) for b in bundles)
+        file = None
+        if calibration is not None:
+            file = CalibrationFile(sha256=sha256_of(calibration), size=calibration.stat().st_size, campaign=1)
+            self.files[file.sha256] = calibration
         spec = ReleaseSpec(
             pool=self.pool.digest, number=number, previous=self.release.digest if self.release else None,
-            experts=experts, routing=Routing(), created=created, expires=expires,
+            experts=experts, routing=Routing(), calibration=file, created=created, expires=expires,
         )  # fmt: skip
         self.release = sign_release(spec, self.identity)
         return self.release

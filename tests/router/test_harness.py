@@ -131,12 +131,19 @@ def test_answers_that_are_drawn_are_refused(node: Path, settings: dict[str, Any]
     assert refused.value.code is Code.REQUEST_INVALID
 
 
-def test_what_makes_no_model_is_refused(node: Path) -> None:
-    with pytest.raises(Refused):
-        ours(node, batch_size="auto")
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        ({"batch_size": "auto"}, Code.REQUEST_INVALID),
+        ({"method": "fatgoose"}, Code.METHOD_UNKNOWN),
+        ({"k": 0}, Code.REQUEST_INVALID),
+        ({"release": 9}, Code.RELEASE_UNKNOWN),
+    ],
+)
+def test_what_makes_no_model_is_refused(node: Path, arguments: dict[str, Any], code: Code) -> None:
     with pytest.raises(Refused) as refused:
-        ours(node, release=9)
-    assert refused.value.code is Code.RELEASE_UNKNOWN
+        ours(node, **arguments)
+    assert refused.value.code is code
 
 
 TASK = """

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,9 +14,10 @@ from protocol.errors import Code, Refused
 from protocol.release import Pool
 from protocol.signing import Identity
 from protocol.spec import Routing
+from router.calibration import Calibration
 from router.generation import Generation
 from router.model import RoutedModel
-from router.saved import INDEX
+from router.saved import CALIBRATION, INDEX
 from tests.factories import make_bundle, make_pool
 
 TEXTS = ["please reverse it : a b c", "copy now ; d e"]
@@ -49,6 +51,20 @@ def model(base: Path, bundles: list[Bundle]) -> RoutedModel:
         model.append(bundle, name=f"expert-{name}", contributor="ada")
     model.generation = Generation(model.generation.pool, Routing(method="phatgoose", k=3), 7)
     return model
+
+
+def test_a_calibrated_model_is_saved_with_its_calibration(base: Path, model: RoutedModel, tmp_path: Path) -> None:
+    plain = model.score(TEXTS, TEXTS)
+    empty = Calibration.zeros(model.digests, list(model.generation.pool.modules))
+    drawn = empty.at(np.random.default_rng(0).normal(0, 1, empty.vector.shape).astype(np.float32))
+    model.generation = replace(model.generation, pool=model.generation.pool.calibrated(drawn))
+    model.save_pretrained(tmp_path / "saved")
+    again = RoutedModel.from_pretrained(tmp_path / "saved", base=str(base), device="cpu")
+    assert again.score(TEXTS, TEXTS) == model.score(TEXTS, TEXTS) != plain
+    (tmp_path / "saved" / CALIBRATION).write_bytes(Calibration.zeros([], []).content)
+    with pytest.raises(Refused) as refused:
+        RoutedModel.from_pretrained(tmp_path / "saved", base=str(base), device="cpu")
+    assert refused.value.code is Code.DIGEST_MISMATCH
 
 
 def test_a_reloaded_model_is_the_same(base: Path, model: RoutedModel, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import pkgutil
 import random
+from array import array
 from collections.abc import Callable, Collection
 from functools import partial
 
@@ -50,4 +51,7 @@ def answer(seed: str, order: Order) -> Reply:
     if order.kind == "evaluate":
         losses = {"loss_base": base, "loss_candidate": base - draw.gauss(0.1, 0.05)}
         return Reply(words={"rows": "100 to 1,000"}, metrics={name: round(loss, 4) for name, loss in losses.items()})
+    if order.calibrating is not None:
+        numbers = array("f", (draw.gauss(0, 0.1) for _ in range(order.calibrating.numbers)))
+        return Reply(words={"round": str(order.calibrating.number)}, metrics={"seconds": 1.0}, update=numbers.tobytes())
     return Reply(words={"device": "cpu", "rows": "100 to 1,000"}, metrics={"memory_gb": round(draw.uniform(4, 64), 1)})

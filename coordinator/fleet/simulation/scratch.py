@@ -12,7 +12,16 @@ from coordinator.settings import Settings, Workspace
 from protocol.campaign import APP_DIGEST
 from protocol.kinds import Shape
 from protocol.node import NodeKey, bind, read_binding
-from protocol.release import ENROLMENT_TYPE, Enrolment, ReleaseSpec, sign, sign_candidate, sign_pool, timestamp
+from protocol.release import (
+    ENROLMENT_TYPE,
+    Enrolment,
+    ReleasedExpert,
+    ReleaseSpec,
+    sign,
+    sign_candidate,
+    sign_pool,
+    timestamp,
+)
 from protocol.signing import Identity
 from protocol.spec import BaseModelRef, Policy, PoolSpec
 
@@ -73,10 +82,11 @@ def enrol(opened: Opened, name: str) -> str:
     return node.public
 
 
-def propose(opened: Opened, now: datetime) -> None:
-    """Open a candidate that lists no expert, for campaigns that are about one."""
+def propose(opened: Opened, now: datetime, experts: int = 0) -> None:
+    """Open a candidate that lists experts whom nobody has seen, for campaigns that are about one."""
+    listed = tuple(ReleasedExpert(name=f"e{at}", contributor="nobody", bundle=f"{at:064x}") for at in range(experts))
     spec = ReleaseSpec(
-        pool=opened.pool.digest, number=1, previous=None, experts=(), routing=opened.pool.spec.routing,
+        pool=opened.pool.digest, number=1, previous=None, experts=listed, routing=opened.pool.spec.routing,
         created=timestamp(now), expires=timestamp(now + timedelta(days=1)),
     )  # fmt: skip
     Fleet(opened.registry).propose(sign_candidate(spec, opened.identity), now=now)

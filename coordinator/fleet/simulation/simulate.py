@@ -26,6 +26,8 @@ from protocol.spec import Policy
 LIMIT_S = 600.0
 """Longest simulation, in seconds."""
 _PAUSE_S = 0.02
+_ABOUT_EXPERTS: dict[Kind, int] = {"evaluate": 0, "calibrate": 2}
+"""How many experts a candidate lists that virtual nodes are asked about."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,8 @@ def simulate(
         nodes: Engine = engine.RayEngine(app, publics) if on_ray else LocalEngine(app, publics)
         try:
             nodes.come(order[: len(order) - len(tardy)])
-            if kind == "evaluate":
-                propose(opened, clock())
+            if kind in _ABOUT_EXPERTS:
+                propose(opened, clock(), _ABOUT_EXPERTS[kind])
             number = start(opened, kind, open_for=OPEN_FOR, ends_after=ENDS_AFTER, now=clock()).number
             driver, fleet = Driver(opened, nodes.as_run, clock=clock), Fleet(opened.registry)
             while fleet.campaign(number).state == "running":

@@ -3,17 +3,23 @@
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from client.daemon import work
 from client.daemon.place import Place
 from client.daemon.policy import DaemonPolicy, Limits
 from client.daemon.work import Work
-from protocol.campaign import Order
+from protocol.campaign import Calibrating, Order
 from protocol.errors import Code, Refused
 from protocol.release import ReleasedExpert, ReleaseSpec, sign_candidate, sign_release, timestamp
-from protocol.reply import read_reply
+from protocol.reply import Reply, read_reply
+from protocol.signing import Identity
+from protocol.spec import Routing
+from router.calibration import Calibration
 from router.pull import BUNDLES, Mirror
+from tests import factories
 from tests.client.conftest import PLANTED, Site, Trained
 from tests.client.fake_coordinator import FakeCoordinator, serving
 
@@ -52,7 +58,7 @@ def test_a_candidate_is_scored_against_release_base_and_own_expert(
     site, place = trained.site, Place(trained.site.workspace)
     stale = place.releases / BUNDLES / ("9" * 64)
     stale.mkdir(parents=True)
-    monkeypatch.setattr(work, "pull_candidate", lambda *_, **__: mirror(trained, empty=False))
+    monkeypatch.setattr(work, "pull_exactly", lambda *_, **__: mirror(trained, empty=False))
     monkeypatch.setattr(work, "pull", lambda *_, **__: mirror(trained, empty=True))
     node = Work(place, site.pool, device="cpu")
     reply = node.answer(order(site, "evaluate"), DaemonPolicy(data=site.data))
@@ -69,10 +75,85 @@ def test_before_the_first_release_there_is_the_base(trained: Trained, monkeypatc
 
     site, place = trained.site, Place(trained.site.workspace)
     (place.releases / BUNDLES).mkdir(parents=True, exist_ok=True)
-    monkeypatch.setattr(work, "pull_candidate", lambda *_, **__: mirror(trained, empty=False))
+    monkeypatch.setattr(work, "pull_exactly", lambda *_, **__: mirror(trained, empty=False))
     monkeypatch.setattr(work, "pull", none)
     reply = Work(place, site.pool, device="cpu").answer(order(site, "evaluate"), DaemonPolicy(data=site.data))
     assert set(reply.metrics) == {"loss_base", "loss_candidate", "loss_own", "seconds"}
+
+
+def calibrating(site: Site, **task: object) -> Order:
+    facts = {
+        "strategy": "fedavg", "rounds": 2, "number": 1, "round_minutes": 5.0, "steps": 3, "learning_rate": 0.1,
+        "start": None, "numbers": 2 * len(site.pool.spec.modules), **task,
+    }  # fmt: skip
+    return order(site, "info").model_copy(
+        update={"kind": "calibrate", "candidate": "2" * 64, "calibrating": Calibrating.model_validate(facts)}
+    )
+
+
+def change(reply: Reply, start: float = 0.0) -> NDArray[np.float32]:
+    return np.frombuffer(reply.update, np.float32) - np.float32(start)
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_a_round_is_answered_with_numbers_alone(
+    trained: Trained,
+    monkeypatch: pytest.MonkeyPatch,
+    private: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    site, place = trained.site, Place(trained.site.workspace)
+    (place.releases / BUNDLES).mkdir(parents=True, exist_ok=True)
+    monkeypatch.setattr(work, "pull_exactly", lambda *_, **__: mirror(trained, empty=False))
+    node, policy = Work(place, site.pool, device="cpu"), DaemonPolicy(data=site.data)
+    privacy = {"clipping_norm": 0.01, "noise_multiplier": 1.0, "max_epsilon": 8.0, "delta": 1e-5}
+    task = calibrating(site, privacy=privacy if private else None)
+    reply = node.answer(task, policy)
+    assert read_reply("calibrate", reply.text, reply.metrics, reply.update) == reply
+    assert (reply.words, set(reply.metrics)) == ({"round": "1"}, {"seconds"})
+    modules = len(site.pool.spec.modules)
+    learnt = change(reply)
+    # One expert alone has all the weight, whatever its bias and temperature.
+    assert learnt.shape == (2 * modules,)
+    assert not learnt.any()
+    assert node.answer(task, policy).update == reply.update
+    with pytest.raises(Refused) as refused:
+        node.answer(calibrating(site, numbers=5), policy)
+    assert refused.value.code is Code.ORDER_INVALID
+
+
+def test_a_round_goes_on_from_the_one_before(trained: Trained, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Two experts, so that there is something to learn; and steps that are long enough to be clipped."""
+    site, place = trained.site, Place(trained.site.workspace)
+    (place.releases / BUNDLES).mkdir(parents=True, exist_ok=True)
+    one = mirror(trained, empty=False)
+    other = factories.make_bundle(tmp_path / "other", site.pool, Identity.generate(), name="other", seed=1)
+    listed = (*one.release.spec.experts, ReleasedExpert(name="other", contributor="bob", bundle=other.digest))
+    spec = one.release.spec.model_copy(update={"experts": listed})
+    both = Mirror(site.pool, sign_candidate(spec, site.operator), (trained.bundle, other))
+    start = Calibration.zeros([each.bundle for each in listed], sorted(site.pool.spec.modules))
+    start = start.at(np.full_like(start.vector, 0.25))
+    monkeypatch.setattr(work, "pull_exactly", lambda *_, **__: both)
+    monkeypatch.setattr(work, "pull_calibration", lambda *_, **__: start)
+    node, policy = Work(place, site.pool, device="cpu"), DaemonPolicy(data=site.data)
+    file = {"sha256": start.digest, "size": len(start.content), "campaign": 1}
+    task = {"numbers": len(start.vector), "number": 2, "start": file}
+    learnt = change(node.answer(calibrating(site, **task), policy), 0.25)
+    assert 0 < np.abs(learnt).max() <= 3 * 0.1 + 1e-6  # three steps of Adam
+    privacy = {"clipping_norm": 0.01, "noise_multiplier": 1.0, "max_epsilon": 8.0, "delta": 1e-5}
+    short = change(node.answer(calibrating(site, **task, privacy=privacy), policy), 0.25)
+    assert np.linalg.norm(short) == pytest.approx(0.01, rel=1e-3)
+    assert short @ learnt == pytest.approx(np.linalg.norm(short) * np.linalg.norm(learnt), rel=1e-3)
+
+
+def test_another_method_is_not_calibrated(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    site, one = trained.site, mirror(trained, empty=False)
+    spec = one.release.spec.model_copy(update={"routing": Routing(method="merged")})
+    monkeypatch.setattr(
+        work, "pull_exactly", lambda *_, **__: Mirror(site.pool, sign_candidate(spec, site.operator), one.bundles)
+    )
+    with pytest.raises(Refused) as refused:
+        Work(Place(site.workspace), site.pool, device="cpu").answer(calibrating(site), DaemonPolicy(data=site.data))
+    assert refused.value.code is Code.METHOD_UNKNOWN
 
 
 def test_a_download_has_bounds(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +162,7 @@ def test_a_download_has_bounds(trained: Trained, monkeypatch: pytest.MonkeyPatch
         raise AssertionError("went on")
 
     site = trained.site
-    monkeypatch.setattr(work, "pull_candidate", large)
+    monkeypatch.setattr(work, "pull_exactly", large)
     policy = DaemonPolicy(data=site.data, limits=Limits(max_download_mb=1))
     with pytest.raises(Refused) as refused:
         Work(Place(site.workspace), site.pool).answer(order(site, "evaluate"), policy)

@@ -1,5 +1,6 @@
 """Nodes and candidates through the gRPC door."""
 
+import hashlib
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 
@@ -7,10 +8,12 @@ import grpc
 import pytest
 
 from coordinator.fleet.records import Fleet
+from coordinator.fleet.rounds import Rounds
 from coordinator.intake import Intake
+from coordinator.tables import Campaign, Round
 from protocol.errors import Code, GreylagError
 from protocol.node import NodeKey, bind
-from protocol.release import ReleasedExpert, ReleaseSpec, read_candidate, sign_candidate, timestamp
+from protocol.release import ReleasedExpert, ReleaseSpec, read_candidate, sign_candidate, sign_release, timestamp
 from protocol.signing import Identity
 from protocol.status import from_rpc_error
 from protocol.v1 import catalog_pb2, intake_pb2
@@ -96,3 +99,36 @@ def test_a_candidate_is_handed_out_by_its_digest_only(served: Served, ada: Contr
     assert refusal(ada, get("")).code is Code.RELEASE_UNKNOWN
     assert refusal(ada, get("5" * 64)).code is Code.CANDIDATE_UNKNOWN
     assert refusal(ada, get("../x")).code is Code.BUNDLE_UNKNOWN
+
+
+def test_what_a_round_came_to_is_handed_out_by_its_digest(served: Served, ada: Contributor) -> None:
+    content = bytes(range(256)) * 5000
+    digest = hashlib.sha256(content).hexdigest()
+    with served.registry.writing() as session:
+        row = {"state": "finished", "envelope": b"", "open_until": NOW, "expires": NOW, "created": NOW}
+        session.add(Campaign(number=1, kind="calibrate", **row))
+        session.flush()
+        session.add(Round(campaign=1, number=1, envelope=b"", ends=NOW))
+
+    def fetch(offset: int = 0) -> bytes:
+        request = catalog_pb2.FetchRequest(sha256=digest, offset=offset)
+        return b"".join(chunk.data for chunk in ada.catalog.Fetch(request, timeout=DEADLINE_S))
+
+    assert refusal(ada, lambda _: fetch()).code is Code.BUNDLE_UNKNOWN
+    (row_of_it,) = Rounds(served.registry).of(1)
+    Rounds(served.registry).close(row_of_it, content, {"late": []}, noise=None, following=None, ends=served.clock())
+    assert fetch() == content
+    assert fetch(len(content) - 3) == content[-3:]
+    assert fetch(len(content)) == b""
+    assert refusal(ada, lambda _: fetch(len(content) + 1)).code is Code.REQUEST_INVALID
+
+
+def test_a_release_is_handed_out_by_its_digest_too(served: Served, ada: Contributor, identity: Identity) -> None:
+    spec = ReleaseSpec(
+        pool=served.pool.digest, number=1, previous=None, experts=(), routing=served.pool.spec.routing,
+        created=NOW, expires=timestamp(served.clock() + timedelta(days=1)),
+    )  # fmt: skip
+    release = sign_release(spec, identity)
+    served.registry.publish(release, {}, now=served.clock())
+    request = catalog_pb2.GetReleaseRequest(candidate=release.digest)
+    assert ada.catalog.GetRelease(request, timeout=DEADLINE_S).envelope == release.envelope
