@@ -44,6 +44,7 @@ def contenders(experts: Sequence[str], width: int, wanted: Sequence[str] = ()) -
     rows = [Contender(name, RoutingChoice(name)) for name in sorted(named, key=_rank)]
     rows += [
         Contender("arrow T=10sqrt(d)", RoutingChoice("arrow", temperature=10 * width**0.5)),
+        Contender("nnls-fixed:1.5", RoutingChoice("nnls-fixed:1.5", k=KS[-1])),
         Contender("average-activation, written means", RoutingChoice("average-activation"), "written-means"),
         Contender("joint", RoutingChoice("phatgoose"), "joint"),
         Contender("multitask", RoutingChoice("expert:multitask"), "multitask"),

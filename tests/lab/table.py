@@ -10,8 +10,9 @@ from tests.lab.world import FAMILIES, Task
 COLUMNS = ("all", *FAMILIES, "held_in")
 _EXPERT = "expert:"
 _ORDER = (
-    "base", "parameter-average", "merged", "uniform", "best-individual", "arrow", "spectr", "lag", "joint",
-    "average-activation", "phatgoose", "retrieval", "oracle", "multitask",
+    "base", "parameter-average", "merged", "uniform", "arrow", "spectr", "lag", "joint",
+    "average-activation", "phatgoose", "retrieval", "nnls-fixed:1.5", "nnls-request", "nnls-token", "nnls-gates",
+    "best-individual", "oracle", "multitask",
 )  # fmt: skip
 
 

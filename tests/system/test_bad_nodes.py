@@ -26,7 +26,7 @@ from coordinator.fleet.simulation.scratch import Clock, enrol, propose
 from coordinator.opening import Opened
 from coordinator.registry import Registry
 from coordinator.settings import Settings, Workspace
-from protocol.campaign import Kind
+from protocol.campaign import Kind, Order
 from protocol.errors import Code
 from protocol.release import Pool
 from protocol.reply import Reply
@@ -36,8 +36,14 @@ from tests.client.conftest import PLANTED, Site, make_site, operator, t5_pool
 
 __all__ = ["operator", "t5_pool"]  # fixtures
 _S = timedelta(seconds=1)
-FORBIDDING = '[campaigns]\ninfo = "never"\ntrain = "never"\nevaluate = "never"\n'
-OBEYING = '[campaigns]\ntrain = "auto"\nevaluate = "auto"\n'
+FORBIDDING = '[campaigns]\ninfo = "never"\ntrain = "never"\nevaluate = "never"\ncalibrate = "never"\n'
+OBEYING = '[campaigns]\ntrain = "auto"\nevaluate = "auto"\ncalibrate = "auto"\n'
+
+
+def answer_well(order: Order) -> Reply:
+    if order.calibrating is not None:
+        return Reply(words={"round": str(order.calibrating.number)}, update=b"\0" * 4 * order.calibrating.numbers)
+    return Reply(metrics={"train": {"loss": 1.0}, "evaluate": {"loss_base": 1.0, "loss_candidate": 0.5}}[order.kind])
 
 
 @dataclass
@@ -51,8 +57,7 @@ class Village:
     def __post_init__(self) -> None:
         self.grid, self.fleet = LocalGrid([], on_wire=self.wire.append), Fleet(self.opened.registry)
         self.driver = Driver(self.opened, self.grid.as_run, clock=self.clock)
-        good = {"train": {"loss": 1.0}, "evaluate": {"loss_base": 1.0, "loss_candidate": 0.5}}
-        app = make_app(self.opened.pool, lambda order: Reply(metrics=good[order.kind]), lambda _: None)
+        app = make_app(self.opened.pool, answer_well, lambda _: None)
         self.grid.nodes.append(VirtualNode(enrol(self.opened, "good"), app))
 
     def join(self, place: Place) -> None:
@@ -61,8 +66,8 @@ class Village:
         self.grid.nodes.append(node)
 
     def ask(self, kind: Kind) -> int:
-        if kind == "evaluate":
-            propose(self.opened, self.clock())
+        if kind in ("evaluate", "calibrate"):
+            propose(self.opened, self.clock(), experts=2)
         return start(self.opened, kind, open_for=60 * _S, ends_after=3600 * _S, now=self.clock()).number
 
     def drive(self, until: Callable[[], bool]) -> None:
@@ -113,7 +118,7 @@ def forbids_everything(site: Site, place: Place, patch: pytest.MonkeyPatch, othe
 
 def no_held_out_rows(site: Site, place: Place, patch: pytest.MonkeyPatch, other: Path) -> None:
     site.data.write_text(json.dumps({"input": PLANTED, "target": PLANTED}) + "\n")
-    patch.setattr(work, "pull_candidate", lambda *_, **__: Mirror(site.pool, None, ()))  # type: ignore[arg-type]
+    patch.setattr(work, "pull_exactly", lambda *_, **__: Mirror(site.pool, None, ()))  # type: ignore[arg-type]
     patch.setattr(work, "pull", lambda *_, **__: Mirror(site.pool, None, ()))  # type: ignore[arg-type]
 
 
@@ -139,8 +144,10 @@ class Case(NamedTuple):
 CASES = (
     Case("train", another_base, Code.BASE_MISMATCH, "is not the pool's base model"),
     Case("evaluate", another_base, Code.BASE_MISMATCH, "is not the pool's base model"),
+    Case("calibrate", another_base, Code.BASE_MISMATCH, "is not the pool's base model"),
     Case("train", forbids_everything, Code.CONSENT, "campaign 1 (train): declined"),
     Case("evaluate", forbids_everything, Code.CONSENT, "campaign 1 (evaluate): declined"),
+    Case("calibrate", forbids_everything, Code.CONSENT, "campaign 1 (calibrate): declined"),
     Case("train", no_held_out_rows, Code.DATA_EMPTY, "at least"),
     Case("evaluate", no_held_out_rows, Code.DATA_EMPTY, "at least"),
     Case("train", no_data, Code.DATA_UNREADABLE, "There is no data file"),

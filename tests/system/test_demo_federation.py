@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.federation.__main__ import ROWS
+from deploy.federation.__main__ import LATE, ROWS
 from tests.house.sources import ROOT
 from tests.system.test_demo import left_running
 
@@ -25,9 +25,12 @@ def test_the_federation_shows_what_it_promises(tmp_path: Path) -> None:
     report = json.loads((folder / "report.json").read_text())
     assert report["nodes"] == len(ROWS) + 1
     assert report["campaigns"]["train"]["bundles"] == len(ROWS) + 1
-    assert len(report["campaigns"]["evaluate"]["promoted"]) == 1
+    assert len(report["campaigns"]["evaluate"]["promoted"]) == 2
+    calibrated = report["campaigns"]["calibrate"]
+    assert calibrated["loss_after"] < calibrated["loss_before"]
+    assert calibrated["rounds"] == [{"answered": sorted([*ROWS, LATE]), "late": []}] * 3
     assert len(report["campaigns"]["evaluate"]["held_back"]) == 1
-    assert report["release"] == 1
+    assert report["release"] == 2
     assert len(report["attacks"]) == 9
     assert all(attack["blocked"] for attack in report["attacks"])
     assert report["planted_strings_found"] == 0

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ class City:
                 "--base", self.base, "--name", name,
             )  # fmt: skip
             data = write_rows(place / "private.jsonl", 40 + len(name), marker=f"zanzibar-{name}")
-            (place / "daemon.toml").write_text(f'data = "{data}"\n[campaigns]\ntrain = "auto"\nevaluate = "auto"\n')
+            (place / "daemon.toml").write_text(f'data = "{data}"\n[campaigns]\n{CONSENT}')
         return place
 
     def ask(self, kind: str) -> int:
@@ -124,6 +125,9 @@ class City:
         finally:
             registry.close()
 
+    def proposes(self, experts: int) -> bool:
+        return [row["experts"] for row in self.show("candidates", "ls")["candidates"]][-1:] == [experts]
+
     def states(self, number: int) -> dict[str, str]:
         with self.records() as fleet:
             return {name: answer.state for answer, name in fleet.answers(number)}
@@ -131,6 +135,9 @@ class City:
     def finished(self, number: int) -> bool:
         with self.records() as fleet:
             return fleet.campaign(number).state == "finished"
+
+
+CONSENT = "".join(f'{kind} = "auto"\n' for kind in KINDS)
 
 
 def wait(until: Callable[[], bool], seconds: float = 120) -> None:
@@ -185,10 +192,11 @@ def test_a_daemon_answers_and_nobody_asks_the_internet(city: City) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_whatever_is_killed_in_the_middle_the_campaign_completes_and_nothing_is_doubled(city: City, kind: str) -> None:
     city.start("worker")
-    if kind == "evaluate":
-        data = city.join("carol") / "private.jsonl"
-        succeed("client", "contribute", "-w", city.join("carol"), "--data", data)
-        wait(lambda: bool(city.show("candidates", "ls")["candidates"]))
+    contributed = {"evaluate": ["carol"], "calibrate": ["carol", "dave"]}.get(kind, [])
+    for number, name in enumerate(contributed, 1):
+        data = city.join(name) / "private.jsonl"
+        succeed("client", "contribute", "-w", city.join(name), "--data", data)
+        wait(partial(city.proposes, number))
     for name in ("ada", "bobby"):
         city.start(name)
     number = city.ask(kind)
@@ -200,11 +208,13 @@ def test_whatever_is_killed_in_the_middle_the_campaign_completes_and_nothing_is_
         city.kill(name)
     wait(lambda: city.states(number) == {"ada": "done", "bobby": "done"}, 240)
     wait(lambda: city.finished(number))
-    trained = {"train": ["ada", "bobby"], "evaluate": ["carol"]}.get(kind, [])
+    trained = ["ada", "bobby"] if kind == "train" else contributed
     wait(lambda: all(row["state"] in ("accepted", "released") for row in city.show("experts", "ls")["experts"]))
     assert sorted(row["contributor"] for row in city.show("experts", "ls")["experts"]) == trained
     steps = [event["step"] for event in city.show("campaign", "log", number)["events"] if event["kind"] == "campaign"]
     assert steps == ["running", "finished"]
+    answered = [told["answered"] for told in city.show("campaign", "show", number)["rounds"]]
+    assert answered == ([["ada", "bobby"]] * 3 if kind == "calibrate" else [])
     decided = [row for row in city.show("candidates", "ls")["candidates"] if row["by"]]
     assert len(decided) == (kind == "evaluate")
     assert not leaks(city.folder)
