@@ -160,6 +160,9 @@ class GreylagError(Exception):
         super().__init__(message)
         self.code, self.message, self.hint = code, message, hint
 
+    def __reduce__(self) -> tuple[type["GreylagError"], tuple[Code, str, str]]:
+        return type(self), (self.code, self.message, self.hint)  # by itself pickle gives the message alone
+
     def __str__(self) -> str:
         return f"{self.code.name}: {self.message}" + (f" {self.hint}" if self.hint else "")
 

@@ -14,8 +14,9 @@ from typing import get_args
 
 from protocol.errors import GreylagError
 from protocol.spec import Architecture
-from tests.lab import table
-from tests.lab.run import Outcome, run_all, workshop
+from tests.lab import plots as plotting
+from tests.lab import routes, table
+from tests.lab.run import Outcome, Scope, run_all, workshop
 from tests.lab.trial import Trial
 from tests.lab.world import Size
 
@@ -30,13 +31,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for seed in range(options.seed, options.seed + options.seeds)
     ]
     with workshop(options.workers, lambda sentence: sys.stderr.write(f"{sentence}\n")) as shop:
-        outcomes = run_all(trials, shop, options.methods or (), sorted(options.pools or ()))
+        scope = Scope(options.methods or (), sorted(options.pools or ()), options.gate_steps or (), options.plots)
+        outcomes = run_all(trials, shop, scope)
     for architecture in architectures:
-        publish([one for one in outcomes if one.trial.architecture == architecture], options.out)
+        publish([one for one in outcomes if one.trial.architecture == architecture], options.out, options.plots)
 
 
-def publish(outcomes: Sequence[Outcome], folder: Path) -> None:
-    """Write the table of one architecture, and print its document."""
+def publish(outcomes: Sequence[Outcome], folder: Path, plots: Path | None = None) -> None:
+    """Write the table of one architecture, print its document, and draw it if there is a folder for plots."""
     first = outcomes[0]
     trial, seeds = first.trial, [outcome.trial.seed for outcome in outcomes]
     summary = table.summarise([outcome.scores for outcome in outcomes], first.tasks)
@@ -46,13 +48,27 @@ def publish(outcomes: Sequence[Outcome], folder: Path) -> None:
         "Exact match in percent, mean ± standard deviation over seeds.\n",
         table.markdown(summary, skipped),
     ]
-    for size in first.by_pool:
-        fewer = table.summarise([outcome.by_pool[size] for outcome in outcomes], first.core)
-        parts += [f"## The first {size} experts, on the tasks of the first {min(first.by_pool)}\n"]
+    by_pool = {
+        size: table.summarise([outcome.by_pool[size] for outcome in outcomes], first.core) for size in first.by_pool
+    }
+    for size, fewer in by_pool.items():
+        parts += [f"## The first {size} experts, on the tasks of the first {min(by_pool)}\n"]
         parts += [table.markdown(fewer, {})]
+    by_steps = {
+        steps: table.summarise([outcome.by_steps[steps] for outcome in outcomes], first.tasks)
+        for steps in first.by_steps
+    }
+    for steps, gated in by_steps.items():
+        parts += [f"## Gates trained for {steps} steps\n", table.markdown(gated, {})]
+    if first.traced:
+        parts += ["## Beside the oracle's routing\n", routes.markdown(first.traced)]
     path = folder / f"{trial.size}-{trial.suite_seed}-{trial.architecture}.md"
     path.write_text("\n".join(parts))
     sys.stderr.write(f"{path}\n")
+    if plots is not None:
+        by_steps[trial.recipe.gate_steps] = {name: row for name, row in summary.items() if name == "phatgoose"}
+        drawn = plotting.Drawn(path.stem, summary, by_pool, by_steps, first.traced)
+        plotting.draw(drawn, plots / path.stem)
     found = table.document(trial.size, trial.suite_seed, len(trial.world.experts), len(outcomes), summary)
     sys.stdout.write(json.dumps(found) + "\n")
 
@@ -73,6 +89,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     say("--methods", nargs="+", metavar="NAME", help="only these rows, and oracle, best-individual; without it, all")
     say("--pools", type=int, nargs="+", metavar="N", help="compare these numbers of experts, too")
+    say("--gate-steps", type=int, nargs="+", metavar="N", help="compare these numbers of steps of gate training, too")
+    say("--plots", type=Path, metavar="FOLDER", help="draw the tables, and look at routes, into this folder")
     say("--out", type=Path, default=Path("build/lab"), metavar="FOLDER", help="where everything lies")
     say("--workers", type=int, default=2, metavar="N", help="processes of one thread each")
     return parser

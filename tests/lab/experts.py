@@ -5,9 +5,10 @@ finished runs by their data, recipe, base and seed.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -56,9 +57,8 @@ def train_expert(
     name: str,
     rows: Sequence[Row],
     seed: int,
-    *,
-    overrides: Mapping[str, object] | None = None,
-    joint: bool = False,
+    apart: str = "",
+    **order: Any,
 ) -> Bundle:
     """Train one expert with its gates and statistics, as `greylag-client train` does.
 
@@ -68,12 +68,11 @@ def train_expert(
         name: The expert's.
         rows: What the contributor has and nobody else sees.
         seed: Of initialisation and order.
-        overrides: Fields of the recipe that differ from the pool's.
-        joint: Whether the gates are trained together with the expert.
+        apart: Folder in the pool's for experts of the same names that are trained in another way.
+        order: What else the client is told; fields of `Order`.
     """
     pool = read_pool((folder / _POOL_FILE).read_bytes())
-    # One workspace holds one bundle of a name.
-    workspace = Workspace(folder / "joint" / name if joint else folder / name)
+    workspace = Workspace(folder / apart / name)
     settings = client_settings.from_flags(
         coordinator=_NOBODY, pool_key=pool.spec.coordinator, base=str(base), name=name
     )
@@ -83,5 +82,5 @@ def train_expert(
         write_whole(workspace.pool_file, pool.envelope)
         data = workspace.root / "private.jsonl"
         write_whole(data, "".join(json.dumps(row) + "\n" for row in rows).encode())
-        order = Order(data, name=name, seed=seed, device="cpu", share=SHARED, overrides=overrides, joint=joint)
-        return produce(workspace, settings, order, lambda _: None, NOW)
+        wanted = Order(data, name=name, seed=seed, device="cpu", share=SHARED, **order)
+        return produce(workspace, settings, wanted, lambda _: None, NOW)

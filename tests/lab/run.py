@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -16,7 +16,8 @@ import torch
 
 from tests.lab.contenders import Bundles, Contender, among, contenders
 from tests.lab.evaluate import Scores
-from tests.lab.trial import Trial, score, store, train_base, train_multitask, train_one
+from tests.lab.routes import Traced
+from tests.lab.trial import Trial, score, store, trace_routes, train_base, train_gates, train_multitask, train_one
 from tests.lab.world import Task
 
 AT_ONCE = 8
@@ -71,40 +72,64 @@ class Outcome:
     core: list[Task]
     by_pool: dict[int, Scores]
     """With the first n experts only, on the tasks of the smallest pool."""
+    by_steps: dict[int, Scores]
+    """PHATGOOSE with gates that were trained for so many steps."""
+    traced: dict[str, Traced]
+    """Routing beside the oracle's."""
 
 
-def run_all(trials: Sequence[Trial], shop: Workshop, wanted: Sequence[str], pools: Sequence[int]) -> list[Outcome]:
-    """Carry out trials; a trial waits for its own parts alone.
+@dataclass(frozen=True)
+class Scope:
+    """What is looked at."""
 
-    Args:
-        trials: What to do.
-        shop: Who does it.
-        wanted: As in `contenders`.
-        pools: Sizes of pools to compare, too.
-    """
+    methods: Sequence[str] = ()
+    """As in `contenders`."""
+    pools: Sequence[int] = ()
+    """Sizes of pools to compare, too."""
+    gate_steps: Sequence[int] = ()
+    """Steps of gate training to compare, too."""
+    maps: Path | None = None
+    """Folder of heat maps of routing; without it, routes are not looked at."""
+
+
+def run_all(trials: Sequence[Trial], shop: Workshop, scope: Scope) -> list[Outcome]:
+    """Carry out trials; a trial waits for its own parts alone. Routes are looked at with the first seed alone."""
+    unseen = replace(scope, maps=None)
+    scopes = [scope if trial.seed == trials[0].seed else unseen for trial in trials]
     with ThreadPoolExecutor(len(trials)) as threads:
-        return list(threads.map(lambda trial: run(trial, shop, wanted, pools), trials))
+        return list(threads.map(lambda trial, scope: run(trial, shop, scope), trials, scopes))
 
 
-def run(trial: Trial, shop: Workshop, wanted: Sequence[str] = (), pools: Sequence[int] = ()) -> Outcome:
-    """Carry out one trial; as `run_all`."""
+def run(trial: Trial, shop: Workshop, scope: Scope) -> Outcome:
+    """Carry out one trial."""
     base = shop.give(train_base, trial).result()
     shop.say(trial, "the base model is there")
     experts = trial.world.experts
-    rows, tasks = contenders(experts, _width(base), wanted), trial.world.tasks()
+    rows, tasks = contenders(experts, _width(base), scope.methods), trial.world.tasks()
     bundles = _trained(shop, trial, base, {row.bundles for row in rows})
     shop.say(trial, f"{len(experts)} experts are there")
     scores = _scored(shop, trial, base, bundles, tasks, rows)
     store(scores, trial.folder / "scores" / f"{trial.name}.json")
     shop.say(trial, f"{len(scores.exact)} rows are scored")
-    core = [task for task in trial.world.tasks(experts[: min(pools)]) if task.family != "novel"] if pools else []
-    by_pool = {}
-    for size in pools:
+    smallest = experts[: min(scope.pools, default=0)]
+    core = [task for task in trial.world.tasks(smallest) if task.family != "novel"]
+    by_pool, by_steps = {}, {}
+    for size in scope.pools:
         fewer = among([row for row in rows if " k=" not in row.name], experts[:size])
         by_pool[size] = _scored(shop, trial, base, bundles, core, fewer)
         store(by_pool[size], trial.folder / "scores" / f"{trial.name}-of-{size}.json")
         shop.say(trial, f"pool of {size} is scored")
-    return Outcome(trial, tasks, scores, core, by_pool)
+    for steps in scope.gate_steps:
+        made = [
+            shop.give(train_gates, trial, base, *each, steps) for each in zip(experts, bundles["experts"], strict=True)
+        ]
+        gated: dict[Bundles, list[Path]] = {"experts": [one.result() for one in made]}
+        by_steps[steps] = _scored(shop, trial, base, gated, tasks, [row for row in rows if row.name == "phatgoose"])
+        shop.say(trial, f"gates of {steps} steps are scored")
+    traced = {}
+    if scope.maps is not None:
+        traced = shop.give(trace_routes, trial, base, bundles["experts"], scores, scope.maps / trial.name).result()
+    return Outcome(trial, tasks, scores, core, by_pool, by_steps, traced)
 
 
 def _trained(shop: Workshop, trial: Trial, base: Path, wanted: Iterable[Bundles]) -> dict[Bundles, list[Path]]:

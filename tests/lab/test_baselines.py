@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from protocol.bundle import GATES, open_bundle
+from protocol.bundle import ADAPTER_WEIGHTS, GATES, open_bundle
 from protocol.spec import Recipe
 from tests.lab import run, trial
+from tests.lab.__main__ import publish
 from tests.lab.conftest import Toy
 from tests.lab.contenders import Contender, among, contenders
 from tests.lab.experts import RECIPE
@@ -25,12 +26,22 @@ def test_baselines_have_the_experts_budget_and_rows_of_the_table(
     monkeypatch.setattr(trial, "EXAMPLES", ROWS)
     recipe = Recipe.model_validate(RECIPE.model_dump() | {"expert_steps": 4, "gate_steps": 2, "eval_every": 4})
     one = Trial("toy", 0, 0, "encoder-decoder", tmp_path, recipe, test_rows=2)
-    outcome = run.run(one, run.Workshop(Here(), str), NAMES, [2])
-    assert set(outcome.scores.exact) == set(NAMES)
-    assert set(outcome.by_pool[2].exact) == {"joint"}
+    scope = run.Scope([*NAMES, "phatgoose", "oracle"], [2], [1], tmp_path / "maps")
+    (outcome,) = run.run_all([one], run.Workshop(Here(), str), scope)
+    assert set(NAMES) < set(outcome.scores.exact)
+    assert set(NAMES) & set(outcome.by_pool[2].exact) == {"joint"}
+    assert set(outcome.by_steps[1].exact) == {"phatgoose"}
+    assert set(outcome.traced) == {"phatgoose"}
+    assert (tmp_path / "maps" / one.name / "phatgoose.png").is_file()
+    publish([outcome], tmp_path, tmp_path / "plots")
+    assert {"families.png", "k.png", "gate-steps.png", "oracle.png"} == {
+        path.name for path in (tmp_path / "plots").glob("*/*")
+    }
 
     pool = one.pool_folder(toy.base)
-    apart, together = ([open_bundle(folder) for folder in pool.glob(f"{glob}/bundles/*")] for glob in ("*", "joint/*"))
+    apart, together, regated = (
+        [open_bundle(folder) for folder in pool.glob(f"{glob}/bundles/*")] for glob in ("*", "joint/*", "gates-1/*")
+    )
     experts = {bundle.spec.name: bundle for bundle in apart}
     assert {bundle.spec.name for bundle in together} == set(one.world.experts)
     for bundle in together:
@@ -39,6 +50,11 @@ def test_baselines_have_the_experts_budget_and_rows_of_the_table(
         assert bundle.spec.modules == alike.spec.modules
         gates = [load_file(each.folder / GATES) for each in (bundle, alike)]
         assert any((gates[0][name] != gates[1][name]).any() for name in gates[0])
+    for bundle in regated:
+        files = bundle.manifest.files, experts[bundle.spec.name].manifest.files
+        assert files[0][ADAPTER_WEIGHTS].sha256 == files[1][ADAPTER_WEIGHTS].sha256
+        assert files[0][GATES].sha256 != files[1][GATES].sha256
+    assert len(regated) == len(one.world.experts)
     assert {next(iter(experts[name].spec.modules.values())).rank for name in ("multitask", one.world.experts[0])} == {4}
     assert next(iter(experts["multitask-wide"].spec.modules.values())).rank == 16
     for name in ("multitask", "multitask-wide"):

@@ -232,7 +232,7 @@ def test_a_trial_gives_the_same_table_again_and_another_seed_gives_other_experts
 
     def carried_out(folder: Path, seed: int) -> run.Outcome:
         one = Trial("toy", 0, seed, "encoder-decoder", folder, recipe, test_rows=2)
-        return run.run(one, run.Workshop(Here(), str), ["phatgoose", "average-activation", "oracle"], [2, 3])
+        return run.run(one, run.Workshop(Here(), str), run.Scope(["phatgoose", "average-activation", "oracle"], [2, 3]))
 
     first, again = carried_out(tmp_path / "a", 0), carried_out(tmp_path / "b", 0)
     assert first.scores == again.scores

@@ -18,6 +18,7 @@ from protocol.spec import Architecture, Recipe
 from router.base import fingerprint
 from router.model import RoutedModel
 from router.pool import ExpertPool
+from tests.lab import routes
 from tests.lab.base import make_base
 from tests.lab.contenders import WIDER, Bundles, Contender
 from tests.lab.evaluate import Scores, evaluate
@@ -89,7 +90,19 @@ def train_one(trial: Trial, base: Path, expert: str, *, joint: bool = False) -> 
         Its bundle's folder.
     """
     rows = trial.world.training(expert, trial.seed, EXAMPLES)
-    return train_expert(trial.pool_folder(base), base, expert, rows, trial.seed, joint=joint).folder
+    apart = "joint" if joint else ""
+    return train_expert(trial.pool_folder(base), base, expert, rows, trial.seed, apart, joint=joint).folder
+
+
+def train_gates(trial: Trial, base: Path, expert: str, bundle: Path, steps: int) -> Path:
+    """Train other gates for an expert that is there, for so many steps.
+
+    Returns:
+        The folder of a bundle with both.
+    """
+    rows = trial.world.training(expert, trial.seed, EXAMPLES)
+    order = {"adapter": str(bundle), "overrides": {"gate_steps": steps}}
+    return train_expert(trial.pool_folder(base), base, expert, rows, trial.seed, f"gates-{steps}", **order).folder
 
 
 def train_multitask(trial: Trial, base: Path, *, wide: bool = False) -> Path:
@@ -143,6 +156,15 @@ def write_public(trial: Trial) -> Path:
     file = trial.folder / f"public-{trial.name}.txt"
     write_whole(file, "".join(f"{text}\n" for text in trial.world.public(trial.seed, PUBLIC_TEXTS)).encode())
     return file
+
+
+def trace_routes(
+    trial: Trial, base: Path, bundles: Sequence[Path], scores: Scores, folder: Path
+) -> dict[str, routes.Traced]:
+    """Compare routing with the oracle's on all held-out tasks; heat maps go to a folder."""
+    model = assemble(base, [open_bundle(bundle) for bundle in bundles])
+    tasks = [task for task in trial.world.tasks() if task.family != "held_in"]
+    return routes.trace(model, trial.rows(tasks), tasks, scores, folder)
 
 
 def assemble(base: Path, bundles: Sequence[Bundle], public: Path | None = None) -> RoutedModel:

@@ -1,3 +1,4 @@
+import copy
 import errno
 import os
 from collections import Counter
@@ -71,6 +72,15 @@ def test_an_error_says_code_sentence_and_hint(family: type[GreylagError]) -> Non
     assert str(family(Code.QUOTA, "Eight experts are in.")) == "QUOTA: Eight experts are in."
     assert (error.code, error.message, error.hint) == (Code.QUOTA, "Eight experts are in.", "Withdraw one.")
     assert isinstance(error, GreylagError)
+
+
+@pytest.mark.parametrize("family", [Refused, Unavailable])
+def test_an_error_comes_whole_out_of_another_process(family: type[GreylagError]) -> None:
+    error = family(Code.SETTINGS_INVALID, "No.", "Say yes.")
+    found = copy.copy(error)  # by the same means as pickle
+    assert type(found) is family
+    assert vars(found) == vars(error)
+    assert str(found) == str(error)
 
 
 def test_the_families_are_told_apart() -> None:

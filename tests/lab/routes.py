@@ -1,0 +1,84 @@
+"""How far routing is from the oracle's, and whether that matters (arXiv 2402.05859, section 4.4).
+
+By the router's own figures: `router.trace` defines them, and `greylag-router trace` gives them for a real release.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from router.model import RoutedModel
+from router.picture import save_png
+from router.request import RoutingChoice
+from router.tasks import TaskInput, panels_by_task
+from router.trace import correlation, oracle_divergence
+from tests.lab.evaluate import Scores
+from tests.lab.world import FAMILIES, Row, Task
+
+METHODS = ("phatgoose", "average-activation", "arrow")
+"""What chooses token by token."""
+INPUTS = 6
+"""Rows of a task that are looked at."""
+LONGEST = 14
+"""Tokens of an answer, two segments of five, at most, and one too many each."""
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What one method's routing looks like beside the oracle's."""
+
+    points: list[tuple[float, float]]
+    """KL(oracle || routing) in nats and exact match in percent, by held-out task."""
+    correlation: float | None
+
+
+def best_experts(scores: Scores, tasks: Sequence[Task]) -> dict[str, str]:
+    """Say whom the oracle takes for each task; it is the first of equals."""
+    singles = {name: row for name, row in scores.exact.items() if name.startswith("expert:")}
+    return {
+        task.name: max(singles, key=lambda name: singles[name][task.name]).removeprefix("expert:") for task in tasks
+    }
+
+
+def trace(
+    model: RoutedModel, rows: Mapping[str, Sequence[Row]], tasks: Sequence[Task], scores: Scores, folder: Path
+) -> dict[str, Traced]:
+    """Compare routing with the oracle's, and draw which expert served which module in one task of each family.
+
+    Args:
+        model: With its experts.
+        rows: Test rows by task.
+        tasks: Held-out tasks.
+        scores: Of the methods and of each expert alone.
+        folder: Where the heat maps go.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    oracles, found = best_experts(scores, tasks), {}
+    asked = {task.name: [row["input"] for row in rows[task.name][:INPUTS]] for task in tasks}
+    drawn = {next(task.name for task in tasks if task.family == family) for family in FAMILIES}
+    for method in (name for name in METHODS if name in scores.exact):
+        inputs = [
+            TaskInput(name, text, oracles[name], scores.exact[method][name])
+            for name, texts in asked.items()
+            for text in texts
+        ]
+        answered = model.answer(
+            [each.input for each in inputs], RoutingChoice(method), max_new_tokens=LONGEST, full=True
+        )
+        panels = panels_by_task(inputs, answered)
+        experts = len(answered.experts)
+        points = [(oracle_divergence(panel, experts), 100 * (panel.score or 0.0)) for panel in panels]
+        found[method] = Traced([(x, y) for x, y in points if x is not None], correlation(panels, experts))
+        save_png([panel for panel in panels if panel.title in drawn], answered.experts, folder / f"{method}.png")
+    return found
+
+
+def markdown(traced: Mapping[str, Traced]) -> str:
+    """Write the mean distance from the oracle's routing, and how it goes with exact match over held-out tasks."""
+    lines = ["| method | KL(oracle \\|\\| routing), nats | correlation with exact match |", "|---|---|---|"]
+    for method, each in traced.items():
+        distance = statistics.fmean(x for x, _ in each.points)
+        together = "none" if each.correlation is None else f"{each.correlation:.2f}"
+        lines.append(f"| {method} | {distance:.2f} | {together} |")
+    return "\n".join(lines) + "\n"
