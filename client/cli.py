@@ -29,7 +29,7 @@ from router.quantise import Bits
 
 if TYPE_CHECKING:
     from client.produce import Order
-    from protocol.spec import Privacy
+    from protocol.spec import Promise
 
 
 class Device(StrEnum):
@@ -71,7 +71,8 @@ ShareFlag = Annotated[
     list[Share] | None,
     typer.Option(
         "--share", help="Statistics of the data to put into the bundle, for other routing methods; repeatable. "
-        "means tell which words the data are made of, a centroid what the inputs are about. Default: nothing.",
+        "means tell which words the data are made of (all-means: best), a centroid what the inputs are about. "
+        "Default: nothing.",
     ),
 ]  # fmt: skip
 
@@ -259,7 +260,7 @@ def tell(share: list[Share] | None) -> tuple[Share, ...]:
     return tuple(share or ())
 
 
-def privacy(epsilon: float | None, delta: float | None, clip: float) -> "Privacy | None":
+def privacy(epsilon: float | None, delta: float | None, clip: float) -> "Promise | None":
     """Read a promise from its flags.
 
     Raises:
@@ -268,7 +269,7 @@ def privacy(epsilon: float | None, delta: float | None, clip: float) -> "Privacy
     from pydantic import ValidationError
 
     from protocol.errors import Code, Refused
-    from protocol.spec import Privacy
+    from protocol.spec import Promise
     from protocol.statement import first_fault
 
     if epsilon is None and delta is None:
@@ -276,7 +277,7 @@ def privacy(epsilon: float | None, delta: float | None, clip: float) -> "Privacy
     if epsilon is None or delta is None:
         raise Refused(Code.SETTINGS_INVALID, "--epsilon and --delta go together.", "Give both, or neither.")
     try:
-        return Privacy(epsilon=epsilon, delta=delta, clip=clip)
+        return Promise(epsilon=epsilon, delta=delta, clip=clip)
     except ValidationError as error:
         name, reason = first_fault(error)
         raise Refused(Code.SETTINGS_INVALID, f"--{name} is out of range: {reason}.", "Give another value.") from error

@@ -16,7 +16,7 @@ from protocol.fit import check_tensors
 from protocol.kinds import Ia3Module, Kind, Module
 from protocol.release import Pool, timestamp
 from protocol.signing import Identity
-from protocol.spec import ExpertSpec, Privacy, Statistics
+from protocol.spec import ExpertSpec, Promise, Statistics
 
 _CARD = """\
 ---
@@ -116,7 +116,11 @@ def pack_run(
 
 
 def _told(statistics: Statistics) -> str:
-    told = ["the mean input of every module"] if statistics.means else []
+    told = []
+    if means := statistics.means:
+        whose = "every module" if means.modules is None else f"{len(means.modules)} modules"
+        how = f", with noise (epsilon {means.noise.epsilon:g}, delta {means.noise.delta:g})" if means.noise else ""
+        told.append(f"the mean input of {whose}{how}")
     if statistics.centroid:
         by = statistics.centroid.embedding.name if statistics.centroid.embedding else "the base model"
         told.append(f"the centroid of its inputs by {by}")
@@ -158,7 +162,7 @@ def _losses(record: RunRecord) -> str:
     return ", ".join(f"{loss:.3f} {LOSSES[name]}" for name, loss in record.losses.items())
 
 
-def _privacy(privacy: Privacy | None) -> str:
+def _privacy(privacy: Promise | None) -> str:
     if privacy is None:
         return "none"
     return (

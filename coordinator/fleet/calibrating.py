@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 from coordinator.fleet.flower import Run
 from coordinator.fleet.pooling import pool, pool_privately
 from coordinator.fleet.records import FINAL, Fleet
-from coordinator.fleet.rounds import Rounds, file_of, is_open
+from coordinator.fleet.rounds import Rounds, file_of, is_open, order_of
 from coordinator.life import State
 from coordinator.opening import Opened
 from coordinator.releases import next_release
 from coordinator.tables import Campaign, Round
-from protocol import statement
-from protocol.campaign import ORDER_TYPE, Calibrating, Order, sign_order
+from protocol.campaign import Calibrating, Order, sign_order
 from protocol.errors import Code, Refused
 from protocol.release import (
     CalibrationFile,
@@ -31,7 +30,6 @@ from protocol.release import (
     timestamp,
 )
 from protocol.reply import Reply
-from protocol.signing import Signed
 from router.calibration import MAX_BIAS, MAX_LOG_TEMPERATURE, Calibration
 
 MAX_ATTEMPTS = 10
@@ -179,12 +177,6 @@ class Calibrations:
         before = read_release(newest.envelope, pool)
         spec = next_release(pool, before, accepted=[], gone=gone, now=now, calibration=file)
         return sign_candidate(spec, identity) if spec else None
-
-
-def order_of(envelope: bytes) -> Order:
-    """Read an order of our own."""
-    parsed = statement.parse(Signed.parse(envelope).payload, ORDER_TYPE)
-    return statement.read(Order, parsed.predicate, what="The order")
 
 
 def _spent(row: Round) -> Spent | None:

@@ -111,8 +111,8 @@ class Driver:
             if node.state != "active" or node.public not in online:
                 continue
             answer = known.get(node.contributor)
-            if answer is None and now >= read_timestamp(campaign.open_until):
-                continue
+            if answer is None and turn is None and now >= read_timestamp(campaign.open_until):
+                continue  # in a round there is always room
             there = online[node.public]
             if answer is not None and not self._may_ask_again(answer, there, now):
                 continue

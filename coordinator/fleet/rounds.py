@@ -11,8 +11,10 @@ from sqlalchemy.orm import undefer
 
 from coordinator.registry import Registry
 from coordinator.tables import Answer, Round, Update
-from protocol.campaign import Order
+from protocol import statement
+from protocol.campaign import ORDER_TYPE, Order
 from protocol.release import CalibrationFile, Spent, timestamp
+from protocol.signing import Signed
 
 
 class Rounds:
@@ -95,6 +97,12 @@ def round_of(order: Order, envelope: bytes, ends: datetime) -> Round:
         raise ValueError("a round of nothing")
     number = order.calibrating.number
     return Round(campaign=order.number, number=number, envelope=envelope, ends=timestamp(ends), facts="{}")
+
+
+def order_of(envelope: bytes) -> Order:
+    """Read an order of our own."""
+    parsed = statement.parse(Signed.parse(envelope).payload, ORDER_TYPE)
+    return statement.read(Order, parsed.predicate, what="The order")
 
 
 def file_of(row: Round, content: bytes, privacy: Spent | None) -> CalibrationFile:

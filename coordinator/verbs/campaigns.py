@@ -174,17 +174,21 @@ def campaign_show(
     Example: greylag-coordinator campaign show 3
     """
     from coordinator.fleet.drive import summary  # noqa: PLC0415 - not for --help
-    from coordinator.fleet.rounds import Rounds, facts_of  # noqa: PLC0415
+    from coordinator.fleet.rounds import Rounds, facts_of, order_of  # noqa: PLC0415
 
     with opened_workspace(workspace) as open_:
         row = _fleet(open_).campaign(number)
         answers = [_answer(answer, name) for answer, name in _fleet(open_).answers(row.number)]
         said = row.conclusion or summary(_fleet(open_), row.number)
         rounds = [facts_of(each) for each in Rounds(open_.registry).of(row.number)]
+        task = order_of(row.envelope).calibrating
     if as_json:
-        emit({"campaign": _facts(row), "answers": answers, "rounds": rounds, "summary": said})
+        plan = task.model_dump(mode="json") if task else None
+        emit({"campaign": _facts(row), "answers": answers, "calibrating": plan, "rounds": rounds, "summary": said})
     else:
-        table(("field", "value"), (_facts(row) | {"summary": said}).items())
+        private = task.privacy if task else None
+        budget = {"budget": f"epsilon {private.max_epsilon:g} at delta {private.delta:g}"} if private else {}
+        table(("field", "value"), (_facts(row) | budget | {"summary": said}).items())
         shown = ("number", "ends", "answered", "late", "ended", "privacy", "calibration")
         if rounds:
             table(shown, ([str(each.get(column, "")) for column in shown] for each in rounds))

@@ -1,4 +1,4 @@
-"""`make demo-federation`: train, evaluate, promote, a late joiner, a poor candidate, a killed node, and attacks."""
+"""`make demo-federation`: train, evaluate, promote, calibrate; somebody late, somebody poor, a killed node, attacks."""
 
 import argparse
 import json
@@ -26,6 +26,7 @@ KILLED = "carousel"
 POOR = "quarry"
 """Whose rows are scrambled, so that its expert is good for nothing."""
 OPEN_S = 30.0
+CALIBRATE = ("--rounds", 3, "--round-minutes", 1, "--steps", 10, "--learning-rate", 0.05)
 
 
 def main() -> None:
@@ -71,6 +72,8 @@ def _play(town: Cast, world: World) -> dict[str, Any]:
     trained = town.campaign("train", open_for_s=2 * OPEN_S, meanwhile=meanwhile)
     town.settle()
     first = town.campaign("evaluate", open_for_s=OPEN_S / 3)
+    calibrated = town.campaign("calibrate", *CALIBRATE, open_for_s=OPEN_S / 3)
+    compared = town.campaign("evaluate", open_for_s=OPEN_S / 3)
     _contribute_poorly(town, world)
     town.settle()
     second = town.campaign("evaluate", open_for_s=OPEN_S / 3)
@@ -87,7 +90,12 @@ def _play(town: Cast, world: World) -> dict[str, Any]:
             "evaluate": {
                 "promoted": [row["digest"] for row in decided if row["state"] == "promoted"],
                 "held_back": [row["digest"] for row in decided if row["state"] == "held_back"],
-                "losses": [_losses(first), _losses(second)],
+                "losses": [_losses(each) for each in (first, compared, second)],
+            },
+            "calibrate": {
+                "loss_before": _mean(compared, "loss_release"),
+                "loss_after": _mean(compared, "loss_candidate"),
+                "rounds": [{"answered": each["answered"], "late": each["late"]} for each in calibrated["rounds"]],
             },
         },
         "release": answer.release,
@@ -126,6 +134,12 @@ def _losses(shown: dict[str, Any]) -> dict[str, dict[str, float]]:
         entry["contributor"]: {name: value for name, value in entry["facts"].items() if name.startswith("loss_")}
         for entry in shown["answers"]
     }
+
+
+def _mean(shown: dict[str, Any], loss: str) -> float:
+    """Average what nodes measured on their held-out rows, in nats a token."""
+    found = [facts[loss] for facts in _losses(shown).values()]
+    return round(sum(found) / len(found), 4)
 
 
 def _attempts(shown: dict[str, Any]) -> dict[str, int]:

@@ -73,7 +73,7 @@ class Cast:
             row["input"] = f"{planted(contributor)} {row['input']}"
         data.write_text("".join(json.dumps(row) + "\n" for row in examples))
         self.init(contributor)
-        policy = {"data": str(data), "campaigns": {"train": "auto", "evaluate": "auto"}}
+        policy = {"data": str(data), "campaigns": {"train": "auto", "evaluate": "auto", "calibrate": "auto"}}
         (place / "daemon.toml").write_text(tomli_w.dumps(policy))
         return data
 
@@ -98,14 +98,16 @@ class Cast:
         daemon.wait()
         self.say(contributor, "its daemon was killed")
 
-    def campaign(self, kind: str, *, open_for_s: float, meanwhile: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    def campaign(
+        self, kind: str, *options: object, open_for_s: float, meanwhile: Callable[[], None] = lambda: None
+    ) -> dict[str, Any]:
         """Start a campaign, let something happen, and wait for its end.
 
         Raises:
             RuntimeError: It does not come to an end.
         """
         minutes = ("--open-for", open_for_s / 60, "--ends-after", CAMPAIGN_S / 60)
-        number = self.operate("campaign", "start", kind, *minutes)["campaign"]["number"]
+        number = self.operate("campaign", "start", kind, *minutes, *options)["campaign"]["number"]
         self.say("coordinator", f"campaign {number} ({kind}) begins")
         meanwhile()
         return self.finished(number)

@@ -13,6 +13,8 @@ import pytest
 import structlog
 
 from coordinator import cli, founding
+from coordinator.fleet.records import Fleet
+from coordinator.fleet.rounds import order_of
 from coordinator.founding import BaseFacts, found
 from coordinator.life import State
 from coordinator.metrics import Metrics
@@ -21,9 +23,10 @@ from coordinator.registry import Registry
 from coordinator.settings import Workspace
 from deploy.demo.processes import free_port
 from protocol.bundle import Bundle
+from protocol.campaign import Privacy
 from protocol.errors import Code, Refused, Unavailable
 from protocol.kinds import Shape
-from protocol.release import Enrolment, Pool, ReleasedExpert, ReleaseSpec, read_pool, sign_release
+from protocol.release import Enrolment, Pool, ReleasedExpert, ReleaseSpec, read_pool, sign_candidate, sign_release
 from protocol.signing import Identity
 from tests import factories
 from tests.coordinator.contributor import NOW
@@ -305,3 +308,33 @@ def test_the_counters_are_there_for_prometheus() -> None:
     assert 'greylag_refusals_total{code="QUOTA"} 0.0' in text
     with metrics.exposed(None), pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(f"http://{address}/metrics", timeout=10)
+
+
+def test_a_calibration_has_its_settings_and_its_budget(program: Program, founded: tuple[Workspace, Pool]) -> None:
+    workspace, pool = founded
+    experts = tuple(ReleasedExpert(name=f"e{at}", contributor="ada", bundle=f"{at:064x}") for at in range(2))
+    spec = ReleaseSpec(
+        pool=pool.digest, number=1, previous=None, experts=experts, routing=pool.spec.routing, created=NOW,
+        expires="2126-11-22T12:00:00Z",
+    )  # fmt: skip
+    begin = ("campaign", "start", "calibrate")
+    assert program(workspace, *begin) == 66
+    refused(program, Code.RELEASE_UNKNOWN)
+    registry = Registry.open(f"sqlite:///{workspace.folder / 'registry.db'}")
+    Fleet(registry).propose(sign_candidate(spec, Identity.load(workspace.key)), now=datetime.now(UTC))
+    assert program(workspace, *begin, "--budget", "1", "--noise", "1") == 77
+    refused(program, Code.BUDGET_EXHAUSTED)
+    assert program(workspace, *begin, "--budget", "8", "--strategy", "krum") == 78
+    refused(program, Code.SETTINGS_INVALID)
+    plan = ("--budget", "8", "--noise", "4", "--clip", "0.5", "--rounds", "2", "--steps", "7", "--round-minutes", "5")
+    number = program.json(workspace, *begin, *plan)["campaign"]["number"]
+    task = order_of(Fleet(registry).campaign(number).envelope).calibrating
+    registry.close()
+    assert task is not None
+    assert task.privacy == Privacy(clipping_norm=0.5, noise_multiplier=4, max_epsilon=8, delta=1e-5)
+    assert (task.rounds, task.steps, task.round_minutes, task.strategy) == (2, 7, 5, "fedavg")
+    shown = program.json(workspace, "campaign", "show")
+    assert [(each["number"], each["calibration"]) for each in shown["rounds"]] == [(1, "")]
+    assert shown["calibrating"] == task.model_dump(mode="json")
+    assert program(workspace, "campaign", "show") == 0
+    assert "epsilon 8 at delta 1e-05" in program.out

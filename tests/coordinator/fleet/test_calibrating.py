@@ -11,9 +11,8 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from coordinator.fleet.calibrating import order_of
 from coordinator.fleet.orders import Plan, start
-from coordinator.fleet.rounds import Rounds, facts_of
+from coordinator.fleet.rounds import Rounds, facts_of, order_of
 from coordinator.fleet.simulation.grid import VirtualNode
 from coordinator.fleet.simulation.scratch import enrol, open_pool, propose
 from coordinator.registry import Registry
@@ -128,6 +127,19 @@ def test_who_is_late_is_named_and_asked_in_the_next_round(town: Town) -> None:
     said = finish(town, number)
     assert "Round 1: 2 answered, late: slow. Round 2: 3 answered." in said
     assert proposed(town).vector.tolist() == pytest.approx([2 / 3] * NUMBERS)
+
+
+def test_who_comes_late_joins_the_round_that_is_going_on(town: Town) -> None:
+    town.join("ada", learning(0.5))
+    town.join("bob", learning(1.5))
+    town.clock.forward(timedelta(minutes=2))  # the time for late comers is over before anybody was asked
+    number = begin(town)
+    town.clock.forward(timedelta(seconds=90))
+    town.drive(lambda: len(rounds(town, number)) == 2)
+    town.join("late", learning(4.0))
+    said = finish(town, number)
+    assert "Round 1: 2 answered. Round 2: 3 answered." in said
+    assert proposed(town).vector.tolist() == [2.0] * NUMBERS
 
 
 def test_a_node_that_fails_is_left_out(town: Town) -> None:
