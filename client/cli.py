@@ -29,7 +29,7 @@ from router.quantise import Bits
 
 if TYPE_CHECKING:
     from client.produce import Order
-    from protocol.spec import Privacy
+    from protocol.spec import Promise
 
 
 class Device(StrEnum):
@@ -259,7 +259,7 @@ def tell(share: list[Share] | None) -> tuple[Share, ...]:
     return tuple(share or ())
 
 
-def privacy(epsilon: float | None, delta: float | None, clip: float) -> "Privacy | None":
+def privacy(epsilon: float | None, delta: float | None, clip: float) -> "Promise | None":
     """Read a promise from its flags.
 
     Raises:
@@ -268,7 +268,7 @@ def privacy(epsilon: float | None, delta: float | None, clip: float) -> "Privacy
     from pydantic import ValidationError
 
     from protocol.errors import Code, Refused
-    from protocol.spec import Privacy
+    from protocol.spec import Promise
     from protocol.statement import first_fault
 
     if epsilon is None and delta is None:
@@ -276,7 +276,7 @@ def privacy(epsilon: float | None, delta: float | None, clip: float) -> "Privacy
     if epsilon is None or delta is None:
         raise Refused(Code.SETTINGS_INVALID, "--epsilon and --delta go together.", "Give both, or neither.")
     try:
-        return Privacy(epsilon=epsilon, delta=delta, clip=clip)
+        return Promise(epsilon=epsilon, delta=delta, clip=clip)
     except ValidationError as error:
         name, reason = first_fault(error)
         raise Refused(Code.SETTINGS_INVALID, f"--{name} is out of range: {reason}.", "Give another value.") from error

@@ -16,7 +16,7 @@ from protocol.fit import check_tensors
 from protocol.kinds import Ia3Module, Kind, Module
 from protocol.release import Pool, timestamp
 from protocol.signing import Identity
-from protocol.spec import ExpertSpec, Privacy, Statistics
+from protocol.spec import ExpertSpec, Promise, Statistics
 
 _CARD = """\
 ---
@@ -158,7 +158,7 @@ def _losses(record: RunRecord) -> str:
     return ", ".join(f"{loss:.3f} {LOSSES[name]}" for name, loss in record.losses.items())
 
 
-def _privacy(privacy: Privacy | None) -> str:
+def _privacy(privacy: Promise | None) -> str:
     if privacy is None:
         return "none"
     return (

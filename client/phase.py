@@ -29,7 +29,7 @@ from client import history
 from client.packing import pack
 from client.progress import Progress, Report
 from protocol.errors import Code, Refused
-from protocol.spec import Privacy, Recipe
+from protocol.spec import Promise, Recipe
 
 if TYPE_CHECKING:
     import datasets
@@ -60,7 +60,7 @@ class Phase:
     """Activations are computed again for the backward pass, not kept."""
     packing: bool = False
     """Examples of a batch share rows, without seeing each other."""
-    privacy: Privacy | None = None
+    privacy: Promise | None = None
     """What is promised to every example that is trained on."""
     noise: float = 0.0
     """What keeps the promise, as a multiple of the norm to which gradients are clipped."""

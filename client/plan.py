@@ -10,7 +10,7 @@ from protocol import strict_json
 from protocol.bundle import sha256_of
 from protocol.errors import Code, Refused
 from protocol.release import Pool
-from protocol.spec import Dtype, Privacy, Recipe
+from protocol.spec import Dtype, Promise, Recipe
 from router.quantise import Bits
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Plan:
     thrift: Thrift = FULL
     adapter: "Adapter | None" = None
     """Trained elsewhere; only its gates are trained here."""
-    privacy: Privacy | None = None
+    privacy: Promise | None = None
     """What is promised to every example."""
     joint: bool = False
     """Expert and gates are trained together, to compare with (arXiv 2402.05859, appendix A)."""

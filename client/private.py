@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from client.phase import PhaseTrainer
 from protocol.errors import Code, Refused
-from protocol.spec import Privacy
+from protocol.spec import Promise
 from router.gated import GatedExpert
 
 ACCOUNTANT = "rdp"
@@ -30,7 +30,7 @@ _IGNORED = -100
 """Labels of tokens that are not learnt."""
 
 
-def noise_for(privacy: Privacy, rows: int, batch: int, steps: int) -> float:
+def noise_for(privacy: Promise, rows: int, batch: int, steps: int) -> float:
     """Find how much noise keeps a promise.
 
     Args:
@@ -91,7 +91,7 @@ class PrivateTrainer(PhaseTrainer):
         options: The Trainer's.
     """
 
-    def __init__(self, *, privacy: Privacy, noise: float, batch: int, micro_batch: int, **options: Any) -> None:
+    def __init__(self, *, privacy: Promise, noise: float, batch: int, micro_batch: int, **options: Any) -> None:
         super().__init__(**options)
         self._privacy, self._noise, self._batch, self._micro_batch = privacy, noise, batch, micro_batch
         self._hooks = GradSampleModule(self.model, loss_reduction="sum", strict=False)

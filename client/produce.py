@@ -22,7 +22,7 @@ from client.workspace import Workspace
 from protocol.bundle import ADAPTER_WEIGHTS, ENVELOPE, GATES, Bundle, open_bundle, sha256_of
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
-from protocol.spec import Name, Privacy, Recipe
+from protocol.spec import Name, Promise, Recipe
 from protocol.statement import first_fault
 from router.base import check_base
 
@@ -48,7 +48,7 @@ class Order:
     thrift: Thrift = FULL
     adapter: str | None = None
     """Folder or Hugging Face id of an adapter of which only the gates are trained."""
-    privacy: Privacy | None = None
+    privacy: Promise | None = None
     """What is promised to every example."""
     joint: bool = False
     """Gates are trained together with the expert, not after it."""

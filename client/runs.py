@@ -10,7 +10,7 @@ from protocol import statement, strict_json
 from protocol.bundle import GATES
 from protocol.errors import Code, Refused
 from protocol.kinds import BottleneckModule, DoraModule, Ia3Module, LoraModule, Module, RsLoraModule, Shape
-from protocol.spec import Dtype, Name, PoolSpec, Privacy, Recipe, Sha256, Statistics
+from protocol.spec import Dtype, Name, PoolSpec, Promise, Recipe, Sha256, Statistics
 from protocol.statement import Strict
 
 ADAPTER = "adapter"
@@ -36,7 +36,7 @@ class RunRecord(Strict):
     """The expert was trained elsewhere, and only its gates by this recipe."""
     joint: bool = False
     """Expert and gates were trained together."""
-    privacy: Privacy | None = None
+    privacy: Promise | None = None
     """What was promised to every example."""
     steps: dict[Name, int]
     """Steps that each phase took."""

@@ -23,7 +23,7 @@ from client.workspace import write_whole
 from protocol.bundle import GATES
 from protocol.errors import Code, Refused
 from protocol.kinds import Module
-from protocol.spec import Privacy, Recipe
+from protocol.spec import Promise, Recipe
 from router.attach import find_linear
 from router.base import Base, load_base
 
@@ -160,7 +160,7 @@ def _phase(plan: Plan, name: str, folder: Path) -> phase.Phase:
     )
 
 
-def _noise(privacy: Privacy, recipe: Recipe, rows: int) -> float:
+def _noise(privacy: Promise, recipe: Recipe, rows: int) -> float:
     from client.private import noise_for  # noqa: PLC0415 - opacus, which is an extra
 
     return noise_for(privacy, rows, recipe.batch_size, recipe.expert_steps + recipe.gate_steps)

@@ -89,6 +89,8 @@ class Settings(BaseSettings):
     """`host:port` where `fleet` takes contributors' daemons, over TLS; without one the pool takes none."""
     fleet_address: str | None = None
     """`host:port` that contributors' daemons are told; that of `fleet_listen` unless set."""
+    evaluate_after_minutes: float | None = Field(default=None, ge=0)
+    """How long a candidate is open before `fleet` starts its evaluation; unless set, only the operator does."""
     worker_interval_s: float = Field(default=1.0, gt=0)
     """Pause of an idle worker, in seconds."""
     session_hours: float = Field(default=24.0, gt=0)

@@ -152,7 +152,7 @@ class Statistics(Strict):
     """Where the inputs lie, for the method retrieval."""
 
 
-class Privacy(Strict):
+class Promise(Strict):
     """What a contributor promises to every example: differential privacy of everything that was trained on it."""
 
     epsilon: Annotated[float, Field(gt=0, le=1000)]
@@ -176,7 +176,7 @@ class ExpertSpec(Strict):
     """Dtype of the adapter's tensors; gates and statistics are always float32."""
     joint: bool = False
     """Whether the gates were trained together with the expert, not after it as the method wants."""
-    privacy: Privacy | None = None
+    privacy: Promise | None = None
     """By opacus' accountant, over expert and gates together; None promises nothing."""
     statistics: Statistics = Statistics()
     license: Annotated[Line, StringConstraints(min_length=1, max_length=100)]

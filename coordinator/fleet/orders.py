@@ -9,9 +9,11 @@ from coordinator.opening import Opened
 from coordinator.tables import Campaign
 from protocol.campaign import Calibrating, Kind, Order, Privacy, Strategy, sign_order
 from protocol.errors import Code, Refused
-from protocol.release import MAX_CALIBRATION_BYTES, Release, read_candidate, read_release, timestamp
+from protocol.release import MAX_CALIBRATION_BYTES, Release, read_candidate, read_release, read_timestamp, timestamp
 from router.calibration import Calibration
 
+OPEN_FOR, ENDS_AFTER = timedelta(minutes=10), timedelta(days=1)
+"""How long a campaign goes on unless its operator says otherwise."""
 CALIBRATED_METHOD = "phatgoose"
 """Whose scores take biases."""
 
@@ -68,6 +70,28 @@ def start(
     first = max(open_for, timedelta(minutes=plan.round_minutes if plan else 0))
     round_ends = now + min(first, max(ends_after, open_for))
     return fleet.start(order, sign_order(order, opened.identity), open_for=open_for, round_ends=round_ends, now=now)
+
+
+def start_due(opened: Opened, *, now: datetime) -> Campaign | None:
+    """Start the evaluation of the open candidate if the operator's settings say that it is due.
+
+    A candidate is evaluated by itself once: if too few nodes answered to decide anything, the operator asks again.
+
+    Args:
+        opened: The workspace.
+        now: The time.
+    """
+    after, fleet = opened.settings.evaluate_after_minutes, Fleet(opened.registry)
+    candidate = None if after is None else fleet.candidate()
+    if after is None or candidate is None:
+        return None
+    opened_at = read_timestamp(read_candidate(candidate.envelope, opened.pool).spec.created)
+    if now < opened_at + timedelta(minutes=after):
+        return None  # bundles that come one after the other shall share it
+    about = [campaign for campaign in fleet.campaigns() if campaign.candidate == candidate.digest]
+    if any(campaign.kind == "evaluate" or campaign.state == "running" for campaign in about):
+        return None
+    return start(opened, "evaluate", open_for=OPEN_FOR, ends_after=ENDS_AFTER, now=now)
 
 
 def base_of(opened: Opened) -> Release:

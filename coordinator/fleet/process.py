@@ -15,6 +15,7 @@ import structlog
 from coordinator.fleet import flower
 from coordinator.fleet.drive import Driver
 from coordinator.fleet.link import LinkConfig
+from coordinator.fleet.orders import start_due
 from coordinator.fleet.records import Fleet
 from coordinator.opening import Opened
 from protocol.errors import Code, GreylagError, Refused, Unavailable
@@ -155,6 +156,8 @@ def run(
                     on_ready(link.outer)
                     let_in = {}
                 let_in = _let_in(Fleet(opened.registry), superlink, let_in)
+                if (due := start_due(opened, now=clock())) is not None:
+                    _log.info("evaluation begins", campaign=due.number, candidate=due.candidate)
                 driver.step()
             except httpx.HTTPError as error:
                 _log.warning("flower does not answer", error=type(error).__name__)

@@ -30,6 +30,8 @@ class Wiretap:
     """File that the bytes are appended to, in the clear."""
     ready: threading.Event = field(default_factory=threading.Event)
     _stop: Callable[[], object] = lambda: None
+    _joins: set[object] = field(default_factory=set)
+    """Tasks; the loop itself would let go of them."""
 
     async def serve(self) -> None:
         """Listen until `stop`."""
@@ -53,6 +55,7 @@ class Wiretap:
     async def _join(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, keep: Callable[[bytes], object]
     ) -> None:
+        self._joins.add(asyncio.current_task())
         chosen = writer.get_extra_info("ssl_object").selected_alpn_protocol()
         context = ssl.create_default_context(cafile=str(self.certificate))
         context.set_alpn_protocols([chosen] if chosen else _PROTOCOLS[1:])
@@ -61,11 +64,17 @@ class Wiretap:
             try:
                 there, back = await asyncio.open_connection(host, int(port), ssl=context)
                 try:
-                    await asyncio.gather(_pass(reader, back, keep), _pass(there, writer, keep))
+                    ways = _pass(reader, back, keep), _pass(there, writer, keep)
+                    tasks = [asyncio.create_task(way) for way in ways]
+                    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                    for task in tasks:
+                        task.cancel()  # TLS knows no half-closed connection
+                    await asyncio.gather(*tasks, return_exceptions=True)
                 finally:
                     back.close()
             finally:
                 writer.close()
+                self._joins.discard(asyncio.current_task())
 
 
 async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, keep: Callable[[bytes], object]) -> None:
@@ -73,7 +82,6 @@ async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, keep
         keep(data)
         writer.write(data)
         await writer.drain()
-    writer.close()  # TLS knows no half-closed connection
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from coordinator.admission.content import check_content
 from protocol.bundle import ADAPTER_WEIGHTS, CARD, GATES
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
-from protocol.spec import Privacy
+from protocol.spec import Promise
 from router.base import Base, load_base
 from router.gated import attach_gates
 from tests import factories
@@ -30,7 +30,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Full backward hook is firing"),  # the first module reads what is frozen
 ]
 SHORT = RECIPE.model_copy(update={"expert_steps": 12, "gate_steps": 4, "eval_every": 4})
-PROMISE = Privacy(epsilon=8.0, delta=1e-3)
+PROMISE = Promise(epsilon=8.0, delta=1e-3)
 BATCH = {
     "input_ids": torch.tensor([[6, 14, 15, 16, 1], [7, 9, 11, 1, 0], [8, 1, 0, 0, 0]]),
     "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0], [1, 1, 0, 0, 0]]),
@@ -93,7 +93,7 @@ def test_every_example_has_the_gradient_that_it_has_alone(site: Site, base: Base
 
 def a_step(model: nn.Module, folder: Path, *, noise: float, clip: float, micro_batch: int) -> dict[str, Tensor]:
     """What the optimizer is given for one draw of three examples, and for an empty one before it."""
-    promise = Privacy(epsilon=1, delta=1e-3, clip=clip)
+    promise = Promise(epsilon=1, delta=1e-3, clip=clip)
     arguments = _arguments(Phase("expert", folder, 1, 0, "cpu", privacy=promise, noise=noise), SHORT)
     trainer = PrivateTrainer(
         model=model, args=arguments, privacy=promise, noise=noise, batch=4, micro_batch=micro_batch,
@@ -136,7 +136,7 @@ def test_noise_is_as_wide_as_it_should_be(site: Site, base: Base, tmp_path: Path
 
 @pytest.mark.parametrize(("epsilon", "rows", "steps"), [(1.0, 500, 100), (8.0, 96, 16), (3.0, 10_000, 1100)])
 def test_the_budget_is_that_of_opacus_accountant(epsilon: float, rows: int, steps: int) -> None:
-    promise = Privacy(epsilon=epsilon, delta=1e-5)
+    promise = Promise(epsilon=epsilon, delta=1e-5)
     noise, rate = noise_for(promise, rows, 16, steps), 16 / rows
     accountant = RDPAccountant()
     for _ in range(steps):
@@ -148,11 +148,11 @@ def test_the_budget_is_that_of_opacus_accountant(epsilon: float, rows: int, step
 @pytest.mark.parametrize(
     ("promise", "sentence"),
     [
-        (Privacy(epsilon=1.0, delta=0.02), "promises nothing to 100 examples"),
-        (Privacy(epsilon=1e-6, delta=1e-9), "No noise makes 1000 steps"),
+        (Promise(epsilon=1.0, delta=0.02), "promises nothing to 100 examples"),
+        (Promise(epsilon=1e-6, delta=1e-9), "No noise makes 1000 steps"),
     ],
 )
-def test_a_promise_that_cannot_be_kept_is_refused(promise: Privacy, sentence: str) -> None:
+def test_a_promise_that_cannot_be_kept_is_refused(promise: Promise, sentence: str) -> None:
     with pytest.raises(Refused, match=sentence) as refused:
         noise_for(promise, 100, 16, 1000)
     assert refused.value.code is Code.SETTINGS_INVALID

@@ -12,7 +12,7 @@ import psutil
 
 from coordinator.fleet.drive import ASK_AGAIN_S, Driver
 from coordinator.fleet.flower import Run
-from coordinator.fleet.orders import start
+from coordinator.fleet.orders import ENDS_AFTER, OPEN_FOR, start
 from coordinator.fleet.records import FINAL, Fleet
 from coordinator.fleet.simulation import engine
 from coordinator.fleet.simulation.grid import LocalEngine
@@ -28,8 +28,6 @@ LIMIT_S = 600.0
 _PAUSE_S = 0.02
 _ABOUT_EXPERTS: dict[Kind, int] = {"evaluate": 0, "calibrate": 2}
 """How many experts a candidate lists that virtual nodes are asked about."""
-_OPEN, _ENDS = timedelta(minutes=10), timedelta(days=1)
-"""As `campaign start` has them."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ def simulate(
             nodes.come(order[: len(order) - len(tardy)])
             if kind in _ABOUT_EXPERTS:
                 propose(opened, clock(), _ABOUT_EXPERTS[kind])
-            number = start(opened, kind, open_for=_OPEN, ends_after=_ENDS, now=clock()).number
+            number = start(opened, kind, open_for=OPEN_FOR, ends_after=ENDS_AFTER, now=clock()).number
             driver, fleet = Driver(opened, nodes.as_run, clock=clock), Fleet(opened.registry)
             while fleet.campaign(number).state == "running":
                 driver.step()

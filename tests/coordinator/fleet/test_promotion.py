@@ -1,11 +1,12 @@
 """Candidates: proposed by the worker, decided by signed decisions, kept apart from releases."""
 
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from coordinator.fleet.orders import start
+from coordinator.fleet.orders import start, start_due
 from coordinator.fleet.promotion import settle
 from coordinator.fleet.records import Fleet
 from coordinator.life import State
@@ -182,3 +183,20 @@ def test_a_yank_overtakes_the_open_candidate(bench: Bench) -> None:
     bench.work()
     assert bench.shop.listed() == []
     assert bench.listed() == [second.digest]
+
+
+def test_a_candidate_that_has_waited_is_evaluated_by_itself_and_only_once(bench: Bench) -> None:
+    now, minute = bench.shop.clock(), timedelta(minutes=1)
+    due = replace(bench.opened, settings=bench.opened.settings.model_copy(update={"evaluate_after_minutes": 5}))
+    assert start_due(due, now=now) is None  # there is no candidate
+    bench.submit("ada")
+    assert start_due(bench.opened, now=now + 60 * minute) is None  # only the operator starts campaigns
+    assert start_due(due, now=now + 4 * minute) is None
+    bench.submit("bob")
+    row = start_due(due, now=now + 5 * minute)
+    assert row is not None
+    assert (row.kind, row.candidate) == ("evaluate", bench.open().digest)
+    assert len(bench.listed()) == 2  # who came in between shares it
+    assert start_due(due, now=now + 6 * minute) is None
+    bench.fleet.conclude(row.number, "finished", "Nothing is decided.", actor="rule", now=now + 7 * minute)
+    assert start_due(due, now=now + 60 * minute) is None
