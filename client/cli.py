@@ -71,7 +71,8 @@ ShareFlag = Annotated[
     list[Share] | None,
     typer.Option(
         "--share", help="Statistics of the data to put into the bundle, for other routing methods; repeatable. "
-        "means tell which words the data are made of, a centroid what the inputs are about. Default: nothing.",
+        "means tell which words the data are made of (all-means: best), a centroid what the inputs are about. "
+        "Default: nothing.",
     ),
 ]  # fmt: skip
 

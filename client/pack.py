@@ -116,7 +116,11 @@ def pack_run(
 
 
 def _told(statistics: Statistics) -> str:
-    told = ["the mean input of every module"] if statistics.means else []
+    told = []
+    if means := statistics.means:
+        whose = "every module" if means.modules is None else f"{len(means.modules)} modules"
+        how = f", with noise (epsilon {means.noise.epsilon:g}, delta {means.noise.delta:g})" if means.noise else ""
+        told.append(f"the mean input of {whose}{how}")
     if statistics.centroid:
         by = statistics.centroid.embedding.name if statistics.centroid.embedding else "the base model"
         told.append(f"the centroid of its inputs by {by}")

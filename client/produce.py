@@ -21,6 +21,7 @@ from client.sharing import Share, Sharing
 from client.workspace import Workspace
 from protocol.bundle import ADAPTER_WEIGHTS, ENVELOPE, GATES, Bundle, open_bundle, sha256_of
 from protocol.errors import Code, Refused
+from protocol.fit import check_told
 from protocol.signing import Identity
 from protocol.spec import Name, Promise, Recipe
 from protocol.statement import first_fault
@@ -78,6 +79,7 @@ def produce(
     if not order.data.is_file():
         raise Refused(Code.DATA_UNREADABLE, f"There is no data file {order.data}.", "Check the path.")
     pool = workspace.pool(settings.pool_key)
+    check_told({share.statistic for share in order.share}, pool.spec)
     recipe = override(pool.spec.recipe, order.overrides or {})
     adapter = None if order.adapter is None else read_adapter(order.adapter, pool.spec)
     if adapter is None:
@@ -89,7 +91,7 @@ def produce(
     check_base(settings.base, pool.spec.base, workspace.base_cache)
 
     columns = Columns(settings.input_column, settings.target_column, settings.messages_column, settings.text_column)
-    sharing = Sharing(order.share, settings.embedding)
+    sharing = Sharing(order.share, settings.embedding, settings.share_epsilon)
     plan = Plan(
         data=order.data,
         columns=columns,

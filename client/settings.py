@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tomli_w
-from pydantic import StringConstraints, ValidationError, field_validator
+from pydantic import Field, StringConstraints, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -47,6 +47,8 @@ class ClientSettings(BaseSettings):
     text_column: str = "text"
     embedding: str | None = None
     """What places a shared centroid: folder or Hugging Face id; without one, the base model."""
+    share_epsilon: Annotated[float, Field(gt=0, le=100)] | None = None
+    """Differential privacy of shared means: noise hides any one row up to this epsilon, at delta 1e-5; none without."""
 
     @field_validator("coordinator")
     @classmethod

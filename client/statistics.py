@@ -9,18 +9,20 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import DataCollatorForSeq2Seq
 
-from client import gates, phase
+from client import gates, noisy, phase
 from client.progress import Progress, Report
 from client.runs import STATISTICS
 from client.sharing import Share, Sharing
 from client.workspace import write_whole
 from protocol import strict_json
 from protocol.bundle import GATES
-from protocol.spec import Centroid, Statistics
+from protocol.spec import Centroid, Means, Noise, Statistics
 from protocol.tensors import CENTROID
+from router.attach import deeper
 from router.base import Base
 from router.embedding import Embedder
 from router.means import mean_inputs
+from router.model import RoutedModel
 from router.text import IGNORED
 
 if TYPE_CHECKING:
@@ -47,13 +49,15 @@ def write(
     Raises:
         Refused: `BASE_UNREADABLE` for an embedding model that cannot be loaded, `NOT_FINITE`.
     """
-    spread = min(MOST_ROWS, len(rows))
-    rows = rows.select([at * len(rows) // spread for at in range(spread)])
+    rows = _spread(rows, min(MOST_ROWS, len(rows)))
     tensors, statistics = load_file(run / GATES), Statistics()
-    if Share.MEANS in sharing.shares:
-        means = mean_inputs(base, modules, _batches(base, rows, report))
-        tensors |= {f"{path}.mean": mean for path, mean in means.items()}
-        statistics = statistics.model_copy(update={"means": True})
+    if {Share.MEANS, Share.ALL_MEANS} & set(sharing.shares):
+        whole = Share.ALL_MEANS in sharing.shares
+        vectors, told = _means(sharing, base, rows, modules if whole else deeper(modules), report)
+        tensors |= {f"{path}.mean": mean for path, mean in vectors.items()}
+        if set(vectors) == set(modules):
+            told = told.model_copy(update={"modules": None})
+        statistics = statistics.model_copy(update={"means": told})
     if Share.CENTROID in sharing.shares:
         device = base.model.device
         embedder = Embedder.load(sharing.embedding, device=device) if sharing.embedding else Embedder.of_base(base)
@@ -67,6 +71,22 @@ def write(
     write_whole(folder / STATISTICS, strict_json.dumps(statistics.model_dump(mode="json")))
     # Last, since its presence says that the folder is whole.
     gates.save(tensors, folder / GATES)
+
+
+def _means(
+    sharing: Sharing, base: Base, rows: "datasets.Dataset", modules: Sequence[str], report: Report
+) -> tuple[dict[str, Tensor], Means]:
+    """Average [d] by path, with noise where it is asked for, and say what was done."""
+    if sharing.epsilon is None:
+        return mean_inputs(base, modules, _batches(base, rows, report)), Means(modules=tuple(modules))
+    rows = _spread(rows, noisy.counted(len(rows)))
+    noise = Noise(epsilon=sharing.epsilon, delta=noisy.DELTA, rows=len(rows))
+    vectors = noisy.means(RoutedModel(base), modules, _batches(base, rows, report), noise)
+    return vectors, Means(modules=tuple(vectors), noise=noise)
+
+
+def _spread(rows: "datasets.Dataset", count: int) -> "datasets.Dataset":
+    return rows.select([at * len(rows) // count for at in range(count)])
 
 
 def _batches(base: Base, rows: "datasets.Dataset", report: Report) -> Iterator[dict[str, Tensor]]:

@@ -4,6 +4,8 @@ The envelope alone decides the first, before a byte is stored: a coordinator ask
 take in, and a router of what it is to fetch; what a release lists is not for that reason fit to load.
 """
 
+from collections.abc import Collection
+
 from protocol import tensors
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle, Manifest
 from protocol.errors import Code, Refused
@@ -13,6 +15,8 @@ from protocol.tensors import TensorInfo
 
 _LENGTH_FIELD_BYTES = 8
 _SMALLEST_HEADER_BYTES = 2
+MAX_MEAN = 65504.0
+"""Largest number in a mean input: what float16 holds, in which every base can run."""
 _MIN_GATE_STD, _ROUNDING = 1e-8, 1e-6
 
 
@@ -29,8 +33,8 @@ def check_fit(manifest: Manifest, pool: Pool) -> None:
     """Hold a verified manifest against a pool: its digest, base model, modules and declared sizes.
 
     Raises:
-        Refused: `WRONG_POOL`, `BASE_MISMATCH`, `MODULE_UNKNOWN`, `RANK_OUT_OF_BOUNDS`, `TOO_LARGE` or
-            `SIZE_MISMATCH`.
+        Refused: `WRONG_POOL`, `BASE_MISMATCH`, `MODULE_UNKNOWN`, `RANK_OUT_OF_BOUNDS`, `STATISTICS_MISSING`,
+            `TOO_LARGE` or `SIZE_MISMATCH`.
     """
     spec = manifest.spec
     if spec.pool != pool.digest:
@@ -41,6 +45,8 @@ def check_fit(manifest: Manifest, pool: Pool) -> None:
         )
     _check_base(spec.base, pool.spec.base)
     _check_modules(manifest, pool.spec)
+    told = manifest.spec.statistics
+    check_told({name for name in told.model_fields_set if getattr(told, name) is not None}, pool.spec)
     _check_sizes(manifest, pool.spec)
 
 
@@ -52,6 +58,26 @@ def check_tensors(bundle: Bundle) -> None:
     """
     tensors.check(bundle.folder / ADAPTER_WEIGHTS, tensors.adapter_tensors(bundle.spec))
     tensors.check(bundle.folder / GATES, tensors.gate_tensors(bundle.spec))
+
+
+def check_told(told: Collection[str], pool: PoolSpec) -> None:
+    """Refuse an expert that tells less about its data than a pool asks for.
+
+    Args:
+        told: Names of statistics, as in its spec.
+        pool: The pool.
+
+    Raises:
+        Refused: `STATISTICS_MISSING`.
+    """
+    missing = [name for name in pool.policy.statistics if name not in told]
+    if missing:
+        raise Refused(
+            Code.STATISTICS_MISSING,
+            f"The pool {pool.name} takes experts that tell {' and '.join(pool.policy.statistics)} of their data; this "
+            f"one tells no {missing[0]}.",
+            f"Agree to it with: greylag-client train {' '.join(f'--share {name}' for name in pool.policy.statistics)}",
+        )
 
 
 def _check_base(found: BaseModelRef, expected: BaseModelRef) -> None:

@@ -109,6 +109,8 @@ class Policy(Strict):
     apps: tuple[Sha256, ...] = ()
     """Digests of the app bundles under which campaigns may run; none, no campaigns."""
     promotion: Promotion = Promotion()
+    statistics: tuple[Literal["means", "centroid"], ...] = ()
+    """What every bundle must tell about its data, for the pool's routing method; contributors agree or stay away."""
 
 
 class Routing(Strict):
@@ -143,11 +145,32 @@ class Centroid(Strict):
     width: Annotated[int, Field(ge=1, le=1 << 16)]
 
 
+class Noise(Strict):
+    """How private shared means are: one row in another's place changes what is told little (differential privacy).
+
+    Of the means alone: weights and gates have no such bound.
+    """
+
+    epsilon: Annotated[float, Field(gt=0, le=100)]
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    rows: Annotated[int, Field(ge=1)]
+    """Rows that were averaged; taken for known."""
+
+
+class Means(Strict):
+    """Mean inputs of modules."""
+
+    modules: Annotated[tuple[ModulePath, ...], Field(min_length=1)] | None = None
+    """Whose; null for all of the expert's."""
+    noise: Noise | None = None
+    """What was added to them; null for nothing."""
+
+
 class Statistics(Strict):
     """What a contributor chose to tell about the data, beside what weights and gates tell."""
 
-    means: bool = False
-    """Whether the mean input of every module is told, for the method average-activation."""
+    means: Means | None = None
+    """Mean inputs of modules, for methods by means and by mixtures."""
     centroid: Centroid | None = None
     """Where the inputs lie, for the method retrieval."""
 
@@ -189,6 +212,18 @@ class ExpertSpec(Strict):
     def kind(self) -> Kind:
         """What the expert is."""
         return next(iter(self.modules.values())).kind
+
+    @property
+    def told(self) -> tuple[ModulePath, ...]:
+        """Modules whose mean input is told."""
+        means = self.statistics.means
+        return () if means is None else tuple(self.modules) if means.modules is None else means.modules
+
+    @model_validator(mode="after")
+    def _tells_of_its_own(self) -> "ExpertSpec":
+        if strange := set(self.told).difference(self.modules):
+            raise ValueError(f"the mean of {min(strange)} is told, which the expert leaves alone")
+        return self
 
     @model_validator(mode="after")
     def _one_kind(self) -> "ExpertSpec":

@@ -51,10 +51,8 @@ def adapter_tensors(spec: ExpertSpec) -> dict[str, TensorInfo]:
 
 def gate_tensors(spec: ExpertSpec) -> dict[str, TensorInfo]:
     """The exact tensors of gates.safetensors: float32 vectors, one [d_in] a module, and the declared statistics."""
-    kinds = ("gate", "mean") if spec.statistics.means else ("gate",)
-    expected = {
-        f"{path}.{kind}": TensorInfo("F32", (module.d_in,)) for path, module in spec.modules.items() for kind in kinds
-    }
+    expected = {f"{path}.gate": TensorInfo("F32", (module.d_in,)) for path, module in spec.modules.items()}
+    expected |= {f"{path}.mean": TensorInfo("F32", (spec.modules[path].d_in,)) for path in spec.told}
     if centroid := spec.statistics.centroid:
         expected[CENTROID] = TensorInfo("F32", (centroid.width,))
     return expected

@@ -1,6 +1,7 @@
 """Which modules of a transformer an expert may touch, and what takes their place."""
 
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
@@ -23,6 +24,8 @@ _READS_ENCODER = re.compile(
     r"(^|\.)encoder\.|\.(EncDecAttention|encoder_attn|cross_?attn|cross_?attention)\.(self\.)?(k|v|key|value)(_proj)?$"
 )
 
+
+_LAYER = re.compile(r"(.*?)\.(\d+)\.")
 
 # Names of modules that a block calls on one and the same tensor (T5, UL2; Llama, Mistral, Qwen).
 _SIBLINGS = (("q", "k", "v"), ("wi_0", "wi_1"), ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -69,6 +72,18 @@ def shared_input(path: str) -> tuple[str, ...]:
             family = [f"{parent}{dot}{other}" for other in siblings]
             return tuple(other for other in family if reads_input(other) == reads_input(path))
     return (path,)
+
+
+def deeper(paths: Iterable[str]) -> list[str]:
+    """Keep the modules of the deeper half of each stack's layers, by the first number in a path.
+
+    What enters a first layer is words; what enters later ones is more of what they mean together.
+    """
+    layers = {path: (found[1], int(found[2])) for path in paths if (found := _LAYER.match(path))}
+    depth: dict[str, int] = {}
+    for stack, number in layers.values():
+        depth[stack] = max(depth.get(stack, 0), number + 1)
+    return [path for path, (stack, number) in layers.items() if 2 * number + 1 >= depth[stack]]
 
 
 def linear_modules(model: "PreTrainedModel") -> dict[str, Shape]:

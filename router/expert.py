@@ -81,7 +81,7 @@ def load_expert(
             raise Refused(Code.NOT_FINITE, f"{name} of bundle {bundle.digest[:16]} is not finite in {dtype}.")
         return tensor
 
-    modules, means = {}, {}
+    modules, means, told_means = {}, {}, set(bundle.spec.told)
     for path, module in bundle.spec.modules.items():
         like = computing_like(linears[path], dtype)
         keys = {name: f"{ADAPTER_PREFIX}{path}.{name}" for name in module.tensors}
@@ -89,8 +89,9 @@ def load_expert(
         # In float64, once: a gate of large mean would lose digits in float32.
         gate = standardise(_varied(f"{path}.gate", gates[f"{path}.gate"], bundle)).float()
         modules[path] = make_part(path, module, tensors, linears[path], gate.to(like.device), like)
-        if bundle.spec.statistics.means:
-            means[path] = _varied(f"{path}.mean", gates[f"{path}.mean"], bundle).float().to(like.device)
+        if path in told_means:
+            mean = _varied(f"{path}.mean", gates[f"{path}.mean"], bundle).float()
+            means[path] = finite(f"{path}.mean", mean, torch.float16).to(like.device)
     told = bundle.spec.statistics.centroid
     centroid = None if told is None else functional.normalize(finite(CENTROID, gates[CENTROID], torch.float32), dim=0)
     return Expert(

@@ -35,11 +35,16 @@ class Spread(NamedTuple):
         return float(self.variances.sum() + (d - r) * self.rest) / d
 
     def whitened(self, vectors: Tensor, ridge: float) -> Tensor:
-        """Compute (S + ridge tr(S) / d I)^-1 v.
+        """Compute (S + ridge tr(S) / d I)^-1 v, as `raised`, for vectors [n, d]."""
+        return self.raised(vectors, ridge, -1)
+
+    def raised(self, vectors: Tensor, ridge: float, power: float) -> Tensor:
+        """Compute (S + ridge tr(S) / d I)^power v.
 
         Args:
             vectors: [n, d].
             ridge: Relative to the mean variance; above 0.
+            power: Of the matrix.
 
         Returns:
             [n, d] float32; zeros where nothing varies.
@@ -47,11 +52,10 @@ class Spread(NamedTuple):
         added = ridge * self.average
         if not added > 0:
             return torch.zeros_like(vectors, dtype=torch.float32)
-        level = float(self.rest) + added
-        inner = (self.variances.double() + added).reciprocal() - 1 / level
-        basis = self.basis.double()
-        exact = vectors.double()
-        return (exact / level + (exact @ basis.T * inner) @ basis).float()
+        level = (float(self.rest) + added) ** power
+        inner = (self.variances.double() + added) ** power - level
+        basis, exact = self.basis.double(), vectors.double()
+        return (exact * level + (exact @ basis.T * inner) @ basis).float()
 
     def deviation(self, vectors: Tensor) -> Tensor:
         """Compute the standard deviation sqrt(v' S v) of products with vectors [n, d]; returns [n] float64."""

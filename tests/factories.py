@@ -152,8 +152,7 @@ def write_weights(folder: Path, spec: ExpertSpec, seed: int = 0) -> None:
             adapter[f"{ADAPTER_PREFIX}{path}.{name}"] = draw(*shape) + around
         gates[f"{path}.gate"] = draw(module.d_in)
     # Last, so that weights and gates are the same with and without.
-    if spec.statistics.means:
-        gates |= {f"{path}.mean": draw(module.d_in) for path, module in spec.modules.items()}
+    gates |= {f"{path}.mean": draw(spec.modules[path].d_in) for path in spec.told}
     if spec.statistics.centroid:
         gates[CENTROID] = draw(spec.statistics.centroid.width)
     save_file(adapter, folder / ADAPTER_WEIGHTS, {"format": "pt"})

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol.errors import Code, Refused
-from protocol.fit import is_constant
+from protocol.fit import MAX_MEAN, is_constant
 from protocol.tensors import TensorInfo
 
 _BLOCK_VALUES = 1 << 20
@@ -58,6 +58,12 @@ def check_gates(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
         for name, info in tensors.items():
             gate = np.concatenate(list(_blocks(file, info))).astype(np.float64)
             _check_finite(name, gate)
+            if name.endswith(".mean") and np.abs(gate).max() > MAX_MEAN:
+                raise Refused(
+                    Code.NOT_FINITE,
+                    f"{name} holds numbers beyond {MAX_MEAN:g}, which are no activations.",
+                    "Train again with a smaller learning rate.",
+                )
             if is_constant(gate.mean(), gate.std()):
                 raise Refused(
                     Code.CONSTANT_GATE, f"{name} is constant, so it cannot route.", "Train the gates before packing."

@@ -88,7 +88,7 @@ class Asked:
                 f"{method} needs the means of every expert{' at every module' if whole else ''}; {len(silent)} tell "
                 f"none: {shortened(silent)}.",
                 "Deny these, or choose another method; contributors share means with: greylag-client train --share "
-                "means",
+                f"{'all-means' if whole else 'means'}",
             )
 
 

@@ -46,7 +46,7 @@ def test_nothing_is_shared_unless_asked_for(site: Site) -> None:
 
 def test_what_is_shared_is_of_the_training_rows_and_of_the_base_alone(site: Site, tmp_path: Path) -> None:
     gates = load_file(share(site).folder / GATES)
-    bundle = share(site, Share.MEANS, Share.CENTROID)
+    bundle = share(site, Share.ALL_MEANS, Share.CENTROID)
     told = load_file(bundle.folder / GATES)
     assert {name: told[name].tolist() for name in gates} == {name: gate.tolist() for name, gate in gates.items()}
     assert "the mean input of every module and the centroid" in (bundle.folder / CARD).read_text()

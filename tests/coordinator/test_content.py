@@ -22,7 +22,7 @@ from protocol.errors import Code, Refused
 from protocol.kinds import Kind
 from protocol.release import Pool
 from protocol.signing import Identity
-from protocol.spec import Centroid, Statistics
+from protocol.spec import Centroid, Means, Statistics
 from protocol.tensors import TensorInfo, adapter_tensors
 from tests import factories
 from tests.coordinator.conftest import set_config
@@ -352,12 +352,13 @@ def test_memory_does_not_grow_with_the_bundle(tmp_path: Path, pool: Pool, identi
 
 
 def test_statistics_are_judged_like_gates(tmp_path: Path, pool: Pool, identity: Identity, pool_file: Path) -> None:
-    told = Statistics(means=True, centroid=Centroid(width=8))
+    told = Statistics(means=Means(), centroid=Centroid(width=8))
     bundle = factories.make_bundle(tmp_path / "told", pool, identity, statistics=told)
     check_content(bundle.folder, pool_file)
     mean = next(f"{path}.mean" for path in bundle.spec.modules)
     for name, value, code in (
-        (mean, torch.nan, Code.NOT_FINITE), (mean, 0.5, Code.CONSTANT_GATE), ("centroid", 0.0, Code.CONSTANT_GATE)
+        (mean, torch.nan, Code.NOT_FINITE), (mean, 1e5, Code.NOT_FINITE),
+        (mean, 0.5, Code.CONSTANT_GATE), ("centroid", 0.0, Code.CONSTANT_GATE)
     ):  # fmt: skip
         bundle = factories.make_bundle(tmp_path / f"{name}{value}", pool, identity, statistics=told)
         edit(bundle, identity, GATES, partial(_fill, name=name, value=value))

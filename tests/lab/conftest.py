@@ -9,7 +9,7 @@ import torch
 
 from protocol.bundle import Bundle
 from protocol.signing import Identity
-from protocol.spec import Architecture, Centroid, Statistics
+from protocol.spec import Architecture, Centroid, Means, Statistics
 from router.base import load_base
 from router.batch import encode_pairs, pair_batch
 from tests import factories
@@ -37,7 +37,7 @@ def toy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     base = train_toy(folder / "base", request.param)
     operator = Identity.generate()
     pool = factories.make_pool(base, operator)
-    told = Statistics(means=True, centroid=Centroid(width=WIDTH))
+    told = Statistics(means=Means(), centroid=Centroid(width=WIDTH))
     bundles = [
         factories.make_bundle(folder / name, pool, operator, name=name, seed=seed, statistics=told)
         for seed, name in enumerate(EXPERTS)

@@ -137,8 +137,7 @@ def score(
         contenders: Rows of the table.
     """
 
-    public = trial.folder / f"public-{trial.name}.txt"
-    write_whole(public, "".join(f"{text}\n" for text in trial.world.public(trial.seed, PUBLIC_TEXTS)).encode())
+    public = write_public(trial)
 
     def put_on(kind: Bundles) -> RoutedModel:
         return assemble(base, [open_bundle(folder) for folder in bundles[kind]], public)
@@ -150,6 +149,13 @@ def score(
     pools: dict[Bundles, Callable[[], ExpertPool]] = {kind: partial(pool, kind) for kind in bundles}
     pools["written-means"] = partial(_with_written_means, trial, model)
     return evaluate(model, trial.rows(tasks), contenders, pools)
+
+
+def write_public(trial: Trial) -> Path:
+    """Write the text that anybody may know."""
+    file = trial.folder / f"public-{trial.name}.txt"
+    write_whole(file, "".join(f"{text}\n" for text in trial.world.public(trial.seed, PUBLIC_TEXTS)).encode())
+    return file
 
 
 def trace_routes(

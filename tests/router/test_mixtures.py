@@ -14,7 +14,7 @@ from torch import Tensor
 
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
-from protocol.spec import Statistics
+from protocol.spec import Means, Statistics
 from router.attach import linear_modules, reads_input
 from router.base import Base, load_base
 from router.layer import routing
@@ -53,7 +53,7 @@ def model(base: Path, identity: Identity, tmp_path: Path) -> RoutedModel:
     pool = factories.make_pool(base, identity)
     bundles = [
         factories.make_bundle(
-            tmp_path / name, pool, identity, name=name, seed=number, statistics=Statistics(means=True)
+            tmp_path / name, pool, identity, name=name, seed=number, statistics=Statistics(means=Means())
         )
         for number, name in enumerate("abcde")
     ]
@@ -245,7 +245,7 @@ def test_who_tells_too_little_is_refused(t5_base: Path, identity: Identity, tmp_
     told = {"a": paths, "b": paths, "c": seeing[:1], "d": seeing[-1:]}
     model = RoutedModel.from_base(str(t5_base), device="cpu")
     for name, some in told.items():
-        statistics = Statistics(means=name != "b")
+        statistics = Statistics(means=None if name == "b" else Means())
         bundle = factories.make_bundle(tmp_path / name, pool, identity, name=name, modules=some, statistics=statistics)
         model.append(bundle)
     for method in METHODS:

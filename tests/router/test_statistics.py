@@ -15,7 +15,7 @@ from protocol.bundle import GATES, Bundle, pack
 from protocol.errors import Code, Refused
 from protocol.release import Pool
 from protocol.signing import Identity
-from protocol.spec import Centroid, Routing, Statistics
+from protocol.spec import Centroid, Means, Routing, Statistics
 from router import gpu
 from router.attach import linear_modules
 from router.base import Base, fingerprint, load_base
@@ -40,7 +40,7 @@ from tests.router.catalog import Catalog, serving
 from tests.router.test_cli import call
 from tests.router.test_layer import PATH, make_experts, make_layer
 
-TOLD = Statistics(means=True, centroid=Centroid(width=32))
+TOLD = Statistics(means=Means(), centroid=Centroid(width=32))
 INPUTS = ["please reverse it : a b c", "say d", "copy it : x y z w v", "rotate it : a"]
 
 

@@ -138,7 +138,9 @@ def test_a_round_goes_on_from_the_one_before(trained: Trained, monkeypatch: pyte
     file = {"sha256": start.digest, "size": len(start.content), "campaign": 1}
     task = {"numbers": len(start.vector), "number": 2, "start": file}
     learnt = change(node.answer(calibrating(site, **task), policy), 0.25)
-    assert 0 < np.abs(learnt).max() <= 3 * 0.1 + 1e-6  # three steps of Adam
+    assert (
+        0 < np.abs(learnt).max() <= 1.1 * 3 * 0.1
+    )  # three steps of Adam, each of which may go a little further than its rate
     privacy = {"clipping_norm": 0.01, "noise_multiplier": 1.0, "max_epsilon": 8.0, "delta": 1e-5}
     short = change(node.answer(calibrating(site, **task, privacy=privacy), policy), 0.25)
     assert np.linalg.norm(short) == pytest.approx(0.01, rel=1e-3)
