@@ -11,6 +11,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from client.daemon.app import make_app
 from coordinator.fleet.orders import Plan, start
 from coordinator.fleet.rounds import Rounds, facts_of, order_of
 from coordinator.fleet.simulation.grid import VirtualNode
@@ -224,6 +225,15 @@ def test_a_node_that_sends_other_arrays_is_not_believed(town: Town, arrays: dict
     town.grid.nodes.append(VirtualNode(enrol(town.opened, "mallory"), app))
     number = begin(town)
     town.drive(lambda: town.codes(number) == {"mallory": "EGRESS"})
+
+
+def test_a_contributor_reads_how_much_was_sent_and_no_value(town: Town) -> None:
+    notes: list[str] = []
+    app = make_app(town.opened.pool, learning(0.4711), notes.append)
+    town.grid.nodes.append(VirtualNode(enrol(town.opened, "ada"), app))
+    number = begin(town)
+    town.drive(lambda: town.states(number) == {"ada": "done"})
+    assert notes == ["an array of 3 numbers is sent, 12 bytes"]
 
 
 def test_an_operator_who_stops_it_keeps_nothing_of_single_nodes(town: Town) -> None:
