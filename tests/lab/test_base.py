@@ -90,7 +90,7 @@ def test_cooling_begins_once_the_last_skill_is_there(
     architecture: Architecture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     school, _ = make_school(architecture)
-    shares = iter([0.1, 0.9])
+    shares = iter([0.1, 0.95])
     monkeypatch.setattr(school, "_exact", lambda *_, **__: next(shares))
     school._course = Course(architecture, learning_rate=1.0, warm_up=4, look=10, cooling=5)
     rates = list(school._rates())
