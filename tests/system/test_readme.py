@@ -34,6 +34,8 @@ def script(blocks: list[str], base: Path, pool_port: int, router_port: int, flee
     text = re.sub(r"^(greylag-coordinator serve .*&)$", rf"\1\nwait_for {pool_port}", text, flags=re.MULTILINE)
     text = re.sub(r"^(greylag-router serve .*&)$", rf"\1\nwait_for {router_port}", text, flags=re.MULTILINE)
     text = re.sub(r"^(greylag-coordinator fleet .*&)$", rf"\1\nwait_for {fleet_port}", text, flags=re.MULTILINE)
+    # One expert can be put in no other order, and nothing waits to be promoted: both commands say so.
+    text = re.sub(r"^(greylag-coordinator campaign start (calibrate|evaluate) )", r"! \1", text, flags=re.MULTILINE)
     return f"set -euo pipefail\n{WAIT}\n{text}\n"
 
 

@@ -9,16 +9,17 @@ from pathlib import Path
 import pytest
 
 from coordinator.fleet.drive import MAX_CRASHES
-from coordinator.fleet.simulation.simulate import Crowd, simulate
+from coordinator.fleet.simulation.simulate import Crowd, resident, simulate
 from protocol.campaign import APP_DIGEST, KINDS, Kind
 from protocol.spec import Policy, Promotion
 
 
 def test_two_hundred_nodes_of_which_some_fail_and_some_are_late(tmp_path: Path) -> None:
+    before = resident() >> 20
     told = simulate(tmp_path, "train", Crowd(200, failing=0.1, late=0.1, seed=1), ray=False)
     assert (told["answered"], len(told["failed"]), told["silent"]) == (180, 20, [])
     assert told["conclusion"].startswith(f"180 answered; failed: {told['failed'][0]} (UNREACHABLE), ")
-    assert told["peak_mb"] < 1000
+    assert told["peak_mb"] < before + 200
     assert MAX_CRASHES > 1  # so each of the failing was asked again before it was given up
 
 
