@@ -3,7 +3,7 @@
     folder = make_base(World(0), "encoder-decoder", seed=0, cache=Path("build/lab"), say=print)
 
 The T5-like model has no absolute positions. It learns orders all the same where its relative buckets tell every
-distance that occurs apart (64 buckets; with T5's own 32, half of them for either side, it does not).
+distance that occurs apart: 64 buckets, half of them for either side, where T5 has 32.
 
 Training keeps one learning rate until the model shows the skill that it learns last, and then cools down to zero, so
 that every world and seed gets as long as it needs, and no longer.

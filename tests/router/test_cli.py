@@ -38,6 +38,20 @@ def call(*arguments: object) -> Result:
     return result
 
 
+def pulled_node(base: Path, folder: Path) -> Path:
+    """Make a workspace in a folder, with a release of two experts, ada's reverse and copy."""
+    identity = Identity.generate()
+    catalog = Catalog(factories.make_pool(base, identity), identity)
+    bundles = [
+        factories.make_bundle(folder / name, catalog.pool, identity, name=name, seed=at)
+        for at, name in enumerate(("reverse", "copy"))
+    ]
+    catalog.publish(bundles, number=1)
+    with serving(catalog) as address:
+        call("pull", "-w", folder / "node", "--coordinator", address, "--base", base)
+    return folder / "node"
+
+
 def test_what_was_pulled_is_asked_from_anywhere(
     address: str, t5_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

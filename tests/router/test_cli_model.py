@@ -8,28 +8,16 @@ import pytest
 from peft import PeftModel
 
 from protocol.errors import Code, Refused
-from protocol.signing import Identity
 from router.base import load_base
 from router.door import CHOICE_FLAGS
 from router.request import RoutingChoice
-from tests import factories
-from tests.router.catalog import Catalog, serving
-from tests.router.test_cli import call
+from tests.router.test_cli import call, pulled_node
 
 
 @pytest.fixture(scope="module")
 def node(t5_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with a release of two experts."""
-    folder, identity = tmp_path_factory.mktemp("town"), Identity.generate()
-    catalog = Catalog(factories.make_pool(t5_base, identity), identity)
-    bundles = [
-        factories.make_bundle(folder / name, catalog.pool, identity, name=name, seed=at)
-        for at, name in enumerate(("reverse", "copy"))
-    ]
-    catalog.publish(bundles, number=1)
-    with serving(catalog) as address:
-        call("pull", "-w", folder / "node", "--coordinator", address, "--base", t5_base)
-    return folder / "node"
+    return pulled_node(t5_base, tmp_path_factory.mktemp("town"))
 
 
 def test_every_choice_has_its_flag() -> None:

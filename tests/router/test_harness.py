@@ -17,12 +17,10 @@ from lm_eval.api.instance import Instance  # noqa: E402 - only where it is insta
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 
 from protocol.errors import Code, Refused  # noqa: E402
-from protocol.signing import Identity  # noqa: E402
 from router.base import load_base  # noqa: E402
 from router.harness import GreylagLM  # noqa: E402
 from tests import factories  # noqa: E402
-from tests.router.catalog import Catalog, serving  # noqa: E402
-from tests.router.test_cli import call  # noqa: E402
+from tests.router.test_cli import call, pulled_node  # noqa: E402
 
 CONTEXTS = ["please reverse it : a b c", "say d", "copy it : x y z w v", "say d"]
 CONTINUATIONS = [" c b a", " d d", " x", " a b c d"]
@@ -30,21 +28,7 @@ CONTINUATIONS = [" c b a", " d d", " x", " a b c d"]
 
 @pytest.fixture(scope="module", params=["t5_base", "llama_base"])
 def node(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pulled(request.getfixturevalue(request.param), tmp_path_factory)
-
-
-def pulled(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace with a release of two experts."""
-    folder, identity = tmp_path_factory.mktemp("town"), Identity.generate()
-    catalog = Catalog(factories.make_pool(base, identity), identity)
-    bundles = [
-        factories.make_bundle(folder / name, catalog.pool, identity, name=name, seed=at)
-        for at, name in enumerate(("reverse", "copy"))
-    ]
-    catalog.publish(bundles, number=1)
-    with serving(catalog) as address:
-        call("pull", "-w", folder / "node", "--coordinator", address, "--base", base)
-    return folder / "node"
+    return pulled_node(request.getfixturevalue(request.param), tmp_path_factory.mktemp("town"))
 
 
 def ours(node: Path, **arguments: Any) -> GreylagLM:
@@ -162,7 +146,7 @@ doc_to_text: "{{{{input}}}}"
 def test_the_stock_command_runs_a_local_task_on_a_release(
     llama_base: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    node = pulled(llama_base, tmp_path_factory)
+    node = pulled_node(llama_base, tmp_path_factory.mktemp("town"))
     rows = [
         {"input": text, "target": "d", "choices": ["d", "x y"], "label": at % 2} for at, text in enumerate(CONTEXTS)
     ]

@@ -6,26 +6,16 @@ from pathlib import Path
 import pytest
 
 from protocol.errors import Code, Refused
-from protocol.signing import Identity
 from tests import factories
 from tests.house.sources import ROOT
-from tests.router.catalog import Catalog, serving
 from tests.router.evaluation.conftest import RANKED, WRITTEN
-from tests.router.test_cli import call
+from tests.router.test_cli import call, pulled_node
 
 
 @pytest.fixture(scope="module")
 def node(t5_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with a release of two experts, and tasks beside it."""
-    folder, identity = tmp_path_factory.mktemp("town"), Identity.generate()
-    catalog = Catalog(factories.make_pool(t5_base, identity), identity)
-    bundles = [
-        factories.make_bundle(folder / name, catalog.pool, identity, name=name, seed=at)
-        for at, name in enumerate(("reverse", "copy"))
-    ]
-    catalog.publish(bundles, number=1)
-    with serving(catalog) as address:
-        call("pull", "-w", folder / "node", "--coordinator", address, "--base", t5_base)
+    folder = pulled_node(t5_base, tmp_path_factory.mktemp("town")).parent
     (folder / "mine.jsonl").write_text("\n".join(RANKED + WRITTEN))
     return folder
 
