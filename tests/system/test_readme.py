@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from deploy.demo.processes import free_port
+from protocol.errors import Code
 from tests.house.sources import ROOT
 from tests.system.town import write_rows
 
@@ -18,11 +19,16 @@ WAIT = """
 wait_for() {
     for _ in $(seq 300); do (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null && return; sleep 0.2; done; return 1
 }
+refused() {
+    local code=$1 said; shift
+    if said=$("$@" 2>&1); then echo "$* was not refused"; return 1; fi
+    echo "$said"; [[ $said == *"[$code]"* ]]
+}
 """
 
 
 def script(blocks: list[str], base: Path, pool_port: int, router_port: int, fleet_port: int) -> str:
-    """Join the shell blocks; make servers wait for their ports."""
+    """Join the shell blocks; make servers wait for their ports, and check what is refused."""
     text = "\n".join(blocks).replace("\\\n", " ")
     text = re.sub(
         r"^export .*$",
@@ -35,7 +41,10 @@ def script(blocks: list[str], base: Path, pool_port: int, router_port: int, flee
     text = re.sub(r"^(greylag-router serve .*&)$", rf"\1\nwait_for {router_port}", text, flags=re.MULTILINE)
     text = re.sub(r"^(greylag-coordinator fleet .*&)$", rf"\1\nwait_for {fleet_port}", text, flags=re.MULTILINE)
     # One expert can be put in no other order, and nothing waits to be promoted: both commands say so.
-    text = re.sub(r"^(greylag-coordinator campaign start (calibrate|evaluate) )", r"! \1", text, flags=re.MULTILINE)
+    for kind, code in (("calibrate", Code.EXPERTS_EXHAUSTED), ("evaluate", Code.CANDIDATE_UNKNOWN)):
+        command = rf"^(greylag-coordinator campaign start {kind} .*)$"
+        text, found = re.subn(command, rf"refused {code.name} \1", text, flags=re.MULTILINE)
+        assert found == 1
     return f"set -euo pipefail\n{WAIT}\n{text}\n"
 
 
