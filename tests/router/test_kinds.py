@@ -22,8 +22,8 @@ from router.methods.phatgoose import Phatgoose
 from router.pool import Expert, ExpertModule, ExpertPool
 from router.reference import ReferenceExpert, delta, route
 from router.scale import add_scaled
-from tests.router.test_layer import PATH
-from tests.router.test_paths import WAYS, error
+from tests.router.experts import PATH, error
+from tests.router.test_paths import WAYS
 
 D_IN, D_OUT = 48, 40
 KINDS = ("lora", "rslora", "dora", "ia3 output", "ia3 input", "relu", "gelu")

@@ -16,7 +16,7 @@ from router.methods.registry import resolve
 from router.pool import Expert, ExpertModule, ExpertPool
 from router.prototypes import Direction, first_direction
 from router.reference import ReferenceExpert
-from tests.router.test_layer import PATH, make_experts, make_layer
+from tests.router.experts import PATH, make_experts, make_layer
 
 D, O = 32, 24  # noqa: E741 - the letter of the formulas
 TOLD = ("average-activation", "retrieval", "nnls-request", "nnls-token", "nnls-gates")

@@ -37,8 +37,8 @@ from router.select import select
 from router.text import IGNORED
 from tests import factories
 from tests.router.catalog import Catalog, serving
+from tests.router.experts import PATH, make_experts, make_layer
 from tests.router.test_cli import call
-from tests.router.test_layer import PATH, make_experts, make_layer
 
 TOLD = Statistics(means=Means(), centroid=Centroid(width=32))
 INPUTS = ["please reverse it : a b c", "say d", "copy it : x y z w v", "rotate it : a"]
