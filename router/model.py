@@ -14,6 +14,7 @@ from router.answer import Answered
 from router.attach import find_linear, linear_modules
 from router.base import Base, Loading, check_base, display_name, load_base
 from router.batch import TokenPair, encode_pairs
+from router.expert import Expert, load_expert
 from router.export import Exported, export_lora
 from router.generation import KEPT, Generation, Held
 from router.layer import RoutedLinear, routed_linears, routing
@@ -23,7 +24,7 @@ from router.memory import check_room, memory_watched
 from router.methods.asked import Asked
 from router.methods.registry import resolve
 from router.planning import Planned, plan
-from router.pool import Expert, ExpertPool, load_expert
+from router.pool import ExpertPool
 from router.probing import mean_of
 from router.pull import FINGERPRINT, Mirror, pull
 from router.request import DEFAULT, Choices, RoutingChoice, one_each

@@ -8,12 +8,14 @@ from torch import Tensor
 
 from router import gpu
 from router.dispatch import Dispatch
+from router.expert import Expert
 from router.gate import Choice, standardise
 from router.layer import Plan, routing
 from router.methods.asked import Asked
 from router.methods.phatgoose import Phatgoose
 from router.methods.registry import resolve
-from router.pool import Expert, ExpertModule, ExpertPool
+from router.part import ExpertModule
+from router.pool import ExpertPool
 from router.reference import route
 from tests.router.experts import PATH, choice_of, error, in_dtype, make_experts, make_layer, mixed_kinds
 from tests.router.on_device import NothingIsAsked, on_device

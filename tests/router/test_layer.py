@@ -4,13 +4,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from router.expert import Expert
 from router.gate import Choice
 from router.layer import Plan, RoutedLinear, routing
 from router.methods.base import BaseOnly
 from router.methods.expert import SingleExpert
 from router.methods.merged import Merged
 from router.methods.phatgoose import Phatgoose
-from router.pool import Expert, ExpertModule, ExpertPool
+from router.part import ExpertModule
+from router.pool import ExpertPool
 from router.reference import route
 from tests.router.experts import PATH, make_experts, make_layer
 

@@ -8,10 +8,12 @@ from torch import Tensor
 
 from router import cpu
 from router.dispatch import Dispatch, add_experts, offered
+from router.expert import Expert
 from router.gate import Choice, CommonChoice
 from router.layer import Plan, routing
 from router.methods.phatgoose import Phatgoose
-from router.pool import Expert, ExpertModule, ExpertPool
+from router.part import ExpertModule
+from router.pool import ExpertPool
 from router.reference import route
 from tests.router.experts import PATH, error, make_experts, make_layer
 

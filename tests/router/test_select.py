@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from router.attach import shared_input
+from router.expert import Expert
 from router.gate import Choice, CommonChoice
 from router.group import RouteGroup
 from router.methods.phatgoose import Phatgoose
-from router.pool import Expert, ExpertModule, ExpertPool
+from router.part import ExpertModule
+from router.pool import ExpertPool
 from router.reference import route
 from router.select import select
 from tests.router.experts import PATH, SIBLINGS, as_lists, make_experts, pool_of, siblings

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from router.calibration import Calibration
+from router.expert import Expert
 from router.gate import standardise
 from router.group import ModuleExperts
 from router.kernels import launch
-from router.pool import Expert, ExpertPool
+from router.pool import ExpertPool
 from router.reference import route
 from tests.router.experts import PATH, SIBLINGS, in_dtype, make_experts, pool_of, siblings
 

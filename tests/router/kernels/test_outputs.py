@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 
 from router import gpu
+from router.expert import Expert
 from router.gate import Choice
 from router.group import ModuleExperts
 from router.kernels import launch
 from router.layer import Plan, routing
 from router.methods.phatgoose import Phatgoose
-from router.pool import Expert, ExpertModule, ExpertPool
+from router.part import ExpertModule
+from router.pool import ExpertPool
 from router.reference import ReferenceExpert, route
 from tests.router.experts import PATH, choice_of, error, in_dtype, make_experts, make_layer, mixed_kinds
 from tests.router.on_device import NothingIsAsked, on_device
