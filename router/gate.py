@@ -8,8 +8,10 @@ linear module, W its weight, delta what an expert adds there (`router.part`) and
                 y = W u + sum over z in E of w_z delta_z(u),  w = softmax(a_z / sqrt(d))
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -47,3 +49,11 @@ class CommonChoice(NamedTuple):
     """k rows among the experts of a module, highest score first."""
     weights: list[float]
     """k; they sum to 1 unless the method wants it otherwise."""
+
+
+def joined(choices: Iterable[Choice | CommonChoice | None]) -> Choice | None:
+    """Put together what was chosen for one piece of the tokens after the other, each [t, k]; None for nobody."""
+    pieces = [choice for choice in choices if isinstance(choice, Choice)]
+    if not pieces:
+        return None
+    return Choice(torch.cat([piece.experts for piece in pieces]), torch.cat([piece.weights for piece in pieces]))
