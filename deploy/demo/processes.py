@@ -105,7 +105,7 @@ def perform(play: Callable[[], None]) -> None:
     try:
         play()
     except (RuntimeError, GreylagError, KeyboardInterrupt) as error:
-        sys.stderr.write(f"error: {error or 'interrupted'}\n")
+        sys.stderr.write(f"error: {str(error) or 'interrupted'}\n")
         sys.exit(1)
 
 
