@@ -26,6 +26,7 @@ from router.gate import Choice, standardise
 from router.generation import Generation
 from router.layer import Plan, routing
 from router.means import mean_inputs
+from router.methods import METHODS, NEEDS
 from router.methods.asked import Asked
 from router.methods.average_activation import AverageActivation, mean
 from router.methods.registry import resolve
@@ -101,6 +102,18 @@ def test_who_tells_no_means_is_named(base: Path, pool: Pool, identity: Identity,
     left = RoutingChoice("average-activation", deny=("e1",))
     assert model.score(["a"], ["b"], left) != model.score(["a"], ["b"], RoutingChoice(deny=("e1",)))
     assert model.generate(["a"], RoutingChoice("retrieval", deny=("e1",)), max_new_tokens=2)
+
+
+@pytest.mark.parametrize("base", ["t5_base"], indirect=True)
+def test_methods_need_what_is_said_of_them(base: Path, pool: Pool, identity: Identity, tmp_path: Path) -> None:
+    model = make_model(base, pool, identity, tmp_path, Statistics())
+    lacking = set()
+    for method in (name for name in METHODS if ":" not in name):
+        try:
+            model.generate(["a"], RoutingChoice(method), max_new_tokens=1)
+        except Refused as error:
+            lacking.add((method, error.code))
+    assert lacking == {(method, Code.STATISTICS_MISSING) for method in NEEDS}
 
 
 def test_a_release_whose_method_lacks_statistics_is_not_taken_up(
