@@ -4,12 +4,15 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from coordinator.verbs.output import JsonOption, WorkspaceOption, emit, say
 from protocol.errors import Code, Refused
+
+if TYPE_CHECKING:
+    from protocol.release import Pool
 
 
 def _option(panel: str, text: str) -> Any:
@@ -18,6 +21,11 @@ def _option(panel: str, text: str) -> Any:
 
 _recipe = partial(_option, "Recipe (default: the paper's)")
 _policy = partial(_option, "Policy")
+
+
+Enrolment = Literal["open", "approved"]
+Admission = Literal["open", "reviewed"]
+When = Literal["at-once", "evaluated"]
 
 
 def init(  # noqa: PLR0913 - one parameter an option
@@ -36,21 +44,14 @@ def init(  # noqa: PLR0913 - one parameter an option
     held_out: Annotated[float | None, _recipe("Share of the rows held out, 0 to 1.")] = None,
     max_input_tokens: Annotated[int | None, _recipe("Longest accepted input, in tokens.")] = None,
     max_target_tokens: Annotated[int | None, _recipe("Longest accepted target, in tokens.")] = None,
-    enrolment: Annotated[Literal["open", "approved"], _policy("Who may submit: any key, or approved ones.")] = "open",
-    admission: Annotated[
-        Literal["open", "reviewed"], _policy("What is let in: all that passes, or what is accepted.")
-    ] = "open",
+    enrolment: Annotated[Enrolment, _policy("Who may submit: any key, or approved ones.")] = "open",
+    admission: Annotated[Admission, _policy("What is let in: all that passes, or what is accepted.")] = "open",
     max_rank: Annotated[int | None, _policy("Largest rank that is taken.")] = None,
     max_bundle_bytes: Annotated[int | None, _policy("Largest bundle that is taken, in bytes.")] = None,
     max_experts: Annotated[int | None, _policy("Experts that one contributor may hold.")] = None,
-    promotion: Annotated[
-        Literal["at-once", "evaluated"], _policy("Release at once, or when contributors' data speak for it.")
-    ] = "at-once",
-    method: Annotated[str | None, _policy("Routing method (see `greylag-router methods`); default: phatgoose.")] = None,
-    statistics: Annotated[
-        list[str] | None,
-        _policy("means or centroid: what every bundle must tell of its data, for a method that needs it; repeatable."),
-    ] = None,
+    promotion: Annotated[When, _policy("Release at once, or when contributors' data speak for it.")] = "at-once",
+    method: Annotated[str | None, _policy("How releases route (`greylag-router methods`); default: phatgoose.")] = None,
+    statistics: Annotated[list[str] | None, _policy("What bundles must tell: means, centroid; repeatable.")] = None,
     k: Annotated[int | None, _policy("Experts that answer a token, at every module.")] = None,
     release_days: Annotated[int | None, _policy("Days until a release expires; it is renewed before.")] = None,
     listen: Annotated[str | None, typer.Option(help="Address of `serve`, host:port; default: loopback only.")] = None,
@@ -79,13 +80,17 @@ def init(  # noqa: PLR0913 - one parameter an option
         "promotion": {"when": promotion}, "statistics": tuple(statistics or ()),
     }  # fmt: skip
     fields = (_read_toml(recipe) if recipe else {}) | _given(flags)
-    listening = {"listen": check_address(listen)} if listen else {}
     say(f"Reading the base model {base} ...")
     pool = found(
-        place, study_base(base), name=name, settings=listening, probe=probe, now=datetime.now(UTC),
+        place, study_base(base), name=name, settings={"listen": check_address(listen)} if listen else {}, probe=probe,
         choices={"recipe": fields, "policy": _given(policy), "routing": _given({"method": method, "k": k})},
+        now=datetime.now(UTC),
     )  # fmt: skip
-    say(f"Pool {pool.spec.name} ({len(pool.spec.modules)} modules) is in {place.folder.resolve()}.")
+    _announce(pool, place.folder, as_json=as_json)
+
+
+def _announce(pool: "Pool", folder: Path, *, as_json: bool) -> None:
+    say(f"Pool {pool.spec.name} ({len(pool.spec.modules)} modules) is in {folder.resolve()}.")
     say(f"Its key is {pool.spec.coordinator}. Next: greylag-coordinator serve, greylag-coordinator worker")
     if as_json:
         emit({"name": pool.spec.name, "pool": pool.digest, "key": pool.spec.coordinator})
