@@ -100,5 +100,5 @@ if __name__ == "__main__":
     try:
         main()
     except (RuntimeError, GreylagError, KeyboardInterrupt) as error:
-        sys.stderr.write(f"error: {error or 'interrupted'}\n")
+        sys.stderr.write(f"error: {str(error) or 'interrupted'}\n")
         sys.exit(1)

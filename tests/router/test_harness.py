@@ -20,7 +20,7 @@ from protocol.errors import Code, Refused  # noqa: E402
 from router.base import load_base  # noqa: E402
 from router.harness import GreylagLM  # noqa: E402
 from tests import factories  # noqa: E402
-from tests.router.test_cli import call, pulled_node  # noqa: E402
+from tests.router.verbs import call, pulled_node  # noqa: E402
 
 CONTEXTS = ["please reverse it : a b c", "say d", "copy it : x y z w v", "say d"]
 CONTINUATIONS = [" c b a", " d d", " x", " a b c d"]
