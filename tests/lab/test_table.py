@@ -261,7 +261,7 @@ def test_a_trial_gives_the_same_table_again_and_another_seed_gives_other_experts
 
 def test_costs_are_told_as_shares_of_the_experts() -> None:
     assert table.costs([4.0, 6.0], {20: [0.2, 0.4], 100: [2.0, 3.0]}).splitlines()[2:] == [
-        "| expert | 5.00 | |",
+        "| expert | 5.00 | 1.000 |",
         "| gates, 20 steps | 0.30 | 0.060 |",
         "| gates, 100 steps | 2.50 | 0.500 |",
     ]
