@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from protocol.errors import Code, Refused
 from protocol.release import ReleaseSpec, read_timestamp
 from protocol.spec import Routing
-from router.pool import Expert, ExpertPool
+from router.expert import Expert
+from router.pool import ExpertPool
 
 KEPT = 4
 """Releases that a running model holds at most, the newest among them.
