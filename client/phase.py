@@ -245,9 +245,18 @@ class _Reporter(TrainerCallback):
         self._report(Progress(self._phase.name, state.global_step, self._phase.steps, self._loss))
 
 
+class _Arguments(TrainingArguments):
+    """The Trainer's arguments, for a process that computes on one GPU, or on a base that is spread by itself."""
+
+    @property
+    def n_gpu(self) -> int:
+        """With more the Trainer would give each a copy of the model, and multiply the batch."""
+        return min(1, super().n_gpu)
+
+
 def _arguments(phase: Phase, recipe: Recipe) -> TrainingArguments:
     micro_batch, private = phase.micro_batch or recipe.batch_size, phase.privacy is not None
-    return TrainingArguments(
+    return _Arguments(
         output_dir=str(phase.folder),
         max_steps=phase.steps,
         per_device_train_batch_size=micro_batch,

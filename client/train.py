@@ -26,6 +26,7 @@ from protocol.kinds import Module
 from protocol.spec import Promise, Recipe
 from router.attach import find_linear
 from router.base import Base, load_base
+from router.placing import is_offloaded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,16 +41,21 @@ def train(plan: Plan, folder: Path, report: Report) -> None:
         report: Told after every step.
 
     Raises:
-        Refused: A code of the data, `RANK_OUT_OF_BOUNDS`, `BASE_UNREADABLE`, `MODULE_UNKNOWN`, `NOT_FINITE` or
-            `NO_EFFECT`.
+        Refused: A code of the data, `RANK_OUT_OF_BOUNDS`, `BASE_UNREADABLE`, `SETTINGS_INVALID`, `MODULE_UNKNOWN`,
+            `KIND_UNSUPPORTED`, `NOT_FINITE` or `NO_EFFECT`.
     """
     adapter = plan.adapter
     modules = plan_modules(plan.pool.spec, plan.recipe) if adapter is None else adapter.modules
     if plan.device == "cuda" and not torch.cuda.is_available():
         raise Refused(Code.SETTINGS_INVALID, "There is no CUDA device here.", "Leave out --device cuda.")
     folder.mkdir(parents=True, exist_ok=True)
-    base = load_base(plan.base, device=plan.device, dtype=plan.thrift.dtype, quantise=plan.thrift.quantise)
-    if plan.thrift.packing:
+    thrift = plan.thrift
+    base = load_base(
+        plan.base, device=plan.device, max_memory=thrift.max_memory, dtype=thrift.dtype, quantise=thrift.quantise
+    )
+    if is_offloaded(base.model):
+        plan = _for_offloading(plan)
+    if thrift.packing:
         check_packing(base)
     examples = read_examples(
         plan.data,
@@ -89,6 +95,17 @@ def train(plan: Plan, folder: Path, report: Report) -> None:
     write_whole(folder / RECORD, dump_record(record))
     for checkpoints in history.PHASES:
         shutil.rmtree(folder / checkpoints, ignore_errors=True)
+
+
+def _for_offloading(plan: Plan) -> Plan:
+    """Compute activations again: else the backward pass would want every weight that was fetched for the forward."""
+    if plan.privacy is not None:
+        raise Refused(
+            Code.SETTINGS_INVALID,
+            "--epsilon goes without an offloaded base: each example is seen once, and all weights are kept for that.",
+            "Give more with --max-memory, or hold the base in fewer bits with --quantise.",
+        )
+    return replace(plan, thrift=replace(plan.thrift, recompute=True))
 
 
 def _train_expert(
