@@ -60,7 +60,7 @@ bench-gpu: $(STAMP) ## The same on a GPU, where there is one, with a decoder's s
 	@$(BIN)/python -m tests.bench.gpu
 
 .PHONY: bench-train
-bench-train: $(STAMP) ## Training throughput beside a plain Trainer and PEFT script, and the share of gates (a minute)
+bench-train: $(STAMP) ## Training throughput beside a plain Trainer and PEFT script, and the share of gates (six minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.train
 
 .PHONY: bench-growth

@@ -169,7 +169,7 @@ def refresh(
         record: The bundle's record.
         pool: Its policy says whether a person decides.
         coordinator: Whom to ask.
-        wait: Ask again until it is decided, at most `coordinator.give_up_after_s` seconds.
+        wait: Ask again until it is decided, at most its `give_up_after_s` seconds.
 
     Raises:
         Refused: `BUNDLE_UNKNOWN`.

@@ -24,10 +24,9 @@ from client.phase import PhaseTrainer
 from protocol.errors import Code, Refused
 from protocol.spec import Promise
 from router.gated import GatedExpert
+from router.text import IGNORED
 
 ACCOUNTANT = "rdp"
-_IGNORED = -100
-"""Labels of tokens that are not learnt."""
 
 
 def noise_for(privacy: Promise, rows: int, batch: int, steps: int) -> float:
@@ -159,9 +158,9 @@ def example_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     if not model.config.is_encoder_decoder:  # type: ignore[union-attr] # a transformers model
         logits, labels = logits[:, :-1], labels[:, 1:]
     tokens = functional.cross_entropy(
-        logits.flatten(0, 1).float(), labels.flatten(), ignore_index=_IGNORED, reduction="none"
+        logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none"
     ).view_as(labels)
-    return tokens.sum(1) / (labels != _IGNORED).sum(1).clamp(min=1)
+    return tokens.sum(1) / (labels != IGNORED).sum(1).clamp(min=1)
 
 
 @register_grad_sampler(GatedExpert)  # type: ignore[untyped-decorator] # opacus has no types

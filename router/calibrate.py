@@ -16,8 +16,9 @@ from protocol.errors import Code, Refused
 from router.base import Base
 from router.calibration import MAX_BIAS, MAX_LOG_TEMPERATURE, Calibration
 from router.gate import standardise
+from router.group import ModuleExperts
 from router.layer import RoutedLinear
-from router.pool import ExpertPool, ModuleExperts
+from router.pool import ExpertPool
 
 
 class SoftRouter:

@@ -1,4 +1,4 @@
-"""The maths of a gate: trained as a sigmoid, used as a routing vector.
+"""The maths of a gate: trained as a sigmoid (`router.gated`), used as a routing vector (`router.select`).
 
 Source: arXiv 2402.05859, section 3; trap by trap in the tests. With u an activation that enters a
 linear module, W its weight, delta what an expert adds there (`router.part`) and v its gate:
@@ -8,7 +8,7 @@ linear module, W its weight, delta what an expert adds there (`router.part`) and
                 y = W u + sum over z in E of w_z delta_z(u),  w = softmax(a_z / sqrt(d))
 """
 
-import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -51,34 +51,9 @@ class CommonChoice(NamedTuple):
     """k; they sum to 1 unless the method wants it otherwise."""
 
 
-def scores(u: Tensor, gates: Tensor) -> Tensor:
-    """Affinity of tokens and experts, always in float32.
-
-    bfloat16 scores change the chosen pair for 0.5 to 2.8 % of tokens, so the activation is widened
-    first, whatever the model computes in.
-
-    Args:
-        u: [t, d] activations that enter the module.
-        gates: [n, d] float32, standardised.
-
-    Returns:
-        [t, n] dot products of standardised vectors.
-    """
-    return standardise(u.float()) @ gates.T
-
-
-def choose(affinity: Tensor, k: int, d: int) -> Choice:
-    """Take the k best experts and weigh them.
-
-    Args:
-        affinity: [t, n].
-        k: Experts a token; all of them where there are fewer.
-        d: Width of the module's input, for the softmax's temperature sqrt(d).
-
-    Returns:
-        Experts and weights, [t, min(k, n)]; ties go to the expert with the lowest position.
-    """
-    # A stable sort, since topk leaves the order of equal scores open.
-    best, experts = torch.sort(affinity, dim=-1, descending=True, stable=True)
-    kept = min(k, affinity.shape[-1])
-    return Choice(experts[:, :kept], torch.softmax(best[:, :kept] / math.sqrt(d), dim=-1))
+def joined(choices: Iterable[Choice | CommonChoice | None]) -> Choice | None:
+    """Put together what was chosen for one piece of the tokens after the other, each [t, k]; None for nobody."""
+    pieces = [choice for choice in choices if isinstance(choice, Choice)]
+    if not pieces:
+        return None
+    return Choice(torch.cat([piece.experts for piece in pieces]), torch.cat([piece.weights for piece in pieces]))

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from router.cpu import Path
-from router.gate import Choice, standardise
+from router.gate import Choice, joined, standardise
 from router.group import ModuleExperts, RouteGroup
 from router.pages import FactorPage
 from router.part import activated
@@ -50,7 +50,7 @@ def select(group: RouteGroup, u: Tensor, k: int, temperature: float = 1.0) -> li
     if kernels is None or group.prototype is not None or k > kernels.MOST or view.dtype != u.dtype:
         step = max(1, _SCORES // ((group.length + 1) * len(group.counts)))
         parts = [_select(group, chunk, k, temperature) for chunk in torch.split(u, step)]
-        return [_joined(choices) for choices in zip(*parts, strict=True)]
+        return [joined(choices) for choices in zip(*parts, strict=True)]
     with _beside(u):
         experts, weights, hidden = kernels.choose(view, _rows(u), min(k, max(group.counts)), temperature)
     found: list[Choice | None] = []
@@ -160,13 +160,6 @@ def _select(group: RouteGroup, u: Tensor, k: int, temperature: float) -> list[Ch
         here = temperature if calibration is None else temperature * calibration.temperatures[slot]
         found.append(Choice(rows, torch.softmax(highest / (d**0.5 * here), dim=1)) if count else None)
     return found
-
-
-def _joined(choices: tuple[Choice | None, ...]) -> Choice | None:
-    several = [choice for choice in choices if choice is not None]
-    if not several:
-        return None
-    return Choice(torch.cat([part.experts for part in several]), torch.cat([part.weights for part in several]))
 
 
 def _beside(u: Tensor) -> AbstractContextManager[None]:

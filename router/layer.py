@@ -15,7 +15,8 @@ from protocol.kinds import Shape
 from router.attach import Linear, WrappedLinear
 from router.dispatch import add_experts
 from router.gate import Choice, CommonChoice
-from router.pool import ExpertPool, ModuleExperts
+from router.group import ModuleExperts
+from router.pool import ExpertPool
 from router.scale import add_scaled
 
 

@@ -14,6 +14,7 @@ from router.answer import Answered
 from router.attach import find_linear, linear_modules
 from router.base import Base, Loading, check_base, display_name, load_base
 from router.batch import TokenPair, encode_pairs
+from router.expert import Expert, load_expert
 from router.export import Exported, export_lora
 from router.generation import KEPT, Generation, Held
 from router.layer import RoutedLinear, routed_linears, routing
@@ -24,13 +25,21 @@ from router.methods.asked import Asked
 from router.methods.registry import resolve
 from router.placing import device_of
 from router.planning import Planned, plan
-from router.pool import Expert, ExpertPool, load_expert
+from router.pool import ExpertPool
 from router.probing import mean_of
 from router.pull import FINGERPRINT, Mirror, pull
 from router.request import DEFAULT, Choices, RoutingChoice, one_each
 from router.saved import open_saved, save
 from router.senses import Senses
 from router.writing import write
+
+
+class Options(Loading, total=False):
+    """How a base model is held in memory, and what inputs are read with; the latter as in `RoutedModel`."""
+
+    embedding: str | None
+    public: Path | None
+    cache: Path | None
 
 
 class RoutedModel:
@@ -68,7 +77,7 @@ class RoutedModel:
         cache: Path | None = None,
         **loading: Unpack[Loading],
     ) -> "RoutedModel":
-        """Load a base model, as `router.base.load_base` does, that holds no experts yet.
+        """Load a base model, as `router.base.load_base` does, that holds no experts yet; the rest as in the class.
 
         Raises:
             Refused: `BASE_UNREADABLE`.
@@ -76,13 +85,13 @@ class RoutedModel:
         return cls(load_base(name_or_path, **loading), embedding, public, cache)
 
     @classmethod
-    def from_bundles(cls, name_or_path: str, bundles: Iterable[Bundle], **loading: Unpack[Loading]) -> "RoutedModel":
-        """Load a base model and put experts on it, in order.
+    def from_bundles(cls, name_or_path: str, bundles: Iterable[Bundle], **options: Unpack[Options]) -> "RoutedModel":
+        """Load a base model, as `from_base` does, and put experts on it, in order.
 
         Raises:
             Refused: `BASE_UNREADABLE`, or as `append`.
         """
-        model = cls.from_base(name_or_path, **loading)
+        model = cls.from_base(name_or_path, **options)
         for bundle in bundles:
             model.append(bundle)
         return model
@@ -94,10 +103,7 @@ class RoutedModel:
         mirror: Mirror,
         *,
         earlier: Sequence[Mirror] = (),
-        embedding: str | None = None,
-        public: Path | None = None,
-        cache: Path | None = None,
-        **loading: Unpack[Loading],
+        **options: Unpack[Options],
     ) -> "RoutedModel":
         """Load a base model with a release that was pulled to this machine.
 
@@ -105,16 +111,13 @@ class RoutedModel:
             name_or_path: Folder or Hub id of the base model.
             mirror: The release.
             earlier: Releases of the same pool that a request may ask for, too, oldest first.
-            embedding: As in the class.
-            public: As in the class.
-            cache: As in the class.
-            loading: As `router.base.load_base`.
+            options: As in `from_base`.
 
         Raises:
             Refused: `BASE_MISMATCH` if the release was made for another base, `BASE_UNREADABLE`, or as `load`.
         """
-        check_base(name_or_path, mirror.pool.spec.base, cache)
-        model = cls.from_base(name_or_path, embedding=embedding, public=public, cache=cache, **loading)
+        check_base(name_or_path, mirror.pool.spec.base, options.get("cache"))
+        model = cls.from_base(name_or_path, **options)
         model.held = Held(kept=max(KEPT, len(earlier) + 1))
         for each in (*earlier, mirror):
             model.take_up(each)
@@ -128,7 +131,7 @@ class RoutedModel:
         *,
         folder: Path | None = None,
         ca: Path | None = None,
-        **loading: Unpack[Loading],
+        **options: Unpack[Options],
     ) -> "RoutedModel":
         """Fetch the newest release of a coordinator and load it.
 
@@ -137,14 +140,15 @@ class RoutedModel:
             base: Folder or Hub id of the pool's base model.
             folder: Where releases are kept; without one, the user's cache.
             ca: The coordinator's CA certificate, PEM.
-            loading: As `router.base.load_base`.
+            options: As in `from_base`; the cache is in the folder unless it is named.
 
         Raises:
             Refused: As `router.pull.pull`, and `BASE_MISMATCH`.
             Unavailable: The coordinator cannot be reached.
         """
         kept = folder or user_cache_path("greylag") / coordinator.replace(":", "-")
-        return cls.from_mirror(base, pull(kept, coordinator, ca=ca), cache=kept / FINGERPRINT, **loading)
+        options.setdefault("cache", kept / FINGERPRINT)
+        return cls.from_mirror(base, pull(kept, coordinator, ca=ca), **options)
 
     @classmethod
     def from_pretrained(
@@ -152,20 +156,16 @@ class RoutedModel:
         folder: Path | str,
         *,
         base: str | None = None,
-        embedding: str | None = None,
-        public: Path | None = None,
         expected: str | None = None,
-        **loading: Unpack[Loading],
+        **options: Unpack[Options],
     ) -> "RoutedModel":
         """Load what `save_pretrained` wrote.
 
         Args:
             folder: The saved model.
             base: Folder or Hub id of the base model; needed if it was not saved, too.
-            embedding: As in the class.
-            public: As in the class.
             expected: The identity that the model must have.
-            loading: As `router.base.load_base`.
+            options: As in `from_base`.
 
         Raises:
             Refused: `WORKSPACE_MISSING`, `DIGEST_MISMATCH`, `BASE_MISMATCH`, `BASE_UNREADABLE`, or as `append`.
@@ -174,7 +174,7 @@ class RoutedModel:
         saved = open_saved(Path(folder), expected=expected)
         source = base or (str(saved.base) if saved.base else saved.index.base.name)
         check_base(source, saved.index.base)
-        model = cls.from_base(source, embedding=embedding, public=public, **loading)
+        model = cls.from_base(source, **options)
         check_room(saved.bundles, model.generation.pool, model.places, model.base.model.dtype)
         for expert, bundle in zip(saved.index.experts, saved.bundles, strict=True):
             model.append(bundle, name=expert.name, contributor=expert.contributor)

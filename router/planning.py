@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from router.expert import Expert
 from router.generation import Generation, Held
 from router.layer import Method, MixedPlan, Plan
 from router.methods.asked import Asked
 from router.methods.registry import resolve
-from router.pool import Expert
 from router.record import RouteRecorder
 from router.request import RoutingChoice
 from router.senses import Senses

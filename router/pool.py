@@ -19,12 +19,10 @@ from protocol.errors import Code, Refused
 from protocol.kinds import Module
 from router.attach import shared_input
 from router.calibration import Calibration
-from router.expert import Expert, load_expert
+from router.expert import Expert
 from router.group import GroupStore, ModuleExperts, RouteGroup
 from router.pages import FactorPages, GatePages
 from router.part import ExpertModule
-
-__all__ = ["Expert", "ExpertModule", "ExpertPool", "ModuleExperts", "load_expert"]
 
 _SPARE = 8
 """Rows that may be gone before a pool moves to new pages."""

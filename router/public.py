@@ -38,7 +38,6 @@ _LENGTHS, _TARGETS = (6, 14), (1, 8)
 """Shortest and longest random text, in tokens, for a model to read and to write."""
 _LONGEST = 256
 """Tokens of a text that are read."""
-_AT_ONCE = 32
 _HELD_BYTES = 1 << 28
 """Samples held at a time; a base with more of them reads the texts several times."""
 _VERSION = 1
@@ -130,8 +129,7 @@ class PublicText:
                     at = torch.rand(mask.shape, generator=draw).masked_fill(~mask.cpu(), -1).argmax(1)  # noqa: B023
                     tokens[path].append(u[torch.arange(len(u)), at.to(u.device)].float().cpu())  # noqa: B023
 
-            for start in range(0, len(prompts), _AT_ONCE):
-                reader.look(prompts[start : start + _AT_ONCE], see, written[start : start + _AT_ONCE])
+            reader.look(prompts, see, written)
             for path in now:
                 if reader.of_prompt(path):
                     yield path, "pooled", torch.cat(means.pop(path))

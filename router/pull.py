@@ -21,7 +21,7 @@ import grpc
 
 from protocol.bundle import ENVELOPE, Bundle, Manifest, SignedFile, check_file, open_bundle, read_manifest
 from protocol.channel import DEADLINE_S, STREAM_DEADLINE_S, connect
-from protocol.errors import Code, GreylagError, Refused, Unavailable
+from protocol.errors import Code, Refused, Unavailable
 from protocol.fit import check_fit, check_tensors
 from protocol.release import CalibrationFile, Pool, Release, check_fresh, read_candidate, read_pool, read_release
 from protocol.signing import PublicKey
@@ -45,6 +45,17 @@ class Mirror:
     """In the release's order."""
     calibration: Calibration | None = None
     """What the release adds to the scores of gates."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where files come from."""
+
+    catalog: CatalogStub
+    address: str
+    """The coordinator, for people."""
+    on_bytes: Callable[[int], None]
+    """Called with the size of every chunk that arrives."""
 
 
 def pull(
@@ -74,19 +85,16 @@ def pull(
             `RELEASE_FORK`, `RELEASE_EXPIRED`, or any code of a document or bundle.
         Unavailable: `UNREACHABLE`, `STORAGE_FULL`.
     """
-    with _disk_errors(folder), connect(address, ca) as channel:
-        for inner in (BUNDLES, RELEASES):
-            (folder / inner).mkdir(parents=True, exist_ok=True)
-        catalog = CatalogStub(channel)
-        pool = _pull_pool(folder, catalog, pool_key)
-        envelope = catalog.GetRelease(catalog_pb2.GetReleaseRequest(), timeout=DEADLINE_S).envelope
+    with _reach(folder, address, ca, on_bytes) as source:
+        (folder / RELEASES).mkdir(exist_ok=True)
+        pool = _pull_pool(folder, source.catalog, pool_key)
+        envelope = source.catalog.GetRelease(catalog_pb2.GetReleaseRequest(), timeout=DEADLINE_S).envelope
         release = read_release(envelope, pool)
         check_fresh(release, seen=_seen(folder, pool), now=now or datetime.now(UTC))
-        bundles = _pull_bundles(folder, release, catalog, pool, on_bytes, address)
-        calibration = _pull_calibration(folder, release.spec.calibration, catalog, on_bytes, address)
+        mirror = _pull_mirror(folder, source, pool, release)
         _write(_kept(folder, release.spec.number), envelope)
         _write(folder / RELEASE, envelope)
-    return Mirror(pool, release, bundles, calibration)
+    return mirror
 
 
 def pull_exactly(
@@ -112,12 +120,10 @@ def pull_exactly(
         Refused: `CANDIDATE_UNKNOWN`, `DIGEST_MISMATCH`, or any code of a document or bundle.
         Unavailable: `UNREACHABLE`, `STORAGE_FULL`.
     """
-    with _disk_errors(folder), connect(address, ca) as channel:
-        (folder / BUNDLES).mkdir(parents=True, exist_ok=True)
-        catalog = CatalogStub(channel)
-        pool = _pull_pool(folder, catalog, None)
+    with _reach(folder, address, ca, on_bytes) as source:
+        pool = _pull_pool(folder, source.catalog, None)
         request = catalog_pb2.GetReleaseRequest(candidate=digest)
-        envelope = catalog.GetRelease(request, timeout=DEADLINE_S).envelope
+        envelope = source.catalog.GetRelease(request, timeout=DEADLINE_S).envelope
         candidate = (read_release if released else read_candidate)(envelope, pool)
         if candidate.digest != digest:
             raise Refused(
@@ -125,9 +131,7 @@ def pull_exactly(
                 f"The coordinator sent another list than {digest[:16]}.",
                 "Tell its operator.",
             )
-        bundles = _pull_bundles(folder, candidate, catalog, pool, on_bytes, address)
-        calibration = _pull_calibration(folder, candidate.spec.calibration, catalog, on_bytes, address)
-        return Mirror(pool, candidate, bundles, calibration)
+        return _pull_mirror(folder, source, pool, candidate)
 
 
 def pull_calibration(
@@ -144,10 +148,8 @@ def pull_calibration(
         Refused: `BUNDLE_UNKNOWN`, `DIGEST_MISMATCH`, or as `router.calibration.Calibration.load`.
         Unavailable: `UNREACHABLE`, `STORAGE_FULL`.
     """
-    with _disk_errors(folder), connect(address, ca) as channel:
-        found = _pull_calibration(folder, file, CatalogStub(channel), on_bytes, address)
-        assert found is not None  # noqa: S101 - a file was named
-        return found
+    with _reach(folder, address, ca, on_bytes) as source:
+        return _pull_calibration(folder, source, file)
 
 
 def open_mirror(folder: Path, number: int | None = None) -> Mirror:
@@ -213,37 +215,29 @@ def _seen(folder: Path, pool: Pool) -> Release | None:
     return read_release(path.read_bytes(), pool) if path.exists() else None
 
 
-def _pull_bundles(
-    folder: Path, release: Release, catalog: CatalogStub, pool: Pool, on_bytes: Callable[[int], None], address: str
-) -> tuple[Bundle, ...]:
-    return tuple(
-        _pull_bundle(folder / BUNDLES / expert.bundle, catalog, pool, on_bytes, address)
-        for expert in release.spec.experts
-    )
+def _pull_mirror(folder: Path, source: _Source, pool: Pool, release: Release) -> Mirror:
+    spec = release.spec
+    bundles = tuple(_pull_bundle(folder / BUNDLES / expert.bundle, source, pool) for expert in spec.experts)
+    calibration = None if spec.calibration is None else _pull_calibration(folder, source, spec.calibration)
+    return Mirror(pool, release, bundles, calibration)
 
 
-def _pull_calibration(
-    folder: Path, file: CalibrationFile | None, catalog: CatalogStub, on_bytes: Callable[[int], None], address: str
-) -> Calibration | None:
-    if file is None:
-        return None
+def _pull_calibration(folder: Path, source: _Source, file: CalibrationFile) -> Calibration:
     path = folder / CALIBRATIONS / file.sha256
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _pull_file(path, catalog, SignedFile(file.sha256, file.size), on_bytes, address)
+    path.parent.mkdir(exist_ok=True)
+    _pull_file(path, source, SignedFile(file.sha256, file.size))
     _sync(path)
     return Calibration.load(path.read_bytes())
 
 
-def _pull_bundle(
-    whole: Path, catalog: CatalogStub, pool: Pool, on_bytes: Callable[[int], None], address: str
-) -> Bundle:
+def _pull_bundle(whole: Path, source: _Source, pool: Pool) -> Bundle:
     digest = whole.name
     if whole.is_dir():
         try:
             return _open_listed(whole, pool)
         except Refused:
             shutil.rmtree(whole)  # damaged since it came; fetched afresh
-    envelope = catalog.GetBundle(catalog_pb2.GetBundleRequest(digest=digest), timeout=DEADLINE_S).envelope
+    envelope = source.catalog.GetBundle(catalog_pb2.GetBundleRequest(digest=digest), timeout=DEADLINE_S).envelope
     manifest = read_manifest(envelope)
     if manifest.digest != digest:
         raise Refused(
@@ -256,7 +250,7 @@ def _pull_bundle(
     part = whole.with_name(f".{digest}.part")
     part.mkdir(exist_ok=True)
     for name, file in manifest.files.items():
-        _pull_file(part / name, catalog, file, on_bytes, address)
+        _pull_file(part / name, source, file)
     _write(part / ENVELOPE, envelope)
     _open_part(part, manifest)
     part.replace(whole)
@@ -286,22 +280,20 @@ def _open_part(part: Path, manifest: Manifest) -> None:
         _sync(part / name)
 
 
-def _pull_file(
-    path: Path, catalog: CatalogStub, file: SignedFile, on_bytes: Callable[[int], None], address: str
-) -> None:
+def _pull_file(path: Path, source: _Source, file: SignedFile) -> None:
     path.touch()
     offset = path.stat().st_size
     while offset < file.size:
         try:
-            _continue_file(path, catalog, file, offset, on_bytes)
+            _continue_file(path, source, file, offset)
             if path.stat().st_size == offset:
                 raise Refused(
                     Code.SIZE_MISMATCH,
-                    f"{address} ends {path.name} at byte {offset}; {file.size} were signed.",
+                    f"{source.address} ends {path.name} at byte {offset}; {file.size} were signed.",
                     "Tell the pool's operator.",
                 )
         except grpc.RpcError as error:
-            ours = from_rpc_error(error, address)
+            ours = from_rpc_error(error, source.address)
             # gRPC has retried already where not a byte came; a stream that broke later is continued.
             if not isinstance(ours, Unavailable) or path.stat().st_size == offset:
                 raise ours from error
@@ -313,24 +305,24 @@ def _pull_file(
         raise
 
 
-def _continue_file(
-    path: Path, catalog: CatalogStub, file: SignedFile, offset: int, on_bytes: Callable[[int], None]
-) -> None:
-    stream = catalog.Fetch(catalog_pb2.FetchRequest(sha256=file.sha256, offset=offset), timeout=STREAM_DEADLINE_S)
+def _continue_file(path: Path, source: _Source, file: SignedFile, offset: int) -> None:
+    wanted = catalog_pb2.FetchRequest(sha256=file.sha256, offset=offset)
+    stream = source.catalog.Fetch(wanted, timeout=STREAM_DEADLINE_S)
     with path.open("ab") as out:
         for chunk in stream:
             data = check_chunk(chunk, offset=offset, size=file.size)
             out.write(data)
             offset += len(data)
-            on_bytes(len(data))
+            source.on_bytes(len(data))
 
 
 @contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
+def _reach(folder: Path, address: str, ca: Path | None, on_bytes: Callable[[int], None]) -> Iterator[_Source]:
+    """Connect to a coordinator, and say in words what a disk would not take."""
     try:
-        yield
-    except GreylagError:
-        raise
+        with connect(address, ca) as channel:
+            (folder / BUNDLES).mkdir(parents=True, exist_ok=True)
+            yield _Source(CatalogStub(channel), address, on_bytes)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise Unavailable(

@@ -37,8 +37,8 @@ class Reader:
         """Tell whether a module sees what the model is asked, and not only what it answers."""
         return self.base.architecture == "decoder-only" or reads_input(path)
 
-    def look(self, prompts: Sequence[Sequence[int]], see: See, written: Sequence[Sequence[int]] = ((),)) -> None:
-        """Let the base read.
+    def look(self, prompts: Sequence[Sequence[int]], see: See, written: Sequence[Sequence[int]] | None = None) -> None:
+        """Let the base read, a few prompts at a time.
 
         Args:
             prompts: Tokens of inputs.
@@ -46,14 +46,18 @@ class Reader:
             written: For an encoder-decoder, tokens that the decoder has written to each prompt, as if it were to go on;
                 without them it is about to begin.
         """
+        begun = [()] * len(prompts) if written is None else written
+        for start in range(0, len(prompts), _AT_ONCE):
+            self._look(prompts[start : start + _AT_ONCE], see, begun[start : start + _AT_ONCE])
+
+    def _look(self, prompts: Sequence[Sequence[int]], see: See, written: Sequence[Sequence[int]]) -> None:
         model = self.base.model
         # Padded on the right: a model that numbers positions by itself begins with the first token then.
         read = batch(self.base, prompts, "right")
         masks = {True: read["attention_mask"].bool()}
         if self.base.architecture == "encoder-decoder":
             begin = model.config.decoder_start_token_id
-            rows = list(written) * len(prompts) if len(written) == 1 else written
-            so_far = batch(self.base, [[begin, *row] for row in rows], "right")
+            so_far = batch(self.base, [[begin, *row] for row in written], "right")
             read |= {f"decoder_{name}": tensor for name, tensor in so_far.items()}
             masks[False] = so_far["attention_mask"].bool()
 
@@ -85,8 +89,7 @@ class Reader:
             if path in found:
                 found[path].append(mean_of(u, mask))
 
-        for start in range(0, len(rows), _AT_ONCE):
-            self.look(rows[start : start + _AT_ONCE], see)
+        self.look(rows, see)
         return {path: torch.cat(means) for path, means in found.items()}
 
 

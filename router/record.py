@@ -11,8 +11,8 @@ from torch import Tensor
 from router.answer import ModuleRoute
 from router.attach import reads_input
 from router.gate import Choice, CommonChoice
+from router.group import ModuleExperts
 from router.layer import Method, inseparable
-from router.pool import ModuleExperts
 
 
 class _Chunk(NamedTuple):

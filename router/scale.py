@@ -1,6 +1,6 @@
 """What chosen experts do to the base's own product: (IA)3 and DoRA.
 
-With c, e and h the weighted sums of the chosen experts' vectors (`router.expert.Scales`), y = W u + b becomes
+With c, e and h the weighted sums of the chosen experts' vectors (`router.part.Scales`), y = W u + b becomes
 
     y + W (c * u) + e * y + h
 

@@ -12,6 +12,8 @@ from router.answer import Answer, Answered
 from router.trace import expert_shares, module_shares, token_weights
 
 _COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red", "bright_cyan", "bright_magenta")
+_SHOWN = 3
+"""Experts of a token or a module that are named."""
 
 
 def as_json(answered: Answered, *, explain: bool) -> dict[str, Any]:
@@ -83,20 +85,20 @@ def _token_table(answer: Answer, experts: Sequence[str], colours: dict[str, str]
     for position, (token, is_input) in enumerate(tokens):
         weights = token_weights(answer.routes, position, len(answer.input_tokens), len(experts))
         if weights is not None:
-            table.add_row(Text(token), "input" if is_input else "output", _ranking(weights, experts, colours, most=3))
+            table.add_row(Text(token), "input" if is_input else "output", _ranking(weights, experts, colours))
     return table
 
 
 def _module_table(answer: Answer, experts: Sequence[str], colours: dict[str, str]) -> Table:
     table = Table("module", "experts (mean weight over tokens)", title="Module by module")
     for module, shares in module_shares(answer.routes, experts).items():
-        table.add_row(Text(printable(module)), _ranking(shares, experts, colours, most=3))
+        table.add_row(Text(printable(module)), _ranking(shares, experts, colours))
     return table
 
 
-def _ranking(shares: np.ndarray[Any, Any], experts: Sequence[str], colours: dict[str, str], *, most: int) -> Text:
+def _ranking(shares: np.ndarray[Any, Any], experts: Sequence[str], colours: dict[str, str]) -> Text:
     text = Text()
-    for at in np.argsort(-shares, kind="stable")[:most]:
+    for at in np.argsort(-shares, kind="stable")[:_SHOWN]:
         if shares[at] > 0:
             text.append(f"{printable(experts[at])} {shares[at]:.0%}  ", colours[experts[at]])
     return text

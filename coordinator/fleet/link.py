@@ -46,7 +46,7 @@ class LinkConfig:
     certificate: str
     key: str
     database: str
-    """Folder-independent path of Flower's own SQLite file."""
+    """Flower's own SQLite file."""
     secret: str
     """File with the secret that operators and executors show."""
     home: str

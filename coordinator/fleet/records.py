@@ -169,7 +169,7 @@ class Fleet:
             session.flush()
             if order.calibrating is not None:
                 session.add(round_of(order, envelope, round_ends))
-            self._tell(session, row, "running", actor="operator", now=now)
+            journal.record(session, "campaign", str(row.number), "running", actor="operator", now=now)
             session.flush()
             return row
 
@@ -203,7 +203,7 @@ class Fleet:
             if row is not None and row.state == "running":
                 row.state, row.conclusion = state, sentence
                 session.execute(delete(Update).where(Update.campaign == number))
-                self._tell(session, row, state, actor=actor, now=now)
+                journal.record(session, "campaign", str(row.number), state, actor=actor, now=now)
 
     def answers(self, number: int) -> list[tuple[Answer, str]]:
         """Where every asked contributor stands, with its name."""
@@ -247,10 +247,6 @@ class Fleet:
             lost = update(Answer).where(Answer.campaign == number, Answer.state == "asked")
             session.execute(lost.values(state="waiting", message=""))
 
-    @staticmethod
-    def _tell(session: Session, row: Campaign, step: str, *, actor: str, now: datetime) -> None:
-        journal.record(session, "campaign", str(row.number), step, actor=actor, now=now)
-
 
 def _bundles(row: Candidate) -> set[str]:
     payload = Signed.parse(row.envelope).payload  # our own row; whoever acts on it verifies the signature
@@ -273,5 +269,5 @@ def no_candidate(digest: str) -> GreylagError:
     return Refused(
         Code.CANDIDATE_UNKNOWN,
         f"There is no candidate {digest[:16]}." if digest else "There is no open candidate.",
-        "See: greylag-coordinator releases candidates",
+        "See: greylag-coordinator candidates ls",
     )

@@ -1,9 +1,9 @@
 """How good a written answer is.
 
-Exact match asks for the very text, white space around it aside. The other two read answers as the evaluation of
-SQuAD does (P. Rajpurkar and others, arXiv 1606.05250): in lower case, without punctuation, without a, an and the,
-white space made single. Token F1 is the harmonic mean of precision and recall over words, counted with repeats. Of
-several targets the best one counts.
+Exact match asks for the very text, white space around it aside. Normalised match and token F1 read answers as the
+evaluation of SQuAD does (P. Rajpurkar and others, arXiv 1606.05250): in lower case, without punctuation, without a, an
+and the, white space made single. Token F1 is the harmonic mean of precision and recall over words, counted with
+repeats. Of several targets the best one counts.
 
 ROUGE-L (C.-Y. Lin, "ROUGE", 2004) is the F1 of the longest common subsequence of words, words being runs of a to z and
 0 to 9 in lower case. The package rouge-score, which the paper's code uses by way of Hugging Face's evaluate, gives the

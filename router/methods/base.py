@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from router.pool import ModuleExperts
+from router.group import ModuleExperts
 
 
 class BaseOnly:

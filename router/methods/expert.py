@@ -2,8 +2,9 @@
 
 from torch import Tensor
 
+from router.expert import Expert
 from router.gate import CommonChoice
-from router.pool import Expert, ModuleExperts
+from router.group import ModuleExperts
 
 
 class SingleExpert:

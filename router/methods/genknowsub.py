@@ -13,11 +13,11 @@ version subtracts the means of A and of B on their own, which is another matrix.
 import torch
 from torch import Tensor
 
+from router.expert import Expert
 from router.gate import Choice
 from router.group import ModuleExperts, RouteGroup
 from router.methods.arrow import Arrow
 from router.methods.siblings import SharedDecision
-from router.pool import Expert
 from router.prototypes import Direction
 from router.select import Selected
 

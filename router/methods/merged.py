@@ -7,7 +7,7 @@ averaged, not A and B on their own. Experts that leave a module alone do not cou
 from torch import Tensor
 
 from router.gate import CommonChoice
-from router.pool import ModuleExperts
+from router.group import ModuleExperts
 
 
 class Merged:

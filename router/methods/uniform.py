@@ -7,7 +7,7 @@ everywhere, and what an absent one would have had goes to nobody.
 from torch import Tensor
 
 from router.gate import CommonChoice
-from router.pool import ModuleExperts
+from router.group import ModuleExperts
 
 
 class Uniform:

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from router.expert import Expert
 from router.gate import standardise
 from router.layer import Plan, RoutedLinear, routing
 from router.methods.phatgoose import Phatgoose
-from router.pool import Expert, ExpertModule, ExpertPool, _modules
+from router.part import ExpertModule
+from router.pool import ExpertPool, _modules
 from router.reference import ReferenceExpert, route
 from tests.bench.device import captured, ceilings, take_turns
 from tests.bench.layer import make_arrow, say

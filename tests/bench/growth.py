@@ -15,10 +15,12 @@ import time
 import torch
 from torch import Tensor, nn
 
+from router.expert import Expert
 from router.gate import standardise
 from router.layer import Plan, RoutedLinear, routing
 from router.methods.phatgoose import Phatgoose
-from router.pool import Expert, ExpertModule, ExpertPool
+from router.part import ExpertModule
+from router.pool import ExpertPool
 
 D, RANK, K, LAYERS = 1024, 16, 2, 4
 SIZES = (10, 100, 1000)

@@ -22,10 +22,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
+from router.expert import Expert
 from router.gate import standardise
 from router.layer import Plan, RoutedLinear, routing
 from router.methods.phatgoose import Phatgoose
-from router.pool import Expert, ExpertModule, ExpertPool
+from router.part import ExpertModule
+from router.pool import ExpertPool
 from router.reference import ReferenceExpert, route
 from tests.bench.models import bench_models
 from tests.bench.timing import alternate, median_ratio

@@ -1,6 +1,6 @@
 """The rows of the table: which methods are asked, and how. All but what a row says here is the same for all.
 
-Oracle and Best Individual are chosen among the rows `expert:NAME` afterwards (`tests.lab.scores`).
+Oracle and Best Individual are chosen among the rows `expert:NAME` afterwards (`tests.lab.table`).
 """
 
 from collections.abc import Sequence

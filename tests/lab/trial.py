@@ -113,7 +113,8 @@ def train_multitask(trial: Trial, base: Path, *, wide: bool = False) -> Path:
     """
     experts, recipe = trial.world.experts, trial.recipe
     rows = [row for expert in experts for row in trial.world.training(expert, trial.seed, EXAMPLES)]
-    overrides: dict[str, object] = {"batch_size": recipe.batch_size * len(experts), "gate_steps": 1}
+    # Nobody routes by its gates. One step of Adam would leave a gate constant wherever all inputs have one sign.
+    overrides: dict[str, object] = {"batch_size": recipe.batch_size * len(experts), "gate_steps": 10}
     if wide:
         overrides |= {"rank": recipe.rank * WIDER, "alpha": recipe.alpha * WIDER}
     name = "multitask-wide" if wide else "multitask"

@@ -11,7 +11,7 @@ import torch
 
 from tests.bench import gpu
 from tests.bench.device import take_turns
-from tests.router.test_layer import PATH
+from tests.router.experts import PATH
 
 CPU = torch.device("cpu")
 

@@ -18,9 +18,8 @@ from router.methods.phatgoose import Phatgoose
 from router.model import RoutedModel
 from router.pool import ExpertPool
 from tests.factories import make_bundle, make_pool
+from tests.router.experts import PATH, make_experts, make_layer, mixed_kinds
 from tests.router.test_calibration import calibrate as drawn
-from tests.router.test_gpu import mixed_kinds
-from tests.router.test_layer import PATH, make_experts, make_layer
 
 D, OUT = 32, 16
 INPUTS, TARGETS = ["please reverse it : a b c", "say d", "copy it : x y z"], ["c b a", "d d", "x y z"]

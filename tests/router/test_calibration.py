@@ -11,13 +11,13 @@ from safetensors.numpy import load, save
 from protocol.errors import Code, Refused
 from router import gpu
 from router.calibration import MAX_BIAS, Calibration
-from router.gate import Choice, CommonChoice, standardise
+from router.gate import Choice, CommonChoice
 from router.group import ModuleExperts
 from router.methods.average_activation import AverageActivation
 from router.methods.phatgoose import Phatgoose
-from router.pool import Expert, ExpertModule, ExpertPool
+from router.pool import ExpertPool
 from router.reference import ReferenceExpert, Routed, route
-from tests.router.test_layer import PATH, make_experts
+from tests.router.experts import PATH, SIBLINGS, make_experts, siblings
 
 D, OUT = 48, 8
 
@@ -90,20 +90,11 @@ def test_choices_are_those_of_the_reference(tokens: int, count: int, ratio: floa
 
 @pytest.mark.parametrize("tokens", [1, 7])
 def test_modules_of_a_group_have_biases_of_their_own(tokens: int, way: Way) -> None:
-    paths, generator = ("a.q", "a.k", "a.v"), torch.Generator().manual_seed(0)
-    pool = ExpertPool()
-    slow: dict[str, list[ReferenceExpert]] = {path: [] for path in paths}
-    for number in range(20):
-        parts = {}
-        for path in [path for at, path in enumerate(paths) if at != number % 4]:
-            gate, a, b = (torch.randn(*shape, generator=generator) for shape in ((D,), (1, D), (OUT, 1)))
-            parts[path] = ExpertModule(a, b, 1.0, standardise(gate.double()).float())
-            slow[path].append(ReferenceExpert(a, b, 1.0, gate))
-        pool = pool.add(Expert(f"{number:064x}", f"e{number}", "", parts))
+    pool, slow = siblings(20, D, OUT)
     found = calibrate(pool, "a.k", "a.q")  # nothing is said about a.v
     seen = pool.calibrated(found)
-    u = torch.randn(tokens, D, generator=generator)
-    for path in paths:
+    u = torch.randn(tokens, D, generator=torch.Generator().manual_seed(tokens))
+    for path in SIBLINGS:
         module = seen.modules[path]
         check(module, way(module, u, 2), exact(u, slow[path], module, found, 2))
 

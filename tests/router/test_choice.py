@@ -23,7 +23,7 @@ from router.model import RoutedModel
 from router.pool import ExpertPool
 from router.request import RoutingChoice
 from tests import factories
-from tests.router.test_layer import PATH, make_experts, make_layer
+from tests.router.experts import PATH, make_experts, make_layer
 
 INPUTS = ["please reverse it : a b c", "say d", "copy it : x y z w v", "rotate it : a", "now copy it : b"]
 TARGETS = ["c b a", "d d d d", "x", "b a", "c c c"]

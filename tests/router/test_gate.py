@@ -11,10 +11,12 @@ from protocol.release import Pool
 from protocol.signing import Identity
 from router import reference
 from router.base import load_base
-from router.gate import choose, scores, standardise
+from router.gate import standardise
 from router.gated import GatedExpert, attach_gates, detach_gates
 from router.part import ExpertModule
+from router.select import select
 from tests import factories
+from tests.router.experts import PATH, as_lists, pool_of
 
 
 def test_standardise_by_hand() -> None:
@@ -46,50 +48,19 @@ def test_gated_forward_by_hand() -> None:
 
 def test_routing_by_hand() -> None:
     # Gates along +x, -x and +y of a standardised plane: for u along +x, scores are d, -d and 0.
-    u = torch.tensor([[1.0, -1.0, 0.0, 0.0]])
-    gates = standardise(torch.tensor([[1.0, -1, 0, 0], [-1.0, 1, 0, 0], [0.0, 0, 1, -1]]))
-    affinity = scores(u, gates)
-    torch.testing.assert_close(affinity, torch.tensor([[4.0, -4.0, 0.0]]), atol=1e-3, rtol=0)
-    choice = choose(affinity, k=2, d=4)
-    assert choice.experts.tolist() == [[0, 2]]
+    pool = pool_of(torch.tensor([[1.0, -1, 0, 0], [-1.0, 1, 0, 0], [0.0, 0, 1, -1]]))
+    experts, weights = as_lists(select(pool.modules[PATH].group, torch.tensor([[1.0, -1.0, 0.0, 0.0]]), 2)[0])
+    assert experts == [[0, 2]]
     # Softmax of 4/2 and 0/2.
-    expected = math.exp(2.0) / (math.exp(2.0) + 1.0)
-    assert choice.weights[0, 0].item() == pytest.approx(expected, abs=1e-4)
-
-
-def test_ties_go_to_the_lowest_position() -> None:
-    choice = choose(torch.tensor([[1.0, 2.0, 2.0, 2.0]] * 64), k=2, d=4)
-    assert (choice.experts == torch.tensor([1, 2])).all()
-
-
-def test_fewer_experts_than_k_gives_all() -> None:
-    choice = choose(torch.tensor([[0.5, 1.5]]), k=5, d=16)
-    assert choice.experts.tolist() == [[1, 0]]
-    assert choice.weights.sum().item() == pytest.approx(1.0)
-
-
-def test_scores_are_float32_for_a_bfloat16_activation() -> None:
-    u = torch.randn(5, 64, dtype=torch.bfloat16)
-    gates = standardise(torch.randn(7, 64))
-    assert scores(u, gates).dtype == torch.float32
-    torch.testing.assert_close(scores(u, gates), scores(u.float(), gates), atol=0, rtol=0)
-
-
-def test_softmax_over_all_then_renormalised_is_the_same() -> None:
-    # The paper's code does it that way round; only its 1e-6 differs (reference: routing notes, trap 1).
-    affinity = torch.randn(100, 30) * 20
-    choice = choose(affinity, k=2, d=400)
-    full = torch.softmax(affinity / 20.0, dim=1).gather(1, choice.experts)
-    torch.testing.assert_close(choice.weights, full / full.sum(1, keepdim=True), atol=1e-6, rtol=1e-5)
+    assert weights[0][0] == pytest.approx(math.exp(2.0) / (math.exp(2.0) + 1.0), abs=1e-4)
 
 
 def test_a_norm_cannot_buy_tokens() -> None:
-    gates = torch.randn(4, 64)
+    gates, u = torch.randn(4, 64), torch.randn(50, 64)
     loud = gates.clone()
     loud[2] *= 1e6
-    u = torch.randn(50, 64)
-    plain, shouted = (choose(scores(u, standardise(g)), 2, 64) for g in (gates, loud))
-    assert (plain.experts == shouted.experts).all()
+    plain, shouted = (as_lists(select(pool_of(each).modules[PATH].group, u, 2)[0]) for each in (gates, loud))
+    assert plain[0] == shouted[0]
 
 
 @pytest.mark.parametrize("kind", ["t5_base", "llama_base"])
@@ -137,7 +108,6 @@ def test_a_gate_that_we_train_opens_for_its_task_and_routes_by_the_formulas() ->
         assert torch.sigmoid(far @ layer.gate).mean() < 0.5
     u = torch.cat([direction[z] + torch.randn(t, d, generator=generator) for z in range(2)])
     slow = reference.route(u, linear.weight.detach(), None, experts, k=1)
-    fast = choose(scores(u, standardise(torch.stack([expert.gate for expert in experts]))), 1, d)
-    assert fast.experts[:, 0].tolist() == [chosen[0] for chosen in slow.experts]
-    right = (fast.experts[:, 0] == torch.arange(2).repeat_interleave(t)).float().mean()
-    assert right > 0.9
+    fast, _ = as_lists(select(pool_of(expert.gate for expert in experts).modules[PATH].group, u, 1)[0])
+    assert fast == slow.experts
+    assert sum(fast[at] == [at // t] for at in range(2 * t)) > 0.9 * 2 * t

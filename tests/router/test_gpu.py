@@ -6,64 +6,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from protocol.kinds import Activation
 from router import gpu
 from router.dispatch import Dispatch
+from router.expert import Expert
 from router.gate import Choice, standardise
-from router.group import ModuleExperts
 from router.layer import Plan, routing
 from router.methods.asked import Asked
 from router.methods.phatgoose import Phatgoose
 from router.methods.registry import resolve
-from router.part import Scales
-from router.pool import Expert, ExpertModule, ExpertPool
+from router.part import ExpertModule
+from router.pool import ExpertPool
 from router.reference import route
+from tests.router.experts import PATH, choice_of, error, in_dtype, make_experts, make_layer, mixed_kinds
 from tests.router.on_device import NothingIsAsked, on_device
-from tests.router.test_layer import PATH, make_experts, make_layer
 
 WAYS = {"gathered": gpu.add_gathered, "grouped": gpu.add_grouped}
-
-
-def in_dtype(pool: ExpertPool, dtype: torch.dtype) -> ExpertPool:
-    """Grow the pool once more with factors of a dtype."""
-    grown = ExpertPool()
-    for expert in pool.experts:
-        parts = {
-            path: ExpertModule(part.a.to(dtype), part.b.to(dtype), part.scaling, part.gate)
-            for path, part in expert.modules.items()
-        }
-        grown = grown.add(Expert(expert.digest, expert.name, "", parts))
-    return grown
-
-
-def mixed_kinds(d: int, o: int, *, bottleneck: bool = True) -> ExpertPool:
-    """Grow a pool of experts that have factors, scale the base's product, or both."""
-    generator = torch.Generator().manual_seed(0)
-    pool = ExpertPool()
-    for number in range(8):
-        rank = 0 if number % 4 == 1 else 3
-        a, b, gate = (torch.randn(*shape, generator=generator) for shape in ((rank, d), (o, rank), (d,)))
-        inner, outer = torch.randn(d, generator=generator), torch.randn(o, generator=generator)
-        scales = Scales(inner if number % 4 == 1 else None, outer) if number % 4 in (1, 2) else None
-        activation: Activation | None = "relu" if bottleneck and number % 4 == 3 else None
-        part = ExpertModule(a, b, 0.5, standardise(gate), activation, scales)
-        pool = pool.add(Expert(f"{number:064x}", f"e{number}", "", {PATH: part}))
-    return pool
 
 
 @pytest.fixture(autouse=True)
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "_kernels", lambda dtype: None)
-
-
-def error(found: Tensor, exact: Tensor) -> float:
-    return ((found.double() - exact).abs().max() / exact.abs().max()).item()
-
-
-def choice_of(module: ModuleExperts, u: Tensor, k: int) -> Choice:
-    found = gpu.select(module.group, u, k)[module.slot]
-    assert found is not None
-    return found
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -12,6 +12,7 @@ from protocol.kinds import BottleneckModule, DoraModule, Ia3Module, LoraModule, 
 from router import cpu
 from router.attach import Linear, shape
 from router.dispatch import offered
+from router.expert import Expert
 from router.gate import Choice, standardise
 from router.gated import GatedExpert
 from router.kinds import make_part
@@ -19,11 +20,12 @@ from router.layer import Plan, RoutedLinear, routing
 from router.methods.expert import SingleExpert
 from router.methods.merged import Merged
 from router.methods.phatgoose import Phatgoose
-from router.pool import Expert, ExpertModule, ExpertPool
+from router.part import ExpertModule
+from router.pool import ExpertPool
 from router.reference import ReferenceExpert, delta, route
 from router.scale import add_scaled
-from tests.router.test_layer import PATH
-from tests.router.test_paths import WAYS, error
+from tests.router.experts import PATH, error
+from tests.router.test_paths import WAYS
 
 D_IN, D_OUT = 48, 40
 KINDS = ("lora", "rslora", "dora", "ia3 output", "ia3 input", "relu", "gelu")

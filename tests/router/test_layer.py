@@ -4,40 +4,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from router.gate import Choice, standardise
+from router.expert import Expert
+from router.gate import Choice
 from router.layer import Plan, RoutedLinear, routing
 from router.methods.base import BaseOnly
 from router.methods.expert import SingleExpert
 from router.methods.merged import Merged
 from router.methods.phatgoose import Phatgoose
-from router.pool import Expert, ExpertModule, ExpertPool
-from router.reference import ReferenceExpert, route
-
-PATH = "block.linear"
-
-
-def make_experts(
-    count: int, d: int, o: int, *, seed: int = 0, absent: int = 0, equal_rank: int | None = None
-) -> tuple[ExpertPool, list[ReferenceExpert]]:
-    """Experts of mixed ranks and alphas; every `absent`-th leaves the module alone."""
-    generator = torch.Generator().manual_seed(seed)
-    pool, slow = ExpertPool(), []
-    for number in range(count):
-        rank, scaling = equal_rank or 1 + number % 7, 0.25 * (1 + number % 5)
-        gate = torch.randn(d, generator=generator) + 3 * torch.randn(1, generator=generator)
-        a = torch.randn(rank, d, generator=generator) / d**0.5
-        b = torch.randn(o, rank, generator=generator)
-        modules = {"another": ExpertModule(a, b, scaling, standardise(gate))}
-        if not absent or number % absent:
-            modules[PATH] = ExpertModule(a, b, scaling, standardise(gate.double()).float())
-            slow.append(ReferenceExpert(a, b, scaling, gate))
-        pool = pool.add(Expert(f"{number:064x}", f"e{number}", "c", modules))
-    return pool, slow
-
-
-def make_layer(d: int, o: int, *, bias: bool = False, seed: int = 1) -> RoutedLinear:
-    torch.manual_seed(seed)
-    return RoutedLinear(PATH, nn.Linear(d, o, bias=bias).requires_grad_(requires_grad=False))
+from router.part import ExpertModule
+from router.pool import ExpertPool
+from router.reference import route
+from tests.router.experts import PATH, make_experts, make_layer
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8, 36, 200])

@@ -10,10 +10,11 @@ from protocol.kinds import BottleneckModule, LoraModule, Module
 from protocol.release import Pool
 from protocol.signing import Identity
 from router import memory
+from router.expert import Expert
 from router.model import RoutedModel
 from router.pages import FactorPages
 from router.part import ExpertModule
-from router.pool import Expert, ExpertPool
+from router.pool import ExpertPool
 from tests.factories import make_bundle, make_pool
 
 CPU = torch.device("cpu")

@@ -17,13 +17,14 @@ from protocol.signing import Identity
 from protocol.spec import Means, Statistics
 from router.attach import linear_modules, reads_input
 from router.base import Base, load_base
+from router.expert import Expert
 from router.layer import routing
 from router.methods.nnls_request import found_mass, request_weights
 from router.mixtures import RIDGE, Shares
 from router.model import RoutedModel
 from router.nnls import Floats
 from router.planning import plan
-from router.pool import Expert, ExpertPool
+from router.pool import ExpertPool
 from router.reader import Reader
 from router.request import RoutingChoice
 from router.spread import DIRECTIONS, spread_of

@@ -14,13 +14,13 @@ from protocol.errors import Code, Refused
 from protocol.signing import Identity
 from router.attach import find_linear
 from router.base import load_base
+from router.expert import load_expert
 from router.gate import Choice
 from router.generation import Generation
 from router.layer import Plan, routing
 from router.methods.expert import SingleExpert
 from router.methods.phatgoose import Phatgoose
 from router.model import RoutedModel
-from router.pool import load_expert
 from router.record import RouteRecorder
 from router.request import RoutingChoice
 from router.trace import expert_shares, module_shares

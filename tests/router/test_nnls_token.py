@@ -8,16 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from router.expert import Expert
 from router.gate import Choice, CommonChoice
 from router.methods.asked import Asked
 from router.methods.nnls_request import found_mass
 from router.methods.nnls_token import RIDGE, ByToken, Discriminant, ScaledGate
 from router.mixtures import Shares
 from router.nnls import Floats
-from router.pool import Expert, ExpertPool
+from router.pool import ExpertPool
 from router.public import PublicText
 from router.spread import Spread, spread_of
-from tests.router.test_layer import PATH, make_experts
+from tests.router.experts import PATH, make_experts
 
 D, O = 32, 24  # noqa: E741 - the letter of the formulas
 TOKENS = torch.randn(400, D, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 3, D) + 0.5

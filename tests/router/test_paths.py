@@ -8,12 +8,14 @@ from torch import Tensor
 
 from router import cpu
 from router.dispatch import Dispatch, add_experts, offered
+from router.expert import Expert
 from router.gate import Choice, CommonChoice
 from router.layer import Plan, routing
 from router.methods.phatgoose import Phatgoose
-from router.pool import Expert, ExpertModule, ExpertPool
+from router.part import ExpertModule
+from router.pool import ExpertPool
 from router.reference import route
-from tests.router.test_layer import PATH, make_experts, make_layer
+from tests.router.experts import PATH, error, make_experts, make_layer
 
 WAYS = {
     "sorted": cpu.add_sorted,
@@ -21,10 +23,6 @@ WAYS = {
     "concatenated": cpu.add_concatenated,
     "grouped": cpu.add_grouped,
 }
-
-
-def error(found: Tensor, exact: Tensor) -> float:
-    return ((found.double() - exact).abs().max() / exact.abs().max()).item()
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 7, 64, 300])

@@ -19,7 +19,7 @@ from router.pages import Column, FactorPages, GatePages, VectorPages
 from router.part import ExpertModule, Scales
 from router.pool import ExpertPool
 from router.reference import route
-from tests.router.test_layer import PATH, make_experts, make_layer
+from tests.router.experts import PATH, make_experts, make_layer
 
 D_IN, D_OUT = 32, 16
 SIBLINGS = ("block.q_proj", "block.k_proj")

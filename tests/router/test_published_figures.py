@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from router.expert import Expert
-from router.gate import CommonChoice, choose, scores, standardise
-from router.part import ExpertModule
+from router.gate import Choice, standardise
 from router.pool import ExpertPool
 from router.select import select
+from tests.router.experts import PATH, pool_of
 
 D = 2048
 
@@ -31,6 +30,12 @@ def test_a_gate_of_small_variance_is_shrunk_by_eps(variance: float, length: floa
     # As LayerNorm of the published code, vector by vector.
     theirs = functional.layer_norm(gate * variance**0.5, (D,), eps=1e-5)
     torch.testing.assert_close(shrunk, theirs, atol=0, rtol=0)
+
+
+def chosen(pool: ExpertPool, u: Tensor) -> Choice:
+    (choice,) = select(pool.modules[PATH].group, u, 2)
+    assert isinstance(choice, Choice)
+    return choice
 
 
 def published(u: Tensor, gates: Tensor, a: Tensor, b: Tensor, k: int) -> Tensor:
@@ -56,9 +61,10 @@ def published(u: Tensor, gates: Tensor, a: Tensor, b: Tensor, k: int) -> Tensor:
 @pytest.mark.parametrize("count", [8, 36, 166])
 def test_softmax_over_all_differs_from_ours_by_its_1e_6_alone(count: int) -> None:
     d, r, o, t = 256, 4, 32, 64
-    gates = standardise(torch.randn(count, d))
+    pool = pool_of(torch.randn(count, d))
+    gates = pool.modules[PATH].gates
     a, b, u = torch.randn(count, r, d) / d**0.5, torch.randn(count, o, r), torch.randn(t, d)
-    choice = choose(scores(u, gates), 2, d)
+    choice = chosen(pool, u)
     hidden = torch.einsum("tkrd,td->tkr", a[choice.experts], u)
     ours = torch.einsum("tk,tkor,tkr->to", choice.weights, b[choice.experts], hidden)
     difference = (ours - published(u, gates, a, b, 2)).abs().max() / ours.abs().max()
@@ -77,12 +83,5 @@ def test_bfloat16_routing_would_choose_otherwise_and_ours_does_not(count: int, s
     shares = torch.softmax(narrow.float(), dim=1).bfloat16()
     changed = (shares.topk(2, dim=1).indices.sort(1).values != exact).any(1).double().mean()
     assert share / 4 < changed < share * 2
-    pool = ExpertPool()
-    for number, gate in enumerate(standardise(gates)):
-        part = ExpertModule(torch.zeros(1, D), torch.zeros(1, 1), 1.0, gate)
-        pool = pool.add(Expert(f"{number:064x}", f"e{number}", "", {"m": part}))
-    (choice,) = select(pool.modules["m"].group, u, 2)
-    assert choice is not None
-    assert not isinstance(choice, CommonChoice)
-    same = (choice.experts.sort(1).values == exact).all(1).double().mean()
+    same = (chosen(pool_of(gates), u).experts.sort(1).values == exact).all(1).double().mean()
     assert same >= 0.999

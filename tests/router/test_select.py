@@ -7,30 +7,17 @@ import pytest
 import torch
 
 from router.attach import shared_input
-from router.gate import Choice, CommonChoice, standardise
+from router.expert import Expert
+from router.gate import Choice, CommonChoice
 from router.group import RouteGroup
 from router.methods.phatgoose import Phatgoose
-from router.pool import Expert, ExpertModule, ExpertPool
-from router.reference import ReferenceExpert, route
+from router.part import ExpertModule
+from router.pool import ExpertPool
+from router.reference import route
 from router.select import select
-from tests.router.test_layer import PATH, make_experts
+from tests.router.experts import PATH, SIBLINGS, as_lists, make_experts, pool_of, siblings
 
 D = 64
-
-
-def pool_of(gates: list[torch.Tensor], *paths: str) -> ExpertPool:
-    pool = ExpertPool()
-    for number, gate in enumerate(gates):
-        part = ExpertModule(torch.ones(1, D), torch.ones(4, 1), 1.0, standardise(gate.double()).float())
-        pool = pool.add(Expert(f"{number:064x}", f"e{number}", "", dict.fromkeys(paths or (PATH,), part)))
-    return pool
-
-
-def as_choice(found: Choice | CommonChoice | None) -> tuple[list[list[int]], list[list[float]]]:
-    assert found is not None
-    if isinstance(found, CommonChoice):
-        return [found.experts], [found.weights]
-    return found.experts.tolist(), found.weights.tolist()
 
 
 @pytest.mark.parametrize("tokens", [1, 9])
@@ -40,7 +27,7 @@ def test_large_means_change_no_choice(tokens: int, ratio: int, count: int) -> No
     pool, slow = make_experts(count, D, 8)
     u = torch.randn(tokens, D, generator=torch.Generator().manual_seed(count)) + ratio
     exact = route(u, torch.zeros(8, D), None, slow, 2)
-    experts, weights = as_choice(select(pool.modules[PATH].group, u, 2)[0])
+    experts, weights = as_lists(select(pool.modules[PATH].group, u, 2)[0])
     for row in range(tokens):
         if exact.gaps[row] > 1e-5:
             assert experts[row] == exact.experts[row]
@@ -52,7 +39,7 @@ def test_large_means_change_no_choice(tokens: int, ratio: int, count: int) -> No
 def test_ties_go_to_whoever_came_first(tokens: int, count: int) -> None:
     gate = torch.randn(D, generator=torch.Generator().manual_seed(0))
     pool = pool_of([-gate, *[gate] * count])
-    experts, weights = as_choice(select(pool.modules[PATH].group, gate.repeat(tokens, 1), 2)[0])
+    experts, weights = as_lists(select(pool.modules[PATH].group, gate.repeat(tokens, 1), 2)[0])
     assert experts == [[1, 2]] * tokens
     assert weights == [[0.5, 0.5]] * tokens
 
@@ -61,7 +48,7 @@ def test_ties_go_to_whoever_came_first(tokens: int, count: int) -> None:
 def test_a_constant_gate_scores_zero(tokens: int) -> None:
     gate = torch.randn(D, generator=torch.Generator().manual_seed(0))
     pool = pool_of([-gate, torch.full((D,), 7.0), gate])
-    assert as_choice(select(pool.modules[PATH].group, gate.repeat(tokens, 1), 2)[0])[0] == [[2, 1]] * tokens
+    assert as_lists(select(pool.modules[PATH].group, gate.repeat(tokens, 1), 2)[0])[0] == [[2, 1]] * tokens
 
 
 @pytest.mark.parametrize("tokens", [1, 9])
@@ -70,7 +57,7 @@ def test_a_broken_activation_gives_no_finite_answer(tokens: int, value: float) -
     pool, _ = make_experts(5, D, 8)
     u = torch.randn(tokens, D)
     u[0, 3] = value
-    assert all(math.isnan(weight) for weight in as_choice(select(pool.modules[PATH].group, u, 2)[0])[1][0])
+    assert all(math.isnan(weight) for weight in as_lists(select(pool.modules[PATH].group, u, 2)[0])[1][0])
 
 
 @pytest.mark.parametrize("tokens", [2, 9])
@@ -85,7 +72,7 @@ def test_a_broken_activation_gets_nobody_who_is_not_there(tokens: int, count: in
             parts = {path: part for path, part in expert.modules.items() if path == "a.q" or at != absent}
             pool = pool.add(dataclasses.replace(expert, modules=parts))
         module = pool.modules["a.k"]
-        experts, _ = as_choice(Phatgoose(2).choose(module, u))
+        experts, _ = as_lists(Phatgoose(2).choose(module, u))
         assert {row for chosen in experts for row in chosen} <= set(module.rows)
 
 
@@ -108,7 +95,7 @@ def test_pages_of_gates_are_one_to_the_reader(monkeypatch: pytest.MonkeyPatch) -
     for tokens in (1, 9):
         u = torch.randn(tokens, D)
         exact = route(u, torch.zeros(8, D), None, slow, 3)
-        assert as_choice(select(pool.modules[PATH].group, u, 3)[0])[0] == exact.experts
+        assert as_lists(select(pool.modules[PATH].group, u, 3)[0])[0] == exact.experts
 
 
 def test_names_tell_who_reads_the_same_input() -> None:
@@ -145,27 +132,18 @@ def test_modules_of_other_widths_share_nothing_whatever_their_names_promise() ->
 
 @pytest.mark.parametrize("tokens", [1, 9])
 def test_a_group_decides_for_each_module_by_itself(tokens: int) -> None:
-    paths, generator = ("a.q", "a.k", "a.v"), torch.Generator().manual_seed(0)
-    pool, slow = ExpertPool(), {path: [] for path in paths}  # type: tuple[ExpertPool, dict[str, list[ReferenceExpert]]]
-    for number in range(30):
-        parts = {}
-        # Everybody leaves one module alone, or none.
-        for path in [path for at, path in enumerate(paths) if at != number % 4]:
-            gate, a, b = (torch.randn(*shape, generator=generator) for shape in ((D,), (1, D), (4, 1)))
-            parts[path] = ExpertModule(a, b, 1.0, standardise(gate.double()).float())
-            slow[path].append(ReferenceExpert(a, b, 1.0, gate))
-        pool = pool.add(Expert(f"{number:064x}", f"e{number}", "", parts))
-    u = torch.randn(tokens, D, generator=generator)
+    pool, slow = siblings(30, D, 4)
+    u = torch.randn(tokens, D, generator=torch.Generator().manual_seed(tokens))
     method = Phatgoose(2)
-    for path in paths:
+    for path in SIBLINGS:
         module = pool.modules[path]
-        experts, _ = as_choice(method.choose(module, u))
+        experts, _ = as_lists(method.choose(module, u))
         exact = route(u, torch.zeros(4, D), None, slow[path], 2)
         assert [[module.rows.index(row) for row in chosen] for chosen in experts] == exact.experts
 
 
 def test_modules_that_share_an_input_share_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    pool = pool_of([torch.randn(D) for _ in range(4)], "a.q", "a.k", "a.v")
+    pool = pool_of([torch.randn(D) for _ in range(4)], *SIBLINGS)
     calls = []
 
     def counted(group: RouteGroup, u: torch.Tensor, k: int, temperature: float) -> list[Choice | CommonChoice | None]:
@@ -174,7 +152,7 @@ def test_modules_that_share_an_input_share_one_product(monkeypatch: pytest.Monke
 
     monkeypatch.setattr("router.methods.phatgoose.select", counted)
     method, u, other = Phatgoose(2), torch.randn(3, D), torch.randn(3, D)
-    for path in ("a.q", "a.k", "a.v"):
+    for path in SIBLINGS:
         method.choose(pool.modules[path], u)
     assert len(calls) == 1
     # A name promised too much: k is given another tensor. Or the tensor was written over.

@@ -20,6 +20,7 @@ from router import gpu
 from router.attach import linear_modules
 from router.base import Base, fingerprint, load_base
 from router.embedding import Embedder
+from router.expert import Expert
 from router.follow import Follower
 from router.gate import Choice, standardise
 from router.generation import Generation
@@ -29,7 +30,7 @@ from router.methods.asked import Asked
 from router.methods.average_activation import AverageActivation, mean
 from router.methods.registry import resolve
 from router.model import RoutedModel
-from router.pool import Expert, ExpertPool
+from router.pool import ExpertPool
 from router.pull import Mirror, pull
 from router.reference import route
 from router.request import RoutingChoice
@@ -37,8 +38,8 @@ from router.select import select
 from router.text import IGNORED
 from tests import factories
 from tests.router.catalog import Catalog, serving
+from tests.router.experts import PATH, make_experts, make_layer
 from tests.router.test_cli import call
-from tests.router.test_layer import PATH, make_experts, make_layer
 
 TOLD = Statistics(means=Means(), centroid=Centroid(width=32))
 INPUTS = ["please reverse it : a b c", "say d", "copy it : x y z w v", "rotate it : a"]

@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from router import table
+from router.expert import Expert
 from router.gate import standardise
 from router.group import ModuleExperts, RouteGroup
-from router.pool import Expert, ExpertModule, ExpertPool
+from router.part import ExpertModule
+from router.pool import ExpertPool
 from router.table import View
 
 PATHS = ("a.q", "a.k", "a.v")

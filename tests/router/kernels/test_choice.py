@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from router.calibration import Calibration
+from router.expert import Expert
 from router.gate import standardise
 from router.group import ModuleExperts
 from router.kernels import launch
-from router.pool import Expert, ExpertModule, ExpertPool
-from router.reference import ReferenceExpert, route
-from tests.router.test_gpu import in_dtype
-from tests.router.test_layer import PATH, make_experts
+from router.pool import ExpertPool
+from router.reference import route
+from tests.router.experts import PATH, SIBLINGS, in_dtype, make_experts, pool_of, siblings
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter's inf - inf
 D = 40
@@ -66,11 +66,8 @@ def test_many_experts_a_token(tokens: int, k: int) -> None:
 def test_bf16_activations_choose_as_float64_does() -> None:
     d, count, tokens = 256, 120, 192
     generator = torch.Generator().manual_seed(0)
-    gates = standardise(torch.randn(count, d, generator=generator, dtype=torch.float64)).float()
-    pool = ExpertPool()
-    for number, gate in enumerate(gates):
-        part = ExpertModule(torch.ones(1, d), torch.ones(8, 1), 1.0, gate)
-        pool = pool.add(Expert(f"{number:064x}", f"e{number}", "", {PATH: part}))
+    pool = pool_of(torch.randn(count, d, generator=generator, dtype=torch.float64))
+    gates = pool.modules[PATH].gates
     u = (torch.randn(tokens, d, generator=generator) + 3).bfloat16()
     experts, _, _ = launch.choose(pool.modules[PATH].group.view, u, 2)
     exact = (standardise(u.double()) @ gates.double().T).topk(2).indices
@@ -81,10 +78,7 @@ def test_bf16_activations_choose_as_float64_does() -> None:
 @pytest.mark.parametrize(("tokens", "count"), [(1, 21), (3, 3), (2, 3)])
 def test_ties_go_to_whoever_came_first(tokens: int, count: int) -> None:
     gate = torch.randn(D, generator=torch.Generator().manual_seed(0))
-    pool = ExpertPool()
-    for number, each in enumerate([-gate, *[gate] * count]):
-        part = ExpertModule(torch.ones(1, D), torch.ones(8, 1), 1.0, standardise(each.double()).float())
-        pool = pool.add(Expert(f"{number:064x}", f"e{number}", "", {PATH: part}))
+    pool = pool_of([-gate, *[gate] * count])
     experts, weights = choose(pool.modules[PATH], gate.repeat(tokens, 1), 3)
     assert experts == [[1, 2, 3]] * tokens
     assert torch.tensor(weights).allclose(torch.tensor(1 / 3))
@@ -104,19 +98,10 @@ def test_a_broken_activation_gives_no_finite_answer(tokens: int, value: float) -
 
 @pytest.mark.parametrize("tokens", [1, 3])
 def test_modules_of_a_group_choose_for_themselves(tokens: int) -> None:
-    paths, generator = ("a.q", "a.k", "a.v"), torch.Generator().manual_seed(0)
-    pool = ExpertPool()
-    slow: dict[str, list[ReferenceExpert]] = {path: [] for path in paths}
-    for number in range(20):
-        parts = {}
-        for path in [path for at, path in enumerate(paths) if at != number % 4]:
-            gate, a, b = (torch.randn(*shape, generator=generator) for shape in ((D,), (1, D), (4, 1)))
-            parts[path] = ExpertModule(a, b, 1.0, standardise(gate.double()).float())
-            slow[path].append(ReferenceExpert(a, b, 1.0, gate))
-        pool = pool.add(Expert(f"{number:064x}", f"e{number}", "", parts))
-    u = torch.randn(tokens, D, generator=generator)
+    pool, slow = siblings(20, D, 4)
+    u = torch.randn(tokens, D, generator=torch.Generator().manual_seed(tokens))
     found, _, _ = launch.choose(pool.modules["a.q"].group.view, u, 2)
-    for path, experts in zip(paths, found.tolist(), strict=True):
+    for path, experts in zip(SIBLINGS, found.tolist(), strict=True):
         rows = pool.modules[path].rows
         exact = route(u, torch.zeros(4, D), None, slow[path], 2)
         assert [[rows.index(row) for row in chosen] for chosen in experts] == exact.experts

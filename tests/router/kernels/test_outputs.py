@@ -7,30 +7,21 @@ import torch
 from torch import Tensor
 
 from router import gpu
+from router.expert import Expert
 from router.gate import Choice
 from router.group import ModuleExperts
 from router.kernels import launch
 from router.layer import Plan, routing
 from router.methods.phatgoose import Phatgoose
-from router.pool import Expert, ExpertModule, ExpertPool
+from router.part import ExpertModule
+from router.pool import ExpertPool
 from router.reference import ReferenceExpert, route
+from tests.router.experts import PATH, choice_of, error, in_dtype, make_experts, make_layer, mixed_kinds
 from tests.router.on_device import NothingIsAsked, on_device
-from tests.router.test_gpu import in_dtype, mixed_kinds
-from tests.router.test_layer import PATH, make_experts, make_layer
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter's inf - inf
 WAYS = {"rows": gpu.add_rows, "tiles": gpu.add_tiles}
 Way = Callable[[ModuleExperts, Tensor, Choice, Tensor], None]
-
-
-def error(found: Tensor, exact: Tensor) -> float:
-    return ((found.double() - exact).abs().max() / exact.abs().max()).item()
-
-
-def choice_of(module: ModuleExperts, u: Tensor, k: int) -> Choice:
-    found = gpu.select(module.group, u, k)[module.slot]
-    assert found is not None
-    return found
 
 
 @pytest.mark.parametrize("way", WAYS)
