@@ -226,10 +226,14 @@ def gates(
 
 
 def _train(order: "Order", progress: Style, workspace: Path, **columns: str | None) -> None:
-    from client.produce import produce
+    from client.produce import assist, produce
+    from client.together import leads
 
     place, settings = open_workspace(workspace, **columns)
     quiet_libraries(settings.base, *([order.adapter] if order.adapter else []))
+    if not leads():
+        assist(place, settings, order)
+        return
     with at_work(place), show(progress) as report:
         bundle = produce(place, settings, order, report, datetime.now(UTC), talk)
     talk(f"The bundle {bundle.spec.name} is ready; send it with: greylag-client submit {bundle.spec.name}")
@@ -264,7 +268,8 @@ def contribute(
     Example: greylag-client contribute --data notes.jsonl --wait
     """
     from client.plan import Thrift
-    from client.produce import Order, produce
+    from client.produce import Order, assist, produce
+    from client.together import leads
 
     place, settings = open_workspace(workspace, input_column=input_column, target_column=target_column)
     quiet_libraries(settings.base)
@@ -278,6 +283,9 @@ def contribute(
         tell(share),
         Thrift(dtype, quantise, recompute, packing, read_amounts(max_memory or ())),
     )
+    if not leads():
+        assist(place, settings, order)
+        return
     with at_work(place), show(progress) as report:
         bundle = produce(place, settings, order, report, datetime.now(UTC), talk)
         record = send_bundle(place, settings, bundle, report, wait=wait, give_up_after=give_up_after)

@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from client import history
+from client import history, together
 from client.packing import pack
 from client.progress import Progress, Report
 from protocol.errors import Code, Refused
@@ -55,7 +55,7 @@ class Phase:
     device: str | None = None
     """`cpu` keeps training off a GPU; None takes what there is."""
     micro_batch: int | None = None
-    """Examples in memory at once, a divisor of the batch; None takes the whole batch."""
+    """Examples in memory at once, a divisor of this process's part of the batch; None takes all of it."""
     recompute: bool = False
     """Activations are computed again for the backward pass, not kept."""
     packing: bool = False
@@ -90,6 +90,7 @@ def run(
     trainer.add_callback(_Reporter(phase, report))
     if recipe.patience and phase.privacy is None:
         trainer.add_callback(EarlyStoppingCallback(recipe.patience))
+    together.once(lambda: sweep(phase.folder))
     last = sweep(phase.folder)
     try:
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
@@ -100,12 +101,13 @@ def run(
             "Give a smaller --micro-batch (the batch stays the same, in more parts), --recompute or --quantise 4bit.",
         ) from error
     finally:
-        sweep(phase.folder)
+        if together.leads():
+            sweep(phase.folder)
     trainer.take_off()
     loss = trainer.state.best_metric if phase.privacy is None else history.last_loss(trainer.state.log_history)
     if loss is None or not math.isfinite(loss):
         raise diverged(phase.name)
-    history.write(phase.folder, trainer.state.log_history)
+    together.once(lambda: history.write(phase.folder, trainer.state.log_history))
     return float(loss)
 
 
@@ -119,7 +121,7 @@ def measure(
     """Note the held-out loss of a model that is not trained, as the history of a phase of no steps."""
     trainer = _trainer(phase, model, tokenizer, held_out, recipe)
     trainer.evaluate()
-    history.write(phase.folder, trainer.state.log_history)
+    together.once(lambda: history.write(phase.folder, trainer.state.log_history))
 
 
 def _trainer(
@@ -219,6 +221,8 @@ class _Checkpoints(TrainerCallback):
             state.best_model_checkpoint = str(self._checkpoint(state.best_global_step))
 
     def on_save(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
+        if not together.leads():
+            return
         newest = self._checkpoint(state.global_step)
         (newest / COMPLETE).touch()
         kept = {newest.name, Path(state.best_model_checkpoint or newest).name}
@@ -255,13 +259,14 @@ class _Arguments(TrainingArguments):
 
 
 def _arguments(phase: Phase, recipe: Recipe) -> TrainingArguments:
-    micro_batch, private = phase.micro_batch or recipe.batch_size, phase.privacy is not None
+    mine, private = recipe.batch_size // together.processes(), phase.privacy is not None
+    micro_batch = phase.micro_batch or mine
     return _Arguments(
         output_dir=str(phase.folder),
         max_steps=phase.steps,
         per_device_train_batch_size=micro_batch,
         per_device_eval_batch_size=micro_batch,
-        gradient_accumulation_steps=1 if private else recipe.batch_size // micro_batch,
+        gradient_accumulation_steps=1 if private else mine // micro_batch,
         optim="adamw_torch_fused",
         learning_rate=recipe.learning_rate,
         weight_decay=recipe.weight_decay,

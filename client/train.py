@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import set_seed
 
-from client import gates, history, phase, statistics, tuner
+from client import gates, history, phase, statistics, together, tuner
 from client.adopt import write_adapter
 from client.data import Examples, read_examples
 from client.packing import check_packing
@@ -49,9 +49,9 @@ def train(plan: Plan, folder: Path, report: Report) -> None:
     if plan.device == "cuda" and not torch.cuda.is_available():
         raise Refused(Code.SETTINGS_INVALID, "There is no CUDA device here.", "Leave out --device cuda.")
     folder.mkdir(parents=True, exist_ok=True)
-    thrift = plan.thrift
+    device, thrift = together.join(plan.device), plan.thrift
     base = load_base(
-        plan.base, device=plan.device, max_memory=thrift.max_memory, dtype=thrift.dtype, quantise=thrift.quantise
+        plan.base, device=device, max_memory=thrift.max_memory, dtype=thrift.dtype, quantise=thrift.quantise
     )
     if is_offloaded(base.model):
         plan = _for_offloading(plan)
@@ -74,9 +74,17 @@ def train(plan: Plan, folder: Path, report: Report) -> None:
             _train_expert(plan, base, examples, modules, folder, report, noise)
         else:
             _measure_base(plan, base, examples, folder)
-            write_adapter(adapter, folder / ADAPTER, plan.pool.spec)
+            together.once(lambda: write_adapter(adapter, folder / ADAPTER, plan.pool.spec))
     if not (folder / GATES).is_file():
         _train_gates(plan, base, examples, modules, folder, report, noise)
+    if together.leads():
+        _finish(plan, base, examples, modules, folder, report)
+
+
+def _finish(
+    plan: Plan, base: Base, examples: Examples, modules: "Mapping[str, Module]", folder: Path, report: Report
+) -> None:
+    """Write what the bundle tells beside the expert, then the record, and throw the checkpoints away."""
     if not (plan.sharing.folder(folder) / GATES).is_file():
         statistics.write(plan.sharing, folder, base, examples.train, list(modules), report)
     record = RunRecord(
@@ -84,8 +92,8 @@ def train(plan: Plan, folder: Path, report: Report) -> None:
         pool=plan.pool.digest,
         recipe=plan.recipe,
         modules=dict(modules),
-        dtype="float32" if adapter is None else adapter.dtype,
-        adopted=adapter is not None,
+        dtype="float32" if plan.adapter is None else plan.adapter.dtype,
+        adopted=plan.adapter is not None,
         joint=plan.joint,
         privacy=plan.privacy,
         steps=history.steps(folder),
@@ -122,7 +130,7 @@ def _train_expert(
     work = replace(_phase(plan, "expert", folder), noise=noise)
     phase.run(work, expert.model, base.tokenizer, examples.train, examples.held_out, plan.recipe, report)
     _check_finite(phase.trainable(expert.model), "expert")
-    expert.save(folder / ADAPTER, plan.pool.spec.base.name)
+    together.once(lambda: expert.save(folder / ADAPTER, plan.pool.spec.base.name))
     expert.take_off()
 
 
@@ -138,7 +146,7 @@ def _train_gates(
     work = replace(_phase(plan, "gates", folder), noise=noise)
     vectors = gates.train(work, base, folder / ADAPTER, modules, examples, plan.recipe, report)
     _check_finite(vectors, "gates")
-    gates.save(vectors, folder / GATES)
+    together.once(lambda: gates.save(vectors, folder / GATES))
 
 
 def _train_jointly(
@@ -150,8 +158,8 @@ def _train_jointly(
     work = _phase(plan, "joint", folder)
     vectors = gates.train_jointly(work, base, linears, examples, plan.recipe, report)
     _check_finite(vectors | phase.trainable(expert.model), "expert")
-    gates.save(vectors, folder / GATES)
-    expert.save(folder / ADAPTER, plan.pool.spec.base.name)
+    together.once(lambda: gates.save(vectors, folder / GATES))
+    together.once(lambda: expert.save(folder / ADAPTER, plan.pool.spec.base.name))
     expert.take_off()
 
 
