@@ -38,7 +38,7 @@ def daemon(
         number = allow or decline
         name = f"campaign-{number}"
         corner.write_note(name, {"number": number, **corner.note(name), "allowed": bool(allow)})
-        talk(f"Campaign {number} is {'allowed' if allow else 'declined'}.")
+        talk(f"Campaign {number} is {'allowed; it begins when it is asked for again' if allow else 'declined'}.")
     else:
         quiet_libraries(settings.base)
         _run(corner, data)
@@ -70,7 +70,10 @@ def _show_status(corner: "Place", *, as_json: bool) -> None:
         return
     typer.echo(f"daemon   {found['state']}, last seen {found['at'] or 'never'}")
     typer.echo(f"fleet    {found['fleet'] or 'none yet'}")
-    if found["working"]:
-        typer.echo(f"working  campaign {found['working']['campaign']} ({found['working']['kind']})")
+    if found["why"]:
+        typer.echo(f"trouble  {found['why']}")
     for asked in found["campaigns"]:
-        typer.echo(f"campaign {asked['number']} {asked.get('kind', '')} {asked.get('state', '')}")
+        why = f": {asked['why']}" if asked.get("why") else ""
+        typer.echo(f"campaign {asked['number']} ({asked.get('kind', 'not asked yet')}) {asked.get('state', '')}{why}")
+        if asked.get("state") == "waits" and asked.get("allowed") is None:
+            talk(f"         greylag-client daemon -w {corner.workspace.root} --allow {asked['number']}  (or --decline)")

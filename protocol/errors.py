@@ -57,7 +57,7 @@ class Code(Enum):
     CLOCKS_APART = Fate("FAILED_PRECONDITION", 409, EX_TEMPFAIL, "The clocks of node and coordinator are apart.")
     VERSION_UNKNOWN = Fate("FAILED_PRECONDITION", 409, EX_CONFIG, "The node runs another version of the program.")
     ORDER_INVALID = Fate("PERMISSION_DENIED", 403, EX_NOPERM, "The message carries no order that this node obeys.")
-    CONSENT = Fate("PERMISSION_DENIED", 403, EX_NOPERM, "The contributor's policy does not allow the campaign.")
+    CONSENT = Fate("PERMISSION_DENIED", 403, EX_NOPERM, "The contributor does not allow the campaign, or not yet.")
     EGRESS = Fate("PERMISSION_DENIED", 403, EX_NOPERM, "The reply holds something that may not leave the node.")
     CAMPAIGN_UNKNOWN = Fate("NOT_FOUND", 404, EX_NOINPUT, "There is no such campaign.")
     CANDIDATE_UNKNOWN = Fate("NOT_FOUND", 404, EX_NOINPUT, "There is no such candidate release.")

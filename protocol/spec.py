@@ -114,10 +114,11 @@ class Policy(Strict):
 
 
 class Routing(Strict):
-    """How a release routes unless a request says otherwise (DESIGN: `k` experts a token and module)."""
+    """How a release routes unless a request says otherwise."""
 
     method: Name = "phatgoose"
     k: Annotated[int, Field(ge=1, le=64)] = 2
+    """Experts a token, at every module."""
 
 
 class PoolSpec(Strict):

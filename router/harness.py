@@ -1,7 +1,8 @@
 """A routed model for lm-evaluation-harness, so that any of its tasks runs on a release: `--model greylag`.
 
-The harness (0.4.13) reads no entry points of other distributions, so something must import this module before its
-command line looks for models: `greylag-router lm-eval` does, and is the stock command otherwise.
+The harness reads the entry point `lm_eval.models` from the release after 0.4.13 on. Up to then something must import
+this module before its command line looks for models: `greylag-router lm-eval` does, and is the stock command otherwise;
+so does a task that names it.
 
 Scores follow the harness's own rules, which differ from `router.evaluation` in one point: a continuation has no end
 token.

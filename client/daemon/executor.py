@@ -8,14 +8,15 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from client import settings as client_settings
 from client.daemon.place import WORKING, Place
-from client.daemon.policy import DaemonPolicy, judge, read_policy
+from client.daemon.policy import DaemonPolicy, Verdict, judge, read_policy
 from client.daemon.watch import Watch
 from client.daemon.work import Work
 from client.door import quiet_libraries
@@ -27,6 +28,8 @@ from protocol.reply import Reply
 LOOK_AGAIN_S = 60.0
 """Pause between two looks at the private file, in seconds."""
 _GRACE_S = 1.0
+_STATES = {"done": "begun", "later": "waits", "failed": "declined"}
+"""How verdicts are called where a person reads them."""
 
 
 class Act:
@@ -46,23 +49,37 @@ class Act:
         """Do what an order asks if the contributor lets it.
 
         Raises:
-            Refused: `CONSENT`, or as `Work.answer`.
-            Unavailable: As `Work.answer`.
+            Refused: As `Work.answer`.
+            Unavailable: As `Work.answer`, or `STORAGE_FULL`.
         """
-        policy = read_policy(self._place.policy)
-        name = f"campaign-{order.number}"
-        note = self._place.note(name) or {"number": order.number, "kind": order.kind, "allowed": None}
-        verdict = _judge(policy, order.kind, allowed=note.get("allowed"), overran="overran" in note)
-        self._place.write_note(name, note | {"state": verdict})
-        if verdict != "done":
-            self.log(f"campaign {order.number} ({order.kind}): {'has to wait' if verdict == 'later' else 'declined'}")
-            return Reply(verdict, Code.CONSENT.name)
-        with self._working(f"campaign {order.number} ({order.kind})", number=order.number, kind=order.kind):
-            reply = self._work.answer(order, policy)
-        self._place.write_note(name, note | {"state": "answered"})
+        what, name = f"campaign {order.number} ({order.kind})", f"campaign-{order.number}"
+        with storage():
+            policy = read_policy(self._place.policy)
+            before = self._place.note(name)
+            note = {"number": order.number, "kind": order.kind, "allowed": None, **before, "until": order.expires}
+            verdict = _judge(policy, order.kind, allowed=note["allowed"], overran="overran" in note)
+            state = _STATES[verdict.state]
+            self._place.write_note(name, note | {"state": state, "why": verdict.why})
+        if verdict.state != "done":
+            if (state, verdict.why) != (before.get("state"), before.get("why")):  # it is asked again and again
+                self.log(f"{what} {state}: {verdict.why}")
+            return Reply(verdict.state, Code.CONSENT.name)
+        try:
+            with self._working(what, number=order.number, kind=order.kind):
+                reply = self._work.answer(order, policy)
+        except Exception as error:
+            self._conclude(name, note | {"state": "failed", "why": str(error)})
+            raise
+        self._conclude(name, note | {"state": "answered", "why": ""})
         if order.kind == "train":
-            self._watch.remember(policy.data)
+            with suppress(OSError):
+                self._watch.remember(policy.data)
         return reply
+
+    def _conclude(self, name: str, note: Mapping[str, Any]) -> None:
+        # What was done is answered for, even if the disk has no room for a note.
+        with suppress(OSError):
+            self._place.write_note(name, {**note})
 
     def idle(self) -> None:
         """Train a superseding expert if the policy says so and enough of the private file has changed."""
@@ -74,12 +91,13 @@ class Act:
             share = self._watch.changed(policy.data) if policy.watch.retrain == "auto" else 0.0
             if share == 0.0 or share < policy.watch.changed:
                 return
-            if _judge(policy, "train", allowed=True, overran="overran" in self._place.note("campaign-0")) != "done":
+            overran = "overran" in self._place.note("campaign-0")
+            if _judge(policy, "train", allowed=True, overran=overran).state != "done":
                 self._watch.look_again()
                 return
             with self._working(f"training on changed data ({share:.0%} of the lines)", number=0, kind="train"):
                 self._work.train(policy)
-            self._watch.remember(policy.data)
+                self._watch.remember(policy.data)
         except GreylagError as error:
             self.log(f"training on changed data: {error}")
 
@@ -88,21 +106,20 @@ class Act:
         """Say what is being done, so that the daemon can stop it, and turn a full disk into a sentence."""
         self.log(f"{what}: begun")
         began = time.time()
-        self._place.write_note(WORKING, {"campaign": number, "kind": kind, "since": began})
         try:
             with storage():
+                self._place.write_note(WORKING, {"campaign": number, "kind": kind, "since": began})
                 yield
         finally:
-            self._place.write_note(WORKING, {})
+            self._place.drop_note(WORKING)
         self.log(f"{what}: done after {time.time() - began:.1f} s")
 
     def log(self, sentence: str) -> None:
         """Write a line for the contributor."""
-        with self._place.log.open("a", encoding="utf-8") as file:
-            file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {sentence}\n")
+        self._place.say(sentence)
 
 
-def _judge(policy: DaemonPolicy, kind: Kind, *, allowed: bool | None, overran: bool) -> str:
+def _judge(policy: DaemonPolicy, kind: Kind, *, allowed: bool | None, overran: bool) -> Verdict:
     import psutil  # noqa: PLC0415 - only this needs it
 
     free = psutil.virtual_memory().available >> 20
@@ -128,7 +145,7 @@ def main() -> None:
     threading.Thread(target=watch, daemon=True).start()
     from client.daemon.tasks import serve  # noqa: PLC0415 - Flower, which takes its environment at import
 
-    place.write_note(WORKING, {})  # left by a kill in the middle of work
+    place.drop_note(WORKING)  # left by a kill in the middle of work
     act = Act(place, Work(place, pool))
     serve(act, act.log, pool, port, place.secret.read_bytes(), stopped=stopped.is_set, idle=act.idle)
 

@@ -3,6 +3,7 @@
 import json
 import secrets
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,23 @@ class Place:
     def write_note(self, name: str, value: dict[str, Any]) -> None:
         """Replace a small JSON file of the daemon."""
         write_whole(self.folder / f"{name}.json", json.dumps(value).encode())
+
+    def drop_note(self, name: str) -> None:
+        """Remove a small JSON file of the daemon, which a full disk does not hinder."""
+        (self.folder / f"{name}.json").unlink(missing_ok=True)
+
+    def say(self, sentence: str) -> bool:
+        """Add a line to the log; a full disk costs the line and nothing else.
+
+        Returns:
+            Whether it was written.
+        """
+        try:
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {sentence}\n")
+        except OSError:
+            return False
+        return True
 
     def asked(self) -> list[dict[str, Any]]:
         """Campaigns that a person was asked about, oldest first."""

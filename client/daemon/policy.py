@@ -29,7 +29,7 @@ import re
 import tomllib
 from datetime import datetime, time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import tomli_w
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -133,9 +133,18 @@ def write_policy(path: Path, data: Path) -> None:
     write_whole(path, tomli_w.dumps(policy.model_dump(mode="json", exclude_none=True)).encode())
 
 
+class Verdict(NamedTuple):
+    """What a policy says of a campaign."""
+
+    state: str
+    """`done` to go ahead, `later`, or `failed`: the state of the answer."""
+    why: str = ""
+    """For the contributor."""
+
+
 def judge(
     policy: DaemonPolicy, kind: Kind, *, allowed: bool | None, now: datetime, free_memory_mb: int, overran: bool
-) -> str:
+) -> Verdict:
     """Decide about a campaign.
 
     Args:
@@ -145,18 +154,24 @@ def judge(
         now: The local time.
         free_memory_mb: Memory that is free.
         overran: Whether this campaign was stopped here before, because it took too long.
-
-    Returns:
-        `done` to go ahead, `later`, or `failed`: the state of the answer.
     """
     consent: Consent = getattr(policy.campaigns, kind)
-    if consent == "never" or allowed is False or overran:
-        return "failed"
-    if consent == "ask" and allowed is None:
-        return "later"
-    if policy.limits.hours and not any(_within(span, now.time()) for span in policy.limits.hours):
-        return "later"
-    return "later" if free_memory_mb < policy.limits.min_free_memory_mb else "done"
+    hours, minutes, memory_mb = policy.limits.hours, policy.limits.max_minutes, policy.limits.min_free_memory_mb
+    hindrances = (
+        (consent == "never", "failed", f'daemon.toml says {kind} = "never"'),
+        (allowed is False, "failed", "you declined it"),
+        (overran, "failed", f"it took longer than the {minutes:g} minutes of daemon.toml"),
+        (consent == "ask" and allowed is None, "later", "you have to allow or decline it"),
+        (
+            bool(hours) and not any(_within(span, now.time()) for span in hours), "later",
+            f"daemon.toml allows it at {' and '.join(hours)}",
+        ),
+        (
+            free_memory_mb < memory_mb, "later",
+            f"{free_memory_mb} MB of memory are free; daemon.toml asks for {memory_mb}",
+        ),
+    )  # fmt: skip
+    return next((Verdict(state, why) for applies, state, why in hindrances if applies), Verdict("done"))
 
 
 def _within(span: str, now: time) -> bool:

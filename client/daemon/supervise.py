@@ -7,32 +7,29 @@ Flower nor torch, so there is little in it that could die.
 
 import os
 import socket
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from client import identity as keys
 from client import settings as client_settings
+from client.daemon.child import FIRST_PAUSE_S, LONGEST_PAUSE_S, Child
 from client.daemon.place import WORKING, Place
 from client.daemon.policy import read_policy
 from protocol.channel import DEADLINE_S, connect
-from protocol.errors import Code, Refused, Unavailable
-from protocol.node import bind
+from protocol.errors import Code, GreylagError, Refused, from_os_error
+from protocol.node import NodeKey, bind
 from protocol.release import timestamp
 from protocol.v1.intake_pb2 import BindRequest, EnrolRequest
 from protocol.v1.intake_pb2_grpc import IntakeStub
 
-LOOK_S = 1.0
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
-_STOP_S = 15.0
+LOOK_S, LOOK_AT_FLEET_S, FLEET_ANSWERS_S = 1.0, 30.0, 5.0
 _QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -43,75 +40,6 @@ _PASSING = (Code.KEY_PENDING, Code.CLOCKS_APART)
 """Refusals that somebody may be seeing to."""
 _PRIVATE = ("GREYLAG_", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 """Beginnings of variables that the SuperNode is not told."""
-
-
-class Child:
-    """A process that is started again whenever it ends.
-
-    Args:
-        name: What it is called in the log.
-        command: Its command line.
-        environment: All of its environment.
-        log: File that its talk is appended to.
-        say: Writes a line for the contributor.
-    """
-
-    def __init__(
-        self, name: str, command: list[str], environment: Mapping[str, str], log: Path, say: Callable[[str], None]
-    ) -> None:
-        self._name, self._command, self._environment = name, command, dict(environment)
-        self._log, self._say = log, say
-        self._process: subprocess.Popen[bytes] | None = None
-        self._pause_s, self._not_before, self._started = FIRST_PAUSE_S, 0.0, 0.0
-        self.starts = 0
-
-    @property
-    def pid(self) -> int | None:
-        """Process number while it runs."""
-        return self._process.pid if self._process is not None and self._process.poll() is None else None
-
-    def look(self) -> None:
-        """Start the child if it does not run, with growing pauses while it keeps ending at once."""
-        now = time.monotonic()
-        if self._process is not None:
-            if self._process.poll() is None:
-                return
-            lived = now - self._started
-            self._say(f"the {self._name} ended with status {self._process.returncode} after {lived:.0f} s")
-            self._close()
-            self._pause_s = FIRST_PAUSE_S if lived > LONGEST_PAUSE_S else min(2 * self._pause_s, LONGEST_PAUSE_S)
-            self._not_before = now + self._pause_s
-        if now < self._not_before:
-            return
-        with self._log.open("ab") as talk:
-            self._process = subprocess.Popen(  # noqa: S603 - our own programs
-                self._command, env=self._environment, stdin=subprocess.PIPE, stdout=talk, stderr=talk,
-                start_new_session=True,
-            )  # fmt: skip
-        self._started, self.starts = now, self.starts + 1
-        self._say(f"the {self._name} runs as process {self._process.pid}")
-
-    def stop(self, *, at_once: bool = False) -> None:
-        """End the child."""
-        if self._process is None:
-            return
-        if at_once:
-            self._process.kill()
-        else:
-            self._process.terminate()
-        try:
-            self._process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        if not at_once:
-            self._close()
-
-    def _close(self) -> None:
-        pipe: IO[bytes] | None = self._process.stdin if self._process is not None else None
-        if pipe is not None:
-            pipe.close()
-        self._process = None
 
 
 class Daemon:
@@ -126,6 +54,9 @@ class Daemon:
         self._place, self._talk = place, talk
         self._children: tuple[Child, ...] = ()
         self._fleet = ""
+        self._trouble = self._away = ""
+        self._look_again = 0.0
+        self._shown = place.log.stat().st_size if place.log.exists() else 0
 
     def run(self, stopped: threading.Event) -> None:
         """Work until told to stop.
@@ -135,57 +66,108 @@ class Daemon:
         """
         settings = client_settings.read(self._place.workspace.settings_file)
         read_policy(self._place.policy)
-        self._bind(settings, stopped)
+        node = self._place.prepare()
+        self._bind(settings, node, stopped)
         if stopped.is_set():
+            self._write_status("stopped")
             return
         self._children = self._make_children(settings)
-        notify("READY=1\nSTATUS=connected to " + self._fleet)
+        notify("READY=1\nSTATUS=bound to " + self._fleet)
         try:
             while not stopped.wait(LOOK_S):
-                for child in self._children:
-                    child.look()
-                self._stop_overrun()
-                self._write_status("running")
+                with self._surviving():
+                    ended = [child.look() for child in self._children]
+                    self._stop_overrun()
+                    self._look_at_fleet()
+                    self._write_status("running")
+                    self._relay()
+                    if ended[0]:  # as when its key is not let in any more; the coordinator says why
+                        self._introduce(settings, node)
                 notify("WATCHDOG=1")
         finally:
             notify("STOPPING=1")
             for child in self._children:
                 child.stop()
-            self._write_status("stopped")
             self.say("stopped")
+            with self._surviving():
+                self._write_status("stopped")
 
     def say(self, sentence: str) -> None:
         """Write a line into the log, and to whoever started the daemon."""
-        with self._place.log.open("a", encoding="utf-8") as file:
-            file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {sentence}\n")
-        self._talk(sentence)
+        if self._place.say(sentence):
+            self._relay()
+        else:
+            self._talk(sentence)
 
-    def _bind(self, settings: client_settings.ClientSettings, stopped: threading.Event) -> None:
+    def _relay(self) -> None:
+        """Show what has come into the log, which the executor writes, too."""
+        with self._place.log.open("rb") as file:
+            file.seek(self._shown)
+            *lines, rest = file.read().decode(errors="replace").split("\n")
+            self._shown = file.tell() - len(rest.encode())
+        for line in lines:
+            self._talk(line)
+
+    @contextmanager
+    def _surviving(self) -> Iterator[None]:
+        """Say once what is wrong with disk or policy, and go on: somebody may be seeing to it."""
+        try:
+            yield
+        except (OSError, GreylagError) as error:
+            sentence = str(error if isinstance(error, GreylagError) else from_os_error(error))
+            if sentence != self._trouble:
+                self._trouble = sentence
+                self.say(sentence)
+        else:
+            self._trouble = ""
+
+    def _bind(self, settings: client_settings.ClientSettings, node: NodeKey, stopped: threading.Event) -> None:
         """Tie the node's key to the contributor's, as soon as the coordinator can be reached."""
-        node = self._place.prepare()
-        workspace = self._place.workspace
-        pool = workspace.pool(settings.pool_key)
-        identity = keys.load(workspace.root / settings.key)
         pause_s = FIRST_PAUSE_S
         while not stopped.is_set():
-            envelope = bind(pool.digest, identity, node, timestamp(datetime.now(UTC)))
             try:
-                with connect(settings.coordinator, settings.ca) as channel:
-                    intake = IntakeStub(channel)
-                    enrolment = EnrolRequest(envelope=workspace.enrolment_file.read_bytes())
-                    intake.Enrol(enrolment, timeout=DEADLINE_S)
-                    self._fleet = intake.Bind(BindRequest(envelope=envelope), timeout=DEADLINE_S).fleet
-            except Unavailable as error:
-                self.say(f"{error.message} Trying again.")
-            except Refused as error:
-                if error.code not in _PASSING:
+                self._introduce(settings, node)
+            except GreylagError as error:
+                if isinstance(error, Refused) and error.code not in _PASSING:
                     raise
                 self.say(f"{error.message} {error.hint} Trying again.")
+                self._write_status("waiting", error.message)
             else:
                 self.say(f"bound to {settings.name}; connecting to {self._fleet}")
                 return
             stopped.wait(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def _introduce(self, settings: client_settings.ClientSettings, node: NodeKey) -> None:
+        """Tell the coordinator whose node this is, and learn where to connect.
+
+        Raises:
+            Refused: What the coordinator refuses the node with.
+            Unavailable: `UNREACHABLE`.
+        """
+        workspace = self._place.workspace
+        pool, identity = workspace.pool(settings.pool_key), keys.load(workspace.root / settings.key)
+        envelope = bind(pool.digest, identity, node, timestamp(datetime.now(UTC)))
+        with connect(settings.coordinator, settings.ca) as channel:
+            intake = IntakeStub(channel)
+            enrolment = EnrolRequest(envelope=workspace.enrolment_file.read_bytes())
+            intake.Enrol(enrolment, timeout=DEADLINE_S)
+            self._fleet = intake.Bind(BindRequest(envelope=envelope), timeout=DEADLINE_S).fleet
+
+    def _look_at_fleet(self) -> None:
+        """Say when the fleet stops answering, which the node itself waits out in silence, and when it is back."""
+        if time.monotonic() < self._look_again:
+            return
+        self._look_again = time.monotonic() + LOOK_AT_FLEET_S
+        host, _, port = self._fleet.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=FLEET_ANSWERS_S).close()
+            trouble = ""
+        except OSError as error:
+            trouble = f"{self._fleet} does not answer: {error.strerror or type(error).__name__}"
+        if trouble != self._away:
+            self.say(f"{trouble}; trying again" if trouble else f"{self._fleet} answers again")
+            self._away = trouble
 
     def _make_children(self, settings: client_settings.ClientSettings) -> tuple[Child, Child]:
         port, place = _free_port(), self._place
@@ -210,18 +192,21 @@ class Daemon:
         limit_s = 60 * read_policy(self._place.policy).limits.max_minutes
         if time.time() - working["since"] > limit_s:
             name = f"campaign-{working['campaign']}"
-            self._place.write_note(name, self._place.note(name) | {"overran": True, "state": "stopped"})
-            self._place.write_note(WORKING, {})
-            self.say(f"campaign {working['campaign']} took longer than {limit_s / 60:g} minutes and was stopped")
             self._children[1].stop(at_once=True)
+            self._place.drop_note(WORKING)
+            why = f"it took longer than {limit_s / 60:g} minutes"
+            self.say(f"campaign {working['campaign']} stopped: {why}")
+            self._place.write_note(name, self._place.note(name) | {"overran": True, "state": "stopped", "why": why})
 
-    def _write_status(self, state: str) -> None:
-        node, executor = self._children
+    def _write_status(self, state: str, why: str = "") -> None:
+        pids = [child.pid for child in self._children] or [None, None]
+        restarts = sum(max(0, child.starts - 1) for child in self._children)
         self._place.write_note(
             "status",
             {
-                "state": state, "pid": os.getpid(), "at": timestamp(datetime.now(UTC)), "fleet": self._fleet,
-                "node": node.pid, "executor": executor.pid, "restarts": node.starts + executor.starts - 2,
+                "state": state, "why": why or self._trouble or self._away, "pid": os.getpid(),
+                "at": timestamp(datetime.now(UTC)), "fleet": self._fleet, "node": pids[0], "executor": pids[1],
+                "restarts": restarts,
             },
         )  # fmt: skip
 
@@ -249,11 +234,17 @@ def status(place: Place) -> dict[str, Any]:
     """Tell how a daemon stands, for `daemon --status`."""
     found = place.note("status")
     state = found.get("state", "never started")
-    if state == "running" and not _alive(found["pid"]):
+    if state in ("running", "waiting") and not _alive(found["pid"]):
         state = "killed"
+    now = timestamp(datetime.now(UTC))
+    campaigns = [
+        {**each, "state": "over"} if each.get("state") == "waits" and each.get("until", now) < now else each
+        for each in place.asked()
+    ]
     return {
-        "schema": 1, "state": state, "fleet": found.get("fleet", ""), "at": found.get("at", ""),
-        "restarts": found.get("restarts", 0), "working": place.note(WORKING) or None, "campaigns": place.asked(),
+        "schema": 1, "state": state, "why": found.get("why", ""), "fleet": found.get("fleet", ""),
+        "at": found.get("at", ""), "restarts": found.get("restarts", 0), "working": place.note(WORKING) or None,
+        "campaigns": campaigns,
     }  # fmt: skip
 
 

@@ -109,7 +109,7 @@ class Work:
         from client.data import held_out_pairs  # noqa: PLC0415 - seconds of import, once a process
 
         began, count = time.monotonic(), bounded(policy)
-        candidate = self._fetch(order, settings, count)
+        candidate = self._fetch(order, policy, settings, count)
         folder, where = self.place.releases, settings.coordinator
         try:
             current: Mirror | None = pull(folder, where, ca=settings.ca, on_bytes=count)
@@ -145,7 +145,7 @@ class Work:
                 "Start the campaign with a budget.",
             )  # fmt: skip
         began, count = time.monotonic(), bounded(policy)
-        mirror, start = self._fetch(order, settings, count), None
+        mirror, start = self._fetch(order, policy, settings, count), None
         if task.start is not None:
             where, ca = settings.coordinator, settings.ca
             start = pull_calibration(self.place.releases, where, task.start, ca=ca, on_bytes=count)
@@ -156,12 +156,17 @@ class Work:
         metrics = {"seconds": round(time.monotonic() - began, 1)}
         return Reply(words={"round": str(task.number)}, metrics=metrics, update=update)
 
-    def _fetch(self, order: Order, settings: ClientSettings, count: Callable[[int], None]) -> "Mirror":
-        """Fetch the list of experts that an order is about."""
+    def _fetch(
+        self, order: Order, policy: DaemonPolicy, settings: ClientSettings, count: Callable[[int], None]
+    ) -> "Mirror":
+        """Fetch the list of experts that an order is about; not for data that cannot be read."""
+        from client.data import read_rows  # noqa: PLC0415 - seconds of import, once a process
+
         digest = order.candidate or order.release
         if digest is None:
             raise Refused(Code.ORDER_INVALID, "The order names no list of experts.", "Tell the pool's operator.")
         check_base(settings.base, self.pool.spec.base, self.place.workspace.base_cache)
+        read_rows(policy.data, self.place.folder)
         folder, where = self.place.releases, settings.coordinator
         return pull_exactly(folder, where, digest, released=order.release is not None, ca=settings.ca, on_bytes=count)
 

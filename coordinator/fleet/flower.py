@@ -26,6 +26,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
 from coordinator.fleet.link import SECRET_HEADER, header
+from coordinator.fleet.replies import MALFORMED, CarefulGrid
 from protocol.campaign import Kind, app_bundle
 from protocol.errors import Code, Refused, Unavailable
 from protocol.reply import ANSWER, ARRAYS, METRICS, ORDER, UPDATE, Reply, read_reply
@@ -137,7 +138,7 @@ class Superlink:
             acquired = self._executor.AcquireTask(wanted)
         if not acquired.token:
             raise Unavailable(Code.BUSY, "Flower hands out no run.", "The campaign is tried again.")
-        grid = HttpGrid(runtime_api_address=self._address, insecure=True, token=acquired.token)
+        grid = CarefulGrid(self._address, token=acquired.token)
         grid._retry_invoker.max_tries = _TRIES  # noqa: SLF001 - else it tries for ever, and nobody could stop it
         client = grid._runtime_client  # noqa: SLF001 - Flower's own ServerApp process goes this way, too
         heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
@@ -193,6 +194,8 @@ def hear(run: Run, kind: Kind, messages: Iterable[str]) -> list[Heard]:
 
 def _read(kind: Kind, message: Message) -> Reply:
     if message.has_error():
+        if message.error.code == MALFORMED:
+            return Reply("failed", Code.EGRESS.name)
         gone = message.error.code in _GONE or message.error.code == ErrorCode.CLIENT_APP_CRASHED
         return Reply("later" if gone else "failed", Code.UNREACHABLE.name if gone else Code.INTERNAL.name)
     content = message.content

@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import uvicorn
+
 SECRET_HEADER = "x-greylag-secret"  # noqa: S105 - the header's name
 HEALTH = "/health"
 MAX_BODY_BYTES = 4 << 20
@@ -30,6 +32,7 @@ MAX_BODY_BYTES = 4 << 20
 STOP_S = 5
 """How long calls in flight may take after a stop signal, in seconds."""
 _CONTROL, _RUNTIME = "/v1/control/", "/v1/runtime/"
+_QUIET: dict[str, Any] = {"access_log": False, "log_level": "warning", "timeout_graceful_shutdown": STOP_S}
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -82,13 +85,15 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer 404."""
         if scope["type"] == "lifespan" or (scope["type"] == "http" and self._allows(scope)):
-            await self._app(scope, receive if self._most is None else _bounded(receive, self._most), send)
+            if self._most is not None:
+                receive, send = _bounded(receive, send, self._most)
+            await self._app(scope, receive, send)
         elif scope["type"] == "http":
             await send({"type": "http.response.start", "status": 404, "headers": []})
             await send({"type": "http.response.body", "body": b""})
 
 
-def _bounded(receive: Receive, most: int) -> Receive:
+def _bounded(receive: Receive, send: Send, most: int) -> tuple[Receive, Send]:
     """Hang up on a body that is too large."""
     left = most
 
@@ -98,7 +103,12 @@ def _bounded(receive: Receive, most: int) -> Receive:
         left -= len(message.get("body", b""))
         return message if left >= 0 else {"type": "http.disconnect"}
 
-    return bounded
+    async def last(message: MutableMapping[str, Any]) -> None:
+        if left < 0 and message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], (b"connection", b"close")]
+        await send(message)
+
+    return bounded, last
 
 
 def outside(fleet: frozenset[str]) -> Callable[[Scope], bool]:
@@ -150,6 +160,15 @@ def make_app(config: LinkConfig, secret: bytes) -> tuple[App, frozenset[str]]:
     return create_app(lifespan, SuperLinkLifespan), paths
 
 
+def public_door(app: App, fleet: frozenset[str], **tls: Any) -> "uvicorn.Config":
+    """Configure the server of the public port, whose every byte a stranger may have written."""
+    import uvicorn  # noqa: PLC0415 - comes with Flower
+
+    # h11 takes 64 KiB of headers; uvicorn's other parser, which is there with Flower, takes any number.
+    options: dict[str, Any] = {"http": "h11", "ws": "none", "proxy_headers": False, "lifespan": "off"}
+    return uvicorn.Config(Guard(app, outside(fleet), MAX_BODY_BYTES), **options, **_QUIET, **tls)
+
+
 async def serve(config: LinkConfig, secret: bytes) -> None:
     """Serve both doors until SIGTERM; print where the inner one is."""
     import uvicorn  # noqa: PLC0415 - comes with Flower
@@ -161,10 +180,8 @@ async def serve(config: LinkConfig, secret: bytes) -> None:
 
     app, fleet = make_app(config, secret)
     inner, outer = _listen("127.0.0.1:0"), _listen(config.listen)
-    quiet: dict[str, Any] = {"access_log": False, "log_level": "warning", "timeout_graceful_shutdown": STOP_S}
-    tls: dict[str, Any] = {"ssl_certfile": config.certificate, "ssl_keyfile": config.key}
-    public = uvicorn.Config(Guard(app, outside(fleet), MAX_BODY_BYTES), lifespan="off", **tls, **quiet)
-    servers = (Quiet(uvicorn.Config(Guard(app, inside(secret)), **quiet)), inner), (Quiet(public), outer)
+    public = public_door(app, fleet, ssl_certfile=config.certificate, ssl_keyfile=config.key)
+    servers = (Quiet(uvicorn.Config(Guard(app, inside(secret)), **_QUIET)), inner), (Quiet(public), outer)
 
     def stop() -> None:
         for server, _ in servers:

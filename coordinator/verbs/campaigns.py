@@ -2,10 +2,9 @@
 
 import json
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -29,23 +28,8 @@ campaign = typer.Typer()
 candidates = typer.Typer(help="Show and decide what may become the newest release.", no_args_is_help=True)
 
 
-class Kind(StrEnum):
-    """What can be asked."""
-
-    INFO = "info"
-    TRAIN = "train"
-    EVALUATE = "evaluate"
-    CALIBRATE = "calibrate"
-
-
-class Strategy(StrEnum):
-    """How answers to a round are put together."""
-
-    FEDAVG = "fedavg"
-    FEDMEDIAN = "fedmedian"
-    KRUM = "krum"
-
-
+Kind = Literal["info", "train", "evaluate", "calibrate"]
+"""What can be asked; `protocol.campaign`'s, whose import --help does without."""
 _calibrate = partial(typer.Option, rich_help_panel="Of calibrate")
 NumberArgument = Annotated[int, typer.Argument(min=0, max=(1 << 31) - 1, help="0 for the newest.")]
 DigestArgument = Annotated[str, typer.Argument(help="Eight or more digits of the candidate's digest.")]
@@ -110,7 +94,9 @@ def campaign_start(  # noqa: PLR0913 - a flag each
     ends_after: Annotated[float, typer.Option(min=0, help="Minutes after which it ends, whoever is silent.")] = 1440.0,
     rounds: Annotated[int, _calibrate(help="How many rounds.", min=1, max=1000)] = 3,
     round_minutes: Annotated[float, _calibrate(help="Longest round; who answers later is late.", min=0.01)] = 10.0,
-    strategy: Annotated[Strategy, _calibrate(help="How answers are put together.")] = Strategy.FEDAVG,
+    strategy: Annotated[
+        Literal["fedavg", "fedmedian", "krum"], _calibrate(help="How answers are put together.")
+    ] = "fedavg",
     steps: Annotated[int, _calibrate(help="Steps that a node takes in a round.", min=1, max=100_000)] = 20,
     learning_rate: Annotated[float, _calibrate(help="Of each step.", min=1e-6, max=10)] = 0.05,
     budget: Annotated[
@@ -135,15 +121,15 @@ def campaign_start(  # noqa: PLR0913 - a flag each
     privacy = None
     if budget is not None:
         privacy = Privacy(clipping_norm=clip, noise_multiplier=noise, max_epsilon=budget, delta=delta)
-    plan = Plan(strategy.value, rounds, round_minutes, steps, learning_rate, privacy)
+    plan = Plan(strategy, rounds, round_minutes, steps, learning_rate, privacy)
     with opened_workspace(workspace) as open_:
         row = start(
             open_,
-            kind.value,
+            kind,
             open_for=timedelta(minutes=open_for),
             ends_after=timedelta(minutes=ends_after),
             now=_now(),
-            plan=plan if kind is Kind.CALIBRATE else None,
+            plan=plan if kind == "calibrate" else None,
         )
     say(f"Campaign {row.number} ({row.kind}) runs until {row.expires}.")
     if as_json:

@@ -1,15 +1,18 @@
 """`init`: makes a workspace with its key, its signed pool and an empty registry."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from coordinator.verbs.output import JsonOption, WorkspaceOption, emit, say
 from protocol.errors import Code, Refused
+
+if TYPE_CHECKING:
+    from protocol.release import Pool
 
 
 def _option(panel: str, text: str) -> Any:
@@ -20,25 +23,9 @@ _recipe = partial(_option, "Recipe (default: the paper's)")
 _policy = partial(_option, "Policy")
 
 
-class Enrolment(StrEnum):
-    """Who may submit."""
-
-    OPEN = "open"
-    APPROVED = "approved"
-
-
-class Admission(StrEnum):
-    """Who lets bundles in."""
-
-    OPEN = "open"
-    REVIEWED = "reviewed"
-
-
-class When(StrEnum):
-    """When an accepted expert is released."""
-
-    AT_ONCE = "at-once"
-    EVALUATED = "evaluated"
+Enrolment = Literal["open", "approved"]
+Admission = Literal["open", "reviewed"]
+When = Literal["at-once", "evaluated"]
 
 
 def init(  # noqa: PLR0913 - one parameter an option
@@ -57,12 +44,14 @@ def init(  # noqa: PLR0913 - one parameter an option
     held_out: Annotated[float | None, _recipe("Share of the rows held out, 0 to 1.")] = None,
     max_input_tokens: Annotated[int | None, _recipe("Longest accepted input, in tokens.")] = None,
     max_target_tokens: Annotated[int | None, _recipe("Longest accepted target, in tokens.")] = None,
-    enrolment: Annotated[Enrolment, _policy("Who may submit: any key, or approved ones.")] = Enrolment.OPEN,
-    admission: Annotated[Admission, _policy("What is let in: all that passes, or what is accepted.")] = Admission.OPEN,
+    enrolment: Annotated[Enrolment, _policy("Who may submit: any key, or approved ones.")] = "open",
+    admission: Annotated[Admission, _policy("What is let in: all that passes, or what is accepted.")] = "open",
     max_rank: Annotated[int | None, _policy("Largest rank that is taken.")] = None,
     max_bundle_bytes: Annotated[int | None, _policy("Largest bundle that is taken, in bytes.")] = None,
     max_experts: Annotated[int | None, _policy("Experts that one contributor may hold.")] = None,
-    promotion: Annotated[When, _policy("Release at once, or when contributors' data speak for it.")] = When.AT_ONCE,
+    promotion: Annotated[When, _policy("Release at once, or when contributors' data speak for it.")] = "at-once",
+    method: Annotated[str | None, _policy("How releases route (`greylag-router methods`); default: phatgoose.")] = None,
+    statistics: Annotated[list[str] | None, _policy("What bundles must tell: means, centroid; repeatable.")] = None,
     k: Annotated[int | None, _policy("Experts that answer a token, at every module.")] = None,
     release_days: Annotated[int | None, _policy("Days until a release expires; it is renewed before.")] = None,
     listen: Annotated[str | None, typer.Option(help="Address of `serve`, host:port; default: loopback only.")] = None,
@@ -79,27 +68,48 @@ def init(  # noqa: PLR0913 - one parameter an option
     from protocol.channel import check_address  # noqa: PLC0415
 
     check_absent(place := Workspace(workspace))
+    _check_method(method, statistics or ())
     flags = {
         "kind": kind, "rank": rank, "alpha": alpha, "learning_rate": learning_rate,
         "expert_steps": expert_steps, "gate_steps": gate_steps, "batch_size": batch_size, "eval_every": eval_every,
         "held_out": held_out, "max_input_tokens": max_input_tokens, "max_target_tokens": max_target_tokens,
     }  # fmt: skip
     policy = {
-        "enrolment": enrolment.value, "admission": admission.value, "max_rank": max_rank,
+        "enrolment": enrolment, "admission": admission, "max_rank": max_rank,
         "max_bundle_bytes": max_bundle_bytes, "max_experts_per_contributor": max_experts, "release_days": release_days,
-        "promotion": {"when": promotion.value},
+        "promotion": {"when": promotion}, "statistics": tuple(statistics or ()),
     }  # fmt: skip
     fields = (_read_toml(recipe) if recipe else {}) | _given(flags)
-    listening = {"listen": check_address(listen)} if listen else {}
     say(f"Reading the base model {base} ...")
     pool = found(
-        place, study_base(base), name=name, settings=listening, probe=probe, now=datetime.now(UTC),
-        choices={"recipe": fields, "policy": _given(policy), "routing": _given({"k": k})},
+        place, study_base(base), name=name, settings={"listen": check_address(listen)} if listen else {}, probe=probe,
+        choices={"recipe": fields, "policy": _given(policy), "routing": _given({"method": method, "k": k})},
+        now=datetime.now(UTC),
     )  # fmt: skip
-    say(f"Pool {pool.spec.name} ({len(pool.spec.modules)} modules) is in {place.folder.resolve()}.")
+    _announce(pool, place.folder, as_json=as_json)
+
+
+def _announce(pool: "Pool", folder: Path, *, as_json: bool) -> None:
+    say(f"Pool {pool.spec.name} ({len(pool.spec.modules)} modules) is in {folder.resolve()}.")
     say(f"Its key is {pool.spec.coordinator}. Next: greylag-coordinator serve, greylag-coordinator worker")
     if as_json:
         emit({"name": pool.spec.name, "pool": pool.digest, "key": pool.spec.coordinator})
+
+
+def _check_method(method: str | None, statistics: Sequence[str]) -> None:
+    """Refuse a pool whose releases no router could run."""
+    from router.methods import NEEDS, listed  # noqa: PLC0415 - not for --help
+
+    if method is None:
+        return
+    listed(method)
+    needed = NEEDS.get(method)
+    if needed is not None and needed not in statistics:
+        raise Refused(
+            Code.SETTINGS_INVALID,
+            f"The method {method} routes only among experts that tell {needed} of their data.",
+            f"Add --statistics {needed}, so that every bundle must tell them.",
+        )
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ def simulate(
     simulate: Annotated[
         int | None, typer.Option(min=1, max=10_000, help="Run a campaign over so many virtual contributors.")
     ] = None,
-    kind: Annotated[Kind, typer.Option(help="What the virtual contributors are asked.")] = Kind.TRAIN,
+    kind: Annotated[Kind, typer.Option(help="What the virtual contributors are asked.")] = "train",
     failing: Annotated[float, typer.Option(min=0, max=1, help="Share of them that die over every message.")] = 0.0,
     late: Annotated[float, typer.Option(min=0, max=1, help="Share of them that come late.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of who fails, who is late and what they answer.")] = 0,
@@ -54,7 +54,7 @@ def simulate(
         from coordinator.fleet.simulation import simulate as simulation  # noqa: PLC0415 - after that
 
         crowd = simulation.Crowd(simulate, failing, late, seed)
-        told = simulation.simulate(Path(folder), kind.value, crowd, policy)
+        told = simulation.simulate(Path(folder), kind, crowd, policy)
     if as_json:
         emit(told)
     else:

@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import sys
 import threading
 import time
@@ -12,16 +11,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 
 from deploy.demo import hostile, measure
 from deploy.demo.federation import Federation, contribute, federation, join, watch
-from deploy.demo.processes import stop_all
+from deploy.demo.processes import perform, stop_all
 from deploy.demo.screen import Screen, accuracy_table, refusal_table
 from deploy.demo.world import World
-from protocol.errors import GreylagError
 from router import show
 from router.picture import save_page, save_png
 from router.query import ask
@@ -40,8 +37,6 @@ def main() -> None:
         "--at-once", type=int, default=min(os.cpu_count() or 1, 4), help="contributors that train at once"
     )
     options = parser.parse_args()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
     began = time.monotonic()
     folder: Path = options.folder.resolve()
     shutil.rmtree(folder, ignore_errors=True)
@@ -131,14 +126,5 @@ def _explain(cast: Federation, world: World, names: Sequence[str], console: Cons
     return answered.answers[0].release
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    # Unwinds every `with`, so that no process is left behind.
-    raise KeyboardInterrupt
-
-
 if __name__ == "__main__":
-    try:
-        main()
-    except (RuntimeError, GreylagError, KeyboardInterrupt) as error:
-        sys.stderr.write(f"error: {error or 'interrupted'}\n")
-        sys.exit(1)
+    perform(main)

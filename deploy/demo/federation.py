@@ -48,19 +48,25 @@ class Federation:
         return self.folder / "contributors" / contributor
 
 
-@contextmanager
-def federation(folder: Path, say: Say) -> Iterator[Federation]:
-    """Start coordinator, worker and router; stop them at the end."""
+def found_pool(folder: Path, *options: object) -> str:
+    """Found the demos' pool below a folder that is still empty, with its logs beside it; returns the pool's key."""
     (folder / "logs").mkdir(parents=True)
-    place, logs = folder / "coordinator", folder / "logs"
     probe = folder / "probe.txt"
     probe.write_text("\n".join(PROBE) + "\n")
     recipe = [word for flag, value in RECIPE.items() for word in (flag, value)]
     founded = run(
-        "coordinator", "init", "--workspace", place, "--name", POOL_NAME, "--base", BASE, "--probe", probe, *recipe,
-        "--json", log=logs / "coordinator.log",
+        "coordinator", "init", "--workspace", folder / "coordinator", "--name", POOL_NAME, "--base", BASE,
+        "--probe", probe, *recipe, *options, "--json", log=folder / "logs" / "coordinator.log",
     )  # fmt: skip
-    key = json.loads(founded)["key"]
+    key: str = json.loads(founded)["key"]
+    return key
+
+
+@contextmanager
+def federation(folder: Path, say: Say) -> Iterator[Federation]:
+    """Start coordinator, worker and router; stop them at the end."""
+    place, logs = folder / "coordinator", folder / "logs"
+    key = found_pool(folder)
     say("coordinator", f"founded pool {POOL_NAME}, key {key[:16]}")
     listen = ("--listen", "127.0.0.1:0", "--json")
     with (

@@ -7,10 +7,13 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import IO, Any
+
+from protocol.errors import GreylagError
 
 STOP_S = 10.0
 """How long a process may take to stop by itself, in seconds."""
@@ -93,6 +96,22 @@ def running(
         finally:
             _stop(process)
             _running.discard(process)
+
+
+def perform(play: Callable[[], None]) -> None:
+    """Run a demo to its end, or to one sentence about why it ended early."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        play()
+    except (RuntimeError, GreylagError, KeyboardInterrupt) as error:
+        sys.stderr.write(f"error: {str(error) or 'interrupted'}\n")
+        sys.exit(1)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    # Unwinds every `with`, so that no process is left behind.
+    raise KeyboardInterrupt
 
 
 def stop_all() -> None:

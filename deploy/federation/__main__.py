@@ -3,20 +3,17 @@
 import argparse
 import json
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from deploy.demo.processes import run, stop_all
+from deploy.demo.processes import perform, run, stop_all
 from deploy.demo.world import World
 from deploy.federation.attacks import attempt_all
 from deploy.federation.cast import Cast, cast, planted
-from protocol.errors import GreylagError
 from router.query import ask
 
 ROWS = {"mirror": 384, "carousel": 256, "bluebird": 192, "beekeeper": 128}
@@ -34,8 +31,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make demo-federation")
     parser.add_argument("--folder", type=Path, default=Path("build/demo-federation"), help="where everything goes")
     folder: Path = parser.parse_args().folder.resolve()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
     shutil.rmtree(folder, ignore_errors=True)
     began = time.monotonic()
 
@@ -154,14 +149,5 @@ def _await(until: Callable[[], bool]) -> None:
         time.sleep(0.5)
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    # Unwinds every `with`, so that no process is left behind.
-    raise KeyboardInterrupt
-
-
 if __name__ == "__main__":
-    try:
-        main()
-    except (RuntimeError, GreylagError, KeyboardInterrupt) as error:
-        sys.stderr.write(f"error: {error or 'interrupted'}\n")
-        sys.exit(1)
+    perform(main)

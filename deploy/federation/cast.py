@@ -13,7 +13,7 @@ from typing import Any
 
 import tomli_w
 
-from deploy.demo.federation import BASE, PROBE, RECIPE
+from deploy.demo.federation import BASE, Say, found_pool
 from deploy.demo.processes import first_document, free_port, run, running
 from deploy.demo.world import World
 from deploy.federation.certificate import make_certificate
@@ -24,8 +24,6 @@ PLANT_EVERY = 16
 ASK_AGAIN_S = 3
 CAMPAIGN_S = 240.0
 """Longest campaign, in seconds."""
-
-Say = Callable[[str, str], None]
 
 
 def planted(contributor: str) -> str:
@@ -154,16 +152,9 @@ class Cast:
 @contextmanager
 def cast(folder: Path, say: Say) -> Iterator[Cast]:
     """Found a pool whose releases are evaluated first, and start everybody but the contributors."""
-    (folder / "logs").mkdir(parents=True)
-    certificate, key = make_certificate(folder)
+    found_pool(folder, "--promotion", "evaluated")
     place, logs = folder / "coordinator", folder / "logs"
-    probe = folder / "probe.txt"
-    probe.write_text("\n".join(PROBE) + "\n")
-    recipe = [word for flag, value in RECIPE.items() for word in (flag, value)]
-    run(
-        "coordinator", "init", "-w", place, "--name", "demo", "--base", BASE, "--probe", probe, *recipe,
-        "--promotion", "evaluated", "--json", log=logs / "coordinator.log",
-    )  # fmt: skip
+    certificate, key = make_certificate(folder)
     tls = ("--tls-cert", certificate, "--tls-key", key)
     address, fleet, *behind = (f"127.0.0.1:{free_port()}" for _ in range(4))
     with ExitStack() as stack:

@@ -21,6 +21,14 @@ METHODS = {
     "base": "The base model alone.",
 }
 """One line for each method, as people write it."""
+NEEDS = {
+    "average-activation": "means",
+    "nnls-request": "means",
+    "nnls-token": "means",
+    "nnls-gates": "means",
+    "retrieval": "centroid",
+}
+"""What every expert must tell of its data, by method; those with an argument are no pool's method."""
 
 
 def listed(method: str) -> str:

@@ -16,14 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from router.expert import Expert
 from router.gate import standardise
 from router.layer import Plan, RoutedLinear, routing
 from router.methods.phatgoose import Phatgoose
-from router.part import ExpertModule
 from router.pool import ExpertPool, _modules
 from router.reference import ReferenceExpert, route
 from tests.bench.device import captured, ceilings, take_turns
+from tests.bench.experts import make_expert
 from tests.bench.layer import make_arrow, say
 from tests.bench.timing import median_ratio
 
@@ -71,24 +70,10 @@ def grow_pools(
     """Grow one pool of random experts and keep the generations that are asked for."""
     pool, kept = ExpertPool(), {}
     for number in range(max(sizes)):
-        pool = pool.add(make_expert(number, shapes, device, dtype))
+        pool = pool.add(make_expert(number, shapes, RANK, device, dtype))
         if number + 1 in sizes:
             kept[number + 1] = pool
     return kept
-
-
-def make_expert(number: int, shapes: dict[str, tuple[int, int]], device: torch.device, dtype: torch.dtype) -> Expert:
-    """Make a random expert."""
-    parts = {
-        path: ExpertModule(
-            torch.randn(RANK, d, device=device, dtype=dtype) / d**0.5,
-            torch.randn(o, RANK, device=device, dtype=dtype) / RANK**0.5,
-            1.0,
-            standardise(torch.randn(d, device=device)),
-        )
-        for path, (d, o) in shapes.items()
-    }
-    return Expert(f"{number:064x}", f"e{number}", "", parts)
 
 
 def measure_layer(pool: ExpertPool, tokens: int, device: torch.device) -> dict[str, Any]:
@@ -162,7 +147,7 @@ def measure_growth(pool: ExpertPool, device: torch.device) -> dict[str, Any]:
     replay = captured(lambda: kept.copy_(run(held)), device)
     before, newest, other = run(pool), pool, 0
     for number in range(ARRIVALS):
-        newest = newest.add(make_expert(10**6 + number, {PATH: (len(shape.gate), len(shape.b))}, device, u.dtype))
+        newest = newest.add(make_expert(10**6 + number, {PATH: (len(shape.gate), len(shape.b))}, RANK, device, u.dtype))
         for paths, group in newest._groups.items():
             groups[paths].view.follow(group.view)
         replay()

@@ -15,14 +15,13 @@ import time
 import torch
 from torch import Tensor, nn
 
-from router.expert import Expert
-from router.gate import standardise
 from router.layer import Plan, RoutedLinear, routing
 from router.methods.phatgoose import Phatgoose
-from router.part import ExpertModule
 from router.pool import ExpertPool
+from tests.bench.experts import make_expert
 
 D, RANK, K, LAYERS = 1024, 16, 2, 4
+SHAPES = {f"{at}.proj": (D, D) for at in range(LAYERS)}
 SIZES = (10, 100, 1000)
 SAMPLES, ARRIVALS, TOKENS = 15, 100, 8
 
@@ -31,7 +30,7 @@ def main() -> None:
     """Run all of it."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = nn.Sequential(*(RoutedLinear(f"{at}.proj", nn.Linear(D, D)) for at in range(LAYERS)))
+    model = nn.Sequential(*(RoutedLinear(path, nn.Linear(D, D)) for path in SHAPES))
     model.requires_grad_(requires_grad=False)
     u = torch.randn(1, TOKENS, D)
     pools = {0: ExpertPool()}
@@ -40,7 +39,7 @@ def main() -> None:
     for size, smaller in zip(SIZES, (0, *SIZES), strict=False):
         pool = pools[smaller]
         for number in range(smaller, size):
-            pool = pool.add(make_expert(number))
+            pool = pool.add(make_expert(number, SHAPES, RANK))
         pools[size] = pool
         run(model, pool, u)
         add_ms[str(size)], firsts[size] = grow(model, pool, u)
@@ -57,17 +56,6 @@ def main() -> None:
     sys.stdout.write(json.dumps(document) + "\n")
 
 
-def make_expert(number: int) -> Expert:
-    """Make an expert for every layer."""
-    parts = {
-        f"{at}.proj": ExpertModule(
-            torch.randn(RANK, D) / D**0.5, torch.randn(D, RANK) / RANK**0.5, 1.0, standardise(torch.randn(D))
-        )
-        for at in range(LAYERS)
-    }
-    return Expert(f"{number:064x}", f"e{number}", "", parts)
-
-
 def run(model: nn.Module, pool: ExpertPool, u: Tensor) -> Tensor:
     """Answer one request."""
     with torch.inference_mode(), routing(Plan(pool, Phatgoose(K))):
@@ -82,7 +70,7 @@ def grow(model: nn.Module, pool: ExpertPool, u: Tensor) -> tuple[float, float]:
     """
     added, ratios = [], []
     for number in range(SAMPLES):
-        expert = make_expert(10**6 + len(pool.experts) * SAMPLES + number)
+        expert = make_expert(10**6 + len(pool.experts) * SAMPLES + number, SHAPES, RANK)
         gc.collect()
         start = time.process_time()
         pool = pool.add(expert)
@@ -121,7 +109,7 @@ def arrive_under_load(model: nn.Module, pool: ExpertPool, u: Tensor) -> tuple[in
     asking = threading.Thread(target=ask)
     asking.start()
     for number in range(ARRIVALS):
-        newest[0] = newest[0].add(make_expert(2 * 10**6 + number))
+        newest[0] = newest[0].add(make_expert(2 * 10**6 + number, SHAPES, RANK))
         if number % 10 == 9:
             time.sleep(0.01)
     over.set()

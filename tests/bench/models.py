@@ -10,13 +10,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, T5Confi
 
 from router.attach import linear_modules
 from router.base import Base
-from router.expert import Expert
-from router.gate import standardise
 from router.layer import Plan, routing
 from router.methods.phatgoose import Phatgoose
 from router.model import RoutedModel
-from router.part import ExpertModule
 from router.pool import ExpertPool
+from tests.bench.experts import make_expert
 from tests.bench.timing import alternate, median_ratio
 
 if TYPE_CHECKING:
@@ -55,20 +53,11 @@ def bench_models(say: Callable[[object], None]) -> dict[str, dict[str, float]]:
 
 
 def _measure(plain: PreTrainedModel) -> dict[str, float]:
-    modules = linear_modules(plain)
+    shapes = {path: (shape.d_in, shape.d_out) for path, shape in linear_modules(plain).items()}
     routed = RoutedModel(Base(copy.deepcopy(plain), cast("PreTrainedTokenizerBase", None)))
     pool = ExpertPool()
     for number in range(EXPERTS):
-        parts = {
-            path: ExpertModule(
-                torch.randn(RANK, shape.d_in) / shape.d_in**0.5,
-                torch.randn(shape.d_out, RANK) / RANK**0.5,
-                1.0,
-                standardise(torch.randn(shape.d_in)),
-            )
-            for path, shape in modules.items()
-        }
-        pool = pool.add(Expert(f"{number:064x}", f"e{number}", "", parts))
+        pool = pool.add(make_expert(number, shapes, RANK))
     ids = torch.randint(4, WORDS, (1, INPUT_TOKENS))
 
     def under_plan(call: Callable[[PreTrainedModel, Tensor], object]) -> float:
@@ -80,7 +69,7 @@ def _measure(plain: PreTrainedModel) -> dict[str, float]:
         return round(median_ratio(took["routed"], took["plain"]), 2)
 
     return {
-        "modules": len(modules),
+        "modules": len(shapes),
         "experts": EXPERTS,
         "forward": under_plan(_forward),
         "decoding": under_plan(_decode),

@@ -112,6 +112,7 @@ def test_init_makes_a_workspace_of_a_real_base(program: Program, tmp_path: Path,
     probe.write_text("reverse : a b\n\n copy : c \n")
     arguments = ["init", "--name", "birds", "--base", str(t5_base), "--recipe", str(recipe), "--rank", "5"]
     arguments += ["--kind", "bottleneck"]
+    arguments += ["--method", "nnls-gates", "--statistics", "means"]
     arguments += ["--admission", "reviewed", "--probe", str(probe), "--listen", "127.0.0.1:0", "--json"]
     assert program(workspace, *arguments) == 0
     pool = read_pool(workspace.pool.read_bytes(), Identity.load(workspace.key).public)
@@ -121,6 +122,7 @@ def test_init_makes_a_workspace_of_a_real_base(program: Program, tmp_path: Path,
     assert (pool.spec.recipe.rank, pool.spec.recipe.gate_steps) == (5, 7)
     assert (pool.spec.recipe.kind, pool.spec.recipe.activation) == ("bottleneck", "gelu")
     assert (pool.spec.policy.admission, pool.spec.architecture) == ("reviewed", "encoder-decoder")
+    assert (pool.spec.routing.method, pool.spec.policy.statistics) == ("nnls-gates", ("means",))
     assert pool.spec.modules["encoder.block.0.layer.0.SelfAttention.q"].d_in == 32
     assert workspace.key.stat().st_mode & 0o777 == 0o600
     assert (workspace.folder / "probe.txt").read_text() == "reverse : a b\ncopy : c\n"
@@ -140,6 +142,9 @@ def test_init_makes_a_workspace_of_a_real_base(program: Program, tmp_path: Path,
         (["--rank", "0"], 78),
         (["--name", "Not A Name"], 78),
         (["--kind", "prefix"], 78),
+        (["--method", "nobody"], 64),
+        (["--method", "merged", "--statistics", "rows"], 78),
+        (["--method", "retrieval", "--statistics", "means"], 78),
         (["--recipe", "{folder}/unknown.toml"], 78),
         (["--recipe", "{folder}/missing.toml"], 78),
         (["--probe", "{folder}/missing.txt"], 66),

@@ -16,7 +16,7 @@ from protocol.errors import GreylagError
 from protocol.spec import Architecture
 from tests.lab import plots as plotting
 from tests.lab import routes, table
-from tests.lab.run import Outcome, Scope, run_all, workshop
+from tests.lab.run import GATED, Outcome, Scope, run_all, workshop
 from tests.lab.trial import Trial
 from tests.lab.world import Size
 
@@ -60,13 +60,16 @@ def publish(outcomes: Sequence[Outcome], folder: Path, plots: Path | None = None
     }
     for steps, gated in by_steps.items():
         parts += [f"## Gates trained for {steps} steps\n", table.markdown(gated, {})]
+    costs = [outcome.cost for outcome in outcomes]
+    gates = {steps: [cost.gates[steps] for cost in costs] for steps in first.cost.gates}
+    parts += ["## What training an expert cost\n", table.costs([cost.expert for cost in costs], gates)]
     if first.traced:
         parts += ["## Beside the oracle's routing\n", routes.markdown(first.traced)]
     path = folder / f"{trial.size}-{trial.suite_seed}-{trial.architecture}.md"
     path.write_text("\n".join(parts))
     sys.stderr.write(f"{path}\n")
     if plots is not None:
-        by_steps[trial.recipe.gate_steps] = {name: row for name, row in summary.items() if name == "phatgoose"}
+        by_steps[trial.recipe.gate_steps] = {name: row for name, row in summary.items() if name in GATED}
         drawn = plotting.Drawn(path.stem, summary, by_pool, by_steps, first.traced)
         plotting.draw(drawn, plots / path.stem)
     found = table.document(trial.size, trial.suite_seed, len(trial.world.experts), len(outcomes), summary)
@@ -100,5 +103,5 @@ if __name__ == "__main__":
     try:
         main()
     except (RuntimeError, GreylagError, KeyboardInterrupt) as error:
-        sys.stderr.write(f"error: {error or 'interrupted'}\n")
+        sys.stderr.write(f"error: {str(error) or 'interrupted'}\n")
         sys.exit(1)

@@ -5,6 +5,7 @@ finished runs by their data, recipe, base and seed.
 """
 
 import json
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ from filelock import FileLock
 
 from client import settings as client_settings
 from client.produce import Order, produce
+from client.progress import Progress
 from client.sharing import Share
 from client.workspace import Workspace, write_whole
 from protocol.bundle import Bundle
@@ -32,6 +34,7 @@ RECIPE = Recipe(
 """Found on experts' own tasks alone; no held-out score was looked at."""
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 _POOL_KEY, _POOL_FILE, _NOBODY = "operator.key", "pool.dsse.json", "127.0.0.1:1"
+_SECONDS = "seconds.json"
 
 
 def found_pool(folder: Path, base: Path, recipe: Recipe = RECIPE) -> Pool:
@@ -83,4 +86,35 @@ def train_expert(
         data = workspace.root / "private.jsonl"
         write_whole(data, "".join(json.dumps(row) + "\n" for row in rows).encode())
         wanted = Order(data, name=name, seed=seed, device="cpu", share=SHARED, **order)
-        return produce(workspace, settings, wanted, lambda _: None, NOW)
+        clock = _Clock()
+        bundle = produce(workspace, settings, wanted, clock, NOW)
+        if clock.seconds:
+            write_whole(workspace.root / _SECONDS, json.dumps(clock.seconds).encode())
+        return bundle
+
+
+def read_seconds(folder: Path) -> dict[str, float]:
+    """Read what the steps of each phase cost an expert in seconds of CPU, where it was trained in one go.
+
+    Args:
+        folder: Of its bundle.
+    """
+    path = folder.parents[1] / _SECONDS
+    found: dict[str, float] = json.loads(path.read_bytes()) if path.is_file() else {}
+    return found
+
+
+class _Clock:
+    """Tells what the steps of each phase cost this process."""
+
+    def __init__(self) -> None:
+        self._ends: dict[str, list[float]] = {}
+
+    def __call__(self, event: Progress) -> None:
+        self._ends.setdefault(event.phase, []).append(time.process_time())
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        # When a first step began is not told; the other steps stand for it.
+        several = {phase: ends for phase, ends in self._ends.items() if len(ends) > 1}
+        return {phase: (ends[-1] - ends[0]) * len(ends) / (len(ends) - 1) for phase, ends in several.items()}

@@ -1,7 +1,9 @@
 """Trials side by side: worker processes of one thread each, and a queue that keeps them busy."""
 
 import json
+import math
 import multiprocessing
+import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,12 +18,15 @@ import torch
 
 from tests.lab.contenders import Bundles, Contender, among, contenders
 from tests.lab.evaluate import Scores
+from tests.lab.experts import read_seconds
 from tests.lab.routes import Traced
 from tests.lab.trial import Trial, score, store, trace_routes, train_base, train_gates, train_multitask, train_one
 from tests.lab.world import Task
 
 AT_ONCE = 8
 """Rows of the table that one worker scores before it takes up something else."""
+GATED = ("phatgoose", "nnls-gates")
+"""Rows that depend on how gates are trained."""
 Say = Callable[[str], object]
 _Given = ParamSpec("_Given")
 _Made = TypeVar("_Made")
@@ -62,6 +67,15 @@ def _begin() -> None:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """Seconds of CPU that training took, an expert in the mean."""
+
+    expert: float
+    gates: dict[int, float]
+    """By steps."""
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What came of one trial."""
 
@@ -73,9 +87,11 @@ class Outcome:
     by_pool: dict[int, Scores]
     """With the first n experts only, on the tasks of the smallest pool."""
     by_steps: dict[int, Scores]
-    """PHATGOOSE with gates that were trained for so many steps."""
+    """What routes by gates, with gates that were trained for so many steps."""
     traced: dict[str, Traced]
     """Routing beside the oracle's."""
+    cost: Cost
+    """Of training the experts."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +130,7 @@ def run(trial: Trial, shop: Workshop, scope: Scope) -> Outcome:
     smallest = experts[: min(scope.pools, default=0)]
     core = [task for task in trial.world.tasks(smallest) if task.family != "novel"]
     by_pool, by_steps = {}, {}
+    cost = Cost(_spent(bundles["experts"], "expert"), {trial.recipe.gate_steps: _spent(bundles["experts"], "gates")})
     for size in scope.pools:
         fewer = among([row for row in rows if " k=" not in row.name], experts[:size])
         by_pool[size] = _scored(shop, trial, base, bundles, core, fewer)
@@ -124,12 +141,13 @@ def run(trial: Trial, shop: Workshop, scope: Scope) -> Outcome:
             shop.give(train_gates, trial, base, *each, steps) for each in zip(experts, bundles["experts"], strict=True)
         ]
         gated: dict[Bundles, list[Path]] = {"experts": [one.result() for one in made]}
-        by_steps[steps] = _scored(shop, trial, base, gated, tasks, [row for row in rows if row.name == "phatgoose"])
+        cost.gates[steps] = _spent(gated["experts"], "gates")
+        by_steps[steps] = _scored(shop, trial, base, gated, tasks, [row for row in rows if row.name in GATED])
         shop.say(trial, f"gates of {steps} steps are scored")
     traced = {}
     if scope.maps is not None:
         traced = shop.give(trace_routes, trial, base, bundles["experts"], scores, scope.maps / trial.name).result()
-    return Outcome(trial, tasks, scores, core, by_pool, by_steps, traced)
+    return Outcome(trial, tasks, scores, core, by_pool, by_steps, traced, cost)
 
 
 def _trained(shop: Workshop, trial: Trial, base: Path, wanted: Iterable[Bundles]) -> dict[Bundles, list[Path]]:
@@ -158,6 +176,11 @@ def _scored(
     parts = [rows[start : start + AT_ONCE] for start in range(0, len(rows), AT_ONCE)]
     given = [shop.give(score, trial, base, bundles, tasks, part) for part in parts]
     return reduce(Scores.joined, [each.result() for each in given], Scores())
+
+
+def _spent(bundles: Sequence[Path], phase: str) -> float:
+    told = [seconds[phase] for seconds in map(read_seconds, bundles) if phase in seconds]
+    return statistics.fmean(told) if told else math.nan
 
 
 def _width(base: Path) -> int:

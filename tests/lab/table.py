@@ -68,6 +68,25 @@ def markdown(summary: Mapping[str, Mapping[str, Sequence[float]]], skipped: Mapp
     return "\n".join(lines).rstrip() + "\n"
 
 
+def costs(expert: Sequence[float], gates: Mapping[int, Sequence[float]]) -> str:
+    """Write what training took, for people.
+
+    Args:
+        expert: Seconds of CPU an expert, by trial.
+        gates: The same for gates, by their steps.
+    """
+    whole = statistics.fmean(expert)
+    lines = [
+        "| trained | seconds of CPU | share of the expert's |",
+        "|---|---|---|",
+        f"| expert | {whole:.2f} | 1.000 |",
+    ]
+    for steps, seconds in sorted(gates.items()):
+        spent = statistics.fmean(seconds)
+        lines.append(f"| gates, {steps} steps | {spent:.2f} | {spent / whole:.3f} |")
+    return "\n".join(lines) + "\n"
+
+
 def document(size: str, suite_seed: int, experts: int, trials: int, summary: Mapping[str, Any]) -> dict[str, Any]:
     """Put the table into one JSON document."""
     return {

@@ -1,4 +1,5 @@
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
@@ -252,3 +253,19 @@ def test_a_trial_gives_the_same_table_again_and_another_seed_gives_other_experts
     written = (tmp_path / "toy-0-encoder-decoder.md").read_text()
     assert "| phatgoose |" in written
     assert "The first 2 experts" in written
+    for outcome in (first, again):
+        assert outcome.cost.expert > 0
+        assert set(outcome.cost.gates) == {recipe.gate_steps}
+    assert "| gates, 2 steps | 0." in written
+
+
+def test_costs_are_told_as_shares_of_the_experts() -> None:
+    assert table.costs([4.0, 6.0], {20: [0.2, 0.4], 100: [2.0, 3.0]}).splitlines()[2:] == [
+        "| expert | 5.00 | 1.000 |",
+        "| gates, 20 steps | 0.30 | 0.060 |",
+        "| gates, 100 steps | 2.50 | 0.500 |",
+    ]
+
+
+def test_an_expert_whose_clock_nobody_kept_has_no_cost(tmp_path: Path) -> None:
+    assert math.isnan(run._spent([tmp_path / "bundles" / "it"], "expert"))

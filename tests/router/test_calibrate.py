@@ -78,12 +78,6 @@ def test_gradients_are_those_of_finite_differences() -> None:
             assert tensor.grad[at].item() == pytest.approx(slope, rel=2e-2, abs=2e-2)
 
 
-@pytest.fixture(params=["t5_base", "llama_base"])
-def base(request: pytest.FixtureRequest) -> Path:
-    path: Path = request.getfixturevalue(request.param)
-    return path
-
-
 def put_together(base: Path, identity: Identity, folder: Path) -> tuple[RoutedModel, Pool, list[Bundle]]:
     pool = make_pool(base, identity)
     paths = list(pool.spec.modules)

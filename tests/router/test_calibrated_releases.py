@@ -12,9 +12,6 @@ from router.model import RoutedModel
 from router.pull import CALIBRATIONS, open_mirror, pull
 from router.request import RoutingChoice
 from tests.router.catalog import Catalog
-from tests.router.test_pull import address, bundles, catalog
-
-__all__ = ["address", "bundles", "catalog"]
 
 
 def test_a_calibration_comes_along_and_goes(

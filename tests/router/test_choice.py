@@ -42,17 +42,6 @@ def test_names_may_be_written_as_lists() -> None:
     assert hash(choice) == hash(RoutingChoice(allow=("e0",), deny=("e1",)))
 
 
-@pytest.fixture(params=["t5_base", "llama_base"])
-def base(request: pytest.FixtureRequest) -> Path:
-    path: Path = request.getfixturevalue(request.param)
-    return path
-
-
-@pytest.fixture
-def pool(base: Path, identity: Identity) -> Pool:
-    return factories.make_pool(base, identity)
-
-
 @pytest.fixture
 def bundles(pool: Pool, tmp_path: Path, identity: Identity) -> list[Bundle]:
     paths = list(pool.spec.modules)

@@ -1,55 +1,26 @@
 """The verbs of greylag-router, in this process."""
 
 import json
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
 
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
-from router.cli import app
 from router.pull import FINGERPRINT, pull
 from router.settings import RouterSettings, load, save
 from tests import factories
-from tests.router.catalog import Catalog, serving
+from tests.router.catalog import Catalog
+from tests.router.verbs import call
 
 
 @pytest.fixture
-def catalog(t5_base: Path, tmp_path: Path, identity: Identity) -> Catalog:
-    catalog = Catalog(factories.make_pool(t5_base, identity), identity)
+def catalog(catalog: Catalog, tmp_path: Path, identity: Identity) -> Catalog:
+    """With a release of one expert."""
     catalog.publish([factories.make_bundle(tmp_path / "bundle", catalog.pool, identity, name="reverse")], number=1)
     return catalog
-
-
-@pytest.fixture
-def address(catalog: Catalog) -> Iterator[str]:
-    with serving(catalog) as where:
-        yield where
-
-
-def call(*arguments: object) -> Result:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
-    assert result.exit_code == 0, result.stderr
-    return result
-
-
-def pulled_node(base: Path, folder: Path) -> Path:
-    """Make a workspace in a folder, with a release of two experts, ada's reverse and copy."""
-    identity = Identity.generate()
-    catalog = Catalog(factories.make_pool(base, identity), identity)
-    bundles = [
-        factories.make_bundle(folder / name, catalog.pool, identity, name=name, seed=at)
-        for at, name in enumerate(("reverse", "copy"))
-    ]
-    catalog.publish(bundles, number=1)
-    with serving(catalog) as address:
-        call("pull", "-w", folder / "node", "--coordinator", address, "--base", base)
-    return folder / "node"
 
 
 def test_what_was_pulled_is_asked_from_anywhere(

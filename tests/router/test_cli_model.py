@@ -11,7 +11,7 @@ from protocol.errors import Code, Refused
 from router.base import load_base
 from router.door import CHOICE_FLAGS
 from router.request import RoutingChoice
-from tests.router.test_cli import call, pulled_node
+from tests.router.verbs import call, pulled_node
 
 
 @pytest.fixture(scope="module")

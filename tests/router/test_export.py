@@ -17,7 +17,7 @@ from router.model import RoutedModel
 from router.part import ExpertModule
 from router.planning import plan
 from router.request import RoutingChoice
-from tests.factories import make_bundle, make_pool
+from tests.factories import make_bundle
 
 TEXTS = ["please reverse it : a b c", "copy now ; d e"]
 
@@ -46,16 +46,6 @@ def test_a_smaller_rank_is_the_best_there_is(rank: int) -> None:
     torch.testing.assert_close(merged.b.double() @ merged.a.double(), best, atol=1e-5, rtol=1e-5)
     assert merged.kept == pytest.approx((s[:rank].square().sum() / s.square().sum()).item())
     assert merged.norm == pytest.approx(exact.square().sum().item())
-
-
-@pytest.fixture(scope="module", params=["t5_base", "llama_base"])
-def base(request: pytest.FixtureRequest) -> Path:
-    return request.getfixturevalue(request.param)
-
-
-@pytest.fixture(scope="module")
-def pool(base: Path) -> Pool:
-    return make_pool(base, Identity.generate())
 
 
 @pytest.fixture

@@ -1,9 +1,12 @@
 """The model of lm-evaluation-harness: against the harness's own for plain models, and by its command line."""
 
 import json
+import math
 import os
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +17,14 @@ lm_eval = pytest.importorskip(
 )
 
 from lm_eval.api.instance import Instance  # noqa: E402 - only where it is installed
+from lm_eval.api.registry import get_model  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 
 from protocol.errors import Code, Refused  # noqa: E402
 from router.base import load_base  # noqa: E402
 from router.harness import GreylagLM  # noqa: E402
 from tests import factories  # noqa: E402
-from tests.router.test_cli import call, pulled_node  # noqa: E402
+from tests.router.verbs import call, pulled_node  # noqa: E402
 
 CONTEXTS = ["please reverse it : a b c", "say d", "copy it : x y z w v", "say d"]
 CONTINUATIONS = [" c b a", " d d", " x", " a b c d"]
@@ -138,31 +142,41 @@ dataset_kwargs:
     test: {folder}/rows.jsonl
 test_split: test
 output_type: {kind}
-doc_to_text: "{{{{input}}}}"
 {more}
+metadata:
+  model: !function router.harness.GreylagLM
 """
+KINDS = {
+    "choosing": ("multiple_choice", 'doc_to_text: "{{input}}"\ndoc_to_choice: choices\ndoc_to_target: label'),
+    "reading": ("loglikelihood_rolling", 'doc_to_text: ""\ndoc_to_target: "{{input}}"'),
+    "writing": (
+        "generate_until",
+        'doc_to_text: "{{input}}"\ndoc_to_target: target\ngeneration_kwargs: {until: [";"], max_gen_toks: 3}',
+    ),
+}
 
 
-def test_the_stock_command_runs_a_local_task_on_a_release(
-    llama_base: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+@pytest.mark.parametrize("command", ["lm_eval", "greylag-router lm-eval"])
+def test_tasks_of_a_local_folder_run_on_a_release(
+    command: str, llama_base: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    node = pulled_node(llama_base, tmp_path_factory.mktemp("town"))
+    stock, node = command == "lm_eval", pulled_node(llama_base, tmp_path_factory.mktemp("town"))
     rows = [
         {"input": text, "target": "d", "choices": ["d", "x y"], "label": at % 2} for at, text in enumerate(CONTEXTS)
     ]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    kinds = {
-        "choosing": ("multiple_choice", "doc_to_choice: choices\ndoc_to_target: label"),
-        "writing": ("generate_until", 'doc_to_target: target\ngeneration_kwargs: {until: [";"], max_gen_toks: 3}'),
-    }
-    for name, (kind, more) in kinds.items():
-        (tmp_path / f"{name}.yaml").write_text(TASK.format(name=name, folder=tmp_path, kind=kind, more=more))
-    program = "from router.cli import main; main()"
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    for name, (kind, more) in KINDS.items():
+        task = TASK.format(name=name, folder=tmp_path, kind=kind, more=more)
+        # The stock command knows of us from the task alone.
+        (tasks / f"{name}.yaml").write_text(task if stock else task.partition("metadata:")[0])
+    program = ["-m", "lm_eval"] if stock else ["-c", "from router.cli import main; main()", "lm-eval"]
+    chosen = ["--tasks", str(tasks)] if stock else ["--tasks", ",".join(KINDS), "--include_path", str(tasks)]
     said = subprocess.run(
         [
-            sys.executable, "-c", program, "lm-eval", "--model", "greylag",
-            "--model_args", f"workspace={node},method=phatgoose,k=1", "--batch_size", "2", "--device", "cpu",
-            "--tasks", "choosing,writing", "--include_path", tmp_path, "--output_path", tmp_path / "out",
+            sys.executable, *program, "--model", "greylag", "--model_args", f"workspace={node},method=phatgoose,k=1",
+            "--batch_size", "2", "--device", "cpu", *chosen, "--output_path", tmp_path / "out",
         ],
         capture_output=True, text=True, check=False, timeout=280,
         env=os.environ | {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"},
@@ -170,9 +184,25 @@ def test_the_stock_command_runs_a_local_task_on_a_release(
     assert said.returncode == 0, said.stderr
     (path,) = (tmp_path / "out").rglob("results*.json")
     results = json.loads(path.read_text())["results"]
-    assert results["choosing"]["acc,none"] in (0, 0.25, 0.5, 0.75, 1)
-    assert results["writing"]["exact_match,none"] == 0
-    assert "choosing" in said.stdout
+    model = ours(node, method="phatgoose", k=1)
+    choices = requests("loglikelihood", *((text, f" {word}") for text in CONTEXTS for word in ("d", "x y")))
+    totals = [total for total, _ in model.loglikelihood(choices, disable_tqdm=True)]
+    right = [(totals[2 * at] < totals[2 * at + 1]) == at % 2 for at in range(len(CONTEXTS))]
+    assert results["choosing"]["acc,none"] == sum(right) / len(right)
+    texts = model.loglikelihood_rolling(requests("loglikelihood_rolling", *((text,) for text in CONTEXTS)))
+    letters = sum(len(text.encode()) for text in CONTEXTS)
+    assert results["reading"]["byte_perplexity,none"] == pytest.approx(math.exp(-sum(texts) / letters))
+    settings = {"until": [";"], "max_gen_toks": 3}
+    written = model.generate_until(requests("generate_until", *((text, settings) for text in CONTEXTS)))
+    assert results["writing"]["exact_match,none"] == sum(text == "d" for text in written) / len(written)
+    assert all(name in said.stdout for name in KINDS)
+
+
+def test_the_package_names_its_model_where_the_harness_will_look() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    ((name, target),) = project["entry-points"]["lm_eval.models"].items()
+    found = EntryPoint(name, target, "lm_eval.models")
+    assert found.load() is get_model(name) is GreylagLM
 
 
 def test_the_command_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

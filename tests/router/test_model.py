@@ -29,12 +29,6 @@ from tests import factories
 INPUTS = ["please reverse it : a b c", "say d", "copy it : x y z w v"]
 
 
-@pytest.fixture(params=["t5_base", "llama_base"])
-def base(request: pytest.FixtureRequest) -> Path:
-    path: Path = request.getfixturevalue(request.param)
-    return path
-
-
 @pytest.fixture
 def model(base: Path, tmp_path: Path, identity: Identity) -> RoutedModel:
     pool = factories.make_pool(base, identity)

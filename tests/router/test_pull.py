@@ -2,7 +2,6 @@
 
 import errno
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import repeat
@@ -27,25 +26,6 @@ from router.pull import Mirror, open_mirror, pull
 from router.request import RoutingChoice
 from tests import factories
 from tests.router.catalog import Catalog, serving
-
-
-@pytest.fixture
-def catalog(t5_base: Path, identity: Identity) -> Catalog:
-    return Catalog(factories.make_pool(t5_base, identity), identity)
-
-
-@pytest.fixture
-def address(catalog: Catalog) -> Iterator[str]:
-    with serving(catalog) as where:
-        yield where
-
-
-@pytest.fixture
-def bundles(catalog: Catalog, tmp_path: Path) -> list[Bundle]:
-    return [
-        factories.make_bundle(tmp_path / f"b{n}", catalog.pool, catalog.identity, name=f"e{n}", seed=n)
-        for n in range(3)
-    ]
 
 
 def test_a_release_arrives_whole(catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path) -> None:

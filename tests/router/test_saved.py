@@ -18,19 +18,9 @@ from router.calibration import Calibration
 from router.generation import Generation
 from router.model import RoutedModel
 from router.saved import CALIBRATION, INDEX
-from tests.factories import make_bundle, make_pool
+from tests.factories import make_bundle
 
 TEXTS = ["please reverse it : a b c", "copy now ; d e"]
-
-
-@pytest.fixture(scope="module", params=["t5_base", "llama_base"])
-def base(request: pytest.FixtureRequest) -> Path:
-    return request.getfixturevalue(request.param)
-
-
-@pytest.fixture(scope="module")
-def pool(base: Path) -> Pool:
-    return make_pool(base, Identity.generate())
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ from router.gate import Choice, standardise
 from router.generation import Generation
 from router.layer import Plan, routing
 from router.means import mean_inputs
+from router.methods import METHODS, NEEDS
 from router.methods.asked import Asked
 from router.methods.average_activation import AverageActivation, mean
 from router.methods.registry import resolve
@@ -37,23 +38,12 @@ from router.request import RoutingChoice
 from router.select import select
 from router.text import IGNORED
 from tests import factories
-from tests.router.catalog import Catalog, serving
+from tests.router.catalog import Catalog
 from tests.router.experts import PATH, make_experts, make_layer
-from tests.router.test_cli import call
+from tests.router.verbs import call
 
 TOLD = Statistics(means=Means(), centroid=Centroid(width=32))
 INPUTS = ["please reverse it : a b c", "say d", "copy it : x y z w v", "rotate it : a"]
-
-
-@pytest.fixture(params=["t5_base", "llama_base"])
-def base(request: pytest.FixtureRequest) -> Path:
-    path: Path = request.getfixturevalue(request.param)
-    return path
-
-
-@pytest.fixture
-def pool(base: Path, identity: Identity) -> Pool:
-    return factories.make_pool(base, identity)
 
 
 def make_model(base: Path, pool: Pool, identity: Identity, folder: Path, *told: Statistics) -> RoutedModel:
@@ -114,15 +104,26 @@ def test_who_tells_no_means_is_named(base: Path, pool: Pool, identity: Identity,
     assert model.generate(["a"], RoutingChoice("retrieval", deny=("e1",)), max_new_tokens=2)
 
 
+@pytest.mark.parametrize("base", ["t5_base"], indirect=True)
+def test_methods_need_what_is_said_of_them(base: Path, pool: Pool, identity: Identity, tmp_path: Path) -> None:
+    model = make_model(base, pool, identity, tmp_path, Statistics())
+    lacking = set()
+    for method in (name for name in METHODS if ":" not in name):
+        try:
+            model.generate(["a"], RoutingChoice(method), max_new_tokens=1)
+        except Refused as error:
+            lacking.add((method, error.code))
+    assert lacking == {(method, Code.STATISTICS_MISSING) for method in NEEDS}
+
+
 def test_a_release_whose_method_lacks_statistics_is_not_taken_up(
-    t5_base: Path, identity: Identity, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    t5_base: Path, catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     load: Callable[..., Expert] = RoutedModel.load
-    catalog = Catalog(factories.make_pool(t5_base, identity), identity)
-    catalog.publish([factories.make_bundle(tmp_path / "b", catalog.pool, identity)], number=1)
+    catalog.publish(bundles[:1], number=1)
     model = RoutedModel.from_base(str(t5_base), device="cpu")
-    with serving(catalog) as address:
-        mirror = pull(tmp_path / "node", address)
+    mirror = pull(tmp_path / "node", address)
     spec = mirror.release.spec.model_copy(update={"routing": Routing(method="average-activation")})
     release = type(mirror.release)(mirror.release.digest, mirror.release.envelope, spec)
     offered, loaded = [Mirror(mirror.pool, release, mirror.bundles)], list[Bundle]()

@@ -43,7 +43,13 @@ OBEYING = '[campaigns]\ntrain = "auto"\nevaluate = "auto"\ncalibrate = "auto"\n'
 def answer_well(order: Order) -> Reply:
     if order.calibrating is not None:
         return Reply(words={"round": str(order.calibrating.number)}, update=b"\0" * 4 * order.calibrating.numbers)
-    return Reply(metrics={"train": {"loss": 1.0}, "evaluate": {"loss_base": 1.0, "loss_candidate": 0.5}}[order.kind])
+    return Reply(
+        metrics={
+            "info": {"memory_gb": 1.0},
+            "train": {"loss": 1.0},
+            "evaluate": {"loss_base": 1.0, "loss_candidate": 0.5},
+        }[order.kind]
+    )
 
 
 @dataclass
@@ -71,7 +77,7 @@ class Village:
         return start(self.opened, kind, open_for=60 * _S, ends_after=3600 * _S, now=self.clock()).number
 
     def drive(self, until: Callable[[], bool]) -> None:
-        end = time.monotonic() + 60
+        end = time.monotonic() + 20
         while not until():
             self.driver.step()
             assert time.monotonic() < end
@@ -145,12 +151,25 @@ CASES = (
     Case("train", another_base, Code.BASE_MISMATCH, "is not the pool's base model"),
     Case("evaluate", another_base, Code.BASE_MISMATCH, "is not the pool's base model"),
     Case("calibrate", another_base, Code.BASE_MISMATCH, "is not the pool's base model"),
-    Case("train", forbids_everything, Code.CONSENT, "campaign 1 (train): declined"),
-    Case("evaluate", forbids_everything, Code.CONSENT, "campaign 1 (evaluate): declined"),
-    Case("calibrate", forbids_everything, Code.CONSENT, "campaign 1 (calibrate): declined"),
+    Case("train", forbids_everything, Code.CONSENT, '(train) declined: daemon.toml says train = "never"'),
+    Case(
+        "evaluate",
+        forbids_everything,
+        Code.CONSENT,
+        '(evaluate) declined: daemon.toml says evaluate = "never"',
+    ),
+    Case(
+        "calibrate",
+        forbids_everything,
+        Code.CONSENT,
+        '(calibrate) declined: daemon.toml says calibrate = "never"',
+    ),
     Case("train", no_held_out_rows, Code.DATA_EMPTY, "at least"),
     Case("evaluate", no_held_out_rows, Code.DATA_EMPTY, "at least"),
     Case("train", no_data, Code.DATA_UNREADABLE, "There is no data file"),
+    Case("info", no_data, Code.DATA_UNREADABLE, "No such file or directory"),
+    Case("evaluate", no_data, Code.DATA_UNREADABLE, "No such file or directory"),
+    Case("calibrate", no_data, Code.DATA_UNREADABLE, "No such file or directory"),
     Case("train", full_disk, Code.STORAGE_FULL, "The disk of the workspace is full", "waiting"),
 )
 

@@ -1,5 +1,6 @@
 """What the executor runs, and what it writes down; the app bundle's own code never runs."""
 
+import errno
 import hashlib
 import io
 import zipfile
@@ -9,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from client.daemon import executor
+from client.daemon import place as place_module
 from client.daemon.executor import Act
 from client.daemon.place import Place
 from client.daemon.policy import DaemonPolicy
 from client.daemon.tasks import check_app
 from client.daemon.work import Work
+from client.workspace import write_whole
 from protocol.campaign import APP_DIGEST, Order, app_bundle
 from protocol.errors import Code, Refused, Unavailable
 from protocol.release import Pool, timestamp
@@ -108,11 +111,14 @@ def test_the_policy_comes_before_every_campaign(place: Place, hands: Hands) -> N
     assert act(order("train", 2)) == Reply("later", "CONSENT")
     assert act(order("evaluate", 3)) == Reply("failed", "CONSENT")
     assert hands.done == 1
-    assert [(note["number"], note["state"]) for note in place.asked()] == [(1, "answered"), (2, "later"), (3, "failed")]
+    assert [(note["number"], note["state"]) for note in place.asked()] == [
+        (1, "answered"), (2, "waits"), (3, "declined"),
+    ]  # fmt: skip
+    assert act(order("train", 2)).state == "later"
     place.write_note("campaign-2", place.note("campaign-2") | {"allowed": True})
     assert act(order("train", 2)).state == "done"
     text = place.log.read_text()
-    assert "campaign 2 (train): has to wait" in text
+    assert text.count("campaign 2 (train) waits: you have to allow or decline it") == 1
     assert "campaign 2 (train): done" in text
 
 
@@ -127,6 +133,27 @@ def test_a_full_disk_is_a_reason_to_wait(place: Place, hands: Hands) -> None:
     with pytest.raises(Unavailable) as refused:
         Act(place, hands)(order("info"))
     assert refused.value.code is Code.STORAGE_FULL
+    assert place.note("working") == {}
+    assert (place.asked()[0]["state"], "disk" in place.asked()[0]["why"]) == ("failed", True)
+
+
+def test_a_disk_that_is_full_for_notes_and_log_is_one_too(
+    place: Place, hands: Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    act = Act(place, hands)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    place.log.mkdir()  # nothing can be written there, either
+    monkeypatch.setattr(place_module, "write_whole", full)
+    with pytest.raises(Unavailable) as refused:
+        act(order("info"))
+    assert (refused.value.code, hands.done) == (Code.STORAGE_FULL, 0)
+    # What is done when it fills up is answered for.
+    monkeypatch.setattr(place_module, "write_whole", write_whole)
+    monkeypatch.setattr(hands, "answer", lambda *_: monkeypatch.setattr(place_module, "write_whole", full) or Reply())
+    assert act(order("info")) == Reply()
     assert place.note("working") == {}
 
 

@@ -19,7 +19,9 @@ def decide(
     given: DaemonPolicy, kind: Kind = "train", *, allowed: bool | None = None, free: int = 4096, now: datetime = NOON,
     overran: bool = False,
 ) -> str:  # fmt: skip
-    return judge(given, kind, allowed=allowed, now=now, free_memory_mb=free, overran=overran)
+    verdict = judge(given, kind, allowed=allowed, now=now, free_memory_mb=free, overran=overran)
+    assert bool(verdict.why) == (verdict.state != "done")
+    return verdict.state
 
 
 def test_a_first_policy_tells_what_it_has_and_asks_for_the_rest(tmp_path: Path) -> None:

@@ -1,18 +1,21 @@
+import errno
 import os
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from client.daemon import child as children
 from client.daemon import supervise
+from client.daemon.child import Child
 from client.daemon.place import Place
 from client.daemon.policy import write_policy
-from client.daemon.supervise import Child, Daemon, exclusive, notify, status
+from client.daemon.supervise import Daemon, exclusive, notify, status
 from protocol.errors import Code, Refused
 from tests.client.conftest import Cli, Site, make_site
 from tests.client.fake_coordinator import FakeCoordinator, serving
@@ -33,7 +36,7 @@ def wait(until: Callable[[], bool]) -> None:
 
 
 def test_a_child_that_dies_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervise, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(children, "FIRST_PAUSE_S", 0.01)
     said: list[str] = []
     child = Child("node", [sys.executable, "-c", "input()"], dict(os.environ), tmp_path / "log", said.append)
     child.look()
@@ -124,6 +127,87 @@ def test_the_node_is_bound_and_its_child_is_told_nothing_of_the_data(
     assert node[node.index("--isolation") + 1] == "process"
     assert executor[1:3] == ["-m", "client.daemon.executor"]
     assert status(place)["state"] == "stopped"
+
+
+@pytest.fixture
+def daemon(place: Place, site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Daemon, list[str]]]:
+    """A daemon at work whose children sleep, and what it says; nobody is where it connects to."""
+    monkeypatch.setattr(supervise, "LOOK_S", 0.02)
+    monkeypatch.setattr(supervise, "LOOK_AT_FLEET_S", 0.02)
+    monkeypatch.setattr(children, "FIRST_PAUSE_S", 0.01)
+    write_policy(place.policy, site.data)
+    said: list[str] = []
+    daemon = Daemon(place, said.append)
+    sleeper = [sys.executable, "-c", "input()"]
+    sleepers = [Child(name, sleeper, dict(os.environ), place.flower_log, daemon.say) for name in ("node", "executor")]
+    monkeypatch.setattr(daemon, "_bind", lambda *_: setattr(daemon, "_fleet", "127.0.0.1:1"))
+    monkeypatch.setattr(daemon, "_make_children", lambda _: tuple(sleepers))
+    stopped = threading.Event()
+    thread = threading.Thread(target=daemon.run, args=(stopped,))
+    thread.start()
+    wait(lambda: status(place)["state"] == "running")
+    yield daemon, said
+    stopped.set()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def told(said: list[str], part: str) -> int:
+    return sum(part in line for line in said)
+
+
+def test_what_the_executor_writes_is_shown_and_a_fleet_that_is_away_is_told_once(
+    daemon: tuple[Daemon, list[str]], place: Place
+) -> None:
+    _, said = daemon
+    place.say("campaign 7 (train): begun")
+    wait(lambda: told(said, "campaign 7 (train): begun") == 1)
+    wait(lambda: told(said, "127.0.0.1:1 does not answer: Connection refused; trying again") == 1)
+    wait(lambda: "does not answer" in status(place)["why"])
+    time.sleep(0.2)
+    assert told(said, "does not answer") == 1
+
+
+def test_the_daemon_outlives_a_full_disk_and_says_so_once(
+    daemon: tuple[Daemon, list[str]], place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    _, said = daemon
+    with monkeypatch.context() as patch:
+        patch.setattr(Place, "write_note", full)
+        wait(lambda: told(said, "The disk is full") == 1)
+        time.sleep(0.2)
+    place.write_note("status", {})
+    wait(lambda: place.note("status").get("state") == "running")
+    assert told(said, "The disk is full") == 1
+
+
+def test_a_policy_that_is_broken_meanwhile_is_told_and_stops_nothing(
+    daemon: tuple[Daemon, list[str]], place: Place
+) -> None:
+    _, said = daemon
+    text = place.policy.read_text()
+    place.policy.write_text("data =")
+    place.write_note("working", {"campaign": 3, "kind": "train", "since": time.time()})
+    wait(lambda: told(said, "is not TOML") == 1)
+    place.policy.write_text(text)
+    wait(lambda: "TOML" not in status(place)["why"])
+
+
+def test_when_the_node_ends_the_coordinator_is_asked_why(
+    daemon: tuple[Daemon, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise Refused(Code.KEY_REVOKED, "The key was revoked.", "Ask the operator.")
+
+    working, said = daemon
+    monkeypatch.setattr(working, "_introduce", refuse)
+    pid = working._children[0].pid
+    assert pid is not None
+    os.kill(pid, 9)
+    wait(lambda: told(said, "KEY_REVOKED: The key was revoked. Ask the operator.") == 1)
 
 
 def test_a_campaign_that_overruns_is_stopped(place: Place, site: Site, tmp_path: Path) -> None:

@@ -51,9 +51,10 @@ clientapp = "evil:client"
 
 
 @contextmanager
-def served(app: App) -> Iterator[int]:
-    """Serve an app on loopback, in a thread."""
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", ws="none")
+def served(app: App, config: uvicorn.Config | None = None) -> Iterator[int]:
+    """Serve an app on loopback, in a thread, as some configuration says."""
+    config = config or uvicorn.Config(app, log_level="error", ws="none")
+    config.host, config.port = "127.0.0.1", 0
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()

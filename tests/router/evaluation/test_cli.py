@@ -9,7 +9,7 @@ from protocol.errors import Code, Refused
 from tests import factories
 from tests.house.sources import ROOT
 from tests.router.evaluation.conftest import RANKED, WRITTEN
-from tests.router.test_cli import call, pulled_node
+from tests.router.verbs import call, pulled_node
 
 
 @pytest.fixture(scope="module")

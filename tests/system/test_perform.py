@@ -1,0 +1,32 @@
+"""How a demo ends early: everything is put away, and one sentence says why."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.house.sources import ROOT
+
+
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        ("os.kill(os.getpid(), signal.SIGTERM)", "error: interrupted\n"),
+        ("raise RuntimeError('A server ended.')", "error: A server ended.\n"),
+    ],
+)
+def test_a_demo_that_ends_early_says_why(end: str, said: str) -> None:
+    program = f"""
+import os, signal
+from deploy.demo.processes import perform
+
+def play():
+    try:
+        {end}
+    finally:
+        print("put away")
+
+perform(play)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)  # noqa: PLW1510 - it is to fail
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "put away\n", said)
