@@ -8,6 +8,7 @@ start. The best checkpoint by held-out loss wins.
 import math
 import shutil
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from client.packing import pack
 from client.progress import Progress, Report
 from protocol.errors import Code, Refused
 from protocol.spec import Promise, Recipe
+from router.text import IGNORED
 
 if TYPE_CHECKING:
     import datasets
@@ -189,6 +191,35 @@ class PhaseTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         restore(self.model, Path(self.state.best_model_checkpoint) / TRAINABLE)
+
+    def compute_loss(
+        self,
+        model: "nn.Module",
+        inputs: dict[str, Any],
+        return_outputs: bool = False,  # noqa: FBT001, FBT002 - the Trainer's signature
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> Any:
+        """Weigh a part of a batch by its share of the tokens that the whole batch learns.
+
+        T5 and others take the count of those tokens, and average over the part all the same.
+        """
+        found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        whole = self.args.gradient_accumulation_steps == together.processes() == 1
+        if whole or num_items_in_batch is None or not self._averages:
+            return found
+        share = (inputs["labels"] != IGNORED).sum() / num_items_in_batch
+        return (found[0] * share, found[1]) if return_outputs else found * share
+
+    @cached_property
+    def _averages(self) -> bool:
+        """Whether the model averages its loss over what it is given, whatever count it is told."""
+        ids = torch.tensor([[3, 5, 2]], device=self.args.device)
+        with torch.no_grad():
+            plain, told = (
+                self.model(input_ids=ids, labels=ids, **count).loss
+                for count in ({}, {"num_items_in_batch": torch.tensor(1000, device=ids.device)})
+            )
+        return bool(told > plain / 2)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:  # noqa: ARG002 - the Trainer's signature
         """Count nothing: the Trainer's estimate walks over all modules, a tenth of a small model's step."""
