@@ -25,6 +25,7 @@ from client.door import (
 )
 from client.progress import GIVE_UP_AFTER_S, Style, show
 from client.sharing import TELLS, Share
+from router.placing import read_amounts
 from router.quantise import Bits
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Device(StrEnum):
 
     CPU = "cpu"
     CUDA = "cuda"
+    AUTO = "auto"
 
 
 app = typer.Typer(
@@ -51,7 +53,19 @@ DataFlag = Annotated[Path, typer.Option("--data", help="File of examples: JSON L
 NameFlag = Annotated[str | None, typer.Option("--name", help="The expert's name; default: the contributor's.")]
 InputFlag = Annotated[str | None, typer.Option(help="Column of the inputs; default: that of client.toml.")]
 TargetFlag = Annotated[str | None, typer.Option(help="Column of the targets; default: that of client.toml.")]
-DeviceFlag = Annotated[Device | None, typer.Option(help="Where to train; default: the GPU where there is one.")]
+DeviceFlag = Annotated[
+    Device | None,
+    typer.Option(
+        help="Where to train; default: a GPU where there is one. auto spreads the base over all, memory, disk."
+    ),
+]
+MaxMemoryFlag = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="With --device auto: most that the base takes of a GPU or of memory, as in 0=20GiB or cpu=8GiB; "
+        "repeatable. Default: nine tenths of what is free."
+    ),
+]
 MicroBatchFlag = Annotated[int | None, typer.Option(min=1, help="Examples in memory at once; default: the batch.")]
 DtypeFlag = Annotated[
     Literal["float32", "bfloat16"] | None,
@@ -129,6 +143,7 @@ def train(
     target_column: TargetFlag = None,
     seed: SeedFlag = 0,
     device: DeviceFlag = None,
+    max_memory: MaxMemoryFlag = None,
     micro_batch: MicroBatchFlag = None,
     dtype: DtypeFlag = None,
     quantise: QuantiseFlag = None,
@@ -156,7 +171,7 @@ def train(
     from client.plan import Thrift
     from client.produce import Order
 
-    thrift = Thrift(dtype, quantise, recompute, packing)
+    thrift = Thrift(dtype, quantise, recompute, packing, read_amounts(max_memory or ()))
     promise = privacy(epsilon, delta, clip)
     order = Order(data, name, seed, device, micro_batch, recipe, tell(share), thrift, privacy=promise, joint=joint)
     _train(order, progress, workspace, input_column=input_column, target_column=target_column)
@@ -175,6 +190,7 @@ def gates(
     target_column: TargetFlag = None,
     seed: SeedFlag = 0,
     device: DeviceFlag = None,
+    max_memory: MaxMemoryFlag = None,
     micro_batch: MicroBatchFlag = None,
     dtype: DtypeFlag = None,
     quantise: QuantiseFlag = None,
@@ -196,16 +212,28 @@ def gates(
     from client.produce import Order
 
     order = Order(
-        data, name, seed, device, micro_batch, recipe, tell(share), Thrift(dtype, quantise, recompute, packing), adapter
+        data,
+        name,
+        seed,
+        device,
+        micro_batch,
+        recipe,
+        tell(share),
+        Thrift(dtype, quantise, recompute, packing, read_amounts(max_memory or ())),
+        adapter,
     )
     _train(order, progress, workspace, input_column=input_column, target_column=target_column)
 
 
 def _train(order: "Order", progress: Style, workspace: Path, **columns: str | None) -> None:
-    from client.produce import produce
+    from client.produce import assist, produce
+    from client.together import leads
 
     place, settings = open_workspace(workspace, **columns)
     quiet_libraries(settings.base, *([order.adapter] if order.adapter else []))
+    if not leads():
+        assist(place, settings, order)
+        return
     with at_work(place), show(progress) as report:
         bundle = produce(place, settings, order, report, datetime.now(UTC), talk)
     talk(f"The bundle {bundle.spec.name} is ready; send it with: greylag-client submit {bundle.spec.name}")
@@ -222,6 +250,7 @@ def contribute(
     target_column: TargetFlag = None,
     seed: SeedFlag = 0,
     device: DeviceFlag = None,
+    max_memory: MaxMemoryFlag = None,
     micro_batch: MicroBatchFlag = None,
     dtype: DtypeFlag = None,
     quantise: QuantiseFlag = None,
@@ -239,13 +268,24 @@ def contribute(
     Example: greylag-client contribute --data notes.jsonl --wait
     """
     from client.plan import Thrift
-    from client.produce import Order, produce
+    from client.produce import Order, assist, produce
+    from client.together import leads
 
     place, settings = open_workspace(workspace, input_column=input_column, target_column=target_column)
     quiet_libraries(settings.base)
     order = Order(
-        data, name, seed, device, micro_batch, recipe, tell(share), Thrift(dtype, quantise, recompute, packing)
+        data,
+        name,
+        seed,
+        device,
+        micro_batch,
+        recipe,
+        tell(share),
+        Thrift(dtype, quantise, recompute, packing, read_amounts(max_memory or ())),
     )
+    if not leads():
+        assist(place, settings, order)
+        return
     with at_work(place), show(progress) as report:
         bundle = produce(place, settings, order, report, datetime.now(UTC), talk)
         record = send_bundle(place, settings, bundle, report, wait=wait, give_up_after=give_up_after)

@@ -96,7 +96,7 @@ def at_work(workspace: "Workspace") -> Iterator[None]:
 
 
 def quiet_libraries(*models: str) -> None:
-    """Before the first import of the training libraries: no telemetry, no chatter, one GPU.
+    """Before the first import of the training libraries: no telemetry, no chatter.
 
     Args:
         models: The base model and others; if all are folders, the libraries are told to ask nobody.
@@ -107,7 +107,7 @@ def quiet_libraries(*models: str) -> None:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "TRANSFORMERS_VERBOSITY": "error",
-        "CUDA_VISIBLE_DEVICES": "0",  # with several GPUs the Trainer would split each batch over them
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
     }.items():
         os.environ.setdefault(name, value)
     # It reports, on being imported, which of its parts are not there.

@@ -61,7 +61,7 @@ class Code(Enum):
     EGRESS = Fate("PERMISSION_DENIED", 403, EX_NOPERM, "The reply holds something that may not leave the node.")
     CAMPAIGN_UNKNOWN = Fate("NOT_FOUND", 404, EX_NOINPUT, "There is no such campaign.")
     CANDIDATE_UNKNOWN = Fate("NOT_FOUND", 404, EX_NOINPUT, "There is no such candidate release.")
-    BUDGET_EXHAUSTED = Fate("RESOURCE_EXHAUSTED", 429, EX_NOPERM, "The privacy budget does not allow the campaign.")
+    BUDGET_EXHAUSTED = Fate("RESOURCE_EXHAUSTED", 429, EX_NOPERM, "The privacy budget does not allow it.")
     HELD_BACK = Fate("FAILED_PRECONDITION", 409, EX_DATAERR, "The candidate did not do well enough on held-out data.")
 
     # What a pool takes.

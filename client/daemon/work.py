@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,12 +94,16 @@ class Work:
         workspace = self.place.workspace
         now = datetime.now(UTC)
         with workspace.lock():
-            bundle = produce(workspace, settings, TrainingOrder(policy.data, device=self.device), report, now)
+            asked = TrainingOrder(policy.data, device=self.device)
+            if (privacy := policy.privacy) is not None:
+                asked = replace(asked, privacy=privacy.promise, max_epsilon=privacy.max_epsilon)
+            bundle = produce(workspace, settings, asked, report, now)
             coordinator = upload.Coordinator(settings.coordinator, settings.ca, PATIENCE_S)
             enrolment = deliver.enrolment_for(workspace, settings, bundle, self.pool, now, keep=True)
             deliver.send(workspace, bundle, enrolment, self.pool, coordinator, report)
         metrics = {"seconds": round(time.monotonic() - began, 1)}
-        return Reply(words={"bundle": bundle.digest}, metrics=metrics | _last(losses))
+        # No noise hides a loss, so it would break the promise.
+        return Reply(words={"bundle": bundle.digest}, metrics=metrics | ({} if policy.privacy else _last(losses)))
 
     def _evaluate(self, order: Order, policy: DaemonPolicy, settings: ClientSettings) -> Reply:
         from client.data import held_out_pairs  # noqa: PLC0415 - seconds of import, once a process
@@ -135,6 +139,11 @@ class Work:
         task = order.calibrating
         if task is None:
             raise Refused(Code.ORDER_INVALID, "The order says nothing about calibrating.", "Tell the pool's operator.")
+        if policy.privacy is not None and task.privacy is None:
+            raise Refused(
+                Code.CONSENT, "This contributor shares nothing learnt from the data but with differential privacy.",
+                "Start the campaign with a budget.",
+            )  # fmt: skip
         began, count = time.monotonic(), bounded(policy)
         mirror, start = self._fetch(order, policy, settings, count), None
         if task.start is not None:
