@@ -146,9 +146,7 @@ class Driver:
             return True
         if now < read_timestamp(campaign.open_until):
             return False
-        active = {node.contributor for node, _ in self._fleet.nodes() if node.state == "active"}
-        answers = [answer for answer, _ in self._fleet.answers(campaign.number) if answer.contributor in active]
-        return all(answer.state in FINAL for answer in answers)
+        return all(state in FINAL for state in self._fleet.states(campaign.number))
 
     def _conclude(self, campaign: Campaign) -> None:
         sentence = summary(self._fleet, campaign.number)
