@@ -10,10 +10,10 @@ from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supernode.main import create_app
 from flwr.supernode.nodestate import NodeStateFactory
 
-from coordinator.fleet.link import App, Guard, LinkConfig, inside, make_app
-from tests.coordinator.fleet.test_stock import SECRET, pytestmark
+from coordinator.fleet.link import App, Guard, inside
+from tests.stock import FLOWERS_OWN, SECRET, make_link
 
-__all__ = ["pytestmark"]
+pytestmark = FLOWERS_OWN
 HARMLESS = {"/health", "/docs", "/docs/oauth2-redirect", "/openapi.json"}
 
 
@@ -44,7 +44,7 @@ def statuses(app: App, flowers: Any) -> dict[str, set[int]]:
 
 
 def test_superlinks_inner_port_answers_no_stranger(tmp_path: Path) -> None:
-    app, _ = make_app(LinkConfig("", "", "", str(tmp_path / "flower.db"), "", str(tmp_path / "home")), SECRET)
+    app, _ = make_link(tmp_path)
     refused = {"/v1/control": {404}, "/v1/fleet": {404}, "/v1/runtime": {401}}
     assert statuses(Guard(app, inside(SECRET)), app) == refused
 
