@@ -50,6 +50,10 @@ def test_the_one_app_bundle_passes(allowing: Pool) -> None:
         pytest.param(None, packed(evil="import os"), id="a stranger's code"),
         pytest.param(APP_DIGEST, packed(evil="import os"), id="a changed app under an old name"),
         pytest.param(None, packed(data="private rows"), id="data packed into the app"),
+        pytest.param(None, packed(**{"../../client/daemon/app.py": "import os"}), id="a path that leads out"),
+        pytest.param(None, app_bundle() + b"\0", id="one byte more"),
+        pytest.param(APP_DIGEST, app_bundle()[:-1] + b"\1", id="another last byte under the old name"),
+        pytest.param(APP_DIGEST.upper(), app_bundle(), id="the name in upper case"),
     ],
 )
 def test_no_other_bytes_pass(allowing: Pool, digest: str | None, content: bytes) -> None:
