@@ -99,7 +99,8 @@ def write_adapter(adapter: Adapter, folder: Path, pool: PoolSpec) -> None:
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise Refused(Code.NOT_FINITE, f"{name} of the adapter holds NaN or infinity.", "Train it again.")
-        if (name.endswith(".lora_B.weight") and not tensor.any()) or (name.endswith(".ia3_l") and (tensor == 1).all()):
+        factor = name.endswith((".lora_A.weight", ".lora_B.weight"))
+        if (factor and not tensor.any()) or (name.endswith(".ia3_l") and (tensor == 1).all()):
             raise Refused(
                 Code.NO_EFFECT,
                 f"The adapter adds nothing at {_path_of(name)}, so no gate can be trained there.",

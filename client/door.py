@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -54,11 +54,9 @@ EXPERT_FLAGS = frozenset({"kind", "rank", "alpha", "activation", "expert_steps"}
 """Of no use where the expert is there already."""
 
 
-def recipe_flags(verb: Callable[..., None], without: frozenset[str] = frozenset()) -> Callable[..., None]:
-    """Give a verb one flag for each field of the recipe, but for some; they arrive in its `**recipe`."""
-    signature = inspect.signature(verb)
-    given = [entry for entry in signature.parameters.values() if entry.kind is not inspect.Parameter.VAR_KEYWORD]
-    flags = [
+def recipe_flags(without: frozenset[str]) -> list[inspect.Parameter]:
+    """One flag for each field of the recipe, but for some."""
+    return [
         inspect.Parameter(
             name,
             inspect.Parameter.KEYWORD_ONLY,
@@ -68,9 +66,6 @@ def recipe_flags(verb: Callable[..., None], without: frozenset[str] = frozenset(
         for name, (kind, text) in RECIPE_FLAGS.items()
         if name not in without
     ]
-    verb.__signature__ = signature.replace(parameters=[*given, *flags])  # type: ignore[attr-defined] # read by inspect
-    verb.__annotations__ = {entry.name: entry.annotation for entry in (*given, *flags)} | {"return": None}
-    return verb
 
 
 def open_workspace(root: Path, **flags: object) -> "tuple[Workspace, ClientSettings]":

@@ -207,7 +207,8 @@ class PhaseTrainer(Trainer):
         whole = self.args.gradient_accumulation_steps == together.processes() == 1
         if whole or num_items_in_batch is None or not self._averages:
             return found
-        share = (inputs["labels"] != IGNORED).sum() / num_items_in_batch
+        labels = inputs["labels"][..., 1:] if self._loss_shifts_labels else inputs["labels"]
+        share = (labels != IGNORED).sum() / num_items_in_batch
         return (found[0] * share, found[1]) if return_outputs else found * share
 
     @cached_property

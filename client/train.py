@@ -55,6 +55,13 @@ def train(plan: Plan, folder: Path, report: Report) -> None:
     )
     if is_offloaded(base.model):
         plan = _for_offloading(plan)
+    if plan.thrift.recompute and not base.model.supports_gradient_checkpointing:
+        raise Refused(
+            Code.SETTINGS_INVALID,
+            f"A model of the type {base.model.config.model_type} cannot compute activations again, which --recompute "
+            "and an offloaded base ask for.",
+            "Give a smaller --micro-batch, --quantise 4bit, or more with --max-memory.",
+        )
     if thrift.packing:
         check_packing(base)
     examples = read_examples(
