@@ -22,7 +22,7 @@ from client.daemon.work import Work
 from client.door import quiet_libraries
 from client.workspace import Workspace, storage
 from protocol.campaign import Kind, Order
-from protocol.errors import Code, GreylagError
+from protocol.errors import Code, GreylagError, Unavailable
 from protocol.reply import Reply
 
 LOOK_AGAIN_S = 60.0
@@ -69,7 +69,8 @@ class Act:
             with self._working(what, number=order.number, kind=order.kind):
                 reply = self._work.answer(order, policy)
         except Exception as error:
-            self._conclude(name, note | {"state": "failed", "why": str(error)})
+            state = "waits" if isinstance(error, Unavailable) else "failed"
+            self._conclude(name, note | {"state": state, "why": str(error)})
             raise
         self._conclude(name, note | {"state": "answered", "why": ""})
         if order.kind == "train":

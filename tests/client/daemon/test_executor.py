@@ -139,7 +139,7 @@ def test_a_full_disk_is_a_reason_to_wait(place: Place, hands: Hands) -> None:
         Act(place, hands)(order("info"))
     assert refused.value.code is Code.STORAGE_FULL
     assert place.note("working") == {}
-    assert (place.asked()[0]["state"], "disk" in place.asked()[0]["why"]) == ("failed", True)
+    assert (place.asked()[0]["state"], "disk" in place.asked()[0]["why"]) == ("waits", True)
 
 
 def test_a_disk_that_is_full_for_notes_and_log_is_one_too(

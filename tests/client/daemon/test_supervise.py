@@ -264,8 +264,12 @@ def test_a_person_reads_what_waits_for_whom(site: Site, cli: Cli) -> None:
     waits = {"kind": "train", "allowed": None, "state": "waits", "why": "you have to allow or decline it"}
     corner.write_note("campaign-5", {"number": 5, "until": "2126-11-22T12:00:00Z", **waits})
     corner.write_note("campaign-4", {"number": 4, "until": "2020-11-22T12:00:00Z", **waits})
+    full = {**waits, "why": "STORAGE_FULL: The disk is full."}
+    corner.write_note("campaign-6", {"number": 6, "until": "2126-11-22T12:00:00Z", **full})
     code, out, err = cli("daemon", "--status", "-w", site.workspace.root)
     assert code == 0
+    assert "campaign 6 (train) waits: STORAGE_FULL" in out
+    assert "--allow 6" not in err
     assert "campaign 5 (train) waits: you have to allow or decline it" in out
     assert "campaign 4 (train) over" in out
     assert f"greylag-client daemon -w {site.workspace.root} --allow 5" in err
