@@ -62,6 +62,7 @@ def _run(corner: "Place", data: Path | None) -> None:
 
 
 def _show_status(corner: "Place", *, as_json: bool) -> None:
+    from client.daemon.policy import YOURS  # noqa: PLC0415
     from client.daemon.supervise import status  # noqa: PLC0415
 
     found = status(corner)
@@ -75,5 +76,5 @@ def _show_status(corner: "Place", *, as_json: bool) -> None:
     for asked in found["campaigns"]:
         why = f": {asked['why']}" if asked.get("why") else ""
         typer.echo(f"campaign {asked['number']} ({asked.get('kind', 'not asked yet')}) {asked.get('state', '')}{why}")
-        if asked.get("state") == "waits" and asked.get("allowed") is None:
+        if asked.get("state") == "waits" and asked.get("why") == YOURS:
             talk(f"         greylag-client daemon -w {corner.workspace.root} --allow {asked['number']}  (or --decline)")

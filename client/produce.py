@@ -13,7 +13,7 @@ from client import identity as keys
 from client import outbox, pack
 from client.adopt import read_adapter
 from client.picture import draw
-from client.plan import FULL, Columns, Plan, Thrift
+from client.plan import FULL, Plan, Thrift
 from client.progress import Report
 from client.runs import ADAPTER, LOSSES, plan_modules, read_record
 from client.settings import ClientSettings
@@ -117,7 +117,7 @@ def _planned(workspace: Workspace, settings: ClientSettings, order: Order) -> Pl
     _check_privacy(order, recipe)
     return Plan(
         data=order.data,
-        columns=Columns(settings.input_column, settings.target_column, settings.messages_column, settings.text_column),
+        columns=settings.columns,
         base=settings.base,
         name=name,
         recipe=recipe,

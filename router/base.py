@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,18 +135,32 @@ def locate(name_or_path: str) -> Path:
     Raises:
         Refused: `BASE_UNREADABLE`.
     """
+    return folder_of(name_or_path, FILES, _unreadable)
+
+
+def folder_of(name_or_path: str, files: Sequence[str], unreadable: Callable[[str, str], Refused]) -> Path:
+    """Return the folder that is meant, fetching it from the Hub if it is an id.
+
+    Args:
+        name_or_path: Folder or Hub id.
+        files: Patterns of what is fetched.
+        unreadable: Makes the refusal, of the name and the reason.
+
+    Raises:
+        Refused: As `unreadable` makes it.
+    """
     folder = Path(name_or_path)
     if folder.is_dir():
         return folder
     if name_or_path.startswith((".", "/", "~")):
-        raise _unreadable(name_or_path, "there is no such folder")
+        raise unreadable(name_or_path, "there is no such folder")
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - a folder needs no network code
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError  # noqa: PLC0415
 
     try:
-        return Path(snapshot_download(name_or_path, allow_patterns=list(FILES)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise _unreadable(name_or_path, first_line(error)) from error
+        return Path(snapshot_download(name_or_path, allow_patterns=list(files)))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise unreadable(name_or_path, first_line(error)) from error
 
 
 def fingerprint(name_or_path: str, cache: Path | None = None) -> BaseModelRef:

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from client import settings as client_settings
-from client.daemon.place import WORKING, Place
+from client.daemon.place import UNASKED, WORKING, Place
 from client.daemon.policy import DaemonPolicy, Verdict, judge, read_policy
 from client.daemon.watch import Watch
 from client.daemon.work import Work
 from client.door import quiet_libraries
 from client.workspace import Workspace, storage
 from protocol.campaign import Kind, Order
-from protocol.errors import Code, GreylagError
+from protocol.errors import Code, GreylagError, Unavailable
 from protocol.reply import Reply
 
 LOOK_AGAIN_S = 60.0
@@ -44,6 +44,7 @@ class Act:
         self._place, self._work = place, work
         self._watch = Watch(place.folder / "trained.bin")
         self._look_again = 0.0
+        self._put_off: Verdict | None = None
 
     def __call__(self, order: Order) -> Reply:
         """Do what an order asks if the contributor lets it.
@@ -68,7 +69,8 @@ class Act:
             with self._working(what, number=order.number, kind=order.kind):
                 reply = self._work.answer(order, policy)
         except Exception as error:
-            self._conclude(name, note | {"state": "failed", "why": str(error)})
+            state = "waits" if isinstance(error, Unavailable) else "failed"
+            self._conclude(name, note | {"state": state, "why": str(error)})
             raise
         self._conclude(name, note | {"state": "answered", "why": ""})
         if order.kind == "train":
@@ -88,16 +90,25 @@ class Act:
         self._look_again = time.monotonic() + LOOK_AGAIN_S
         try:
             policy = read_policy(self._place.policy)
+            if self._place.note(UNASKED):  # it was stopped, and would be again
+                self._place.drop_note(UNASKED)
+                self._watch.remember(policy.data)
+                self.log("training on changed data is not tried again until they change again")
+                return
             share = self._watch.changed(policy.data) if policy.watch.retrain == "auto" else 0.0
             if share == 0.0 or share < policy.watch.changed:
                 return
-            overran = "overran" in self._place.note("campaign-0")
-            if _judge(policy, "train", allowed=True, overran=overran).state != "done":
+            verdict = _judge(policy, "train", allowed=True, overran=False)
+            if verdict.state != "done":
                 self._watch.look_again()
+                if verdict != self._put_off:
+                    self.log(f"training on changed data {_STATES[verdict.state]}: {verdict.why}")
+                self._put_off = verdict
                 return
             with self._working(f"training on changed data ({share:.0%} of the lines)", number=0, kind="train"):
                 self._work.train(policy)
                 self._watch.remember(policy.data)
+            self._put_off = None
         except GreylagError as error:
             self.log(f"training on changed data: {error}")
 

@@ -41,6 +41,8 @@ from protocol.spec import Promise
 from protocol.statement import first_fault
 
 Consent = Literal["auto", "ask", "never"]
+YOURS = "you have to allow or decline it"
+"""Why a campaign waits that only a person can help."""
 _HOURS = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])-([01][0-9]|2[0-3]):([0-5][0-9])")
 
 
@@ -161,7 +163,7 @@ def judge(
         (consent == "never", "failed", f'daemon.toml says {kind} = "never"'),
         (allowed is False, "failed", "you declined it"),
         (overran, "failed", f"it took longer than the {minutes:g} minutes of daemon.toml"),
-        (consent == "ask" and allowed is None, "later", "you have to allow or decline it"),
+        (consent == "ask" and allowed is None, "later", YOURS),
         (
             bool(hours) and not any(_within(span, now.time()) for span in hours), "later",
             f"daemon.toml allows it at {' and '.join(hours)}",

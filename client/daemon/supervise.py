@@ -248,7 +248,7 @@ def status(place: Place) -> dict[str, Any]:
         state = "killed"
     now = timestamp(datetime.now(UTC))
     campaigns = [
-        {**each, "state": "over"} if each.get("state") == "waits" and each.get("until", now) < now else each
+        {**each, "state": "over", "why": ""} if each.get("state") == "waits" and each.get("until", now) < now else each
         for each in place.asked()
     ]
     return {

@@ -12,7 +12,6 @@ from client import deliver, upload
 from client import settings as client_settings
 from client.daemon.place import Place
 from client.daemon.policy import DaemonPolicy
-from client.plan import Columns
 from client.produce import Order as TrainingOrder
 from client.produce import produce
 from client.progress import Progress
@@ -118,7 +117,7 @@ class Work:
                 raise
             current = None
         model, recipe = self._loaded(settings), self.pool.spec.recipe
-        pairs = held_out_pairs(policy.data, columns_of(settings), model.base.tokenizer, recipe, scratch=folder)
+        pairs = held_out_pairs(policy.data, settings.columns, model.base.tokenizer, recipe, scratch=folder)
         losses: dict[str, float] = {}
         if current is not None:
             model.take_up(current)
@@ -151,7 +150,7 @@ class Work:
             start = pull_calibration(self.place.releases, where, task.start, ca=ca, on_bytes=count)
         model = self._loaded(settings)
         model.take_up(mirror)
-        update = take_steps(model, mirror, start, task, policy.data, columns_of(settings), scratch=self.place.releases)
+        update = take_steps(model, mirror, start, task, policy.data, settings.columns, scratch=self.place.releases)
         keep_only(self.place.releases, set(model.digests))
         metrics = {"seconds": round(time.monotonic() - began, 1)}
         return Reply(words={"round": str(task.number)}, metrics=metrics, update=update)
@@ -175,11 +174,6 @@ class Work:
 
         self.model = self.model or RoutedModel.from_base(settings.base, device=self.device)
         return self.model
-
-
-def columns_of(settings: ClientSettings) -> Columns:
-    """Name the columns of the private file."""
-    return Columns(settings.input_column, settings.target_column, settings.messages_column, settings.text_column)
 
 
 def bounded(policy: DaemonPolicy) -> Callable[[int], None]:

@@ -259,6 +259,23 @@ def test_a_person_asks_and_decides(site: Site, cli: Cli) -> None:
     assert '"schema": 1' in out
 
 
+def test_a_person_reads_what_waits_for_whom(site: Site, cli: Cli) -> None:
+    corner = Place(site.workspace)
+    waits = {"kind": "train", "allowed": None, "state": "waits", "why": "you have to allow or decline it"}
+    corner.write_note("campaign-5", {"number": 5, "until": "2126-11-22T12:00:00Z", **waits})
+    corner.write_note("campaign-4", {"number": 4, "until": "2020-11-22T12:00:00Z", **waits})
+    full = {**waits, "why": "STORAGE_FULL: The disk is full."}
+    corner.write_note("campaign-6", {"number": 6, "until": "2126-11-22T12:00:00Z", **full})
+    code, out, err = cli("daemon", "--status", "-w", site.workspace.root)
+    assert code == 0
+    assert "campaign 6 (train) waits: STORAGE_FULL" in out
+    assert "--allow 6" not in err
+    assert "campaign 5 (train) waits: you have to allow or decline it" in out
+    assert "campaign 4 (train) over" in out
+    assert f"greylag-client daemon -w {site.workspace.root} --allow 5" in err
+    assert "--allow 4" not in err
+
+
 def test_a_daemon_without_a_policy_says_so(site: Site, cli: Cli) -> None:
     code, _, err = cli("daemon", "-w", site.workspace.root)
     assert code == Code.SETTINGS_INVALID.fate.exit
