@@ -27,6 +27,7 @@ from client.door import (
 )
 from client.progress import GIVE_UP_AFTER_S, Style, show
 from client.sharing import TELLS, Share
+from client.together import leads
 from router.placing import read_amounts
 from router.quantise import Bits
 
@@ -219,7 +220,6 @@ def gates(
 
 def _train(order: "Order", progress: Style, workspace: Path, **columns: str | None) -> None:
     from client.produce import assist, produce
-    from client.together import leads
 
     place, settings = open_workspace(workspace, **columns)
     quiet_libraries(settings.base, *([order.adapter] if order.adapter else []))
@@ -249,7 +249,6 @@ def contribute(
     Example: greylag-client contribute --data notes.jsonl --wait
     """
     from client.produce import assist, produce
-    from client.together import leads
 
     place, settings = open_workspace(workspace, input_column=input_column, target_column=target_column)
     quiet_libraries(settings.base)
@@ -266,7 +265,7 @@ def contribute(
 
 def tell(share: list[Share] | None) -> tuple[Share, ...]:
     """Say what each share tells others, before anything is computed."""
-    for each in share or ():
+    for each in share or () if leads() else ():
         talk(f"The bundle will tell others {TELLS[each]}")
     return tuple(share or ())
 

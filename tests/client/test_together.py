@@ -39,6 +39,7 @@ def test_two_processes_go_on_where_one_was_stopped(tmp_path: Path, t5_base: Path
         [
             sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(tmp_path / "program.py"),
             "train", "-w", str(sites[1].workspace.root), "--data", str(sites[1].data), "--device", "cpu",
+            "--share", "means",
         ],
         env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
@@ -46,12 +47,12 @@ def test_two_processes_go_on_where_one_was_stopped(tmp_path: Path, t5_base: Path
     digest, folder = done.stdout.split()  # said once, by the process that leads
     together = open_bundle(Path(folder))
     assert together.digest == digest
-    assert done.stderr.count("Loss on held-out rows") == 1
+    assert [done.stderr.count(said) for said in ("The bundle will tell", "Loss on held-out rows")] == [1, 1]
     for file in (ADAPTER_WEIGHTS, GATES):
         ours, theirs = load_file(together.folder / file), load_file(alone.folder / file)
-        assert ours.keys() == theirs.keys()
-        for name, tensor in ours.items():
-            torch.testing.assert_close(tensor, theirs[name], atol=1e-5, rtol=1e-4)
+        assert ours.keys() >= theirs.keys()
+        for name, tensor in theirs.items():
+            torch.testing.assert_close(ours[name], tensor, atol=1e-5, rtol=1e-4)
 
 
 def order(site: Site, **asked: Any) -> Order:
