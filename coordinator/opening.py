@@ -80,6 +80,16 @@ def exclusive(workspace: Workspace, process: str) -> Iterator[None]:
         lock.release()
 
 
+def is_at_work(workspace: Workspace, process: str) -> bool:
+    """Tell whether a process of a kind works in a workspace, on this machine."""
+    lock = FileLock(workspace.lock(process))
+    try:
+        with lock.acquire(blocking=False):
+            return False
+    except (Timeout, OSError):
+        return True
+
+
 def _announce(metrics: Metrics | None) -> Callable[[Event], None]:
     def announce(event: Event) -> None:
         _log.info(event.kind, subject=event.subject, step=event.step, actor=event.actor, code=event.code)

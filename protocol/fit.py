@@ -10,7 +10,7 @@ from protocol import tensors
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle, Manifest
 from protocol.errors import Code, Refused
 from protocol.release import Pool
-from protocol.spec import BaseModelRef, PoolSpec
+from protocol.spec import BaseModelRef, Centroid, PoolSpec
 from protocol.tensors import TensorInfo
 
 _LENGTH_FIELD_BYTES = 8
@@ -34,7 +34,7 @@ def check_fit(manifest: Manifest, pool: Pool) -> None:
 
     Raises:
         Refused: `WRONG_POOL`, `BASE_MISMATCH`, `MODULE_UNKNOWN`, `RANK_OUT_OF_BOUNDS`, `STATISTICS_MISSING`,
-            `TOO_LARGE` or `SIZE_MISMATCH`.
+            `TENSOR_SHAPE`, `TOO_LARGE` or `SIZE_MISMATCH`.
     """
     spec = manifest.spec
     if spec.pool != pool.digest:
@@ -47,6 +47,7 @@ def check_fit(manifest: Manifest, pool: Pool) -> None:
     _check_modules(manifest, pool.spec)
     told = manifest.spec.statistics
     check_told({name for name in told.model_fields_set if getattr(told, name) is not None}, pool.spec)
+    _check_centroid(told.centroid, pool.spec)
     _check_sizes(manifest, pool.spec)
 
 
@@ -107,6 +108,21 @@ def _check_modules(manifest: Manifest, pool: PoolSpec) -> None:
                 f"{path} has rank {module.rank}; the pool takes at most {pool.policy.max_rank}.",
                 "Train with a smaller rank.",
             )
+
+
+def _check_centroid(centroid: Centroid | None, pool: PoolSpec) -> None:
+    """Refuse a centroid that the base cannot have made; of another embedding model a pool knows nothing."""
+    if centroid is None or centroid.embedding is not None:
+        return
+    # What the last layer puts out is as wide as what the first takes in, or as what a last projection makes of it.
+    widths = {width for shape in pool.modules.values() for width in (shape.d_in, shape.d_out)}
+    if centroid.width not in widths:
+        raise Refused(
+            Code.TENSOR_SHAPE,
+            f"The centroid is declared {centroid.width} numbers wide; the base model's states are as wide as one of "
+            f"its modules: {', '.join(map(str, sorted(widths)))}.",
+            "Embed by the pool's base model, or name the model that embedded.",
+        )
 
 
 def _check_sizes(manifest: Manifest, pool: PoolSpec) -> None:

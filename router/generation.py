@@ -1,19 +1,28 @@
 """What a router can answer with: the newest release, and a few before it that requests may still ask for."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from protocol.errors import Code, Refused
 from protocol.release import ReleaseSpec, read_timestamp
 from protocol.spec import Routing
+from router.expert import Expert
 from router.pool import ExpertPool
 
 KEPT = 4
 """Releases that a running model holds at most, the newest among them.
 
 As a rule they share pages, and an earlier one costs the experts that the newest lacks. Where a release comes in
-another order, or finds most experts gone, the newer ones stand in pages of their own and each such set counts whole.
+an order that none of them has, or finds most experts gone, it stands in pages of its own and counts whole.
 """
+Listed = tuple[str, str, str]
+"""An expert as a release lists it: digest, name, contributor."""
+
+
+def listed(expert: Expert) -> Listed:
+    """Tell experts apart: under another name, as when it was put on by hand, one is another one."""
+    return expert.digest, expert.name, expert.contributor
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +72,22 @@ class Held:
     def changed_to(self, generation: Generation) -> "Held":
         """Put another generation in the newest one's place."""
         return replace(self, generations=(*self.generations[:-1], generation))
+
+    def nearest(self, wanted: Sequence[Listed]) -> ExpertPool:
+        """Find the pool that is the shortest way to a release's experts.
+
+        To put experts into another order takes pages of their own. So of the pools that hold theirs in the release's
+        order it is the one with most of these, the newest of equals; but the newest of all where that holds more.
+
+        Args:
+            wanted: The release's experts.
+        """
+        among = set(wanted)
+        pools = [generation.pool for generation in reversed(self.generations)]
+        kept = [[each for each in map(listed, pool.experts) if each in among] for pool in pools]
+        ways = [at for at, mine in enumerate(kept) if mine == list(wanted[: len(mine)])]
+        best = max(ways, key=lambda at: len(kept[at]), default=0)
+        return pools[best if len(kept[best]) >= len(kept[0]) else 0]
 
     def find(self, release: int | None) -> Generation:
         """Look a release up by its number; None stands for the newest.

@@ -50,6 +50,20 @@ class Plan:
     method: Method
     recorder: Recorder | None = None
 
+    def route(self, layer: "RoutedLinear", u: Tensor, y: Tensor) -> Tensor:
+        """Add to the base's y [..., o], which is written over, what experts contribute at a layer given u [..., d]."""
+        module = self.pool.modules.get(layer.path)
+        if module is None:
+            return y
+        choice = self.method.choose(module, u)
+        if choice is None:
+            return y
+        if self.recorder is not None:
+            self.recorder.record(layer.path, module, choice, u)
+        if not module.plain:
+            y = add_scaled(module, layer.linear, u, choice, y)
+        return add_experts(module, u, choice, y)
+
 
 @dataclass(frozen=True)
 class Watch:
@@ -57,6 +71,11 @@ class Watch:
 
     see: Callable[[str, Tensor], None]
     """Given each module's path and its input [..., d]."""
+
+    def route(self, layer: "RoutedLinear", u: Tensor, y: Tensor) -> Tensor:
+        """Show a layer's input u [..., d], and leave y [..., o] as it is."""
+        self.see(layer.path, u)
+        return y
 
 
 class BatchRows:
@@ -113,6 +132,17 @@ class MixedPlan:
             self._u, self._pieces = u, list(torch.split(u, [rows * entries for _, rows in self.parts]))
         return self._pieces
 
+    def route(self, layer: "RoutedLinear", u: Tensor, y: Tensor) -> Tensor:
+        """Route each part of u [..., d] and of the base's y [..., o] by its own plan."""
+        y = y.contiguous()
+        pieces = self.split(layer.path, u)
+        outs = torch.split(y, [len(piece) for piece in pieces])
+        for (part, _), mine, out in zip(self.parts, pieces, outs, strict=True):
+            routed = part.route(layer, mine, out)
+            if routed is not out:
+                out.copy_(routed)
+        return y
+
 
 def inseparable(path: str) -> Refused:
     """Refuse what a module was given, since nobody knows which of the request's tokens it holds."""
@@ -163,21 +193,7 @@ class RoutedLinear(WrappedLinear):
         """
         y = self._base(u)
         plan = _plan.get()
-        if plan is None:
-            return y
-        if isinstance(plan, MixedPlan):
-            y = y.contiguous()
-            pieces = plan.split(self.path, u)
-            outs = torch.split(y, [len(piece) for piece in pieces])
-            for (part, _), mine, out in zip(plan.parts, pieces, outs, strict=True):
-                routed = self._routed(part, mine, out)
-                if routed is not out:
-                    out.copy_(routed)
-            return y
-        if isinstance(plan, Watch):
-            plan.see(self.path, u)
-            return y
-        return self._routed(plan, u, y)
+        return y if plan is None else plan.route(self, u, y)
 
     def _base(self, u: Tensor) -> Tensor:
         """Compute W u + b for u [..., d], without a torch module's call, which costs a token more than a small product.
@@ -193,19 +209,6 @@ class RoutedLinear(WrappedLinear):
             return functional.linear(u, parameters["weight"], parameters["bias"])
         y: Tensor = linear(u)  # type: ignore[misc]
         return y
-
-    def _routed(self, plan: Plan, u: Tensor, y: Tensor) -> Tensor:
-        module = plan.pool.modules.get(self.path)
-        if module is None:
-            return y
-        choice = plan.method.choose(module, u)
-        if choice is None:
-            return y
-        if plan.recorder is not None:
-            plan.recorder.record(self.path, module, choice, u)
-        if not module.plain:
-            y = add_scaled(module, self.linear, u, choice, y)
-        return add_experts(module, u, choice, y)
 
 
 def routed_linears(model: nn.Module, wanted: Mapping[str, Shape]) -> dict[str, Linear]:

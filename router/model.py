@@ -16,7 +16,7 @@ from router.base import Base, Loading, check_base, display_name, load_base
 from router.batch import TokenPair, encode_pairs
 from router.expert import Expert, load_expert
 from router.export import Exported, export_lora
-from router.generation import KEPT, Generation, Held
+from router.generation import KEPT, Generation, Held, listed
 from router.layer import RoutedLinear, routed_linears, routing
 from router.likelihood import Likelihood, likelihoods
 from router.limits import DEFAULT_NEW_TOKENS
@@ -286,10 +286,10 @@ class RoutedModel:
             self._take_up(mirror)
 
     def _take_up(self, mirror: Mirror) -> None:
-        release, pool = mirror.release.spec, self.generation.pool
-        # Under another name, as when it was put on by hand, an expert is another one.
-        held = {(expert.digest, expert.name, expert.contributor) for expert in pool.experts}
+        release = mirror.release.spec
         wanted = [(entry.bundle, entry.name, entry.contributor) for entry in release.experts]
+        pool = self.held.nearest(wanted)
+        held = set(map(listed, pool.experts))
         new = [each for each in zip(wanted, mirror.bundles, strict=True) if each[0] not in held]
         for digest, _, _ in held.difference(wanted):
             pool = pool.remove(digest)

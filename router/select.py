@@ -9,9 +9,11 @@ A calibrated release adds b to a score in units of the softmax, so sigma sqrt(d)
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -25,6 +27,7 @@ _SCORES = 1 << 20
 """Scores held at a time, so that memory does not grow with the pool."""
 
 Selected = list[Choice | CommonChoice | None]
+Floats = NDArray[np.float32]
 
 
 def select(group: RouteGroup, u: Tensor, k: int, temperature: float = 1.0) -> Selected:
@@ -45,9 +48,7 @@ def select(group: RouteGroup, u: Tensor, k: int, temperature: float = 1.0) -> Se
     if u.is_cuda:
         return list(gpu.select(group, u.reshape(-1, d), k, temperature))
     if u.numel() == d:
-        found = _select_one(
-            group, u.reshape(d) if u.dtype == torch.float32 else u.reshape(d).float(), d, k, temperature
-        )
+        found = _select_one(group, u, d, k, temperature)
         if found is not None:
             return found
     return in_pieces(
@@ -72,36 +73,66 @@ def in_pieces(u: Tensor, scores: int, decide: Callable[[Tensor, int], Selected])
 
 
 def _select_one(group: RouteGroup, u: Tensor, d: int, k: int, temperature: float) -> Selected | None:
-    """Decide for one token by NumPy and Python's floats: each of torch's operations costs more than it computes."""
-    counts = group.counts
-    slots = len(counts)
-    products = [torch.mv(block, u) for block in group.blocks]
-    scores = (products[0] if len(products) == 1 else torch.cat(products)).detach().numpy()
+    """Decide for one token; None where its mean is large, or a figure is not finite."""
+    slots, calibration = len(group.counts), group.calibration
+    scores, numbers = products_of_one(group, u)
     mean = float(scores[0])
-    numbers = u.detach().numpy()
     variance = max(float(numbers.dot(numbers)) / d - mean * mean, 0.0) + EPS
-    if not mean * mean <= _TRUSTED * variance:  # also where a figure is not finite
+    if not mean * mean <= _TRUSTED * variance:
         return None
-    scale, calibration = math.sqrt(d * variance), group.calibration
+    scale = math.sqrt(d * variance)
     unit = 1 / (scale * temperature)
-    if calibration is not None:
-        scores[slots : slots + len(calibration.flat)] += calibration.flat * scale
-    found: Selected = [None] * slots
-    for slot, count in enumerate(counts):
-        mine = scores[slots + slot :: slots]
+    if calibration is None:
+        return best_of_one(group, scores, k, [unit] * slots)
+    scores[slots : slots + len(calibration.flat)] += calibration.flat * scale
+    return best_of_one(group, scores, k, [unit / own for own in calibration.temperatures])
+
+
+def products_of_one(group: RouteGroup, u: Tensor) -> tuple[Floats, Floats]:
+    """Multiply one token's u [..., d] with every vector of a group, on the host.
+
+    NumPy and Python's floats go on from here: each of torch's operations costs more than it computes for one token.
+
+    Returns:
+        As `products`, [n] float32, and u itself, [d] float32.
+    """
+    if u.requires_grad:
+        u = u.detach()
+    u = u.reshape(-1) if u.dtype == torch.float32 else u.reshape(-1).float()
+    blocks = group.blocks
+    scores = torch.mv(blocks[0], u) if len(blocks) == 1 else torch.cat([torch.mv(block, u) for block in blocks])
+    return scores.numpy(), u.numpy()
+
+
+def best_of_one(group: RouteGroup, scores: Floats, k: int, units: Sequence[float]) -> Selected:
+    """Choose one token's experts at every module of a group.
+
+    Args:
+        group: The modules and their experts.
+        scores: [n] as `products_of_one` lays them out; written over.
+        k: Experts at most. Ties go to the expert that came first.
+        units: What scores are multiplied with before the softmax, by slot.
+    """
+    found: Selected = []
+    slots = len(group.counts)
+    for slot, count in enumerate(group.counts):
+        mine, unit = scores[slots + slot :: slots], units[slot]
         if group.gaps:
             mine[[*group.hidden, *group.absent(slot)]] = -math.inf
-        here = unit if calibration is None else unit / calibration.temperatures[slot]
-        rows, exponents = [], []
+        rows: list[int] = []
+        weights: list[float] = []
+        total = highest = 0.0
         for _ in range(min(k, count)):
             row = int(mine.argmax())  # the first of equals
+            score = float(mine[row]) * unit
+            if not rows:
+                highest = score
+            weight = math.exp(score - highest)
+            total += weight
             rows.append(row)
-            exponents.append(float(mine[row]) * here)
+            weights.append(weight)
             mine[row] = -math.inf
-        if rows:
-            weights = [math.exp(exponent - exponents[0]) for exponent in exponents]
-            total = sum(weights)
-            found[slot] = CommonChoice(rows, [weight / total for weight in weights])
+        found.append(CommonChoice(rows, [weight / total for weight in weights]) if rows else None)
     return found
 
 

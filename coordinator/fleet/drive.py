@@ -183,13 +183,22 @@ def numbers(answer: Answer) -> dict[str, float]:
 
 
 def summary(fleet: Fleet, number: int) -> str:
-    """Say in one sentence who answered a campaign, who failed and who kept silent."""
+    """Say in one sentence who answered a campaign, who failed, who waits, who kept silent, and who was not there."""
     answers = fleet.answers(number)
-    done = [name for answer, name in answers if answer.state == "done"]
-    failed = [f"{name} ({answer.code or 'failed'})" for answer, name in answers if answer.state == "failed"]
-    heard = {answer.contributor for answer, _ in answers if answer.state in FINAL}
-    silent = sorted(name for node, name in fleet.nodes() if node.state == "active" and node.contributor not in heard)
-    parts = [f"{len(done)} answered"] if answers or silent else ["no contributor has a daemon to ask"]
-    parts += [f"failed: {', '.join(failed)}"] if failed else []
-    parts += [f"silent: {', '.join(silent)}"] if silent else []
-    return "; ".join(parts) + "."
+    asked = {answer.contributor: answer for answer, _ in answers}
+    told: dict[str, list[str]] = {"failed": [], "waiting": [], "silent": [], "not there in time": []}
+    for answer, name in answers:
+        if answer.state == "failed" or _waits(answer):
+            told[answer.state].append(f"{name} ({answer.code or 'failed'})")
+    for node, name in fleet.nodes():
+        mine = asked.get(node.contributor)
+        if node.state == "active" and (mine is None or not (mine.state in FINAL or _waits(mine))):
+            told["silent" if mine else "not there in time"].append(name)
+    done = sum(answer.state == "done" for answer, _ in answers)
+    parts = [f"{done} answered"] if answers or any(told.values()) else ["no contributor has a daemon to ask"]
+    return "; ".join([*parts, *(f"{what}: {', '.join(sorted(names))}" for what, names in told.items() if names)]) + "."
+
+
+def _waits(answer: Answer) -> bool:
+    """Whether a node said that it cannot now; one whose message was lost said nothing."""
+    return answer.state == "waiting" and answer.code != ""

@@ -114,6 +114,7 @@ def _first_round(opened: Opened, base: Release, plan: Plan) -> Calibrating:
         raise Refused(
             Code.METHOD_UNKNOWN,
             f"Only {CALIBRATED_METHOD} is calibrated; the pool routes by {spec.routing.method}.",
+            f"Biases belong to gates: a pool to be calibrated is founded with {CALIBRATED_METHOD}.",
         )
     if len(spec.experts) < 2:  # noqa: PLR2004 - one alone has all the weight
         raise Refused(Code.EXPERTS_EXHAUSTED, f"The list to calibrate has {len(spec.experts)} experts; two are needed.")

@@ -131,7 +131,8 @@ def campaign_start(  # noqa: PLR0913 - a flag each
             now=_now(),
             plan=plan if kind == "calibrate" else None,
         )
-    say(f"Campaign {row.number} ({row.kind}) runs until {row.expires}.")
+    say(f"Campaign {row.number} ({row.kind}) runs until {row.expires}; see: greylag-coordinator campaign show")
+    _check_driven(workspace)
     if as_json:
         emit({"campaign": _facts(row)})
 
@@ -168,6 +169,8 @@ def campaign_show(
         said = row.conclusion or summary(_fleet(open_), row.number)
         rounds = [facts_of(each) for each in Rounds(open_.registry).of(row.number)]
         task = order_of(row.envelope).calibrating
+    if row.state == "running":
+        _check_driven(workspace)
     if as_json:
         plan = task.model_dump(mode="json") if task else None
         emit({"campaign": _facts(row), "answers": answers, "calibrating": plan, "rounds": rounds, "summary": said})
@@ -258,6 +261,14 @@ def candidates_hold(digest: DigestArgument, *, reason: ReasonOption, workspace: 
     Example: greylag-coordinator candidates hold 3f9a0c21 --reason "It answers with insults."
     """
     _decide(workspace, digest, reason, promoted=False)
+
+
+def _check_driven(folder: Path) -> None:
+    from coordinator.opening import is_at_work  # noqa: PLC0415 - not for --help
+    from coordinator.settings import Workspace  # noqa: PLC0415
+
+    if not is_at_work(Workspace(folder), "fleet"):
+        say("Nobody is asked as long as no `greylag-coordinator fleet` runs in this workspace.")
 
 
 def _decide(folder: Path, digest: str, reason: str, *, promoted: bool) -> None:

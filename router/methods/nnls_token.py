@@ -11,6 +11,7 @@ token's term is 1 for what is plainly z's and 0 for public text. Experts that ca
 most.
 """
 
+from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from router.expert import Expert
-from router.gate import Choice
+from router.gate import Choice, CommonChoice
 from router.group import ModuleExperts, RouteGroup
 from router.layer import BatchRows, Plan
 from router.methods.asked import Asked
@@ -27,7 +28,7 @@ from router.methods.nnls_request import found_mass
 from router.methods.siblings import SharedDecision
 from router.mixtures import Shares
 from router.public import PublicText
-from router.select import Selected, best, in_pieces, products
+from router.select import Selected, best, best_of_one, in_pieces, products, products_of_one
 
 RIDGE = 0.1
 """Of the tokens' covariance, relative to its mean variance."""
@@ -131,6 +132,8 @@ class ByToken(SharedDecision):
         if rows > 1:
             self._rows.entries(group.store.paths[0], u)
         tokens = u.shape[:-1].numel()
+        if tokens == 1 and not u.is_cuda:
+            return self._select_one(seen, u)
         of = torch.arange(rows, device=u.device).repeat_interleave(tokens // rows)
 
         def decide(chunk: Tensor, start: int) -> Selected:
@@ -161,6 +164,18 @@ class ByToken(SharedDecision):
             torch.tensor(alike, device=device),
         )
 
+    def _select_one(self, seen: _Seen, u: Tensor) -> Selected:
+        scores, _ = products_of_one(seen.group, u - seen.centre)
+        scores *= _TOKEN
+        slots = len(seen.group.counts)
+        scores[slots:].reshape(-1, slots)[:] += seen.shares.numpy().T
+        mass, alike = self._masses.item(), seen.alike.numpy()
+        found = best_of_one(seen.group, scores, self._k, [1 / self._temperature] * slots)
+        return [
+            _capped_one(choice, mass, alike[choice.experts].tolist()) if isinstance(choice, CommonChoice) else None
+            for choice in found
+        ]
+
     def _capped(self, choice: Choice, of: Tensor, seen: _Seen) -> Choice:
         """Multiply weights [t, k] by the mass of each token's request, where nobody, alike or alone, gets more than 1.
 
@@ -173,3 +188,12 @@ class ByToken(SharedDecision):
         labels = seen.alike[choice.experts]
         together = ((labels.unsqueeze(2) == labels.unsqueeze(1)) * weights.unsqueeze(1)).sum(2)
         return Choice(choice.experts, weights / together.clamp(min=1))
+
+
+def _capped_one(choice: CommonChoice, mass: float, labels: list[int]) -> CommonChoice:
+    """Do as `ByToken._capped` for one token's experts, of which equals have equal labels."""
+    together: dict[int, float] = defaultdict(float)
+    for label, weight in zip(labels, choice.weights, strict=True):
+        together[label] += mass * weight
+    weights = zip(labels, choice.weights, strict=True)
+    return CommonChoice(choice.experts, [mass * weight / max(together[label], 1.0) for label, weight in weights])

@@ -343,3 +343,7 @@ def test_a_calibration_has_its_settings_and_its_budget(program: Program, founded
     assert shown["calibrating"] == task.model_dump(mode="json")
     assert program(workspace, "campaign", "show") == 0
     assert "epsilon 8 at delta 1e-05" in program.out
+    assert "Nobody is asked as long as no `greylag-coordinator fleet` runs" in program.err
+    with exclusive(workspace, "fleet"):
+        assert program(workspace, "campaign", "show") == 0
+    assert "Nobody is asked" not in program.err

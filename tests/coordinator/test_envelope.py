@@ -13,6 +13,7 @@ from protocol.errors import Code, Refused
 from protocol.kinds import LoraModule
 from protocol.release import Pool
 from protocol.signing import Identity
+from protocol.spec import Centroid, Statistics
 from tests import factories
 from tests.coordinator.conftest import make_pool
 
@@ -79,6 +80,18 @@ def test_too_large(tmp_path: Path, coordinator_identity: Identity, identity: Ide
     pool = make_pool(coordinator_identity, max_bundle_bytes=1000)
     bundle = factories.make_bundle(tmp_path / "b", pool, identity)
     assert refusal(bundle.manifest, pool).code is Code.TOO_LARGE
+
+
+def test_a_centroid_of_a_width_that_the_base_has_nowhere(tmp_path: Path, pool: Pool, identity: Identity) -> None:
+    for embedding in (None, pool.spec.base.model_copy(update={"weights": "f" * 64})):
+        told = Statistics(centroid=Centroid(embedding=embedding, width=17))
+        manifest = factories.make_bundle(tmp_path / str(embedding is None), pool, identity, statistics=told).manifest
+        if embedding is None:
+            refused = refusal(manifest, pool)
+            assert refused.code is Code.TENSOR_SHAPE
+            assert "17" in refused.message
+        else:  # of another model's width a pool knows nothing
+            judge(manifest, pool, ACTIVE)
 
 
 @pytest.mark.parametrize("name", [ADAPTER_WEIGHTS, GATES])

@@ -16,7 +16,7 @@ from protocol.signing import Identity
 from protocol.spec import Routing
 from router import planning
 from router.answer import Answer
-from router.generation import KEPT, Generation, Held
+from router.generation import KEPT, Generation, Held, listed
 from router.layer import MixedPlan, Plan, routing
 from router.methods.phatgoose import Phatgoose
 from router.model import RoutedModel
@@ -212,6 +212,23 @@ def test_memory_of_a_release_that_is_let_go_comes_back() -> None:
     gc.collect()
     assert stores[0]() is None
     assert all(store() is not None for store in stores[1:])
+
+
+def test_a_release_goes_on_from_what_has_its_order() -> None:
+    first, _ = make_experts(6, 32, 16)
+    turned = first.reordered([expert.digest for expert in reversed(first.experts)])
+    fewer = turned.remove(first.experts[0].digest)
+    held = Held().followed_by(Generation(first, release=1)).followed_by(Generation(turned, release=2))
+    order = [listed(expert) for expert in first.experts]
+    assert held.nearest(order) is first
+    assert held.nearest(order[::-1]) is turned
+    # Equal ways: the newest. No way without another order: the newest, too.
+    assert held.nearest(order[:1]) is turned
+    assert held.nearest([order[3], order[1], order[2]]) is turned
+    assert held.nearest([("another", "one", "")]) is turned
+    # An order that costs more experts than it saves is no way.
+    held = Held().followed_by(Generation(fewer, release=3)).followed_by(Generation(first, release=4))
+    assert held.nearest([order[5], order[4], order[0], order[3]]) is first
 
 
 def test_an_earlier_release_answers_until_it_expires(model: RoutedModel) -> None:

@@ -1,9 +1,11 @@
 """A request's mixture as a plain LoRA: exact at full rank, the best at less, and what plain PEFT computes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
@@ -12,6 +14,7 @@ from protocol.errors import Code, Refused
 from protocol.release import Pool
 from protocol.signing import Identity
 from router.base import load_base
+from router.calibration import MAX_BIAS, Calibration
 from router.export import merge
 from router.model import RoutedModel
 from router.part import ExpertModule
@@ -112,6 +115,26 @@ def test_weights_come_out_as_they_are_whatever_they_sum_to(
     exported = model.export_lora(tmp_path / "lora", TEXTS, RoutingChoice(method), rank=9, max_new_tokens=3)
     assert sum(exported.shares.values()) == pytest.approx(1)
     scored = model.score(TEXTS, TEXTS, RoutingChoice(method))
+    assert peft_losses(base, tmp_path / "lora", model) == pytest.approx(scored, rel=1e-4)
+
+
+def test_a_calibration_is_in_what_is_traced_and_exported(base: Path, model: RoutedModel, tmp_path: Path) -> None:
+    """Biases so far apart that every token's weights are 0 and 1, so that the mean mixture is the model's own."""
+    plain, experts = model.score(TEXTS, TEXTS), model.generation.pool
+    empty = Calibration.zeros(model.digests, list(experts.modules))
+    vector = empty.vector
+    vector[: empty.bias.size] = np.tile(np.array([-MAX_BIAS, MAX_BIAS], np.float32), len(empty.modules))
+    model.generation = replace(model.generation, pool=experts.calibrated(empty.at(vector)))
+    for answer in model.answer(TEXTS, max_new_tokens=3, explain=True, full=True).answers:
+        for route in answer.routes:
+            weights = np.zeros((len(route.experts), 2))
+            np.put_along_axis(weights, route.experts, route.weights, axis=1)
+            expected = [0.0, 1.0] if len(experts.modules[route.module]) > 1 else [1.0, 0.0]
+            assert weights == pytest.approx(np.broadcast_to(expected, weights.shape))
+            assert route.full == pytest.approx(weights)
+    scored = model.score(TEXTS, TEXTS)
+    assert scored != pytest.approx(plain, rel=1e-3)
+    model.export_lora(tmp_path / "lora", TEXTS, rank=5, max_new_tokens=3)
     assert peft_losses(base, tmp_path / "lora", model) == pytest.approx(scored, rel=1e-4)
 
 

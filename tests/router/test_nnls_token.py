@@ -15,6 +15,7 @@ from router.methods.nnls_request import found_mass
 from router.methods.nnls_token import RIDGE, ByToken, Discriminant, ScaledGate
 from router.mixtures import Shares
 from router.nnls import Floats
+from router.part import ExpertModule
 from router.pool import ExpertPool
 from router.public import PublicText
 from router.spread import Spread, spread_of
@@ -71,8 +72,8 @@ def slow_choice(pool: ExpertPool, kind: type, c: Floats, alike: list[int], u: Te
     return {at: weight / max(together[at], 1) for at, weight in weights.items()}
 
 
-def given(pool: ExpertPool, choice: object, tokens: int) -> list[dict[int, float]]:
-    module = pool.modules[PATH]
+def given(pool: ExpertPool, choice: object, tokens: int, path: str = PATH) -> list[dict[int, float]]:
+    module = pool.modules[path]
     positions = {expert.digest: at for at, expert in enumerate(pool.experts)}
     if isinstance(choice, CommonChoice):
         choice = Choice(torch.tensor([choice.experts] * tokens), torch.tensor([choice.weights] * tokens))
@@ -99,18 +100,42 @@ def test_a_token_is_given_what_the_formulas_say(kind: type, count: int, k: int, 
         assert found[at] == pytest.approx(expected, abs=2e-5)
 
 
-def test_whom_a_request_denies_has_no_part() -> None:
+@pytest.mark.parametrize("tokens", [1, 12])
+def test_whom_a_request_denies_has_no_part(tokens: int) -> None:
     pool = make_pool(9, absent=0)
     allowed = pool.allowing(None, ["e1", "e4"])
     shares = Shares(np.random.default_rng(0).dirichlet(np.ones(7), size=1), np.arange(7))
-    u = torch.randn(1, 12, D)
+    u = torch.randn(1, tokens, D)
     choice = ByToken(Asked(allowed, ["x"], 3), shares, Discriminant(PUBLIC)).choose(allowed.modules[PATH], u)
     fewer = ExpertPool()
     for expert in allowed.experts:
         fewer = fewer.add(expert)
     expected = ByToken(Asked(fewer, ["x"], 3), shares, Discriminant(PUBLIC)).choose(fewer.modules[PATH], u)
-    for mine, theirs in zip(given(allowed, choice, 12), given(fewer, expected, 12), strict=True):
+    for mine, theirs in zip(given(allowed, choice, tokens), given(fewer, expected, tokens), strict=True):
         assert mine == pytest.approx(theirs, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", [Discriminant, ScaledGate])
+@pytest.mark.parametrize("k", [2, 40])
+def test_a_token_alone_is_decided_as_among_others(kind: type, k: int) -> None:
+    paths, generator = ("a.q", "a.k", "a.v"), torch.Generator().manual_seed(0)
+    pool = ExpertPool()
+    for number in range(30):
+        # Everybody leaves one module alone, or none.
+        mine = [path for at, path in enumerate(paths) if at != number % 4]
+        part = ExpertModule(torch.randn(1, D), torch.randn(O, 1), 1.0, torch.randn(D, generator=generator))
+        means = {path: torch.randn(D, generator=generator) for path in mine}
+        pool = pool.add(Expert(f"{number:064x}", f"e{number}", "", dict.fromkeys(mine, part), means=means))
+    pool = pool.allowing(None, ["e5", "e9"])
+    shares = Shares(np.random.default_rng(0).dirichlet(np.ones(28), size=1), np.array([0, 0, 0, *range(3, 28)]))
+    u = torch.randn(1, 6, D, generator=generator)
+    together = ByToken(Asked(pool, ["x"], k), shares, kind(PUBLIC))
+    for path in paths:
+        expected = given(pool, together.choose(pool.modules[path], u), 6, path)
+        for at in range(6):
+            found = ByToken(Asked(pool, ["x"], k), shares, kind(PUBLIC)).choose(pool.modules[path], u[:, at : at + 1])
+            assert isinstance(found, CommonChoice)
+            assert given(pool, found, 1, path) == [pytest.approx(expected[at], abs=1e-6)]
 
 
 def test_many_tokens_are_decided_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

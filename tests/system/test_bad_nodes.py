@@ -186,7 +186,7 @@ def test_a_node_that_cannot_take_part_says_why_and_the_others_go_on(
     assert case.sentence in place.log.read_text()
     village.clock.forward(3600 * _S)
     village.drive(lambda: village.fleet.campaign(number).state == "finished")
-    told = f"failed: bad ({case.code.name})" if case.state == "failed" else "silent: bad"
+    told = f"failed: bad ({case.code.name})" if case.state == "failed" else f"waiting: bad ({case.code.name})"
     assert village.fleet.campaign(number).conclusion.startswith(f"1 answered; {told}.")
     assert not any(PLANTED.encode() in raw for raw in village.wire)
 

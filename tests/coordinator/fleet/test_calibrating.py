@@ -306,11 +306,12 @@ def test_noise_goes_with_the_mean_alone(town: Town) -> None:
     assert refused.value.code is Code.SETTINGS_INVALID
 
 
-def test_only_what_gates_decide_is_calibrated(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["merged", "nnls-request", "nnls-gates", "average-activation"])
+def test_only_what_gates_decide_is_calibrated(tmp_path: Path, method: str) -> None:
     with open_pool(tmp_path) as opened:
         town = Town(opened)
         spec = read_candidate(proposal(town), opened.pool).spec
-        other = spec.model_copy(update={"routing": Routing(method="merged")})
+        other = spec.model_copy(update={"routing": Routing(method=method)})
         town.fleet.propose(sign_candidate(other, opened.identity), now=town.clock())
         with pytest.raises(Refused) as refused:
             begin(town)

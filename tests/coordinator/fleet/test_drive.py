@@ -112,13 +112,14 @@ def test_who_comes_late_is_asked_and_who_is_slow_holds_nobody_up(town: Town) -> 
     town.driver.step()
     town.join("late", good)
     town.drive(lambda: town.states(number) == {"slow": "asked", "late": "done"})
+    assert summary(town.fleet, number) == "1 answered; silent: slow."
     town.clock.forward(timedelta(minutes=1))
     town.driver.step()
     assert town.fleet.campaign(number).state == "running"
     town.join("too-late", good)
     go_on.set()
     town.drive(lambda: town.fleet.campaign(number).state == "finished")
-    assert town.fleet.campaign(number).conclusion == "2 answered; silent: too-late."
+    assert town.fleet.campaign(number).conclusion == "2 answered; not there in time: too-late."
 
 
 def test_a_campaign_ends_at_its_deadline_with_nobody_there(town: Town) -> None:
@@ -127,7 +128,7 @@ def test_a_campaign_ends_at_its_deadline_with_nobody_there(town: Town) -> None:
     town.driver.step()
     town.clock.forward(timedelta(hours=2))
     town.driver.step()
-    assert town.fleet.campaign(number).conclusion == "0 answered; silent: away."
+    assert town.fleet.campaign(number).conclusion == "0 answered; not there in time: away."
     assert town.states(number) == {}
 
 
@@ -166,6 +167,7 @@ def test_who_cannot_now_is_asked_again_later(town: Town) -> None:
     for code in ("UNREACHABLE", "CONSENT"):
         town.drive(lambda: town.states(number) == {"ada": "waiting"})
         assert town.codes(number) == {"ada": code}
+        assert summary(town.fleet, number) == f"0 answered; waiting: ada ({code})."
         town.driver.step()
         assert town.states(number) == {"ada": "waiting"}
         town.clock.forward(timedelta(seconds=11))
