@@ -26,6 +26,7 @@ from protocol.kinds import Ia3Module, Module
 from protocol.spec import Dtype, PoolSpec
 from protocol.statement import first_fault as first_invalid
 from protocol.tensors import ADAPTER_PREFIX, TensorInfo, read_header
+from router.base import folder_of
 
 _MODULE: TypeAdapter[Module] = TypeAdapter(Module)
 _SUFFIXES = (".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector", ".ia3_l")
@@ -99,7 +100,8 @@ def write_adapter(adapter: Adapter, folder: Path, pool: PoolSpec) -> None:
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise Refused(Code.NOT_FINITE, f"{name} of the adapter holds NaN or infinity.", "Train it again.")
-        if (name.endswith(".lora_B.weight") and not tensor.any()) or (name.endswith(".ia3_l") and (tensor == 1).all()):
+        factor = name.endswith((".lora_A.weight", ".lora_B.weight"))
+        if (factor and not tensor.any()) or (name.endswith(".ia3_l") and (tensor == 1).all()):
             raise Refused(
                 Code.NO_EFFECT,
                 f"The adapter adds nothing at {_path_of(name)}, so no gate can be trained there.",
@@ -115,17 +117,7 @@ def write_adapter(adapter: Adapter, folder: Path, pool: PoolSpec) -> None:
 
 
 def _locate(name_or_path: str) -> Path:
-    folder = Path(name_or_path)
-    if not folder.is_dir():
-        if name_or_path.startswith((".", "/", "~")):
-            raise _unreadable(name_or_path, "there is no such folder")
-        from huggingface_hub import snapshot_download  # noqa: PLC0415 - a folder needs no network code
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError  # noqa: PLC0415
-
-        try:
-            folder = Path(snapshot_download(name_or_path, allow_patterns=list(_FILES)))
-        except (HfHubHTTPError, HFValidationError, OSError) as error:
-            raise _unreadable(name_or_path, (str(error).splitlines() or ["it is not there"])[0].rstrip(".")) from error
+    folder = folder_of(name_or_path, _FILES, _unreadable)
     if not (folder / ADAPTER_WEIGHTS).is_file() and any((folder / name).exists() for name in _PICKLED):
         raise _unreadable(name_or_path, "its weights are pickled, and a pickle may run anything")
     for name in _FILES:

@@ -1,7 +1,9 @@
 """greylag-client: the command line of a contributor."""
 
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -25,18 +27,12 @@ from client.door import (
 )
 from client.progress import GIVE_UP_AFTER_S, Style, show
 from client.sharing import TELLS, Share
+from router.placing import read_amounts
 from router.quantise import Bits
 
 if TYPE_CHECKING:
     from client.produce import Order
     from protocol.spec import Promise
-
-
-class Device(StrEnum):
-    """Where training runs."""
-
-    CPU = "cpu"
-    CUDA = "cuda"
 
 
 app = typer.Typer(
@@ -51,7 +47,19 @@ DataFlag = Annotated[Path, typer.Option("--data", help="File of examples: JSON L
 NameFlag = Annotated[str | None, typer.Option("--name", help="The expert's name; default: the contributor's.")]
 InputFlag = Annotated[str | None, typer.Option(help="Column of the inputs; default: that of client.toml.")]
 TargetFlag = Annotated[str | None, typer.Option(help="Column of the targets; default: that of client.toml.")]
-DeviceFlag = Annotated[Device | None, typer.Option(help="Where to train; default: the GPU where there is one.")]
+DeviceFlag = Annotated[
+    Literal["cpu", "cuda", "auto"] | None,
+    typer.Option(
+        help="Where to train; default: a GPU where there is one. auto spreads the base over all, memory, disk."
+    ),
+]
+MaxMemoryFlag = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="With --device auto: most that the base takes of a GPU or of memory, as in 0=20GiB or cpu=8GiB; "
+        "repeatable. Default: nine tenths of what is free."
+    ),
+]
 MicroBatchFlag = Annotated[int | None, typer.Option(min=1, help="Examples in memory at once; default: the batch.")]
 DtypeFlag = Annotated[
     Literal["float32", "bfloat16"] | None,
@@ -75,6 +83,43 @@ ShareFlag = Annotated[
         "Default: nothing.",
     ),
 ]  # fmt: skip
+
+
+def order_from(
+    *,
+    data: DataFlag,
+    name: NameFlag = None,
+    seed: SeedFlag = 0,
+    device: DeviceFlag = None,
+    max_memory: MaxMemoryFlag = None,
+    micro_batch: MicroBatchFlag = None,
+    dtype: DtypeFlag = None,
+    quantise: QuantiseFlag = None,
+    recompute: RecomputeFlag = False,
+    packing: PackingFlag = False,
+    share: ShareFlag = None,
+    **recipe: Any,
+) -> "Order":
+    """Read what every verb that trains is told by its flags, and say what will be shared."""
+    from client.plan import Thrift
+    from client.produce import Order
+
+    thrift = Thrift(dtype, quantise, recompute, packing, read_amounts(max_memory or ()))
+    return Order(data, name, seed, device, micro_batch, recipe, tell(share), thrift)
+
+
+def training_flags(verb: Callable[..., None], without: frozenset[str] = frozenset()) -> Callable[..., None]:
+    """Give a verb the flags of `order_from` and of the recipe, but for some; they arrive in its `**flags`."""
+    named = [
+        entry
+        for each in (order_from, verb)
+        for entry in inspect.signature(each).parameters.values()
+        if entry.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+    flags = [*named, *recipe_flags(without)]
+    verb.__signature__ = inspect.Signature(flags)  # type: ignore[attr-defined] # read by inspect
+    verb.__annotations__ = {entry.name: entry.annotation for entry in flags} | {"return": None}
+    return verb
 
 
 @app.command()
@@ -120,20 +165,11 @@ def init(
 
 
 @app.command()
-@recipe_flags
+@training_flags
 def train(
     *,
-    data: DataFlag,
-    name: NameFlag = None,
     input_column: InputFlag = None,
     target_column: TargetFlag = None,
-    seed: SeedFlag = 0,
-    device: DeviceFlag = None,
-    micro_batch: MicroBatchFlag = None,
-    dtype: DtypeFlag = None,
-    quantise: QuantiseFlag = None,
-    recompute: RecomputeFlag = False,
-    packing: PackingFlag = False,
     joint: Annotated[
         bool, typer.Option("--joint", help="Train gates together with the expert, to compare: such gates route worse.")
     ] = False,
@@ -142,10 +178,9 @@ def train(
     ] = None,
     delta: Annotated[float | None, typer.Option(help="Its second figure; far less than one in the examples.")] = None,
     clip: Annotated[float, typer.Option(help="Norm to which the gradient of each example is clipped, for it.")] = 1.0,
-    share: ShareFlag = None,
     progress: ProgressFlag = Style.AUTO,
     workspace: WorkspaceFlag = Path(),
-    **recipe: Any,
+    **flags: Any,
 ) -> None:
     """Train an expert and its gates, and pack them into a signed bundle. Run again to resume.
 
@@ -153,37 +188,23 @@ def train(
 
     Example: greylag-client train --data notes.jsonl --rank 8
     """
-    from client.plan import Thrift
-    from client.produce import Order
-
-    thrift = Thrift(dtype, quantise, recompute, packing)
     promise = privacy(epsilon, delta, clip)
-    order = Order(data, name, seed, device, micro_batch, recipe, tell(share), thrift, privacy=promise, joint=joint)
+    order = replace(order_from(**flags), privacy=promise, joint=joint)
     _train(order, progress, workspace, input_column=input_column, target_column=target_column)
 
 
 @app.command()
-@partial(recipe_flags, without=EXPERT_FLAGS)
+@partial(training_flags, without=EXPERT_FLAGS)
 def gates(
     *,
     adapter: Annotated[
         str, typer.Option(help="Folder or Hugging Face id of a LoRA, rsLoRA, DoRA or (IA)3 adapter as PEFT saves it.")
     ],
-    data: DataFlag,
-    name: NameFlag = None,
     input_column: InputFlag = None,
     target_column: TargetFlag = None,
-    seed: SeedFlag = 0,
-    device: DeviceFlag = None,
-    micro_batch: MicroBatchFlag = None,
-    dtype: DtypeFlag = None,
-    quantise: QuantiseFlag = None,
-    recompute: RecomputeFlag = False,
-    packing: PackingFlag = False,
-    share: ShareFlag = None,
     progress: ProgressFlag = Style.AUTO,
     workspace: WorkspaceFlag = Path(),
-    **recipe: Any,
+    **flags: Any,
 ) -> None:
     """Train only the gates of an adapter that is there already, and pack both. Run again to resume.
 
@@ -192,20 +213,19 @@ def gates(
 
     Example: greylag-client gates --adapter my-lora --data notes.jsonl
     """
-    from client.plan import Thrift
-    from client.produce import Order
-
-    order = Order(
-        data, name, seed, device, micro_batch, recipe, tell(share), Thrift(dtype, quantise, recompute, packing), adapter
-    )
+    order = replace(order_from(**flags), adapter=adapter)
     _train(order, progress, workspace, input_column=input_column, target_column=target_column)
 
 
 def _train(order: "Order", progress: Style, workspace: Path, **columns: str | None) -> None:
-    from client.produce import produce
+    from client.produce import assist, produce
+    from client.together import leads
 
     place, settings = open_workspace(workspace, **columns)
     quiet_libraries(settings.base, *([order.adapter] if order.adapter else []))
+    if not leads():
+        assist(place, settings, order)
+        return
     with at_work(place), show(progress) as report:
         bundle = produce(place, settings, order, report, datetime.now(UTC), talk)
     talk(f"The bundle {bundle.spec.name} is ready; send it with: greylag-client submit {bundle.spec.name}")
@@ -213,39 +233,30 @@ def _train(order: "Order", progress: Style, workspace: Path, **columns: str | No
 
 
 @app.command()
-@recipe_flags
+@training_flags
 def contribute(
     *,
-    data: DataFlag,
-    name: NameFlag = None,
     input_column: InputFlag = None,
     target_column: TargetFlag = None,
-    seed: SeedFlag = 0,
-    device: DeviceFlag = None,
-    micro_batch: MicroBatchFlag = None,
-    dtype: DtypeFlag = None,
-    quantise: QuantiseFlag = None,
-    recompute: RecomputeFlag = False,
-    packing: PackingFlag = False,
-    share: ShareFlag = None,
     wait: WaitFlag = False,
     give_up_after: GiveUpFlag = GIVE_UP_AFTER_S,
     progress: ProgressFlag = Style.AUTO,
     workspace: WorkspaceFlag = Path(),
-    **recipe: Any,
+    **flags: Any,
 ) -> None:
     """Train, pack and submit in one go. Run again to resume.
 
     Example: greylag-client contribute --data notes.jsonl --wait
     """
-    from client.plan import Thrift
-    from client.produce import Order, produce
+    from client.produce import assist, produce
+    from client.together import leads
 
     place, settings = open_workspace(workspace, input_column=input_column, target_column=target_column)
     quiet_libraries(settings.base)
-    order = Order(
-        data, name, seed, device, micro_batch, recipe, tell(share), Thrift(dtype, quantise, recompute, packing)
-    )
+    order = order_from(**flags)
+    if not leads():
+        assist(place, settings, order)
+        return
     with at_work(place), show(progress) as report:
         bundle = produce(place, settings, order, report, datetime.now(UTC), talk)
         record = send_bundle(place, settings, bundle, report, wait=wait, give_up_after=give_up_after)

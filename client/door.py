@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -54,11 +54,9 @@ EXPERT_FLAGS = frozenset({"kind", "rank", "alpha", "activation", "expert_steps"}
 """Of no use where the expert is there already."""
 
 
-def recipe_flags(verb: Callable[..., None], without: frozenset[str] = frozenset()) -> Callable[..., None]:
-    """Give a verb one flag for each field of the recipe, but for some; they arrive in its `**recipe`."""
-    signature = inspect.signature(verb)
-    given = [entry for entry in signature.parameters.values() if entry.kind is not inspect.Parameter.VAR_KEYWORD]
-    flags = [
+def recipe_flags(without: frozenset[str]) -> list[inspect.Parameter]:
+    """One flag for each field of the recipe, but for some."""
+    return [
         inspect.Parameter(
             name,
             inspect.Parameter.KEYWORD_ONLY,
@@ -68,9 +66,6 @@ def recipe_flags(verb: Callable[..., None], without: frozenset[str] = frozenset(
         for name, (kind, text) in RECIPE_FLAGS.items()
         if name not in without
     ]
-    verb.__signature__ = signature.replace(parameters=[*given, *flags])  # type: ignore[attr-defined] # read by inspect
-    verb.__annotations__ = {entry.name: entry.annotation for entry in (*given, *flags)} | {"return": None}
-    return verb
 
 
 def open_workspace(root: Path, **flags: object) -> "tuple[Workspace, ClientSettings]":
@@ -96,7 +91,7 @@ def at_work(workspace: "Workspace") -> Iterator[None]:
 
 
 def quiet_libraries(*models: str) -> None:
-    """Before the first import of the training libraries: no telemetry, no chatter, one GPU.
+    """Before the first import of the training libraries: no telemetry, no chatter.
 
     Args:
         models: The base model and others; if all are folders, the libraries are told to ask nobody.
@@ -107,7 +102,7 @@ def quiet_libraries(*models: str) -> None:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "TRANSFORMERS_VERBOSITY": "error",
-        "CUDA_VISIBLE_DEVICES": "0",  # with several GPUs the Trainer would split each batch over them
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
     }.items():
         os.environ.setdefault(name, value)
     # It reports, on being imported, which of its parts are not there.

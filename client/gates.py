@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from client import history, phase
+from client import history, phase, together
 from client.progress import Report
 from protocol.kinds import Module
 from protocol.spec import Recipe
@@ -90,7 +90,8 @@ def _train(
 ) -> dict[str, Tensor]:
     try:
         phase.run(work, base.model, base.tokenizer, examples.train, examples.held_out, recipe, report)
-        history.write_openings(work.folder.parent, _openings(base, gated, examples.held_out))
+        openings = _openings(base, gated, examples.held_out)
+        together.once(lambda: history.write_openings(work.folder.parent, openings))
         return {f"{path}.gate": layer.gate.detach().to("cpu", torch.float32).clone() for path, layer in gated.items()}
     finally:
         detach_gates(base.model, gated)

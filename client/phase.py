@@ -8,6 +8,7 @@ start. The best checkpoint by held-out loss wins.
 import math
 import shutil
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +26,12 @@ from transformers import (
 )
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from client import history
+from client import history, together
 from client.packing import pack
 from client.progress import Progress, Report
 from protocol.errors import Code, Refused
 from protocol.spec import Promise, Recipe
+from router.text import IGNORED
 
 if TYPE_CHECKING:
     import datasets
@@ -55,7 +57,7 @@ class Phase:
     device: str | None = None
     """`cpu` keeps training off a GPU; None takes what there is."""
     micro_batch: int | None = None
-    """Examples in memory at once, a divisor of the batch; None takes the whole batch."""
+    """Examples in memory at once, a divisor of this process's part of the batch; None takes all of it."""
     recompute: bool = False
     """Activations are computed again for the backward pass, not kept."""
     packing: bool = False
@@ -90,6 +92,7 @@ def run(
     trainer.add_callback(_Reporter(phase, report))
     if recipe.patience and phase.privacy is None:
         trainer.add_callback(EarlyStoppingCallback(recipe.patience))
+    together.once(lambda: sweep(phase.folder))
     last = sweep(phase.folder)
     try:
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
@@ -100,12 +103,13 @@ def run(
             "Give a smaller --micro-batch (the batch stays the same, in more parts), --recompute or --quantise 4bit.",
         ) from error
     finally:
-        sweep(phase.folder)
+        if together.leads():
+            sweep(phase.folder)
     trainer.take_off()
     loss = trainer.state.best_metric if phase.privacy is None else history.last_loss(trainer.state.log_history)
     if loss is None or not math.isfinite(loss):
         raise diverged(phase.name)
-    history.write(phase.folder, trainer.state.log_history)
+    together.once(lambda: history.write(phase.folder, trainer.state.log_history))
     return float(loss)
 
 
@@ -119,7 +123,7 @@ def measure(
     """Note the held-out loss of a model that is not trained, as the history of a phase of no steps."""
     trainer = _trainer(phase, model, tokenizer, held_out, recipe)
     trainer.evaluate()
-    history.write(phase.folder, trainer.state.log_history)
+    together.once(lambda: history.write(phase.folder, trainer.state.log_history))
 
 
 def _trainer(
@@ -188,6 +192,36 @@ class PhaseTrainer(Trainer):
     def _load_best_model(self) -> None:
         restore(self.model, Path(self.state.best_model_checkpoint) / TRAINABLE)
 
+    def compute_loss(
+        self,
+        model: "nn.Module",
+        inputs: dict[str, Any],
+        return_outputs: bool = False,  # noqa: FBT001, FBT002 - the Trainer's signature
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> Any:
+        """Weigh a part of a batch by its share of the tokens that the whole batch learns.
+
+        T5 and others take the count of those tokens, and average over the part all the same.
+        """
+        found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        whole = self.args.gradient_accumulation_steps == together.processes() == 1
+        if whole or num_items_in_batch is None or not self._averages:
+            return found
+        labels = inputs["labels"][..., 1:] if self._loss_shifts_labels else inputs["labels"]
+        share = (labels != IGNORED).sum() / num_items_in_batch
+        return (found[0] * share, found[1]) if return_outputs else found * share
+
+    @cached_property
+    def _averages(self) -> bool:
+        """Whether the model averages its loss over what it is given, whatever count it is told."""
+        ids = torch.tensor([[3, 5, 2]], device=self.args.device)
+        with torch.no_grad():
+            plain, told = (
+                self.model(input_ids=ids, labels=ids, **count).loss
+                for count in ({}, {"num_items_in_batch": torch.tensor(1000, device=ids.device)})
+            )
+        return bool(told > plain / 2)
+
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:  # noqa: ARG002 - the Trainer's signature
         """Count nothing: the Trainer's estimate walks over all modules, a tenth of a small model's step."""
         return 0
@@ -219,6 +253,8 @@ class _Checkpoints(TrainerCallback):
             state.best_model_checkpoint = str(self._checkpoint(state.best_global_step))
 
     def on_save(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
+        if not together.leads():
+            return
         newest = self._checkpoint(state.global_step)
         (newest / COMPLETE).touch()
         kept = {newest.name, Path(state.best_model_checkpoint or newest).name}
@@ -245,14 +281,24 @@ class _Reporter(TrainerCallback):
         self._report(Progress(self._phase.name, state.global_step, self._phase.steps, self._loss))
 
 
+class _Arguments(TrainingArguments):
+    """The Trainer's arguments, for a process that computes on one GPU, or on a base that is spread by itself."""
+
+    @property
+    def n_gpu(self) -> int:
+        """With more the Trainer would give each a copy of the model, and multiply the batch."""
+        return min(1, super().n_gpu)
+
+
 def _arguments(phase: Phase, recipe: Recipe) -> TrainingArguments:
-    micro_batch, private = phase.micro_batch or recipe.batch_size, phase.privacy is not None
-    return TrainingArguments(
+    mine, private = recipe.batch_size // together.processes(), phase.privacy is not None
+    micro_batch = phase.micro_batch or mine
+    return _Arguments(
         output_dir=str(phase.folder),
         max_steps=phase.steps,
         per_device_train_batch_size=micro_batch,
         per_device_eval_batch_size=micro_batch,
-        gradient_accumulation_steps=1 if private else recipe.batch_size // micro_batch,
+        gradient_accumulation_steps=1 if private else mine // micro_batch,
         optim="adamw_torch_fused",
         learning_rate=recipe.learning_rate,
         weight_decay=recipe.weight_decay,

@@ -1,7 +1,8 @@
 """What decides how an expert comes out; light, so that a finished run is recognised without torch."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,8 @@ class Thrift:
     """Activations are computed again for the backward pass, not kept."""
     packing: bool = False
     """Examples of a batch share rows, without seeing each other."""
+    max_memory: Mapping[str, str] = field(default_factory=dict)
+    """Most that a base that is spread takes of some devices, as in `router.base.Loading`."""
 
 
 FULL = Thrift()

@@ -13,11 +13,12 @@ from client import identity as keys
 from client import outbox, pack
 from client.adopt import read_adapter
 from client.picture import draw
-from client.plan import FULL, Columns, Plan, Thrift
+from client.plan import FULL, Plan, Thrift
 from client.progress import Report
 from client.runs import ADAPTER, LOSSES, plan_modules, read_record
 from client.settings import ClientSettings
 from client.sharing import Share, Sharing
+from client.together import check_together, processes
 from client.workspace import Workspace
 from protocol.bundle import ADAPTER_WEIGHTS, ENVELOPE, GATES, Bundle, open_bundle, sha256_of
 from protocol.errors import Code, Refused
@@ -51,6 +52,8 @@ class Order:
     """Folder or Hugging Face id of an adapter of which only the gates are trained."""
     privacy: Promise | None = None
     """What is promised to every example."""
+    max_epsilon: float | None = None
+    """What all private trainings of the workspace may come to; None sets no bound."""
     joint: bool = False
     """Gates are trained together with the expert, not after it."""
 
@@ -74,8 +77,32 @@ def produce(
         say: Told in sentences what came of it.
 
     Raises:
-        Refused: A code of the data, the base, the key, the recipe or the adapter.
+        Refused: A code of the data, the base, the key, the recipe or the adapter, or `BUDGET_EXHAUSTED`.
     """
+    plan = _planned(workspace, settings, order)
+    identity = keys.load(workspace.root / settings.key)
+    check_base(settings.base, plan.pool.spec.base, workspace.base_cache)
+    run = workspace.runs / plan.run_id()
+    if read_record(run) is None:
+        _check_budget(order, workspace)
+    _train_what_is_missing(plan, run, report)
+    for sentence in _result(run, plan):
+        say(sentence)
+    return _packed(workspace, settings, run, plan, identity, now)
+
+
+def assist(workspace: Workspace, settings: ClientSettings, order: Order) -> None:
+    """Train with a process that packs what comes out (`client.together`).
+
+    Raises:
+        Refused: As `produce`.
+    """
+    plan = _planned(workspace, settings, order)
+    _train_what_is_missing(plan, workspace.runs / plan.run_id(), lambda _: None)
+
+
+def _planned(workspace: Workspace, settings: ClientSettings, order: Order) -> Plan:
+    """Check an order and fill in what it leaves open."""
     if not order.data.is_file():
         raise Refused(Code.DATA_UNREADABLE, f"There is no data file {order.data}.", "Check the path.")
     pool = workspace.pool(settings.pool_key)
@@ -85,16 +112,12 @@ def produce(
     if adapter is None:
         plan_modules(pool.spec, recipe)
     name = _expert_name(order.name or settings.name)
+    check_together(order.device)
     _check_micro_batch(order.micro_batch, recipe)
     _check_privacy(order, recipe)
-    identity = keys.load(workspace.root / settings.key)
-    check_base(settings.base, pool.spec.base, workspace.base_cache)
-
-    columns = Columns(settings.input_column, settings.target_column, settings.messages_column, settings.text_column)
-    sharing = Sharing(order.share, settings.embedding, settings.share_epsilon)
-    plan = Plan(
+    return Plan(
         data=order.data,
-        columns=columns,
+        columns=settings.columns,
         base=settings.base,
         name=name,
         recipe=recipe,
@@ -102,18 +125,17 @@ def produce(
         seed=order.seed,
         device=order.device,
         micro_batch=order.micro_batch,
-        sharing=sharing,
+        sharing=Sharing(order.share, settings.embedding, settings.share_epsilon),
         thrift=order.thrift,
         adapter=adapter,
         privacy=order.privacy,
         joint=order.joint,
     )
-    run = workspace.runs / plan.run_id()
-    if read_record(run) is None or not (sharing.folder(run) / GATES).is_file():
+
+
+def _train_what_is_missing(plan: Plan, run: Path, report: Report) -> None:
+    if read_record(run) is None or not (plan.sharing.folder(run) / GATES).is_file():
         _import_training()(plan, run, report)
-    for sentence in _result(run, plan):
-        say(sentence)
-    return _packed(workspace, settings, run, plan, identity, now)
 
 
 def _result(run: Path, plan: Plan) -> Iterator[str]:
@@ -170,11 +192,12 @@ def override(recipe: Recipe, overrides: Mapping[str, object]) -> Recipe:
 
 
 def _check_micro_batch(micro_batch: int | None, recipe: Recipe) -> None:
-    if micro_batch is not None and recipe.batch_size % micro_batch:
+    at_once = processes() * (micro_batch or 1)
+    if recipe.batch_size % at_once:
         raise Refused(
             Code.SETTINGS_INVALID,
-            f"--micro-batch {micro_batch} is no divisor of the batch of {recipe.batch_size}.",
-            "Choose one that divides it.",
+            f"The {at_once} examples that are in memory at once are no divisor of the batch of {recipe.batch_size}.",
+            "Choose a --micro-batch, and processes, that divide it.",
         )
 
 
@@ -194,6 +217,7 @@ def _check_privacy(order: Order, recipe: Recipe) -> None:
         "--recompute, where each example is seen twice": order.thrift.recompute,
         "--share, which tells about the data as they are": bool(order.share),
         "--joint": order.joint,
+        "several processes, each of which would add noise of its own": processes() > 1,
     }
     for flag, given in breaking.items():
         if given:
@@ -203,6 +227,21 @@ def _check_privacy(order: Order, recipe: Recipe) -> None:
             Code.SETTINGS_INVALID, "Training with differential privacy needs opacus, which is not installed.",
             "Install it with: pip install 'greylag[private]'",
         )  # fmt: skip
+
+
+def _check_budget(order: Order, workspace: Workspace) -> None:
+    """Refuse a training that would promise less than is left: what was trained before counts, epsilon by epsilon."""
+    if order.privacy is None or order.max_epsilon is None:
+        return
+    finished = filter(None, map(read_record, sorted(workspace.runs.glob("*"))))
+    spent = sum(record.privacy.epsilon for record in finished if record.privacy is not None)
+    if spent + order.privacy.epsilon > order.max_epsilon:
+        raise Refused(
+            Code.BUDGET_EXHAUSTED,
+            f"Training with epsilon {order.privacy.epsilon:g} passes the {order.max_epsilon:g} that all trainings "
+            f"may come to; {spent:g} is spent.",
+            "Raise max_epsilon, which is what an example can count on then, or train on other rows in a new workspace.",
+        )
 
 
 def _expert_name(name: str) -> str:

@@ -14,6 +14,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from client.plan import Columns
 from protocol.channel import check_address
 from protocol.errors import Code, Refused
 from protocol.spec import KeyHex, Line, Name
@@ -49,6 +50,11 @@ class ClientSettings(BaseSettings):
     """What places a shared centroid: folder or Hugging Face id; without one, the base model."""
     share_epsilon: Annotated[float, Field(gt=0, le=100)] | None = None
     """Differential privacy of shared means: noise hides any one row up to this epsilon, at delta 1e-5; none without."""
+
+    @property
+    def columns(self) -> Columns:
+        """Where the examples stand in a data file."""
+        return Columns(self.input_column, self.target_column, self.messages_column, self.text_column)
 
     @field_validator("coordinator")
     @classmethod

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import set_seed
 
-from client import gates, history, phase, statistics, tuner
+from client import gates, history, phase, statistics, together, tuner
 from client.adopt import write_adapter
 from client.data import Examples, read_examples
 from client.packing import check_packing
@@ -26,6 +26,7 @@ from protocol.kinds import Module
 from protocol.spec import Promise, Recipe
 from router.attach import find_linear
 from router.base import Base, load_base
+from router.placing import is_offloaded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,16 +41,28 @@ def train(plan: Plan, folder: Path, report: Report) -> None:
         report: Told after every step.
 
     Raises:
-        Refused: A code of the data, `RANK_OUT_OF_BOUNDS`, `BASE_UNREADABLE`, `MODULE_UNKNOWN`, `NOT_FINITE` or
-            `NO_EFFECT`.
+        Refused: A code of the data, `RANK_OUT_OF_BOUNDS`, `BASE_UNREADABLE`, `SETTINGS_INVALID`, `MODULE_UNKNOWN`,
+            `KIND_UNSUPPORTED`, `NOT_FINITE` or `NO_EFFECT`.
     """
     adapter = plan.adapter
     modules = plan_modules(plan.pool.spec, plan.recipe) if adapter is None else adapter.modules
     if plan.device == "cuda" and not torch.cuda.is_available():
         raise Refused(Code.SETTINGS_INVALID, "There is no CUDA device here.", "Leave out --device cuda.")
     folder.mkdir(parents=True, exist_ok=True)
-    base = load_base(plan.base, device=plan.device, dtype=plan.thrift.dtype, quantise=plan.thrift.quantise)
-    if plan.thrift.packing:
+    device, thrift = together.join(plan.device), plan.thrift
+    base = load_base(
+        plan.base, device=device, max_memory=thrift.max_memory, dtype=thrift.dtype, quantise=thrift.quantise
+    )
+    if is_offloaded(base.model):
+        plan = _for_offloading(plan)
+    if plan.thrift.recompute and not base.model.supports_gradient_checkpointing:
+        raise Refused(
+            Code.SETTINGS_INVALID,
+            f"A model of the type {base.model.config.model_type} cannot compute activations again, which --recompute "
+            "and an offloaded base ask for.",
+            "Give a smaller --micro-batch, --quantise 4bit, or more with --max-memory.",
+        )
+    if thrift.packing:
         check_packing(base)
     examples = read_examples(
         plan.data,
@@ -68,9 +81,17 @@ def train(plan: Plan, folder: Path, report: Report) -> None:
             _train_expert(plan, base, examples, modules, folder, report, noise)
         else:
             _measure_base(plan, base, examples, folder)
-            write_adapter(adapter, folder / ADAPTER, plan.pool.spec)
+            together.once(lambda: write_adapter(adapter, folder / ADAPTER, plan.pool.spec))
     if not (folder / GATES).is_file():
         _train_gates(plan, base, examples, modules, folder, report, noise)
+    if together.leads():
+        _finish(plan, base, examples, modules, folder, report)
+
+
+def _finish(
+    plan: Plan, base: Base, examples: Examples, modules: "Mapping[str, Module]", folder: Path, report: Report
+) -> None:
+    """Write what the bundle tells beside the expert, then the record, and throw the checkpoints away."""
     if not (plan.sharing.folder(folder) / GATES).is_file():
         statistics.write(plan.sharing, folder, base, examples.train, list(modules), report)
     record = RunRecord(
@@ -78,8 +99,8 @@ def train(plan: Plan, folder: Path, report: Report) -> None:
         pool=plan.pool.digest,
         recipe=plan.recipe,
         modules=dict(modules),
-        dtype="float32" if adapter is None else adapter.dtype,
-        adopted=adapter is not None,
+        dtype="float32" if plan.adapter is None else plan.adapter.dtype,
+        adopted=plan.adapter is not None,
         joint=plan.joint,
         privacy=plan.privacy,
         steps=history.steps(folder),
@@ -89,6 +110,17 @@ def train(plan: Plan, folder: Path, report: Report) -> None:
     write_whole(folder / RECORD, dump_record(record))
     for checkpoints in history.PHASES:
         shutil.rmtree(folder / checkpoints, ignore_errors=True)
+
+
+def _for_offloading(plan: Plan) -> Plan:
+    """Compute activations again: else the backward pass would want every weight that was fetched for the forward."""
+    if plan.privacy is not None:
+        raise Refused(
+            Code.SETTINGS_INVALID,
+            "--epsilon goes without an offloaded base: each example is seen once, and all weights are kept for that.",
+            "Give more with --max-memory, or hold the base in fewer bits with --quantise.",
+        )
+    return replace(plan, thrift=replace(plan.thrift, recompute=True))
 
 
 def _train_expert(
@@ -105,7 +137,7 @@ def _train_expert(
     work = replace(_phase(plan, "expert", folder), noise=noise)
     phase.run(work, expert.model, base.tokenizer, examples.train, examples.held_out, plan.recipe, report)
     _check_finite(phase.trainable(expert.model), "expert")
-    expert.save(folder / ADAPTER, plan.pool.spec.base.name)
+    together.once(lambda: expert.save(folder / ADAPTER, plan.pool.spec.base.name))
     expert.take_off()
 
 
@@ -121,7 +153,7 @@ def _train_gates(
     work = replace(_phase(plan, "gates", folder), noise=noise)
     vectors = gates.train(work, base, folder / ADAPTER, modules, examples, plan.recipe, report)
     _check_finite(vectors, "gates")
-    gates.save(vectors, folder / GATES)
+    together.once(lambda: gates.save(vectors, folder / GATES))
 
 
 def _train_jointly(
@@ -133,8 +165,8 @@ def _train_jointly(
     work = _phase(plan, "joint", folder)
     vectors = gates.train_jointly(work, base, linears, examples, plan.recipe, report)
     _check_finite(vectors | phase.trainable(expert.model), "expert")
-    gates.save(vectors, folder / GATES)
-    expert.save(folder / ADAPTER, plan.pool.spec.base.name)
+    together.once(lambda: gates.save(vectors, folder / GATES))
+    together.once(lambda: expert.save(folder / ADAPTER, plan.pool.spec.base.name))
     expert.take_off()
 
 

@@ -14,11 +14,13 @@ from client.workspace import write_whole
 from protocol import strict_json
 from protocol.adapter_config import TASKS
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from protocol.errors import Code, Refused
 from protocol.kinds import BOTTLENECK_TYPE, BottleneckModule, Ia3Module, Module
 from protocol.spec import Architecture, Recipe
 from router.attach import find_linear
 from router.base import Base
 from router.bottleneck import attach_bottlenecks, detach_bottlenecks, save_bottlenecks
+from router.placing import is_offloaded, seeming_at_hand
 
 
 class Tuner(Protocol):
@@ -48,8 +50,14 @@ def put_on(base: Base, recipe: Recipe, modules: Mapping[str, Module]) -> Tuner:
         modules: What the kind makes of each linear module.
 
     Raises:
-        Refused: `MODULE_UNKNOWN`.
+        Refused: `MODULE_UNKNOWN`, or `KIND_UNSUPPORTED` for DoRA on a base whose weights are not all at hand.
     """
+    if recipe.kind == "dora" and is_offloaded(base.model):
+        raise Refused(
+            Code.KIND_UNSUPPORTED,
+            "A DoRA expert cannot be trained here: PEFT needs all of the base's weights, and some are offloaded.",
+            "Give more with --max-memory, hold the base in fewer bits with --quantise, or take another --kind.",
+        )
     if recipe.kind == "bottleneck":
         return _BottleneckTuner(base.model, modules)
     return _PeftTuner(base.model, _config(recipe, modules, base.architecture), modules)
@@ -57,9 +65,11 @@ def put_on(base: Base, recipe: Recipe, modules: Mapping[str, Module]) -> Tuner:
 
 class _PeftTuner:
     def __init__(self, model: nn.Module, config: PeftConfig, modules: Mapping[str, Module]) -> None:
+        linears = [find_linear(model, path) for path in modules]
         # GPT-2's Conv1D; PEFT finds out by itself, but says so with a warning.
-        config.fan_in_fan_out = any(isinstance(find_linear(model, path), Conv1D) for path in modules)
-        self.model: PeftModel = get_peft_model(model, config)
+        config.fan_in_fan_out = any(isinstance(linear, Conv1D) for linear in linears)
+        with seeming_at_hand(linears):
+            self.model: PeftModel = get_peft_model(model, config)
         self._modules = modules
 
     def save(self, folder: Path, base_name: str) -> None:

@@ -61,7 +61,7 @@ class Code(Enum):
     EGRESS = Fate("PERMISSION_DENIED", 403, EX_NOPERM, "The reply holds something that may not leave the node.")
     CAMPAIGN_UNKNOWN = Fate("NOT_FOUND", 404, EX_NOINPUT, "There is no such campaign.")
     CANDIDATE_UNKNOWN = Fate("NOT_FOUND", 404, EX_NOINPUT, "There is no such candidate release.")
-    BUDGET_EXHAUSTED = Fate("RESOURCE_EXHAUSTED", 429, EX_NOPERM, "The privacy budget does not allow the campaign.")
+    BUDGET_EXHAUSTED = Fate("RESOURCE_EXHAUSTED", 429, EX_NOPERM, "The privacy budget does not allow it.")
     HELD_BACK = Fate("FAILED_PRECONDITION", 409, EX_DATAERR, "The candidate did not do well enough on held-out data.")
 
     # What a pool takes.
@@ -108,11 +108,11 @@ class Code(Enum):
     RELEASE_EXPIRED = Fate("FAILED_PRECONDITION", 410, EX_PROTOCOL, "The release has expired.")
     METHOD_UNKNOWN = Fate("INVALID_ARGUMENT", 400, EX_USAGE, "There is no such routing method.")
     EXPERT_UNKNOWN = Fate("NOT_FOUND", 404, EX_NOINPUT, "There is no such expert in the release.")
-    EXPERTS_EXHAUSTED = Fate("INVALID_ARGUMENT", 400, EX_USAGE, "A request's allow and deny lists leave no expert.")
+    EXPERTS_EXHAUSTED = Fate("INVALID_ARGUMENT", 400, EX_USAGE, "Too few experts are left for what is asked.")
     STATISTICS_MISSING = Fate(
         "FAILED_PRECONDITION", 409, EX_DATAERR, "A method needs what a bundle does not tell about its data."
     )
-    STATE_CHANGE = Fate("FAILED_PRECONDITION", 409, EX_USAGE, "The bundle's state does not allow that step.")
+    STATE_CHANGE = Fate("FAILED_PRECONDITION", 409, EX_USAGE, "What it is about is in no state for that step.")
     REQUEST_INVALID = Fate("INVALID_ARGUMENT", 400, EX_USAGE, "The request cannot be answered as it is.")
 
     # On the user's own machine.

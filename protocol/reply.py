@@ -17,6 +17,8 @@ UPDATE = "update"
 """Name of the one array that a reply may hold."""
 _WITH_UPDATE = frozenset({"calibrate"})
 NUMBER_BYTES = 4
+_MOST = 1e12
+"""Largest number either way: no loss, no time and no memory comes near."""
 _COMMON = {"state": r"done|later|failed", "code": r"[A-Z_]{0,32}", "error": r"[A-Za-z_]{0,64}"}
 _WORDS: Mapping[str, Mapping[str, str]] = {
     "info": {"version": r"[0-9a-z.+]{1,32}", "device": r"cpu|cuda", "rows": r"[a-z0-9, ]{1,40}"},
@@ -71,7 +73,7 @@ def read_reply(kind: str, text: Mapping[str, object], metrics: Mapping[str, obje
             name not in _METRICS.get(kind, frozenset())
             or not isinstance(number, int | float)
             or isinstance(number, bool)
-            or not math.isfinite(number)
+            or not abs(number) <= _MOST  # also where it is no number, or an integer that no float holds
         ):
             raise _not_allowed(kind, "number")
         numbers[name] = float(number)

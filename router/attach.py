@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from protocol.errors import Code, Refused
 from protocol.kinds import Shape
+from router.placing import at_hand, device_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -118,7 +119,7 @@ def computing_like(linear: Linear, dtype: torch.dtype) -> Tensor:
         dtype: Of the model; a quantised weight does not say.
     """
     weight = linear.weight
-    return torch.empty(0, device=weight.device, dtype=weight.dtype if weight.is_floating_point() else dtype)
+    return torch.empty(0, device=device_of(linear), dtype=weight.dtype if weight.is_floating_point() else dtype)
 
 
 def weight_of(linear: Linear, path: str) -> Tensor:
@@ -132,9 +133,11 @@ def weight_of(linear: Linear, path: str) -> Tensor:
         [o, d] float32 on the module's device; what a quantised module computes with.
 
     Raises:
-        Refused: `KIND_UNSUPPORTED` if the weight is not on this machine or of a form that cannot be read.
+        Refused: `KIND_UNSUPPORTED` if the weight is of a form that cannot be read.
     """
-    weight, widths = linear.weight, shape(linear)
+    with at_hand(linear):
+        weight = linear.weight
+    widths = shape(linear)
     if not weight.is_floating_point():
         # Imports bitsandbytes, which a base that is not quantised does without.
         from transformers.integrations.bitsandbytes import dequantize_bnb_weight  # noqa: PLC0415
@@ -147,9 +150,18 @@ def weight_of(linear: Linear, path: str) -> Tensor:
             Code.KIND_UNSUPPORTED,
             f"A DoRA expert needs the base's weights at {path}; found {list(weight.shape)} of {weight.dtype} on "
             f"{weight.device}.",
-            "Load the base without offloading, and quantised with bitsandbytes or not at all.",
+            "Load the base quantised with bitsandbytes or not at all.",
         )
     return weight.float()
+
+
+def bias_of(linear: Linear) -> Tensor | None:
+    """Read the bias [o] of a linear module where it computes; None if it has none."""
+    bias = linear.bias
+    if bias is None or not bias.is_meta:
+        return bias
+    with at_hand(linear):
+        return linear.bias
 
 
 def find_linear(model: nn.Module, path: str) -> Linear:

@@ -3,14 +3,17 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import suppress
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from protocol.errors import Code, Refused
 from protocol.spec import Architecture, BaseModelRef
+from router.placing import AUTO, check_placed, spreading_options
 from router.quantise import Bits, keep_readable, loading_options
 
 if TYPE_CHECKING:
@@ -30,6 +33,8 @@ FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 # Written by the library that saved the model, not facts about it.
 _VOLATILE_CONFIG = {"_name_or_path", "transformers_version", "torch_dtype", "dtype"}
 _BLOCK_BYTES = 1 << 22
+_TOO_FAR = "dispatched on the CPU or the disk"
+"""What transformers says of a quantised model that would be offloaded."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,9 @@ class Loading(TypedDict, total=False):
     """How a base model is held in memory."""
 
     device: str | None
-    """A torch device; without one, CUDA where there is a GPU, else the CPU."""
+    """A torch device, or `auto`: all GPUs, then memory, then disk. Without one, the first GPU, or the CPU."""
+    max_memory: Mapping[str, str] | None
+    """Most that the base takes of some devices with `auto`: `cpu`, or a GPU's number, to an amount as in `20GiB`."""
     dtype: str | None
     """A torch dtype's name; without one, the dtype of the checkpoint."""
     quantise: Bits | None
@@ -71,31 +78,55 @@ def load_base(name_or_path: str, **loading: Unpack[Loading]) -> Base:
     import torch  # noqa: PLC0415 - seconds of import that fingerprinting does not need
     import transformers  # noqa: PLC0415
     from safetensors import SafetensorError  # noqa: PLC0415
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer  # noqa: PLC0415
+    from transformers import AutoTokenizer  # noqa: PLC0415
 
     folder = locate(name_or_path)
     transformers.utils.logging.disable_progress_bar()  # the doors draw their own
-    dtype, quantise = loading.get("dtype"), loading.get("quantise")
     device = loading.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
+    if loading.get("max_memory") and device != AUTO:
+        raise Refused(
+            Code.SETTINGS_INVALID, f"Amounts of memory say nothing of a base on the device {device}.",
+            "Give --device auto with them.",
+        )  # fmt: skip
     try:
-        config = AutoConfig.from_pretrained(folder)
-        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        options = {} if quantise is None else loading_options(quantise, dtype or config.dtype, device)
-        model = auto.from_pretrained(folder, use_safetensors=True, dtype=dtype or "auto", **options)
-        keep_readable(model)
+        model = _load(folder, device, loading)
         _tokenizer_files(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        if loading.get("quantise") and device == AUTO and _TOO_FAR in str(error):
+            raise Refused(
+                Code.SETTINGS_INVALID,
+                "A base in few bits lies on GPUs alone or in memory alone, and this one does not fit there.",
+                "Give more with --max-memory, or leave --quantise out.",
+            ) from error
         raise _unreadable(name_or_path, first_line(error)) from error
+    check_placed(model)
     try:
-        model = model if quantise else model.to(device)
+        model = model if loading.get("quantise") or device == AUTO else model.to(device)
     except (RuntimeError, AssertionError) as error:  # no such device, or too little memory on it
         raise Refused(
             Code.SETTINGS_INVALID,
             f"The device {device} cannot be used: {first_line(error)}.",
-            "Leave --device out, or give cpu or cuda.",
+            "Leave --device out, or give cpu, cuda or auto.",
         ) from error
     return Base(model.eval().requires_grad_(requires_grad=False), tokenizer, name_or_path)
+
+
+def _load(folder: Path, device: str, loading: Loading) -> "PreTrainedModel":
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM  # noqa: PLC0415
+
+    config, dtype, quantise = AutoConfig.from_pretrained(folder), loading.get("dtype"), loading.get("quantise")
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    options = {} if quantise is None else loading_options(quantise, dtype or config.dtype, device)
+    with ExitStack() as stack:
+        if device == AUTO:
+            # For weights that are not used as they lie in the model's files, such as joined experts of its own.
+            scratch = stack.enter_context(TemporaryDirectory(prefix="greylag-"))
+            options |= spreading_options(loading.get("max_memory") or {}) | {"offload_folder": scratch}
+        model = auto.from_pretrained(folder, use_safetensors=True, dtype=dtype or "auto", **options)
+        weakref.finalize(model, stack.pop_all().close)
+    keep_readable(model)
+    return model
 
 
 def locate(name_or_path: str) -> Path:
@@ -104,18 +135,32 @@ def locate(name_or_path: str) -> Path:
     Raises:
         Refused: `BASE_UNREADABLE`.
     """
+    return folder_of(name_or_path, FILES, _unreadable)
+
+
+def folder_of(name_or_path: str, files: Sequence[str], unreadable: Callable[[str, str], Refused]) -> Path:
+    """Return the folder that is meant, fetching it from the Hub if it is an id.
+
+    Args:
+        name_or_path: Folder or Hub id.
+        files: Patterns of what is fetched.
+        unreadable: Makes the refusal, of the name and the reason.
+
+    Raises:
+        Refused: As `unreadable` makes it.
+    """
     folder = Path(name_or_path)
     if folder.is_dir():
         return folder
     if name_or_path.startswith((".", "/", "~")):
-        raise _unreadable(name_or_path, "there is no such folder")
+        raise unreadable(name_or_path, "there is no such folder")
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - a folder needs no network code
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError  # noqa: PLC0415
 
     try:
-        return Path(snapshot_download(name_or_path, allow_patterns=list(FILES)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise _unreadable(name_or_path, first_line(error)) from error
+        return Path(snapshot_download(name_or_path, allow_patterns=list(files)))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise unreadable(name_or_path, first_line(error)) from error
 
 
 def fingerprint(name_or_path: str, cache: Path | None = None) -> BaseModelRef:

@@ -18,6 +18,7 @@ from protocol.kinds import BottleneckModule
 from protocol.tensors import ADAPTER_PREFIX
 from router.attach import Linear, WrappedLinear, find_linear
 from router.part import activated
+from router.placing import device_of
 
 
 class Bottleneck(WrappedLinear):
@@ -31,7 +32,7 @@ class Bottleneck(WrappedLinear):
     def __init__(self, linear: Linear, module: BottleneckModule) -> None:
         super().__init__(linear.requires_grad_(requires_grad=False))
         self.module = module
-        device = linear.weight.device
+        device = device_of(linear)
         # In float32 whatever the base computes in, and begun as PEFT begins A and B.
         self.down = nn.Parameter(torch.empty(module.rank, module.d_in, device=device))
         self.up = nn.Parameter(torch.zeros(module.d_out, module.rank, device=device))

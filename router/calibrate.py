@@ -89,20 +89,20 @@ def calibrate(
     Raises:
         Refused: `NOT_FINITE` if a loss is not.
     """
-    device = base.model.device
-    biases = [torch.tensor(row, device=device, requires_grad=True) for row in start.bias]
-    temperatures = [torch.tensor([one], device=device, requires_grad=True) for one in start.log_temperature]
     columns = {digest: at for at, digest in enumerate(start.experts)}
-    routers = {}
-    for path, bias, log_temperature in zip(start.modules, biases, temperatures, strict=True):
+    biases, temperatures, routers = [], [], {}
+    for path, row, one in zip(start.modules, start.bias, start.log_temperature, strict=True):
         module = pool.modules.get(path)
+        device = base.model.device if module is None else module.gates.device
+        biases.append(torch.tensor(row, device=device, requires_grad=True))
+        temperatures.append(torch.tensor([one], device=device, requires_grad=True))
         if module is not None:
             mine = torch.tensor([columns[expert.digest] for expert in module.experts], device=device)
-            routers[path] = SoftRouter(module, k, bias, mine, log_temperature)
+            routers[path] = SoftRouter(module, k, biases[-1], mine, temperatures[-1])
     descent = torch.optim.Adam([*biases, *temperatures], lr=learning_rate)
     with soft_routing(base.model, routers):
         for batch in batches:
-            loss = base.model(**{name: tensor.to(device) for name, tensor in batch.items()}).loss
+            loss = base.model(**{name: tensor.to(base.model.device) for name, tensor in batch.items()}).loss
             if not math.isfinite(loss.item()):
                 raise Refused(
                     Code.NOT_FINITE, "Calibrating diverged: the loss is not finite.", "Tell the pool's operator."
@@ -114,4 +114,4 @@ def calibrate(
                 for bias, log_temperature in zip(biases, temperatures, strict=True):
                     bias.clamp_(-MAX_BIAS, MAX_BIAS)
                     log_temperature.clamp_(-MAX_LOG_TEMPERATURE, MAX_LOG_TEMPERATURE)
-    return start.at(torch.cat([*biases, *temperatures]).detach().cpu().numpy())
+    return start.at(torch.cat([each.detach().cpu() for each in (*biases, *temperatures)]).numpy())

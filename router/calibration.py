@@ -20,6 +20,8 @@ from safetensors.numpy import load, save
 
 from protocol.errors import Code, Refused
 
+METHOD = "phatgoose"
+"""Whose scores are calibrated."""
 MAX_BIAS = 64.0
 """Largest bias, either way; more than any score, far less than what float32 holds."""
 MAX_LOG_TEMPERATURE = 4.0

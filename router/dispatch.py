@@ -122,7 +122,13 @@ def add_experts(module: ModuleExperts, u: Tensor, choice: Choice | CommonChoice,
         [..., o].
     """
     o = y.shape[-1]
-    if isinstance(choice, Choice) and y.is_cuda:
+    in_place = y.dtype == torch.float32
+    if isinstance(choice, CommonChoice):
+        in_place &= len(choice.experts) <= _IN_PLACE_EXPERTS
+        if in_place and y.numel() == o and module.plain:
+            cpu.add_one(module, u.reshape(-1), choice, y.view(o))
+            return y
+    elif y.is_cuda:
         y = y.contiguous()
         tokens = u.reshape(-1, u.shape[-1])
         if choice.hidden is None:
@@ -130,13 +136,9 @@ def add_experts(module: ModuleExperts, u: Tensor, choice: Choice | CommonChoice,
         else:
             gpu.add_rows(module, tokens, choice, y.view(-1, o))
         return y
-    common = isinstance(choice, CommonChoice)
-    if y.dtype == torch.float32 and not (common and len(choice.experts) > _IN_PLACE_EXPERTS):
-        if isinstance(choice, CommonChoice) and y.numel() == o and module.plain:
-            cpu.add_one(module, u.reshape(-1), choice, y.view(o))
-        else:
-            y = y.contiguous()
-            _add(module, u, choice, y.view(-1, o))
+    if in_place:
+        y = y.contiguous()
+        _add(module, u, choice, y.view(-1, o))
         return y
     total = torch.zeros(y.numel() // o, o, dtype=torch.float32, device=y.device)
     _add(module, u, choice, total)

@@ -31,7 +31,10 @@ BaseModel = Annotated[
     typer.Option("--base", help="The pool's base model, a folder or Hugging Face id; default: that of router.toml."),
 ]
 Ca = Annotated[Path | None, typer.Option(help="CA certificate of the other side, PEM; default: the system's.")]
-Device = Annotated[str | None, typer.Option(help="Torch device; default: the GPU where there is one.")]
+Device = Annotated[
+    str | None,
+    typer.Option(help="Torch device, or auto for all GPUs, then memory, then disk; default: a GPU or the CPU."),
+]
 
 
 Quantise = Annotated[

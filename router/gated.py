@@ -15,6 +15,7 @@ from protocol.tensors import ADAPTER_PREFIX
 from router.attach import Linear, WrappedLinear, computing_like, find_linear
 from router.kinds import make_part
 from router.part import ExpertModule
+from router.placing import device_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,7 +30,7 @@ class GatedLinear(WrappedLinear):
 
     def __init__(self, linear: Linear) -> None:
         super().__init__(linear.requires_grad_(requires_grad=False))
-        self.gate = nn.Parameter(torch.zeros(self.in_features, dtype=torch.float32, device=linear.weight.device))
+        self.gate = nn.Parameter(torch.zeros(self.in_features, dtype=torch.float32, device=device_of(linear)))
 
     def opening(self, u: Tensor) -> Tensor:
         """Compute sigmoid(v . u).

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from protocol.errors import Code, Refused
 from protocol.kinds import BottleneckModule, DoraModule, Ia3Module, Module
-from router.attach import Linear, weight_of
+from router.attach import Linear, bias_of, weight_of
 from router.part import ExpertModule, Scales
 
 
@@ -69,5 +69,6 @@ def _dora(
             "Train it again, or leave that module out.",
         )
     e = g - 1
-    h = None if linear.bias is None else -e * linear.bias.float()
+    bias = bias_of(linear)
+    h = None if bias is None else -e * bias.float()
     return ExpertModule(a.to(like), folded, module.scaling, gate, scales=Scales(outer=e, shift=h))

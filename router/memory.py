@@ -1,45 +1,52 @@
 """Whether experts fit: asked before a byte of them is loaded, so that a pool beyond memory harms nothing."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import torch
 
-from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle
+from protocol.bundle import Bundle
 from protocol.errors import Code, Unavailable
+from protocol.kinds import Module
 from router.pool import ExpertPool
 
 _CGROUP = Path("/sys/fs/cgroup")
-_FILE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
-def check_room(bundles: Sequence[Bundle], pool: ExpertPool, device: torch.device, dtype: torch.dtype) -> None:
+def check_room(
+    bundles: Sequence[Bundle], pool: ExpertPool, places: Mapping[str, torch.device], dtype: torch.dtype
+) -> None:
     """Refuse experts that do not fit into memory.
 
     Args:
         bundles: What is about to be loaded.
         pool: Where they are to go.
-        device: Where the model is.
-        dtype: What it computes in.
+        places: Where each module computes, and its experts with it, by path.
+        dtype: What the model computes in.
 
     Raises:
         Unavailable: `MEMORY_FULL`.
     """
-    sizes = [loaded_bytes(bundle, dtype) for bundle in bundles]
-    # A GPU gives memory to pages as they are opened, a CPU as they are written.
-    cuda = device.type == "cuda"
-    placed = pool.opened_bytes([bundle.spec.modules for bundle in bundles], dtype) if cuda else sum(sizes)
-    # Each expert is read whole before it is copied to its place.
-    needed = placed + max(sizes, default=0) + (pool.moved_bytes if bundles else 0)
-    free = free_bytes(device)
-    if needed > free:
-        raise Unavailable(
-            Code.MEMORY_FULL,
-            f"{len(bundles)} experts need {_gib(needed)} of memory on {device}; {_gib(free)} are free.",
-            "Free some, choose a larger device, or load the model in a smaller dtype; what was loaded stays in use.",
-        )
+    for device in set(places.values()):
+        parts = [
+            {path: module for path, module in bundle.spec.modules.items() if places.get(path) == device}
+            for bundle in bundles
+        ]
+        sizes = [loaded_bytes(modules, dtype) for modules in parts]
+        # A GPU gives memory to pages as they are opened, a CPU as they are written.
+        placed = pool.opened_bytes(parts, dtype) if device.type == "cuda" else sum(sizes)
+        # Each expert is read whole before it is copied to its place.
+        needed = placed + max(sizes, default=0) + (pool.moved_bytes(device) if bundles else 0)
+        free = free_bytes(device)
+        if needed > free:
+            raise Unavailable(
+                Code.MEMORY_FULL,
+                f"{len(bundles)} experts need {_gib(needed)} of memory on {device}; {_gib(free)} are free.",
+                "Free some, choose a larger device or a smaller dtype; what was loaded stays in use.",
+            )
 
 
 @contextmanager
@@ -59,10 +66,13 @@ def memory_watched() -> Iterator[None]:
         ) from error
 
 
-def loaded_bytes(bundle: Bundle, dtype: torch.dtype) -> int:
-    """Estimate what an expert takes in memory, in bytes; adapters take the model's dtype, gates stay float32."""
-    sizes = {name: file.size for name, file in bundle.manifest.files.items()}
-    return sizes[ADAPTER_WEIGHTS] * dtype.itemsize // _FILE_BYTES[bundle.spec.dtype] + sizes[GATES]
+def loaded_bytes(modules: Mapping[str, Module], dtype: torch.dtype) -> int:
+    """Count what an expert's modules take in memory, in bytes; adapters take the model's dtype, gates stay float32."""
+    return sum(
+        dtype.itemsize * sum(math.prod(shape) for shape in module.tensors.values())
+        + torch.float32.itemsize * module.d_in
+        for module in modules.values()
+    )
 
 
 def free_bytes(device: torch.device) -> int:

@@ -23,6 +23,7 @@ from router.limits import DEFAULT_NEW_TOKENS
 from router.memory import check_room, memory_watched
 from router.methods.asked import Asked
 from router.methods.registry import resolve
+from router.placing import device_of
 from router.planning import Planned, plan
 from router.pool import ExpertPool
 from router.probing import mean_of
@@ -60,10 +61,11 @@ class RoutedModel:
         self.base = base
         self.held = Held()
         self._changing = threading.Lock()
-        paths = tuple(linear_modules(base.model))
-        for path in paths:
-            base.model.set_submodule(path, RoutedLinear(path, find_linear(base.model, path)))
-        self.senses = Senses.of_base(base, paths, embedding=embedding, public=public, cache=cache)
+        linears = {path: find_linear(base.model, path) for path in linear_modules(base.model)}
+        self.places = {path: device_of(linear) for path, linear in linears.items()}
+        for path, linear in linears.items():
+            base.model.set_submodule(path, RoutedLinear(path, linear))
+        self.senses = Senses.of_base(base, tuple(linears), embedding=embedding, public=public, cache=cache)
 
     @classmethod
     def from_base(
@@ -173,7 +175,7 @@ class RoutedModel:
         source = base or (str(saved.base) if saved.base else saved.index.base.name)
         check_base(source, saved.index.base)
         model = cls.from_base(source, **options)
-        check_room(saved.bundles, model.generation.pool, model.base.model.device, model.base.model.dtype)
+        check_room(saved.bundles, model.generation.pool, model.places, model.base.model.dtype)
         for expert, bundle in zip(saved.index.experts, saved.bundles, strict=True):
             model.append(bundle, name=expert.name, contributor=expert.contributor)
         pool, index = model.generation.pool.calibrated(saved.calibration), saved.index
@@ -246,9 +248,8 @@ class RoutedModel:
         Raises:
             Refused: `MODULE_UNKNOWN`, or `TENSOR_SHAPE` if the bundle was made for a model of other widths.
         """
-        model = self.base.model
-        linears = routed_linears(model, bundle.spec.modules)
-        return load_expert(bundle, linears, dtype=model.dtype, name=name, contributor=contributor)
+        linears = routed_linears(self.base.model, bundle.spec.modules)
+        return load_expert(bundle, linears, dtype=self.base.model.dtype, name=name, contributor=contributor)
 
     def append(self, bundle: Bundle, *, name: str | None = None, contributor: str = "") -> None:
         """Add one expert from the next request on; the others are not touched.
@@ -260,7 +261,7 @@ class RoutedModel:
             Unavailable: `MEMORY_FULL`.
         """
         with self._changing, memory_watched():
-            check_room([bundle], self.generation.pool, self.base.model.device, self.base.model.dtype)
+            check_room([bundle], self.generation.pool, self.places, self.base.model.dtype)
             self._use(self.generation.pool.add(self.load(bundle, name=name, contributor=contributor)))
 
     def remove(self, digest: str) -> None:
@@ -283,22 +284,19 @@ class RoutedModel:
             Unavailable: `MEMORY_FULL`; likewise.
         """
         with self._changing, memory_watched():
-            self._take_up(mirror)
-
-    def _take_up(self, mirror: Mirror) -> None:
-        release = mirror.release.spec
-        wanted = [(entry.bundle, entry.name, entry.contributor) for entry in release.experts]
-        pool = self.held.nearest(wanted)
-        held = set(map(listed, pool.experts))
-        new = [each for each in zip(wanted, mirror.bundles, strict=True) if each[0] not in held]
-        for digest, _, _ in held.difference(wanted):
-            pool = pool.remove(digest)
-        check_room([bundle for _, bundle in new], pool, self.base.model.device, self.base.model.dtype)
-        for (_, name, contributor), bundle in new:
-            pool = pool.add(self.load(bundle, name=name, contributor=contributor))
-        pool = pool.reordered([digest for digest, _, _ in wanted]).calibrated(mirror.calibration)
-        resolve(release.routing.method, Asked(pool, k=release.routing.k, senses=self.senses))
-        self.held = self.held.followed_by(Generation.of(release, pool))
+            release = mirror.release.spec
+            wanted = [(entry.bundle, entry.name, entry.contributor) for entry in release.experts]
+            pool = self.held.nearest(wanted)
+            held = set(map(listed, pool.experts))
+            new = [each for each in zip(wanted, mirror.bundles, strict=True) if each[0] not in held]
+            for digest, _, _ in held.difference(wanted):
+                pool = pool.remove(digest)
+            check_room([bundle for _, bundle in new], pool, self.places, self.base.model.dtype)
+            for (_, name, contributor), bundle in new:
+                pool = pool.add(self.load(bundle, name=name, contributor=contributor))
+            pool = pool.reordered([digest for digest, _, _ in wanted]).calibrated(mirror.calibration)
+            resolve(release.routing.method, Asked(pool, k=release.routing.k, senses=self.senses))
+            self.held = self.held.followed_by(Generation.of(release, pool))
 
     def generate(
         self,

@@ -4,10 +4,11 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from protocol.kinds import Activation
+from router.attach import Linear, bias_of
 
 
 class Scales(NamedTuple):
@@ -58,7 +59,7 @@ class ExpertModule:
         """Whether delta(u) is s B A u and nothing else."""
         return self.activation is None and self.scales is None
 
-    def delta(self, u: Tensor, y: Tensor, linear: nn.Module) -> Tensor:
+    def delta(self, u: Tensor, y: Tensor, linear: Linear) -> Tensor:
         """Compute what the expert adds, differentiably.
 
         Args:
@@ -91,7 +92,7 @@ def activated(hidden: Tensor, activation: Activation | None) -> Tensor:
     return hidden
 
 
-def without_bias(linear: nn.Module, u: Tensor) -> Tensor:
+def without_bias(linear: Linear, u: Tensor) -> Tensor:
     """Compute W u of any linear module, whatever form its weight has.
 
     Args:
@@ -101,5 +102,6 @@ def without_bias(linear: nn.Module, u: Tensor) -> Tensor:
     Returns:
         [..., o].
     """
-    y = linear(u)
-    return y if linear.bias is None else y - linear.bias
+    y: Tensor = linear(u)
+    bias = bias_of(linear)
+    return y if bias is None else y - bias

@@ -107,15 +107,15 @@ class ExpertPool:
         unseen = known - (self._length - len(self._hidden))
         return unseen > _SPARE and 2 * unseen > known
 
-    @property
-    def moved_bytes(self) -> int:
-        """What the next addition copies to new pages, in bytes."""
+    def moved_bytes(self, device: torch.device) -> int:
+        """What the next addition copies to new pages on a device, in bytes."""
         kept = self.experts if self._crowded else ()
         return sum(
             tensor.numel() * tensor.itemsize
             for expert in kept
             for part in expert.modules.values()
             for tensor in (part.a, part.b, part.gate)
+            if tensor.device == device
         )
 
     def opened_bytes(self, experts: Sequence[Mapping[str, Module]], dtype: torch.dtype) -> int:

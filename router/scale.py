@@ -9,14 +9,15 @@ product of the base, and on a CPU a token that meets no such expert costs none.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from router.attach import Linear
 from router.gate import Choice, CommonChoice
 from router.group import ModuleExperts
 from router.part import Scales, without_bias
 
 
-def add_scaled(module: ModuleExperts, linear: nn.Module, u: Tensor, choice: Choice | CommonChoice, y: Tensor) -> Tensor:
+def add_scaled(module: ModuleExperts, linear: Linear, u: Tensor, choice: Choice | CommonChoice, y: Tensor) -> Tensor:
     """Scale the base's product as the chosen experts do; their factors are added after this.
 
     Args:
@@ -56,7 +57,7 @@ def _combined(module: ModuleExperts, name: str, choice: Choice | CommonChoice) -
     return total
 
 
-def _second_product(linear: nn.Module, u: Tensor, c: Tensor) -> Tensor:
+def _second_product(linear: Linear, u: Tensor, c: Tensor) -> Tensor:
     if c.dim() == 1 or c.is_cuda:
         return without_bias(linear, (u * c).to(u.dtype)).float()
     # Looking which tokens need it would make a GPU wait; a CPU gains the product of all the others.

@@ -76,7 +76,7 @@ def _select_one(group: RouteGroup, u: Tensor, d: int, k: int, temperature: float
     """Decide for one token; None where its mean is large, or a figure is not finite."""
     slots, calibration = len(group.counts), group.calibration
     scores, numbers = products_of_one(group, u)
-    mean = float(scores[0])
+    mean = scores.item(0)
     variance = max(float(numbers.dot(numbers)) / d - mean * mean, 0.0) + EPS
     if not mean * mean <= _TRUSTED * variance:
         return None
@@ -124,7 +124,7 @@ def best_of_one(group: RouteGroup, scores: Floats, k: int, units: Sequence[float
         total = highest = 0.0
         for _ in range(min(k, count)):
             row = int(mine.argmax())  # the first of equals
-            score = float(mine[row]) * unit
+            score = mine.item(row) * unit
             if not rows:
                 highest = score
             weight = math.exp(score - highest)

@@ -29,7 +29,10 @@ class RouterSettings(BaseSettings):
     ca: Path | None = None
     """The coordinator's CA certificate, PEM; without one, the system's."""
     device: str | None = None
-    """A torch device; without one, CUDA where there is a GPU, else the CPU."""
+    """A torch device, or `auto`, which spreads the base over all GPUs, then memory, then disk; without one, the first
+    GPU, or the CPU."""
+    max_memory: dict[str, str] = {}
+    """Most that a base that is spread takes of a GPU, by number, or of memory, `cpu`: amounts as in `20GiB`."""
     quantise: Bits | None = None
     """Bits in which the base's weights are held, `4bit` or `8bit`; without it, those of its files."""
     embedding: str | None = None
@@ -49,7 +52,7 @@ class RouterSettings(BaseSettings):
     @property
     def loading(self) -> Loading:
         """How the base is held in memory."""
-        return Loading(device=self.device, quantise=self.quantise)
+        return Loading(device=self.device, max_memory=self.max_memory, quantise=self.quantise)
 
     @classmethod
     def settings_customise_sources(

@@ -17,7 +17,7 @@ from client.plan import Columns
 from protocol.campaign import Calibrating
 from protocol.errors import Code, Refused
 from router.calibrate import calibrate
-from router.calibration import Calibration
+from router.calibration import METHOD, Calibration
 from router.pull import Mirror
 
 if TYPE_CHECKING:
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 BATCH = 16
 """Rows a step."""
-METHOD = "phatgoose"
-"""Whose scores are calibrated."""
 
 
 def take_steps(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from client import settings as client_settings
-from client.daemon.place import WORKING, Place
+from client.daemon.place import UNASKED, WORKING, Place
 from client.daemon.policy import DaemonPolicy, Verdict, judge, read_policy
 from client.daemon.watch import Watch
 from client.daemon.work import Work
@@ -44,6 +44,7 @@ class Act:
         self._place, self._work = place, work
         self._watch = Watch(place.folder / "trained.bin")
         self._look_again = 0.0
+        self._put_off: Verdict | None = None
 
     def __call__(self, order: Order) -> Reply:
         """Do what an order asks if the contributor lets it.
@@ -88,16 +89,25 @@ class Act:
         self._look_again = time.monotonic() + LOOK_AGAIN_S
         try:
             policy = read_policy(self._place.policy)
+            if self._place.note(UNASKED):  # it was stopped, and would be again
+                self._place.drop_note(UNASKED)
+                self._watch.remember(policy.data)
+                self.log("training on changed data is not tried again until they change again")
+                return
             share = self._watch.changed(policy.data) if policy.watch.retrain == "auto" else 0.0
             if share == 0.0 or share < policy.watch.changed:
                 return
-            overran = "overran" in self._place.note("campaign-0")
-            if _judge(policy, "train", allowed=True, overran=overran).state != "done":
+            verdict = _judge(policy, "train", allowed=True, overran=False)
+            if verdict.state != "done":
                 self._watch.look_again()
+                if verdict != self._put_off:
+                    self.log(f"training on changed data {_STATES[verdict.state]}: {verdict.why}")
+                self._put_off = verdict
                 return
             with self._working(f"training on changed data ({share:.0%} of the lines)", number=0, kind="train"):
                 self._work.train(policy)
                 self._watch.remember(policy.data)
+            self._put_off = None
         except GreylagError as error:
             self.log(f"training on changed data: {error}")
 

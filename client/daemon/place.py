@@ -12,6 +12,8 @@ from protocol.node import NodeKey
 
 WORKING = "working"
 """Note about the campaign that is being worked for."""
+UNASKED = "campaign-0"
+"""Note about training on changed data that was stopped; it counts as campaign 0, which nobody asked for."""
 _SECRET_BYTES = 32
 
 
@@ -107,5 +109,5 @@ class Place:
 
     def asked(self) -> list[dict[str, Any]]:
         """Campaigns that a person was asked about, oldest first."""
-        notes = (self.note(path.stem) for path in self.folder.glob("campaign-*.json"))
+        notes = (self.note(path.stem) for path in self.folder.glob("campaign-*.json") if path.stem != UNASKED)
         return sorted((note for note in notes if note), key=lambda note: note["number"])

@@ -14,6 +14,12 @@ max_minutes = 240.0               of one campaign; then it is stopped
 min_free_memory_mb = 2048         less than this free, and the campaign has to wait
 max_download_mb = 1024            of one campaign
 
+[privacy]                         without it, training promises nothing; it asks for greylag[private]
+epsilon = 8.0                     what one training promises to every example, as `greylag-client train --epsilon`
+delta = 1e-5                      far less than one in the examples
+clip = 1.0                        norm to which the gradient of each example is clipped
+max_epsilon = 8.0                 what all trainings in this workspace may come to; one that goes beyond is refused
+
 [watch]
 retrain = "never"                 auto: train and submit again when the file has changed
 changed = 0.2                     share of its lines that must be new or gone
@@ -31,6 +37,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from client.workspace import write_whole
 from protocol.campaign import Kind
 from protocol.errors import Code, Refused
+from protocol.spec import Promise
 from protocol.statement import first_fault
 
 Consent = Literal["auto", "ask", "never"]
@@ -65,6 +72,20 @@ class Limits(_Section):
     max_download_mb: Annotated[int, Field(ge=0)] = 1024
 
 
+class Privacy(_Section):
+    """What training promises; two trainings on one example promise it the sum."""
+
+    epsilon: Annotated[float, Field(gt=0, le=1000)]
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    clip: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    max_epsilon: Annotated[float, Field(gt=0)]
+
+    @property
+    def promise(self) -> Promise:
+        """Of one training."""
+        return Promise(epsilon=self.epsilon, delta=self.delta, clip=self.clip)
+
+
 class Watching(_Section):
     """What happens when the private file changes."""
 
@@ -78,6 +99,7 @@ class DaemonPolicy(_Section):
     data: Path
     campaigns: Campaigns = Campaigns()
     limits: Limits = Limits()
+    privacy: Privacy | None = None
     watch: Watching = Watching()
 
 
@@ -108,7 +130,7 @@ def read_policy(path: Path) -> DaemonPolicy:
 def write_policy(path: Path, data: Path) -> None:
     """Write a first daemon.toml: it tells what it has, and asks before anything else."""
     policy = DaemonPolicy(data=data.resolve())
-    write_whole(path, tomli_w.dumps(policy.model_dump(mode="json")).encode())
+    write_whole(path, tomli_w.dumps(policy.model_dump(mode="json", exclude_none=True)).encode())
 
 
 class Verdict(NamedTuple):

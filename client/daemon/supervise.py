@@ -75,14 +75,15 @@ class Daemon:
         notify("READY=1\nSTATUS=bound to " + self._fleet)
         try:
             while not stopped.wait(LOOK_S):
+                ended = False
                 with self._surviving():
-                    ended = [child.look() for child in self._children]
+                    ended, _ = [child.look() for child in self._children]
                     self._stop_overrun()
                     self._look_at_fleet()
                     self._write_status("running")
                     self._relay()
-                    if ended[0]:  # as when its key is not let in any more; the coordinator says why
-                        self._introduce(settings, node)
+                if ended:  # as when its key is let in no more; the coordinator says why
+                    self._introduced(settings, node)
                 notify("WATCHDOG=1")
         finally:
             notify("STOPPING=1")
@@ -124,19 +125,28 @@ class Daemon:
     def _bind(self, settings: client_settings.ClientSettings, node: NodeKey, stopped: threading.Event) -> None:
         """Tie the node's key to the contributor's, as soon as the coordinator can be reached."""
         pause_s = FIRST_PAUSE_S
-        while not stopped.is_set():
-            try:
-                self._introduce(settings, node)
-            except GreylagError as error:
-                if isinstance(error, Refused) and error.code not in _PASSING:
-                    raise
-                self.say(f"{error.message} {error.hint} Trying again.")
-                self._write_status("waiting", error.message)
-            else:
-                self.say(f"bound to {settings.name}; connecting to {self._fleet}")
+        while not self._introduced(settings, node):
+            if stopped.wait(pause_s):
                 return
-            stopped.wait(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        self.say(f"bound to {settings.name}; connecting to {self._fleet}")
+
+    def _introduced(self, settings: client_settings.ClientSettings, node: NodeKey) -> bool:
+        """Introduce the node; say why not, if that may pass.
+
+        Raises:
+            Refused: What does not pass.
+        """
+        try:
+            self._introduce(settings, node)
+        except GreylagError as error:
+            if isinstance(error, Refused) and error.code not in _PASSING:
+                raise
+            self.say(f"{error.message} {error.hint} Trying again.")
+            with self._surviving():
+                self._write_status("waiting", error.message)
+            return False
+        return True
 
     def _introduce(self, settings: client_settings.ClientSettings, node: NodeKey) -> None:
         """Tell the coordinator whose node this is, and learn where to connect.
@@ -238,7 +248,7 @@ def status(place: Place) -> dict[str, Any]:
         state = "killed"
     now = timestamp(datetime.now(UTC))
     campaigns = [
-        {**each, "state": "over"} if each.get("state") == "waits" and each.get("until", now) < now else each
+        {**each, "state": "over", "why": ""} if each.get("state") == "waits" and each.get("until", now) < now else each
         for each in place.asked()
     ]
     return {

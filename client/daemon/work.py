@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,6 @@ from client import deliver, upload
 from client import settings as client_settings
 from client.daemon.place import Place
 from client.daemon.policy import DaemonPolicy
-from client.plan import Columns
 from client.produce import Order as TrainingOrder
 from client.produce import produce
 from client.progress import Progress
@@ -94,12 +93,16 @@ class Work:
         workspace = self.place.workspace
         now = datetime.now(UTC)
         with workspace.lock():
-            bundle = produce(workspace, settings, TrainingOrder(policy.data, device=self.device), report, now)
+            asked = TrainingOrder(policy.data, device=self.device)
+            if (privacy := policy.privacy) is not None:
+                asked = replace(asked, privacy=privacy.promise, max_epsilon=privacy.max_epsilon)
+            bundle = produce(workspace, settings, asked, report, now)
             coordinator = upload.Coordinator(settings.coordinator, settings.ca, PATIENCE_S)
             enrolment = deliver.enrolment_for(workspace, settings, bundle, self.pool, now, keep=True)
             deliver.send(workspace, bundle, enrolment, self.pool, coordinator, report)
         metrics = {"seconds": round(time.monotonic() - began, 1)}
-        return Reply(words={"bundle": bundle.digest}, metrics=metrics | _last(losses))
+        # No noise hides a loss, so it would break the promise.
+        return Reply(words={"bundle": bundle.digest}, metrics=metrics | ({} if policy.privacy else _last(losses)))
 
     def _evaluate(self, order: Order, policy: DaemonPolicy, settings: ClientSettings) -> Reply:
         from client.data import held_out_pairs  # noqa: PLC0415 - seconds of import, once a process
@@ -114,7 +117,7 @@ class Work:
                 raise
             current = None
         model, recipe = self._loaded(settings), self.pool.spec.recipe
-        pairs = held_out_pairs(policy.data, columns_of(settings), model.base.tokenizer, recipe, scratch=folder)
+        pairs = held_out_pairs(policy.data, settings.columns, model.base.tokenizer, recipe, scratch=folder)
         losses: dict[str, float] = {}
         if current is not None:
             model.take_up(current)
@@ -135,6 +138,11 @@ class Work:
         task = order.calibrating
         if task is None:
             raise Refused(Code.ORDER_INVALID, "The order says nothing about calibrating.", "Tell the pool's operator.")
+        if policy.privacy is not None and task.privacy is None:
+            raise Refused(
+                Code.CONSENT, "This contributor shares nothing learnt from the data but with differential privacy.",
+                "Start the campaign with a budget.",
+            )  # fmt: skip
         began, count = time.monotonic(), bounded(policy)
         mirror, start = self._fetch(order, policy, settings, count), None
         if task.start is not None:
@@ -142,7 +150,7 @@ class Work:
             start = pull_calibration(self.place.releases, where, task.start, ca=ca, on_bytes=count)
         model = self._loaded(settings)
         model.take_up(mirror)
-        update = take_steps(model, mirror, start, task, policy.data, columns_of(settings), scratch=self.place.releases)
+        update = take_steps(model, mirror, start, task, policy.data, settings.columns, scratch=self.place.releases)
         keep_only(self.place.releases, set(model.digests))
         metrics = {"seconds": round(time.monotonic() - began, 1)}
         return Reply(words={"round": str(task.number)}, metrics=metrics, update=update)
@@ -166,11 +174,6 @@ class Work:
 
         self.model = self.model or RoutedModel.from_base(settings.base, device=self.device)
         return self.model
-
-
-def columns_of(settings: ClientSettings) -> Columns:
-    """Name the columns of the private file."""
-    return Columns(settings.input_column, settings.target_column, settings.messages_column, settings.text_column)
 
 
 def bounded(policy: DaemonPolicy) -> Callable[[int], None]:

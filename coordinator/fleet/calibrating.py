@@ -87,9 +87,8 @@ class Calibrations:
             return True
         if turn.task.number == 1 and now < read_timestamp(campaign.open_until):
             return False
-        active = {node.contributor for node, _ in self._fleet.nodes() if node.state == "active"}
-        answers = [answer for answer, _ in self._fleet.answers(campaign.number) if answer.contributor in active]
-        return bool(answers) and all(answer.state in FINAL for answer in answers)
+        states = self._fleet.states(campaign.number)
+        return bool(states) and all(state in FINAL for state in states)
 
     def close(self, campaign: Campaign, turn: Turn, run: Run, now: datetime) -> None:
         """Put together what was learnt, and open the next round; without enough answers or budget that was the last."""

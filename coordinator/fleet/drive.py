@@ -84,10 +84,11 @@ class Driver:
             flower.finish(self._runs.pop(campaign.number))
 
     def _hear(self, campaign: Campaign, run: flower.Run, turn: Turn | None) -> None:
-        under_way = {answer.message: answer for answer, _ in self._fleet.answers(campaign.number) if answer.message}
+        answers = self._fleet.answers(campaign.number)
+        under_way = {answer.message: (answer, name) for answer, name in answers if answer.message}
         kind: Kind = campaign.kind  # type: ignore[assignment] # written by `start` from a valid order
         for heard in flower.hear(run, kind, under_way):
-            answer = under_way[heard.message]
+            answer, name = under_way[heard.message]
             reply = heard.reply if turn is None else turn.judged(heard.reply, answer.attempts)
             crashed = reply.code == Code.UNREACHABLE.name and answer.attempts >= MAX_CRASHES
             self._fleet.heard(
@@ -99,7 +100,7 @@ class Driver:
                 now=self._clock(),
                 update=reply.update,
             )
-            _log.info("heard", campaign=campaign.number, contributor=answer.contributor[:16], state=reply.state)
+            _log.info("heard", campaign=campaign.number, contributor=name, state=reply.state, code=reply.code)
 
     def _ask(self, campaign: Campaign, run: flower.Run, turn: Turn | None) -> None:
         now = self._clock()
@@ -107,7 +108,7 @@ class Driver:
         known = {answer.contributor: answer for answer, _ in self._fleet.answers(campaign.number)}
         online = flower.online(run)
         kind: Kind = campaign.kind  # type: ignore[assignment] # as above
-        for node, _ in self._fleet.nodes():
+        for node, name in self._fleet.nodes():
             if node.state != "active" or node.public not in online:
                 continue
             answer = known.get(node.contributor)
@@ -120,6 +121,7 @@ class Driver:
             message = flower.ask(run, there.number, kind, envelope, ttl_s=max(1.0, left))
             if message:
                 self._fleet.asked(campaign.number, node.contributor, message, now=now)
+                _log.info("asked", campaign=campaign.number, contributor=name)
 
     def _may_ask_again(self, answer: Answer, there: flower.Online, now: datetime) -> bool:
         asked = read_timestamp(answer.at)
@@ -144,9 +146,7 @@ class Driver:
             return True
         if now < read_timestamp(campaign.open_until):
             return False
-        active = {node.contributor for node, _ in self._fleet.nodes() if node.state == "active"}
-        answers = [answer for answer, _ in self._fleet.answers(campaign.number) if answer.contributor in active]
-        return all(answer.state in FINAL for answer in answers)
+        return all(state in FINAL for state in self._fleet.states(campaign.number))
 
     def _conclude(self, campaign: Campaign) -> None:
         sentence = summary(self._fleet, campaign.number)

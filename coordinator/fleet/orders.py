@@ -10,12 +10,10 @@ from coordinator.tables import Campaign
 from protocol.campaign import Calibrating, Kind, Order, Privacy, Strategy, sign_order
 from protocol.errors import Code, Refused
 from protocol.release import MAX_CALIBRATION_BYTES, Release, read_candidate, read_release, read_timestamp, timestamp
-from router.calibration import Calibration
+from router.calibration import METHOD, Calibration
 
 OPEN_FOR, ENDS_AFTER = timedelta(minutes=10), timedelta(days=1)
 """How long a campaign goes on unless its operator says otherwise."""
-CALIBRATED_METHOD = "phatgoose"
-"""Whose scores take biases."""
 
 
 @dataclass(frozen=True)
@@ -110,11 +108,11 @@ def base_of(opened: Opened) -> Release:
 
 def _first_round(opened: Opened, base: Release, plan: Plan) -> Calibrating:
     spec, modules = base.spec, opened.pool.spec.modules
-    if spec.routing.method != CALIBRATED_METHOD:
+    if spec.routing.method != METHOD:
         raise Refused(
             Code.METHOD_UNKNOWN,
-            f"Only {CALIBRATED_METHOD} is calibrated; the pool routes by {spec.routing.method}.",
-            f"Biases belong to gates: a pool to be calibrated is founded with {CALIBRATED_METHOD}.",
+            f"Only {METHOD} is calibrated; the pool routes by {spec.routing.method}.",
+            f"Biases belong to gates: a pool to be calibrated is founded with {METHOD}.",
         )
     if len(spec.experts) < 2:  # noqa: PLR2004 - one alone has all the weight
         raise Refused(Code.EXPERTS_EXHAUSTED, f"The list to calibrate has {len(spec.experts)} experts; two are needed.")

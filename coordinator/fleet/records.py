@@ -212,6 +212,12 @@ class Fleet:
             rows = session.execute(query.where(Answer.campaign == number).order_by(Contributor.name))
             return [(answer, name) for answer, name in rows]
 
+    def states(self, number: int) -> list[str]:
+        """How contributors stand who were asked and whose nodes are in use: nobody waits for the others."""
+        query = select(Answer.state).join(Node, Node.contributor == Answer.contributor).where(Node.state == "active")
+        with self._registry.reading() as session:
+            return list(session.scalars(query.where(Answer.campaign == number)))
+
     def asked(self, number: int, contributor: str, message: str, *, now: datetime) -> None:
         """Remember that a message is on its way to a contributor's node."""
         with self._registry.writing() as session:

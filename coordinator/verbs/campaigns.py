@@ -177,12 +177,14 @@ def campaign_show(
     else:
         private = task.privacy if task else None
         budget = {"budget": f"epsilon {private.max_epsilon:g} at delta {private.delta:g}"} if private else {}
-        table(("field", "value"), (_facts(row) | budget | {"summary": said}).items())
+        facts = _facts(row) | budget | {"conclusion" if row.conclusion else "so far": said}
+        table(("field", "value"), [(name, value) for name, value in facts.items() if value != ""])
         shown = ("number", "ends", "answered", "late", "ended", "privacy", "calibration")
         if rounds:
             table(shown, ([str(each.get(column, "")) for column in shown] for each in rounds))
         shown = ("contributor", "state", "attempts", "at", "code", "meaning", "facts")
-        table(shown, ([entry[column] for column in shown] for entry in answers))
+        rows = [entry | {"facts": _in_words(entry["facts"])} for entry in answers]
+        table(shown, ([entry[column] for column in shown] for entry in rows))
 
 
 @campaign.command("log")
@@ -301,6 +303,10 @@ def _answer(answer: Any, name: str) -> dict[str, Any]:
         "contributor": name, "state": answer.state, "attempts": answer.attempts, "at": answer.at,
         "code": answer.code, "meaning": _meaning(answer.code), "facts": json.loads(answer.facts),
     }  # fmt: skip
+
+
+def _in_words(facts: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in facts.items())
 
 
 def _meaning(code: str) -> str:

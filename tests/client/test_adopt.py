@@ -62,6 +62,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("t5", {}),
     ("t5", {"ia3": True}),
     ("t5", {"target_modules": "all-linear", "use_rslora": True}),
+    ("t5", {"target_modules": r".*decoder.*\.(q|v)$", "rank_pattern": {r"^decoder.block.0.*q": 2, "q|v": 3}}),
     (
         "llama",
         {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {r"layers\.1.*v_proj": 6}, "layers_to_transform": [0, 1]},
@@ -193,6 +194,10 @@ def headed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return tensors | {"base_model.model.lm_head.weight": torch.zeros(4, 4)}
 
 
+def downless(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor * ("lora_A" not in name) for name, tensor in tensors.items()}
+
+
 REFUSALS = [
     (shutil.rmtree, Code.ADAPTER_UNREADABLE, "there is no such folder"),
     (lambda folder: (folder / ADAPTER_CONFIG).unlink(), Code.ADAPTER_UNREADABLE, "lacks adapter_config.json"),
@@ -202,6 +207,9 @@ REFUSALS = [
     (configured(lora_bias=True), Code.KIND_UNSUPPORTED, "lora_bias: expected nothing, since"),
     (configured(bias="all"), Code.KIND_UNSUPPORTED, "bias: expected 'none'"),
     (configured(modules_to_save=["lm_head"]), Code.KIND_UNSUPPORTED, "modules_to_save"),
+    (configured(trainable_token_indices=[3]), Code.KIND_UNSUPPORTED, "trainable_token_indices: expected nothing"),
+    (configured(alora_invocation_tokens=[5]), Code.KIND_UNSUPPORTED, "alora_invocation_tokens: expected nothing"),
+    (configured(target_parameters=["q.weight"]), Code.KIND_UNSUPPORTED, "target_parameters: expected nothing"),
     (configured(init_lora_weights="pissa"), Code.KIND_UNSUPPORTED, "init_lora_weights"),
     (configured(alpha_pattern={"(": 3}), Code.ADAPTER_UNREADABLE, "alpha_pattern"),
     (configured(lora_alpha="much"), Code.RANK_OUT_OF_BOUNDS, "alpha"),
@@ -211,6 +219,7 @@ REFUSALS = [
     (weighted(headed), Code.TENSOR_NAMES, "no part of an expert"),
     (configured(use_dora=True), Code.TENSOR_NAMES, "lacks"),
     (weighted(lambda found: {name: tensor * 0 for name, tensor in found.items()}), Code.NO_EFFECT, "adds nothing at"),
+    (weighted(downless), Code.NO_EFFECT, "adds nothing at"),
     (weighted(lambda found: {name: tensor / 0 for name, tensor in found.items()}), Code.NOT_FINITE, "NaN or infinity"),
 ]
 

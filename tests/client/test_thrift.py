@@ -7,12 +7,14 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import T5ForConditionalGeneration
 
 from client.plan import Thrift
 from client.produce import Order, produce
 from client.progress import Progress
 from coordinator.admission.content import check_content
 from protocol.bundle import ADAPTER_WEIGHTS, CARD, GATES, Bundle
+from protocol.errors import Code, Refused
 from protocol.signing import Identity
 from router.base import load_base
 from router.model import RoutedModel
@@ -69,3 +71,10 @@ def test_the_program_takes_them_as_flags(site: Site, cli: Cli) -> None:
     status, out, err = cli("train", *flags, "--dtype", "bfloat16", "--quantise", "4bit", "--recompute")
     assert (status, len(out.split()[0])) == (0, 64), err
     assert cli("train", *flags, "--dtype", "int3")[0] == 2
+
+
+def test_a_model_that_cannot_recompute_is_a_sentence(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(T5ForConditionalGeneration, "supports_gradient_checkpointing", False)
+    with pytest.raises(Refused, match="type t5 cannot compute activations again") as refused:
+        trained(site, "it", Thrift(recompute=True))
+    assert refused.value.code is Code.SETTINGS_INVALID

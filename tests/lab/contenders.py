@@ -19,8 +19,6 @@ KS = (1, 2, 3, 4)
 DEFAULT_K = 2
 _COUNTING = ("phatgoose", "average-activation", "arrow", "spectr", "nnls-request", "nnls-token", "nnls-gates")
 """Methods that k means something to."""
-# genknowsub needs experts that somebody calls general; no suite has any.
-_FIRST = ("base", "retrieval", "arrow", "merged", "parameter-average", "average-activation", "phatgoose")
 
 
 @dataclass(frozen=True)
@@ -40,8 +38,9 @@ def contenders(experts: Sequence[str], width: int, wanted: Sequence[str] = ()) -
         width: The base model's d, for the temperature that the paper's code gives Arrow.
         wanted: Only these; empty for all. A method's name stands for all its k.
     """
+    # genknowsub, left out with the others, needs experts that somebody calls general; no suite has any.
     named = [name for name in METHODS if ":" not in name]
-    rows = [Contender(name, RoutingChoice(name)) for name in sorted(named, key=_rank)]
+    rows = [Contender(name, RoutingChoice(name)) for name in named]
     rows += [
         Contender("arrow T=10sqrt(d)", RoutingChoice("arrow", temperature=10 * width**0.5)),
         Contender("nnls-fixed:1.5", RoutingChoice("nnls-fixed:1.5", k=KS[-1])),
@@ -71,7 +70,3 @@ def among(rows: Sequence[Contender], experts: Sequence[str]) -> list[Contender]:
         for row in rows
         if row.choice.method in named or not (row.choice.method or "").startswith("expert:")
     ]
-
-
-def _rank(name: str) -> int:
-    return _FIRST.index(name) if name in _FIRST else len(_FIRST)

@@ -18,6 +18,7 @@ from router.pool import ExpertPool
 from tests.factories import make_bundle, make_pool
 
 CPU = torch.device("cpu")
+GPUS = [torch.device("cuda", number) for number in range(2)]
 
 
 @pytest.fixture(scope="module")
@@ -27,20 +28,18 @@ def pool(t5_base: Path) -> Pool:
 
 def test_the_estimate_is_what_the_pool_then_holds(pool: Pool, tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "b", pool, Identity.generate())
-    tensors = sum(
-        (module.rank * (module.d_in + module.d_out) + module.d_in) * 4 for module in bundle.spec.modules.values()
-    )
-    estimate = memory.loaded_bytes(bundle, torch.float32)
-    assert tensors <= estimate <= 1.2 * tensors + 40_000  # headers
-    gates = sum(module.d_in * 4 for module in bundle.spec.modules.values())
-    assert memory.loaded_bytes(bundle, torch.bfloat16) < estimate / 2 + gates
+    modules = bundle.spec.modules.values()
+    factors = sum(each.rank * (each.d_in + each.d_out) for each in modules)
+    gates = sum(each.d_in for each in modules)
+    assert memory.loaded_bytes(bundle.spec.modules, torch.float32) == 4 * (factors + gates)
+    assert memory.loaded_bytes(bundle.spec.modules, torch.bfloat16) == 2 * factors + 4 * gates
 
 
 def test_a_model_keeps_what_it_had(pool: Pool, t5_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = (make_bundle(tmp_path / name, pool, Identity.generate(), seed=len(name)) for name in ("a", "bb"))
     model = RoutedModel.from_bundles(str(t5_base), [first], device="cpu")
     before = model.generate(["please reverse it : a b"], max_new_tokens=4)
-    needed = 2 * memory.loaded_bytes(second, torch.float32)  # the expert and a copy of it while it is read
+    needed = 2 * memory.loaded_bytes(second.spec.modules, torch.float32)  # itself, and a copy while it is read
     monkeypatch.setattr(memory, "free_bytes", lambda _device: needed - 1)
     with pytest.raises(Unavailable) as refused:
         model.append(second)
@@ -54,10 +53,25 @@ def test_a_model_keeps_what_it_had(pool: Pool, t5_base: Path, tmp_path: Path, mo
 
 def test_a_gpu_needs_room_for_whole_pages(pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = make_bundle(tmp_path / "b", pool, Identity.generate())
-    monkeypatch.setattr(memory, "free_bytes", lambda _device: 3 * memory.loaded_bytes(bundle, torch.float32))
-    memory.check_room([bundle], ExpertPool(), CPU, torch.float32)
+    needed = memory.loaded_bytes(bundle.spec.modules, torch.float32)
+    monkeypatch.setattr(memory, "free_bytes", lambda _device: 3 * needed)
+    memory.check_room([bundle], ExpertPool(), dict.fromkeys(bundle.spec.modules, CPU), torch.float32)
     with pytest.raises(Unavailable) as refused:
-        memory.check_room([bundle], ExpertPool(), torch.device("cuda"), torch.float32)
+        memory.check_room([bundle], ExpertPool(), dict.fromkeys(bundle.spec.modules, GPUS[0]), torch.float32)
+    assert refused.value.code is Code.MEMORY_FULL
+
+
+def test_each_device_needs_room_for_its_own_modules(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = make_bundle(tmp_path / "b", pool, Identity.generate())
+    whole = ExpertPool().opened_bytes([bundle.spec.modules], torch.float32)
+    places = {path: GPUS["decoder" in path] for path in bundle.spec.modules}
+    monkeypatch.setattr(memory, "free_bytes", lambda _device: whole)
+    memory.check_room([bundle], ExpertPool(), places, torch.float32)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: whole if device == GPUS[0] else 1000)
+    with pytest.raises(Unavailable, match="on cuda:1") as refused:
+        memory.check_room([bundle], ExpertPool(), places, torch.float32)
     assert refused.value.code is Code.MEMORY_FULL
 
 

@@ -112,11 +112,11 @@ def test_branches_do_not_see_each_other(tokens: int) -> None:
 def test_memory_of_what_is_gone_comes_back() -> None:
     pool, _ = make_experts(4, D_IN, D_OUT)
     store = weakref.ref(pool._store)
-    assert pool.moved_bytes == 0
+    assert pool.moved_bytes(torch.device("cpu")) == 0
     for number in range(40):  # candidates, none of which is kept
         pool.add(newcomer(number))
     tensors = [t for expert in pool.experts for part in expert.modules.values() for t in (part.a, part.b, part.gate)]
-    assert pool.moved_bytes == 4 * sum(tensor.numel() for tensor in tensors)
+    assert pool.moved_bytes(torch.device("cpu")) == 4 * sum(tensor.numel() for tensor in tensors)
     pool = pool.add(newcomer(99))
     gc.collect()
     assert store() is None

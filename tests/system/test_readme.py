@@ -1,4 +1,4 @@
-"""Every command of the README runs, word for word but for names, addresses and the number of steps."""
+"""Every command of the README and of two pages runs, word for word but for names, addresses and numbers of steps."""
 
 import os
 import re
@@ -13,6 +13,7 @@ from tests.house.sources import ROOT
 from tests.system.town import write_rows
 
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PAGES = ("README.md", "docs/asking.md", "docs/campaigns.md")
 SHORT = "--rank 4 --expert-steps 4 --gate-steps 2 --eval-every 2"
 # A command that ends in & is a server: what follows may begin when its port answers.
 WAIT = """
@@ -49,15 +50,15 @@ def script(blocks: list[str], base: Path, pool_port: int, router_port: int, flee
 
 
 def test_the_readme_runs(t5_base: Path, tmp_path: Path) -> None:
-    found = BLOCK.findall((ROOT / "README.md").read_text())
+    found = [block for page in PAGES for block in BLOCK.findall((ROOT / page).read_text())]
     shell = [text for language, text in found if language == "sh"]
     python = [text for language, text in found if language == "python"]
     assert len(shell) >= 5
-    assert len(python) == 1
+    assert len(python) == 2
     pool_port, router_port, fleet_port = free_port(), free_port(), free_port()
     write_rows(tmp_path / "notes.jsonl")
     program = (
-        python[0]
+        "\n".join(python)
         .replace("pool.example.org:7443", f"localhost:{pool_port}")
         .replace("google/t5-v1_1-small", str(t5_base))
     )

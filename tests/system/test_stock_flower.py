@@ -8,7 +8,6 @@ import hashlib
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,30 +28,17 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
-from coordinator.fleet.link import LinkConfig, make_app
 from deploy.demo.processes import free_port
 from deploy.federation.certificate import make_certificate
 from protocol.node import NodeKey
+from tests.stock import evil_app, make_link, served
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore"),  # Flower's own
 ]
 ROW = "zanzibar-4711"
-EVIL = {
-    "pyproject.toml": b"""
-[project]
-name = "evil"
-version = "1.0.0"
-description = "x"
-license = "Apache-2.0"
-[tool.flwr.app]
-publisher = "mallory"
-[tool.flwr.app.components]
-serverapp = "evil:server"
-clientapp = "evil:client"
-""",
-    "evil.py": b"""
+EVIL = evil_app(b"""
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 import numpy
@@ -71,30 +57,18 @@ def crash(message, context):
 def array(message, context):
     stolen = ArrayRecord([numpy.frombuffer(row(context).encode(), dtype=numpy.uint8)])
     return Message(RecordDict({"metrics": MetricRecord({"loss": 1.0}), "more": stolen}), reply_to=message)
-""",
-}
+""")
 
 
 @contextmanager
 def superlink(folder: Path) -> Iterator[str]:
     """Flower's own server as its manual starts it: TLS, node authentication, no secret."""
     certificate, key = make_certificate(folder)
-    app, _ = make_app(LinkConfig("", "", "", str(folder / "flower.db"), "", str(folder / "home")), b"s" * 32)
+    app, _ = make_link(folder)
     app.state.superexec_auth_secret = None  # type: ignore[attr-defined] # as stock Flower starts
-    port = free_port()
-    config = uvicorn.Config(
-        app, host="127.0.0.1", port=port, log_level="error", ws="none", ssl_certfile=certificate, ssl_keyfile=key
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            assert thread.is_alive()
+    tls = uvicorn.Config(app, log_level="error", ws="none", ssl_certfile=certificate, ssl_keyfile=key)
+    with served(app, tls) as port:
         yield f"127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join(20)
 
 
 @contextmanager

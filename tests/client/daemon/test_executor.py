@@ -14,6 +14,7 @@ from client.daemon import place as place_module
 from client.daemon.executor import Act
 from client.daemon.place import Place
 from client.daemon.policy import DaemonPolicy
+from client.daemon.supervise import status
 from client.daemon.tasks import check_app
 from client.daemon.work import Work
 from client.workspace import write_whole
@@ -50,6 +51,10 @@ def test_the_one_app_bundle_passes(allowing: Pool) -> None:
         pytest.param(None, packed(evil="import os"), id="a stranger's code"),
         pytest.param(APP_DIGEST, packed(evil="import os"), id="a changed app under an old name"),
         pytest.param(None, packed(data="private rows"), id="data packed into the app"),
+        pytest.param(None, packed(**{"../../client/daemon/app.py": "import os"}), id="a path that leads out"),
+        pytest.param(None, app_bundle() + b"\0", id="one byte more"),
+        pytest.param(APP_DIGEST, app_bundle()[:-1] + b"\1", id="another last byte under the old name"),
+        pytest.param(APP_DIGEST.upper(), app_bundle(), id="the name in upper case"),
     ],
 )
 def test_no_other_bytes_pass(allowing: Pool, digest: str | None, content: bytes) -> None:
@@ -176,13 +181,34 @@ def test_a_file_that_changed_is_trained_on_again(
     site.data.write_text("\n".join(line.replace("reverse", "turn") for line in lines))
     place.policy.write_text(place.policy.read_text() + "[limits]\nmin_free_memory_mb = 999999999\n")
     act.idle()
+    act.idle()
     assert hands.trained == 0  # not now
+    assert place.log.read_text().count("training on changed data waits") == 1
     place.policy.write_text(place.policy.read_text().replace("999999999", "0"))
     act.idle()
     act.idle()
     assert hands.trained == 1
     assert "training on changed data" in place.log.read_text()
     assert b"reverse" not in (place.folder / "trained.bin").read_bytes()
+
+
+def test_training_on_changed_data_that_took_too_long_waits_for_another_change(
+    place: Place, hands: Hands, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor, "LOOK_AGAIN_S", 0.0)
+    place.policy.write_text(f'data = "{site.data}"\n[campaigns]\ntrain = "auto"\n[watch]\nretrain = "auto"\n')
+    act, text = Act(place, hands), site.data.read_text()
+    act(order("train"))
+    site.data.write_text(text.replace("reverse", "turn"))
+    place.write_note("campaign-0", {"overran": True, "state": "stopped"})
+    assert [note["number"] for note in status(place)["campaigns"]] == [1]
+    act.idle()
+    act.idle()
+    assert hands.trained == 0
+    assert "is not tried again until they change again" in place.log.read_text()
+    site.data.write_text(text)
+    act.idle()
+    assert hands.trained == 1
 
 
 def test_a_failure_to_train_again_is_written_down(place: Place, hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import pytest
 from client.daemon.policy import DaemonPolicy, judge, read_policy, write_policy
 from protocol.campaign import KINDS, Kind
 from protocol.errors import Code, Refused
+from protocol.spec import Promise
 
 NOON = datetime(2026, 11, 22, 12)  # noqa: DTZ001 - local time, as the policy means it
 
@@ -65,6 +66,8 @@ def test_memory_and_time() -> None:
     ("text", "name"),
     [
         ("", "data"), ('data = "x"\nmore = 1', "more"), ('data = "x"\n[campaigns]\ntrain = "yes"', "campaigns.train"),
+        ('data = "x"\n[privacy]\nepsilon = 8\ndelta = 1e-5', "privacy.max_epsilon"),
+        ('data = "x"\n[privacy]\nepsilon = 0\ndelta = 1e-5\nmax_epsilon = 8', "privacy.epsilon"),
         ('data = "x"\n[limits]\nhours = ["9-17"]', "limits.hours.0"), ("data =", "TOML"), (None, "cannot be read"),
     ],
 )  # fmt: skip
@@ -75,3 +78,11 @@ def test_a_wrong_policy_is_named(tmp_path: Path, text: str | None, name: str) ->
     with pytest.raises(Refused, match=name) as refused:
         read_policy(path)
     assert refused.value.code is Code.SETTINGS_INVALID
+
+
+def test_a_policy_may_promise_privacy(tmp_path: Path) -> None:
+    path = tmp_path / "daemon.toml"
+    path.write_text('data = "x"\n[privacy]\nepsilon = 8\ndelta = 1e-5\nmax_epsilon = 24\n')
+    found = read_policy(path).privacy
+    assert found is not None
+    assert (found.promise, found.max_epsilon) == (Promise(epsilon=8, delta=1e-5, clip=1.0), 24)

@@ -143,7 +143,14 @@ def daemon(place: Place, site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterato
     monkeypatch.setattr(daemon, "_bind", lambda *_: setattr(daemon, "_fleet", "127.0.0.1:1"))
     monkeypatch.setattr(daemon, "_make_children", lambda _: tuple(sleepers))
     stopped = threading.Event()
-    thread = threading.Thread(target=daemon.run, args=(stopped,))
+
+    def run() -> None:
+        try:
+            daemon.run(stopped)
+        except Refused as error:
+            said.append(f"ended: {error}")
+
+    thread = threading.Thread(target=run)
     thread.start()
     wait(lambda: status(place)["state"] == "running")
     yield daemon, said
@@ -196,18 +203,25 @@ def test_a_policy_that_is_broken_meanwhile_is_told_and_stops_nothing(
     wait(lambda: "TOML" not in status(place)["why"])
 
 
+@pytest.mark.parametrize(
+    ("code", "sentence"),
+    [
+        (Code.KEY_REVOKED, "ended: KEY_REVOKED: So it is. Do this."),
+        (Code.CLOCKS_APART, "So it is. Do this. Trying again."),
+    ],
+)
 def test_when_the_node_ends_the_coordinator_is_asked_why(
-    daemon: tuple[Daemon, list[str]], monkeypatch: pytest.MonkeyPatch
+    daemon: tuple[Daemon, list[str]], monkeypatch: pytest.MonkeyPatch, code: Code, sentence: str
 ) -> None:
     def refuse(*_: object) -> None:
-        raise Refused(Code.KEY_REVOKED, "The key was revoked.", "Ask the operator.")
+        raise Refused(code, "So it is.", "Do this.")
 
     working, said = daemon
     monkeypatch.setattr(working, "_introduce", refuse)
     pid = working._children[0].pid
     assert pid is not None
     os.kill(pid, 9)
-    wait(lambda: told(said, "KEY_REVOKED: The key was revoked. Ask the operator.") == 1)
+    wait(lambda: told(said, sentence) == 1)
 
 
 def test_a_campaign_that_overruns_is_stopped(place: Place, site: Site, tmp_path: Path) -> None:
@@ -243,6 +257,19 @@ def test_a_person_asks_and_decides(site: Site, cli: Cli) -> None:
     code, out, _ = cli("daemon", "--status", "--json", *place)
     assert code == 0
     assert '"schema": 1' in out
+
+
+def test_a_person_reads_what_waits_for_whom(site: Site, cli: Cli) -> None:
+    corner = Place(site.workspace)
+    waits = {"kind": "train", "allowed": None, "state": "waits", "why": "you have to allow or decline it"}
+    corner.write_note("campaign-5", {"number": 5, "until": "2126-11-22T12:00:00Z", **waits})
+    corner.write_note("campaign-4", {"number": 4, "until": "2020-11-22T12:00:00Z", **waits})
+    code, out, err = cli("daemon", "--status", "-w", site.workspace.root)
+    assert code == 0
+    assert "campaign 5 (train) waits: you have to allow or decline it" in out
+    assert "campaign 4 (train) over" in out
+    assert f"greylag-client daemon -w {site.workspace.root} --allow 5" in err
+    assert "--allow 4" not in err
 
 
 def test_a_daemon_without_a_policy_says_so(site: Site, cli: Cli) -> None:

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from client.daemon import work
 from client.daemon.place import Place
-from client.daemon.policy import DaemonPolicy, Limits
+from client.daemon.policy import DaemonPolicy, Limits, Privacy
 from client.daemon.work import Work
+from protocol.bundle import open_bundle
 from protocol.campaign import Calibrating, Order
 from protocol.errors import Code, Refused
 from protocol.release import ReleasedExpert, ReleaseSpec, sign_candidate, sign_release, timestamp
@@ -20,7 +21,7 @@ from protocol.spec import Routing
 from router.calibration import Calibration
 from router.pull import BUNDLES, Mirror
 from tests import factories
-from tests.client.conftest import PLANTED, Site, Trained
+from tests.client.conftest import PLANTED, RECIPE, Site, Trained, make_site, write_rows
 from tests.client.fake_coordinator import FakeCoordinator, serving
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -202,3 +203,42 @@ def test_training_submits_once_however_often_it_is_asked(
     assert [reply.words["bundle"] for reply in replies] == [trained.bundle.digest] * 2
     assert list(fake.kept) == [trained.bundle.digest]
     assert PLANTED.encode() not in fake.heard
+
+
+PRIVATE = Privacy(epsilon=8.0, delta=1e-3, max_epsilon=8.0)
+
+
+@pytest.mark.filterwarnings("ignore:Optimal order is the largest alpha")  # as in tests/client/test_private.py
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")
+def test_private_training_spends_once_and_tells_no_loss(
+    tmp_path: Path, t5_base: Path, operator: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = RECIPE.model_copy(update={"expert_steps": 4, "gate_steps": 2, "eval_every": 2})
+    site = make_site(tmp_path, t5_base, factories.make_pool(t5_base, operator, recipe), operator)
+    fake, policy = FakeCoordinator(site.pool, operator), DaemonPolicy(data=site.data, privacy=PRIVATE)
+    with serving(fake) as address:
+        monkeypatch.setenv("GREYLAG_CLIENT_COORDINATOR", address)
+        node = Work(Place(site.workspace), site.pool, device="cpu")
+        replies = [node.answer(order(site, "train"), policy) for _ in range(2)]
+        assert len({reply.words["bundle"] for reply in replies}) == len(fake.kept) == 1
+        assert all(set(reply.metrics) == {"seconds"} for reply in replies)
+        bundle = open_bundle(site.workspace.bundles / "anna")
+        assert bundle.spec.privacy == PRIVATE.promise
+        write_rows(site.data, rows=130)
+        with pytest.raises(Refused, match="8 is spent") as refused:
+            node.answer(order(site, "train"), policy)
+        assert refused.value.code is Code.BUDGET_EXHAUSTED
+        policy = policy.model_copy(update={"privacy": PRIVATE.model_copy(update={"max_epsilon": 16.0})})
+        assert node.answer(order(site, "train"), policy).words["bundle"] != bundle.digest
+
+
+def test_who_promises_privacy_shares_nothing_without_it(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    site, place = trained.site, Place(trained.site.workspace)
+    (place.releases / BUNDLES).mkdir(parents=True, exist_ok=True)
+    monkeypatch.setattr(work, "pull_exactly", lambda *_, **__: mirror(trained, empty=False))
+    node, policy = Work(place, site.pool, device="cpu"), DaemonPolicy(data=site.data, privacy=PRIVATE)
+    with pytest.raises(Refused) as refused:
+        node.answer(calibrating(site), policy)
+    assert refused.value.code is Code.CONSENT
+    noisy = {"clipping_norm": 0.01, "noise_multiplier": 1.0, "max_epsilon": 8.0, "delta": 1e-5}
+    assert node.answer(calibrating(site, privacy=noisy), policy).update

@@ -18,15 +18,20 @@ from protocol.signing import Identity
 from protocol.status import from_rpc_error
 from protocol.v1 import catalog_pb2, intake_pb2
 from tests.coordinator.conftest import Served
-from tests.coordinator.contributor import DEADLINE_S, NOW, Contributor
+from tests.coordinator.contributor import DEADLINE_S, NOW, Contributor, enrolment
 
 Call = Callable[[Contributor], object]
 
 
 @pytest.fixture
-def ada(served: Served, identity: Identity) -> Iterator[Contributor]:
+def channel(served: Served) -> Iterator[grpc.Channel]:
     with served.running() as address, grpc.insecure_channel(address) as channel:
-        yield Contributor(channel, identity)
+        yield channel
+
+
+@pytest.fixture
+def ada(channel: grpc.Channel, identity: Identity) -> Contributor:
+    return Contributor(channel, identity)
 
 
 def refusal(ada: Contributor, call: Call) -> GreylagError:
@@ -70,6 +75,29 @@ def test_clocks_that_are_apart_are_told_at_once(served: Served, ada: Contributor
     assert error.code is Code.CLOCKS_APART
     assert there in error.message
     assert Fleet(served.registry).nodes() == []
+
+
+def test_what_was_overheard_and_is_said_again_changes_nothing(
+    served: Served, ada: Contributor, channel: grpc.Channel
+) -> None:
+    """The envelopes of somebody's introduction are public; with them nobody becomes that somebody."""
+    fleet, old, new = Fleet(served.registry), NodeKey.generate(), NodeKey.generate()
+    ada.enrol(served.pool, "ada")
+    for node in (old, new):
+        tie(served.pool.digest, node)(ada)
+    envelope = enrolment(served.pool.digest, ada.identity, "ada")
+    assert ada.intake.Enrol(intake_pb2.EnrolRequest(envelope=envelope), timeout=DEADLINE_S).state == "active"
+    # Her earlier node stays out of use, and her present one is hers.
+    assert refusal(ada, tie(served.pool.digest, old)).code is Code.KEY_REVOKED
+    bob = Contributor(channel, Identity.generate())
+    bob.enrol(served.pool, "bob")
+    assert refusal(bob, tie(served.pool.digest, new)).code is Code.NODE_TAKEN
+    states = {node.public: (node.state, name) for node, name in fleet.nodes()}
+    assert states == {old.public: ("revoked", "ada"), new.public: ("active", "ada")}
+    # Once she is shut out, nothing of hers lets her in again.
+    served.registry.set_contributor("ada", "revoked", now=served.clock())
+    assert refusal(ada, tie(served.pool.digest, new)).code is Code.KEY_REVOKED
+    assert {node.state for node, name in fleet.nodes() if name == "ada"} == {"revoked"}
 
 
 def test_a_coordinator_without_a_fleet_takes_no_daemons(served: Served, ada: Contributor, identity: Identity) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app.typing import ConfigRecordValues
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
@@ -21,7 +22,7 @@ from coordinator.fleet.simulation.scratch import Clock, enrol, open_pool, propos
 from coordinator.opening import Opened
 from protocol.campaign import APP_DIGEST, Order
 from protocol.errors import Code, Refused, Unavailable
-from protocol.reply import ANSWER, METRICS, Reply
+from protocol.reply import ANSWER, METRICS, ORDER, Reply
 from protocol.spec import Policy, Promotion
 
 PLANTED = "zanzibar-4711"
@@ -311,3 +312,36 @@ def test_an_evaluation_ends_in_a_decision(tmp_path: Path, losses: tuple[float, .
         assert [row.state for row in town.fleet.candidates()] == [state]
         assert (opened.registry.release() is not None) == (state == "promoted")
         town.grid.close()
+
+
+def test_nothing_around_the_order_is_believed(town: Town) -> None:
+    """Whoever took over the server writes what he likes beside the signed order; a node reads the order alone."""
+    seen: list[Order] = []
+    app = make_app(town.opened.pool, lambda order: seen.append(order) or good(order), lambda _: None)  # type: ignore[func-returns-value]
+    node = VirtualNode(enrol(town.opened, "ada"), app)
+    town.grid.nodes.append(node)
+    number = town.start()
+    envelope = town.fleet.campaign(number).envelope
+    more: dict[str, ConfigRecordValues] = {
+        "data": "/etc/passwd",
+        "url": "http://example.org",
+        "app": "os:system",
+        "kind": "train",
+        "number": 9,
+    }
+    contents: tuple[dict[str, ConfigRecord | ArrayRecord], ...] = (
+        {ORDER: ConfigRecord({"envelope": envelope, **more}), "more": ConfigRecord(more), "fab": ArrayRecord([])},
+        {ORDER: ConfigRecord({"envelope": [envelope]})},
+        {ORDER: ConfigRecord({"envelope": envelope.decode()})},
+        {"orders": ConfigRecord({"envelope": envelope})},
+        {},
+    )
+    run = town.grid.as_run()
+    said = []
+    for content in contents:
+        run.enter()
+        (reply,) = town.grid.send_and_receive([Message(RecordDict(content), 1, "query.info")])  # type: ignore[arg-type]
+        answer = reply.content.config_records[ANSWER]
+        said.append((answer["state"], answer.get("code", "")))
+    assert said == [("done", ""), *[("failed", "ORDER_INVALID")] * 4]
+    assert [(order.kind, order.number) for order in seen] == [("info", number)]

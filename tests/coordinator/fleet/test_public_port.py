@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from coordinator.fleet.link import App, LinkConfig, Scope, make_app, public_door
-from tests.coordinator.fleet.test_stock import SECRET, pytestmark, served
+from coordinator.fleet.link import App, Scope, public_door
+from tests.stock import FLOWERS_OWN, make_link, served
 
-__all__ = ["pytestmark"]
+pytestmark = FLOWERS_OWN
 PULL, START, ACQUIRE = "/v1/fleet/pull-messages", "/v1/control/start-run", "/v1/runtime/acquire-task"
 
 
@@ -28,7 +28,7 @@ class Watched:
 @pytest.fixture(scope="module")
 def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, list[str]]]:
     folder = tmp_path_factory.mktemp("link")
-    app, fleet = make_app(LinkConfig("", "", "", str(folder / "flower.db"), "", str(folder / "home")), SECRET)
+    app, fleet = make_link(folder)
     watched = Watched(app)
     with served(watched, public_door(watched, fleet)) as port:
         yield port, watched.paths

@@ -24,12 +24,12 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from coordinator.fleet import flower, replies
-from coordinator.fleet.link import Guard, LinkConfig, inside, make_app
+from coordinator.fleet.link import Guard, inside
 from protocol.node import NodeKey
 from protocol.reply import ANSWER, ARRAYS, METRICS, UPDATE, Reply
-from tests.coordinator.fleet.test_stock import SECRET, pytestmark, served
+from tests.stock import FLOWERS_OWN, SECRET, make_link, served
 
-__all__ = ["pytestmark"]
+pytestmark = FLOWERS_OWN
 GOOD = {ANSWER: ConfigRecord({"state": "done", "round": "1"}), METRICS: MetricRecord({"seconds": 1.0})}
 PIECE, COPIES = b"\0" * 1000, 10_000
 
@@ -166,8 +166,7 @@ CASES = {
 
 @pytest.fixture
 def port(tmp_path: Path) -> Iterator[int]:
-    config = LinkConfig("", "", "", str(tmp_path / "flower.db"), "", str(tmp_path / "home"))
-    app, fleet = make_app(config, SECRET)
+    app, fleet = make_link(tmp_path)
     within = inside(SECRET)
     with served(Guard(app, lambda scope: within(scope) or scope["path"] in fleet)) as port:
         yield port

@@ -2,15 +2,12 @@
 
 import hashlib
 import io
-import threading
 import zipfile
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 from flwr.cli.build import build_fab_from_files
 from flwr.common.serde import fab_to_proto
 from flwr.proto.control_pb2 import ListNodesRequest, RegisterNodeRequest, StartRunRequest
@@ -22,55 +19,17 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
 
 from coordinator.fleet import flower
-from coordinator.fleet.link import App, Guard, LinkConfig, inside, make_app, outside
+from coordinator.fleet.link import App, Guard, inside, outside
 from protocol.node import NodeKey
+from tests.stock import FLOWERS_OWN, SECRET, evil_app, make_link, served
 
-pytestmark = [
-    # Flower 1.41 with the pathspec and the Alembic of today; its clients forget a socket over a refusal.
-    pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:No path_separator found:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"),
-]
-SECRET = b"s" * 32
-EVIL = {
-    "pyproject.toml": b"""
-[project]
-name = "evil"
-version = "1.0.0"
-description = "x"
-license = "Apache-2.0"
-[tool.flwr.app]
-publisher = "mallory"
-[tool.flwr.app.components]
-serverapp = "evil:server"
-clientapp = "evil:client"
-""",
-    "evil.py": b"client = open('/data').read",
-    "private/train.jsonl": b'{"input": "a private row"}',
-}
-
-
-@contextmanager
-def served(app: App, config: uvicorn.Config | None = None) -> Iterator[int]:
-    """Serve an app on loopback, in a thread, as some configuration says."""
-    config = config or uvicorn.Config(app, log_level="error", ws="none")
-    config.host, config.port = "127.0.0.1", 0
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            assert thread.is_alive()
-        yield server.servers[0].sockets[0].getsockname()[1]
-    finally:
-        server.should_exit = True
-        thread.join(20)
+pytestmark = FLOWERS_OWN
+EVIL = evil_app(b"client = open('/data').read") | {"private/train.jsonl": b'{"input": "a private row"}'}
 
 
 @pytest.fixture
 def link(tmp_path: Path) -> tuple[App, frozenset[str]]:
-    config = LinkConfig("", "", "", str(tmp_path / "flower.db"), "", str(tmp_path / "home"))
-    return make_app(config, SECRET)
+    return make_link(tmp_path)
 
 
 def operator(port: int) -> ControlHttpClient:
