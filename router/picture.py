@@ -20,8 +20,8 @@ _LABEL = 28
 def save_png(panels: Sequence[Panel], experts: Sequence[str], path: Path) -> None:
     """Draw which expert served which module, one panel a group of requests.
 
-    As Figure 3 of arXiv 2402.05859: modules downwards, experts across, colour is mean weight, dashed lines
-    around the oracle's expert.
+    As Figure 3 of arXiv 2402.05859: modules downwards, experts across, colour is mean weight, up to the largest of all
+    panels, dashed lines around the oracle's expert.
 
     Args:
         panels: What to draw.
@@ -46,8 +46,10 @@ def save_png(panels: Sequence[Panel], experts: Sequence[str], path: Path) -> Non
     rows = max(len(modules) for modules in shares)
     width = 2.0 + len(panels) * (0.9 + 0.28 * len(experts))
     figure, axes = plt.subplots(1, len(panels), figsize=(width, 1.8 + 0.17 * rows), squeeze=False, layout="constrained")
-    for axis, panel, modules in zip(axes[0], panels, shares, strict=True):
-        image = axis.imshow(np.stack(list(modules.values())), vmin=0, vmax=1, cmap="viridis", aspect="auto")
+    maps = [np.stack(list(modules.values())) for modules in shares]
+    largest = max(weights.max() for weights in maps)
+    for axis, panel, modules, weights in zip(axes[0], panels, shares, maps, strict=True):
+        image = axis.imshow(weights, vmin=0, vmax=largest, cmap="viridis", aspect="auto")
         axis.set_title("\n".join(_short(line) for line in panel.title.splitlines()), fontsize=9, parse_math=False)
         names = [_short(name) for name in experts]
         axis.set_xticks(range(len(experts)), names, rotation=90, fontsize=7, parse_math=False)

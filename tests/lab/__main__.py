@@ -16,6 +16,7 @@ from protocol.errors import GreylagError
 from protocol.spec import Architecture
 from tests.lab import plots as plotting
 from tests.lab import routes, table
+from tests.lab.experts import RECIPE
 from tests.lab.run import GATED, Outcome, Scope, run_all, workshop
 from tests.lab.trial import Trial
 from tests.lab.world import Size
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for seed in range(options.seed, options.seed + options.seeds)
     ]
     with workshop(options.workers, lambda sentence: sys.stderr.write(f"{sentence}\n")) as shop:
-        scope = Scope(options.methods or (), sorted(options.pools or ()), options.gate_steps or (), options.plots)
+        scope = Scope(options.methods or (), sorted(options.pools or ()), options.gate_steps, options.plots)
         outcomes = run_all(trials, shop, scope)
     for architecture in architectures:
         publish([one for one in outcomes if one.trial.architecture == architecture], options.out, options.plots)
@@ -92,7 +93,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     say("--methods", nargs="+", metavar="NAME", help="only these rows, and oracle, best-individual; without it, all")
     say("--pools", type=int, nargs="+", metavar="N", help="compare these numbers of experts, too")
-    say("--gate-steps", type=int, nargs="+", metavar="N", help="compare these numbers of steps of gate training, too")
+    say(
+        "--gate-steps",
+        type=int,
+        nargs="+",
+        default=[RECIPE.expert_steps // 10],
+        metavar="N",
+        help="compare these numbers of steps of gate training, too; without it, a tenth of the expert's",
+    )
     say("--plots", type=Path, metavar="FOLDER", help="draw the tables, and look at routes, into this folder")
     say("--out", type=Path, default=Path("build/lab"), metavar="FOLDER", help="where everything lies")
     say("--workers", type=int, default=2, metavar="N", help="processes of one thread each")

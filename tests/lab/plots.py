@@ -53,9 +53,11 @@ def draw_families(summary: Summary, title: str, path: Path) -> None:
     )
     for axis, column in zip(axes, COLUMNS, strict=True):
         means, spreads = zip(*(row.get(column, (0.0, 0.0)) for row in rows.values()), strict=True)
-        axis.barh(range(len(rows)), means, xerr=spreads, color="tab:blue", ecolor="black", capsize=2)
+        spread = {"xerr": spreads, "ecolor": "black", "capsize": 2} if any(spreads) else {}  # one seed has none
+        axis.barh(range(len(rows)), means, color="tab:blue", **spread)
         axis.set_title(column, fontsize=10)
         axis.set_xlim(0, 100)
+        axis.set_xticks((0, 25, 50, 75, 100), ("0", "", "50", "", "100"))
         axis.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(rows)), list(rows), fontsize=8)
     axes[0].invert_yaxis()
@@ -77,7 +79,8 @@ def draw_lines(lines: Mapping[str, Mapping[int, Cell]], across: str, title: str,
     for at, (name, line) in enumerate(lines.items()):
         means, spreads = zip(*line.values(), strict=True)
         style = _STYLES[at % len(_STYLES)]
-        axis.errorbar(list(line), means, yerr=spreads, label=name, capsize=2, linewidth=1.2, markersize=4, **style)
+        bars = spreads if any(spreads) else None
+        axis.errorbar(list(line), means, yerr=bars, label=name, capsize=2, linewidth=1.2, markersize=4, **style)
     axis.set_xticks(sorted({number for line in lines.values() for number in line}))
     axis.set_xlabel(across)
     axis.set_ylabel("exact match on held-out tasks, percent")

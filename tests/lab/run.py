@@ -136,13 +136,14 @@ def run(trial: Trial, shop: Workshop, scope: Scope) -> Outcome:
         by_pool[size] = _scored(shop, trial, base, bundles, core, fewer)
         store(by_pool[size], trial.folder / "scores" / f"{trial.name}-of-{size}.json")
         shop.say(trial, f"pool of {size} is scored")
-    for steps in scope.gate_steps:
+    gate_rows = [row for row in rows if row.name in GATED]
+    for steps in scope.gate_steps if gate_rows else ():
         made = [
             shop.give(train_gates, trial, base, *each, steps) for each in zip(experts, bundles["experts"], strict=True)
         ]
         gated: dict[Bundles, list[Path]] = {"experts": [one.result() for one in made]}
         cost.gates[steps] = _spent(gated["experts"], "gates")
-        by_steps[steps] = _scored(shop, trial, base, gated, tasks, [row for row in rows if row.name in GATED])
+        by_steps[steps] = _scored(shop, trial, base, gated, tasks, gate_rows)
         shop.say(trial, f"gates of {steps} steps are scored")
     traced = {}
     if scope.maps is not None:

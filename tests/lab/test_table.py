@@ -259,6 +259,12 @@ def test_a_trial_gives_the_same_table_again_and_another_seed_gives_other_experts
     assert "| gates, 2 steps | 0." in written
 
 
+def test_gates_of_a_tenth_of_the_experts_steps_are_compared_unless_others_are_named() -> None:
+    assert bench._parser().parse_args([]).gate_steps == [20]
+    assert RECIPE.expert_steps == 200
+    assert bench._parser().parse_args(["--gate-steps", "5", "50"]).gate_steps == [5, 50]
+
+
 def test_costs_are_told_as_shares_of_the_experts() -> None:
     assert table.costs([4.0, 6.0], {20: [0.2, 0.4], 100: [2.0, 3.0]}).splitlines()[2:] == [
         "| expert | 5.00 | 1.000 |",

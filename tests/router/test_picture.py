@@ -45,6 +45,14 @@ def test_every_panel_is_labelled_with_its_own_modules(tmp_path: Path, monkeypatc
     assert labels == [["encoder.q", "decoder.q"], ["encoder.q"], ["", ""]]
 
 
+def test_colours_reach_the_largest_weight_of_all_panels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    faint = route("encoder.q", [0, 1, 1, 1], reads_input=True)
+    save_png([Panel("a", [faint]), Panel("b", ROUTES[:1])], EXPERTS, tmp_path / "map.png")
+    assert {axis.images[0].get_clim() for axis in drawn[0].axes[:2]} == {(0.0, 0.75)}
+
+
 def test_a_page_carries_its_data_as_data(tmp_path: Path) -> None:
     answer = Answer("y", 3, "phatgoose", ("in0", HOSTILE), ("out0", "out1"), ROUTES)
     save_page([Panel("a", ROUTES, oracle=0, score=0.5)], Answered(EXPERTS, (answer,)), tmp_path / "p")
