@@ -105,6 +105,9 @@ class Driver:
     def _ask(self, campaign: Campaign, run: flower.Run, turn: Turn | None) -> None:
         now = self._clock()
         envelope, ends = (turn.row.envelope, turn.row.ends) if turn else (campaign.envelope, campaign.expires)
+        left = (read_timestamp(ends) - now).total_seconds()
+        if left <= 0:
+            return
         known = {answer.contributor: answer for answer, _ in self._fleet.answers(campaign.number)}
         online = flower.online(run)
         kind: Kind = campaign.kind  # type: ignore[assignment] # as above
@@ -117,7 +120,6 @@ class Driver:
             there = online[node.public]
             if answer is not None and not self._may_ask_again(answer, there, now):
                 continue
-            left = (read_timestamp(ends) - now).total_seconds()
             message = flower.ask(run, there.number, kind, envelope, ttl_s=max(1.0, left))
             if message:
                 self._fleet.asked(campaign.number, node.contributor, message, now=now)
@@ -189,7 +191,7 @@ def summary(fleet: Fleet, number: int) -> str:
     told: dict[str, list[str]] = {"failed": [], "waiting": [], "silent": [], "not there in time": []}
     for answer, name in answers:
         if answer.state == "failed" or _waits(answer):
-            told[answer.state].append(f"{name} ({answer.code or 'failed'})")
+            told["failed" if answer.state == "failed" else "waiting"].append(f"{name} ({answer.code or 'failed'})")
     for node, name in fleet.nodes():
         mine = asked.get(node.contributor)
         if node.state == "active" and (mine is None or not (mine.state in FINAL or _waits(mine))):
@@ -200,5 +202,5 @@ def summary(fleet: Fleet, number: int) -> str:
 
 
 def _waits(answer: Answer) -> bool:
-    """Whether a node said that it cannot now; one whose message was lost said nothing."""
-    return answer.state == "waiting" and answer.code != ""
+    """Whether the last that a node said is that it cannot now, though it was asked again since."""
+    return answer.state in ("waiting", "asked") and answer.code != ""

@@ -133,6 +133,38 @@ def test_a_campaign_ends_at_its_deadline_with_nobody_there(town: Town) -> None:
     assert town.states(number) == {}
 
 
+def test_who_was_asked_again_in_vain_is_told_by_what_it_said_last(town: Town) -> None:
+    go_on, said = threading.Event(), [Reply("later", Code.STORAGE_FULL.name)]
+
+    def act(order: Order) -> Reply:
+        if said:
+            return said.pop()
+        go_on.wait(20)
+        return good(order)
+
+    town.join("ada", act)
+    number = town.start()
+    town.drive(lambda: town.codes(number) == {"ada": "STORAGE_FULL"})
+    town.clock.forward(timedelta(seconds=11))
+    town.drive(lambda: town.states(number) == {"ada": "asked"})
+    assert summary(town.fleet, number) == "0 answered; waiting: ada (STORAGE_FULL)."
+    town.clock.forward(timedelta(hours=1))
+    town.driver.step()
+    assert town.fleet.campaign(number).conclusion == "0 answered; waiting: ada (STORAGE_FULL)."
+    go_on.set()
+
+
+def test_nobody_is_asked_once_a_campaign_is_over(town: Town) -> None:
+    asked: list[int] = []
+    town.join("ada", lambda order: asked.append(order.number) or Reply("later", Code.CONSENT.name))  # type: ignore[func-returns-value]
+    number = town.start()
+    town.drive(lambda: town.states(number) == {"ada": "waiting"})
+    town.clock.forward(timedelta(hours=2))
+    town.driver.step()
+    assert town.fleet.campaign(number).conclusion == "0 answered; waiting: ada (CONSENT)."
+    assert (town.states(number), asked) == ({"ada": "waiting"}, [number])
+
+
 def test_a_new_driver_takes_up_where_the_last_one_ended(town: Town) -> None:
     go_on, calls = threading.Event(), list[int]()
 
