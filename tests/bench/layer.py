@@ -8,8 +8,8 @@ again and again, and parts of it stay in the cache.
 
 Arrow stacks all experts' factors in every call. In a young process the C library hands that memory back after each,
 and its pages cost Arrow three times what it computes. Once a process has freed one block of 16 to 32 MiB, which
-glibc takes for a sign that more will follow, and which a prompt of twenty tokens through PEFT does, it keeps what one
-token's stacks of 166 experts take. The figures here are of a process that has lived that long.
+glibc takes for a sign that more will follow, and which a prompt of twenty tokens through PEFT does, it mostly keeps
+what one token's stacks of 166 experts take. The figures here are of a process that has lived that long.
 
 Progress on stderr; the last line of stdout is one JSON object. One thread, float32.
 """
