@@ -37,7 +37,7 @@ demo-base: $(STAMP) ## Train the demo's base model again from generated text (15
 	@$(BIN)/python -m deploy.demo.make_base
 
 .PHONY: test
-test: lint $(STAMP) ## Everything that must hold before a change lands (some five minutes)
+test: lint $(STAMP) ## Everything that must hold before a change lands (some eight minutes)
 	$(BIN)/python -m pytest -n 2
 
 .PHONY: test-all
@@ -60,7 +60,7 @@ bench-gpu: $(STAMP) ## The same on a GPU, where there is one, with a decoder's s
 	@$(BIN)/python -m tests.bench.gpu
 
 .PHONY: bench-train
-bench-train: $(STAMP) ## Training throughput beside a plain Trainer and PEFT script, and the share of gates (six minutes)
+bench-train: $(STAMP) ## Training throughput beside a plain Trainer and PEFT script, and the share of gates (four minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.train
 
 .PHONY: bench-growth
