@@ -68,10 +68,6 @@ class Store:
                 Code.STORAGE_FULL, f"The store cannot take more: {error.strerror or error}.", "Try again later."
             ) from error
 
-    def has(self, sha256: str) -> bool:
-        """Tell whether something lies under a digest."""
-        return bool(self._fs.exists(self._key(sha256)))
-
     def open(self, sha256: str, offset: int = 0) -> IO[bytes]:
         """Open a file for reading at an offset in bytes.
 
