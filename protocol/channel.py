@@ -26,10 +26,7 @@ _RETRY = {
     "methodConfig": [
         {
             "name": [{"service": "greylag.v1.Catalog"}, {"service": "greylag.v1.Query"}]
-            + [
-                {"service": "greylag.v1.Intake", "method": name}
-                for name in ("Enrol", "Begin", "Commit", "Status", "Bind")
-            ],
+            + [{"service": "greylag.v1.Intake", "method": name} for name in _REPEATABLE],
             "retryPolicy": {
                 "maxAttempts": 5,
                 "initialBackoff": "0.2s",
