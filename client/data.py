@@ -144,26 +144,10 @@ def read_rows(path: Path, scratch: Path) -> datasets.Dataset:
     Raises:
         Refused: `DATA_UNREADABLE`.
     """
-    if path.suffix.lower() not in _READERS:
-        raise Refused(
-            Code.DATA_UNREADABLE,
-            f"{path.name} has the ending {path.suffix or '(none)'!r}; expected one of {', '.join(_READERS)}.",
-            "Save the data as JSON Lines, CSV or Parquet.",
-        )
-    try:
-        with path.open("rb"):
-            pass
-    except OSError as error:
-        raise Refused(
-            Code.DATA_UNREADABLE, f"The data file {path} cannot be read: {error.strerror}.", "Check the path."
-        ) from error
-    if path.stat().st_size == 0:
-        raise Refused(Code.DATA_EMPTY, f"{path.name} is empty.", "Add examples.")
-    if _begins_with_null(path):
-        raise _lacks(1, path.name)
+    _check_file(path)
+    kind, options = _READERS[path.suffix.lower()]
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL + 1)  # its messages may quote the data
-    kind, options = _READERS[path.suffix.lower()]
     read = {"json": datasets.Dataset.from_json, "csv": datasets.Dataset.from_csv}.get(
         kind, datasets.Dataset.from_parquet
     )
@@ -188,6 +172,28 @@ def read_rows(path: Path, scratch: Path) -> datasets.Dataset:
             ) from error
 
 
+def _check_file(path: Path) -> None:
+    if path.suffix.lower() not in _READERS:
+        raise Refused(
+            Code.DATA_UNREADABLE,
+            f"{path.name} has the ending {path.suffix or '(none)'!r}; expected one of {', '.join(_READERS)}.",
+            "Save the data as JSON Lines, CSV or Parquet.",
+        )
+    try:
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise Refused(
+            Code.DATA_UNREADABLE, f"The data file {path} cannot be read: {error.strerror}.", "Check the path."
+        ) from error
+    if path.stat().st_size == 0:
+        raise Refused(Code.DATA_EMPTY, f"{path.name} is empty.", "Add examples.")
+    if path.suffix.lower() != ".parquet":
+        _check_text(path)
+    if _begins_with_null(path):
+        raise _lacks(1, path.name)
+
+
 def _check_count(rows: int, name: str) -> None:
     if rows < 2:  # noqa: PLR2004 - one to train on, one held out
         raise Refused(
@@ -195,6 +201,18 @@ def _check_count(rows: int, name: str) -> None:
             f"{name} holds {rows} rows; at least 2 are needed, since one is held out.",
             "Add examples.",
         )
+
+
+def _check_text(path: Path) -> None:
+    # pyarrow takes any bytes for text, and fails over them when a row is read.
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                raise Refused(
+                    Code.DATA_UNREADABLE, f"Line {number} of {path.name} is not UTF-8 text.", "Save the file as UTF-8."
+                ) from error
 
 
 def _begins_with_null(path: Path) -> bool:
@@ -209,7 +227,7 @@ def _lacks(row: int, name: str) -> Refused:
 
 def _all_text(path: Path, separator: str) -> datasets.Features:
     """Take every cell of a CSV file as it stands: "007" stays "007" and "NA" stays "NA"."""
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets begin it with a byte order mark
         rows = csv.reader(file, delimiter=separator)
         header = next(rows)
         for row in rows:
