@@ -142,7 +142,7 @@ def read_rows(path: Path, scratch: Path) -> datasets.Dataset:
     """Open a data file; the copies that `datasets` makes are gone when this returns.
 
     Raises:
-        Refused: `DATA_UNREADABLE`.
+        Refused: `DATA_UNREADABLE` or `DATA_EMPTY`.
     """
     _check_file(path)
     kind, options = _READERS[path.suffix.lower()]
@@ -157,9 +157,7 @@ def read_rows(path: Path, scratch: Path) -> datasets.Dataset:
             if kind == "csv":
                 options = {**options, "features": _all_text(path, options.get("sep", ","))}
             return read(str(path), cache_dir=cache, keep_in_memory=True, **options)
-        except OSError:
-            raise
-        except Refused:
+        except (OSError, Refused):
             raise
         except Exception as error:  # each reader has its own family of errors
             if isinstance(error.__cause__, OSError):

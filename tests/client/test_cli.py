@@ -154,8 +154,8 @@ def test_verbs_outside_a_workspace_say_how_to_make_one(cli: Cli, tmp_path: Path)
     [
         (("--data", "gone.jsonl"), Code.DATA_UNREADABLE, "There is no data file gone.jsonl"),
         (("--rank", "33"), Code.RANK_OUT_OF_BOUNDS, "Give --rank 32 or less"),
-        (("--rank", "0"), Code.SETTINGS_INVALID, "--rank is out of range"),
-        (("--learning-rate", "7"), Code.SETTINGS_INVALID, "--learning-rate is out of range"),
+        (("--rank", "0"), Code.SETTINGS_INVALID, "--rank is wrong"),
+        (("--learning-rate", "7"), Code.SETTINGS_INVALID, "--learning-rate is wrong"),
         (("--micro-batch", "5"), Code.SETTINGS_INVALID, "no divisor of the batch of 16"),
         (("--name", "No!"), Code.SETTINGS_INVALID, "no name for an expert"),
         (("--device", "cuda"), Code.SETTINGS_INVALID, "There is no CUDA device here"),
