@@ -82,8 +82,9 @@ def init(  # noqa: PLR0913 - one parameter an option
     }  # fmt: skip
     fields = (_read_toml(recipe) if recipe else {}) | _given(flags)
     pool = found(
-        place, partial(_study, base), name=name, settings={"listen": check_address(listen)} if listen else {},
-        probe=probe, choices={"recipe": fields, "policy": _given(policy), "routing": _given({"method": method, "k": k})},
+        place, partial(_study, base), name=name, probe=probe,
+        settings={"listen": check_address(listen)} if listen else {},
+        choices={"recipe": fields, "policy": _given(policy), "routing": _given({"method": method, "k": k})},
         now=datetime.now(UTC),
     )  # fmt: skip
     _announce(pool, place.folder, as_json=as_json)
