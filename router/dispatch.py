@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 
 import torch
@@ -24,7 +24,10 @@ _GROUPED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _IN_PLACE_EXPERTS = 4
 """More than these are summed on their own first: y is large against each of them and would round them off."""
 
-_Kind = tuple[torch.dtype, int, int, int, int, tuple[str, ...]]
+_SWEPT = 1 << 24
+"""Numbers read to have caches forget what they hold: 64 MiB."""
+
+Ways = Mapping[str, Callable[[], object]]
 
 
 class Dispatch:
@@ -36,7 +39,7 @@ class Dispatch:
     """
 
     def __init__(self) -> None:
-        self._quickest: dict[_Kind, str] = {}
+        self._quickest: dict[Hashable, str] = {}
         self._lock = threading.Lock()
 
     def add(self, module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> None:
@@ -52,15 +55,33 @@ class Dispatch:
         kind = (
             u.dtype, u.shape[1], y.shape[1], len(u).bit_length(), len(module).bit_length(), tuple(paths),
         )  # fmt: skip
-        name = self._quickest.get(kind)
+        name = self.known(kind)
         if name is None and u.is_cuda and torch.cuda.is_current_stream_capturing():
             # Nothing can be timed in here. Whoever captures runs the model first, which settles it as a rule.
             name = next(iter(paths))
         if name is None:
-            with self._lock:
-                name = self._quickest.get(kind) or _quickest(paths, module, u, choice, y)
-                self._quickest[kind] = name
+            scratch = torch.zeros_like(y)
+            calls = {name: partial(path, module, u, choice, scratch) for name, path in paths.items()}
+            name = self.settle(kind, calls, u)
         paths[name](module, u, choice, y)
+
+    def known(self, kind: Hashable) -> str | None:
+        """Return the quickest way for a kind of work; None if nobody has tried yet."""
+        return self._quickest.get(kind)
+
+    def settle(self, kind: Hashable, ways: Ways, u: Tensor, *, cold: bool = False) -> str:
+        """Find out the quickest way for a kind of work, once.
+
+        Args:
+            kind: The work.
+            ways: Calls that do it, by name.
+            u: [t, d], what it is done to.
+            cold: Whether to time it as in a model, where other layers' weights go through the caches in between.
+        """
+        with self._lock:
+            name = self._quickest.get(kind) or _quickest(ways, u, cold=cold)
+            self._quickest[kind] = name
+        return name
 
 
 def offered(module: ModuleExperts, u: Tensor) -> dict[str, cpu.Path]:
@@ -78,20 +99,22 @@ def offered(module: ModuleExperts, u: Tensor) -> dict[str, cpu.Path]:
     return paths
 
 
-def _quickest(paths: Mapping[str, cpu.Path], module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> str:
-    scratch = torch.zeros_like(y)
+def _quickest(ways: Ways, u: Tensor, *, cold: bool) -> str:
+    swept = torch.ones(_SWEPT) if cold else None
     best: dict[str, float] = {}
     for turn in range(1 + _ROUNDS):
-        for name, path in paths.items():
+        for name, call in ways.items():
             if turn > 1 and best[name] > _HOPELESS * min(best.values()):
                 continue
-            took = _time(partial(path, module, u, choice, scratch), u)
+            if swept is not None:
+                swept.sum()
+            took = _time(call, u)
             # The first turn only warms caches up.
             best[name] = took if turn <= 1 else min(best[name], took)
     return min(best, key=best.__getitem__)
 
 
-def _time(call: Callable[[], None], u: Tensor) -> float:
+def _time(call: Callable[[], object], u: Tensor) -> float:
     """Measure a call whose input is u [t, d]: seconds of this thread, or milliseconds of the GPU."""
     if not u.is_cuda:
         start = time.thread_time()
@@ -105,7 +128,7 @@ def _time(call: Callable[[], None], u: Tensor) -> float:
     return float(begin.elapsed_time(end))
 
 
-_dispatch = Dispatch()
+dispatch = Dispatch()
 
 
 def add_experts(module: ModuleExperts, u: Tensor, choice: Choice | CommonChoice, y: Tensor) -> Tensor:
@@ -132,7 +155,7 @@ def add_experts(module: ModuleExperts, u: Tensor, choice: Choice | CommonChoice,
         y = y.contiguous()
         tokens = u.reshape(-1, u.shape[-1])
         if choice.hidden is None:
-            _dispatch.add(module, tokens, choice, y.view(-1, o))
+            dispatch.add(module, tokens, choice, y.view(-1, o))
         else:
             gpu.add_rows(module, tokens, choice, y.view(-1, o))
         return y
@@ -150,4 +173,4 @@ def _add(module: ModuleExperts, u: Tensor, choice: Choice | CommonChoice, y: Ten
     if isinstance(choice, CommonChoice):
         cpu.add_common(module, tokens, choice, y)
     else:
-        _dispatch.add(module, tokens, choice, y)
+        dispatch.add(module, tokens, choice, y)

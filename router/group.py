@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from router.calibration import Calibration
@@ -236,8 +238,29 @@ class RouteGroup:
     @cached_property
     def blocks(self) -> tuple[Tensor, ...]:
         """Gates [n, d] as `router.pages.GatePages.blocks` gives them."""
+        return self._gates.blocks(self.length)
+
+    @cached_property
+    def halves(self) -> tuple[Tensor, ...]:
+        """The same in half precision, [n, d] as `router.pages.GatePages.halves` gives them."""
+        return self._gates.halves(self.length)
+
+    @property
+    def _gates(self) -> GatePages:
         store, prototype = self.store, self.prototype
-        return (store.gates if prototype is None else store.derived(prototype, self.length)).blocks(self.length)
+        return store.gates if prototype is None else store.derived(prototype, self.length)
+
+    def vector(self, number: int) -> NDArray[np.float32]:
+        """Look up the vector [d] to which a product of `blocks` belongs, on the host."""
+        for block in self._host_blocks:
+            if number < len(block):
+                break
+            number -= len(block)
+        return block[number]
+
+    @cached_property
+    def _host_blocks(self) -> tuple[NDArray[np.float32], ...]:
+        return tuple(block.numpy() for block in self.blocks)
 
     def calibrated(self, calibration: Calibration | None) -> "RouteGroup":
         """See the same experts, with biases and temperatures; None for none."""

@@ -11,6 +11,7 @@ import torch
 from protocol.bundle import Bundle
 from protocol.errors import Code, Unavailable
 from protocol.kinds import Module
+from router.pages import GATE_BYTES
 from router.pool import ExpertPool
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -67,10 +68,12 @@ def memory_watched() -> Iterator[None]:
 
 
 def loaded_bytes(modules: Mapping[str, Module], dtype: torch.dtype) -> int:
-    """Count what an expert's modules take in memory, in bytes; adapters take the model's dtype, gates stay float32."""
+    """Count what an expert's modules take in memory, in bytes.
+
+    Adapters take the model's dtype, gates stay float32, and may be kept in half precision as well.
+    """
     return sum(
-        dtype.itemsize * sum(math.prod(shape) for shape in module.tensors.values())
-        + torch.float32.itemsize * module.d_in
+        dtype.itemsize * sum(math.prod(shape) for shape in module.tensors.values()) + GATE_BYTES * module.d_in
         for module in modules.values()
     )
 

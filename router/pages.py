@@ -6,6 +6,8 @@ arrive meanwhile. Rows are reserved before they are needed; the operating system
 behind them when they are written. Whatever can fail, fails in `reserve`, before anything is written.
 """
 
+import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +17,8 @@ from torch.nn import functional
 
 from protocol.kinds import Activation
 
+GATE_BYTES = torch.float32.itemsize + torch.float16.itemsize
+"""What a number of a gate takes; a CPU may keep it in half precision, too."""
 _FIRST_GATES = 512
 _FIRST_FACTORS, _MOST_FACTORS = 16, 64
 _FIRST_VECTORS = 16
@@ -40,6 +44,10 @@ class GatePages:
         self._room = 0
         self.rows = 0
         """Experts so far."""
+        self._halves: list[Tensor] = []
+        self._halved: list[int] = []
+        """Vectors of each page that `_halves` has."""
+        self._halving = threading.Lock()
 
     def reserve(self) -> None:
         """Make room for one more expert."""
@@ -87,6 +95,26 @@ class GatePages:
                 found.append(page[:taken].view(-1, self.width))
             left -= taken
         return tuple(found)
+
+    def halves(self, rows: int) -> tuple[Tensor, ...]:
+        """View the first rows over sqrt(d), which keeps products small, in half precision.
+
+        Each is copied when it is first asked for: a pool that grew by one costs one.
+
+        Returns:
+            [n, d] for each page, as `blocks`.
+        """
+        blocks = self.blocks(rows)
+        # Pages outlive the forward pass in which they are made: they must not be inference tensors.
+        with self._halving, torch.inference_mode(mode=False), torch.no_grad():
+            for at, block in enumerate(blocks):
+                if at == len(self._halves):
+                    self._halves.append(torch.empty_like(self._pages[at].view(-1, self.width), dtype=torch.float16))
+                    self._halved.append(0)
+                done, page = self._halved[at], self._halves[at]
+                page[done : len(block)] = block[done:] / math.sqrt(self.width)
+                self._halved[at] = max(done, len(block))
+        return tuple(page[: len(block)] for page, block in zip(self._halves, blocks, strict=False))
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from router.attach import shared_input
 from router.calibration import Calibration
 from router.expert import Expert
 from router.group import GroupStore, ModuleExperts, RouteGroup
-from router.pages import FactorPages, GatePages
+from router.pages import GATE_BYTES, FactorPages, GatePages
 from router.part import ExpertModule
 
 _SPARE = 8
@@ -111,11 +111,10 @@ class ExpertPool:
         """What the next addition copies to new pages on a device, in bytes."""
         kept = self.experts if self._crowded else ()
         return sum(
-            tensor.numel() * tensor.itemsize
+            (part.a.numel() + part.b.numel()) * part.a.itemsize + part.gate.numel() * GATE_BYTES
             for expert in kept
             for part in expert.modules.values()
-            for tensor in (part.a, part.b, part.gate)
-            if tensor.device == device
+            if part.gate.device == device
         )
 
     def opened_bytes(self, experts: Sequence[Mapping[str, Module]], dtype: torch.dtype) -> int:

@@ -9,25 +9,21 @@ A calibrated release adds b to a score in units of the softmax, so sigma sqrt(d)
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from router import gpu
 from router.gate import EPS, Choice, CommonChoice, joined, standardise
 from router.group import ModuleExperts, RouteGroup
+from router.single import TRUSTED, select_one
 
-_TRUSTED = 4.0
-"""Largest mean^2 / sigma^2 at which sigma^2 is taken as E[u^2] - mean^2: float32 then keeps 1e-6 of it."""
 _SCORES = 1 << 20
 """Scores held at a time, so that memory does not grow with the pool."""
 
 Selected = list[Choice | CommonChoice | None]
-Floats = NDArray[np.float32]
 
 
 def select(group: RouteGroup, u: Tensor, k: int, temperature: float = 1.0) -> Selected:
@@ -48,9 +44,9 @@ def select(group: RouteGroup, u: Tensor, k: int, temperature: float = 1.0) -> Se
     if u.is_cuda:
         return list(gpu.select(group, u.reshape(-1, d), k, temperature))
     if u.numel() == d:
-        found = _select_one(group, u, d, k, temperature)
+        found = select_one(group, u, k, temperature)
         if found is not None:
-            return found
+            return [*found]
     return in_pieces(
         u, (group.length + 1) * len(group.counts), lambda chunk, _: _select_many(group, chunk, k, temperature)
     )
@@ -72,77 +68,13 @@ def in_pieces(u: Tensor, scores: int, decide: Callable[[Tensor, int], Selected])
     return [joined(choices) for choices in zip(*parts, strict=True)]
 
 
-def _select_one(group: RouteGroup, u: Tensor, d: int, k: int, temperature: float) -> Selected | None:
-    """Decide for one token; None where its mean is large, or a figure is not finite."""
-    slots, calibration = len(group.counts), group.calibration
-    scores, numbers = products_of_one(group, u)
-    mean = scores.item(0)
-    variance = max(float(numbers.dot(numbers)) / d - mean * mean, 0.0) + EPS
-    if not mean * mean <= _TRUSTED * variance:
-        return None
-    scale = math.sqrt(d * variance)
-    unit = 1 / (scale * temperature)
-    if calibration is None:
-        return best_of_one(group, scores, k, [unit] * slots)
-    scores[slots : slots + len(calibration.flat)] += calibration.flat * scale
-    return best_of_one(group, scores, k, [unit / own for own in calibration.temperatures])
-
-
-def products_of_one(group: RouteGroup, u: Tensor) -> tuple[Floats, Floats]:
-    """Multiply one token's u [..., d] with every vector of a group, on the host.
-
-    NumPy and Python's floats go on from here: each of torch's operations costs more than it computes for one token.
-
-    Returns:
-        As `products`, [n] float32, and u itself, [d] float32.
-    """
-    if u.requires_grad:
-        u = u.detach()
-    u = u.reshape(-1) if u.dtype == torch.float32 else u.reshape(-1).float()
-    blocks = group.blocks
-    scores = torch.mv(blocks[0], u) if len(blocks) == 1 else torch.cat([torch.mv(block, u) for block in blocks])
-    return scores.numpy(), u.numpy()
-
-
-def best_of_one(group: RouteGroup, scores: Floats, k: int, units: Sequence[float]) -> Selected:
-    """Choose one token's experts at every module of a group.
-
-    Args:
-        group: The modules and their experts.
-        scores: [n] as `products_of_one` lays them out; written over.
-        k: Experts at most. Ties go to the expert that came first.
-        units: What scores are multiplied with before the softmax, by slot.
-    """
-    found: Selected = []
-    slots = len(group.counts)
-    for slot, count in enumerate(group.counts):
-        mine, unit = scores[slots + slot :: slots], units[slot]
-        if group.gaps:
-            mine[[*group.hidden, *group.absent(slot)]] = -math.inf
-        rows: list[int] = []
-        weights: list[float] = []
-        total = highest = 0.0
-        for _ in range(min(k, count)):
-            row = int(mine.argmax())  # the first of equals
-            score = mine.item(row) * unit
-            if not rows:
-                highest = score
-            weight = math.exp(score - highest)
-            total += weight
-            rows.append(row)
-            weights.append(weight)
-            mine[row] = -math.inf
-        found.append(CommonChoice(rows, [weight / total for weight in weights]) if rows else None)
-    return found
-
-
 def _select_many(group: RouteGroup, u: Tensor, k: int, temperature: float) -> Selected:
     d, slots = u.shape[1], len(group.counts)
     scores = products(group, u)
     mean_squared = scores[:, :1].square()
     norm = torch.linalg.vector_norm(u, dim=1, keepdim=True)
     variance = norm.square_().div_(d).sub_(mean_squared).clamp_(min=0).add_(EPS)
-    if bool((mean_squared <= _TRUSTED * variance).all()):
+    if bool((mean_squared <= TRUSTED * variance).all()):
         unit = variance.mul_(d).rsqrt_()
     else:
         scores = products(group, standardise(u))

@@ -12,6 +12,7 @@ from coordinator.verbs.output import (
     CertOption,
     JsonOption,
     KeyOption,
+    ReasonOption,
     WorkspaceOption,
     configure_logs,
     emit,
@@ -33,7 +34,6 @@ Kind = Literal["info", "train", "evaluate", "calibrate"]
 _calibrate = partial(typer.Option, rich_help_panel="Of calibrate")
 NumberArgument = Annotated[int, typer.Argument(min=0, max=(1 << 31) - 1, help="0 for the newest.")]
 DigestArgument = Annotated[str, typer.Argument(help="Eight or more digits of the candidate's digest.")]
-ReasonOption = Annotated[str, typer.Option(help="One public sentence, signed with the decision.")]
 
 
 def fleet(

@@ -28,7 +28,8 @@ from router.methods.nnls_request import WIDER, familiar, found_mass
 from router.methods.siblings import SharedDecision
 from router.mixtures import Shares
 from router.public import PublicText
-from router.select import Selected, best, best_of_one, in_pieces, products, products_of_one
+from router.select import Selected, best, in_pieces, products
+from router.single import best_of_one, products_of_one
 
 RIDGE = 0.1
 """Of the tokens' covariance, relative to its mean variance."""
@@ -176,10 +177,7 @@ class ByToken(SharedDecision):
         scores[slots:].reshape(-1, slots)[:] += seen.shares.numpy().T
         mass, alike = self._masses.item(), seen.alike.numpy()
         found = best_of_one(seen.group, scores, self._k, [1 / self._temperature] * slots)
-        return [
-            _capped_one(choice, mass, alike[choice.experts].tolist()) if isinstance(choice, CommonChoice) else None
-            for choice in found
-        ]
+        return [choice and _capped_one(choice, mass, alike[choice.experts].tolist()) for choice in found]
 
     def _capped(self, choice: Choice, of: Tensor, seen: _Seen) -> Choice:
         """Multiply weights [t, k] by the mass of each token's request, where nobody, alike or alone, gets more than 1.

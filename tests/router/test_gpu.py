@@ -128,7 +128,7 @@ def test_a_layer_goes_the_way_of_a_gpu(tokens: int, dtype: torch.dtype, monkeypa
         return 1.0
 
     monkeypatch.setattr("router.dispatch._time", time)
-    monkeypatch.setattr("router.dispatch._dispatch", Dispatch())
+    monkeypatch.setattr("router.dispatch.dispatch", Dispatch())
     monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: False)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
     with routing(Plan(pool, Phatgoose(2))):
