@@ -9,9 +9,9 @@ and what is decoded after it agree. Two rules turn shares c into weights:
     nnls-fixed:MASS   the k largest; w = min(1, MASS c / sum of kept c)
 
 A request that is plainly one or two skills gets each whole, where a softmax would halve them. One that no expert has
-half of is unfamiliar: 2 k answer it by the second rule, at a mass of 1.5, since what experts have in common adds up
-where what sets them apart averages out. Experts that cannot be told apart count as one in both rules, and share its
-weight. Where no share is above zero nobody answers but the base.
+half of is unfamiliar: 2 k (up to 4) answer it by the second rule, at a mass of 1.5, since what experts have in common
+adds up where what sets them apart averages out. Experts that cannot be told apart count as one in both rules, and share
+its weight. Where no share is above zero nobody answers but the base.
 """
 
 import math
@@ -39,8 +39,8 @@ _SPREAD, _WIDTH = 0.65, 0.2
 _HALF = 0.5
 """The largest share from which on a request is familiar."""
 _UNFAMILIAR_MASS = 1.5
-WIDER = 2
-"""How many times as many experts answer an unfamiliar request."""
+_ENOUGH = 4
+"""Experts for an unfamiliar request; more blur what it consists of."""
 
 
 def by_request(asked: Asked, mass: float | None = None) -> list[Plan]:
@@ -91,6 +91,11 @@ def familiar(c: Floats, alike: NDArray[np.int64]) -> bool:
     return bool(np.bincount(alike, weights=c).max(initial=0) >= _HALF)
 
 
+def wider(k: int) -> int:
+    """Tell how many experts answer an unfamiliar request: twice k, as far as 4, but k at least."""
+    return max(k, min(2 * k, _ENOUGH))
+
+
 def found_mass(c: Floats, alike: NDArray[np.int64]) -> float:
     """Find a request's total weight, 1 to 2, from shares c [n] and who is alike [n]."""
     if not familiar(c, alike):
@@ -105,7 +110,7 @@ def request_weights(c: Floats, alike: NDArray[np.int64], k: int, mass: float | N
     Args:
         c: [n], 0 or more.
         alike: [n], equal numbers for experts that count as one.
-        k: Experts at most; of an unfamiliar request `WIDER` times as many.
+        k: Experts at most; of an unfamiliar request `wider` gives them.
         mass: Total weight of k experts; without it, both are found.
 
     Returns:
@@ -116,7 +121,7 @@ def request_weights(c: Floats, alike: NDArray[np.int64], k: int, mass: float | N
     # A familiar request keeps nobody who is small; of equals the first.
     least = _KEPT * together.max() if mass is None and not wide else 0
     order = np.argsort(-c, kind="stable")
-    best = [z for z in order if c[z] > 0 and together[z] > least][: WIDER * k if wide else k]
+    best = [z for z in order if c[z] > 0 and together[z] > least][: wider(k) if wide else k]
     kept = np.zeros_like(c)
     kept[best] = c[best]
     if not best:

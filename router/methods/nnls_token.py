@@ -7,8 +7,8 @@ Source: this project's laboratory (`tests/lab`). With c the request's shares (`r
     nnls-gates   r_z(u) = v_z . (u - t) / (3 sqrt(v_z' S v_z)),  v_z PHATGOOSE's gate      needs no token's mean
 
 the score of z is .3 r_z(u) + .7 c_z, and the k best get min(1, m softmax(score / (.2 T))); of an unfamiliar request the
-2 k best, at 2 T. Like the request's, the token's term is 1 for what is plainly z's and 0 for public text. Experts that
-cannot be told apart get 1 together at most.
+2 k (up to 4) best, at 2 T. Like the request's, the token's term is 1 for what is plainly z's and 0 for public text.
+Experts that cannot be told apart get 1 together at most.
 """
 
 from collections import defaultdict
@@ -24,7 +24,7 @@ from router.group import ModuleExperts, RouteGroup
 from router.layer import BatchRows, Plan
 from router.methods.asked import Asked
 from router.methods.base import BaseOnly
-from router.methods.nnls_request import WIDER, familiar, found_mass
+from router.methods.nnls_request import familiar, found_mass, wider
 from router.methods.siblings import SharedDecision
 from router.mixtures import Shares
 from router.public import PublicText
@@ -37,6 +37,8 @@ _TOKEN = 0.3
 """The token's part of a score; the rest is the request's."""
 _SHARP = 0.2
 """Temperature of the softmax at T = 1, of a familiar request."""
+_EVENER = 2.0
+"""How many times higher T is for an unfamiliar request."""
 _DEVIATIONS = 3.0
 """By how many standard deviations of public text a gate is taken to be sure."""
 
@@ -88,8 +90,8 @@ def by_token(asked: Asked, kind: type[Discriminant | ScaledGate]) -> list[Plan]:
     shares, prototype = asked.shares(), kind(asked.seen.mixtures.public)
     some = (shares.shares > 0).any(axis=1)
     known = np.array([familiar(c, shares.alike) for c in shares.shares], dtype=bool)
-    wider = replace(asked, k=WIDER * asked.k, temperature=WIDER * asked.temperature)
-    for of, asking in ((some & known, asked), (some & ~known, wider)):
+    more = replace(asked, k=wider(asked.k), temperature=_EVENER * asked.temperature)
+    for of, asking in ((some & known, asked), (some & ~known, more)):
         rows = np.flatnonzero(of)
         plan = Plan(asked.pool, ByToken(asking, Shares(shares.shares[rows], shares.alike), prototype))
         for row in rows:

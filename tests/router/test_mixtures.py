@@ -19,7 +19,7 @@ from router.attach import linear_modules, reads_input
 from router.base import Base, load_base
 from router.expert import Expert
 from router.layer import routing
-from router.methods.nnls_request import familiar, found_mass, request_weights
+from router.methods.nnls_request import familiar, found_mass, request_weights, wider
 from router.mixtures import RIDGE, Shares
 from router.model import RoutedModel
 from router.nnls import Floats
@@ -285,6 +285,10 @@ def test_the_mass_goes_from_one_to_two() -> None:
     assert found_mass(np.array([0.8, 0.7, 0.5, 0]), apart) == pytest.approx(1.5)
     assert found_mass(np.full(4, 0.5), apart) == 1
     assert found_mass(np.full(4, 0.25), np.array([0, 0, 0, 3])) == 2
+
+
+def test_twice_as_many_are_asked_up_to_four() -> None:
+    assert [wider(k) for k in (1, 2, 3, 4, 7)] == [2, 4, 4, 4, 7]
 
 
 @pytest.mark.parametrize("largest", [0.0, 0.1, 0.499])
