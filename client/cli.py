@@ -302,3 +302,7 @@ app.add_typer(cli_keys.app, name="keys")
 def main() -> None:
     """Run the program; every refusal ends in one sentence and a documented exit status."""
     run(app)
+
+
+if __name__ == "__main__":
+    main()

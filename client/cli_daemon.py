@@ -48,12 +48,14 @@ def _run(corner: "Place", data: Path | None) -> None:
     import signal  # noqa: PLC0415
     import threading  # noqa: PLC0415
 
-    from client.daemon.policy import write_policy  # noqa: PLC0415
+    from client.daemon.policy import check_data, write_policy  # noqa: PLC0415
     from client.daemon.supervise import Daemon, exclusive  # noqa: PLC0415
 
     if data is not None and not corner.policy.exists():
         write_policy(corner.policy, data)
         talk(f"Wrote {corner.policy}; it decides what campaigns may do here.")
+    elif data is not None:
+        check_data(corner.policy, data)
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())

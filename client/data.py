@@ -142,8 +142,35 @@ def read_rows(path: Path, scratch: Path) -> datasets.Dataset:
     """Open a data file; the copies that `datasets` makes are gone when this returns.
 
     Raises:
-        Refused: `DATA_UNREADABLE`.
+        Refused: `DATA_UNREADABLE` or `DATA_EMPTY`.
     """
+    _check_file(path)
+    kind, options = _READERS[path.suffix.lower()]
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL + 1)  # its messages may quote the data
+    read = {"json": datasets.Dataset.from_json, "csv": datasets.Dataset.from_csv}.get(
+        kind, datasets.Dataset.from_parquet
+    )
+    scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=scratch, prefix="data-") as cache:
+        try:
+            if kind == "csv":
+                options = {**options, "features": _all_text(path, options.get("sep", ","))}
+            return read(str(path), cache_dir=cache, keep_in_memory=True, **options)
+        except (OSError, Refused):
+            raise
+        except Exception as error:  # each reader has its own family of errors
+            if isinstance(error.__cause__, OSError):
+                raise
+            raise Refused(
+                Code.DATA_UNREADABLE,
+                f"{path.name} is not valid {'JSON Lines' if kind == 'json' else kind.upper()}: "
+                f"{type(error.__cause__ or error).__name__}.",
+                "Check that every row has the same fields with values of one type.",
+            ) from error
+
+
+def _check_file(path: Path) -> None:
     if path.suffix.lower() not in _READERS:
         raise Refused(
             Code.DATA_UNREADABLE,
@@ -159,33 +186,10 @@ def read_rows(path: Path, scratch: Path) -> datasets.Dataset:
         ) from error
     if path.stat().st_size == 0:
         raise Refused(Code.DATA_EMPTY, f"{path.name} is empty.", "Add examples.")
+    if path.suffix.lower() != ".parquet":
+        _check_text(path)
     if _begins_with_null(path):
         raise _lacks(1, path.name)
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL + 1)  # its messages may quote the data
-    kind, options = _READERS[path.suffix.lower()]
-    read = {"json": datasets.Dataset.from_json, "csv": datasets.Dataset.from_csv}.get(
-        kind, datasets.Dataset.from_parquet
-    )
-    scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=scratch, prefix="data-") as cache:
-        try:
-            if kind == "csv":
-                options = {**options, "features": _all_text(path, options.get("sep", ","))}
-            return read(str(path), cache_dir=cache, keep_in_memory=True, **options)
-        except OSError:
-            raise
-        except Refused:
-            raise
-        except Exception as error:  # each reader has its own family of errors
-            if isinstance(error.__cause__, OSError):
-                raise
-            raise Refused(
-                Code.DATA_UNREADABLE,
-                f"{path.name} is not valid {'JSON Lines' if kind == 'json' else kind.upper()}: "
-                f"{type(error.__cause__ or error).__name__}.",
-                "Check that every row has the same fields with values of one type.",
-            ) from error
 
 
 def _check_count(rows: int, name: str) -> None:
@@ -195,6 +199,18 @@ def _check_count(rows: int, name: str) -> None:
             f"{name} holds {rows} rows; at least 2 are needed, since one is held out.",
             "Add examples.",
         )
+
+
+def _check_text(path: Path) -> None:
+    # pyarrow takes any bytes for text, and fails over them when a row is read.
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                raise Refused(
+                    Code.DATA_UNREADABLE, f"Line {number} of {path.name} is not UTF-8 text.", "Save the file as UTF-8."
+                ) from error
 
 
 def _begins_with_null(path: Path) -> bool:
@@ -209,7 +225,7 @@ def _lacks(row: int, name: str) -> Refused:
 
 def _all_text(path: Path, separator: str) -> datasets.Features:
     """Take every cell of a CSV file as it stands: "007" stays "007" and "NA" stays "NA"."""
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets begin it with a byte order mark
         rows = csv.reader(file, delimiter=separator)
         header = next(rows)
         for row in rows:

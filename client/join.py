@@ -96,7 +96,6 @@ def _found(workspace: Workspace, pool: Pool, flags: Mapping[str, object], now: d
 
 
 def _base_setting(given: object, pool: Pool) -> str:
-    if given is None:
-        return pool.spec.base.name
-    folder = Path(str(given))
-    return str(folder.resolve()) if folder.is_dir() else str(given)
+    """Name the base model so that verbs find it from any folder."""
+    name = pool.spec.base.name if given is None else str(given)
+    return str(Path(name).resolve()) if Path(name).is_dir() else name

@@ -186,7 +186,7 @@ def override(recipe: Recipe, overrides: Mapping[str, object]) -> Recipe:
         flag = "--" + name.replace("_", "-")
         raise Refused(
             Code.SETTINGS_INVALID,
-            f"{flag} is out of range: {reason}.",
+            f"{flag} is wrong: {reason}.",
             "Give another value, or leave it out to take the pool's.",
         ) from error
 

@@ -70,7 +70,7 @@ def train(plan: Plan, folder: Path, report: Report) -> None:
         base.tokenizer,
         base.architecture,
         plan.recipe,
-        positions=getattr(base.model.config, "max_position_embeddings", None),
+        positions=base.positions,
         scratch=folder,
     )
     noise = 0.0 if plan.privacy is None else _noise(plan.privacy, plan.recipe, len(examples.train))

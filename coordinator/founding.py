@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,8 +18,8 @@ from protocol.errors import Code, Refused, from_os_error
 from protocol.kinds import Shape
 from protocol.release import Pool, sign_pool, timestamp
 from protocol.signing import Identity
-from protocol.spec import Architecture, BaseModelRef, Policy, PoolSpec, Recipe, Routing
-from protocol.statement import first_fault
+from protocol.spec import Architecture, BaseModelRef, Name, Policy, PoolSpec, Recipe, Routing
+from protocol.statement import Strict, first_fault
 
 PROBE = (
     "The quick brown fox jumps over the lazy dog.",
@@ -60,9 +60,18 @@ def study_base(name_or_path: str) -> BaseFacts:
     )
 
 
+class _Choices(Strict):
+    """What an operator decides of a pool."""
+
+    name: Name
+    recipe: Recipe
+    policy: Policy
+    routing: Routing
+
+
 def found(
     workspace: Workspace,
-    base: BaseFacts,
+    study: Callable[[], BaseFacts],
     *,
     name: str,
     choices: Mapping[str, dict[str, Any]],
@@ -74,7 +83,7 @@ def found(
 
     Args:
         workspace: A folder that is not a workspace yet; made if it is missing.
-        base: The base model.
+        study: Reads the base model, when everything else was checked.
         name: The pool's name.
         choices: Under `recipe`, `policy` and `routing`, the fields that differ from the defaults.
         settings: Entries of coordinator.toml that differ from the defaults.
@@ -87,22 +96,26 @@ def found(
     """
     check_absent(workspace)
     lines = list(PROBE) if probe is None else read_probe(probe)
-    identity = Identity.generate()
+    policy = {"apps": (APP_DIGEST,), **choices.get("policy", {})}
     try:
-        spec = PoolSpec(
-            name=name,
-            base=base.ref,
-            architecture=base.architecture,
-            modules=base.modules,
-            recipe=Recipe(**choices.get("recipe", {})),
-            policy=Policy(**{"apps": (APP_DIGEST,), **choices.get("policy", {})}),
-            routing=Routing(**choices.get("routing", {})),
-            coordinator=identity.public.hex,
-            created=timestamp(now),
-        )
+        chosen = _Choices.model_validate({"name": name, "recipe": {}, "routing": {}, **choices, "policy": policy})
     except ValidationError as error:
         place, reason = first_fault(error)
-        raise Refused(Code.SETTINGS_INVALID, f"{place}: {reason}.", "Correct the option or the file.") from error
+        raise Refused(
+            Code.SETTINGS_INVALID, f"The pool's {place} is wrong: {reason}.", "Correct the option or the file."
+        ) from error
+    base, identity = study(), Identity.generate()
+    spec = PoolSpec(
+        name=chosen.name,
+        base=base.ref,
+        architecture=base.architecture,
+        modules=base.modules,
+        recipe=chosen.recipe,
+        policy=chosen.policy,
+        routing=chosen.routing,
+        coordinator=identity.public.hex,
+        created=timestamp(now),
+    )
     pool = sign_pool(spec, identity)
     _write(workspace, identity, pool, probe=lines, settings={"base": base.location, **settings})
     return pool
@@ -150,8 +163,9 @@ def read_probe(path: Path) -> list[str]:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error.reason
         raise Refused(
-            Code.DATA_UNREADABLE, f"The probe {path} cannot be read: {error}.", "Give a UTF-8 text file."
+            Code.DATA_UNREADABLE, f"The probe {path} cannot be read: {reason}.", "Give a UTF-8 text file."
         ) from error
     if not lines:
         raise Refused(Code.DATA_UNREADABLE, f"The probe {path} is empty.", "Give one input a line.")

@@ -9,6 +9,7 @@ from hmac import compare_digest
 from coordinator.admission import envelope as rules
 from coordinator.faults import fault_point
 from coordinator.fleet.records import Fleet
+from coordinator.life import Standing
 from coordinator.registry import Registry
 from coordinator.spool import Spool
 from coordinator.store import Store, is_sha256
@@ -69,7 +70,7 @@ class Intake:
     def sweep(self) -> None:
         """Forget expired uploads, and the spooled bytes that belong to none."""
         self._registry.expire_uploads(now=self._clock())
-        self._spool.sweep(set(self._registry.uploads()))
+        self._spool.sweep(self._registry.uploads())
 
     def enrol(self, envelope: bytes) -> str:
         """Take a key's presentation and return the key's state.
@@ -122,11 +123,13 @@ class Intake:
             return Begun(manifest.digest, receipt=known.receipt)
         self._drop_expired()
         rules.judge(manifest, self._pool, self._registry.standing(manifest))
-        others = sum(size for digest, size in self._registry.uploads().items() if digest != manifest.digest)
-        self._spool.check_room(others, manifest.total_bytes)
-        upload = self._registry.begin(
-            manifest, token=secrets.token_bytes(_TOKEN_BYTES), expires=self._clock() + self._session_life
-        )
+
+        def check(standing: Standing, others_bytes: int) -> None:
+            rules.judge_standing(manifest, self._pool, standing)  # once more: others may begin at the same moment
+            self._spool.check_room(others_bytes, manifest.total_bytes)
+
+        token, expires = secrets.token_bytes(_TOKEN_BYTES), self._clock() + self._session_life
+        upload = self._registry.begin(manifest, check=check, token=token, expires=expires)
         self._spool.make(manifest.digest, manifest.files)
         missing = self._spool.missing(manifest.digest, manifest.files)
         return Begun(manifest.digest, upload.token, tuple(missing.items()))

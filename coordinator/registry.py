@@ -137,9 +137,23 @@ class Registry:
         with self.reading() as session:
             return read_standing(session, manifest)
 
-    def begin(self, manifest: Manifest, *, token: bytes, expires: datetime) -> Upload:
-        """Open an upload session, or find the one there is and let it live longer."""
+    def begin(
+        self, manifest: Manifest, *, check: Callable[[Standing, int], None], token: bytes, expires: datetime
+    ) -> Upload:
+        """Open an upload session, or find the one there is and let it live longer.
+
+        Args:
+            manifest: The bundle.
+            check: Judges, in the same transaction, the standing and the signed size in bytes of all other uploads.
+            token: Secret of a new session.
+            expires: When the session ends.
+
+        Raises:
+            GreylagError: Whatever `check` refuses with.
+        """
         with self.writing() as session:
+            others = session.scalar(select(func.sum(Upload.total_bytes)).where(Upload.digest != manifest.digest))
+            check(read_standing(session, manifest), int(others or 0))
             upload = session.get(Upload, manifest.digest)
             if upload is None:
                 upload = Upload(
@@ -160,11 +174,10 @@ class Registry:
             upload = session.get(Upload, digest)
             return upload if upload is not None and upload.expires > timestamp(now) else None
 
-    def uploads(self) -> dict[str, int]:
-        """Signed sizes in bytes by digest of every upload session, expired ones too."""
+    def uploads(self) -> set[str]:
+        """Digests of every upload session, expired ones too."""
         with self.reading() as session:
-            rows = session.execute(select(Upload.digest, Upload.total_bytes))
-            return {row.digest: row.total_bytes for row in rows}
+            return set(session.scalars(select(Upload.digest)))
 
     def expire_uploads(self, *, now: datetime) -> list[str]:
         """Forget sessions whose time is over, and return their digests."""

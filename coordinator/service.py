@@ -5,6 +5,7 @@ import asyncio
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
+from functools import partial
 from typing import Any
 
 import grpc
@@ -19,6 +20,7 @@ from coordinator.store import Store, is_sha256
 from protocol.bundle import SignedFile
 from protocol.errors import Code, Refused, Unavailable
 from protocol.release import Pool
+from protocol.server import to_end
 from protocol.v1 import catalog_pb2, catalog_pb2_grpc, intake_pb2, intake_pb2_grpc
 from protocol.v1.chunk_pb2 import Chunk
 from protocol.wire import CHUNK_BYTES, check_chunk
@@ -107,12 +109,7 @@ class IntakeService(intake_pb2_grpc.IntakeServicer):
     async def Commit(self, request: intake_pb2.CommitRequest, context: Context) -> intake_pb2.CommitReply:
         """Keep a bundle."""
         with self._claim(request.digest, ""):
-            # Shielded: a client that gives up must not let another writer in while the thread still runs.
-            task = asyncio.ensure_future(asyncio.to_thread(self._intake.commit, request.digest, request.token))
-            try:
-                receipt = await asyncio.shield(task)
-            finally:
-                await asyncio.wait([task])
+            receipt = await to_end(partial(self._intake.commit, request.digest, request.token))
         return intake_pb2.CommitReply(receipt=receipt)
 
     async def Status(self, request: intake_pb2.StatusRequest, context: Context) -> intake_pb2.StatusReply:

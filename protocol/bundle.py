@@ -114,7 +114,7 @@ def read_manifest(envelope: bytes) -> Manifest:
         raise Refused(
             Code.SIGNER_MISMATCH, "The bundle names another contributor than the key that signed it.", "Sign it again."
         )
-    signed.verify([key])
+    signed.verify(key)
     files = {name: SignedFile(parsed.subjects[name], predicate.sizes[name]) for name in FILES}
     return Manifest(signed.digest, envelope, predicate.spec, files)
 

@@ -26,10 +26,7 @@ _RETRY = {
     "methodConfig": [
         {
             "name": [{"service": "greylag.v1.Catalog"}, {"service": "greylag.v1.Query"}]
-            + [
-                {"service": "greylag.v1.Intake", "method": name}
-                for name in ("Enrol", "Begin", "Commit", "Status", "Bind")
-            ],
+            + [{"service": "greylag.v1.Intake", "method": name} for name in _REPEATABLE],
             "retryPolicy": {
                 "maxAttempts": 5,
                 "initialBackoff": "0.2s",
@@ -95,7 +92,7 @@ def check_address(address: str) -> str:
     """
     host, _, port = address.rpartition(":")
     if not host or not re.fullmatch("[0-9]{1,5}", port) or not int(port) < 1 << 16:
-        raise Refused(Code.SETTINGS_INVALID, f"{address!r} is no address.", "Write it as host:port.")
+        raise Refused(Code.SETTINGS_INVALID, f"{address!r} is not an address.", "Write it as host:port.")
     return address
 
 

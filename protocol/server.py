@@ -5,14 +5,14 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import structlog
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from protocol.channel import check_address, is_loopback
+from protocol.channel import STREAM_DEADLINE_S, check_address, is_loopback
 from protocol.errors import Code, GreylagError, Refused, Unavailable
 from protocol.status import to_status
 from protocol.wire import MAX_MESSAGE_BYTES
@@ -29,8 +29,11 @@ _OPTIONS = (
     ("grpc.so_reuseport", 0),
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 30_000),
-    ("grpc.max_connection_age_ms", 3_600_000),
+    # Whoever leaves a reply unread, or a request unsent, keeps a call open until its connection is cut.
+    ("grpc.max_connection_age_ms", 600_000),
+    ("grpc.max_connection_age_grace_ms", round(1000 * STREAM_DEADLINE_S)),
 )
+Result = TypeVar("Result")
 _log = structlog.get_logger(__name__)
 
 
@@ -122,6 +125,18 @@ def _parse_each(parse: Any) -> Any:
             yield parse(request)
 
     return parsed
+
+
+async def to_end(work: Callable[[], Result]) -> Result:
+    """Run something in a thread and wait for its end, even for a caller who gives up.
+
+    A thread cannot be stopped: whatever keeps others out while it works must not let go before it is over.
+    """
+    task = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(task)
+    finally:
+        await asyncio.wait([task])
 
 
 async def serve(

@@ -4,6 +4,7 @@
 decide, without looking at a single weight, which tensors a bundle must hold.
 """
 
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
@@ -16,6 +17,18 @@ POOL_TYPE = "https://greylag.org/pool/v1"
 TIMESTAMP_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 
 
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
+
+
+def _is_name(text: str) -> str:
+    if not _NAME.fullmatch(text):
+        raise ValueError(
+            "a name is 1 to 64 lower-case letters, digits, dots, dashes and underscores, and begins and ends with a "
+            "letter or digit"
+        )
+    return text
+
+
 def _exists(text: str) -> str:
     datetime.strptime(text, TIMESTAMP_FORMAT).replace(tzinfo=UTC)
     return text
@@ -23,7 +36,7 @@ def _exists(text: str) -> str:
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 KeyHex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?$")]
+Name = Annotated[str, AfterValidator(_is_name)]
 ModulePath = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$", max_length=255)]
 Timestamp = Annotated[
     str,

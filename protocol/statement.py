@@ -92,7 +92,8 @@ def first_fault(error: ValidationError) -> tuple[str, str]:
     """
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     place = ".".join(str(part) for part in first["loc"])[:200].encode("unicode_escape").decode()
-    return place, _PLAIN_REASONS.get(first["type"], first["msg"])
+    reason = first["msg"].removeprefix("Value error, ").rstrip(".")
+    return place, _PLAIN_REASONS.get(first["type"], reason)
 
 
 def _subjects(entries: Any) -> dict[str, str]:

@@ -87,7 +87,11 @@ def _from_transport(code: grpc.StatusCode, details: str, address: str) -> Greyla
         )
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return Unavailable(Code.BUSY, f"{address} is busy: {details}.", "Try again in a minute.")
-    return Refused(Code.BAD_WIRE, f"{address} answered {code.name}: {details}.", "Do both sides run the same version?")
+    return Refused(
+        Code.BAD_WIRE,
+        f"{address} answered {code.name}: {details.rstrip('.!')}.",
+        "Is it the right program's address, and do both sides run the same version?",
+    )
 
 
 def _is_about_certificates(details: str) -> bool:

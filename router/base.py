@@ -51,6 +51,11 @@ class Base:
         """Which of the two families the model belongs to."""
         return "encoder-decoder" if self.model.config.is_encoder_decoder else "decoder-only"
 
+    @property
+    def positions(self) -> int | None:
+        """Most tokens that the model takes at once, a decoder's answer included; None for no limit."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
 
 class Loading(TypedDict, total=False):
     """How a base model is held in memory."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from protocol.errors import Code, Refused
 from router.base import Base
 from router.text import IGNORED, encode_input, encode_target
 
@@ -22,6 +23,25 @@ def encode(base: Base, inputs: Sequence[str]) -> dict[str, Tensor]:
     rows = [encode_input(base.tokenizer, text, base.architecture) for text in inputs]
     # A decoder continues from the last position, so there the padding goes to the left.
     return batch(base, rows, "left" if base.architecture == "decoder-only" else "right")
+
+
+def count_tokens(base: Base, inputs: Sequence[str]) -> list[int]:
+    """Count the tokens of each input that the model is to answer.
+
+    Raises:
+        Refused: `DATA_TOO_LONG` for an input that leaves the model no position for an answer.
+    """
+    counts = [len(encode_input(base.tokenizer, text, base.architecture)) for text in inputs]
+    if base.positions is not None:
+        most = base.positions - (base.architecture == "decoder-only")
+        for number, count in enumerate(counts, 1):
+            if count > most:
+                raise Refused(
+                    Code.DATA_TOO_LONG,
+                    f"Input {number} is {count} tokens long; the model takes at most {most}.",
+                    "Shorten it.",
+                )
+    return counts
 
 
 class TokenPair(NamedTuple):

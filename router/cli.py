@@ -71,12 +71,14 @@ def pull(
     """
     from protocol.signing import PublicKey
     from router import pull as pulling
+    from router.base import check_base
     from router.settings import load, save
 
     settings = load(workspace, coordinator=coordinator, base=base, ca=ca)
     trusted = PublicKey.from_hex(pool_key) if pool_key else None
     first = not (workspace / pulling.POOL).exists()
     mirror = pulling.pull(workspace, settings.coordinator, ca=settings.ca, pool_key=trusted)
+    check_base(settings.base, mirror.pool.spec.base, workspace / pulling.FINGERPRINT)
     save(workspace, settings)
     release = mirror.release.spec
     if first and trusted is None:
@@ -211,3 +213,7 @@ def _configure_logs() -> None:
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+
+
+if __name__ == "__main__":
+    main()

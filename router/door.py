@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -249,6 +250,7 @@ def asking(
 def start() -> None:
     """Prepare the process for a verb."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # else the library narrates handshakes on stderr
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which of its parts are not there
 
 
 def say(sentence: str) -> None:

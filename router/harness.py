@@ -92,8 +92,8 @@ class GreylagLM(TemplateLM):
         self.model: RoutedModel = load_model(Path(workspace), Path(saved) if saved else None, [release], settings)
         self.tokenizer = self.model.base.tokenizer
         self.backend = "causal" if self.model.base.architecture == "decoder-only" else "seq2seq"
-        positions = getattr(self.model.base.model.config, "max_position_embeddings", None)
-        self._longest, self._new_tokens = max_length or positions or _NO_POSITIONS, max_gen_toks
+        self._longest = max_length or self.model.base.positions or _NO_POSITIONS
+        self._new_tokens = max_gen_toks
 
     @property
     def eot_token_id(self) -> int:

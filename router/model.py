@@ -13,7 +13,7 @@ from protocol.errors import Code, Refused
 from router.answer import Answered
 from router.attach import find_linear, linear_modules
 from router.base import Base, Loading, check_base, display_name, load_base
-from router.batch import TokenPair, encode_pairs
+from router.batch import TokenPair, count_tokens, encode_pairs
 from router.expert import Expert, load_expert
 from router.export import Exported, export_lora
 from router.generation import KEPT, Generation, Held, listed
@@ -351,6 +351,7 @@ class RoutedModel:
             raise Refused(
                 Code.REQUEST_INVALID, "A request needs at least one input, and no empty one.", "Leave empty inputs out."
             )
+        count_tokens(self.base, inputs)  # before a method reads them
         return plan(self.senses, self.held, inputs, one_each(choice, len(inputs)))
 
     def score(self, inputs: Sequence[str], targets: Sequence[str], choice: Choices = DEFAULT) -> list[float]:

@@ -1,15 +1,20 @@
 """The Query service: a routed model that answers over gRPC."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import grpc
 
 from protocol.errors import Code, Refused
+from protocol.server import to_end
 from protocol.v1 import query_pb2
 from protocol.v1.query_pb2_grpc import QueryServicer, add_QueryServicer_to_server
-from router.limits import DEFAULT_NEW_TOKENS, MAX_INPUTS, MAX_NEW_TOKENS
+from router.answer import Answered
+from router.batch import count_tokens
+from router.limits import DEFAULT_NEW_TOKENS, MAX_INPUTS, MAX_NEW_TOKENS, MAX_SQUARED_TOKENS
 from router.model import RoutedModel
 from router.query import choice_from_wire, to_wire
 from router.request import DEFAULT
@@ -45,17 +50,26 @@ class QueryService(QueryServicer):
                 f"At most {MAX_INPUTS} inputs and {MAX_NEW_TOKENS} new tokens are taken in one request.",
                 "Split the request.",
             )
-        choices = [choice_from_wire(choice) for choice in request.choices]
         async with self._turn:
-            answered = await asyncio.to_thread(
-                self._model.answer,
-                list(request.inputs),
-                (choices or [DEFAULT])[0] if len(choices) <= 1 else choices,
-                max_new_tokens=request.max_new_tokens or DEFAULT_NEW_TOKENS,
-                explain=request.explain,
-            )
+            answered = await to_end(partial(self._answer, request))
         for part in to_wire(answered):
             yield part
+
+    def _answer(self, request: query_pb2.AskRequest) -> Answered:
+        inputs, choices = list(request.inputs), [choice_from_wire(choice) for choice in request.choices]
+        longest = max(count_tokens(self._model.base, inputs), default=0)
+        if len(inputs) * longest**2 > MAX_SQUARED_TOKENS:
+            raise Refused(
+                Code.REQUEST_INVALID,
+                f"{len(inputs)} inputs of up to {longest} tokens are too much for one request.",
+                f"Send at most {math.isqrt(MAX_SQUARED_TOKENS // len(inputs))} tokens an input, or fewer inputs.",
+            )
+        return self._model.answer(
+            inputs,
+            (choices or [DEFAULT])[0] if len(choices) <= 1 else choices,
+            max_new_tokens=request.max_new_tokens or DEFAULT_NEW_TOKENS,
+            explain=request.explain,
+        )
 
     async def Info(  # noqa: N802 - the service's name for it
         self,

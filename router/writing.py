@@ -24,11 +24,13 @@ def write(
         base: The base model.
         planned: How the inputs are routed.
         inputs: Texts.
-        max_new_tokens: Longest answer, in tokens.
+        max_new_tokens: Longest answer, in tokens; shorter where the model's positions end.
         stop: Texts before the first of which an answer ends.
     """
     batch = encode(base, [inputs[at] for at in planned.order])
     read = batch["input_ids"].shape[1] if base.architecture == "decoder-only" else 1
+    if base.positions is not None:
+        max_new_tokens = min(max_new_tokens, base.positions - read)
     stopping = {"stopping_criteria": [_ended(base, read, stop)]} if stop else {}
     with torch.inference_mode(), routing(planned.plan):
         # transformers' generate settings of the checkpoint may sample; an answer should be repeatable.

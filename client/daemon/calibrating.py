@@ -66,14 +66,13 @@ def take_steps(
         )  # fmt: skip
     base, listed = model.base, [expert.bundle for expert in mirror.release.spec.experts]
     start = (start or Calibration.zeros([], [])).over(listed, sorted(pool.modules))
-    positions = getattr(base.model.config, "max_position_embeddings", None)
     if task.numbers != len(start.vector):
         raise Refused(
             Code.ORDER_INVALID, f"The order asks for {task.numbers} numbers; the release has {len(start.vector)}.",
             "Tell the pool's operator.",
         )  # fmt: skip
     examples = read_examples(
-        data, columns, base.tokenizer, base.architecture, pool.recipe, positions=positions, scratch=scratch
+        data, columns, base.tokenizer, base.architecture, pool.recipe, positions=base.positions, scratch=scratch
     )
     seed = hashlib.sha256(f"{mirror.release.digest} {task.number}".encode()).digest()
     batches = _batches(base, examples.train, task.steps, random.Random(seed))  # noqa: S311 - no secret

@@ -69,11 +69,12 @@ class Place:
         return self.folder / "releases"
 
     def prepare(self) -> NodeKey:
-        """Make folder, secret and node key where they are missing."""
+        """Make a secret, and folder and node key where they are missing."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not self.secret.exists():
-            self.secret.touch(mode=0o600)
-            self.secret.write_bytes(secrets.token_bytes(_SECRET_BYTES))
+        # A new one each time: one that a kill left half written would keep nobody out.
+        self.secret.unlink(missing_ok=True)
+        self.secret.touch(mode=0o600)
+        self.secret.write_bytes(secrets.token_bytes(_SECRET_BYTES))
         if not self.node_key.exists():
             NodeKey.generate().save(self.node_key)
         return NodeKey.load(self.node_key)

@@ -129,8 +129,28 @@ def read_policy(path: Path) -> DaemonPolicy:
     return policy.model_copy(update={"data": path.parent / policy.data})
 
 
+def check_data(path: Path, data: Path) -> None:
+    """Refuse another private file than the one that daemon.toml names.
+
+    Raises:
+        Refused: `SETTINGS_INVALID`, or as `read_policy`.
+    """
+    if (known := read_policy(path).data).resolve() != data.resolve():
+        raise Refused(
+            Code.SETTINGS_INVALID,
+            f"{path} names the private file {known}, not {data}.",
+            "Correct it there, or leave --data out.",
+        )
+
+
 def write_policy(path: Path, data: Path) -> None:
-    """Write a first daemon.toml: it tells what it has, and asks before anything else."""
+    """Write a first daemon.toml: it tells what it has, and asks before anything else.
+
+    Raises:
+        Refused: `DATA_UNREADABLE` if there is no such file.
+    """
+    if not data.is_file():
+        raise Refused(Code.DATA_UNREADABLE, f"There is no data file {data}.", "Check the path.")
     policy = DaemonPolicy(data=data.resolve())
     write_whole(path, tomli_w.dumps(policy.model_dump(mode="json", exclude_none=True)).encode())
 

@@ -83,7 +83,7 @@ class Link:
 
 
 def configure(opened: Opened) -> LinkConfig:
-    """Make what Flower's server needs in the workspace, once.
+    """Make what Flower's server needs in the workspace.
 
     Raises:
         Refused: `SETTINGS_INVALID` without an address or certificate, or where the pool allows no campaigns.
@@ -101,9 +101,10 @@ def configure(opened: Opened) -> LinkConfig:
         )
     folder.mkdir(mode=0o700, exist_ok=True)
     secret = folder / "secret"
-    if not secret.exists():
-        secret.touch(mode=0o600)
-        secret.write_bytes(secrets.token_bytes(32))
+    # A new one each time: one that a kill left half written would keep nobody out.
+    secret.unlink(missing_ok=True)
+    secret.touch(mode=0o600)
+    secret.write_bytes(secrets.token_bytes(32))
     return LinkConfig(
         listen=settings.fleet_listen,
         certificate=str(settings.tls_cert),

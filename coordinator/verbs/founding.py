@@ -12,6 +12,7 @@ from coordinator.verbs.output import JsonOption, WorkspaceOption, emit, say
 from protocol.errors import Code, Refused
 
 if TYPE_CHECKING:
+    from coordinator.founding import BaseFacts
     from protocol.release import Pool
 
 
@@ -63,7 +64,7 @@ def init(  # noqa: PLR0913 - one parameter an option
 
     Example: greylag-coordinator init -w pool --name notes --base google/t5-v1_1-small --rank 8
     """
-    from coordinator.founding import check_absent, found, study_base  # noqa: PLC0415 - seconds of import
+    from coordinator.founding import check_absent, found  # noqa: PLC0415 - not for --help
     from coordinator.settings import Workspace  # noqa: PLC0415
     from protocol.channel import check_address  # noqa: PLC0415
 
@@ -80,13 +81,20 @@ def init(  # noqa: PLR0913 - one parameter an option
         "promotion": {"when": promotion}, "statistics": tuple(statistics or ()),
     }  # fmt: skip
     fields = (_read_toml(recipe) if recipe else {}) | _given(flags)
-    say(f"Reading the base model {base} ...")
     pool = found(
-        place, study_base(base), name=name, settings={"listen": check_address(listen)} if listen else {}, probe=probe,
+        place, partial(_study, base), name=name, probe=probe,
+        settings={"listen": check_address(listen)} if listen else {},
         choices={"recipe": fields, "policy": _given(policy), "routing": _given({"method": method, "k": k})},
         now=datetime.now(UTC),
     )  # fmt: skip
     _announce(pool, place.folder, as_json=as_json)
+
+
+def _study(base: str) -> "BaseFacts":
+    from coordinator.founding import study_base  # noqa: PLC0415 - not for --help
+
+    say(f"Reading the base model {base} ...")
+    return study_base(base)
 
 
 def _announce(pool: "Pool", folder: Path, *, as_json: bool) -> None:
@@ -121,7 +129,9 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise Refused(
-            Code.SETTINGS_INVALID, f"The recipe {path} cannot be read: {error}.", "Give a TOML file."
+            Code.SETTINGS_INVALID, f"The recipe {path} cannot be read: {error.strerror}.", "Check the path."
         ) from error
+    except ValueError as error:
+        raise Refused(Code.SETTINGS_INVALID, f"The recipe {path} is not TOML: {error}.", "Correct the file.") from error

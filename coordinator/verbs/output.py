@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 SCHEMA = 1
 """Version of the JSON documents."""
 _PIPE_WIDTH = 200
+MOST_LETTERS = 500
+"""Longest reason of an operator; a signed decision takes no more."""
 
 WorkspaceOption = Annotated[
     Path,
@@ -23,6 +25,18 @@ WorkspaceOption = Annotated[
 ]
 CertOption = Annotated[Path | None, typer.Option(help="Certificate chain, PEM; needed beyond loopback.")]
 KeyOption = Annotated[Path | None, typer.Option(help="Its private key, PEM.")]
+
+
+def _one_line(text: str) -> str:
+    if not text.strip() or not text.isprintable() or len(text) > MOST_LETTERS:
+        raise typer.BadParameter(f"it is one line of 1 to {MOST_LETTERS} letters")
+    return text
+
+
+ReasonOption = Annotated[
+    str,
+    typer.Option(callback=_one_line, help="One public sentence: it is kept, and the contributors concerned see it."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coordinator.verbs.output import JsonOption, WorkspaceOption, emit, opened_workspace, say, table
+from coordinator.verbs.output import JsonOption, ReasonOption, WorkspaceOption, emit, opened_workspace, say, table
 from protocol.errors import Code, Refused
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ releases = typer.Typer(help="Show signed releases.", no_args_is_help=True)
 contributors = typer.Typer(help="Show, approve and revoke contributors' keys.", no_args_is_help=True)
 
 DigestArgument = Annotated[str, typer.Argument(help="Eight or more digits of the bundle's digest.")]
-ReasonOption = Annotated[str, typer.Option(help="One public sentence; the contributor sees it.")]
 WhoArgument = Annotated[str, typer.Argument(help="Name or key.")]
 
 
@@ -172,7 +171,7 @@ def contributors_approve(who: WhoArgument, *, workspace: WorkspaceOption = Path(
 
 @contributors.command("revoke")
 def contributors_revoke(who: WhoArgument, *, workspace: WorkspaceOption = Path()) -> None:
-    """Let a key submit no more; what it submitted stays (yank it with `experts yank`).
+    """Let a key submit no more; what was let in already stays until it is yanked (`experts yank`).
 
     Example: greylag-coordinator contributors revoke ada
     """
@@ -182,7 +181,7 @@ def contributors_revoke(who: WhoArgument, *, workspace: WorkspaceOption = Path()
 def _decide(folder: Path, digest: str, step: Any, reason: str | None = None) -> None:
     with opened_workspace(folder) as open_:
         row = open_.registry.find_bundle(digest)
-        why = Refused(Code.DECLINED, reason) if reason else None
+        why = None if reason is None else Refused(Code.DECLINED, reason)
         open_.registry.move(row.digest, step, actor="operator", reason=why, now=datetime.now(UTC))
     say(f"Bundle {row.digest[:16]} ({row.name}) is {step}.")
 

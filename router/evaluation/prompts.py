@@ -80,8 +80,7 @@ def _spans(base: Base, text: str) -> list[tuple[int, int]]:
 
 
 def _check_length(base: Base, row: Row, length: int, limits: Limits) -> None:
-    positions = getattr(base.model.config, "max_position_embeddings", None)
-    if positions is None:
+    if (positions := base.positions) is None:
         return
     said = [len(encode_target(base.tokenizer, choice, base.architecture)) for choice in row.choices]
     answer = max(said, default=limits.new_tokens)

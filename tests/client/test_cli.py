@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from client import outbox
+from client import settings as client_settings
 from client.door import RECIPE_FLAGS
 from client.settings import ClientSettings
 from protocol.bundle import ADAPTER_WEIGHTS, FILES, open_bundle
@@ -56,6 +57,15 @@ def test_init_makes_a_workspace(cli: Cli, tmp_path: Path, address: str, t5_base:
     assert (root / "contributor.key").stat().st_mode & 0o077 == 0
     status, shown, _ = cli("keys", "show", "--json", "-w", root)
     assert (status, json.loads(shown)["key"]) == (0, out.strip())
+
+
+def test_a_base_beside_is_found_from_anywhere(
+    cli: Cli, tmp_path: Path, address: str, t5_base: Path, t5_pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert t5_pool.spec.base.name == t5_base.name
+    monkeypatch.chdir(t5_base.parent)
+    assert cli("init", "--coordinator", address, "-w", tmp_path)[0] == 0
+    assert client_settings.read(tmp_path / "client.toml").base == str(t5_base)
 
 
 def test_init_takes_a_key_that_is_there(cli: Cli, tmp_path: Path, address: str, t5_base: Path) -> None:
@@ -154,8 +164,8 @@ def test_verbs_outside_a_workspace_say_how_to_make_one(cli: Cli, tmp_path: Path)
     [
         (("--data", "gone.jsonl"), Code.DATA_UNREADABLE, "There is no data file gone.jsonl"),
         (("--rank", "33"), Code.RANK_OUT_OF_BOUNDS, "Give --rank 32 or less"),
-        (("--rank", "0"), Code.SETTINGS_INVALID, "--rank is out of range"),
-        (("--learning-rate", "7"), Code.SETTINGS_INVALID, "--learning-rate is out of range"),
+        (("--rank", "0"), Code.SETTINGS_INVALID, "--rank is wrong"),
+        (("--learning-rate", "7"), Code.SETTINGS_INVALID, "--learning-rate is wrong"),
         (("--micro-batch", "5"), Code.SETTINGS_INVALID, "no divisor of the batch of 16"),
         (("--name", "No!"), Code.SETTINGS_INVALID, "no name for an expert"),
         (("--device", "cuda"), Code.SETTINGS_INVALID, "There is no CUDA device here"),

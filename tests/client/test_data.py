@@ -38,6 +38,8 @@ def decoder(llama_base: Path) -> PreTrainedTokenizerBase:
 
 
 Read = Callable[..., Examples]
+MARK = "\ufeff"
+"""With which spreadsheets begin what they save as UTF-8."""
 
 
 @pytest.fixture
@@ -86,6 +88,8 @@ def refusal(call: Callable[[], object]) -> Refused:
         ("rows.json", json.dumps([ROW, ROW, ROW])),
         ("rows.csv", "input,target\n" + "reverse a b,b a\n" * 3),
         ("rows.tsv", "input\ttarget\n" + "reverse a b\tb a\n" * 3),
+        ("rows.jsonl", (MARK + lines(ROW, ROW, ROW))),
+        ("rows.csv", MARK + "input,target\n" + "reverse a b,b a\n" * 3),
     ],
 )
 def test_every_format_gives_the_same_tokens(read: Read, name: str, content: str) -> None:
@@ -204,13 +208,25 @@ def test_at_least_one_row_is_on_either_side(rows: int, share: float, count: int)
         ("rows.jsonl", '{"input": "zanzibar"'),
         ("rows.jsonl", '{"input": "zanzibar", "target": "b"}\n{"input": "a", "target": 4}\n'),
         ("rows.csv", 'input,target\n"zanzibar'),
-        ("rows.csv", b"input,target\n\xff\xfe,zanzibar\n"),
         ("rows.parquet", "zanzibar"),
         ("rows.docx", "zanzibar"),
     ],
 )
 def test_data_unreadable(read: Read, name: str, content: str | bytes) -> None:
     assert refusal(lambda: read(name, content)).code is Code.DATA_UNREADABLE
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.jsonl", lines(ROW) + f'{{"input": "grün", "target": "{SECRET}"}}\n'),
+        ("rows.csv", f"input,target\ngrün,{SECRET}\n"),
+    ],
+)
+def test_text_is_utf_8(read: Read, name: str, content: str) -> None:
+    error = refusal(lambda: read(name, content.encode("latin-1")))
+    assert error.code is Code.DATA_UNREADABLE
+    assert error.message == f"Line 2 of {name} is not UTF-8 text."
 
 
 def test_data_that_are_not_there_are_unreadable(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:

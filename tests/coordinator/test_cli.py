@@ -161,6 +161,7 @@ def test_a_failed_init_leaves_nothing(
     given = [argument.format(folder=tmp_path) for argument in arguments]
     assert program(workspace, "init", "--name", "p", "--base", str(t5_base), *given) == status
     assert program.err.splitlines()[-2].startswith("error: ")
+    assert ("Reading the base model" in program.err) is ("--base" in arguments)  # seconds that a slip should not cost
     assert not workspace.folder.exists()
 
 
@@ -180,7 +181,7 @@ def test_an_init_that_breaks_in_the_middle_leaves_what_was_there(
     facts = BaseFacts("nowhere", BASE, "encoder-decoder", SHAPES)
     arguments: dict[str, Any] = {"choices": {}, "settings": {}, "probe": None}
     with pytest.raises(Unavailable) as broken:
-        found(workspace, facts, name="p", now=datetime.now(UTC), **arguments)
+        found(workspace, lambda: facts, name="p", now=datetime.now(UTC), **arguments)
     assert broken.value.code is Code.STORAGE_FULL
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
@@ -203,6 +204,8 @@ def test_experts(program: Program, workspace: Workspace, bundle: Bundle) -> None
     assert program(workspace, "experts", "yank", bundle.digest[:8], "--reason", "Bad.") == 64
     refused(program, Code.STATE_CHANGE)
     assert program(workspace, "experts", "accept", bundle.digest[:8]) == 0
+    for reason in ("", " ", "Copied\ntext.", "x" * 501):
+        assert program(workspace, "experts", "refuse", bundle.digest[:8], "--reason", reason) == 2
     assert program(workspace, "experts", "refuse", bundle.digest[:8], "--reason", "Copied text.") == 0
     shown = program.json(workspace, "experts", "show", bundle.digest)
     assert shown["expert"]["code"] == "DECLINED"
@@ -295,7 +298,9 @@ def test_the_default_probe_is_text() -> None:
 def test_what_an_operator_chooses_is_signed_into_the_pool(tmp_path: Path) -> None:
     facts = BaseFacts("nowhere", BASE, "encoder-decoder", SHAPES)
     choices = {"recipe": {"rank": 3}, "policy": {"max_rank": 5}, "routing": {"k": 4}}
-    pool = found(Workspace(tmp_path), facts, name="p", choices=choices, settings={}, probe=None, now=datetime.now(UTC))
+    pool = found(
+        Workspace(tmp_path), lambda: facts, name="p", choices=choices, settings={}, probe=None, now=datetime.now(UTC)
+    )
     assert (pool.spec.recipe.rank, pool.spec.policy.max_rank, pool.spec.routing.k) == (3, 5, 4)
 
 

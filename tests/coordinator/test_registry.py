@@ -41,6 +41,10 @@ def keep(registry: Registry, bundle: Bundle, clock: Clock) -> bytes:
     return registry.keep(bundle.manifest, check=lambda _: None, sign=lambda n: b"receipt %d" % n, now=clock())
 
 
+def nothing(_standing: Standing, _others_bytes: int) -> None:
+    """Refuse nothing."""
+
+
 def steps(registry: Registry, digest: str) -> list[str]:
     return [event.step for event in registry.events(digest)]
 
@@ -76,23 +80,23 @@ def test_an_upload_session_is_one_and_expires(
 ) -> None:
     enrol(registry, pool, identity, clock)
     expires = clock() + timedelta(hours=1)
-    registry.begin(bundle.manifest, token=b"first", expires=expires)
-    again = registry.begin(bundle.manifest, token=b"second", expires=expires)
+    registry.begin(bundle.manifest, check=nothing, token=b"first", expires=expires)
+    again = registry.begin(bundle.manifest, check=nothing, token=b"second", expires=expires)
     assert again.token == b"first"
     assert registry.expire_uploads(now=clock()) == []
     clock.forward(hours=1)
     assert registry.upload(bundle.digest, now=clock()) is None
     assert registry.expire_uploads(now=clock()) == [bundle.digest]
-    assert registry.uploads() == {}
+    assert registry.uploads() == set()
 
 
 def test_keeping_is_one_row_and_one_receipt(
     registry: Registry, pool: Pool, identity: Identity, bundle: Bundle, clock: Clock, events: list[Event]
 ) -> None:
     enrol(registry, pool, identity, clock)
-    registry.begin(bundle.manifest, token=b"t", expires=clock() + timedelta(hours=1))
+    registry.begin(bundle.manifest, check=nothing, token=b"t", expires=clock() + timedelta(hours=1))
     assert keep(registry, bundle, clock) == keep(registry, bundle, clock) == b"receipt 1"
-    assert registry.uploads() == {}
+    assert registry.uploads() == set()
     assert [(row.sequence, row.state) for row in registry.bundles()] == [(1, State.RECEIVED)]
     assert {file.sha256 for file in bundle.manifest.files.values()} == registry.files().keys()
     assert [(event.number, event.kind, event.step) for event in events] == [
@@ -124,7 +128,7 @@ def test_standing(registry: Registry, pool: Pool, identity: Identity, clock: Clo
     enrol(registry, pool, identity, clock)
     enrol(registry, pool, stranger, clock, "bob")
     keep(registry, first, clock)
-    registry.begin(second.manifest, token=b"t", expires=clock() + timedelta(hours=1))
+    registry.begin(second.manifest, check=nothing, token=b"t", expires=clock() + timedelta(hours=1))
     third = resign(second, identity, name="three")
     assert registry.standing(third.manifest) == Standing("active", live=(("one", first.digest),), uploads=1)
     assert registry.standing(copy.manifest) == Standing("active", twin=1)

@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from coordinator.life import State
+from coordinator.life import Standing, State
 from coordinator.service import MAX_STREAMS
 from protocol.bundle import ADAPTER_WEIGHTS, CARD, GATES, Bundle
 from protocol.errors import Code, GreylagError, Unavailable
@@ -261,6 +261,18 @@ def test_a_full_disk_refuses_a_beginning(served: Served, join: Join, identity: I
     ada.submit(bundle)
 
 
+def test_a_race_to_begin_is_decided_where_it_is_written(
+    served: Served, join: Join, identity: Identity, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada, limit = join(identity), served.pool.spec.policy.max_experts_per_contributor
+    # What all see who look before anybody has written.
+    monkeypatch.setattr(served.registry, "standing", lambda _: Standing("active"))
+    for number in range(limit):
+        ada.begin(resign(bundle, identity, name=f"e{number}"))
+    assert refusal(lambda: ada.begin(resign(bundle, identity, name="more"))).code is Code.QUOTA
+    assert len(served.registry.uploads()) == limit
+
+
 def test_a_race_for_a_name_is_decided_at_commit(
     join: Join, identity: Identity, bundle: Bundle, pool: Pool, tmp_path: Path
 ) -> None:
@@ -350,4 +362,4 @@ def test_sweeping_forgets_expired_uploads(served: Served, join: Join, identity: 
     served.clock.now += timedelta(hours=24)
     served.intake.sweep()
     assert list(served.spool._folder.iterdir()) == []
-    assert served.registry.uploads() == {}
+    assert served.registry.uploads() == set()

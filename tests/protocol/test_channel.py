@@ -64,7 +64,7 @@ def test_an_address_is_host_and_port(address: str) -> None:
 )
 def test_what_is_no_address_is_refused_with_and_without_ca(address: str, tmp_path: Path) -> None:
     for ca in (None, tmp_path / "ca.pem"):
-        with pytest.raises(Refused, match="is no address") as refused, connect(address, ca):
+        with pytest.raises(Refused, match="is not an address") as refused, connect(address, ca):
             pass
         assert refused.value.code is Code.SETTINGS_INVALID
 

@@ -277,7 +277,7 @@ def test_plain_text_is_not_offered_to_other_machines(address: str) -> None:
 
 @pytest.mark.parametrize("address", ["", "127.0.0.1", "127.0.0.1:x", "127.0.0.1:65536"])
 def test_an_address_that_is_none_is_refused(address: str) -> None:
-    assert "is no address" in refusal(Listen(address)).message
+    assert "is not an address" in refusal(Listen(address)).message
 
 
 def test_half_a_tls_setting_never_means_plain_text(tmp_path: Path) -> None:

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
+from router.cli import app
 from router.pull import FINGERPRINT, pull
-from router.settings import RouterSettings, load, save
+from router.settings import FILE, RouterSettings, load, save
 from tests import factories
 from tests.router.catalog import Catalog
 from tests.router.verbs import call
@@ -39,6 +41,15 @@ def test_what_was_pulled_is_asked_from_anywhere(
     assert document["answers"][0]["shares"] == {"ada/reverse": 1.0}
     assert asked.stderr == ""
     assert (node / FINGERPRINT).is_file()
+
+
+def test_a_pull_for_another_base_says_so_at_once(address: str, llama_base: Path, t5_base: Path, tmp_path: Path) -> None:
+    arguments = ["pull", "-w", str(tmp_path), "--coordinator", address, "--base"]
+    refused = CliRunner().invoke(app, [*arguments, str(llama_base)]).exception
+    assert isinstance(refused, Refused)
+    assert refused.code is Code.BASE_MISMATCH
+    assert not (tmp_path / FILE).exists()
+    call(*arguments, t5_base)
 
 
 @pytest.fixture

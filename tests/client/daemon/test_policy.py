@@ -25,6 +25,7 @@ def decide(
 
 
 def test_a_first_policy_tells_what_it_has_and_asks_for_the_rest(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").touch()
     write_policy(tmp_path / "daemon.toml", tmp_path / "rows.jsonl")
     found = read_policy(tmp_path / "daemon.toml")
     assert found.data == tmp_path / "rows.jsonl"

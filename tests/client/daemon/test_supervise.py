@@ -14,7 +14,7 @@ from client.daemon import child as children
 from client.daemon import supervise
 from client.daemon.child import Child
 from client.daemon.place import Place
-from client.daemon.policy import write_policy
+from client.daemon.policy import check_data, write_policy
 from client.daemon.supervise import Daemon, exclusive, notify, status
 from protocol.errors import Code, Refused
 from tests.client.conftest import Cli, Site, make_site
@@ -274,6 +274,26 @@ def test_a_person_reads_what_waits_for_whom(site: Site, cli: Cli) -> None:
     assert "campaign 4 (train) over" in out
     assert f"greylag-client daemon -w {site.workspace.root} --allow 5" in err
     assert "--allow 4" not in err
+
+
+def test_the_private_file_is_named_once(site: Site, cli: Cli, tmp_path: Path) -> None:
+    root = site.workspace.root
+    code, _, err = cli("daemon", "-w", root, "--data", tmp_path / "gone.jsonl")
+    assert code == Code.DATA_UNREADABLE.fate.exit
+    assert not (root / "daemon.toml").exists()
+    write_policy(root / "daemon.toml", site.data)
+    (tmp_path / "other.jsonl").touch()
+    code, _, err = cli("daemon", "-w", root, "--data", tmp_path / "other.jsonl")
+    assert code == Code.SETTINGS_INVALID.fate.exit
+    assert f"names the private file {site.data}, not {tmp_path / 'other.jsonl'}" in err
+    check_data(root / "daemon.toml", site.data)
+
+
+def test_a_secret_that_was_left_half_written_is_not_used(place: Place) -> None:
+    place.secret.write_bytes(b"")
+    place.prepare()
+    assert len(place.secret.read_bytes()) == 32
+    assert place.secret.stat().st_mode & 0o077 == 0
 
 
 def test_a_daemon_without_a_policy_says_so(site: Site, cli: Cli) -> None:
