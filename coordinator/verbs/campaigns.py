@@ -110,8 +110,8 @@ def campaign_start(  # noqa: PLR0913 - a flag each
 ) -> None:
     """Ask every contributor's daemon for info, to train, to evaluate the open candidate, or to calibrate routing.
 
-    What is calibrated is the open candidate or, without one, the newest release. `fleet` does the asking, `campaign
-    show` tells how far it is.
+    What is calibrated is the open candidate or, without one, the newest release. `fleet` does the asking;
+    `campaign show` tells how far it is.
 
     Example: greylag-coordinator campaign start train --open-for 60
     """
