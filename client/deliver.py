@@ -10,7 +10,7 @@ from client import outbox, upload
 from client.join import enrol, enrolled
 from client.progress import Report
 from client.settings import ClientSettings
-from client.workspace import Workspace, write_whole
+from client.workspace import Workspace
 from protocol import tensors
 from protocol.bundle import ADAPTER_WEIGHTS, ENVELOPE, GATES, Bundle, open_bundle
 from protocol.errors import Code, Refused
@@ -19,6 +19,7 @@ from protocol.release import Pool
 from protocol.signing import Signed
 from protocol.status import plain
 from protocol.v1.intake_pb2 import StatusReply
+from protocol.whole import write_whole
 
 FINAL = ("refused", "released", "superseded", "yanked")
 WAITS_FOR_OPERATOR = "quarantined"

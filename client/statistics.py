@@ -13,11 +13,11 @@ from client import gates, noisy, phase
 from client.progress import Progress, Report
 from client.runs import STATISTICS
 from client.sharing import Share, Sharing
-from client.workspace import write_whole
 from protocol import strict_json
 from protocol.bundle import GATES
 from protocol.spec import Centroid, Means, Noise, Statistics
 from protocol.tensors import CENTROID
+from protocol.whole import write_whole
 from router.attach import deeper
 from router.base import Base
 from router.embedding import Embedder

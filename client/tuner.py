@@ -10,13 +10,13 @@ from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from client.workspace import write_whole
 from protocol import strict_json
 from protocol.adapter_config import TASKS
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from protocol.errors import Code, Refused
 from protocol.kinds import BOTTLENECK_TYPE, BottleneckModule, Ia3Module, Module
 from protocol.spec import Architecture, Recipe
+from protocol.whole import write_whole
 from router.attach import find_linear
 from router.base import Base
 from router.bottleneck import attach_bottlenecks, detach_bottlenecks, save_bottlenecks

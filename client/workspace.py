@@ -99,21 +99,6 @@ class Workspace:
             ) from error
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Replace a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 @contextmanager
 def storage() -> Iterator[None]:
     """Turn a full or closed disk inside the block into one clear sentence.

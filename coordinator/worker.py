@@ -6,6 +6,7 @@ from datetime import datetime
 
 import structlog
 
+from coordinator.admission.envelope import judge_contributor
 from coordinator.fleet.records import Fleet
 from coordinator.life import State
 from coordinator.registry import Registry
@@ -126,6 +127,9 @@ class Worker:
     def _admit(self, row: BundleRow) -> bool:
         if self._pool.spec.policy.admission != "open":
             return False  # an operator decides: greylag-coordinator experts accept
+        # A stolen key may have been revoked since its bundle came.
+        contributor = self._registry.contributor(row.contributor)
+        judge_contributor(contributor.state if contributor else None)
         self._registry.move(row.digest, State.ACCEPTED, actor="worker", now=self._clock())
         return True
 

@@ -11,7 +11,6 @@ envelope alone, before it stores a byte. A bundle's identity is the digest of th
 """
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from protocol.errors import Code, Refused
 from protocol.signing import MAX_ENVELOPE_BYTES, Identity, PublicKey, Signed
 from protocol.spec import ExpertSpec
 from protocol.statement import Strict
+from protocol.whole import beside, write_whole
 
 BUNDLE_TYPE = "https://greylag.org/bundle/v1"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -114,7 +114,7 @@ def read_manifest(envelope: bytes) -> Manifest:
         raise Refused(
             Code.SIGNER_MISMATCH, "The bundle names another contributor than the key that signed it.", "Sign it again."
         )
-    signed.verify([key])
+    signed.verify(key)
     files = {name: SignedFile(parsed.subjects[name], predicate.sizes[name]) for name in FILES}
     return Manifest(signed.digest, envelope, predicate.spec, files)
 
@@ -127,15 +127,15 @@ def pack(folder: Path, spec: ExpertSpec, identity: Identity) -> Bundle:
             names another contributor than the identity.
     """
     for path in (folder / SPEC, folder / ENVELOPE):
-        _temporary(path).unlink(missing_ok=True)  # left by a kill in the middle of an earlier pack
-    _write(folder / SPEC, strict_json.dumps(spec.model_dump(mode="json")))
+        beside(path).unlink(missing_ok=True)  # left by a kill in the middle of an earlier pack
+    write_whole(folder / SPEC, strict_json.dumps(spec.model_dump(mode="json")))
     _check_folder(folder, {*FILES, ENVELOPE} if (folder / ENVELOPE).exists() else FILES)
     sizes = {name: (folder / name).stat().st_size for name in FILES}
     subjects = {name: sha256_of(folder / name) for name in FILES}
     payload = statement.build(BUNDLE_TYPE, subjects, _Predicate(spec=spec, sizes=sizes))
     envelope = identity.sign(payload)
     read_manifest(envelope)
-    _write(folder / ENVELOPE, envelope)
+    write_whole(folder / ENVELOPE, envelope)
     return open_bundle(folder)
 
 
@@ -198,17 +198,3 @@ def _check_names(found: Mapping[str, object]) -> None:
         raise Refused(Code.FILE_MISSING, f"The statement lacks {missing[0]}.")
     if extra := sorted(set(found) - set(FILES)):
         raise Refused(Code.FILE_NOT_ALLOWED, f"The statement names {extra[0]!r:.200}, which no bundle holds.")
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Replace a file whole or not at all."""
-    temporary = _temporary(path)
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp")

@@ -141,7 +141,7 @@ def read_order(envelope: bytes, pool: Pool, *, now: datetime) -> Order:
     """
     try:
         signed = Signed.parse(envelope)
-        signed.verify([PublicKey.from_hex(pool.spec.coordinator)])
+        signed.verify(PublicKey.from_hex(pool.spec.coordinator))
         predicate = statement.parse(signed.payload, ORDER_TYPE).predicate
     except Refused as error:
         raise Refused(Code.ORDER_INVALID, f"The order is not to be trusted: {error.message}") from error
@@ -176,7 +176,7 @@ def read_decision(envelope: bytes, pool: Pool) -> Decision:
         Refused: `BAD_SIGNATURE`, `WRONG_POOL`, or any code of an envelope.
     """
     signed = Signed.parse(envelope)
-    signed.verify([PublicKey.from_hex(pool.spec.coordinator)])
+    signed.verify(PublicKey.from_hex(pool.spec.coordinator))
     parsed = statement.parse(signed.payload, DECISION_TYPE)
     decision = statement.read(Decision, parsed.predicate, what="The decision")
     if decision.pool != pool.digest:

@@ -119,7 +119,7 @@ def read_binding(envelope: bytes) -> Binding:
     parsed = statement.parse(signed.payload, BINDING_TYPE)
     document = statement.read(Binding, parsed.predicate, what="The binding")
     key = PublicKey.from_hex(document.contributor)
-    signed.verify([key])
+    signed.verify(key)
     try:
         node = load_pem_public_key(document.node.encode())
     except (ValueError, UnsupportedAlgorithm) as error:

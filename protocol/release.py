@@ -158,7 +158,7 @@ def read_pool(envelope: bytes, trusted: PublicKey | None = None) -> Pool:
             f"The pool is signed by key {key.hex[:16]}; this machine trusts {trusted.hex[:16]}.",
             "Ask the operator; if the key really changed, start a new workspace.",
         )
-    signed.verify([key])
+    signed.verify(key)
     return Pool(signed.digest, envelope, spec)
 
 
@@ -239,7 +239,7 @@ def read_enrolment(envelope: bytes) -> Enrolment:
     """
     signed = Signed.parse(envelope)
     spec = statement.read(Enrolment, statement.parse(signed.payload, ENROLMENT_TYPE).predicate, what="The enrolment")
-    signed.verify([PublicKey.from_hex(spec.key)])
+    signed.verify(PublicKey.from_hex(spec.key))
     return spec
 
 
@@ -276,6 +276,6 @@ def _read(
     document: type[Document], predicate_type: str, envelope: bytes, key: PublicKey, what: str
 ) -> tuple[Signed, Document]:
     signed = Signed.parse(envelope)
-    signed.verify([key])
+    signed.verify(key)
     parsed = statement.parse(signed.payload, predicate_type)
     return signed, statement.read(document, parsed.predicate, what=what)

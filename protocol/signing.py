@@ -24,9 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
     load_pem_private_key,
-    load_pem_public_key,
     load_ssh_private_key,
-    load_ssh_public_key,
 )
 from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import VerificationError
@@ -85,18 +83,6 @@ class PublicKey:
             raise Refused(
                 Code.KEY_TYPE, "A public key is written as 64 hexadecimal digits.", "Copy it as its owner shows it."
             ) from error
-
-    @classmethod
-    def from_text(cls, text: bytes) -> "PublicKey":
-        """Read a PEM or OpenSSH public key."""
-        load = load_ssh_public_key if text.startswith(b"ssh-") else load_pem_public_key
-        try:
-            key = load(text)
-        except (ValueError, UnsupportedAlgorithm) as error:
-            raise Refused(Code.KEY_TYPE, "This is no public key in PEM or OpenSSH format.") from error
-        if not isinstance(key, Ed25519PublicKey):
-            raise Refused(Code.KEY_TYPE, "The key is not Ed25519.", "Make one with: greylag-client keys new")
-        return cls(key.public_bytes_raw())
 
     @property
     def hex(self) -> str:
@@ -229,8 +215,8 @@ class Signed:
             raise Refused(Code.ENVELOPE_SCHEMA, "The envelope holds two signatures by one key.")
         return cls(_base64(fields["payload"]), signatures)
 
-    def verify(self, keys: list[PublicKey], *, threshold: int = 1) -> bytes:
-        """Return the payload if at least `threshold` of the keys signed it.
+    def verify(self, key: PublicKey) -> bytes:
+        """Return the payload if a key signed it.
 
         Raises:
             Refused: `BAD_SIGNATURE`.
@@ -239,10 +225,10 @@ class Signed:
             self.payload, PAYLOAD_TYPE, {keyid: Signature(keyid, value.hex()) for keyid, value in self.signatures}
         )
         try:
-            envelope.verify([key._verifier for key in keys], threshold)  # noqa: SLF001 - a class of this module
+            envelope.verify([key._verifier], 1)  # noqa: SLF001 - a class of this module
         except VerificationError as error:
             raise Refused(
-                Code.BAD_SIGNATURE, f"The document carries no valid signature by key {keys[0].hex[:16]}."
+                Code.BAD_SIGNATURE, f"The document carries no valid signature by key {key.hex[:16]}."
             ) from error
         return self.payload
 

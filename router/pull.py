@@ -28,6 +28,7 @@ from protocol.signing import PublicKey
 from protocol.status import from_rpc_error
 from protocol.v1 import catalog_pb2
 from protocol.v1.catalog_pb2_grpc import CatalogStub
+from protocol.whole import write_whole
 from protocol.wire import check_chunk
 from router.calibration import Calibration
 
@@ -92,8 +93,8 @@ def pull(
         release = read_release(envelope, pool)
         check_fresh(release, seen=_seen(folder, pool), now=now or datetime.now(UTC))
         mirror = _pull_mirror(folder, source, pool, release)
-        _write(_kept(folder, release.spec.number), envelope)
-        _write(folder / RELEASE, envelope)
+        write_whole(_kept(folder, release.spec.number), envelope)
+        write_whole(folder / RELEASE, envelope)
     return mirror
 
 
@@ -196,7 +197,7 @@ def _pull_pool(folder: Path, catalog: CatalogStub, pool_key: PublicKey | None) -
     path = folder / POOL
     if not path.exists():
         pool = read_pool(envelope, pool_key)
-        _write(path, envelope)
+        write_whole(path, envelope)
         return pool
     pinned = read_pool(path.read_bytes())
     pool = read_pool(envelope, pool_key or PublicKey.from_hex(pinned.spec.coordinator))
@@ -251,7 +252,7 @@ def _pull_bundle(whole: Path, source: _Source, pool: Pool) -> Bundle:
     part.mkdir(exist_ok=True)
     for name, file in manifest.files.items():
         _pull_file(part / name, source, file)
-    _write(part / ENVELOPE, envelope)
+    write_whole(part / ENVELOPE, envelope)
     _open_part(part, manifest)
     part.replace(whole)
     return open_bundle(whole)
@@ -333,17 +334,6 @@ def _reach(folder: Path, address: str, ca: Path | None, on_bytes: Callable[[int]
         raise Refused(
             Code.SETTINGS_INVALID, f"{folder} cannot be written: {error.strerror}.", "Choose another folder."
         ) from error
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_bytes(content)
-        _sync(temporary)
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _sync(path: Path) -> None:

@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from client.workspace import Workspace, write_whole
+from client.workspace import Workspace
 from protocol.node import NodeKey
+from protocol.whole import write_whole
 
 WORKING = "working"
 """Note about the campaign that is being worked for."""

@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from client.workspace import write_whole
+from protocol.whole import write_whole
 
 _DIGEST_BYTES = 8
 

@@ -85,7 +85,7 @@ def fleet(
 def campaign_start(  # noqa: PLR0913 - a flag each
     kind: Annotated[
         Kind,
-        typer.Argument(help="info, train, evaluate (the open candidate) or calibrate (it, or the newest release)."),
+        typer.Argument(help="What is asked."),
     ],
     *,
     open_for: Annotated[
@@ -108,7 +108,10 @@ def campaign_start(  # noqa: PLR0913 - a flag each
     as_json: JsonOption = False,
     workspace: WorkspaceOption = Path(),
 ) -> None:
-    """Ask every contributor's daemon; `fleet` does the asking, `campaign show` tells how far it is.
+    """Ask every contributor's daemon for info, to train, to evaluate the open candidate, or to calibrate routing.
+
+    What is calibrated is the open candidate or, without one, the newest release. `fleet` does the asking;
+    `campaign show` tells how far it is.
 
     Example: greylag-coordinator campaign start train --open-for 60
     """

@@ -171,7 +171,7 @@ def contributors_approve(who: WhoArgument, *, workspace: WorkspaceOption = Path(
 
 @contributors.command("revoke")
 def contributors_revoke(who: WhoArgument, *, workspace: WorkspaceOption = Path()) -> None:
-    """Let a key submit no more; what it submitted stays (yank it with `experts yank`).
+    """Let a key submit no more; what was let in already stays until it is yanked (`experts yank`).
 
     Example: greylag-coordinator contributors revoke ada
     """

@@ -154,6 +154,18 @@ def test_an_expert_that_breaks_the_model_is_out_and_the_others_stay(
     assert shop.model.appended.count(good.digest) == 1
 
 
+def test_what_a_revoked_key_left_is_not_let_in(shop: Workshop, tmp_path: Path, identity: Identity) -> None:
+    first = shop.receive(factories.make_bundle(tmp_path / "first", shop.pool, identity, name="first"))
+    shop.worker.step()
+    late = shop.receive(factories.make_bundle(tmp_path / "late", shop.pool, identity, name="late", seed=1))
+    shop.registry.set_contributor("ada", "revoked", now=shop.clock())
+    shop.worker.step()
+    row = shop.registry.bundle(late.digest)
+    assert row is not None
+    assert (row.state, row.code) == (State.REFUSED, Code.KEY_REVOKED.name)
+    assert shop.listed() == [first.digest]
+
+
 def test_a_reviewed_pool_waits_for_an_operator(
     tmp_path: Path, coordinator_identity: Identity, registry: Registry, clock: Clock, identity: Identity
 ) -> None:

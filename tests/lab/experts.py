@@ -17,11 +17,12 @@ from client import settings as client_settings
 from client.produce import Order, produce
 from client.progress import Progress
 from client.sharing import Share
-from client.workspace import Workspace, write_whole
+from client.workspace import Workspace
 from protocol.bundle import Bundle
 from protocol.release import Pool, read_pool
 from protocol.signing import Identity
 from protocol.spec import Recipe
+from protocol.whole import write_whole
 from tests import factories
 from tests.lab.world import Row
 

@@ -17,7 +17,6 @@ from client.daemon.app import make_app
 from client.daemon.executor import Act
 from client.daemon.place import Place
 from client.daemon.work import Work
-from client.workspace import write_whole
 from coordinator.fleet.drive import Driver
 from coordinator.fleet.orders import start
 from coordinator.fleet.records import Fleet
@@ -31,6 +30,7 @@ from protocol.errors import Code
 from protocol.release import Pool
 from protocol.reply import Reply
 from protocol.signing import Identity
+from protocol.whole import write_whole
 from router.pull import Mirror
 from tests.client.conftest import PLANTED, Site, make_site, operator, t5_pool
 
