@@ -52,7 +52,7 @@ lint: $(STAMP) ## Style, types and import contracts
 	$(BIN)/lint-imports
 
 .PHONY: bench-layer
-bench-layer: $(STAMP) ## Cost of routing against the plain layer and PEFT's Arrow (two to six minutes)
+bench-layer: $(STAMP) ## Cost of routing against the plain layer and PEFT's Arrow (five minutes on an idle core)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.layer
 
 .PHONY: bench-gpu

@@ -8,9 +8,10 @@ and what is decoded after it agree. Two rules turn shares c into weights:
                       kept are the k largest above a quarter of the largest; w = min(1, mass c / sum of kept c)
     nnls-fixed:MASS   the k largest; w = min(1, MASS c / sum of kept c)
 
-A request that is plainly one or two skills gets each whole, where a softmax would halve them; one that is a little of
-everything gets weight 1 in all. Experts that cannot be told apart count as one in both rules, and share its weight.
-Where no share is above zero nobody answers but the base.
+A request that is plainly one or two skills gets each whole, where a softmax would halve them. One that no expert has
+half of is unfamiliar: 2 k (up to 4) answer it by the second rule, at a mass of 1.5, since what experts have in common
+adds up where what sets them apart averages out. Experts that cannot be told apart count as one in both rules, and share
+its weight. Where no share is above zero nobody answers but the base.
 """
 
 import math
@@ -35,6 +36,11 @@ _MOST = 8.0
 """Largest MASS."""
 _SPREAD, _WIDTH = 0.65, 0.2
 """Share of the two largest up to which the mass is 1, and how much more of it makes it 2."""
+_HALF = 0.5
+"""The largest share from which on a request is familiar."""
+_UNFAMILIAR_MASS = 1.5
+_ENOUGH = 4
+"""Experts for an unfamiliar request; more blur what it consists of."""
 
 
 def by_request(asked: Asked, mass: float | None = None) -> list[Plan]:
@@ -80,13 +86,22 @@ def read_mass(argument: str) -> float:
     return mass
 
 
+def familiar(c: Floats, alike: NDArray[np.int64]) -> bool:
+    """Tell whether an expert, with who is alike [n], has half of a request of shares c [n]."""
+    return bool(np.bincount(alike, weights=c).max(initial=0) >= _HALF)
+
+
+def wider(k: int) -> int:
+    """Tell how many experts answer an unfamiliar request: twice k, as far as 4, but k at least."""
+    return max(k, min(2 * k, _ENOUGH))
+
+
 def found_mass(c: Floats, alike: NDArray[np.int64]) -> float:
     """Find a request's total weight, 1 to 2, from shares c [n] and who is alike [n]."""
+    if not familiar(c, alike):
+        return _UNFAMILIAR_MASS
     together = np.sort(np.bincount(alike, weights=c))[::-1]
-    total = together.sum()
-    if total <= 0:
-        return 1.0
-    return 1 + float(np.clip((together[:2].sum() / total - _SPREAD) / _WIDTH, 0, 1))
+    return 1 + float(np.clip((together[:2].sum() / together.sum() - _SPREAD) / _WIDTH, 0, 1))
 
 
 def request_weights(c: Floats, alike: NDArray[np.int64], k: int, mass: float | None) -> Floats:
@@ -95,17 +110,18 @@ def request_weights(c: Floats, alike: NDArray[np.int64], k: int, mass: float | N
     Args:
         c: [n], 0 or more.
         alike: [n], equal numbers for experts that count as one.
-        k: Experts at most.
-        mass: Total weight; without it, found.
+        k: Experts at most; of an unfamiliar request `wider` gives them.
+        mass: Total weight of k experts; without it, both are found.
 
     Returns:
         [n]; the weights of experts that are alike sum to 1 at most.
     """
+    wide = mass is None and not familiar(c, alike)
     together = np.bincount(alike, weights=c)[alike]
-    # Without a mass of its own a request keeps nobody who is small; of equals the first.
-    least = 0 if mass is not None else _KEPT * together.max()
+    # A familiar request keeps nobody who is small; of equals the first.
+    least = _KEPT * together.max() if mass is None and not wide else 0
     order = np.argsort(-c, kind="stable")
-    best = [z for z in order if c[z] > 0 and together[z] > least][:k]
+    best = [z for z in order if c[z] > 0 and together[z] > least][: wider(k) if wide else k]
     kept = np.zeros_like(c)
     kept[best] = c[best]
     if not best:

@@ -6,13 +6,13 @@ Source: this project's laboratory (`tests/lab`). With c the request's shares (`r
     nnls-token   r_z(u) = (u - t)' w_z / ((mean_z - t)' w_z),  w_z = S^-1 (mean_z - t)     Fisher's discriminant
     nnls-gates   r_z(u) = v_z . (u - t) / (3 sqrt(v_z' S v_z)),  v_z PHATGOOSE's gate      needs no token's mean
 
-the score of z is .3 r_z(u) + .7 c_z, and the k best get min(1, m softmax(score / (.2 T))). Like the request's, the
-token's term is 1 for what is plainly z's and 0 for public text. Experts that cannot be told apart get 1 together at
-most.
+the score of z is .3 r_z(u) + .7 c_z, and the k best get min(1, m softmax(score / (.2 T))); of an unfamiliar request the
+2 k (up to 4) best, at 2 T. Like the request's, the token's term is 1 for what is plainly z's and 0 for public text.
+Experts that cannot be told apart get 1 together at most.
 """
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from router.group import ModuleExperts, RouteGroup
 from router.layer import BatchRows, Plan
 from router.methods.asked import Asked
 from router.methods.base import BaseOnly
-from router.methods.nnls_request import found_mass
+from router.methods.nnls_request import familiar, found_mass, wider
 from router.methods.siblings import SharedDecision
 from router.mixtures import Shares
 from router.public import PublicText
@@ -36,7 +36,9 @@ RIDGE = 0.1
 _TOKEN = 0.3
 """The token's part of a score; the rest is the request's."""
 _SHARP = 0.2
-"""Temperature of the softmax at T = 1."""
+"""Temperature of the softmax at T = 1, of a familiar request."""
+_EVENER = 2.0
+"""How many times higher T is for an unfamiliar request."""
 _DEVIATIONS = 3.0
 """By how many standard deviations of public text a gate is taken to be sure."""
 
@@ -73,7 +75,7 @@ class ScaledGate:
 
 
 def by_token(asked: Asked, kind: type[Discriminant | ScaledGate]) -> list[Plan]:
-    """Plan each input by its mixture and its tokens.
+    """Plan each input by its mixture and its tokens; inputs that are equally familiar share a plan.
 
     Args:
         asked: The inputs.
@@ -82,14 +84,19 @@ def by_token(asked: Asked, kind: type[Discriminant | ScaledGate]) -> list[Plan]:
     Raises:
         Refused: `STATISTICS_MISSING`.
     """
-    alone = Plan(asked.pool, BaseOnly())
+    plans = [Plan(asked.pool, BaseOnly())] * len(asked.inputs)
     if not asked.pool.experts:
-        return [alone] * len(asked.inputs)
-    shares = asked.shares()
-    some = np.asarray((shares.shares > 0).any(axis=1))
-    mixed = Shares(shares.shares[some], shares.alike)
-    routed = Plan(asked.pool, ByToken(asked, mixed, kind(asked.seen.mixtures.public)))
-    return [routed if each else alone for each in list(some)]
+        return plans
+    shares, prototype = asked.shares(), kind(asked.seen.mixtures.public)
+    some = (shares.shares > 0).any(axis=1)
+    known = np.array([familiar(c, shares.alike) for c in shares.shares], dtype=bool)
+    more = replace(asked, k=wider(asked.k), temperature=_EVENER * asked.temperature)
+    for of, asking in ((some & known, asked), (some & ~known, more)):
+        rows = np.flatnonzero(of)
+        plan = Plan(asked.pool, ByToken(asking, Shares(shares.shares[rows], shares.alike), prototype))
+        for row in rows:
+            plans[row] = plan
+    return plans
 
 
 @dataclass(frozen=True, eq=False)

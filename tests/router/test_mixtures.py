@@ -19,7 +19,7 @@ from router.attach import linear_modules, reads_input
 from router.base import Base, load_base
 from router.expert import Expert
 from router.layer import routing
-from router.methods.nnls_request import found_mass, request_weights
+from router.methods.nnls_request import familiar, found_mass, request_weights, wider
 from router.mixtures import RIDGE, Shares
 from router.model import RoutedModel
 from router.nnls import Floats
@@ -205,6 +205,19 @@ def test_weights_are_a_requests_from_its_first_token_to_its_last(method: str, mo
             np.testing.assert_allclose(given, np.broadcast_to(expected, given.shape), atol=1e-6)
 
 
+@pytest.mark.parametrize("method", ["nnls-request", "nnls-token", "nnls-gates"])
+def test_what_nobody_has_half_of_is_asked_of_twice_as_many(method: str, model: RoutedModel) -> None:
+    inputs = [KINDS[0], " ".join(KINDS[:3]), KINDS[1]]
+    solved = shares(model, inputs)
+    assert [familiar(c, solved.alike) for c in solved.shares] == [True, False, True]
+    answered = model.answer(inputs, RoutingChoice(method, k=1), max_new_tokens=2, explain=True).answers
+    most = [
+        max(sum(weight > 0 for weight in token) for route in answer.routes for token in route.weights)
+        for answer in answered
+    ]
+    assert most == [1, 2, 1]
+
+
 @pytest.mark.parametrize("base", ["llama_base", "gpt2_base"], indirect=True)
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_decoded_after_a_cache_is_what_a_whole_pass_says(method: str, model: RoutedModel) -> None:
@@ -269,9 +282,22 @@ def test_a_mass_that_is_none_is_refused(t5_base: Path, argument: str) -> None:
 def test_the_mass_goes_from_one_to_two() -> None:
     apart = np.arange(4)
     assert found_mass(np.array([0.9, 0, 0, 0]), apart) == 2
-    assert found_mass(np.array([0.4, 0.35, 0.25, 0]), apart) == pytest.approx(1.5)
-    assert found_mass(np.full(4, 0.25), apart) == 1
+    assert found_mass(np.array([0.8, 0.7, 0.5, 0]), apart) == pytest.approx(1.5)
+    assert found_mass(np.full(4, 0.5), apart) == 1
     assert found_mass(np.full(4, 0.25), np.array([0, 0, 0, 3])) == 2
+
+
+def test_twice_as_many_are_asked_up_to_four() -> None:
+    assert [wider(k) for k in (1, 2, 3, 4, 7)] == [2, 4, 4, 4, 7]
+
+
+@pytest.mark.parametrize("largest", [0.0, 0.1, 0.499])
+def test_what_nobody_has_half_of_gets_one_and_a_half(largest: float) -> None:
+    c = np.array([largest, largest / 2, 0, 0])
+    assert not familiar(c, np.arange(4))
+    assert found_mass(c, np.arange(4)) == 1.5
+    assert familiar(c + 0.5, np.arange(4))
+    assert familiar(np.array([0.3, 0.3]), np.zeros(2, dtype=np.int64))  # who cannot be told apart have it together
 
 
 @pytest.mark.parametrize(
@@ -279,7 +305,10 @@ def test_the_mass_goes_from_one_to_two() -> None:
     [
         ([0.9, 0.05, 0, 0], 4, [1, 0, 0, 0]),
         ([0.57, 0.44, 0.1, 0], 4, [1, 0.87129, 0, 0]),
-        ([0.3, 0.2, 0.15, 0.05], 4, [0.60989, 0.40659, 0.30494, 0]),
+        ([0.6, 0.4, 0.3, 0.1], 4, [0.60989, 0.40659, 0.30494, 0]),
+        ([0.3, 0.2, 0.15, 0.05], 1, [0.9, 0.6, 0, 0]),
+        ([0.3, 0.2, 0.15, 0.05], 4, [0.64286, 0.42857, 0.32143, 0.10714]),
+        ([0.49, 0.05, 0, 0], 1, [1, 0.13889, 0, 0]),
         ([0.57, 0.44, 0.1, 0], 1, [1, 0, 0, 0]),
         ([0, 0, 0, 0], 4, [0, 0, 0, 0]),
     ],

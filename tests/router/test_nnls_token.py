@@ -1,6 +1,7 @@
 """Choices by request and token together, against a slow float64 answer written from the formulas."""
 
 import math
+from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
@@ -12,12 +13,13 @@ from router.expert import Expert
 from router.gate import Choice, CommonChoice
 from router.methods.asked import Asked
 from router.methods.nnls_request import found_mass
-from router.methods.nnls_token import RIDGE, ByToken, Discriminant, ScaledGate
+from router.methods.nnls_token import RIDGE, ByToken, Discriminant, ScaledGate, by_token
 from router.mixtures import Shares
 from router.nnls import Floats
 from router.part import ExpertModule
 from router.pool import ExpertPool
 from router.public import PublicText
+from router.senses import Senses
 from router.spread import Spread, spread_of
 from tests.router.experts import PATH, make_experts
 
@@ -60,12 +62,14 @@ def slow_term(kind: type, expert: Expert, u: Tensor) -> float:
     return float((u - centre) @ w) / float((mean.double() - centre) @ w)
 
 
-def slow_choice(pool: ExpertPool, kind: type, c: Floats, alike: list[int], u: Tensor, k: int) -> dict[int, float]:
+def slow_choice(
+    pool: ExpertPool, kind: type, c: Floats, alike: list[int], u: Tensor, k: int, temperature: float = 1
+) -> dict[int, float]:
     """Weights of one token by position in the pool, every formula as it stands."""
     here = [at for at, expert in enumerate(pool.experts) if PATH in expert.modules]
     scores = {at: 0.3 * slow_term(kind, pool.experts[at], u.double()) + 0.7 * c[at] for at in here}
     best = sorted(here, key=lambda at: (-scores[at], at))[:k]
-    exponents = {at: math.exp((scores[at] - scores[best[0]]) / 0.2) for at in best}
+    exponents = {at: math.exp((scores[at] - scores[best[0]]) / (0.2 * temperature)) for at in best}
     mass = found_mass(c, np.array(alike))
     weights = {at: mass * value / sum(exponents.values()) for at, value in exponents.items()}
     together = {at: sum(weights[other] for other in best if alike[other] == alike[at]) for at in best}
@@ -98,6 +102,30 @@ def test_a_token_is_given_what_the_formulas_say(kind: type, count: int, k: int, 
     for at, token in enumerate(u.view(-1, D)):
         expected = slow_choice(pool, kind, shares.shares[at // shape[1]], alike, token, k)
         assert found[at] == pytest.approx(expected, abs=2e-5)
+
+
+@pytest.mark.parametrize("kind", [Discriminant, ScaledGate])
+@pytest.mark.parametrize("known", [[True, False, True], [False, False], [True]])
+def test_twice_as_many_at_twice_the_temperature_answer_what_nobody_has_half_of(kind: type, known: list[bool]) -> None:
+    pool = make_pool(9, absent=0)
+    draw = np.random.default_rng(len(known))
+    # Of the same shares, half or four times as much.
+    shares = Shares(
+        np.stack([draw.dirichlet(np.ones(9)) * (4 if each else 0.5) for each in known]), np.array([0, 0, *range(2, 9)])
+    )
+    mixtures = SimpleNamespace(public=PUBLIC, shares=lambda _pool, _inputs: shares)
+    asked = Asked(pool, ["x"] * len(known), 2, 1.5, senses=cast("Senses", SimpleNamespace(mixtures=mixtures)))
+    plans = by_token(asked, kind)
+    assert len(set(map(id, plans))) == len(set(known))
+    for plan in set(plans):
+        rows = [at for at, mine in enumerate(plans) if mine is plan]
+        more = 1 if known[rows[0]] else 2
+        u = torch.randn(len(rows), 4, D, generator=torch.Generator().manual_seed(0))
+        found = given(pool, plan.method.choose(pool.modules[PATH], u), 4 * len(rows))
+        for at, token in enumerate(u.view(-1, D)):
+            c = shares.shares[rows[at // 4]]
+            expected = slow_choice(pool, kind, c, shares.alike.tolist(), token, 2 * more, 1.5 * more)
+            assert found[at] == pytest.approx(expected, abs=2e-5)
 
 
 @pytest.mark.parametrize("tokens", [1, 12])
