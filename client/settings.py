@@ -129,7 +129,7 @@ def _build(cls: type[ClientSettings], flags: Mapping[str, object], *, where: str
         raise Refused(
             Code.SETTINGS_INVALID,
             f"The setting {name} is wrong: {reason}.",
-            f"It comes from {where}, from {PREFIX}{name.upper()} or from a flag.",
+            f"Correct {where}, {PREFIX}{name.upper()} or the flag.",
         ) from error
     except (OSError, ValueError) as error:
         raise Refused(

@@ -1,5 +1,6 @@
 """The connection to the registry's database, and the version of its schema."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Engine, create_engine, event, make_url
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import TimeoutError as NoConnectionError
 
 from protocol.errors import Code, Refused, Unavailable
 
@@ -106,7 +108,7 @@ def translated() -> Iterator[None]:
     """Turn a failing database into an error that says to try again."""
     try:
         yield
-    except DBAPIError as error:
-        if "is full" in str(error.orig) or "No space left" in str(error.orig):
+    except (DBAPIError, NoConnectionError) as error:
+        if isinstance(error, DBAPIError) and re.search("is full|No space left", str(error.orig)):
             raise Unavailable(Code.STORAGE_FULL, "The registry's disk is full.", "Try again later.") from error
         raise Unavailable(Code.BUSY, "The registry's database does not answer.", "Try again in a minute.") from error

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from protocol.adapter_config import TASKS
 from protocol.bundle import ADAPTER_WEIGHTS
 from protocol.errors import Code, Refused
 from protocol.spec import Architecture
@@ -26,8 +27,6 @@ from router.expert import Expert
 from router.part import ExpertModule
 from router.trace import expert_shares, mean_weights
 from router.whole import new_folder
-
-_TASKS = {"encoder-decoder": "SEQ_2_SEQ_LM", "decoder-only": "CAUSAL_LM"}
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,7 @@ def _write(folder: Path, merged: Mapping[str, Merged], rank: int, base: str, arc
 
     config = LoraConfig(
         r=rank, lora_alpha=rank, target_modules=list(merged), lora_dropout=0.0, bias="none",
-        task_type=_TASKS[architecture], base_model_name_or_path=base, inference_mode=True,
+        task_type=TASKS[architecture], base_model_name_or_path=base, inference_mode=True,
     )  # fmt: skip
     config.save_pretrained(str(folder))
     tensors = {}

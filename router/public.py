@@ -152,9 +152,12 @@ def read_public(file: Path) -> list[str]:
     """
     try:
         texts = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeError) as error:
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error.reason
         raise Refused(
-            Code.DATA_UNREADABLE, f"The public text {file} cannot be read: {error}.", "Check the path; UTF-8 is needed."
+            Code.DATA_UNREADABLE,
+            f"The public text {file} cannot be read: {reason}.",
+            "Check the path; UTF-8 is needed.",
         ) from error
     if len(texts) < _FEWEST:
         raise Refused(

@@ -1,4 +1,5 @@
 import sqlite3
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,21 @@ def test_a_full_disk_is_said(tmp_path: Path) -> None:
     finally:
         engine.dispose()
     assert full.value.code is Code.STORAGE_FULL
+
+
+def test_whoever_gets_no_connection_is_told_to_come_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = database.connect(f"sqlite:///{tmp_path / 'r.db'}")
+    monkeypatch.setattr(engine.pool, "_timeout", 0.01)
+
+    def hold(connections: ExitStack) -> None:
+        with database.translated():
+            for _ in range(100):
+                connections.enter_context(engine.connect())
+
+    with ExitStack() as connections, pytest.raises(GreylagError) as busy:
+        hold(connections)
+    engine.dispose()
+    assert busy.value.code is Code.BUSY
 
 
 def test_the_lock_is_taken_before_the_first_read(tmp_path: Path) -> None:
