@@ -51,7 +51,7 @@ def init(  # noqa: PLR0913 - one parameter an option
     max_bundle_bytes: Annotated[int | None, _policy("Largest bundle that is taken, in bytes.")] = None,
     max_experts: Annotated[int | None, _policy("Experts that one contributor may hold.")] = None,
     promotion: Annotated[When, _policy("Release at once, or when contributors' data speak for it.")] = "at-once",
-    method: Annotated[str | None, _policy("How releases route (`greylag-router methods`); default: phatgoose.")] = None,
+    method: Annotated[str | None, _policy("How releases route; default: phatgoose, with means nnls-request.")] = None,
     statistics: Annotated[list[str] | None, _policy("What bundles must tell: means, centroid; repeatable.")] = None,
     k: Annotated[int | None, _policy("Experts that answer a token, at every module.")] = None,
     release_days: Annotated[int | None, _policy("Days until a release expires; it is renewed before.")] = None,
@@ -69,7 +69,7 @@ def init(  # noqa: PLR0913 - one parameter an option
     from protocol.channel import check_address  # noqa: PLC0415
 
     check_absent(place := Workspace(workspace))
-    _check_method(method, statistics or ())
+    method = _checked_method(method, statistics or ())
     flags = {
         "kind": kind, "rank": rank, "alpha": alpha, "learning_rate": learning_rate,
         "expert_steps": expert_steps, "gate_steps": gate_steps, "batch_size": batch_size, "eval_every": eval_every,
@@ -104,12 +104,12 @@ def _announce(pool: "Pool", folder: Path, *, as_json: bool) -> None:
         emit({"name": pool.spec.name, "pool": pool.digest, "key": pool.spec.coordinator})
 
 
-def _check_method(method: str | None, statistics: Sequence[str]) -> None:
-    """Refuse a pool whose releases no router could run."""
-    from router.methods import NEEDS, listed  # noqa: PLC0415 - not for --help
+def _checked_method(method: str | None, statistics: Sequence[str]) -> str | None:
+    """Return how releases route, None for the protocol's default; refuse what no router could run."""
+    from router.methods import BY_MEANS, NEEDS, listed  # noqa: PLC0415 - not for --help
 
     if method is None:
-        return
+        return BY_MEANS if "means" in statistics else None
     listed(method)
     needed = NEEDS.get(method)
     if needed is not None and needed not in statistics:
@@ -118,6 +118,7 @@ def _check_method(method: str | None, statistics: Sequence[str]) -> None:
             f"The method {method} routes only among experts that tell {needed} of their data.",
             f"Add --statistics {needed}, so that every bundle must tell them.",
         )
+    return method
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,8 @@ NEEDS = {
     "retrieval": "centroid",
 }
 """What every expert must tell of its data, by method; those with an argument are no pool's method."""
+BY_MEANS = "nnls-request"
+"""How a pool routes that asks for means, unless its founder chooses (docs/decisions/0013-mixtures.md)."""
 
 
 def listed(method: str) -> str:

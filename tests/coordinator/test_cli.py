@@ -136,6 +136,24 @@ def test_init_makes_a_workspace_of_a_real_base(program: Program, tmp_path: Path,
 
 
 @pytest.mark.parametrize(
+    ("arguments", "method"),
+    [
+        ([], "phatgoose"),
+        (["--statistics", "centroid"], "phatgoose"),
+        (["--statistics", "centroid", "--statistics", "means"], "nnls-request"),
+        (["--statistics", "means", "--method", "phatgoose"], "phatgoose"),
+    ],
+)
+def test_a_pool_that_asks_for_means_routes_by_them(
+    program: Program, tmp_path: Path, t5_base: Path, arguments: list[str], method: str
+) -> None:
+    workspace = Workspace(tmp_path / "pool")
+    assert program(workspace, "init", "--name", "birds", "--base", str(t5_base), *arguments) == 0
+    pool = read_pool(workspace.pool.read_bytes(), Identity.load(workspace.key).public)
+    assert pool.spec.routing.method == method
+
+
+@pytest.mark.parametrize(
     ("arguments", "status"),
     [
         (["--base", "/no/such/folder"], 66),
