@@ -68,7 +68,7 @@ bench-growth: $(STAMP) ## Cost of adding an expert while requests run (a minute)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.growth
 
 .PHONY: bench-zeroshot
-bench-zeroshot: $(STAMP) ## Every routing method on tasks that no expert was trained for; ARGS="--help" tells options
+bench-zeroshot: $(STAMP) ## Every routing method on tasks that no expert was trained for (15 minutes); ARGS="--help" tells options
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.lab $(ARGS)
 
 .PHONY: proto
