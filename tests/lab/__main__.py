@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="compare these numbers of steps of gate training, too; without it, a tenth of the expert's",
     )
-    say("--plots", type=Path, metavar="FOLDER", help="draw the tables, and look at routes, into this folder")
+    say("--plots", type=Path, metavar="FOLDER", help="draw the tables into this folder, and routes beside the oracle's")
     say("--out", type=Path, default=Path("build/lab"), metavar="FOLDER", help="where everything lies")
     say("--workers", type=int, default=2, metavar="N", help="processes of one thread each")
     return parser

@@ -34,8 +34,10 @@ class Traced:
 
 
 def best_experts(scores: Scores, tasks: Sequence[Task]) -> dict[str, str]:
-    """Say whom the oracle takes for each task; it is the first of equals."""
+    """Say whom the oracle takes for each task; it is the first of equals. Nobody if no expert was asked alone."""
     singles = {name: row for name, row in scores.exact.items() if name.startswith("expert:")}
+    if not singles:
+        return {}
     return {
         task.name: max(singles, key=lambda name: singles[name][task.name]).removeprefix("expert:") for task in tasks
     }
@@ -52,9 +54,14 @@ def trace(
         tasks: Held-out tasks.
         scores: Of the methods and of each expert alone.
         folder: Where the heat maps go.
+
+    Returns:
+        By method; nothing if no expert was asked alone, so that there is no oracle.
     """
+    oracles, found = best_experts(scores, tasks), dict[str, Traced]()
+    if not oracles:
+        return found
     folder.mkdir(parents=True, exist_ok=True)
-    oracles, found = best_experts(scores, tasks), {}
     asked = {task.name: [row["input"] for row in rows[task.name][:INPUTS]] for task in tasks}
     drawn = {next(task.name for task in tasks if task.family == family) for family in FAMILIES}
     for method in (name for name in METHODS if name in scores.exact):

@@ -51,6 +51,7 @@ def test_a_method_that_is_the_oracle_is_no_nats_from_it(
     }
     right_once = {task.name: float(at == 0) for at, task in enumerate(tasks)}
     scores = Scores(singles | {"phatgoose": right_once})
+    assert routes.trace(model, rows, tasks, Scores({"phatgoose": right_once}), tmp_path / "none") == {}
     oracles = routes.best_experts(scores, tasks)
     assert [oracles[task.name] for task in tasks[:2]] == ["anna", "berta"]
     monkeypatch.setattr(routes, "METHODS", ("phatgoose", "expert:anna"))
