@@ -19,13 +19,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from protocol import strict_json
 from protocol.adapter_config import IA3_KEYS, LORA_KEYS, TASKS, at_module, first_fault
+from protocol.adapters import Ia3Module, Module
+from protocol.atomic import write_whole
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, sha256_of
 from protocol.errors import Code, Refused
-from protocol.kinds import Ia3Module, Module
 from protocol.spec import Dtype, PoolSpec
 from protocol.statement import first_fault as first_invalid
 from protocol.tensors import ADAPTER_PREFIX, TensorInfo, read_header
-from protocol.whole import write_whole
 from router.base import folder_of
 
 _MODULE: TypeAdapter[Module] = TypeAdapter(Module)

@@ -12,14 +12,14 @@ from client.progress import Report
 from client.settings import ClientSettings
 from client.workspace import Workspace
 from protocol import tensors
+from protocol.atomic import write_whole
 from protocol.bundle import ADAPTER_WEIGHTS, ENVELOPE, GATES, Bundle, open_bundle
+from protocol.compatibility import check_tensors
 from protocol.errors import Code, Refused
-from protocol.fit import check_tensors
 from protocol.release import Pool
 from protocol.signing import Signed
-from protocol.status import plain
 from protocol.v1.intake_pb2 import StatusReply
-from protocol.whole import write_whole
+from protocol.wire.grpc_status import plain
 
 FINAL = ("refused", "released", "superseded", "yanked")
 WAITS_FOR_OPERATOR = "quarantined"

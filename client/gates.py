@@ -15,7 +15,7 @@ from torch import Tensor
 
 from client import history, phase, together
 from client.progress import Report
-from protocol.kinds import Module
+from protocol.adapters import Module
 from protocol.spec import Recipe
 from router.attach import Linear
 from router.base import Base

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from protocol import strict_json
-from protocol.whole import write_whole
+from protocol.atomic import write_whole
 
 PHASES = ("base", "expert", "gates", "joint")
 """`base` is not trained, and `joint` stands for expert and gates in one."""

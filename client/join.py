@@ -10,10 +10,10 @@ from client import settings as client_settings
 from client import upload
 from client.settings import ClientSettings
 from client.workspace import Workspace
+from protocol.atomic import write_whole
 from protocol.errors import Code, Refused
 from protocol.release import ENROLMENT_TYPE, Enrolment, Pool, read_enrolment, read_pool, sign, timestamp
 from protocol.signing import Identity, PublicKey
-from protocol.whole import write_whole
 from router.base import check_base
 
 

@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from protocol import statement, strict_json
+from protocol.atomic import write_whole
 from protocol.errors import Code, Refused
 from protocol.release import Receipt
 from protocol.spec import Name, Sha256, Timestamp
 from protocol.statement import Strict
-from protocol.whole import write_whole
 
 REFUSED = "refused"
 

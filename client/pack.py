@@ -10,10 +10,10 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from client.runs import ADAPTER, LOSSES, RunRecord, read_record, read_statistics
 from protocol import bundle
+from protocol.adapters import Ia3Module, Kind, Module
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, GATES, Bundle
+from protocol.compatibility import check_tensors
 from protocol.errors import Code, Refused
-from protocol.fit import check_tensors
-from protocol.kinds import Ia3Module, Kind, Module
 from protocol.release import Pool, timestamp
 from protocol.signing import Identity
 from protocol.spec import ExpertSpec, Promise, Statistics

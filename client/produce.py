@@ -21,8 +21,8 @@ from client.sharing import Share, Sharing
 from client.together import check_together, processes
 from client.workspace import Workspace
 from protocol.bundle import ADAPTER_WEIGHTS, ENVELOPE, GATES, Bundle, open_bundle, sha256_of
+from protocol.compatibility import check_told
 from protocol.errors import Code, Refused
-from protocol.fit import check_told
 from protocol.signing import Identity
 from protocol.spec import Name, Promise, Recipe
 from protocol.statement import first_fault

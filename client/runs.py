@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from protocol import statement, strict_json
+from protocol.adapters import BottleneckModule, DoraModule, Ia3Module, LoraModule, Module, RsLoraModule, Shape
 from protocol.bundle import GATES
 from protocol.errors import Code, Refused
-from protocol.kinds import BottleneckModule, DoraModule, Ia3Module, LoraModule, Module, RsLoraModule, Shape
 from protocol.spec import Dtype, Name, PoolSpec, Promise, Recipe, Sha256, Statistics
 from protocol.statement import Strict
 

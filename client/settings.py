@@ -15,10 +15,10 @@ from pydantic_settings import (
 )
 
 from client.plan import Columns
-from protocol.channel import check_address
 from protocol.errors import Code, Refused
 from protocol.spec import KeyHex, Line, Name
 from protocol.statement import first_fault
+from protocol.wire.grpc_client import check_address
 
 PREFIX = "GREYLAG_CLIENT_"
 

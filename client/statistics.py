@@ -14,10 +14,10 @@ from client.progress import Progress, Report
 from client.runs import STATISTICS
 from client.sharing import Share, Sharing
 from protocol import strict_json
+from protocol.atomic import write_whole
 from protocol.bundle import GATES
 from protocol.spec import Centroid, Means, Noise, Statistics
 from protocol.tensors import CENTROID
-from protocol.whole import write_whole
 from router.attach import deeper
 from router.base import Base
 from router.embedding import Embedder

@@ -19,11 +19,11 @@ from client.packing import check_packing
 from client.plan import Plan
 from client.progress import Report
 from client.runs import ADAPTER, RECORD, RunRecord, coarse, dump_record, plan_modules
+from protocol.adapters import Module
+from protocol.atomic import write_whole
 from protocol.bundle import GATES
 from protocol.errors import Code, Refused
-from protocol.kinds import Module
 from protocol.spec import Promise, Recipe
-from protocol.whole import write_whole
 from router.attach import find_linear
 from router.base import Base, load_base
 from router.placing import is_offloaded

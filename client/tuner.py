@@ -12,11 +12,11 @@ from transformers.pytorch_utils import Conv1D
 
 from protocol import strict_json
 from protocol.adapter_config import TASKS
+from protocol.adapters import BOTTLENECK_TYPE, BottleneckModule, Ia3Module, Module
+from protocol.atomic import write_whole
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from protocol.errors import Code, Refused
-from protocol.kinds import BOTTLENECK_TYPE, BottleneckModule, Ia3Module, Module
 from protocol.spec import Architecture, Recipe
-from protocol.whole import write_whole
 from router.attach import find_linear
 from router.base import Base
 from router.bottleneck import attach_bottlenecks, detach_bottlenecks, save_bottlenecks

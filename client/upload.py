@@ -12,7 +12,6 @@ from pathlib import Path
 
 from client.progress import GIVE_UP_AFTER_S, Progress, Report
 from protocol.bundle import Bundle, check_file
-from protocol.channel import DEADLINE_S, STREAM_DEADLINE_S, connect
 from protocol.errors import Code, GreylagError, Refused, Unavailable
 from protocol.release import Pool, Receipt, read_receipt
 from protocol.v1.catalog_pb2 import GetPoolRequest
@@ -29,7 +28,8 @@ from protocol.v1.intake_pb2 import (
     StatusRequest,
 )
 from protocol.v1.intake_pb2_grpc import IntakeStub
-from protocol.wire import read_chunks
+from protocol.wire.chunks import read_chunks
+from protocol.wire.grpc_client import DEADLINE_S, STREAM_DEADLINE_S, connect
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 POLL_S = 1.0

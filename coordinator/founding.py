@@ -13,9 +13,9 @@ from pydantic import ValidationError
 
 from coordinator.registry import Registry
 from coordinator.settings import Workspace, read
-from protocol.campaign import APP_DIGEST
+from protocol.adapters import Shape
 from protocol.errors import Code, Refused, from_os_error
-from protocol.kinds import Shape
+from protocol.fleet.campaign import APP_DIGEST
 from protocol.release import Pool, sign_pool, timestamp
 from protocol.signing import Identity
 from protocol.spec import Architecture, BaseModelRef, Name, Policy, PoolSpec, Recipe, Routing

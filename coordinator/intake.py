@@ -17,7 +17,7 @@ from coordinator.tables import BundleRow
 from protocol import bundle, release
 from protocol.bundle import Manifest
 from protocol.errors import Code, Refused
-from protocol.node import check_clock, read_binding
+from protocol.fleet.node_key import check_clock, read_binding
 from protocol.release import RECEIPT_TYPE, Pool, Receipt, timestamp
 from protocol.signing import Identity
 

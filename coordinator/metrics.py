@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from prometheus_client import CollectorRegistry, Counter, start_http_server
 
 from coordinator.life import State
-from protocol.channel import check_address
 from protocol.errors import Code, Refused
+from protocol.wire.grpc_client import check_address
 
 
 class Metrics:

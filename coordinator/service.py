@@ -20,10 +20,10 @@ from coordinator.store import Store, is_sha256
 from protocol.bundle import SignedFile
 from protocol.errors import Code, Refused, Unavailable
 from protocol.release import Pool
-from protocol.server import to_end
 from protocol.v1 import catalog_pb2, catalog_pb2_grpc, intake_pb2, intake_pb2_grpc
 from protocol.v1.chunk_pb2 import Chunk
-from protocol.wire import CHUNK_BYTES, check_chunk
+from protocol.wire.chunks import CHUNK_BYTES, check_chunk
+from protocol.wire.grpc_server import to_end
 
 SERVICES = ("greylag.v1.Intake", "greylag.v1.Catalog")
 _MAX_RELEASE_NUMBER = (1 << 31) - 1

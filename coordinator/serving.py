@@ -13,8 +13,8 @@ from coordinator.opening import Opened
 from coordinator.service import SERVICES, CatalogService, IntakeService
 from coordinator.spool import Spool
 from coordinator.store import Store
-from protocol.server import Listen, serve
 from protocol.v1 import catalog_pb2_grpc, intake_pb2_grpc
+from protocol.wire.grpc_server import Listen, serve
 
 _log = structlog.get_logger(__name__)
 

@@ -19,11 +19,11 @@ from typing import Annotated
 from pydantic import Field
 
 from protocol import statement, strict_json
+from protocol.atomic import beside, write_whole
 from protocol.errors import Code, Refused
 from protocol.signing import MAX_ENVELOPE_BYTES, Identity, PublicKey, Signed
 from protocol.spec import ExpertSpec
 from protocol.statement import Strict
-from protocol.whole import beside, write_whole
 
 BUNDLE_TYPE = "https://greylag.org/bundle/v1"
 ADAPTER_CONFIG = "adapter_config.json"

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
-from protocol.kinds import Activation, Alpha, Kind, Module, Rank, Shape
+from protocol.adapters import Activation, Alpha, Kind, Module, Rank, Shape
 from protocol.statement import Strict
 
 POOL_TYPE = "https://greylag.org/pool/v1"

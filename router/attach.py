@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from protocol.adapters import Shape
 from protocol.errors import Code, Refused
-from protocol.kinds import Shape
 from router.placing import at_hand, device_of
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from protocol.adapters import BottleneckModule
 from protocol.bundle import ADAPTER_WEIGHTS
-from protocol.kinds import BottleneckModule
 from protocol.tensors import ADAPTER_PREFIX
 from router.attach import Linear, WrappedLinear, find_linear
 from router.part import activated

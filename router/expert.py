@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle
+from protocol.compatibility import check_tensors, is_constant
 from protocol.errors import Code, Refused
-from protocol.fit import check_tensors, is_constant
 from protocol.spec import BaseModelRef
 from protocol.tensors import ADAPTER_PREFIX, CENTROID
 from router.attach import Linear, computing_like

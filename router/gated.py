@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from protocol.adapters import Module
 from protocol.bundle import ADAPTER_WEIGHTS
-from protocol.kinds import Module
 from protocol.tensors import ADAPTER_PREFIX
 from router.attach import Linear, WrappedLinear, computing_like, find_linear
 from router.kinds import make_part

@@ -2,7 +2,7 @@
 
     delta(u) = s B f(A u) + W (c * u) + e * y + h,   y = W u + b
 
-The kinds as their papers and PEFT define them stand in `protocol.kinds`. DoRA reads
+The kinds as their papers and PEFT define them stand in `protocol.adapters`. DoRA reads
 
     delta(u) = (g - 1) * (y - b) + g * s B A u,   g = m / |W + s B A| by rows
 
@@ -14,8 +14,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from protocol.adapters import BottleneckModule, DoraModule, Ia3Module, Module
 from protocol.errors import Code, Refused
-from protocol.kinds import BottleneckModule, DoraModule, Ia3Module, Module
 from router.attach import Linear, bias_of, weight_of
 from router.part import ExpertModule, Scales
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from protocol.adapters import Shape
 from protocol.errors import Code, Refused
-from protocol.kinds import Shape
 from router.attach import Linear, WrappedLinear
 from router.dispatch import add_experts
 from router.gate import Choice, CommonChoice

@@ -8,9 +8,9 @@ from pathlib import Path
 import psutil
 import torch
 
+from protocol.adapters import Module
 from protocol.bundle import Bundle
 from protocol.errors import Code, Unavailable
-from protocol.kinds import Module
 from router.pages import GATE_BYTES
 from router.pool import ExpertPool
 

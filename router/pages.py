@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from protocol.kinds import Activation
+from protocol.adapters import Activation
 
 GATE_BYTES = torch.float32.itemsize + torch.float16.itemsize
 """What a number of a gate takes; a CPU may keep it in half precision, too."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from protocol.kinds import Activation
+from protocol.adapters import Activation
 from router.attach import Linear, bias_of
 
 

@@ -15,8 +15,8 @@ from types import MappingProxyType
 
 import torch
 
+from protocol.adapters import Module
 from protocol.errors import Code, Refused
-from protocol.kinds import Module
 from router.attach import shared_input
 from router.calibration import Calibration
 from router.expert import Expert

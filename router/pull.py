@@ -19,17 +19,17 @@ from pathlib import Path
 
 import grpc
 
+from protocol.atomic import write_whole
 from protocol.bundle import ENVELOPE, Bundle, Manifest, SignedFile, check_file, open_bundle, read_manifest
-from protocol.channel import DEADLINE_S, STREAM_DEADLINE_S, connect
+from protocol.compatibility import check_fit, check_tensors
 from protocol.errors import Code, Refused, Unavailable
-from protocol.fit import check_fit, check_tensors
 from protocol.release import CalibrationFile, Pool, Release, check_fresh, read_candidate, read_pool, read_release
 from protocol.signing import PublicKey
-from protocol.status import from_rpc_error
 from protocol.v1 import catalog_pb2
 from protocol.v1.catalog_pb2_grpc import CatalogStub
-from protocol.whole import write_whole
-from protocol.wire import check_chunk
+from protocol.wire.chunks import check_chunk
+from protocol.wire.grpc_client import DEADLINE_S, STREAM_DEADLINE_S, connect
+from protocol.wire.grpc_status import from_rpc_error
 from router.calibration import Calibration
 
 POOL, RELEASE, BUNDLES, FINGERPRINT = "pool.dsse.json", "release.dsse.json", "bundles", ".fingerprint.json"

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from protocol.channel import STREAM_DEADLINE_S, connect
 from protocol.errors import Code, Refused
 from protocol.v1 import query_pb2
 from protocol.v1.query_pb2_grpc import QueryStub
+from protocol.wire.grpc_client import STREAM_DEADLINE_S, connect
 from router.answer import Answer, Answered, ModuleRoute
 from router.limits import DEFAULT_NEW_TOKENS
 from router.request import DEFAULT, Choices, RoutingChoice, one_each

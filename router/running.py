@@ -9,7 +9,7 @@ import structlog
 from filelock import FileLock, Timeout
 
 from protocol.errors import Code, GreylagError, Refused
-from protocol.server import Listen, serve
+from protocol.wire.grpc_server import Listen, serve
 from router.base import check_base
 from router.follow import Follower
 from router.model import RoutedModel

@@ -9,9 +9,9 @@ from typing import Any
 import grpc
 
 from protocol.errors import Code, Refused
-from protocol.server import to_end
 from protocol.v1 import query_pb2
 from protocol.v1.query_pb2_grpc import QueryServicer, add_QueryServicer_to_server
+from protocol.wire.grpc_server import to_end
 from router.answer import Answered
 from router.batch import count_tokens
 from router.limits import DEFAULT_NEW_TOKENS, MAX_INPUTS, MAX_NEW_TOKENS, MAX_SQUARED_TOKENS

@@ -18,8 +18,8 @@ from transformers import (
 )
 
 from client.runs import lay_modules
+from protocol.adapters import BOTTLENECK_TYPE, BottleneckModule, Ia3Module, Kind
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, GATES, Bundle, pack
-from protocol.kinds import BOTTLENECK_TYPE, BottleneckModule, Ia3Module, Kind
 from protocol.release import Pool, sign_pool
 from protocol.signing import Identity
 from protocol.spec import ExpertSpec, Policy, PoolSpec, Recipe, Statistics

@@ -14,8 +14,8 @@ from transformers import DataCollatorForSeq2Seq
 
 from client.data import read_examples
 from client.plan import Columns
-from protocol.campaign import Calibrating
 from protocol.errors import Code, Refused
+from protocol.fleet.campaign import Calibrating
 from router.calibrate import calibrate
 from router.calibration import METHOD, Calibration
 from router.pull import Mirror

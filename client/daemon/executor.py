@@ -21,9 +21,9 @@ from client.daemon.watch import Watch
 from client.daemon.work import Work
 from client.door import quiet_libraries
 from client.workspace import Workspace, storage
-from protocol.campaign import Kind, Order
 from protocol.errors import Code, GreylagError, Unavailable
-from protocol.reply import Reply
+from protocol.fleet.campaign import Kind, Order
+from protocol.fleet.reply import Reply
 
 LOOK_AGAIN_S = 60.0
 """Pause between two looks at the private file, in seconds."""

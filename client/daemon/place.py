@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from client.workspace import Workspace
-from protocol.node import NodeKey
-from protocol.whole import write_whole
+from protocol.atomic import write_whole
+from protocol.fleet.node_key import NodeKey
 
 WORKING = "working"
 """Note about the campaign that is being worked for."""

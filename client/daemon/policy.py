@@ -34,11 +34,11 @@ from typing import Annotated, Literal, NamedTuple
 import tomli_w
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from protocol.campaign import Kind
+from protocol.atomic import write_whole
 from protocol.errors import Code, Refused
+from protocol.fleet.campaign import Kind
 from protocol.spec import Promise
 from protocol.statement import first_fault
-from protocol.whole import write_whole
 
 Consent = Literal["auto", "ask", "never"]
 YOURS = "you have to allow or decline it"

@@ -22,12 +22,12 @@ from client import settings as client_settings
 from client.daemon.child import FIRST_PAUSE_S, LONGEST_PAUSE_S, Child
 from client.daemon.place import WORKING, Place
 from client.daemon.policy import read_policy
-from protocol.channel import DEADLINE_S, connect
 from protocol.errors import Code, GreylagError, Refused, from_os_error
-from protocol.node import NodeKey, bind
+from protocol.fleet.node_key import NodeKey, bind
 from protocol.release import timestamp
 from protocol.v1.intake_pb2 import BindRequest, EnrolRequest
 from protocol.v1.intake_pb2_grpc import IntakeStub
+from protocol.wire.grpc_client import DEADLINE_S, connect
 
 LOOK_S, LOOK_AT_FLEET_S, FLEET_ANSWERS_S = 1.0, 30.0, 5.0
 _QUIET = {

@@ -22,8 +22,8 @@ from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, 
 
 from client.daemon.app import Act, make_app, reply_to
 from protocol.errors import Code, Refused
+from protocol.fleet.reply import Reply
 from protocol.release import Pool
-from protocol.reply import Reply
 
 POLL_S, PAUSE_S = 0.2, 1.0
 

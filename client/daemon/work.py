@@ -17,10 +17,10 @@ from client.produce import produce
 from client.progress import Progress
 from client.runs import coarse
 from client.settings import ClientSettings
-from protocol.campaign import Order
 from protocol.errors import Code, Refused
+from protocol.fleet.campaign import Order
+from protocol.fleet.reply import Reply
 from protocol.release import Pool
-from protocol.reply import Reply
 from router.base import check_base
 from router.pull import BUNDLES, CALIBRATIONS, pull, pull_calibration, pull_exactly
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from protocol.adapter_config import IA3_KEYS, LORA_KEYS, at_module, first_fault
+from protocol.adapters import BOTTLENECK_TYPE, DoraModule, Ia3Module, LoraModule, RsLoraModule
 from protocol.errors import Code, Refused
-from protocol.kinds import BOTTLENECK_TYPE, DoraModule, Ia3Module, LoraModule, RsLoraModule
 from protocol.spec import ExpertSpec
 
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")

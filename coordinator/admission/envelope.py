@@ -2,8 +2,8 @@
 
 from coordinator.life import Standing
 from protocol.bundle import Manifest
+from protocol.compatibility import check_fit
 from protocol.errors import Code, Refused
-from protocol.fit import check_fit
 from protocol.release import Pool
 
 
@@ -11,7 +11,8 @@ def judge(manifest: Manifest, pool: Pool, standing: Standing) -> None:
     """Hold a verified manifest against the pool and against what the registry knows.
 
     Raises:
-        Refused: `KEY_UNKNOWN`, `KEY_REVOKED`, `KEY_PENDING`, or as `protocol.fit.check_fit` and `judge_standing`.
+        Refused: `KEY_UNKNOWN`, `KEY_REVOKED`, `KEY_PENDING`, or as `judge_standing` and
+            `protocol.compatibility.check_fit`.
     """
     judge_contributor(standing.contributor)
     check_fit(manifest, pool)

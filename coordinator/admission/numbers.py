@@ -7,8 +7,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from protocol.compatibility import MAX_MEAN, is_constant
 from protocol.errors import Code, Refused
-from protocol.fit import MAX_MEAN, is_constant
 from protocol.tensors import TensorInfo
 
 _BLOCK_VALUES = 1 << 20
@@ -23,7 +23,7 @@ def check_adapter(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
 
     Args:
         path: adapter_model.safetensors, whose header was checked.
-        tensors: Its tensors by the names of `protocol.kinds`.
+        tensors: Its tensors by the names of `protocol.adapters`.
 
     Raises:
         Refused: `NOT_FINITE` naming the tensor, or `NO_EFFECT`.

@@ -16,8 +16,9 @@ from coordinator.life import State
 from coordinator.opening import Opened
 from coordinator.releases import next_release
 from coordinator.tables import Campaign, Round
-from protocol.campaign import Calibrating, Order, sign_order
 from protocol.errors import Code, Refused
+from protocol.fleet.campaign import Calibrating, Order, sign_order
+from protocol.fleet.reply import Reply
 from protocol.release import (
     CalibrationFile,
     Release,
@@ -29,7 +30,6 @@ from protocol.release import (
     sign_candidate,
     timestamp,
 )
-from protocol.reply import Reply
 from router.calibration import MAX_BIAS, MAX_LOG_TEMPERATURE, Calibration
 
 MAX_ATTEMPTS = 10

@@ -16,8 +16,8 @@ from coordinator.fleet.records import FINAL, Fleet
 from coordinator.fleet.rule import read_loss, weigh
 from coordinator.opening import Opened
 from coordinator.tables import Answer, Campaign
-from protocol.campaign import Kind
 from protocol.errors import Code, Refused
+from protocol.fleet.campaign import Kind
 from protocol.release import read_timestamp
 
 ASK_AGAIN_S = 60.0

@@ -27,9 +27,9 @@ from flwr.superlink.grid import HttpGrid
 
 from coordinator.fleet.link import SECRET_HEADER, header
 from coordinator.fleet.replies import MALFORMED, CarefulGrid
-from protocol.campaign import Kind, app_bundle
 from protocol.errors import Code, Refused, Unavailable
-from protocol.reply import ANSWER, ARRAYS, METRICS, ORDER, UPDATE, Reply, read_reply
+from protocol.fleet.campaign import Kind, app_bundle
+from protocol.fleet.reply import ANSWER, ARRAYS, METRICS, ORDER, UPDATE, Reply, read_reply
 
 MESSAGE_TYPES: dict[str, str] = {
     "info": "query.info", "train": "train", "evaluate": "evaluate", "calibrate": "train.calibrate",

@@ -7,8 +7,8 @@ from coordinator.fleet.records import Fleet, no_candidate
 from coordinator.fleet.rounds import Rounds
 from coordinator.opening import Opened
 from coordinator.tables import Campaign
-from protocol.campaign import Calibrating, Kind, Order, Privacy, Strategy, sign_order
 from protocol.errors import Code, Refused
+from protocol.fleet.campaign import Calibrating, Kind, Order, Privacy, Strategy, sign_order
 from protocol.release import MAX_CALIBRATION_BYTES, Release, read_candidate, read_release, read_timestamp, timestamp
 from router.calibration import METHOD, Calibration
 

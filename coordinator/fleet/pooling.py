@@ -16,10 +16,10 @@ from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, 
 from numpy.typing import NDArray
 
 from coordinator.fleet.flower import Run
-from protocol.campaign import Privacy, Strategy
 from protocol.errors import Code, Refused
+from protocol.fleet.campaign import Privacy, Strategy
+from protocol.fleet.reply import ARRAYS, METRICS, UPDATE
 from protocol.release import Spent
-from protocol.reply import ARRAYS, METRICS, UPDATE
 
 _WEIGHT = "num-examples"
 """Flower's name for a node's weight: every node counts alike, whatever its size, which nobody is told."""

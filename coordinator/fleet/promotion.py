@@ -7,8 +7,8 @@ from coordinator.life import State
 from coordinator.opening import Opened
 from coordinator.registry import Registry
 from coordinator.releases import steps_to
-from protocol.campaign import Decision, sign_decision
 from protocol.errors import Code, Refused
+from protocol.fleet.campaign import Decision, sign_decision
 from protocol.release import Release, read_candidate, sign_release, timestamp
 
 

@@ -16,9 +16,9 @@ from coordinator.fleet.steps import overtake, revoke_nodes
 from coordinator.life import State
 from coordinator.registry import Registry
 from coordinator.tables import Answer, BundleRow, Campaign, Candidate, Contributor, Node, Update
-from protocol.campaign import Decision, Order
 from protocol.errors import Code, GreylagError, Refused
-from protocol.node import Binding
+from protocol.fleet.campaign import Decision, Order
+from protocol.fleet.node_key import Binding
 from protocol.release import Release, timestamp
 from protocol.signing import Signed
 

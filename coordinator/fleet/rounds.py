@@ -12,7 +12,7 @@ from sqlalchemy.orm import undefer
 from coordinator.registry import Registry
 from coordinator.tables import Answer, Round, Update
 from protocol import statement
-from protocol.campaign import ORDER_TYPE, Order
+from protocol.fleet.campaign import ORDER_TYPE, Order
 from protocol.release import CalibrationFile, Spent, timestamp
 from protocol.signing import Signed
 

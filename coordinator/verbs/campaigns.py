@@ -30,7 +30,7 @@ candidates = typer.Typer(help="Show and decide what may become the newest releas
 
 
 Kind = Literal["info", "train", "evaluate", "calibrate"]
-"""What can be asked; `protocol.campaign`'s, whose import --help does without."""
+"""What can be asked; `protocol.fleet.campaign`'s, whose import --help does without."""
 _calibrate = partial(typer.Option, rich_help_panel="Of calibrate")
 NumberArgument = Annotated[int, typer.Argument(min=0, max=(1 << 31) - 1, help="0 for the newest.")]
 DigestArgument = Annotated[str, typer.Argument(help="Eight or more digits of the candidate's digest.")]
@@ -119,7 +119,7 @@ def campaign_start(  # noqa: PLR0913 - a flag each
 
     quiet_flower(workspace.resolve() / "fleet" / "home")
     from coordinator.fleet.orders import Plan, start  # noqa: PLC0415 - after Flower was told to be quiet
-    from protocol.campaign import Privacy  # noqa: PLC0415
+    from protocol.fleet.campaign import Privacy  # noqa: PLC0415
 
     privacy = None
     if budget is not None:
@@ -230,7 +230,7 @@ def candidates_ls(*, as_json: JsonOption = False, workspace: WorkspaceOption = P
 
     Example: greylag-coordinator candidates ls
     """
-    from protocol.campaign import read_decision  # noqa: PLC0415 - not for --help
+    from protocol.fleet.campaign import read_decision  # noqa: PLC0415 - not for --help
     from protocol.release import read_candidate  # noqa: PLC0415
 
     with opened_workspace(workspace) as open_:

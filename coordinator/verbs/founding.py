@@ -66,7 +66,7 @@ def init(  # noqa: PLR0913 - one parameter an option
     """
     from coordinator.founding import check_absent, found  # noqa: PLC0415 - not for --help
     from coordinator.settings import Workspace  # noqa: PLC0415
-    from protocol.channel import check_address  # noqa: PLC0415
+    from protocol.wire.grpc_client import check_address  # noqa: PLC0415
 
     check_absent(place := Workspace(workspace))
     method = _checked_method(method, statistics or ())

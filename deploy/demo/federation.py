@@ -136,9 +136,9 @@ def contribute(cast: Federation, contributor: str, data: Path, on_progress: Call
 
 def watch(stopped: threading.Event, router: str, say: Say) -> None:
     """Tell whenever the router has taken up a new release, until stopped."""
-    from protocol.channel import connect  # noqa: PLC0415 - keeps the first screen quick
     from protocol.v1 import query_pb2  # noqa: PLC0415
     from protocol.v1.query_pb2_grpc import QueryStub  # noqa: PLC0415
+    from protocol.wire.grpc_client import connect  # noqa: PLC0415 - keeps the first screen quick
 
     seen = 0
     with connect(router) as channel:

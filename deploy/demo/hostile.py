@@ -12,14 +12,14 @@ from pathlib import Path
 from deploy.demo.federation import Federation
 from protocol import strict_json
 from protocol.bundle import ADAPTER_WEIGHTS, ENVELOPE, Bundle, Manifest, open_bundle, pack
-from protocol.channel import DEADLINE_S, connect
 from protocol.errors import Code, GreylagError, Refused
 from protocol.release import ENROLMENT_TYPE, Enrolment, sign, timestamp
 from protocol.signing import Identity, Signed
 from protocol.tensors import adapter_tensors
 from protocol.v1 import intake_pb2
 from protocol.v1.intake_pb2_grpc import IntakeStub
-from protocol.wire import read_chunks
+from protocol.wire.chunks import read_chunks
+from protocol.wire.grpc_client import DEADLINE_S, connect
 
 NAME = "mallory"
 VERDICT_S = 60.0

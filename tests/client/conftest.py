@@ -18,11 +18,11 @@ from client.join import enrol
 from client.produce import Order, produce
 from client.settings import ClientSettings
 from client.workspace import Workspace
+from protocol.atomic import write_whole
 from protocol.bundle import Bundle
 from protocol.release import Pool
 from protocol.signing import Identity
 from protocol.spec import Recipe
-from protocol.whole import write_whole
 from tests import factories
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)

@@ -10,13 +10,13 @@ import grpc
 
 from protocol.bundle import Manifest, read_manifest
 from protocol.errors import Code, GreylagError, Refused
-from protocol.node import read_binding
+from protocol.fleet.node_key import read_binding
 from protocol.release import RECEIPT_TYPE, Pool, Receipt, read_enrolment, sign
 from protocol.signing import Identity
-from protocol.status import to_status
 from protocol.v1 import catalog_pb2, catalog_pb2_grpc, intake_pb2, intake_pb2_grpc
 from protocol.v1.chunk_pb2 import Chunk
-from protocol.wire import check_chunk
+from protocol.wire.chunks import check_chunk
+from protocol.wire.grpc_status import to_status
 from tests.factories import NOW
 
 TOKEN = b"secret"

@@ -16,8 +16,8 @@ from client.produce import Order, produce
 from client.progress import Progress
 from coordinator.admission.content import check_content
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, GATES, Bundle
+from protocol.compatibility import check_fit
 from protocol.errors import Code, Refused
-from protocol.fit import check_fit
 from protocol.signing import Identity
 from router.base import load_base
 from router.layer import Plan as Routing

@@ -12,8 +12,8 @@ from client.picture import PICTURE
 from client.plan import Columns, Plan
 from client.produce import Order, produce
 from client.runs import lay_modules, read_record
+from protocol.adapters import Kind
 from protocol.bundle import ADAPTER_WEIGHTS, CARD, GATES
-from protocol.kinds import Kind
 from router.attach import find_linear
 from router.base import load_base
 from router.gated import attach_gates, detach_gates, gate_tuners

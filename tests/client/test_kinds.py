@@ -13,9 +13,9 @@ from client.produce import Order, override, produce
 from client.progress import Progress
 from client.runs import ADAPTER, lay_modules, plan_modules
 from coordinator.admission.content import check_content
+from protocol.adapters import Ia3Module, Kind, Shape
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, GATES
 from protocol.errors import Code, Refused
-from protocol.kinds import Ia3Module, Kind, Shape
 from protocol.signing import Identity
 from protocol.spec import Recipe
 from router.base import load_base

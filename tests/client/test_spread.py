@@ -11,9 +11,9 @@ from client import phase
 from client.plan import Thrift
 from client.produce import Order, produce
 from client.progress import Progress
+from protocol.adapters import Kind
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle
 from protocol.errors import Code, Refused
-from protocol.kinds import Kind
 from protocol.signing import Identity
 from protocol.spec import Promise
 from router.base import load_base

@@ -15,9 +15,9 @@ from client.data import Examples, read_examples
 from client.picture import PICTURE, draw
 from client.plan import Columns
 from client.progress import Progress
+from protocol.adapters import LoraModule
 from protocol.bundle import ADAPTER_CONFIG, CARD, FILES, GATES, open_bundle
 from protocol.errors import Code, Refused
-from protocol.kinds import LoraModule
 from protocol.spec import Recipe
 from router.base import Base, load_base
 from tests.client.conftest import PLANTED, RECIPE, Site, Trained

@@ -14,7 +14,7 @@ from protocol.errors import Code, GreylagError, Refused, Unavailable
 from protocol.release import Pool, Receipt
 from protocol.signing import Identity
 from protocol.v1.intake_pb2 import StatusReply
-from protocol.wire import CHUNK_BYTES
+from protocol.wire.chunks import CHUNK_BYTES
 from tests import factories
 from tests.client.conftest import NOW
 from tests.client.fake_coordinator import FakeCoordinator, serving
@@ -56,7 +56,7 @@ def bundle(tmp_path: Path, t5_pool: Pool, identity: Identity) -> Bundle:
 @pytest.fixture
 def big_bundle(tmp_path: Path, t5_pool: Pool, identity: Identity, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     """One whose adapter takes several chunks."""
-    monkeypatch.setattr("protocol.wire.CHUNK_BYTES", 4096)
+    monkeypatch.setattr("protocol.wire.chunks.CHUNK_BYTES", 4096)
     return factories.make_bundle(tmp_path / "bundle", t5_pool, identity, rank=16)
 
 

@@ -27,14 +27,14 @@ from coordinator.registry import Registry
 from coordinator.service import CatalogService, IntakeService
 from coordinator.spool import Spool
 from coordinator.store import Store
+from protocol.adapters import Shape
 from protocol.bundle import ADAPTER_CONFIG, Bundle, pack
 from protocol.errors import Code
-from protocol.kinds import Shape
 from protocol.release import Pool, sign_pool
-from protocol.server import ErrorInterceptor
 from protocol.signing import Identity
 from protocol.spec import BaseModelRef, ExpertSpec, Policy, PoolSpec
 from protocol.v1 import catalog_pb2_grpc, intake_pb2_grpc
+from protocol.wire.grpc_server import ErrorInterceptor
 from tests import factories
 from tests.coordinator.contributor import NOW
 

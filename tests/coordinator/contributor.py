@@ -9,7 +9,7 @@ from protocol.bundle import FILES, Bundle
 from protocol.release import ENROLMENT_TYPE, Enrolment, Pool, sign
 from protocol.signing import Identity
 from protocol.v1 import catalog_pb2, catalog_pb2_grpc, intake_pb2, intake_pb2_grpc
-from protocol.wire import read_chunks
+from protocol.wire.chunks import read_chunks
 
 NOW = "2026-11-22T12:00:00Z"
 DEADLINE_S = 30.0

@@ -22,10 +22,10 @@ from coordinator.opening import exclusive
 from coordinator.registry import Registry
 from coordinator.settings import Workspace
 from deploy.demo.processes import free_port
+from protocol.adapters import Shape
 from protocol.bundle import Bundle
-from protocol.campaign import Privacy
 from protocol.errors import Code, Refused, Unavailable
-from protocol.kinds import Shape
+from protocol.fleet.campaign import Privacy
 from protocol.release import Enrolment, Pool, ReleasedExpert, ReleaseSpec, read_pool, sign_candidate, sign_release
 from protocol.signing import Identity
 from tests import factories

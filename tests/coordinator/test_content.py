@@ -17,9 +17,9 @@ from coordinator.admission import sandbox
 from coordinator.admission.content import check_content
 from coordinator.admission.numbers import check_adapter
 from coordinator.admission.sandbox import Limits
+from protocol.adapters import Kind
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, SPEC, Bundle, pack
 from protocol.errors import Code, Refused
-from protocol.kinds import Kind
 from protocol.release import Pool
 from protocol.signing import Identity
 from protocol.spec import Centroid, Means, Statistics

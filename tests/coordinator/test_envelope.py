@@ -8,9 +8,9 @@ import pytest
 
 from coordinator.admission.envelope import judge
 from coordinator.life import Standing
+from protocol.adapters import LoraModule
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle, Manifest, SignedFile
 from protocol.errors import Code, Refused
-from protocol.kinds import LoraModule
 from protocol.release import Pool
 from protocol.signing import Identity
 from protocol.spec import Centroid, Statistics

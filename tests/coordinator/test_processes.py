@@ -24,14 +24,14 @@ from coordinator.registry import Registry
 from coordinator.settings import Workspace
 from coordinator.spool import Spool
 from coordinator.store import Store
+from protocol.adapters import LoraModule, Shape
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, GATES, Bundle, pack
-from protocol.kinds import LoraModule, Shape
 from protocol.release import Pool, read_pool
 from protocol.signing import Identity
 from protocol.spec import BaseModelRef, ExpertSpec
 from protocol.tensors import TensorInfo, adapter_tensors, gate_tensors
 from protocol.v1 import intake_pb2
-from protocol.wire import CHUNK_BYTES
+from protocol.wire.chunks import CHUNK_BYTES
 from tests import factories
 from tests.coordinator.contributor import NOW, Contributor, put_requests
 

@@ -16,8 +16,8 @@ from protocol.bundle import ADAPTER_WEIGHTS, CARD, GATES, Bundle
 from protocol.errors import Code, GreylagError, Unavailable
 from protocol.release import Pool, ReleasedExpert, ReleaseSpec, read_receipt, read_release, sign_release
 from protocol.signing import Identity
-from protocol.status import from_rpc_error
 from protocol.v1 import catalog_pb2, intake_pb2
+from protocol.wire.grpc_status import from_rpc_error
 from tests import factories
 from tests.coordinator.conftest import Clock, Served, make_pool, resign
 from tests.coordinator.contributor import DEADLINE_S, NOW, Contributor, enrolment, put_requests

@@ -15,9 +15,9 @@ from coordinator.registry import Registry
 from coordinator.review import Cache, Model, Reviewer
 from coordinator.store import Store
 from coordinator.worker import Worker
+from protocol.adapters import Kind
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle
 from protocol.errors import Code, Refused
-from protocol.kinds import Kind
 from protocol.release import Enrolment, Pool, Release, read_release
 from protocol.signing import Identity
 from router.model import RoutedModel

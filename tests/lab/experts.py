@@ -18,11 +18,11 @@ from client.produce import Order, produce
 from client.progress import Progress
 from client.sharing import Share
 from client.workspace import Workspace
+from protocol.atomic import write_whole
 from protocol.bundle import Bundle
 from protocol.release import Pool, read_pool
 from protocol.signing import Identity
 from protocol.spec import Recipe
-from protocol.whole import write_whole
 from tests import factories
 from tests.lab.world import Row
 

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
 
+from protocol.atomic import write_whole
 from protocol.bundle import Bundle, open_bundle
 from protocol.spec import Architecture, Recipe
-from protocol.whole import write_whole
 from router.base import fingerprint
 from router.model import RoutedModel
 from router.pool import ExpertPool

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from protocol import channel
+from protocol.wire import grpc_client
 
 
 @pytest.fixture(autouse=True)
@@ -12,7 +12,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retry as often as always, without the waits."""
     quick = [
         (name, re.sub(r'"[0-9.]+s"', '"0.01s"', value) if isinstance(value, str) else value)
-        for name, value in channel.OPTIONS
+        for name, value in grpc_client.OPTIONS
     ]
-    assert quick != list(channel.OPTIONS)
-    monkeypatch.setattr(channel, "OPTIONS", quick)
+    assert quick != list(grpc_client.OPTIONS)
+    monkeypatch.setattr(grpc_client, "OPTIONS", quick)

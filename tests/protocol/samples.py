@@ -9,8 +9,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors.numpy import save_file
 
 from protocol import tensors
+from protocol.adapters import LoraModule, Shape
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, GATES
-from protocol.kinds import LoraModule, Shape
 from protocol.release import Pool, ReleasedExpert, ReleaseSpec, sign_pool
 from protocol.signing import Identity
 from protocol.spec import BaseModelRef, ExpertSpec, PoolSpec, Routing

@@ -17,11 +17,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from protocol.errors import Code
-from protocol.server import Listen, serve
 from protocol.v1 import catalog_pb2, intake_pb2
 from protocol.v1.catalog_pb2_grpc import CatalogServicer, add_CatalogServicer_to_server
 from protocol.v1.chunk_pb2 import Chunk
 from protocol.v1.intake_pb2_grpc import IntakeServicer, add_IntakeServicer_to_server
+from protocol.wire.grpc_server import Listen, serve
 
 Result = TypeVar("Result")
 SERVICES = ("greylag.v1.Catalog", "greylag.v1.Intake")

@@ -5,7 +5,8 @@ import pytest
 from flwr.common.config import get_fab_config, get_metadata_from_config, validate_config
 from pydantic import ConfigDict, ValidationError
 
-from protocol.campaign import (
+from protocol.errors import Code, Refused
+from protocol.fleet.campaign import (
     APP_DIGEST,
     Decision,
     Order,
@@ -15,7 +16,6 @@ from protocol.campaign import (
     sign_decision,
     sign_order,
 )
-from protocol.errors import Code, Refused
 from protocol.release import Pool, read_candidate, read_release, sign_candidate, sign_release, timestamp
 from protocol.signing import Identity
 from tests.protocol import samples

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol import channel
-from protocol.channel import OPTIONS, check_address, connect, is_loopback
 from protocol.errors import Code, GreylagError, Refused, Unavailable
 from protocol.v1 import catalog_pb2, intake_pb2, query_pb2
 from protocol.v1.catalog_pb2 import GetPoolRequest
 from protocol.v1.catalog_pb2_grpc import CatalogStub
-from protocol.wire import MAX_MESSAGE_BYTES
+from protocol.wire import grpc_client
+from protocol.wire.chunks import MAX_MESSAGE_BYTES
+from protocol.wire.grpc_client import OPTIONS, check_address, connect, is_loopback
 from tests.protocol.serving import Authority, Behaviour, make_authority, run, untyped
 from tests.protocol.strategies import many
 
@@ -129,7 +129,7 @@ def test_a_server_without_a_trusted_certificate_is_untrusted(
         listen, ca = other.listen(), other.ca
     else:
         # On loopback no CA means plain text, so another name for this machine is needed.
-        monkeypatch.setattr(channel, "is_loopback", lambda address: False)
+        monkeypatch.setattr(grpc_client, "is_loopback", lambda address: False)
         ca = None  # type: ignore[assignment] # the one case without a CA
     error = run(behaviour, lambda port: failure(f"127.0.0.1:{port}", ca), listen)
     assert isinstance(error, Refused)
@@ -140,7 +140,7 @@ def test_a_server_without_a_trusted_certificate_is_untrusted(
 
 
 def test_plain_text_is_never_spoken_to_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channel, "is_loopback", lambda address: False)
+    monkeypatch.setattr(grpc_client, "is_loopback", lambda address: False)
     behaviour = Behaviour()
     error = run(behaviour, lambda port: failure(f"127.0.0.1:{port}"))
     assert error.code is Code.UNTRUSTED

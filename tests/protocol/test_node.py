@@ -7,7 +7,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from protocol import statement
 from protocol.errors import Code, Refused
-from protocol.node import BINDING_TYPE, Binding, NodeKey, bind, read_binding
+from protocol.fleet.node_key import BINDING_TYPE, Binding, NodeKey, bind, read_binding
 from protocol.signing import Identity
 
 POOL, OTHER = "1" * 64, "2" * 64

@@ -4,8 +4,8 @@ from array import array
 import pytest
 
 from protocol.errors import Code, Refused
+from protocol.fleet.reply import Reply, read_reply
 from protocol.release import MAX_CALIBRATION_BYTES
-from protocol.reply import Reply, read_reply
 
 
 def test_an_answer_passes_as_it_is() -> None:

@@ -12,13 +12,13 @@ import pytest
 import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from protocol import server
-from protocol.channel import connect
 from protocol.errors import Code, GreylagError, Refused, Unavailable
-from protocol.server import Listen, serve
 from protocol.v1.catalog_pb2 import FetchRequest, GetPoolRequest, GetReleaseRequest
 from protocol.v1.catalog_pb2_grpc import CatalogStub
 from protocol.v1.intake_pb2_grpc import IntakeStub
+from protocol.wire import grpc_server
+from protocol.wire.grpc_client import connect
+from protocol.wire.grpc_server import Listen, serve
 from tests.protocol.serving import LOOPBACK, SERVICES, Behaviour, chunks, make_authority, run, untyped
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -185,7 +185,7 @@ def test_health_of_an_unknown_service_is_not_found() -> None:
 
 
 def test_who_watches_health_is_told_of_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "DRAIN_S", 0.3)  # a watch never ends by itself
+    monkeypatch.setattr(grpc_server, "DRAIN_S", 0.3)  # a watch never ends by itself
 
     def ask(port: int) -> list[Any]:
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -231,7 +231,7 @@ def test_a_stop_signal_lets_calls_in_flight_finish(number: signal.Signals) -> No
 
 
 def test_a_call_that_does_not_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "DRAIN_S", 0.2)
+    monkeypatch.setattr(grpc_server, "DRAIN_S", 0.2)
     behaviour = Behaviour(wait_s=60.0)
     ended = threading.Event()
 

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol import statement, strict_json
+from protocol.adapters import LoraModule, Shape
 from protocol.errors import Code, Refused
-from protocol.kinds import LoraModule, Shape
 from protocol.spec import BaseModelRef, ExpertSpec, Policy, PoolSpec, Recipe, Routing
 from protocol.tensors import adapter_tensors
 from tests.protocol.samples import BASE, expert, pool

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.errors import Code, GreylagError, Refused, Unavailable
-from protocol.status import from_rpc_error, to_status
+from protocol.wire.grpc_status import from_rpc_error, to_status
 from tests.protocol.strategies import few, many, mutations
 
 HERE = "127.0.0.1:9"

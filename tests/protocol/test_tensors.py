@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import save, save_file
 
 from protocol import tensors
+from protocol.adapters import LoraModule
 from protocol.errors import Code, Refused
-from protocol.kinds import LoraModule
 from tests.protocol.samples import arrays, expert
 from tests.protocol.strategies import changed_json, many, mutations
 

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol import wire
 from protocol.errors import Code, Refused
 from protocol.v1.chunk_pb2 import Chunk
+from protocol.wire import chunks
 from tests.protocol.strategies import few
 
 CONTENT = bytes(range(256)) * 5
@@ -26,7 +26,7 @@ def chunk(data: bytes = b"abc", offset: int = 0) -> Chunk:
 
 def refusal(piece: Chunk, offset: int, size: int) -> Code:
     with pytest.raises(Refused) as refused:
-        wire.check_chunk(piece, offset=offset, size=size)
+        chunks.check_chunk(piece, offset=offset, size=size)
     return refused.value.code
 
 
@@ -34,18 +34,18 @@ def refusal(piece: Chunk, offset: int, size: int) -> Code:
 @given(st.integers(0, len(CONTENT)), st.integers(1, 700))
 def test_chunks_from_any_offset_make_the_rest_of_the_file(file: Path, start: int, step: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(wire, "CHUNK_BYTES", step)
+        patch.setattr(chunks, "CHUNK_BYTES", step)
         arrived = bytearray(CONTENT[:start])
-        for piece in wire.read_chunks(file, start):
+        for piece in chunks.read_chunks(file, start):
             on_the_wire = Chunk.FromString(piece.SerializeToString())
-            arrived += wire.check_chunk(on_the_wire, offset=len(arrived), size=len(CONTENT))
+            arrived += chunks.check_chunk(on_the_wire, offset=len(arrived), size=len(CONTENT))
     assert arrived == CONTENT
 
 
 @few
 @given(st.data())
 def test_any_flipped_bit_is_noticed(file: Path, data: st.DataObject) -> None:
-    (piece,) = wire.read_chunks(file)
+    (piece,) = chunks.read_chunks(file)
     flipped = bytearray(piece.data)
     flipped[data.draw(st.integers(0, len(flipped) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     piece.data = bytes(flipped)
@@ -54,18 +54,18 @@ def test_any_flipped_bit_is_noticed(file: Path, data: st.DataObject) -> None:
 
 def test_a_chunk_fits_a_message(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    path.write_bytes(bytes(wire.CHUNK_BYTES + 1))
-    first, second = wire.read_chunks(path)
-    assert (len(first.data), len(second.data), second.offset) == (wire.CHUNK_BYTES, 1, wire.CHUNK_BYTES)
-    assert wire.CHUNK_BYTES <= wire.MAX_CHUNK_BYTES
-    assert chunk(bytes(wire.MAX_CHUNK_BYTES), 2**63).ByteSize() < wire.MAX_MESSAGE_BYTES
+    path.write_bytes(bytes(chunks.CHUNK_BYTES + 1))
+    first, second = chunks.read_chunks(path)
+    assert (len(first.data), len(second.data), second.offset) == (chunks.CHUNK_BYTES, 1, chunks.CHUNK_BYTES)
+    assert chunks.CHUNK_BYTES <= chunks.MAX_CHUNK_BYTES
+    assert chunk(bytes(chunks.MAX_CHUNK_BYTES), 2**63).ByteSize() < chunks.MAX_MESSAGE_BYTES
 
 
 def test_an_empty_file_and_an_offset_at_or_past_the_end_have_no_chunks(file: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
-    assert list(wire.read_chunks(tmp_path / "empty")) == []
-    assert list(wire.read_chunks(file, len(CONTENT))) == []
-    assert list(wire.read_chunks(file, len(CONTENT) + 1)) == []
+    assert list(chunks.read_chunks(tmp_path / "empty")) == []
+    assert list(chunks.read_chunks(file, len(CONTENT))) == []
+    assert list(chunks.read_chunks(file, len(CONTENT) + 1)) == []
 
 
 @pytest.mark.parametrize("offset", [0, 9, 11, 2**63])
@@ -74,11 +74,13 @@ def test_a_chunk_continues_where_the_file_ends(offset: int) -> None:
 
 
 def test_a_chunk_does_not_reach_past_the_end() -> None:
-    assert wire.check_chunk(chunk(offset=7), offset=7, size=10) == b"abc"
+    assert chunks.check_chunk(chunk(offset=7), offset=7, size=10) == b"abc"
     assert refusal(chunk(offset=8), 8, 10) is Code.SIZE_MISMATCH
-    big = chunk(bytes(wire.MAX_CHUNK_BYTES + 1))
+    big = chunk(bytes(chunks.MAX_CHUNK_BYTES + 1))
     assert refusal(big, 0, 1 << 30) is Code.SIZE_MISMATCH
-    assert len(wire.check_chunk(chunk(bytes(wire.MAX_CHUNK_BYTES)), offset=0, size=1 << 30)) == wire.MAX_CHUNK_BYTES
+    assert (
+        len(chunks.check_chunk(chunk(bytes(chunks.MAX_CHUNK_BYTES)), offset=0, size=1 << 30)) == chunks.MAX_CHUNK_BYTES
+    )
 
 
 @pytest.mark.parametrize("crc32", [0, 1, 2**32 - 1])

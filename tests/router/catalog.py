@@ -13,10 +13,10 @@ from protocol.errors import Code, GreylagError, Refused
 from protocol.release import CalibrationFile, Pool, Release, ReleasedExpert, ReleaseSpec, sign_release
 from protocol.signing import Identity
 from protocol.spec import Routing
-from protocol.status import to_status
 from protocol.v1 import catalog_pb2, chunk_pb2
 from protocol.v1.catalog_pb2_grpc import CatalogServicer, add_CatalogServicer_to_server
-from protocol.wire import read_chunks
+from protocol.wire.chunks import read_chunks
+from protocol.wire.grpc_status import to_status
 
 
 class Catalog(CatalogServicer):

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from protocol.kinds import Activation
+from protocol.adapters import Activation
 from router import gpu
 from router.expert import Expert
 from router.gate import Choice, CommonChoice, standardise

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from protocol.adapters import Kind
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle, pack
 from protocol.errors import Code, Refused
-from protocol.kinds import Kind
 from protocol.release import Pool
 from protocol.signing import Identity
 from protocol.tensors import ADAPTER_PREFIX

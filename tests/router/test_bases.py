@@ -11,8 +11,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
+from protocol.adapters import Kind
 from protocol.bundle import Bundle
-from protocol.kinds import Kind
 from protocol.release import sign_pool
 from protocol.signing import Identity
 from protocol.spec import PoolSpec

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from protocol.adapters import BottleneckModule, DoraModule, Ia3Module, LoraModule, Module, RsLoraModule
 from protocol.errors import Code, Refused
-from protocol.kinds import BottleneckModule, DoraModule, Ia3Module, LoraModule, Module, RsLoraModule
 from router import cpu
 from router.attach import Linear, shape
 from router.dispatch import offered

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from protocol.adapters import BottleneckModule, LoraModule, Module
 from protocol.errors import Code, Unavailable
-from protocol.kinds import BottleneckModule, LoraModule, Module
 from protocol.release import Pool
 from protocol.signing import Identity
 from router import memory

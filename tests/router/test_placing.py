@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 import torch
 
-from protocol.kinds import Kind
+from protocol.adapters import Kind
 from protocol.signing import Identity
 from router import settings as router_settings
 from router.attach import bias_of, find_linear, linear_modules, weight_of

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from protocol import wire
 from protocol.bundle import ADAPTER_WEIGHTS, CARD, GATES, Bundle, pack
 from protocol.errors import Code, Refused, Unavailable
 from protocol.release import sign_release
 from protocol.signing import Identity
 from protocol.spec import Routing
 from protocol.v1.chunk_pb2 import Chunk
+from protocol.wire import chunks
 from router import pull as pulling
 from router.follow import Follower
 from router.generation import KEPT
@@ -47,7 +47,7 @@ def test_only_what_is_missing_is_fetched(catalog: Catalog, address: str, bundles
 def test_a_cut_stream_continues_where_it_broke(
     catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 1000)
     catalog.publish(bundles[:1], number=1)
     catalog.breaks = 3
     pull(tmp_path / "node", address)
@@ -58,7 +58,7 @@ def test_a_cut_stream_continues_where_it_broke(
 def test_a_stream_that_stays_cut_is_unavailable_and_keeps_what_came(
     catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 1000)
     catalog.publish(bundles[:1], number=1)
     catalog.silent = True
     catalog.breaks = 1

@@ -9,8 +9,8 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from protocol.adapters import Kind
 from protocol.errors import Code, Refused
-from protocol.kinds import Kind
 from protocol.signing import Identity
 from router import quantise as quantising
 from router.attach import linear_modules, weight_of

@@ -25,12 +25,12 @@ from coordinator.fleet.simulation.scratch import Clock, enrol, propose
 from coordinator.opening import Opened
 from coordinator.registry import Registry
 from coordinator.settings import Settings, Workspace
-from protocol.campaign import Kind, Order
+from protocol.atomic import write_whole
 from protocol.errors import Code
+from protocol.fleet.campaign import Kind, Order
+from protocol.fleet.reply import Reply
 from protocol.release import Pool
-from protocol.reply import Reply
 from protocol.signing import Identity
-from protocol.whole import write_whole
 from router.pull import Mirror
 from tests.client.conftest import PLANTED, Site, make_site, operator, t5_pool
 

@@ -19,7 +19,7 @@ from coordinator.registry import Registry
 from deploy.demo.processes import first_document, free_port, running
 from deploy.federation.certificate import make_certificate
 from deploy.federation.wiretap import tapped
-from protocol.campaign import KINDS
+from protocol.fleet.campaign import KINDS
 from tests.system.town import RECIPE, succeed, write_rows
 
 # Refuses every connection that would leave this machine, and writes it down.

@@ -14,8 +14,8 @@ from coordinator.admission import sandbox
 from coordinator.founding import BaseFacts, found
 from coordinator.settings import Workspace
 from deploy.demo.processes import free_port, program
+from protocol.adapters import LoraModule, Module, Shape
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, ENVELOPE, GATES, open_bundle, pack
-from protocol.kinds import LoraModule, Module, Shape
 from protocol.release import Pool, read_pool
 from protocol.signing import Identity
 from protocol.spec import ExpertSpec

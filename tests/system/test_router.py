@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from deploy.demo.processes import first_document, running
-from protocol.channel import connect
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
 from protocol.v1 import query_pb2
 from protocol.v1.query_pb2_grpc import QueryStub
+from protocol.wire.grpc_client import connect
 from router.query import ask
 from router.request import RoutingChoice
 from tests import factories

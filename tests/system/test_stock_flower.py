@@ -30,7 +30,7 @@ from flwr.superlink.grid import HttpGrid
 
 from deploy.demo.processes import free_port
 from deploy.federation.certificate import make_certificate
-from protocol.node import NodeKey
+from protocol.fleet.node_key import NodeKey
 from tests.stock import evil_app, make_link, served
 
 pytestmark = [

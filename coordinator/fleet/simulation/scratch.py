@@ -9,9 +9,9 @@ from coordinator.fleet.records import Fleet
 from coordinator.opening import Opened
 from coordinator.registry import Registry
 from coordinator.settings import Settings, Workspace
-from protocol.campaign import APP_DIGEST
-from protocol.kinds import Shape
-from protocol.node import NodeKey, bind, read_binding
+from protocol.adapters import Shape
+from protocol.fleet.campaign import APP_DIGEST
+from protocol.fleet.node_key import NodeKey, bind, read_binding
 from protocol.release import (
     ENROLMENT_TYPE,
     Enrolment,

@@ -19,8 +19,8 @@ from coordinator.fleet.simulation.grid import LocalEngine
 from coordinator.fleet.simulation.nodes import VirtualApp
 from coordinator.fleet.simulation.scratch import Clock, enrol, open_pool, propose
 from coordinator.opening import Opened
-from protocol.campaign import Kind
 from protocol.errors import Code, Unavailable
+from protocol.fleet.campaign import Kind
 from protocol.spec import Policy
 
 LIMIT_S = 600.0

@@ -17,12 +17,12 @@ from client.daemon.policy import DaemonPolicy
 from client.daemon.supervise import status
 from client.daemon.tasks import check_app
 from client.daemon.work import Work
-from protocol.campaign import APP_DIGEST, Order, app_bundle
+from protocol.atomic import write_whole
 from protocol.errors import Code, Refused, Unavailable
+from protocol.fleet.campaign import APP_DIGEST, Order, app_bundle
+from protocol.fleet.reply import Reply
 from protocol.release import Pool, timestamp
-from protocol.reply import Reply
 from protocol.signing import Identity
-from protocol.whole import write_whole
 from tests import factories
 from tests.client.conftest import Site
 

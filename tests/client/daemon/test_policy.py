@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from client.daemon.policy import DaemonPolicy, judge, read_policy, write_policy
-from protocol.campaign import KINDS, Kind
 from protocol.errors import Code, Refused
+from protocol.fleet.campaign import KINDS, Kind
 from protocol.spec import Promise
 
 NOON = datetime(2026, 11, 22, 12)  # noqa: DTZ001 - local time, as the policy means it

@@ -12,10 +12,10 @@ from client.daemon.place import Place
 from client.daemon.policy import DaemonPolicy, Limits, Privacy
 from client.daemon.work import Work
 from protocol.bundle import open_bundle
-from protocol.campaign import Calibrating, Order
 from protocol.errors import Code, Refused
+from protocol.fleet.campaign import Calibrating, Order
+from protocol.fleet.reply import Reply, read_reply
 from protocol.release import ReleasedExpert, ReleaseSpec, sign_candidate, sign_release, timestamp
-from protocol.reply import Reply, read_reply
 from protocol.signing import Identity
 from protocol.spec import Routing
 from router.calibration import Calibration

@@ -18,10 +18,10 @@ from coordinator.fleet.simulation.grid import VirtualNode
 from coordinator.fleet.simulation.scratch import enrol, open_pool, propose
 from coordinator.registry import Registry
 from coordinator.tables import Update
-from protocol.campaign import APP_DIGEST, Calibrating, Order, Privacy
 from protocol.errors import Code, Refused
+from protocol.fleet.campaign import APP_DIGEST, Calibrating, Order, Privacy
+from protocol.fleet.reply import ANSWER, ARRAYS, METRICS, UPDATE, Reply
 from protocol.release import Pool, read_candidate, sign_candidate
-from protocol.reply import ANSWER, ARRAYS, METRICS, UPDATE, Reply
 from protocol.signing import Identity
 from protocol.spec import Policy, Promotion, Routing
 from router.calibration import MAX_BIAS, Calibration

@@ -12,11 +12,11 @@ from coordinator.fleet.rounds import Rounds
 from coordinator.intake import Intake
 from coordinator.tables import Campaign, Round
 from protocol.errors import Code, GreylagError
-from protocol.node import NodeKey, bind
+from protocol.fleet.node_key import NodeKey, bind
 from protocol.release import ReleasedExpert, ReleaseSpec, read_candidate, sign_candidate, sign_release, timestamp
 from protocol.signing import Identity
-from protocol.status import from_rpc_error
 from protocol.v1 import catalog_pb2, intake_pb2
+from protocol.wire.grpc_status import from_rpc_error
 from tests.coordinator.conftest import Served
 from tests.coordinator.contributor import DEADLINE_S, NOW, Contributor, enrolment
 

@@ -20,9 +20,9 @@ from coordinator.fleet.records import Fleet
 from coordinator.fleet.simulation.grid import LocalGrid, VirtualNode
 from coordinator.fleet.simulation.scratch import Clock, enrol, open_pool, propose
 from coordinator.opening import Opened
-from protocol.campaign import APP_DIGEST, Order
 from protocol.errors import Code, Refused, Unavailable
-from protocol.reply import ANSWER, METRICS, ORDER, Reply
+from protocol.fleet.campaign import APP_DIGEST, Order
+from protocol.fleet.reply import ANSWER, METRICS, ORDER, Reply
 from protocol.spec import Policy, Promotion
 
 PLANTED = "zanzibar-4711"

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from client.daemon.calibrating import clipped
 from coordinator.fleet.pooling import accountant_of, check_budget, pool, pool_privately, spent
 from coordinator.fleet.simulation.grid import LocalGrid
-from protocol.campaign import Privacy, Strategy
 from protocol.errors import Code, Refused
+from protocol.fleet.campaign import Privacy, Strategy
 
 RUN = LocalGrid([]).as_run()
 Floats = NDArray[np.float32]

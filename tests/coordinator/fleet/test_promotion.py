@@ -16,8 +16,8 @@ from coordinator.settings import Settings
 from coordinator.settings import Workspace as Folder
 from coordinator.tables import Candidate
 from protocol.bundle import Bundle
-from protocol.campaign import read_decision
 from protocol.errors import Code, Refused
+from protocol.fleet.campaign import read_decision
 from protocol.release import Pool, read_candidate
 from protocol.signing import Identity
 from protocol.spec import Promotion

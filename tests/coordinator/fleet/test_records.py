@@ -6,7 +6,7 @@ import pytest
 from coordinator.fleet.records import Fleet
 from coordinator.registry import Registry
 from protocol.errors import Code, Refused
-from protocol.node import NodeKey, bind, read_binding
+from protocol.fleet.node_key import NodeKey, bind, read_binding
 from protocol.release import Pool, read_enrolment
 from protocol.signing import Identity
 from tests.coordinator.contributor import NOW as NOW_TEXT

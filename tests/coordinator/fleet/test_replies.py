@@ -25,8 +25,8 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from coordinator.fleet import flower, replies
 from coordinator.fleet.link import Guard, inside
-from protocol.node import NodeKey
-from protocol.reply import ANSWER, ARRAYS, METRICS, UPDATE, Reply
+from protocol.fleet.node_key import NodeKey
+from protocol.fleet.reply import ANSWER, ARRAYS, METRICS, UPDATE, Reply
 from tests.stock import FLOWERS_OWN, SECRET, make_link, served
 
 pytestmark = FLOWERS_OWN

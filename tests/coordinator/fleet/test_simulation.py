@@ -10,7 +10,7 @@ import pytest
 
 from coordinator.fleet.drive import MAX_CRASHES
 from coordinator.fleet.simulation.simulate import Crowd, resident, simulate
-from protocol.campaign import APP_DIGEST, KINDS, Kind
+from protocol.fleet.campaign import APP_DIGEST, KINDS, Kind
 from protocol.spec import Policy, Promotion
 
 

@@ -20,7 +20,7 @@ from flwr.supercore.runtime import RuntimeHttpClient
 
 from coordinator.fleet import flower
 from coordinator.fleet.link import App, Guard, inside, outside
-from protocol.node import NodeKey
+from protocol.fleet.node_key import NodeKey
 from tests.stock import FLOWERS_OWN, SECRET, evil_app, make_link, served
 
 pytestmark = FLOWERS_OWN

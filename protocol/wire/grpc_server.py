@@ -12,10 +12,10 @@ import structlog
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from protocol.channel import STREAM_DEADLINE_S, check_address, is_loopback
 from protocol.errors import Code, GreylagError, Refused, Unavailable
-from protocol.status import to_status
-from protocol.wire import MAX_MESSAGE_BYTES
+from protocol.wire.chunks import MAX_MESSAGE_BYTES
+from protocol.wire.grpc_client import STREAM_DEADLINE_S, check_address, is_loopback
+from protocol.wire.grpc_status import to_status
 
 DRAIN_S = 20.0
 """How long calls in flight may take to finish after a stop signal, in seconds."""

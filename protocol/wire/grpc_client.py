@@ -11,8 +11,8 @@ import grpc
 from cryptography.x509 import load_pem_x509_certificates
 
 from protocol.errors import Code, Refused
-from protocol.status import from_rpc_error
-from protocol.wire import MAX_MESSAGE_BYTES
+from protocol.wire.chunks import MAX_MESSAGE_BYTES
+from protocol.wire.grpc_status import from_rpc_error
 
 DEADLINE_S = 60.0
 """Deadline of a call that moves no file, in seconds."""
