@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from router.text import ASSISTANT, IGNORED, write_chat
+from router.base.tokens import ASSISTANT, IGNORED, write_chat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

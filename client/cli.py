@@ -28,8 +28,8 @@ from client.door import (
 from client.progress import GIVE_UP_AFTER_S, Style, show
 from client.sharing import TELLS, Share
 from client.together import leads
-from router.placing import read_amounts
-from router.quantise import Bits
+from router.base.device_map import read_amounts
+from router.base.quantisation import Bits
 
 if TYPE_CHECKING:
     from client.produce import Order

@@ -22,7 +22,7 @@ from client.chat import encode_chat
 from client.plan import Columns
 from protocol.errors import Code, Refused
 from protocol.spec import Architecture, Recipe
-from router.text import ASSISTANT, IGNORED, Templated, encode_input, encode_target, write_prompt
+from router.base.tokens import ASSISTANT, IGNORED, Templated, encode_input, encode_target, write_prompt
 
 # Read when `datasets` is first imported: it opens files here and asks nobody.
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")

@@ -17,9 +17,9 @@ from client import history, phase, together
 from client.progress import Report
 from protocol.adapters import Module
 from protocol.spec import Recipe
-from router.attach import Linear
-from router.base import Base
-from router.gated import GatedLinear, attach_gates, detach_gates, gate_tuners
+from router.base.linear import Linear
+from router.base.loading import Base
+from router.training.gated_linear import GatedLinear, attach_gates, detach_gates, gate_tuners
 
 if TYPE_CHECKING:
     import datasets

@@ -14,7 +14,7 @@ from protocol.atomic import write_whole
 from protocol.errors import Code, Refused
 from protocol.release import ENROLMENT_TYPE, Enrolment, Pool, read_enrolment, read_pool, sign, timestamp
 from protocol.signing import Identity, PublicKey
-from router.base import check_base
+from router.base.loading import check_base
 
 
 @dataclass(frozen=True)

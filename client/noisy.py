@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from protocol.spec import Noise
-from router.means import example_inputs
-from router.mixtures import RIDGE
-from router.model import RoutedModel
+from router.methods.features.mixture import RIDGE
+from router.model.routed_model import RoutedModel
+from router.training.mean_inputs import example_inputs
 
 DELTA = 1e-5
 CLIP = 1.0
@@ -66,7 +66,7 @@ def means(
     Args:
         model: The base, no expert on it.
         modules: Paths.
-        batches: As `router.means.example_inputs` takes them.
+        batches: As `router.training.mean_inputs.example_inputs` takes them.
         noise: Its rows are those of the batches together.
 
     Returns:

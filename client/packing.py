@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from protocol.errors import Code, Refused
-from router.text import IGNORED
+from router.base.tokens import IGNORED
 
 if TYPE_CHECKING:
-    from router.base import Base
+    from router.base.loading import Base
 
 _CLOSE, _CLOSE_HALF = 1e-4, 0.05
 """Of the logits' spread: rounding stays within it, an example that sees its neighbour does not."""

@@ -31,7 +31,7 @@ from client.packing import pack
 from client.progress import Progress, Report
 from protocol.errors import Code, Refused
 from protocol.spec import Promise, Recipe
-from router.text import IGNORED
+from router.base.tokens import IGNORED
 
 if TYPE_CHECKING:
     import datasets

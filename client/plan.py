@@ -12,7 +12,7 @@ from protocol.bundle import sha256_of
 from protocol.errors import Code, Refused
 from protocol.release import Pool
 from protocol.spec import Dtype, Promise, Recipe
-from router.quantise import Bits
+from router.base.quantisation import Bits
 
 if TYPE_CHECKING:
     from client.adopt import Adapter
@@ -41,7 +41,7 @@ class Thrift:
     packing: bool = False
     """Examples of a batch share rows, without seeing each other."""
     max_memory: Mapping[str, str] = field(default_factory=dict)
-    """Most that a base that is spread takes of some devices, as in `router.base.Loading`."""
+    """Most that a base that is spread takes of some devices, as in `router.base.loading.Loading`."""
 
 
 FULL = Thrift()

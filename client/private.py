@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader
 from client.phase import PhaseTrainer
 from protocol.errors import Code, Refused
 from protocol.spec import Promise
-from router.gated import GatedExpert
-from router.text import IGNORED
+from router.base.tokens import IGNORED
+from router.training.gated_linear import GatedExpert
 
 ACCOUNTANT = "rdp"
 

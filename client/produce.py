@@ -26,7 +26,7 @@ from protocol.errors import Code, Refused
 from protocol.signing import Identity
 from protocol.spec import Name, Promise, Recipe
 from protocol.statement import first_fault
-from router.base import check_base
+from router.base.loading import check_base
 
 PRIVATE_KINDS = ("lora", "rslora")
 """Kinds of experts that can be trained with differential privacy."""

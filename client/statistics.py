@@ -18,12 +18,12 @@ from protocol.atomic import write_whole
 from protocol.bundle import GATES
 from protocol.spec import Centroid, Means, Noise, Statistics
 from protocol.tensors import CENTROID
-from router.attach import deeper
-from router.base import Base
-from router.embedding import Embedder
-from router.means import mean_inputs
-from router.model import RoutedModel
-from router.text import IGNORED
+from router.base.linear import deeper
+from router.base.loading import Base
+from router.base.tokens import IGNORED
+from router.methods.features.embedder import Embedder
+from router.model.routed_model import RoutedModel
+from router.training.mean_inputs import mean_inputs
 
 if TYPE_CHECKING:
     import datasets

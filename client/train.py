@@ -24,9 +24,9 @@ from protocol.atomic import write_whole
 from protocol.bundle import GATES
 from protocol.errors import Code, Refused
 from protocol.spec import Promise, Recipe
-from router.attach import find_linear
-from router.base import Base, load_base
-from router.placing import is_offloaded
+from router.base.device_map import is_offloaded
+from router.base.linear import find_linear
+from router.base.loading import Base, load_base
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -47,8 +47,8 @@ def study_base(name_or_path: str) -> BaseFacts:
     Raises:
         Refused: `BASE_UNREADABLE`.
     """
-    from router.attach import linear_modules  # noqa: PLC0415 - seconds of import that only this needs
-    from router.base import fingerprint, load_base  # noqa: PLC0415
+    from router.base.linear import linear_modules  # noqa: PLC0415 - seconds of import that only this needs
+    from router.base.loading import fingerprint, load_base  # noqa: PLC0415
 
     loaded = load_base(name_or_path, device="cpu")
     folder = Path(name_or_path)

@@ -14,7 +14,7 @@ from protocol.release import ReleasedExpert
 
 
 class Model(Protocol):
-    """What reviewing needs of `router.model.RoutedModel`."""
+    """What reviewing needs of `router.model.routed_model.RoutedModel`."""
 
     @property
     def digests(self) -> tuple[str, ...]:

@@ -52,7 +52,7 @@ class Spent(Strict):
 
 
 class CalibrationFile(Strict):
-    """Biases and temperatures for the routers of a release, by content; `router.calibration` says what is in it.
+    """Biases and temperatures for the routers of a release, by content; `router.pool.calibration` says what is in it.
 
     It names experts by bundle, so a release with other experts may carry it on: who is new has no bias.
     """

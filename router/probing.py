@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable, Sequence
 
 from protocol.errors import Code, Refused
-from router.base import first_line
-from router.memory import memory_watched
+from router.base.loading import first_line
+from router.pool.capacity import memory_watched
 
 
 def mean_of(score: Callable[[], Sequence[float]]) -> float:

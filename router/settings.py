@@ -10,8 +10,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from protocol.errors import Code, Refused
 from protocol.statement import first_fault
-from router.base import Loading
-from router.quantise import Bits
+from router.base.loading import Loading
+from router.base.quantisation import Bits
 
 FILE = "router.toml"
 PREFIX = "GREYLAG_ROUTER_"

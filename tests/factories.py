@@ -24,8 +24,8 @@ from protocol.release import Pool, sign_pool
 from protocol.signing import Identity
 from protocol.spec import ExpertSpec, Policy, PoolSpec, Recipe, Statistics
 from protocol.tensors import ADAPTER_PREFIX, CENTROID
-from router.attach import linear_modules
-from router.base import fingerprint, load_base
+from router.base.linear import linear_modules
+from router.base.loading import fingerprint, load_base
 
 NO_STATISTICS = Statistics()
 NOW = "2026-11-22T12:00:00Z"

@@ -16,15 +16,15 @@ from client.data import read_examples
 from client.plan import Columns
 from protocol.errors import Code, Refused
 from protocol.fleet.campaign import Calibrating
-from router.calibrate import calibrate
-from router.calibration import METHOD, Calibration
-from router.pull import Mirror
+from router.follow.pull import Mirror
+from router.pool.calibration import METHOD, Calibration
+from router.training.calibrate import calibrate
 
 if TYPE_CHECKING:
     import datasets
 
-    from router.base import Base
-    from router.model import RoutedModel
+    from router.base.loading import Base
+    from router.model.routed_model import RoutedModel
 
 BATCH = 16
 """Rows a step."""
@@ -56,7 +56,7 @@ def take_steps(
 
     Raises:
         Refused: A code of the data, `METHOD_UNKNOWN` for a release that routes by another method, `NOT_FINITE`, or
-            as `router.calibration.Calibration.load`.
+            as `router.pool.calibration.Calibration.load`.
     """
     pool, routing = mirror.pool.spec, mirror.release.spec.routing
     if routing.method != METHOD:

@@ -21,13 +21,13 @@ from protocol.errors import Code, Refused
 from protocol.fleet.campaign import Order
 from protocol.fleet.reply import Reply
 from protocol.release import Pool
-from router.base import check_base
-from router.pull import BUNDLES, CALIBRATIONS, pull, pull_calibration, pull_exactly
+from router.base.loading import check_base
+from router.follow.pull import BUNDLES, CALIBRATIONS, pull, pull_calibration, pull_exactly
 
 if TYPE_CHECKING:
     from client.data import Pair
-    from router.model import RoutedModel
-    from router.pull import Mirror
+    from router.follow.pull import Mirror
+    from router.model.routed_model import RoutedModel
 
 PATIENCE_S = 60.0
 """How long a node tries to reach the coordinator before it answers `later`, in seconds."""
@@ -170,7 +170,7 @@ class Work:
         return pull_exactly(folder, where, digest, released=order.release is not None, ca=settings.ca, on_bytes=count)
 
     def _loaded(self, settings: ClientSettings) -> "RoutedModel":
-        from router.model import RoutedModel  # noqa: PLC0415 - seconds of import, once a process
+        from router.model.routed_model import RoutedModel  # noqa: PLC0415 - seconds of import, once a process
 
         self.model = self.model or RoutedModel.from_base(settings.base, device=self.device)
         return self.model
@@ -194,7 +194,7 @@ def bounded(policy: DaemonPolicy) -> Callable[[int], None]:
 
 def _loss(model: "RoutedModel", pairs: "list[Pair]", method: str | None = None) -> float:
     """Mean loss over held-out rows, in nats a token; four digits, so that no row can be told from it."""
-    from router.request import RoutingChoice  # noqa: PLC0415 - torch
+    from router.query.request import RoutingChoice  # noqa: PLC0415 - torch
 
     total = 0.0
     for at in range(0, len(pairs), _BATCH):

@@ -30,7 +30,7 @@ from protocol.release import (
     sign_candidate,
     timestamp,
 )
-from router.calibration import MAX_BIAS, MAX_LOG_TEMPERATURE, Calibration
+from router.pool.calibration import MAX_BIAS, MAX_LOG_TEMPERATURE, Calibration
 
 MAX_ATTEMPTS = 10
 """A node that answers rounds long over so often, beside one in each round, is not asked again."""

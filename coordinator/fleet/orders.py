@@ -10,7 +10,7 @@ from coordinator.tables import Campaign
 from protocol.errors import Code, Refused
 from protocol.fleet.campaign import Calibrating, Kind, Order, Privacy, Strategy, sign_order
 from protocol.release import MAX_CALIBRATION_BYTES, Release, read_candidate, read_release, read_timestamp, timestamp
-from router.calibration import METHOD, Calibration
+from router.pool.calibration import METHOD, Calibration
 
 OPEN_FOR, ENDS_AFTER = timedelta(minutes=10), timedelta(days=1)
 """How long a campaign goes on unless its operator says otherwise."""

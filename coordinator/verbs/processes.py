@@ -110,14 +110,14 @@ def _worker(open_: "Opened") -> "Worker":
     from coordinator.review import Cache, Model, Reviewer  # noqa: PLC0415
     from coordinator.store import Store  # noqa: PLC0415
     from coordinator.worker import Worker  # noqa: PLC0415
-    from router.base import check_base  # noqa: PLC0415
+    from router.base.loading import check_base  # noqa: PLC0415
 
     base = open_.settings.base
     check_base(base, open_.pool.spec.base, open_.workspace.fingerprint)
     cache = Cache(open_.workspace.bundles, Store(open_.settings.store))
 
     def load_model() -> Model:
-        from router.model import RoutedModel  # noqa: PLC0415 - seconds of import, on the first expert only
+        from router.model.routed_model import RoutedModel  # noqa: PLC0415 - seconds of import, on the first expert only
 
         return RoutedModel.from_base(base)
 

@@ -19,11 +19,11 @@ from deploy.demo.federation import Federation, contribute, federation, join, wat
 from deploy.demo.processes import perform, stop_all
 from deploy.demo.screen import Screen, accuracy_table, refusal_table
 from deploy.demo.world import World
-from router import show
-from router.picture import save_page, save_png
-from router.query import ask
-from router.request import RoutingChoice
-from router.trace import Panel
+from router.query import terminal
+from router.query.attribution import Panel
+from router.query.client import ask
+from router.query.heatmap import save_page, save_png
+from router.query.request import RoutingChoice
 
 SETTLE_S = 60.0
 """How long the router may take to follow the last release, in seconds."""
@@ -112,7 +112,7 @@ def _explain(cast: Federation, world: World, names: Sequence[str], console: Cons
     answered = ask(cast.router, [question.input], max_new_tokens=measure.MAX_NEW_TOKENS, explain=True)
     console.print(f"[bold]greylag-router ask --explain[/] {question.input!r}", highlight=False)
     console.print(f"{answered.answers[0].text}   [dim](expected: {question.target})[/]", highlight=False)
-    show.explain(console, answered, answered.answers[0])
+    terminal.explain(console, answered, answered.answers[0])
     owners = tuple(expert.split("/")[0] for expert in answered.experts)
     panels, answers = [], []
     for name in names:

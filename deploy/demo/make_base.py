@@ -19,7 +19,7 @@ from transformers import BatchEncoding, PreTrainedTokenizerFast, T5Config, T5For
 
 from deploy.demo.federation import BASE
 from deploy.demo.world import Example, World
-from router.text import IGNORED
+from router.base.tokens import IGNORED
 
 PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from statistics import mean
 
 from deploy.demo.world import Example, World
-from router.query import ask
-from router.request import RoutingChoice
+from router.query.client import ask
+from router.query.request import RoutingChoice
 
 HELD_OUT_SEED = 2
 PER_CONTRIBUTOR = 64

@@ -14,7 +14,7 @@ from deploy.demo.processes import perform, run, stop_all
 from deploy.demo.world import World
 from deploy.federation.attacks import attempt_all
 from deploy.federation.cast import Cast, cast, planted
-from router.query import ask
+from router.query.client import ask
 
 ROWS = {"mirror": 384, "carousel": 256, "bluebird": 192, "beekeeper": 128}
 """Contributors and the sizes of their private files."""

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 from protocol.errors import Code, Refused
-from router.evaluation.judge import Judged, judge
-from router.evaluation.methods import BEST_INDIVIDUAL, ORACLE
+from router.evaluation.contenders import BEST_INDIVIDUAL, ORACLE
 from router.evaluation.metrics import ACCURACY
 from router.evaluation.prompts import Limits, Prompts, write_prompts
 from router.evaluation.rows import Task
-from router.model import RoutedModel
-from router.planning import plan
-from router.request import RoutingChoice
+from router.evaluation.scoring import Judged, judge
+from router.model.planner import plan
+from router.model.routed_model import RoutedModel
+from router.query.request import RoutingChoice
 
 _SKIPPED = (Code.STATISTICS_MISSING, Code.KIND_UNSUPPORTED)
 """What some experts of a release may lack for a method, and nobody's mistake."""

@@ -3,9 +3,9 @@
 from typing import Literal, NamedTuple
 
 from protocol.errors import Code, Refused
-from router.base import Base
+from router.base.loading import Base
+from router.base.tokens import encode_input, encode_target, write_prompt
 from router.evaluation.rows import Row, Task
-from router.text import encode_input, encode_target, write_prompt
 
 
 class Limits(NamedTuple):

@@ -15,7 +15,7 @@ from protocol import strict_json
 from protocol.errors import Code, Refused
 from protocol.statement import Strict, first_fault
 from router.evaluation.rows import Task, read_row
-from router.limits import MAX_NEW_TOKENS
+from router.query.limits import MAX_NEW_TOKENS
 
 
 class RecipeTask(Strict):

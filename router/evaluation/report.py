@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from router.evaluation.compare import Comparison
-from router.show import printable
+from router.query.terminal import printable
 
 
 def as_table(found: Comparison) -> Table:

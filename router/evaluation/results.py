@@ -13,13 +13,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 from protocol import strict_json
-from router.base import fingerprint
+from router.base.loading import fingerprint
 from router.evaluation.compare import Score
-from router.evaluation.judge import Judged
 from router.evaluation.prompts import Limits
 from router.evaluation.rows import Task
-from router.model import RoutedModel
-from router.request import RoutingChoice
+from router.evaluation.scoring import Judged
+from router.model.routed_model import RoutedModel
+from router.query.request import RoutingChoice
 
 RESULTS = "results.jsonl"
 ANSWERS = "answers"

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from protocol import strict_json
 from protocol.errors import Code, Refused
 from protocol.statement import Strict, first_fault
-from router.text import ASSISTANT
+from router.base.tokens import ASSISTANT
 
 _LONGEST_NAME = 100
 

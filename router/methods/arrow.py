@@ -10,10 +10,10 @@ divides by 10 sqrt(d) instead, which makes the k weights nearly equal: ask for t
 
 from torch import Tensor
 
-from router.group import ModuleExperts, RouteGroup
-from router.methods.siblings import SharedDecision
-from router.prototypes import Direction
-from router.select import Selected, best, in_pieces, products
+from router.layer.topk import Selected, best, in_pieces, products
+from router.methods.shared_decision import SharedDecision
+from router.pool.group_store import ModuleExperts, RouteGroup
+from router.pool.prototypes import Direction
 
 
 class Arrow(SharedDecision):

@@ -2,17 +2,18 @@
 
 Source: a baseline of arXiv 2402.05859, section 4.2. Score and weights are PHATGOOSE's.
 
-Means are teacher-forced (`router.means`): a decoder's module saw every target token. The code of the paper computed
-them while the model generated, and kept the last step alone, so its published figures are of a weaker form.
+Means are teacher-forced (`router.training.mean_inputs`): a decoder's module saw every target token. The code of the
+paper computed them while the model generated, and kept the last step alone, so its published figures are of a weaker
+form.
 """
 
 from torch import Tensor
 
-from router.expert import Expert
-from router.gate import standardise
-from router.group import RouteGroup
+from router.layer.topk import Selected
 from router.methods.phatgoose import Phatgoose
-from router.select import Selected
+from router.pool.expert import Expert
+from router.pool.gate import standardise
+from router.pool.group_store import RouteGroup
 
 
 def mean(expert: Expert, path: str) -> Tensor | None:

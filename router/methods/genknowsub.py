@@ -13,13 +13,13 @@ version subtracts the means of A and of B on their own, which is another matrix.
 import torch
 from torch import Tensor
 
-from router.expert import Expert
-from router.gate import Choice
-from router.group import ModuleExperts, RouteGroup
+from router.layer.topk import Selected
 from router.methods.arrow import Arrow
-from router.methods.siblings import SharedDecision
-from router.prototypes import Direction
-from router.select import Selected
+from router.methods.shared_decision import SharedDecision
+from router.pool.expert import Expert
+from router.pool.gate import Choice
+from router.pool.group_store import ModuleExperts, RouteGroup
+from router.pool.prototypes import Direction
 
 
 class GenKnowSub(SharedDecision):

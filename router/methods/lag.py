@@ -10,10 +10,10 @@ largest ||s B A u||, as in `router.methods.spectr`, at weight 1. A request's k a
 import torch
 from torch import Tensor
 
-from router.gate import Choice
-from router.group import ModuleExperts
 from router.methods.arrow import Arrow
 from router.methods.spectr import update_norms
+from router.pool.gate import Choice
+from router.pool.group_store import ModuleExperts
 
 FILTERED = 20
 """Experts a token that pass the first stage."""

@@ -1,8 +1,8 @@
 """NNLS by request: a request is solved for the experts it is a mixture of, and these answer all of it.
 
-Source: this project's laboratory (`tests/lab`); the decomposition is `router.mixtures`. Weights are fixed for all
-tokens and modules of a request, the answer's among them, before its first routed token: so what is cached of a prompt
-and what is decoded after it agree. Two rules turn shares c into weights:
+Source: this project's laboratory (`tests/lab`); the decomposition is `router.methods.features.mixture`. Weights are
+    fixed for all tokens and modules of a request, the answer's among them, before its first routed token: so what is
+    cached of a prompt and what is decoded after it agree. Two rules turn shares c into weights:
 
     nnls-request      mass = 1 + clip((s - .65) / .2, 0, 1), s the share of the two largest c in their sum;
                       kept are the k largest above a quarter of the largest; w = min(1, mass c / sum of kept c)
@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from protocol.errors import Code, Refused
-from router.gate import Choice, CommonChoice
-from router.group import ModuleExperts
-from router.layer import BatchRows, Plan
-from router.methods.asked import Asked
-from router.methods.base import BaseOnly
-from router.nnls import Floats
+from router.layer.routed_linear import BatchRows, Plan
+from router.methods.base_only import BaseOnly
+from router.methods.context import Asked
+from router.methods.features.nnls import Floats
+from router.pool.gate import Choice, CommonChoice
+from router.pool.group_store import ModuleExperts
 
 _KEPT = 0.25
 """Of the largest share: smaller ones are noise."""

@@ -1,7 +1,7 @@
 """NNLS by token: the request's mixture, and beside it what every token says at every module.
 
-Source: this project's laboratory (`tests/lab`). With c the request's shares (`router.mixtures`), m its mass
-(`router.methods.nnls_request`), and public text's tokens of mean t and covariance S at a module,
+Source: this project's laboratory (`tests/lab`). With c the request's shares (`router.methods.features.mixture`), m its
+    mass (`router.methods.nnls_request`), and public text's tokens of mean t and covariance S at a module,
 
     nnls-token   r_z(u) = (u - t)' w_z / ((mean_z - t)' w_z),  w_z = S^-1 (mean_z - t)     Fisher's discriminant
     nnls-gates   r_z(u) = v_z . (u - t) / (3 sqrt(v_z' S v_z)),  v_z PHATGOOSE's gate      needs no token's mean
@@ -18,18 +18,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from router.expert import Expert
-from router.gate import Choice, CommonChoice
-from router.group import ModuleExperts, RouteGroup
-from router.layer import BatchRows, Plan
-from router.methods.asked import Asked
-from router.methods.base import BaseOnly
+from router.layer.routed_linear import BatchRows, Plan
+from router.layer.topk import Selected, best, in_pieces, products
+from router.layer.topk_single import best_of_one, products_of_one
+from router.methods.base_only import BaseOnly
+from router.methods.context import Asked
+from router.methods.features.background import PublicText
+from router.methods.features.mixture import Shares
 from router.methods.nnls_request import familiar, found_mass, wider
-from router.methods.siblings import SharedDecision
-from router.mixtures import Shares
-from router.public import PublicText
-from router.select import Selected, best, in_pieces, products
-from router.single import best_of_one, products_of_one
+from router.methods.shared_decision import SharedDecision
+from router.pool.expert import Expert
+from router.pool.gate import Choice, CommonChoice
+from router.pool.group_store import ModuleExperts, RouteGroup
 
 RIDGE = 0.1
 """Of the tokens' covariance, relative to its mean variance."""

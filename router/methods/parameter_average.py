@@ -13,9 +13,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from router.expert import Expert
-from router.part import ExpertModule
-from router.pool import ExpertPool
+from router.pool.expert import Expert
+from router.pool.expert_module import ExpertModule
+from router.pool.pool import ExpertPool
 
 
 def averaged(pool: ExpertPool) -> ExpertPool:

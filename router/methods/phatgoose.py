@@ -8,9 +8,9 @@ Score: vbar_z . ubar, both standardised over features; weights softmax(score / (
 
 from torch import Tensor
 
-from router.group import RouteGroup
-from router.methods.siblings import SharedDecision
-from router.select import Selected, select
+from router.layer.topk import Selected, select
+from router.methods.shared_decision import SharedDecision
+from router.pool.group_store import RouteGroup
 
 
 class Phatgoose(SharedDecision):

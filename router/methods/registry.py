@@ -3,13 +3,12 @@
 from collections.abc import Callable, Sequence
 
 from protocol.errors import Code, Refused
-from router.layer import Plan
+from router.layer.routed_linear import Plan
 from router.methods import listed
 from router.methods.arrow import Arrow
-from router.methods.asked import Asked
 from router.methods.average_activation import AverageActivation
-from router.methods.base import BaseOnly
-from router.methods.expert import SingleExpert
+from router.methods.base_only import BaseOnly
+from router.methods.context import Asked
 from router.methods.genknowsub import GenKnowSub
 from router.methods.lag import Lag
 from router.methods.merged import Merged
@@ -18,6 +17,7 @@ from router.methods.nnls_token import Discriminant, ScaledGate, by_token
 from router.methods.parameter_average import averaged
 from router.methods.phatgoose import Phatgoose
 from router.methods.retrieval import nearest
+from router.methods.single_expert import SingleExpert
 from router.methods.spectr import Spectr
 from router.methods.uniform import Uniform
 

@@ -9,11 +9,11 @@ import torch
 
 from protocol.errors import Code, Refused
 from protocol.spec import BaseModelRef
-from router.embedding import Embedder
-from router.layer import Plan
-from router.methods.asked import Asked, shortened
-from router.methods.base import BaseOnly
-from router.methods.expert import SingleExpert
+from router.layer.routed_linear import Plan
+from router.methods.base_only import BaseOnly
+from router.methods.context import Asked, shortened
+from router.methods.features.embedder import Embedder
+from router.methods.single_expert import SingleExpert
 
 
 def nearest(asked: Asked) -> list[Plan]:

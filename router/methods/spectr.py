@@ -13,10 +13,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from router.gate import Choice, CommonChoice
-from router.group import ModuleExperts
-from router.part import ExpertModule
-from router.select import Selected, best, in_pieces
+from router.layer.topk import Selected, best, in_pieces
+from router.pool.expert_module import ExpertModule
+from router.pool.gate import Choice, CommonChoice
+from router.pool.group_store import ModuleExperts
 
 
 class Spectr:

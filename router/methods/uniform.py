@@ -6,8 +6,8 @@ everywhere, and what an absent one would have had goes to nobody.
 
 from torch import Tensor
 
-from router.gate import CommonChoice
-from router.group import ModuleExperts
+from router.pool.gate import CommonChoice
+from router.pool.group_store import ModuleExperts
 
 
 class Uniform:

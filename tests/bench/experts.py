@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import torch
 
-from router.expert import Expert
-from router.gate import standardise
-from router.part import ExpertModule
+from router.pool.expert import Expert
+from router.pool.expert_module import ExpertModule
+from router.pool.gate import standardise
 
 
 def make_expert(

@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from router.gate import standardise
-from router.layer import Plan, RoutedLinear, routing
+from router.layer.routed_linear import Plan, RoutedLinear, routing
 from router.methods.phatgoose import Phatgoose
-from router.pool import ExpertPool, _modules
-from router.reference import ReferenceExpert, route
+from router.pool.gate import standardise
+from router.pool.pool import ExpertPool, _modules
 from tests.bench.device import captured, ceilings, take_turns
 from tests.bench.experts import make_expert
 from tests.bench.layer import make_arrow, say
 from tests.bench.timing import median_ratio
+from tests.router.reference import ReferenceExpert, route
 
 D, INNER, RANK, K, LAYERS = 2048, 5120, 16, 2, 24
 PATH = "layer"

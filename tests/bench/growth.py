@@ -15,9 +15,9 @@ import time
 import torch
 from torch import Tensor, nn
 
-from router.layer import Plan, RoutedLinear, routing
+from router.layer.routed_linear import Plan, RoutedLinear, routing
 from router.methods.phatgoose import Phatgoose
-from router.pool import ExpertPool
+from router.pool.pool import ExpertPool
 from tests.bench.experts import make_expert
 
 D, RANK, K, LAYERS = 1024, 16, 2, 4

@@ -34,15 +34,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
-from router.expert import Expert
-from router.gate import standardise
-from router.layer import Plan, RoutedLinear, routing
+from router.layer.routed_linear import Plan, RoutedLinear, routing
 from router.methods.phatgoose import Phatgoose
-from router.part import ExpertModule
-from router.pool import ExpertPool
-from router.reference import ReferenceExpert, route
+from router.pool.expert import Expert
+from router.pool.expert_module import ExpertModule
+from router.pool.gate import standardise
+from router.pool.pool import ExpertPool
 from tests.bench.models import bench_models
 from tests.bench.timing import alternate, median_ratio
+from tests.router.reference import ReferenceExpert, route
 
 D, RANK, K = 2048, 16, 2
 EXPERTS, TOKENS = (8, 36, 166, 500), (1, 64, 512)

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, T5Config, T5ForConditionalGeneration
 
-from router.attach import linear_modules
-from router.base import Base
-from router.layer import Plan, routing
+from router.base.linear import linear_modules
+from router.base.loading import Base
+from router.layer.routed_linear import Plan, routing
 from router.methods.phatgoose import Phatgoose
-from router.model import RoutedModel
-from router.pool import ExpertPool
+from router.model.routed_model import RoutedModel
+from router.pool.pool import ExpertPool
 from tests.bench.experts import make_expert
 from tests.bench.timing import alternate, median_ratio
 

@@ -14,9 +14,9 @@ from client.produce import Order, produce
 from client.runs import lay_modules, read_record
 from protocol.adapters import Kind
 from protocol.bundle import ADAPTER_WEIGHTS, CARD, GATES
-from router.attach import find_linear
-from router.base import load_base
-from router.gated import attach_gates, detach_gates, gate_tuners
+from router.base.linear import find_linear
+from router.base.loading import load_base
+from router.training.gated_linear import attach_gates, detach_gates, gate_tuners
 from tests.client.conftest import NOW, RECIPE, Cli, Site
 from tests.client.test_training import rows_of
 

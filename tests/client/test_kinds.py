@@ -18,11 +18,11 @@ from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, GATES
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
 from protocol.spec import Recipe
-from router.base import load_base
-from router.layer import Plan as Routing
-from router.layer import routing
-from router.methods.expert import SingleExpert
-from router.model import RoutedModel
+from router.base.loading import load_base
+from router.layer.routed_linear import Plan as Routing
+from router.layer.routed_linear import routing
+from router.methods.single_expert import SingleExpert
+from router.model.routed_model import RoutedModel
 from tests import factories
 from tests.client.conftest import NOW, RECIPE, Site, make_site
 

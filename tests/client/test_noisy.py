@@ -18,10 +18,10 @@ from protocol.bundle import CARD, GATES, open_bundle
 from protocol.errors import Code, Refused
 from protocol.release import Pool
 from protocol.spec import Noise
-from router.attach import deeper, linear_modules, reads_input
-from router.base import load_base
-from router.mixtures import RIDGE
-from router.model import RoutedModel
+from router.base.linear import deeper, linear_modules, reads_input
+from router.base.loading import load_base
+from router.methods.features.mixture import RIDGE
+from router.model.routed_model import RoutedModel
 from tests.client.conftest import NOW, Site
 from tests.client.test_sharing import site
 
@@ -55,7 +55,7 @@ def batch(rows: list[list[int]]) -> dict[str, Tensor]:
 
 @pytest.fixture
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("router.public.TEXTS", 80)
+    monkeypatch.setattr("router.methods.features.background.TEXTS", 80)
 
 
 def test_one_row_moves_the_mean_as_far_as_noise_reckons_with(

@@ -14,7 +14,7 @@ from client.produce import Order, produce
 from protocol.bundle import ADAPTER_WEIGHTS, GATES
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
-from router.base import load_base
+from router.base.loading import load_base
 from tests import factories
 from tests.client.conftest import NOW, RECIPE, make_site
 

@@ -20,8 +20,8 @@ from protocol.bundle import ADAPTER_WEIGHTS, CARD, GATES
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
 from protocol.spec import Promise
-from router.base import Base, load_base
-from router.gated import attach_gates
+from router.base.loading import Base, load_base
+from router.training.gated_linear import attach_gates
 from tests import factories
 from tests.client.conftest import NOW, RECIPE, Cli, Site, make_site
 

@@ -15,10 +15,10 @@ from client.sharing import TELLS, Share
 from client.workspace import Workspace
 from protocol.bundle import CARD, GATES, Bundle
 from protocol.spec import Statistics
-from router.base import Base, load_base
-from router.embedding import Embedder
-from router.means import mean_inputs
-from router.text import IGNORED
+from router.base.loading import Base, load_base
+from router.base.tokens import IGNORED
+from router.methods.features.embedder import Embedder
+from router.training.mean_inputs import mean_inputs
 from tests.client.conftest import NOW, Cli, Site, Trained
 from tests.client.test_training import rows_of
 

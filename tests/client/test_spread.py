@@ -16,8 +16,8 @@ from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
 from protocol.spec import Promise
-from router.base import load_base
-from router.placing import is_offloaded
+from router.base.device_map import is_offloaded
+from router.base.loading import load_base
 from tests import factories
 from tests.client.conftest import NOW, RECIPE, Cli, Site, make_site
 from tests.client.test_adopt import elsewhere

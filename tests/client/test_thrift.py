@@ -16,8 +16,8 @@ from coordinator.admission.content import check_content
 from protocol.bundle import ADAPTER_WEIGHTS, CARD, GATES, Bundle
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
-from router.base import load_base
-from router.model import RoutedModel
+from router.base.loading import load_base
+from router.model.routed_model import RoutedModel
 from tests import factories
 from tests.client.conftest import NOW, RECIPE, Cli, Site, make_site
 

@@ -19,7 +19,7 @@ from protocol.adapters import LoraModule
 from protocol.bundle import ADAPTER_CONFIG, CARD, FILES, GATES, open_bundle
 from protocol.errors import Code, Refused
 from protocol.spec import Recipe
-from router.base import Base, load_base
+from router.base.loading import Base, load_base
 from tests.client.conftest import PLANTED, RECIPE, Site, Trained
 
 

@@ -20,7 +20,7 @@ from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle
 from protocol.errors import Code, Refused
 from protocol.release import Enrolment, Pool, Release, read_release
 from protocol.signing import Identity
-from router.model import RoutedModel
+from router.model.routed_model import RoutedModel
 from tests import factories
 from tests.coordinator.conftest import Clock, make_pool, resign
 from tests.coordinator.contributor import NOW

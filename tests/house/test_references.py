@@ -97,10 +97,10 @@ def test_a_wrong_word_is_found(words: list[str], rest: str, wrong: str | None) -
 @pytest.mark.parametrize(
     ("name", "there"),
     [
-        ("router.gate", True),
-        ("router.gate.Choice.experts", True),
-        ("router.calibration.MAX_BIAS", True),
-        ("router.gate.Chioce", False),
+        ("router.pool.gate", True),
+        ("router.pool.gate.Choice.experts", True),
+        ("router.pool.calibration.MAX_BIAS", True),
+        ("router.pool.gate.Chioce", False),
         ("router.gaet", False),
     ],
 )

@@ -36,9 +36,9 @@ from transformers import (
 )
 
 from protocol.spec import Architecture
-from router.base import Base
-from router.batch import TokenPair, pair_batch
-from router.text import IGNORED
+from router.base.batching import TokenPair, pair_batch
+from router.base.loading import Base
+from router.base.tokens import IGNORED
 from tests.lab.world import Row, World
 
 PAD, START, END, ANSWER, UNKNOWN = "<pad>", "<s>", "</s>", "=>", "<unk>"

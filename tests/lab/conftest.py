@@ -10,8 +10,8 @@ import torch
 from protocol.bundle import Bundle
 from protocol.signing import Identity
 from protocol.spec import Architecture, Centroid, Means, Statistics
-from router.base import load_base
-from router.batch import encode_pairs, pair_batch
+from router.base.batching import encode_pairs, pair_batch
+from router.base.loading import load_base
 from tests import factories
 from tests.lab.base import Course, make_model, make_tokenizer
 from tests.lab.world import World

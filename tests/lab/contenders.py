@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from router.methods import METHODS
-from router.request import RoutingChoice
+from router.query.request import RoutingChoice
 
 Bundles = Literal["experts", "written-means", "joint", "multitask", "multitask-wide"]
 """What a row runs on: the experts' bundles, the same with the paper's form of means, or baselines beside them:

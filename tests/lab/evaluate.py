@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from protocol.errors import Code, Refused
-from router.model import RoutedModel
-from router.pool import ExpertPool
+from router.model.routed_model import RoutedModel
+from router.pool.pool import ExpertPool
 from tests.lab.contenders import Bundles, Contender
 from tests.lab.exact import exact
 from tests.lab.world import Row

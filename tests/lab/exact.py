@@ -8,9 +8,9 @@ to the end token. One forward pass over input and target tells that for all t at
 
 from collections.abc import Sequence
 
-from router.batch import encode_pairs
-from router.model import RoutedModel
-from router.request import RoutingChoice
+from router.base.batching import encode_pairs
+from router.model.routed_model import RoutedModel
+from router.query.request import RoutingChoice
 from tests.lab.world import Row
 
 AT_ONCE = 256

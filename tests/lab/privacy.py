@@ -26,13 +26,13 @@ from torch import Tensor
 from client import noisy
 from protocol.bundle import open_bundle
 from protocol.spec import Noise
-from router.attach import deeper
-from router.batch import encode_pairs, pair_batch
-from router.expert import Expert
-from router.mixtures import Mixtures
-from router.model import RoutedModel
-from router.pool import ExpertPool
-from router.request import RoutingChoice
+from router.base.batching import encode_pairs, pair_batch
+from router.base.linear import deeper
+from router.methods.features.mixture import Mixtures
+from router.model.routed_model import RoutedModel
+from router.pool.expert import Expert
+from router.pool.pool import ExpertPool
+from router.query.request import RoutingChoice
 from tests.lab.contenders import Contender
 from tests.lab.evaluate import evaluate
 from tests.lab.skills import Skill

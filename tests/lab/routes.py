@@ -1,6 +1,7 @@
 """How far routing is from the oracle's, and whether that matters (arXiv 2402.05859, section 4.4).
 
-By the router's own figures: `router.trace` defines them, and `greylag-router trace` gives them for a real release.
+By the router's own figures: `router.query.attribution` defines them, and `greylag-router trace` gives them for a real
+release.
 """
 
 import statistics
@@ -8,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from router.model import RoutedModel
-from router.picture import save_png
-from router.request import RoutingChoice
-from router.tasks import TaskInput, panels_by_task
-from router.trace import correlation, oracle_divergence
+from router.model.routed_model import RoutedModel
+from router.query.attribution import correlation, oracle_divergence
+from router.query.heatmap import save_png
+from router.query.panels import TaskInput, panels_by_task
+from router.query.request import RoutingChoice
 from tests.lab.evaluate import Scores
 from tests.lab.world import FAMILIES, Row, Task
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from protocol.spec import Recipe
-from router.model import RoutedModel
-from router.pool import ExpertPool
+from router.model.routed_model import RoutedModel
+from router.pool.pool import ExpertPool
 from tests.lab import privacy, trial
 from tests.lab.conftest import EXPERTS, Toy
 from tests.lab.experts import RECIPE
@@ -25,7 +25,7 @@ OWN = {name: set(WORDS[at * 8 : at * 8 + 6]) for at, name in enumerate(EXPERTS, 
 
 @pytest.fixture
 def model(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> RoutedModel:
-    monkeypatch.setattr("router.public.TEXTS", 200)
+    monkeypatch.setattr("router.methods.features.background.TEXTS", 200)
     return assemble(toy.base, toy.bundles)
 
 

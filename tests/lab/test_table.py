@@ -11,10 +11,10 @@ import pytest
 
 from protocol.errors import Code, Refused
 from protocol.spec import Recipe
-from router.batch import TokenPair, encode_pairs, pair_batch
+from router.base.batching import TokenPair, encode_pairs, pair_batch
 from router.methods import METHODS
-from router.model import RoutedModel
-from router.request import RoutingChoice
+from router.model.routed_model import RoutedModel
+from router.query.request import RoutingChoice
 from tests.lab import __main__ as bench
 from tests.lab import exact, run, table, trial
 from tests.lab.base import END

@@ -15,9 +15,9 @@ from pathlib import Path
 from protocol.atomic import write_whole
 from protocol.bundle import Bundle, open_bundle
 from protocol.spec import Architecture, Recipe
-from router.base import fingerprint
-from router.model import RoutedModel
-from router.pool import ExpertPool
+from router.base.loading import fingerprint
+from router.model.routed_model import RoutedModel
+from router.pool.pool import ExpertPool
 from tests.lab import routes
 from tests.lab.base import make_base
 from tests.lab.contenders import WIDER, Bundles, Contender

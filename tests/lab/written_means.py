@@ -13,9 +13,9 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from router.base import Base
-from router.batch import encode
-from router.pool import ExpertPool
+from router.base.batching import encode
+from router.base.loading import Base
+from router.pool.pool import ExpertPool
 
 MOST_STEPS = 20
 """Tokens that the model writes at most, as in the paper's code."""

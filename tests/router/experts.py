@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from protocol.adapters import Activation
-from router import gpu
-from router.expert import Expert
-from router.gate import Choice, CommonChoice, standardise
-from router.group import ModuleExperts
-from router.layer import RoutedLinear
-from router.part import ExpertModule, Scales
-from router.pool import ExpertPool
-from router.reference import ReferenceExpert
+from router.layer import experts_gpu
+from router.layer.routed_linear import RoutedLinear
+from router.pool.expert import Expert
+from router.pool.expert_module import ExpertModule, Scales
+from router.pool.gate import Choice, CommonChoice, standardise
+from router.pool.group_store import ModuleExperts
+from router.pool.pool import ExpertPool
+from tests.router.reference import ReferenceExpert
 
 PATH = "block.linear"
 SIBLINGS = ("a.q", "a.k", "a.v")
@@ -100,7 +100,7 @@ def error(found: Tensor, exact: Tensor) -> float:
 
 
 def choice_of(module: ModuleExperts, u: Tensor, k: int) -> Choice:
-    found = gpu.select(module.group, u, k)[module.slot]
+    found = experts_gpu.select(module.group, u, k)[module.slot]
     assert found is not None
     return found
 

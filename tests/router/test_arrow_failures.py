@@ -18,8 +18,8 @@ from protocol.errors import Code, Refused
 from protocol.release import Pool
 from protocol.signing import Identity
 from protocol.tensors import ADAPTER_PREFIX
-from router.model import RoutedModel
-from router.request import RoutingChoice
+from router.model.routed_model import RoutedModel
+from router.query.request import RoutingChoice
 from tests import factories
 
 INPUTS = ["copy it : a b c", "say d"]

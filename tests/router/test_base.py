@@ -8,8 +8,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from protocol.errors import Code, Refused
-from router.attach import linear_modules, reads_input
-from router.base import check_base, fingerprint, load_base
+from router.base.linear import linear_modules, reads_input
+from router.base.loading import check_base, fingerprint, load_base
 from tests import factories
 
 

@@ -16,15 +16,15 @@ from protocol.bundle import Bundle
 from protocol.release import sign_pool
 from protocol.signing import Identity
 from protocol.spec import PoolSpec
-from router.attach import linear_modules
-from router.base import Base
-from router.gated import attach_gates, detach_gates
-from router.layer import Method, Plan, routing
-from router.methods.base import BaseOnly
-from router.methods.expert import SingleExpert
+from router.base.linear import linear_modules
+from router.base.loading import Base
+from router.layer.routed_linear import Method, Plan, routing
+from router.methods.base_only import BaseOnly
 from router.methods.merged import Merged
 from router.methods.phatgoose import Phatgoose
-from router.model import RoutedModel
+from router.methods.single_expert import SingleExpert
+from router.model.routed_model import RoutedModel
+from router.training.gated_linear import attach_gates, detach_gates
 from tests import factories
 from tests.protocol.samples import BASE
 

@@ -10,13 +10,13 @@ from protocol.bundle import Bundle
 from protocol.errors import Code, Refused
 from protocol.release import Pool
 from protocol.signing import Identity
-from router.base import Base
-from router.calibrate import SoftRouter, calibrate, soft_routing
-from router.calibration import Calibration
-from router.layer import Plan, routing
+from router.base.loading import Base
+from router.layer.routed_linear import Plan, routing
 from router.methods.phatgoose import Phatgoose
-from router.model import RoutedModel
-from router.pool import ExpertPool
+from router.model.routed_model import RoutedModel
+from router.pool.calibration import Calibration
+from router.pool.pool import ExpertPool
+from router.training.calibrate import SoftRouter, calibrate, soft_routing
 from tests.factories import make_bundle, make_pool
 from tests.router.experts import PATH, make_experts, make_layer, mixed_kinds
 from tests.router.test_calibration import calibrate as drawn

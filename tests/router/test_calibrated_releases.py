@@ -7,10 +7,10 @@ import pytest
 
 from protocol.bundle import Bundle, sha256_of
 from protocol.errors import Code, Refused
-from router.calibration import Calibration
-from router.model import RoutedModel
-from router.pull import CALIBRATIONS, open_mirror, pull
-from router.request import RoutingChoice
+from router.follow.pull import CALIBRATIONS, open_mirror, pull
+from router.model.routed_model import RoutedModel
+from router.pool.calibration import Calibration
+from router.query.request import RoutingChoice
 from tests.router.catalog import Catalog
 
 

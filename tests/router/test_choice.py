@@ -14,14 +14,14 @@ from protocol.errors import Code, Refused
 from protocol.release import Pool
 from protocol.signing import Identity
 from protocol.spec import Routing
-from router import planning
-from router.answer import Answer
-from router.generation import KEPT, Generation, Held, listed
-from router.layer import MixedPlan, Plan, routing
+from router.layer.routed_linear import MixedPlan, Plan, routing
 from router.methods.phatgoose import Phatgoose
-from router.model import RoutedModel
-from router.pool import ExpertPool
-from router.request import RoutingChoice
+from router.model import planner
+from router.model.releases import KEPT, Generation, Held, listed
+from router.model.routed_model import RoutedModel
+from router.pool.pool import ExpertPool
+from router.query.answer import Answer
+from router.query.request import RoutingChoice
 from tests import factories
 from tests.router.experts import PATH, make_experts, make_layer
 
@@ -153,10 +153,10 @@ def test_a_mixed_batch_scores_as_its_inputs_do_alone(model: RoutedModel) -> None
 
 def test_rows_that_choose_alike_are_routed_together(model: RoutedModel) -> None:
     choices = [RoutingChoice(k=1), RoutingChoice(), RoutingChoice("phatgoose", k=1), RoutingChoice(temperature=1.0)]
-    planned = planning.plan(model.senses, model.held, INPUTS[:4], choices)
+    planned = planner.plan(model.senses, model.held, INPUTS[:4], choices)
     assert [part.inputs for part in planned.parts] == [(0, 2), (1, 3)]
     assert isinstance(planned.plan, MixedPlan)
-    assert isinstance(planning.plan(model.senses, model.held, INPUTS[:1], choices[:1]).plan, Plan)
+    assert isinstance(planner.plan(model.senses, model.held, INPUTS[:1], choices[:1]).plan, Plan)
 
 
 def test_old_and_new_releases_share_a_batch(

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
-from router.cli import app
-from router.pull import FINGERPRINT, pull
+from router.cli.main import app
+from router.follow.pull import FINGERPRINT, pull
 from router.settings import FILE, RouterSettings, load, save
 from tests import factories
 from tests.router.catalog import Catalog

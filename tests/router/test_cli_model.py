@@ -8,9 +8,9 @@ import pytest
 from peft import PeftModel
 
 from protocol.errors import Code, Refused
-from router.base import load_base
-from router.door import CHOICE_FLAGS
-from router.request import RoutingChoice
+from router.base.loading import load_base
+from router.cli.options import CHOICE_FLAGS
+from router.query.request import RoutingChoice
 from tests.router.verbs import call, pulled_node
 
 

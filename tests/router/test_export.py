@@ -13,13 +13,13 @@ from peft import PeftModel
 from protocol.errors import Code, Refused
 from protocol.release import Pool
 from protocol.signing import Identity
-from router.base import load_base
-from router.calibration import MAX_BIAS, Calibration
-from router.export import merge
-from router.model import RoutedModel
-from router.part import ExpertModule
-from router.planning import plan
-from router.request import RoutingChoice
+from router.base.loading import load_base
+from router.model.export_lora import merge
+from router.model.planner import plan
+from router.model.routed_model import RoutedModel
+from router.pool.calibration import MAX_BIAS, Calibration
+from router.pool.expert_module import ExpertModule
+from router.query.request import RoutingChoice
 from tests.factories import make_bundle
 
 TEXTS = ["please reverse it : a b c", "copy now ; d e"]
@@ -91,7 +91,7 @@ def test_plain_peft_computes_the_merged_experts(base: Path, model: RoutedModel, 
 
 def test_the_request_is_planned_once(model: RoutedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     planned = Mock(side_effect=plan)
-    monkeypatch.setattr("router.model.plan", planned)
+    monkeypatch.setattr("router.model.routed_model.plan", planned)
     model.export_lora(tmp_path / "lora", TEXTS, rank=5, max_new_tokens=2)
     planned.assert_called_once()
 

@@ -9,13 +9,13 @@ from torch import nn
 
 from protocol.release import Pool
 from protocol.signing import Identity
-from router import reference
-from router.base import load_base
-from router.gate import standardise
-from router.gated import GatedExpert, attach_gates, detach_gates
-from router.part import ExpertModule
-from router.select import select
+from router.base.loading import load_base
+from router.layer.topk import select
+from router.pool.expert_module import ExpertModule
+from router.pool.gate import standardise
+from router.training.gated_linear import GatedExpert, attach_gates, detach_gates
 from tests import factories
+from tests.router import reference
 from tests.router.experts import PATH, as_lists, pool_of
 
 

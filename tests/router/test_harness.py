@@ -21,8 +21,8 @@ from lm_eval.api.registry import get_model  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 
 from protocol.errors import Code, Refused  # noqa: E402
-from router.base import load_base  # noqa: E402
-from router.harness import GreylagLM  # noqa: E402
+from router.base.loading import load_base  # noqa: E402
+from router.evaluation.lm_eval import GreylagLM  # noqa: E402
 from tests import factories  # noqa: E402
 from tests.router.verbs import call, pulled_node  # noqa: E402
 
@@ -144,7 +144,7 @@ test_split: test
 output_type: {kind}
 {more}
 metadata:
-  model: !function router.harness.GreylagLM
+  model: !function router.evaluation.lm_eval.GreylagLM
 """
 KINDS = {
     "choosing": ("multiple_choice", 'doc_to_text: "{{input}}"\ndoc_to_choice: choices\ndoc_to_target: label'),
@@ -171,7 +171,7 @@ def test_tasks_of_a_local_folder_run_on_a_release(
         task = TASK.format(name=name, folder=tmp_path, kind=kind, more=more)
         # The stock command knows of us from the task alone.
         (tasks / f"{name}.yaml").write_text(task if stock else task.partition("metadata:")[0])
-    program = ["-m", "lm_eval"] if stock else ["-c", "from router.cli import main; main()", "lm-eval"]
+    program = ["-m", "lm_eval"] if stock else ["-c", "from router.cli.main import main; main()", "lm-eval"]
     chosen = ["--tasks", str(tasks)] if stock else ["--tasks", ",".join(KINDS), "--include_path", str(tasks)]
     said = subprocess.run(
         [

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from router.gate import Choice
-from router.table import Columns, View
+from router.pool.device_table import Columns, View
+from router.pool.gate import Choice
 
 triton = pytest.importorskip("triton")
-launch = pytest.importorskip("router.kernels.launch")
+launch = pytest.importorskip("router.layer.kernels.launch")
 from triton.backends.compiler import GPUTarget  # noqa: E402 - only where there is Triton
 from triton.compiler import ASTSource  # noqa: E402
 

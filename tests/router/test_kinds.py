@@ -9,22 +9,22 @@ from transformers.pytorch_utils import Conv1D
 
 from protocol.adapters import BottleneckModule, DoraModule, Ia3Module, LoraModule, Module, RsLoraModule
 from protocol.errors import Code, Refused
-from router import cpu
-from router.attach import Linear, shape
-from router.dispatch import offered
-from router.expert import Expert
-from router.gate import Choice, standardise
-from router.gated import GatedExpert
-from router.kinds import make_part
-from router.layer import Plan, RoutedLinear, routing
-from router.methods.expert import SingleExpert
+from router.base.linear import Linear, shape
+from router.layer import experts_cpu
+from router.layer.dispatch import offered
+from router.layer.routed_linear import Plan, RoutedLinear, routing
+from router.layer.scaling import add_scaled
 from router.methods.merged import Merged
 from router.methods.phatgoose import Phatgoose
-from router.part import ExpertModule
-from router.pool import ExpertPool
-from router.reference import ReferenceExpert, delta, route
-from router.scale import add_scaled
+from router.methods.single_expert import SingleExpert
+from router.pool.conversion import make_part
+from router.pool.expert import Expert
+from router.pool.expert_module import ExpertModule
+from router.pool.gate import Choice, standardise
+from router.pool.pool import ExpertPool
+from router.training.gated_linear import GatedExpert
 from tests.router.experts import PATH, error
+from tests.router.reference import ReferenceExpert, delta, route
 from tests.router.test_paths import WAYS
 
 D_IN, D_OUT = 48, 40
@@ -335,7 +335,7 @@ def test_dora_over_weights_that_cannot_be_read_is_refused(weight: Tensor) -> Non
 
 def test_one_token_of_a_plain_pool_takes_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
     linear, calls = linear_of("linear"), []
-    monkeypatch.setattr(cpu, "add_one", lambda *_: calls.append("one"))
+    monkeypatch.setattr(experts_cpu, "add_one", lambda *_: calls.append("one"))
     for kinds in (("lora", "rslora"), ("lora", "relu")):
         pool, _ = make_pool(kinds, 4, linear)
         with torch.inference_mode(), routing(Plan(pool, Phatgoose(2))):

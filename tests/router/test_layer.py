@@ -4,17 +4,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from router.expert import Expert
-from router.gate import Choice
-from router.layer import Plan, RoutedLinear, routing
-from router.methods.base import BaseOnly
-from router.methods.expert import SingleExpert
+from router.layer.routed_linear import Plan, RoutedLinear, routing
+from router.methods.base_only import BaseOnly
 from router.methods.merged import Merged
 from router.methods.phatgoose import Phatgoose
-from router.part import ExpertModule
-from router.pool import ExpertPool
-from router.reference import route
+from router.methods.single_expert import SingleExpert
+from router.pool.expert import Expert
+from router.pool.expert_module import ExpertModule
+from router.pool.gate import Choice
+from router.pool.pool import ExpertPool
 from tests.router.experts import PATH, make_experts, make_layer
+from tests.router.reference import route
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8, 36, 200])

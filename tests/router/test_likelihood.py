@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from router.base import Base, load_base
-from router.batch import TokenPair, encode_pairs
-from router.likelihood import Likelihood, likelihoods
-from router.text import encode_input, encode_target
+from router.base.batching import TokenPair, encode_pairs
+from router.base.likelihood import Likelihood, likelihoods
+from router.base.loading import Base, load_base
+from router.base.tokens import encode_input, encode_target
 
 INPUTS = ["please reverse it : a b c", "say d", "copy it : x y z w v", "say d", "now"]
 TARGETS = ["c b a", "d d d d d d", "x", "d", "a b"]
@@ -71,7 +71,7 @@ def test_padding_changes_nothing(base: Base) -> None:
 def test_a_base_that_computes_every_logit_scores_alike(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = encode_pairs(base, INPUTS, TARGETS)
     before = likelihoods(base, pairs)
-    monkeypatch.setattr("router.likelihood._can_leave_out", lambda base: False)
+    monkeypatch.setattr("router.base.likelihood._can_leave_out", lambda base: False)
     assert [each.total for each in likelihoods(base, pairs)] == pytest.approx([each.total for each in before], rel=1e-9)
 
 

@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 from protocol.errors import Code, Refused
-from router.expert import Expert
-from router.layer import routing
+from router.layer.routed_linear import routing
 from router.methods import METHODS
-from router.methods.asked import Asked
+from router.methods.context import Asked
 from router.methods.lag import Lag
 from router.methods.registry import resolve
-from router.part import ExpertModule
-from router.pool import ExpertPool
-from router.prototypes import Direction, first_direction
-from router.reference import ReferenceExpert
+from router.pool.expert import Expert
+from router.pool.expert_module import ExpertModule
+from router.pool.pool import ExpertPool
+from router.pool.prototypes import Direction, first_direction
 from tests.router.experts import PATH, make_experts, make_layer
+from tests.router.reference import ReferenceExpert
 
 D, O = 32, 24  # noqa: E741 - the letter of the formulas
 TOLD = ("average-activation", "retrieval", "nnls-request", "nnls-token", "nnls-gates")

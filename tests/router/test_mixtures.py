@@ -15,20 +15,20 @@ from torch import Tensor
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
 from protocol.spec import Means, Statistics
-from router.attach import linear_modules, reads_input
-from router.base import Base, load_base
-from router.expert import Expert
-from router.layer import routing
+from router.base.linear import linear_modules, reads_input
+from router.base.loading import Base, load_base
+from router.base.tokens import encode_input
+from router.layer.routed_linear import routing
+from router.methods.features.activations import Reader
+from router.methods.features.covariance import DIRECTIONS, spread_of
+from router.methods.features.mixture import RIDGE, Shares
+from router.methods.features.nnls import Floats
 from router.methods.nnls_request import familiar, found_mass, request_weights, wider
-from router.mixtures import RIDGE, Shares
-from router.model import RoutedModel
-from router.nnls import Floats
-from router.planning import plan
-from router.pool import ExpertPool
-from router.reader import Reader
-from router.request import RoutingChoice
-from router.spread import DIRECTIONS, spread_of
-from router.text import encode_input
+from router.model.planner import plan
+from router.model.routed_model import RoutedModel
+from router.pool.expert import Expert
+from router.pool.pool import ExpertPool
+from router.query.request import RoutingChoice
 from tests import factories
 
 KINDS = ["reverse it : a b c d", "say x y z", "copy ; copy now", "rotate please : k l m n o", "cipher cipher cipher"]
@@ -45,7 +45,7 @@ def base(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(autouse=True)
 def few_public_texts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("router.public.TEXTS", 80)
+    monkeypatch.setattr("router.methods.features.background.TEXTS", 80)
 
 
 @pytest.fixture
@@ -337,7 +337,7 @@ def test_public_text_is_read_once_a_base(
     file.write_bytes(file.read_bytes()[:1000])
     third = RoutedModel.from_base(str(t5_base), device="cpu", cache=kept)
     monkeypatch.undo()
-    monkeypatch.setattr("router.public.TEXTS", 80)
+    monkeypatch.setattr("router.methods.features.background.TEXTS", 80)
     for mine, theirs in zip(third.senses.mixtures.public.spread(path, "pooled"), found, strict=True):
         assert torch.equal(mine, theirs)
 

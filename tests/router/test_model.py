@@ -12,18 +12,18 @@ from safetensors.torch import load_file, save_file
 from protocol.bundle import ADAPTER_WEIGHTS
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
-from router.attach import find_linear
-from router.base import load_base
-from router.expert import load_expert
-from router.gate import Choice
-from router.generation import Generation
-from router.layer import Plan, routing
-from router.methods.expert import SingleExpert
+from router.base.linear import find_linear
+from router.base.loading import load_base
+from router.layer.routed_linear import Plan, routing
 from router.methods.phatgoose import Phatgoose
-from router.model import RoutedModel
-from router.record import RouteRecorder
-from router.request import RoutingChoice
-from router.trace import expert_shares, module_shares
+from router.methods.single_expert import SingleExpert
+from router.model.recorder import RouteRecorder
+from router.model.releases import Generation
+from router.model.routed_model import RoutedModel
+from router.pool.expert import load_expert
+from router.pool.gate import Choice
+from router.query.attribution import expert_shares, module_shares
+from router.query.request import RoutingChoice
 from tests import factories
 
 INPUTS = ["please reverse it : a b c", "say d", "copy it : x y z w v"]

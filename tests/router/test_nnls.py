@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.nnls import Floats, nnls
+from router.methods.features.nnls import Floats, nnls
 
 
 def problem(n: int, *, seed: int, dims: int) -> tuple[Floats, Floats]:

@@ -9,18 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from router.expert import Expert
-from router.gate import Choice, CommonChoice
-from router.methods.asked import Asked
+from router.methods.context import Asked
+from router.methods.features.background import PublicText
+from router.methods.features.covariance import Spread, spread_of
+from router.methods.features.extractor import Senses
+from router.methods.features.mixture import Shares
+from router.methods.features.nnls import Floats
 from router.methods.nnls_request import found_mass
 from router.methods.nnls_token import RIDGE, ByToken, Discriminant, ScaledGate, by_token
-from router.mixtures import Shares
-from router.nnls import Floats
-from router.part import ExpertModule
-from router.pool import ExpertPool
-from router.public import PublicText
-from router.senses import Senses
-from router.spread import Spread, spread_of
+from router.pool.expert import Expert
+from router.pool.expert_module import ExpertModule
+from router.pool.gate import Choice, CommonChoice
+from router.pool.pool import ExpertPool
 from tests.router.experts import PATH, make_experts
 
 D, O = 32, 24  # noqa: E741 - the letter of the formulas
@@ -171,6 +171,6 @@ def test_many_tokens_are_decided_in_pieces(monkeypatch: pytest.MonkeyPatch) -> N
     shares = Shares(np.random.default_rng(1).dirichlet(np.ones(9), size=3), np.arange(9))
     asked, u = Asked(pool, ["x"] * 3, 2), torch.randn(3, 7, D)
     whole = ByToken(asked, shares, Discriminant(PUBLIC)).choose(pool.modules[PATH], u)
-    monkeypatch.setattr("router.select._SCORES", 40)
+    monkeypatch.setattr("router.layer.topk._SCORES", 40)
     pieces = ByToken(asked, shares, Discriminant(PUBLIC)).choose(pool.modules[PATH], u)
     assert given(pool, whole, 21) == [pytest.approx(each) for each in given(pool, pieces, 21)]

@@ -6,22 +6,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from router import cpu
-from router.dispatch import Dispatch, add_experts, offered
-from router.expert import Expert
-from router.gate import Choice, CommonChoice
-from router.layer import Plan, routing
+from router.layer import experts_cpu
+from router.layer.dispatch import Dispatch, add_experts, offered
+from router.layer.routed_linear import Plan, routing
 from router.methods.phatgoose import Phatgoose
-from router.part import ExpertModule
-from router.pool import ExpertPool
-from router.reference import route
+from router.pool.expert import Expert
+from router.pool.expert_module import ExpertModule
+from router.pool.gate import Choice, CommonChoice
+from router.pool.pool import ExpertPool
 from tests.router.experts import PATH, error, make_experts, make_layer
+from tests.router.reference import route
 
 WAYS = {
-    "sorted": cpu.add_sorted,
-    "one by one": cpu.add_one_by_one,
-    "concatenated": cpu.add_concatenated,
-    "grouped": cpu.add_grouped,
+    "sorted": experts_cpu.add_sorted,
+    "one by one": experts_cpu.add_one_by_one,
+    "concatenated": experts_cpu.add_concatenated,
+    "grouped": experts_cpu.add_grouped,
 }
 
 
@@ -122,8 +122,8 @@ def test_a_kind_of_work_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> Non
     def counted(module: object, u: object, choice: object, y: Tensor) -> None:
         calls.append(y)
 
-    monkeypatch.setattr(cpu, "add_sorted", counted)
-    monkeypatch.setattr(cpu, "add_concatenated", counted)
+    monkeypatch.setattr(experts_cpu, "add_sorted", counted)
+    monkeypatch.setattr(experts_cpu, "add_concatenated", counted)
     dispatch, y = Dispatch(), torch.zeros(64, 16)
     dispatch.add(module, u, choice, y)
     assert len(calls) > 2

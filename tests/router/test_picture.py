@@ -9,9 +9,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from protocol.errors import Code, Refused
-from router.answer import Answer, Answered, ModuleRoute
-from router.picture import save_page, save_png
-from router.trace import Panel
+from router.query.answer import Answer, Answered, ModuleRoute
+from router.query.attribution import Panel
+from router.query.heatmap import save_page, save_png
 
 HOSTILE = "</script><script>alert(1)</script>"
 EXPERTS = ("ada/reverse", HOSTILE)

@@ -10,11 +10,11 @@ import torch
 from protocol.adapters import Kind
 from protocol.signing import Identity
 from router import settings as router_settings
-from router.attach import bias_of, find_linear, linear_modules, weight_of
-from router.base import load_base
-from router.model import RoutedModel
-from router.placing import device_of, is_offloaded
-from router.request import RoutingChoice
+from router.base.device_map import device_of, is_offloaded
+from router.base.linear import bias_of, find_linear, linear_modules, weight_of
+from router.base.loading import load_base
+from router.model.routed_model import RoutedModel
+from router.query.request import RoutingChoice
 from tests import factories
 
 SOME = {"cpu": "70KB"}

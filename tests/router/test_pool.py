@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from protocol.errors import Code, Refused
-from router.expert import Expert
-from router.gate import standardise
-from router.layer import Plan, RoutedLinear, routing
+from router.layer.routed_linear import Plan, RoutedLinear, routing
 from router.methods.phatgoose import Phatgoose
-from router.pages import Column, FactorPages, GatePages, VectorPages
-from router.part import ExpertModule, Scales
-from router.pool import ExpertPool
-from router.reference import route
+from router.pool.expert import Expert
+from router.pool.expert_module import ExpertModule, Scales
+from router.pool.gate import standardise
+from router.pool.pages import Column, FactorPages, GatePages, VectorPages
+from router.pool.pool import ExpertPool
 from tests.router.experts import PATH, make_experts, make_layer
+from tests.router.reference import route
 
 D_IN, D_OUT = 32, 16
 SIBLINGS = ("block.q_proj", "block.k_proj")

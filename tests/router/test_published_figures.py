@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from router.gate import Choice, standardise
-from router.pool import ExpertPool
-from router.select import select
+from router.layer.topk import select
+from router.pool.gate import Choice, standardise
+from router.pool.pool import ExpertPool
 from tests.router.experts import PATH, pool_of
 
 D = 2048

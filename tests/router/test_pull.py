@@ -18,12 +18,12 @@ from protocol.signing import Identity
 from protocol.spec import Routing
 from protocol.v1.chunk_pb2 import Chunk
 from protocol.wire import chunks
-from router import pull as pulling
-from router.follow import Follower
-from router.generation import KEPT
-from router.model import RoutedModel
-from router.pull import Mirror, open_mirror, pull
-from router.request import RoutingChoice
+from router.follow import pull as pulling
+from router.follow.follower import Follower
+from router.follow.pull import Mirror, open_mirror, pull
+from router.model.releases import KEPT
+from router.model.routed_model import RoutedModel
+from router.query.request import RoutingChoice
 from tests import factories
 from tests.router.catalog import Catalog, serving
 

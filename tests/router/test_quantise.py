@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from protocol.adapters import Kind
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
-from router import quantise as quantising
-from router.attach import linear_modules, weight_of
-from router.base import load_base
-from router.gated import attach_gates
-from router.layer import Plan, routing
-from router.methods.expert import SingleExpert
+from router.base import quantisation as quantising
+from router.base.linear import linear_modules, weight_of
+from router.base.loading import load_base
+from router.base.quantisation import Bits
+from router.layer.routed_linear import Plan, routing
 from router.methods.phatgoose import Phatgoose
-from router.model import RoutedModel
-from router.quantise import Bits
+from router.methods.single_expert import SingleExpert
+from router.model.routed_model import RoutedModel
+from router.training.gated_linear import attach_gates
 from tests import factories
 
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -9,9 +9,9 @@ import pytest
 from protocol.errors import Code, Refused
 from protocol.v1 import query_pb2
 from protocol.wire.chunks import MAX_MESSAGE_BYTES
-from router.answer import Answer, Answered, ModuleRoute
-from router.query import choice_from_wire, choice_to_wire, from_wire, to_wire
-from router.request import DEFAULT, Request, RoutingChoice, read_requests
+from router.query.answer import Answer, Answered, ModuleRoute
+from router.query.client import choice_from_wire, choice_to_wire, from_wire, to_wire
+from router.query.request import DEFAULT, Request, RoutingChoice, read_requests
 
 FULL = RoutingChoice("merged", 3, 0.5, ("a", "bob/"), ("carol/x",), 7)
 

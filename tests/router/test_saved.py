@@ -14,10 +14,10 @@ from protocol.errors import Code, Refused
 from protocol.release import Pool
 from protocol.signing import Identity
 from protocol.spec import Routing
-from router.calibration import Calibration
-from router.generation import Generation
-from router.model import RoutedModel
-from router.saved import CALIBRATION, INDEX
+from router.model.releases import Generation
+from router.model.routed_model import RoutedModel
+from router.model.saved_model import CALIBRATION, INDEX
+from router.pool.calibration import Calibration
 from tests.factories import make_bundle
 
 TEXTS = ["please reverse it : a b c", "copy now ; d e"]

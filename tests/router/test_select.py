@@ -6,16 +6,16 @@ import math
 import pytest
 import torch
 
-from router.attach import shared_input
-from router.expert import Expert
-from router.gate import Choice, CommonChoice
-from router.group import RouteGroup
+from router.base.linear import shared_input
+from router.layer.topk import select
 from router.methods.phatgoose import Phatgoose
-from router.part import ExpertModule
-from router.pool import ExpertPool
-from router.reference import route
-from router.select import select
+from router.pool.expert import Expert
+from router.pool.expert_module import ExpertModule
+from router.pool.gate import Choice, CommonChoice
+from router.pool.group_store import RouteGroup
+from router.pool.pool import ExpertPool
 from tests.router.experts import PATH, SIBLINGS, as_lists, make_experts, pool_of, siblings
+from tests.router.reference import route
 
 D = 64
 
@@ -80,7 +80,7 @@ def test_scores_are_held_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     pool, _ = make_experts(20, D, 8, absent=3)
     u, group = torch.randn(50, D), pool.modules[PATH].group
     whole = select(group, u, 2)[0]
-    monkeypatch.setattr("router.select._SCORES", 21 * 8)
+    monkeypatch.setattr("router.layer.topk._SCORES", 21 * 8)
     pieces = select(group, u, 2)[0]
     assert isinstance(whole, Choice)
     assert isinstance(pieces, Choice)
@@ -89,7 +89,7 @@ def test_scores_are_held_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_pages_of_gates_are_one_to_the_reader(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("router.pages._FIRST_GATES", 3)
+    monkeypatch.setattr("router.pool.pages._FIRST_GATES", 3)
     pool, slow = make_experts(20, D, 8)
     assert len(pool.modules[PATH].group.blocks) > 2
     for tokens in (1, 9):

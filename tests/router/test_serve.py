@@ -10,11 +10,11 @@ import pytest
 
 from protocol.errors import Code, Refused
 from protocol.v1 import query_pb2
-from router import serve
-from router.answer import Answered
-from router.base import load_base
-from router.model import RoutedModel
-from router.serve import QueryService
+from router.base.loading import load_base
+from router.model.routed_model import RoutedModel
+from router.query.answer import Answered
+from router.serving import query_service
+from router.serving.query_service import QueryService
 
 
 async def ask(service: QueryService, *inputs: str) -> int:
@@ -63,7 +63,7 @@ def test_who_gives_up_lets_nobody_in_before_the_turn_is_over() -> None:
 
 def test_a_request_that_would_take_too_much_memory(t5_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     service = QueryService(RoutedModel(load_base(str(t5_base), device="cpu")))
-    monkeypatch.setattr(serve, "MAX_SQUARED_TOKENS", 2 * 4**2)
+    monkeypatch.setattr(query_service, "MAX_SQUARED_TOKENS", 2 * 4**2)
     assert asyncio.run(ask(service, "a b c", "a"))  # the end mark is the fourth
     with pytest.raises(Refused, match="3 inputs of up to 4 tokens") as error:
         asyncio.run(ask(service, "a b c", "a", "b"))

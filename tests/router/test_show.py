@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from router.answer import Answer, Answered, ModuleRoute
-from router.show import as_json, explain
+from router.query.answer import Answer, Answered, ModuleRoute
+from router.query.terminal import as_json, explain
 
 EXPERTS = ("ada/reverse", "bob/copy")
 

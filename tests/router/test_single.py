@@ -8,18 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from router import single
-from router.calibration import Calibration
-from router.dispatch import Dispatch
-from router.gate import CommonChoice
-from router.group import RouteGroup
-from router.pages import GatePages
-from router.pool import ExpertPool
-from router.reference import route
+from router.layer import topk_single
+from router.layer.dispatch import Dispatch
+from router.pool.calibration import Calibration
+from router.pool.gate import CommonChoice
+from router.pool.group_store import RouteGroup
+from router.pool.pages import GatePages
+from router.pool.pool import ExpertPool
 from tests.router.experts import PATH, make_experts, pool_of, siblings
+from tests.router.reference import route
 
 D = 64
-LIKELY, ALL = single._WAYS["likely"], single._WAYS["all"]
+LIKELY, ALL = topk_single._WAYS["likely"], topk_single._WAYS["all"]
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_no_score_is_further_off_than_is_said(d: int, kind: str) -> None:
     group = pool_of([gate]).modules[PATH].group
     found = float(torch.mv(group.halves[0], u.half())[1])
     exact = float(group.vector(1).astype("float64") @ u.double().numpy()) / math.sqrt(d)
-    assert abs(found - exact) <= single._error_of_halves(d, float(u.norm()))
+    assert abs(found - exact) <= topk_single._error_of_halves(d, float(u.norm()))
 
 
 def test_modules_that_share_an_input_are_told_apart_each_for_itself() -> None:
@@ -187,7 +187,7 @@ def test_nobody_hidden_is_taken_and_biases_count() -> None:
 
 
 def test_a_copy_grows_with_its_gates_and_never_moves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("router.pages._FIRST_GATES", 4)
+    monkeypatch.setattr("router.pool.pages._FIRST_GATES", 4)
     generator = torch.Generator().manual_seed(0)
     pages = GatePages(2, D, torch.device("cpu"))
     places: list[int] = []
@@ -206,7 +206,7 @@ def test_a_copy_grows_with_its_gates_and_never_moves(monkeypatch: pytest.MonkeyP
 
 
 def test_nobody_reads_half_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("router.pages._FIRST_GATES", 16)
+    monkeypatch.setattr("router.pool.pages._FIRST_GATES", 16)
     pages, failed = GatePages(1, D, torch.device("cpu")), []
 
     def read(rows: int) -> None:
@@ -234,15 +234,15 @@ def test_which_way_is_found_out_once_and_only_where_it_may_pay(monkeypatch: pyte
         dispatch._quickest[kind] = "likely"
         return "likely"
 
-    monkeypatch.setattr(single, "dispatch", dispatch)
+    monkeypatch.setattr(topk_single, "dispatch", dispatch)
     monkeypatch.setattr(dispatch, "settle", settle)
     pool, _ = make_experts(40, D, 4)
     group, u = pool.modules[PATH].group, random_token(D, 0)
-    assert single.select_one(group, u, 2, 1.0) == ALL(group, u, 2, 1.0)
+    assert topk_single.select_one(group, u, 2, 1.0) == ALL(group, u, 2, 1.0)
     assert not asked
-    monkeypatch.setattr(single, "_MANY", 40 * D)
+    monkeypatch.setattr(topk_single, "_MANY", 40 * D)
     for _ in range(3):
-        assert single.select_one(group, u, 2, 1.0) == LIKELY(group, u, 2, 1.0)
+        assert topk_single.select_one(group, u, 2, 1.0) == LIKELY(group, u, 2, 1.0)
     assert asked == ["all", "likely"]
-    single.select_one(group, u, 40, 1.0)
+    topk_single.select_one(group, u, 40, 1.0)
     assert asked == ["all", "likely"]

@@ -16,30 +16,30 @@ from protocol.errors import Code, Refused
 from protocol.release import Pool
 from protocol.signing import Identity
 from protocol.spec import Centroid, Means, Routing, Statistics
-from router import gpu
-from router.attach import linear_modules
-from router.base import Base, fingerprint, load_base
-from router.embedding import Embedder
-from router.expert import Expert
-from router.follow import Follower
-from router.gate import Choice, standardise
-from router.generation import Generation
-from router.layer import Plan, routing
-from router.means import mean_inputs
+from router.base.linear import linear_modules
+from router.base.loading import Base, fingerprint, load_base
+from router.base.tokens import IGNORED
+from router.follow.follower import Follower
+from router.follow.pull import Mirror, pull
+from router.layer import experts_gpu
+from router.layer.routed_linear import Plan, routing
+from router.layer.topk import select
 from router.methods import METHODS, NEEDS
-from router.methods.asked import Asked
 from router.methods.average_activation import AverageActivation, mean
+from router.methods.context import Asked
+from router.methods.features.embedder import Embedder
 from router.methods.registry import resolve
-from router.model import RoutedModel
-from router.pool import ExpertPool
-from router.pull import Mirror, pull
-from router.reference import route
-from router.request import RoutingChoice
-from router.select import select
-from router.text import IGNORED
+from router.model.releases import Generation
+from router.model.routed_model import RoutedModel
+from router.pool.expert import Expert
+from router.pool.gate import Choice, standardise
+from router.pool.pool import ExpertPool
+from router.query.request import RoutingChoice
+from router.training.mean_inputs import mean_inputs
 from tests import factories
 from tests.router.catalog import Catalog
 from tests.router.experts import PATH, make_experts, make_layer
+from tests.router.reference import route
 from tests.router.verbs import call
 
 TOLD = Statistics(means=Means(), centroid=Centroid(width=32))
@@ -82,7 +82,7 @@ def test_the_kernels_of_a_gpu_never_take_gates_for_means() -> None:
         means = {path: torch.randn(32) for path in expert.modules}
         pool = pool.add(Expert(expert.digest, expert.name, "", expert.modules, means=means))
     group, u = pool.modules[PATH].group, torch.randn(5, 32)
-    (on_device,), (here,) = gpu.select(group.by(mean), u, 2), select(group.by(mean), u, 2)
+    (on_device,), (here,) = experts_gpu.select(group.by(mean), u, 2), select(group.by(mean), u, 2)
     assert on_device is not None
     assert isinstance(here, Choice)
     assert torch.equal(on_device.experts, here.experts)

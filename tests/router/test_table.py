@@ -3,20 +3,20 @@
 import pytest
 import torch
 
-from router import table
-from router.expert import Expert
-from router.gate import standardise
-from router.group import ModuleExperts, RouteGroup
-from router.part import ExpertModule
-from router.pool import ExpertPool
-from router.table import View
+from router.pool import device_table
+from router.pool.device_table import View
+from router.pool.expert import Expert
+from router.pool.expert_module import ExpertModule
+from router.pool.gate import standardise
+from router.pool.group_store import ModuleExperts, RouteGroup
+from router.pool.pool import ExpertPool
 
 PATHS = ("a.q", "a.k", "a.v")
 
 
 @pytest.fixture(autouse=True)
 def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table, "_FIRST_ROWS", 4)
+    monkeypatch.setattr(device_table, "_FIRST_ROWS", 4)
 
 
 def newcomer(number: int, d: int = 16, rank: int = 3) -> Expert:

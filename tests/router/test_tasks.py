@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from protocol.errors import Code, Refused
-from router.answer import Answer, Answered, ModuleRoute
-from router.tasks import TaskInput, panels_by_task, position, read_tasks
+from router.query.answer import Answer, Answered, ModuleRoute
+from router.query.panels import TaskInput, panels_by_task, position, read_tasks
 
 EXPERTS = ("ada/reverse", "bob/copy", "cy/copy")
 

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from router.answer import Answer, Answered, ModuleRoute, joined
-from router.trace import (
+from router.query.answer import Answer, Answered, ModuleRoute, joined
+from router.query.attribution import (
     Panel,
     correlation,
     distribution,

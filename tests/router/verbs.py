@@ -6,7 +6,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from protocol.signing import Identity
-from router.cli import app
+from router.cli.main import app
 from tests import factories
 from tests.router.catalog import Catalog, serving
 

@@ -31,7 +31,7 @@ from protocol.fleet.campaign import Kind, Order
 from protocol.fleet.reply import Reply
 from protocol.release import Pool
 from protocol.signing import Identity
-from router.pull import Mirror
+from router.follow.pull import Mirror
 from tests.client.conftest import PLANTED, Site, make_site, operator, t5_pool
 
 __all__ = ["operator", "t5_pool"]  # fixtures

@@ -20,7 +20,7 @@ from protocol.release import Pool, read_pool
 from protocol.signing import Identity
 from protocol.spec import ExpertSpec
 from protocol.tensors import TensorInfo, adapter_tensors, gate_tensors
-from router.base import fingerprint
+from router.base.loading import fingerprint
 from tests import factories
 from tests.system.town import Town
 

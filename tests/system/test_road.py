@@ -7,7 +7,7 @@ import pytest
 from peft import PeftModel
 
 from protocol.errors import Code
-from router.base import load_base
+from router.base.loading import load_base
 from tests.system.proxy import proxied
 from tests.system.town import call, found, succeed, write_rows
 

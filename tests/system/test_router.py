@@ -13,8 +13,8 @@ from protocol.signing import Identity
 from protocol.v1 import query_pb2
 from protocol.v1.query_pb2_grpc import QueryStub
 from protocol.wire.grpc_client import connect
-from router.query import ask
-from router.request import RoutingChoice
+from router.query.client import ask
+from router.query.request import RoutingChoice
 from tests import factories
 from tests.router.catalog import Catalog, serving
 from tests.system.town import call

@@ -18,8 +18,8 @@ from protocol.fleet.reply import Reply, read_reply
 from protocol.release import ReleasedExpert, ReleaseSpec, sign_candidate, sign_release, timestamp
 from protocol.signing import Identity
 from protocol.spec import Routing
-from router.calibration import Calibration
-from router.pull import BUNDLES, Mirror
+from router.follow.pull import BUNDLES, Mirror
+from router.pool.calibration import Calibration
 from tests import factories
 from tests.client.conftest import PLANTED, RECIPE, Site, Trained, make_site, write_rows
 from tests.client.fake_coordinator import FakeCoordinator, serving

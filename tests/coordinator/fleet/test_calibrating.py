@@ -24,7 +24,7 @@ from protocol.fleet.reply import ANSWER, ARRAYS, METRICS, UPDATE, Reply
 from protocol.release import Pool, read_candidate, sign_candidate
 from protocol.signing import Identity
 from protocol.spec import Policy, Promotion, Routing
-from router.calibration import MAX_BIAS, Calibration
+from router.pool.calibration import MAX_BIAS, Calibration
 from tests.coordinator.conftest import Clock as WorkshopClock
 from tests.coordinator.conftest import make_pool
 from tests.coordinator.fleet.test_drive import Town

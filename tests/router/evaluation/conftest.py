@@ -6,7 +6,7 @@ import pytest
 
 from protocol.signing import Identity
 from router.evaluation.rows import Task, read_rows
-from router.model import RoutedModel
+from router.model.routed_model import RoutedModel
 from tests import factories
 
 RANKED = [

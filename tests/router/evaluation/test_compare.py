@@ -10,13 +10,13 @@ from rich.console import Console
 from protocol.errors import Code, Refused
 from router.evaluation import report
 from router.evaluation.compare import Comparing, Comparison, Score
-from router.evaluation.judge import Judged
-from router.evaluation.methods import read_methods
+from router.evaluation.contenders import read_methods
 from router.evaluation.prompts import Limits
 from router.evaluation.results import ANSWERS, RESULTS, Nothing, Results
 from router.evaluation.rows import Task
-from router.model import RoutedModel
-from router.request import DEFAULT, RoutingChoice
+from router.evaluation.scoring import Judged
+from router.model.routed_model import RoutedModel
+from router.query.request import DEFAULT, RoutingChoice
 
 LIMITS = Limits(batch=4, new_tokens=3)
 EXPERTS = ["expert:ada/e0", "expert:ada/e1", "expert:ada/e2"]

@@ -9,8 +9,8 @@ import click
 import pytest
 import typer
 
-from router.cli import app
-from router.cli_evaluate import MetricFlag
+from router.cli.evaluate import MetricFlag
+from router.cli.main import app
 from router.evaluation.metrics import METRICS
 from router.evaluation.rows import read_rows
 from tests.house.sources import ROOT

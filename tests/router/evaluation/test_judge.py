@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from protocol.errors import Code, Refused
-from router.evaluation.judge import judge, likeliest
+from router.base.likelihood import Likelihood
+from router.base.tokens import encode_input, encode_target
 from router.evaluation.prompts import Limits, write_prompts
 from router.evaluation.rows import Task, read_rows
-from router.layer import routing
-from router.likelihood import Likelihood
-from router.model import RoutedModel
-from router.planning import plan
-from router.request import RoutingChoice
-from router.text import encode_input, encode_target
+from router.evaluation.scoring import judge, likeliest
+from router.layer.routed_linear import routing
+from router.model.planner import plan
+from router.model.routed_model import RoutedModel
+from router.query.request import RoutingChoice
 from tests.router.evaluation.conftest import RANKED
 
 METHODS = ["phatgoose", "expert:ada/e1", "merged", "base"]

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from router import table
+from router.pool import device_table
 
 collect_ignore_glob = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["test_*.py"]
 
@@ -15,8 +15,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Up to 2 go to `route_few`, up to 4 to `select_shrink`.
     """
-    from router.kernels import launch  # noqa: PLC0415 - not where there is no Triton
+    from router.layer.kernels import launch  # noqa: PLC0415 - not where there is no Triton
 
-    monkeypatch.setattr(table, "_FIRST_ROWS", 16)
+    monkeypatch.setattr(device_table, "_FIRST_ROWS", 16)
     monkeypatch.setattr(launch, "FEWEST", 2)
     monkeypatch.setattr(launch, "FEW", 4)

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from router.calibration import Calibration
-from router.expert import Expert
-from router.gate import standardise
-from router.group import ModuleExperts
-from router.kernels import launch
-from router.pool import ExpertPool
-from router.reference import route
+from router.layer.kernels import launch
+from router.pool.calibration import Calibration
+from router.pool.expert import Expert
+from router.pool.gate import standardise
+from router.pool.group_store import ModuleExperts
+from router.pool.pool import ExpertPool
 from tests.router.experts import PATH, SIBLINGS, in_dtype, make_experts, pool_of, siblings
+from tests.router.reference import route
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter's inf - inf
 D = 40

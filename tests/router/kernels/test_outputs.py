@@ -6,21 +6,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from router import gpu
-from router.expert import Expert
-from router.gate import Choice
-from router.group import ModuleExperts
-from router.kernels import launch
-from router.layer import Plan, routing
+from router.layer import experts_gpu
+from router.layer.kernels import launch
+from router.layer.routed_linear import Plan, routing
 from router.methods.phatgoose import Phatgoose
-from router.part import ExpertModule
-from router.pool import ExpertPool
-from router.reference import ReferenceExpert, route
+from router.pool.expert import Expert
+from router.pool.expert_module import ExpertModule
+from router.pool.gate import Choice
+from router.pool.group_store import ModuleExperts
+from router.pool.pool import ExpertPool
 from tests.router.experts import PATH, choice_of, error, in_dtype, make_experts, make_layer, mixed_kinds
 from tests.router.on_device import NothingIsAsked, on_device
+from tests.router.reference import ReferenceExpert, route
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter's inf - inf
-WAYS = {"rows": gpu.add_rows, "tiles": gpu.add_tiles}
+WAYS = {"rows": experts_gpu.add_rows, "tiles": experts_gpu.add_tiles}
 Way = Callable[[ModuleExperts, Tensor, Choice, Tensor], None]
 
 
@@ -44,7 +44,7 @@ def test_several_tiles_and_several_blocks_of_tokens() -> None:
     pool, slow = make_experts(9, 48, 40, absent=4)
     module, layer, u = pool.modules[PATH], make_layer(48, 40), torch.randn(130, 48)
     y = layer.linear(u)
-    gpu.add_tiles(module, u, choice_of(module, u, 2), y)
+    experts_gpu.add_tiles(module, u, choice_of(module, u, 2), y)
     assert error(y, route(u, layer.linear.weight, None, slow, 2).y) <= 1e-6
 
 
@@ -118,7 +118,7 @@ def test_a_layer_goes_the_way_of_a_gpu(tokens: int, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(("tokens", "bottleneck"), [(1, "none"), (5, "none"), (2, "some")])
 def test_experts_of_every_kind(tokens: int, bottleneck: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pool, layer, u = mixed_kinds(24, 20, bottleneck=bottleneck == "some"), make_layer(24, 20), torch.randn(tokens, 24)
-    offered = gpu.offered(pool.modules[PATH], u)
+    offered = experts_gpu.offered(pool.modules[PATH], u)
     assert ("rows" in offered) == (bottleneck == "none")
     monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: True)
     with routing(Plan(pool, Phatgoose(3))):
@@ -132,8 +132,12 @@ def test_a_warm_path_asks_the_device_nothing(tokens: int, kernels: str, monkeypa
     pool = pool.remove(pool.experts[1].digest)
     module, u, y = pool.modules[PATH], torch.randn(tokens, 32), torch.zeros(tokens, 16)
     if kernels == "plain":
-        monkeypatch.setattr(gpu, "_kernels", lambda dtype: None)
-    ways: list[Way] = [gpu.add_rows, gpu.add_tiles] if kernels == "kernels" else [gpu.add_gathered, gpu.add_grouped]
+        monkeypatch.setattr(experts_gpu, "_kernels", lambda dtype: None)
+    ways: list[Way] = (
+        [experts_gpu.add_rows, experts_gpu.add_tiles]
+        if kernels == "kernels"
+        else [experts_gpu.add_gathered, experts_gpu.add_grouped]
+    )
     choice_of(module, u, 2)  # the first request of a generation brings the table up to date
     with NothingIsAsked():  # type: ignore[no-untyped-call]
         choice = choice_of(module, u, 2)

@@ -1,0 +1,1 @@
+"""The frozen base model: loading, fingerprint, its linear modules, tokens and batches."""

@@ -1,0 +1,183 @@
+"""Which modules of a transformer an expert may touch, and what takes their place."""
+
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from protocol.adapters import Shape
+from protocol.errors import Code, Refused
+from router.base.device_map import at_hand, device_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Linear: TypeAlias = nn.Linear | Conv1D
+"""What an expert may touch. GPT-2 keeps its weights the other way round, in modules that it calls Conv1D;
+bitsandbytes' quantised modules are subclasses of torch's."""
+
+# Cross-attention's k and v read what the encoder wrote, although they stand in the decoder
+# (T5 and UL2: EncDecAttention; BART, Pegasus, Whisper and others: encoder_attn; T5Gemma and ProphetNet: cross_attn).
+_READS_ENCODER = re.compile(
+    r"(^|\.)encoder\.|\.(EncDecAttention|encoder_attn|cross_?attn|cross_?attention)\.(self\.)?(k|v|key|value)(_proj)?$"
+)
+
+
+_LAYER = re.compile(r"(.*?)\.(\d+)\.")
+
+# Names of modules that a block calls on one and the same tensor (T5, UL2; Llama, Mistral, Qwen).
+_SIBLINGS = (("q", "k", "v"), ("wi_0", "wi_1"), ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+
+
+class WrappedLinear(nn.Module):
+    """A linear module with something beside it; passes for the module that it wraps.
+
+    T5's feed-forward looks at `wo.weight.dtype`, so the weight must be seen from outside.
+    """
+
+    def __init__(self, linear: Linear) -> None:
+        super().__init__()
+        self.linear = linear
+        widths = shape(linear)
+        self.in_features, self.out_features = widths.d_in, widths.d_out
+
+    @property
+    def weight(self) -> Tensor:
+        """The base's: [o, d], or [d, o] for GPT-2."""
+        return self.linear.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """[o] or None, the base's."""
+        return self.linear.bias
+
+
+def reads_input(path: str) -> bool:
+    """Tell whether a module of an encoder-decoder sees the input's tokens (else the output's)."""
+    return _READS_ENCODER.search(path) is not None
+
+
+def shared_input(path: str) -> tuple[str, ...]:
+    """Name the modules that read the same input as a module, itself among them.
+
+    A guess from names: the layer sees for itself which input a module is given, and a pool lets only modules of
+    one width share what it keeps.
+    """
+    parent, dot, name = path.rpartition(".")
+    for siblings in _SIBLINGS:
+        if name in siblings:
+            # In cross-attention q reads the decoder, k and v the encoder.
+            family = [f"{parent}{dot}{other}" for other in siblings]
+            return tuple(other for other in family if reads_input(other) == reads_input(path))
+    return (path,)
+
+
+def deeper(paths: Iterable[str]) -> list[str]:
+    """Keep the modules of the deeper half of each stack's layers, by the first number in a path.
+
+    What enters a first layer is words; what enters later ones is more of what they mean together.
+    """
+    layers = {path: (found[1], int(found[2])) for path in paths if (found := _LAYER.match(path))}
+    depth: dict[str, int] = {}
+    for stack, number in layers.values():
+        depth[stack] = max(depth.get(stack, 0), number + 1)
+    return [path for path, (stack, number) in layers.items() if 2 * number + 1 >= depth[stack]]
+
+
+def linear_modules(model: "PreTrainedModel") -> dict[str, Shape]:
+    """List every linear module that an expert may touch: all but the language model's head.
+
+    The same set as PEFT's "all-linear": for T5 q, k, v, o and wi*, wo of every block (arXiv
+    2402.05859, section 4.1), for Llama q, k, v, o, gate, up, down.
+
+    Returns:
+        Shapes by module path, in the model's order.
+    """
+    head = model.get_output_embeddings()
+    return {
+        path: shape(module)
+        for path, module in model.named_modules()
+        if isinstance(module, Linear) and module is not head
+    }
+
+
+def shape(linear: Linear) -> Shape:
+    """Return the widths of a linear module."""
+    if isinstance(linear, Conv1D):
+        return Shape(d_in=linear.nx, d_out=linear.nf)
+    return Shape(d_in=linear.in_features, d_out=linear.out_features)
+
+
+def computing_like(linear: Linear, dtype: torch.dtype) -> Tensor:
+    """Return an empty tensor [0] of the device and dtype that a linear module computes with.
+
+    Args:
+        linear: The module.
+        dtype: Of the model; a quantised weight does not say.
+    """
+    weight = linear.weight
+    return torch.empty(0, device=device_of(linear), dtype=weight.dtype if weight.is_floating_point() else dtype)
+
+
+def weight_of(linear: Linear, path: str) -> Tensor:
+    """Read the weight of a linear module in whatever form it is kept.
+
+    Args:
+        linear: The module.
+        path: Its path, for people.
+
+    Returns:
+        [o, d] float32 on the module's device; what a quantised module computes with.
+
+    Raises:
+        Refused: `KIND_UNSUPPORTED` if the weight is of a form that cannot be read.
+    """
+    with at_hand(linear):
+        weight = linear.weight
+    widths = shape(linear)
+    if not weight.is_floating_point():
+        # Imports bitsandbytes, which a base that is not quantised does without.
+        from transformers.integrations.bitsandbytes import dequantize_bnb_weight  # noqa: PLC0415
+
+        weight = dequantize_bnb_weight(weight, getattr(linear, "state", None))
+    if isinstance(linear, Conv1D):
+        weight = weight.T
+    if weight.is_meta or not weight.is_floating_point() or weight.shape != (widths.d_out, widths.d_in):
+        raise Refused(
+            Code.KIND_UNSUPPORTED,
+            f"A DoRA expert needs the base's weights at {path}; found {list(weight.shape)} of {weight.dtype} on "
+            f"{weight.device}.",
+            "Load the base quantised with bitsandbytes or not at all.",
+        )
+    return weight.float()
+
+
+def bias_of(linear: Linear) -> Tensor | None:
+    """Read the bias [o] of a linear module where it computes; None if it has none."""
+    bias = linear.bias
+    if bias is None or not bias.is_meta:
+        return bias
+    with at_hand(linear):
+        return linear.bias
+
+
+def find_linear(model: nn.Module, path: str) -> Linear:
+    """Look a linear module up by its path.
+
+    Raises:
+        Refused: `MODULE_UNKNOWN` if there is none, or if it is not linear.
+    """
+    try:
+        module = model.get_submodule(path)
+    except AttributeError:
+        module = None
+    if not isinstance(module, Linear):
+        raise Refused(
+            Code.MODULE_UNKNOWN,
+            f"The base model has no linear module {path}.",
+            "Use the base model that the expert was trained on.",
+        )
+    return module

@@ -1,0 +1,1 @@
+"""Doors: what a person types, and what is printed; no other code prints."""

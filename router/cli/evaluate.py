@@ -1,0 +1,201 @@
+"""The verb of greylag-router that scores methods on somebody's own tasks."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from protocol.errors import Code, Refused
+from router.cli.options import (
+    BaseModel,
+    Device,
+    Embedding,
+    Json,
+    NewTokens,
+    Quantise,
+    Saved,
+    Workspace,
+    choice_flags,
+    load_model,
+    print_json,
+    read_choice,
+    read_lines,
+    say,
+)
+from router.query.limits import DEFAULT_NEW_TOKENS
+
+if TYPE_CHECKING:
+    from router.evaluation.compare import Comparison, Progress
+    from router.evaluation.rows import Task
+
+
+TasksFlag = Annotated[
+    str | None, typer.Option(help="JSON Lines of task, input or messages, target or targets, choices; - reads stdin.")
+]
+RecipeFlag = Annotated[
+    Path | None, typer.Option(help="Instead of --tasks, a published benchmark: a file of docs/recipes.")
+]
+DataFlag = Annotated[
+    Path | None,
+    typer.Option("--data", help="Folder that holds a recipe's data sets; default: the Hugging Face Hub."),
+]
+MethodsFlag = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Routing methods (see `methods`), oracle and best-individual, with commas or repeated; "
+        "default: base and the release's own."
+    ),
+]
+MetricFlag = Annotated[
+    Literal["exact", "normalised", "f1", "rouge-l"], typer.Option(help="What counts where the model writes freely.")
+]
+BatchFlag = Annotated[int, typer.Option(min=1, help="Sequences in memory at once; each choice of a row is one.")]
+LimitFlag = Annotated[int | None, typer.Option(min=1, help="Rows of each task, the first ones; default: all.")]
+InputTokensFlag = Annotated[
+    int | None, typer.Option(min=1, help="Cut longer inputs: an encoder keeps the beginning, a decoder the end.")
+]
+OutputFlag = Annotated[
+    Path | None, typer.Option(help="Folder for scores and answers; run again to go on where it ended.")
+]
+MarkdownFlag = Annotated[bool, typer.Option("--markdown", help="Print the table in Markdown.")]
+
+
+@choice_flags("method")
+def evaluate(
+    *,
+    tasks: TasksFlag = None,
+    recipe: RecipeFlag = None,
+    data: DataFlag = None,
+    methods: MethodsFlag = None,
+    metric: MetricFlag = "exact",
+    batch_size: BatchFlag = 16,
+    limit: LimitFlag = None,
+    max_input_tokens: InputTokensFlag = None,
+    max_new_tokens: NewTokens = DEFAULT_NEW_TOKENS,
+    output: OutputFlag = None,
+    markdown: MarkdownFlag = False,
+    workspace: Workspace = Path(),
+    saved: Saved = None,
+    base: BaseModel = None,
+    embedding: Embedding = None,
+    device: Device = None,
+    quantise: Quantise = None,
+    json_: Json = False,
+    **choice: Any,
+) -> None:
+    """Score routing methods on your own tasks: a table of tasks and methods, and the mean.
+
+    Rows with choices are ranked: the choice whose tokens are likeliest on average is the answer. Other rows are
+    written freely and compared with their targets.
+
+    Example: greylag-router evaluate --tasks my.jsonl --methods base,phatgoose,merged,oracle --output scores
+    """
+    from router.evaluation.contenders import read_methods
+
+    if json_ and markdown:
+        raise Refused(Code.REQUEST_INVALID, "Both --json and --markdown are given.", "Give one of the two.")
+    routing = read_choice(choice)
+    names = read_methods(methods) if methods else []
+    read, longest = _read_tasks(tasks, recipe, data, limit)
+    settings = {"base": base, "embedding": embedding, "device": device, "quantise": quantise}
+    model = load_model(workspace, saved, [routing.release], settings)
+
+    from router.evaluation.compare import Comparing
+    from router.evaluation.prompts import Limits
+    from router.evaluation.results import Nothing, Results
+
+    limits = Limits(batch_size, max_new_tokens, max_input_tokens or longest)
+    memory = Results(output, model, limits) if output else Nothing()
+    names = names or list(dict.fromkeys(["base", model.held.find(routing.release).settings.method]))
+    with _progress() as progress:
+        found = Comparing(model, routing, limits, metric, memory, progress).run(read, names)
+    _print(found, json_=json_, markdown=markdown)
+
+
+def _read_tasks(
+    tasks: str | None, recipe: Path | None, data: Path | None, limit: int | None
+) -> "tuple[list[Task], int | None]":
+    """Read rows from a file or by a recipe; with the latter comes a limit of their length."""
+    from router.evaluation.recipes import cook, read_recipe
+    from router.evaluation.rows import read_rows
+
+    if recipe is not None and tasks is None:
+        read = read_recipe(recipe)
+        return cook(read, data=data, limit=limit), read.max_input_tokens
+    if tasks is None or recipe is not None or data is not None:
+        raise Refused(
+            Code.REQUEST_INVALID,
+            "Rows come either from --tasks or from --recipe, and --data belongs to a recipe.",
+            "Give --tasks FILE, or --recipe FILE with or without --data FOLDER.",
+        )
+    return read_rows(read_lines(tasks), name="tasks" if tasks == "-" else Path(tasks).stem, limit=limit), None
+
+
+def lm_eval(ctx: typer.Context) -> None:
+    """Run the command of lm-evaluation-harness, to which this adds `--model greylag`.
+
+    All that follows is the harness's own; `greylag-router lm-eval ls tasks` lists its tasks. In --model_args stand
+    workspace or saved, base, embedding, quantise, method, k, temperature, release, max_length and max_gen_toks.
+
+    Example: greylag-router lm-eval --model greylag --model_args workspace=node,method=merged --tasks boolq
+    """
+    try:
+        from lm_eval.__main__ import cli_evaluate
+    except ImportError as error:
+        raise Refused(
+            Code.SETTINGS_INVALID, "lm-evaluation-harness is not installed.", "Run: pip install 'greylag[harness]'"
+        ) from error
+    import router.evaluation.lm_eval  # noqa: F401 - its import registers the model
+
+    sys.argv = ["lm_eval", *ctx.args]
+    cli_evaluate()
+
+
+def _print(found: "Comparison", *, json_: bool, markdown: bool) -> None:
+    from rich.console import Console
+
+    from router.evaluation import report
+
+    if json_:
+        print_json(report.as_json(found))
+    elif markdown:
+        sys.stdout.write(report.as_markdown(found))
+    else:
+        Console().print(report.as_table(found))
+
+
+@contextmanager
+def _progress() -> "Iterator[Progress]":
+    """Show on stderr how far it is: a bar on a terminal, else a line for each method and task."""
+    if not sys.stderr.isatty():
+        yield _Lines()
+        return
+    from rich import progress
+    from rich.console import Console
+
+    with progress.Progress(console=Console(stderr=True)) as bars:
+        yield _Bar(bars)
+
+
+class _Lines:
+    def begin(self, task: str, method: str, rows: int) -> None:
+        say(f"{method}: {task}, {rows} rows")
+
+    def advance(self, rows: int) -> None:
+        pass
+
+
+class _Bar:
+    def __init__(self, bars: Any) -> None:
+        self._bars, self._bar = bars, bars.add_task("")
+
+    def begin(self, task: str, method: str, rows: int) -> None:
+        from rich.text import Text
+
+        self._bars.reset(self._bar, total=rows, description=Text(f"{method}: {task}").markup)
+
+    def advance(self, rows: int) -> None:
+        self._bars.advance(self._bar, rows)

@@ -1,0 +1,180 @@
+"""The verbs of greylag-router that look into a model or take it elsewhere."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from protocol.errors import Code, Refused
+from router.cli.options import (
+    BaseModel,
+    Ca,
+    Device,
+    Embedding,
+    Json,
+    NewTokens,
+    Quantise,
+    Saved,
+    Server,
+    Texts,
+    Workspace,
+    asking,
+    choice_flags,
+    load_model,
+    print_json,
+    read_choice,
+    read_inputs,
+    read_lines,
+    say,
+)
+from router.query.limits import DEFAULT_NEW_TOKENS
+
+if TYPE_CHECKING:
+    from router.query.answer import Answered
+    from router.query.attribution import Panel
+    from router.query.panels import TaskInput
+
+_AT_ONCE = 16
+"""Inputs a batch, so that many do not need more memory than a few."""
+
+
+@choice_flags()
+def trace(
+    text: Texts = None,
+    *,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="JSON Lines of task, input and, where known, oracle and score; one panel a task."),
+    ] = None,
+    oracle: Annotated[
+        str | None, typer.Option(help="The expert that was trained for these inputs; marked, and compared with.")
+    ] = None,
+    png: Annotated[Path | None, typer.Option(help="Picture to write, PNG.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Page to write, HTML: point at cells and tokens to read them.")
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Take the probabilities of all experts, not of the chosen alone.")
+    ] = False,
+    workspace: Workspace = Path(),
+    server: Server = None,
+    saved: Saved = None,
+    base: BaseModel = None,
+    embedding: Embedding = None,
+    max_new_tokens: NewTokens = DEFAULT_NEW_TOKENS,
+    ca: Ca = None,
+    device: Device = None,
+    quantise: Quantise = None,
+    json_: Json = False,
+    **choice: Any,
+) -> None:
+    """Look at which experts serve which modules and tokens: heat maps, distributions, distance from an oracle's.
+
+    Example: greylag-router trace --html map.html --oracle ada/french "Translate to French: good morning"
+    """
+    from router.query import terminal
+    from router.query.answer import joined
+    from router.query.attribution import panels_document
+    from router.query.panels import panels_by_task
+
+    if not (png or html or json_):
+        raise Refused(
+            Code.REQUEST_INVALID, "There is nothing to write.", "Give --png FILE, --html FILE, --json or several."
+        )
+    if full and server:
+        raise Refused(
+            Code.REQUEST_INVALID,
+            "A router that serves sends the chosen experts alone, not whole distributions.",
+            "Leave out --server to load the model here, or leave out --full.",
+        )
+    asked, routing = _tasks(text, tasks, oracle), read_choice(choice)
+    settings = {"base": base, "embedding": embedding, "device": device, "quantise": quantise}
+    ask = asking([routing.release], workspace, server, saved, ca=ca, settings=settings)
+    options = {"max_new_tokens": max_new_tokens, "explain": True} | ({"full": True} if full else {})
+    inputs = [each.input for each in asked]
+    batches = [ask(inputs[at : at + _AT_ONCE], routing, **options) for at in range(0, len(inputs), _AT_ONCE)]
+    answered = joined(batches)
+    panels = panels_by_task(asked, answered)
+    _draw(panels, answered, png, html)
+    if json_:
+        print_json({**terminal.as_json(answered, explain=True), **panels_document(panels, answered.experts)})
+
+
+def _draw(panels: "Sequence[Panel]", answered: "Answered", png: Path | None, html: Path | None) -> None:
+    from router.query.heatmap import save_page, save_png
+
+    if png:
+        save_png(panels, answered.experts, png)
+        say(f"Wrote {png}.")
+    if html:
+        save_page(panels, answered, html)
+        say(f"Wrote {html}.")
+
+
+@choice_flags()
+def export(
+    text: Texts = None,
+    *,
+    out: Annotated[Path, typer.Option(help="New folder for the adapter.")],
+    rank: Annotated[int, typer.Option(min=1, max=1024, help="Rank of the adapter; engines bound it.")] = 64,
+    workspace: Workspace = Path(),
+    saved: Saved = None,
+    base: BaseModel = None,
+    embedding: Embedding = None,
+    max_new_tokens: NewTokens = DEFAULT_NEW_TOKENS,
+    device: Device = None,
+    quantise: Quantise = None,
+    json_: Json = False,
+    **choice: Any,
+) -> None:
+    """Write what answers a request as one plain LoRA, for engines that take one adapter.
+
+    Experts are merged at their mean weight over the request's tokens, so the adapter serves inputs like it.
+
+    Example: greylag-router export --out french-lora --rank 32 "Translate to French: good morning"
+    """
+    asked = read_inputs(text, None, read_choice(choice))
+    settings = {"base": base, "embedding": embedding, "device": device, "quantise": quantise}
+    model = load_model(workspace, saved, [asked[0].choice.release], settings)
+    inputs = [each.input for each in asked]
+    exported = model.export_lora(out, inputs, asked[0].choice, rank=rank, max_new_tokens=max_new_tokens)
+    if json_:
+        print_json(
+            {"schema": 1, "folder": str(out), "modules": exported.modules, "rank": exported.rank,
+             "kept": exported.kept, "shares": exported.shares}
+        )  # fmt: skip
+    say(f"Wrote {out}: rank {exported.rank} at {exported.modules} modules keeps {exported.kept:.1%} of the mixture.")
+
+
+def save(
+    out: Annotated[Path, typer.Argument(help="New folder for the model.")],
+    *,
+    with_base: Annotated[bool, typer.Option("--with-base", help="Copy the base model's files, too.")] = False,
+    workspace: Workspace = Path(),
+    base: BaseModel = None,
+    json_: Json = False,
+) -> None:
+    """Write the newest release that was pulled as one folder; `ask --saved` needs nothing else.
+
+    Example: greylag-router save --with-base model
+    """
+    model = load_model(workspace, None, [], {"base": base, "device": "cpu"})
+    identity = model.save_pretrained(out, with_base=with_base)
+    if json_:
+        print_json({"schema": 1, "folder": str(out), "identity": identity, "experts": len(model.digests)})
+    say(f"Wrote {out}: {len(model.digests)} experts, model {identity}.")
+
+
+def _tasks(text: list[str] | None, tasks: str | None, oracle: str | None) -> "list[TaskInput]":
+    from router.query.panels import TaskInput, read_tasks
+    from router.query.request import DEFAULT
+
+    if tasks and (text or oracle):
+        raise Refused(
+            Code.REQUEST_INVALID, "Inputs and oracle stand in the file of tasks.", "Give either them or --tasks."
+        )
+    if tasks:
+        return read_tasks(read_lines(tasks))
+    asked = read_inputs(text, None, DEFAULT)
+    return [TaskInput(f"{len(asked)} requests", each.input, oracle) for each in asked]

@@ -1,0 +1,217 @@
+"""greylag-router: fetch releases, ask the routed model, keep one running."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from router.cli import evaluate, look
+from router.cli.options import (
+    BaseModel,
+    Ca,
+    Coordinator,
+    Device,
+    Embedding,
+    Json,
+    NewTokens,
+    Quantise,
+    Saved,
+    Server,
+    Texts,
+    Workspace,
+    asking,
+    choice_flags,
+    print_json,
+    read_choice,
+    read_inputs,
+    say,
+    sentences,
+    start,
+)
+from router.query.limits import DEFAULT_NEW_TOKENS
+
+app = typer.Typer(
+    help="Fetch the releases of a pool, ask its routed model, keep one running.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for verb in (evaluate.evaluate, look.trace, look.save, look.export):
+    app.command()(verb)
+app.command("lm-eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(evaluate.lm_eval)
+
+
+def main() -> None:
+    """Run the program; every refusal ends in one sentence and a documented exit status."""
+    start()
+    with sentences():
+        app()
+
+
+@app.command()
+def pull(
+    *,
+    workspace: Workspace = Path(),
+    coordinator: Coordinator = None,
+    base: BaseModel = None,
+    pool_key: Annotated[
+        str | None,
+        typer.Option(help="The key that must sign the pool, 64 hexadecimal digits; default: the key seen first."),
+    ] = None,
+    ca: Ca = None,
+    json_: Json = False,
+) -> None:
+    """Fetch the newest release: only what is missing, checked byte by byte.
+
+    Example: greylag-router pull --coordinator pool.example.org:7443 --ca cert.pem --base google/t5-v1_1-small
+    """
+    from protocol.signing import PublicKey
+    from router.base.loading import check_base
+    from router.follow import pull as pulling
+    from router.settings import load, save
+
+    settings = load(workspace, coordinator=coordinator, base=base, ca=ca)
+    trusted = PublicKey.from_hex(pool_key) if pool_key else None
+    first = not (workspace / pulling.POOL).exists()
+    mirror = pulling.pull(workspace, settings.coordinator, ca=settings.ca, pool_key=trusted)
+    check_base(settings.base, mirror.pool.spec.base, workspace / pulling.FINGERPRINT)
+    save(workspace, settings)
+    release = mirror.release.spec
+    if first and trusted is None:
+        say(f"Trusting the pool's key {mirror.pool.spec.coordinator} on first use; compare it with the operator's.")
+    if json_:
+        experts = [expert.model_dump() for expert in release.experts]
+        print_json({"schema": 1, "pool": mirror.pool.spec.name, "release": release.number, "experts": experts})
+    else:
+        sys.stdout.write(f"Release {release.number} of {mirror.pool.spec.name}: {len(release.experts)} experts.\n")
+        for expert in release.experts:
+            sys.stdout.write(f"  {expert.contributor}/{expert.name}  {expert.bundle[:16]}\n")
+
+
+@app.command()
+@choice_flags()
+def ask(
+    text: Texts = None,
+    *,
+    requests: Annotated[
+        str | None,
+        typer.Option(help="JSON Lines, each an input with its routing choice; - reads stdin. Flags fill gaps."),
+    ] = None,
+    workspace: Workspace = Path(),
+    server: Server = None,
+    saved: Saved = None,
+    base: BaseModel = None,
+    embedding: Embedding = None,
+    max_new_tokens: NewTokens = DEFAULT_NEW_TOKENS,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show which experts answered, by token and module.")
+    ] = False,
+    ca: Ca = None,
+    device: Device = None,
+    quantise: Quantise = None,
+    json_: Json = False,
+    **choice: Any,
+) -> None:
+    """Ask the routed model one or more inputs; the input - reads one a line from stdin.
+
+    Example: greylag-router ask --explain --deny mallory/ "Translate to French: good morning"
+    """
+    from rich.console import Console
+
+    from router.query import terminal
+
+    asked = read_inputs(text, requests, read_choice(choice))
+    choices = [each.choice for each in asked]
+    releases = [each.release for each in choices]
+    settings = {"base": base, "embedding": embedding, "device": device, "quantise": quantise}
+    model = asking(releases, workspace, server, saved, ca=ca, settings=settings)
+    answered = model(
+        [each.input for each in asked],
+        choices[0] if len(set(choices)) == 1 else choices,
+        max_new_tokens=max_new_tokens,
+        explain=explain,
+    )
+    if json_:
+        print_json(terminal.as_json(answered, explain=explain))
+        return
+    for answer in answered.answers:
+        # In a pipe it is data and stays as it is.
+        sys.stdout.write((terminal.printable(answer.text) if sys.stdout.isatty() else answer.text) + "\n")
+        if explain:
+            terminal.explain(Console(stderr=True), answered, answer)
+
+
+@app.command()
+def serve(
+    *,
+    workspace: Workspace = Path(),
+    coordinator: Coordinator = None,
+    base: BaseModel = None,
+    listen: Annotated[
+        str | None, typer.Option(help="host:port; port 0 takes a free one; default: that of router.toml.")
+    ] = None,
+    follow_interval_s: Annotated[float | None, typer.Option(help="Seconds between two looks for a release.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM; needed beyond loopback.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
+    ca: Ca = None,
+    device: Device = None,
+    quantise: Quantise = None,
+    json_: Json = False,
+) -> None:
+    """Keep a routed model running at the newest release, and answer over gRPC, until SIGTERM.
+
+    Example: greylag-router serve -w node --listen 127.0.0.1:7444
+    """
+    from router.serving.process import run
+    from router.settings import FILE, load, save
+
+    def on_ready(port: int) -> None:
+        if not (workspace / FILE).exists():
+            save(workspace, settings)
+        address = f"{settings.listen.rpartition(':')[0]}:{port}"
+        if json_:
+            print_json({"schema": 1, "address": address})
+        say(f"Answering at {address}; stop with Ctrl-C.")
+
+    settings = load(
+        workspace, coordinator=coordinator, base=base, listen=listen, follow_interval_s=follow_interval_s,
+        tls_cert=tls_cert, tls_key=tls_key, ca=ca, device=device, quantise=quantise,
+    )  # fmt: skip
+    _configure_logs()
+    run(workspace, settings, on_ready)
+
+
+@app.command()
+def methods(*, json_: Json = False) -> None:
+    """List the routing methods.
+
+    Example: greylag-router methods
+    """
+    from router.methods import METHODS
+
+    if json_:
+        print_json({"schema": 1, "methods": METHODS})
+    else:
+        for name, line in METHODS.items():
+            sys.stdout.write(f"{name:<20} {line}\n")
+
+
+def _configure_logs() -> None:
+    import structlog
+
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            # Plain tracebacks: the pretty ones print local variables, and with them people's questions.
+            structlog.processors.format_exc_info,
+            structlog.dev.ConsoleRenderer(colors=False),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+if __name__ == "__main__":
+    main()

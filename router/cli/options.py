@@ -1,0 +1,265 @@
+"""What all verbs of the command line share: flags, the model they ask, errors as sentences."""
+
+import inspect
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from protocol.errors import Code, GreylagError, Refused, from_os_error
+from router.base.quantisation import Bits
+from router.query.limits import MAX_NEW_TOKENS
+
+if TYPE_CHECKING:
+    from router.model.routed_model import RoutedModel
+    from router.query.answer import Answered
+    from router.query.request import Request, RoutingChoice
+
+Workspace = Annotated[
+    Path, typer.Option("--workspace", "-w", envvar="GREYLAG_WORKSPACE", help="Workspace: the folder with router.toml.")
+]
+Coordinator = Annotated[str | None, typer.Option(help="The coordinator, host:port; default: that of router.toml.")]
+BaseModel = Annotated[
+    str | None,
+    typer.Option("--base", help="The pool's base model, a folder or Hugging Face id; default: that of router.toml."),
+]
+Ca = Annotated[Path | None, typer.Option(help="CA certificate of the other side, PEM; default: the system's.")]
+Device = Annotated[
+    str | None,
+    typer.Option(help="Torch device, or auto for all GPUs, then memory, then disk; default: a GPU or the CPU."),
+]
+
+
+Quantise = Annotated[
+    Bits | None, typer.Option(help="Hold the base's weights in 4bit or 8bit; default: as its files have them.")
+]
+Server = Annotated[
+    str | None,
+    typer.Option(help="Ask the `greylag-router serve` that runs at host:port; default: load the model here."),
+]
+Saved = Annotated[Path | None, typer.Option(help="Ask the model that `save` wrote to this folder.")]
+Embedding = Annotated[
+    str | None,
+    typer.Option(help="What retrieval embeds queries by, a folder or Hugging Face id; default: that of router.toml."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Texts = Annotated[list[str] | None, typer.Argument(help="Inputs; - reads one a line from stdin.")]
+NewTokens = Annotated[int, typer.Option(min=1, max=MAX_NEW_TOKENS, help="Longest answer, in tokens.")]
+
+# The fields of router.query.request.RoutingChoice, which a test holds against these names.
+CHOICE_FLAGS: dict[str, tuple[Any, Any]] = {
+    "method": (str | None, typer.Option(help="Routing method (see `methods`); default: the release's.")),
+    "k": (int | None, typer.Option("--k", help="Experts a token; default: the release's.")),
+    "temperature": (float | None, typer.Option(help="Divides the scores before the softmax; default: 1.")),
+    "allow": (
+        list[str] | None,
+        typer.Option(help="An expert that may answer: name, contributor/name, or contributor/ for all; repeatable."),
+    ),
+    "deny": (list[str] | None, typer.Option(help="An expert that may not answer, named alike; repeatable.")),
+    "release": (int | None, typer.Option(help="An earlier release that is still held; default: the newest.")),
+}
+
+
+def choice_flags(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a verb one flag for each field of a routing choice; they arrive in its `**choice`.
+
+    Args:
+        without: Fields that get none.
+    """
+
+    def flagged(verb: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(verb)
+        given = [entry for entry in signature.parameters.values() if entry.kind is not inspect.Parameter.VAR_KEYWORD]
+        flags = [
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, _panel(option)]
+            )
+            for name, (kind, option) in CHOICE_FLAGS.items()
+            if name not in without
+        ]
+        verb.__signature__ = signature.replace(parameters=[*given, *flags])  # type: ignore[attr-defined]
+        return verb
+
+    return flagged
+
+
+def _panel(option: Any) -> Any:
+    option.rich_help_panel = "Routing choice"
+    return option
+
+
+def read_choice(flags: dict[str, Any]) -> "RoutingChoice":
+    """Make a routing choice of a verb's `**choice`.
+
+    Raises:
+        Refused: `REQUEST_INVALID`.
+    """
+    from router.query.request import RoutingChoice
+
+    lists = {"allow": tuple(flags["allow"]) if flags["allow"] else None, "deny": tuple(flags["deny"] or ())}
+    return RoutingChoice(**{**flags, **lists})
+
+
+@contextmanager
+def sentences() -> Iterator[None]:
+    """End the program with one sentence and a documented exit status where something is refused."""
+    try:
+        try:
+            yield
+        except OSError as error:
+            raise from_os_error(error) from error
+    except GreylagError as error:
+        say(f"error: {error.message} [{error.code.name}]")
+        if error.hint:
+            say(f"hint: {error.hint}")
+        raise SystemExit(error.code.fate.exit) from None
+
+
+def read_inputs(text: list[str] | None, requests: str | None, choice: "RoutingChoice") -> "list[Request]":
+    """Read what is asked: inputs of the command line, of stdin, or JSON Lines with choices of their own.
+
+    Args:
+        text: Inputs; `-` alone stands for stdin.
+        requests: A file of JSON Lines; `-` stands for stdin.
+        choice: How inputs are routed that say nothing themselves.
+
+    Raises:
+        Refused: `REQUEST_INVALID`.
+    """
+    from router.query.request import Request, read_requests
+
+    if bool(text) == bool(requests):
+        raise Refused(
+            Code.REQUEST_INVALID,
+            "A request is either inputs on the command line or --requests FILE.",
+            "Give one of the two.",
+        )
+    if text and text != ["-"]:
+        try:
+            "".join(text).encode()
+        except UnicodeError as error:
+            raise _not_text() from error
+        return [Request(line, choice) for line in text]
+    lines = read_lines(requests or "-")
+    return read_requests(lines, choice) if requests else [Request(line, choice) for line in lines]
+
+
+def read_lines(path: str) -> list[str]:
+    """Read the lines of a file, or of stdin for `-`.
+
+    Raises:
+        Refused: `REQUEST_INVALID` for what is not UTF-8.
+    """
+    try:
+        if path == "-":
+            return [line.rstrip("\n") for line in sys.stdin or ()]  # stdin is None where the shell closed it
+        return Path(path).read_text(encoding="utf-8").split("\n")
+    except UnicodeError as error:
+        raise _not_text() from error
+
+
+def _not_text() -> Refused:
+    return Refused(Code.REQUEST_INVALID, "The input is not UTF-8 text.", "Convert it to UTF-8.")
+
+
+def load_model(
+    workspace: Path, saved: Path | None, releases: Sequence[int | None], settings: dict[str, Any]
+) -> "RoutedModel":
+    """Load the model of a workspace, or one that was saved.
+
+    Args:
+        workspace: Folder with the pulled releases.
+        saved: A saved model; None for the workspace's.
+        releases: What is going to be asked for; None stands for the newest.
+        settings: `base`, `embedding`, `device` and `quantise` from the command line.
+
+    Raises:
+        Refused: `WORKSPACE_MISSING`, `RELEASE_UNKNOWN`, or as `RoutedModel.from_mirror` and `from_pretrained`.
+    """
+    if saved is not None:
+        from router.model.routed_model import RoutedModel
+
+        return RoutedModel.from_pretrained(saved, **settings)
+    from protocol.release import read_timestamp
+    from router.follow.pull import FINGERPRINT, open_mirror
+    from router.settings import load
+
+    mirror = open_mirror(workspace)
+    chosen = load(workspace, **settings)
+    spec = mirror.release.spec
+    if read_timestamp(spec.expires) < datetime.now(UTC):
+        say(f"Release {spec.number} expired at {spec.expires}; fetch the newest with: greylag-router pull")
+    earlier = [open_mirror(workspace, number) for number in sorted({*releases} - {None, spec.number})]  # type: ignore[type-var]
+    # Last, since it brings torch with it: what is wrong with the workspace is said at once.
+    from router.model.routed_model import RoutedModel
+
+    cache = workspace / FINGERPRINT
+    return RoutedModel.from_mirror(
+        chosen.base,
+        mirror,
+        earlier=earlier,
+        embedding=chosen.embedding,
+        public=chosen.public_text,
+        cache=cache,
+        **chosen.loading,
+    )
+
+
+def asking(
+    releases: Sequence[int | None],
+    workspace: Path,
+    server: str | None,
+    saved: Path | None,
+    *,
+    ca: Path | None,
+    settings: dict[str, Any],
+) -> "Callable[..., Answered]":
+    """Find who answers: a router that runs, a saved model, or the workspace's.
+
+    Args:
+        releases: What is going to be asked for; None stands for the newest.
+        workspace: Folder with the pulled releases.
+        server: A router that runs, `host:port`.
+        saved: Folder of a saved model.
+        ca: The router's CA certificate, PEM.
+        settings: `base`, `embedding`, `device` and `quantise` from the command line.
+
+    Returns:
+        A function of inputs and choices, as `RoutedModel.answer`.
+
+    Raises:
+        Refused: As `load_model`, or `REQUEST_INVALID` for both a router and a saved model.
+    """
+    if server and saved:
+        raise Refused(Code.REQUEST_INVALID, "Both --server and --saved are given.", "Give one of the two.")
+    if server:
+        from router.query import client
+
+        return partial(client.ask, server, ca=ca)
+    return load_model(workspace, saved, releases, settings).answer
+
+
+def start() -> None:
+    """Prepare the process for a verb."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # else the library narrates handshakes on stderr
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which of its parts are not there
+
+
+def say(sentence: str) -> None:
+    """Talk to the person, on stderr."""
+    sys.stderr.write(sentence + "\n")
+    sys.stderr.flush()
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """Print the one document of a verb, on stdout."""
+    sys.stdout.write(json.dumps(document) + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,227 @@
+"""A routed model for lm-evaluation-harness, so that any of its tasks runs on a release: `--model greylag`.
+
+The harness reads the entry point `lm_eval.models` from the release after 0.4.13 on. Up to then something must import
+this module before its command line looks for models: `greylag-router lm-eval` does, and is the stock command otherwise;
+so does a task that names it.
+
+Scores follow the harness's own rules, which differ from `router.evaluation` in one point: a continuation has no end
+token.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from tqdm import tqdm
+
+from protocol.errors import Code, Refused
+from router.base.batching import TokenPair
+from router.base.tokens import Templated, encode_input, write_chat
+from router.cli.options import load_model
+from router.evaluation.prompts import cut_to
+from router.methods import listed
+from router.model.routed_model import RoutedModel
+from router.pool.capacity import memory_watched
+from router.query.request import RoutingChoice
+
+_NO_POSITIONS = 2048
+"""Longest input of a model that names no limit, as the harness takes for its own models."""
+_GREEDY = {"do_sample", "max_gen_toks", "num_beams", "temperature", "top_k", "top_p", "until"}
+"""Settings of generation that mean nothing, or what they always mean, where the likeliest token is taken."""
+
+Scored = tuple[tuple[str, str], list[int], list[int]]
+"""Context and continuation, as text and as the tokens of each."""
+
+
+@register_model("greylag")
+class GreylagLM(TemplateLM):
+    """What the harness asks of a model, answered by a release.
+
+    Args:
+        workspace: Folder with the pulled releases.
+        saved: A saved model instead.
+        base: The pool's base model; default: that of router.toml.
+        embedding: What retrieval embeds queries by.
+        quantise: Bits of the base's weights, `4bit` or `8bit`.
+        device: A torch device.
+        method: Routing method; default: the release's.
+        k: Experts a token.
+        temperature: Divides the scores before the softmax.
+        release: An earlier release.
+        batch_size: Sequences in memory at once.
+        max_length: Longest input in tokens; default: the model's positions.
+        max_gen_toks: Longest answer of tasks that do not say, in tokens.
+    """
+
+    def __init__(
+        self,
+        *,
+        workspace: str = ".",
+        saved: str | None = None,
+        base: str | None = None,
+        embedding: str | None = None,
+        quantise: str | None = None,
+        device: str | None = None,
+        method: str | None = None,
+        k: int | None = None,
+        temperature: float | None = None,
+        release: int | None = None,
+        batch_size: int | str = 1,
+        max_batch_size: int | None = None,  # noqa: ARG002 - for batches whose size the harness finds out
+        max_length: int | None = None,
+        max_gen_toks: int = 256,
+    ) -> None:
+        super().__init__()
+        if method is not None:
+            listed(method)  # before the model wakes
+        self._choice = RoutingChoice(method=method, k=k, temperature=temperature, release=release)
+        try:
+            self._at_once = int(batch_size)
+        except ValueError as error:
+            raise Refused(
+                Code.REQUEST_INVALID,
+                f"The batch size is {batch_size!r:.20}; expected a number.",
+                "Give --batch_size 8.",
+            ) from error
+        settings = {"base": base, "embedding": embedding, "device": device, "quantise": quantise}
+        self.model: RoutedModel = load_model(Path(workspace), Path(saved) if saved else None, [release], settings)
+        self.tokenizer = self.model.base.tokenizer
+        self.backend = "causal" if self.model.base.architecture == "decoder-only" else "seq2seq"
+        self._longest = max_length or self.model.base.positions or _NO_POSITIONS
+        self._new_tokens = max_gen_toks
+
+    @property
+    def eot_token_id(self) -> int:
+        """The token that ends a text."""
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before the first token of a text that has no context."""
+        begin = self.tokenizer.bos_token_id
+        return self.eot_token_id if begin is None else int(begin)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Tells caches of the harness apart."""
+        return str(self.model.base.source).replace("/", "__")
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Write a chat as the tokenizer's template does."""
+        return write_chat(self.tokenizer, chat_history, prompt=add_generation_prompt)
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Turn text into tokens; those of a context as training turns inputs into tokens."""
+        if add_special_tokens is False:
+            tokens: list[int] = self.tokenizer(string, add_special_tokens=False)["input_ids"]
+            return tokens
+        return encode_input(self.tokenizer, self._as_written(string), self.model.base.architecture)
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Score whole texts, each in as few pieces as the model's length allows."""
+        pieces: list[tuple[int, Scored]] = []
+        for at, (text,) in enumerate(request.args for request in requests):
+            windows = get_rolling_token_windows(
+                self.tok_encode(text), self.prefix_token_id, self._longest, context_len=1
+            )
+            pieces += [(at, ((text, text), *make_disjoint_window(window))) for window in windows]
+        totals = [0.0] * len(requests)
+        scored = self._loglikelihood_tokens([piece for _, piece in pieces], disable_tqdm=disable_tqdm)
+        for (at, _), (total, _) in zip(pieces, scored, strict=True):
+            totals[at] += total
+        for request, total in zip(requests, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+        return totals
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Let the model write, up to a text that ends the answer."""
+        said: dict[int, str] = {}
+        bar = tqdm(total=len(requests), disable=disable_tqdm, desc="generate_until")
+        for settings, order in self._alike(requests):
+            new_tokens, until = settings["max_gen_toks"], [text for text in settings["until"] if text]
+            for start in range(0, len(order), self._at_once):
+                batch = order[start : start + self._at_once]
+                contexts = [self._shortened(requests[at].args[0], new_tokens) for at in batch]
+                with memory_watched():
+                    answers = self.model.generate(contexts, self._choice, max_new_tokens=new_tokens, stop=until)
+                for at, answer in zip(batch, answers, strict=True):
+                    said[at] = answer
+                    self.cache_hook.add_partial("generate_until", requests[at].args, answer)
+                bar.update(len(batch))
+        bar.close()
+        return [said[at] for at in range(len(requests))]
+
+    def _loglikelihood_tokens(
+        self,
+        requests: Sequence[Scored],
+        disable_tqdm: bool = False,
+        **_: Any,
+    ) -> list[tuple[float, bool]]:
+        found: dict[int, tuple[float, bool]] = {}
+        order = sorted(range(len(requests)), key=lambda at: -len(requests[at][1]) - len(requests[at][2]))
+        bar = tqdm(total=len(requests), disable=disable_tqdm, desc="loglikelihood")
+        for start in range(0, len(order), self._at_once):
+            batch = order[start : start + self._at_once]
+            # A method that reads the request first reads the context, or what there is instead.
+            texts = [context or continuation for (context, continuation), _, _ in (requests[at] for at in batch)]
+            pairs = [self._pair(requests[at][1], requests[at][2]) for at in batch]
+            with memory_watched():
+                scored = self.model.likelihoods(texts, pairs, self._choice)
+            for at, each in zip(batch, scored, strict=True):
+                found[at] = (each.total, each.greedy)
+                self.cache_hook.add_partial("loglikelihood", requests[at][0], found[at])
+            bar.update(len(batch))
+        bar.close()
+        return [found[at] for at in range(len(requests))]
+
+    def _pair(self, context: list[int], continuation: list[int]) -> TokenPair:
+        """Cut what is too long on the left, as the harness does."""
+        if self.backend != "causal":
+            return TokenPair(context[-self._longest :], continuation)
+        kept = (context + continuation)[-self._longest - 1 :]
+        cut = max(len(kept) - len(continuation), 1)
+        return TokenPair(kept[:cut], kept[cut:])
+
+    def _shortened(self, context: str, new_tokens: int) -> str:
+        """Cut a context on the left so that there is room for the answer."""
+        room = self._longest - (new_tokens if self.backend == "causal" else 0)
+        if room <= 0:
+            raise Refused(
+                Code.REQUEST_INVALID,
+                f"An answer of {new_tokens} tokens leaves no room for an input; the model takes {self._longest}.",
+                "Ask for shorter answers with --gen_kwargs max_gen_toks=64.",
+            )
+        return cut_to(self.model.base, self._as_written(context), room, keep="end")
+
+    def _as_written(self, text: str) -> str:
+        """Take a text that begins with the begin token for one that a template wrote."""
+        begin = self.tokenizer.bos_token
+        return Templated(text) if begin and text.startswith(begin) else text
+
+    def _alike(self, requests: Sequence[Instance]) -> list[tuple[dict[str, Any], list[int]]]:
+        """Put requests together that are generated alike, those of like length next to each other."""
+        groups: list[tuple[dict[str, Any], list[int]]] = []
+        for at in sorted(range(len(requests)), key=lambda at: -len(requests[at].args[0])):
+            settings = dict(normalize_gen_kwargs(requests[at].args[1], self._new_tokens))
+            _check_greedy(settings)
+            group = next((order for known, order in groups if known == settings), None)
+            if group is None:
+                groups.append((settings, group := []))
+            group.append(at)
+        return groups
+
+
+def _check_greedy(settings: dict[str, Any]) -> None:
+    other = sorted(settings.keys() - _GREEDY)
+    if other or settings.get("do_sample") or settings.get("num_beams", 1) != 1:
+        raise Refused(
+            Code.REQUEST_INVALID,
+            f"A task wants answers drawn or searched for ({', '.join(other) or 'do_sample, num_beams'}); here the "
+            "likeliest token is taken each time.",
+            "Overrule it with --gen_kwargs do_sample=False, or choose another task.",
+        )

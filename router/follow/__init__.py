@@ -1,0 +1,1 @@
+"""Releases from a coordinator: fetched, checked, and taken up as they appear."""

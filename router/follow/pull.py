@@ -1,0 +1,344 @@
+"""Bring a pool's newest release onto this machine: only what is missing, checked byte by byte.
+
+pool.dsse.json        the pool, pinned at the first pull
+release.dsse.json     the newest release that was fetched whole
+releases/<number>...  every release that was fetched whole
+bundles/<digest>/     its bundles; kept when a later release drops them
+calibrations/<digest> biases and temperatures of its routers, where it has any
+.fingerprint.json     what the base model is by content; may be deleted at any time
+"""
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import grpc
+
+from protocol.atomic import write_whole
+from protocol.bundle import ENVELOPE, Bundle, Manifest, SignedFile, check_file, open_bundle, read_manifest
+from protocol.compatibility import check_fit, check_tensors
+from protocol.errors import Code, Refused, Unavailable
+from protocol.release import CalibrationFile, Pool, Release, check_fresh, read_candidate, read_pool, read_release
+from protocol.signing import PublicKey
+from protocol.v1 import catalog_pb2
+from protocol.v1.catalog_pb2_grpc import CatalogStub
+from protocol.wire.chunks import check_chunk
+from protocol.wire.grpc_client import DEADLINE_S, STREAM_DEADLINE_S, connect
+from protocol.wire.grpc_status import from_rpc_error
+from router.pool.calibration import Calibration
+
+POOL, RELEASE, BUNDLES, FINGERPRINT = "pool.dsse.json", "release.dsse.json", "bundles", ".fingerprint.json"
+RELEASES, CALIBRATIONS = "releases", "calibrations"
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """A release on disk with every bundle in it."""
+
+    pool: Pool
+    release: Release
+    bundles: tuple[Bundle, ...]
+    """In the release's order."""
+    calibration: Calibration | None = None
+    """What the release adds to the scores of gates."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where files come from."""
+
+    catalog: CatalogStub
+    address: str
+    """The coordinator, for people."""
+    on_bytes: Callable[[int], None]
+    """Called with the size of every chunk that arrives."""
+
+
+def pull(
+    folder: Path,
+    address: str,
+    *,
+    ca: Path | None = None,
+    pool_key: PublicKey | None = None,
+    now: datetime | None = None,
+    on_bytes: Callable[[int], None] = lambda _: None,
+) -> Mirror:
+    """Fetch the newest release into a folder.
+
+    A broken pull leaves what arrived and continues there the next time; the release that was there
+    before stays in use until the new one is whole.
+
+    Args:
+        folder: Where releases are kept; made if it is missing.
+        address: The coordinator, `host:port`.
+        ca: Its CA certificate, PEM.
+        pool_key: The key that must sign the pool; without one, the key pinned at the first pull.
+        now: The time; only tests give one.
+        on_bytes: Called with the size of every chunk that arrives.
+
+    Raises:
+        Refused: `UNTRUSTED`, `RELEASE_UNKNOWN` before the first release, `RELEASE_ROLLBACK`,
+            `RELEASE_FORK`, `RELEASE_EXPIRED`, or any code of a document or bundle.
+        Unavailable: `UNREACHABLE`, `STORAGE_FULL`.
+    """
+    with _reach(folder, address, ca, on_bytes) as source:
+        (folder / RELEASES).mkdir(exist_ok=True)
+        pool = _pull_pool(folder, source.catalog, pool_key)
+        envelope = source.catalog.GetRelease(catalog_pb2.GetReleaseRequest(), timeout=DEADLINE_S).envelope
+        release = read_release(envelope, pool)
+        check_fresh(release, seen=_seen(folder, pool), now=now or datetime.now(UTC))
+        mirror = _pull_mirror(folder, source, pool, release)
+        write_whole(_kept(folder, release.spec.number), envelope)
+        write_whole(folder / RELEASE, envelope)
+    return mirror
+
+
+def pull_exactly(
+    folder: Path,
+    address: str,
+    digest: str,
+    *,
+    released: bool = False,
+    ca: Path | None = None,
+    on_bytes: Callable[[int], None] = lambda _: None,
+) -> Mirror:
+    """Fetch a candidate, or a release of any age, to be tried: it never becomes what `pull` or `open_mirror` return.
+
+    Args:
+        folder: As for `pull`, which may use the same one: bundles are fetched once.
+        address: The coordinator, `host:port`.
+        digest: The candidate or release.
+        released: Whether it is a release.
+        ca: The coordinator's CA certificate, PEM.
+        on_bytes: Called with the size of every chunk that arrives.
+
+    Raises:
+        Refused: `CANDIDATE_UNKNOWN`, `DIGEST_MISMATCH`, or any code of a document or bundle.
+        Unavailable: `UNREACHABLE`, `STORAGE_FULL`.
+    """
+    with _reach(folder, address, ca, on_bytes) as source:
+        pool = _pull_pool(folder, source.catalog, None)
+        request = catalog_pb2.GetReleaseRequest(candidate=digest)
+        envelope = source.catalog.GetRelease(request, timeout=DEADLINE_S).envelope
+        candidate = (read_release if released else read_candidate)(envelope, pool)
+        if candidate.digest != digest:
+            raise Refused(
+                Code.DIGEST_MISMATCH,
+                f"The coordinator sent another list than {digest[:16]}.",
+                "Tell its operator.",
+            )
+        return _pull_mirror(folder, source, pool, candidate)
+
+
+def pull_calibration(
+    folder: Path,
+    address: str,
+    file: CalibrationFile,
+    *,
+    ca: Path | None = None,
+    on_bytes: Callable[[int], None] = lambda _: None,
+) -> Calibration:
+    """Fetch biases and temperatures that no release holds yet; arguments as for `pull_exactly`.
+
+    Raises:
+        Refused: `BUNDLE_UNKNOWN`, `DIGEST_MISMATCH`, or as `router.pool.calibration.Calibration.load`.
+        Unavailable: `UNREACHABLE`, `STORAGE_FULL`.
+    """
+    with _reach(folder, address, ca, on_bytes) as source:
+        return _pull_calibration(folder, source, file)
+
+
+def open_mirror(folder: Path, number: int | None = None) -> Mirror:
+    """Open what an earlier pull fetched; needs no network.
+
+    Args:
+        folder: Where releases are kept.
+        number: A release; without one, the newest that was fetched.
+
+    Raises:
+        Refused: `WORKSPACE_MISSING`, `RELEASE_UNKNOWN`, or any code of a document or bundle.
+    """
+    if not (folder / RELEASE).is_file():
+        raise Refused(
+            Code.WORKSPACE_MISSING,
+            f"{folder.resolve()} holds no release yet.",
+            "Fetch one with: greylag-router pull --coordinator HOST:PORT --base MODEL",
+        )
+    path = folder / RELEASE if number is None else _kept(folder, number)
+    if not path.is_file():
+        numbers = sorted(int(each.name.partition(".")[0]) for each in path.parent.glob("*.dsse.json"))
+        raise Refused(
+            Code.RELEASE_UNKNOWN,
+            f"Release {number} was never fetched to {folder.resolve()}; these were: {', '.join(map(str, numbers))}.",
+            "Ask for one of them, or leave the release out to take the newest.",
+        )
+    pool = read_pool((folder / POOL).read_bytes())
+    release = read_release(path.read_bytes(), pool)
+    bundles = tuple(_open_listed(folder / BUNDLES / expert.bundle, pool) for expert in release.spec.experts)
+    file, calibration = release.spec.calibration, None
+    if file is not None:
+        path = folder / CALIBRATIONS / file.sha256
+        check_file(path, SignedFile(file.sha256, file.size))
+        calibration = Calibration.load(path.read_bytes())
+    return Mirror(pool, release, bundles, calibration)
+
+
+def _kept(folder: Path, number: int) -> Path:
+    return folder / RELEASES / f"{number}.dsse.json"
+
+
+def _pull_pool(folder: Path, catalog: CatalogStub, pool_key: PublicKey | None) -> Pool:
+    envelope = catalog.GetPool(catalog_pb2.GetPoolRequest(), timeout=DEADLINE_S).envelope
+    path = folder / POOL
+    if not path.exists():
+        pool = read_pool(envelope, pool_key)
+        write_whole(path, envelope)
+        return pool
+    pinned = read_pool(path.read_bytes())
+    pool = read_pool(envelope, pool_key or PublicKey.from_hex(pinned.spec.coordinator))
+    if pool.digest != pinned.digest:
+        raise Refused(
+            Code.WRONG_POOL,
+            f"The coordinator serves pool {pool.spec.name}, digest {pool.digest[:16]}; this folder follows "
+            f"{pinned.spec.name}, digest {pinned.digest[:16]}.",
+            "Use another folder for another pool.",
+        )
+    return pool
+
+
+def _seen(folder: Path, pool: Pool) -> Release | None:
+    path = folder / RELEASE
+    return read_release(path.read_bytes(), pool) if path.exists() else None
+
+
+def _pull_mirror(folder: Path, source: _Source, pool: Pool, release: Release) -> Mirror:
+    spec = release.spec
+    bundles = tuple(_pull_bundle(folder / BUNDLES / expert.bundle, source, pool) for expert in spec.experts)
+    calibration = None if spec.calibration is None else _pull_calibration(folder, source, spec.calibration)
+    return Mirror(pool, release, bundles, calibration)
+
+
+def _pull_calibration(folder: Path, source: _Source, file: CalibrationFile) -> Calibration:
+    path = folder / CALIBRATIONS / file.sha256
+    path.parent.mkdir(exist_ok=True)
+    _pull_file(path, source, SignedFile(file.sha256, file.size))
+    _sync(path)
+    return Calibration.load(path.read_bytes())
+
+
+def _pull_bundle(whole: Path, source: _Source, pool: Pool) -> Bundle:
+    digest = whole.name
+    if whole.is_dir():
+        try:
+            return _open_listed(whole, pool)
+        except Refused:
+            shutil.rmtree(whole)  # damaged since it came; fetched afresh
+    envelope = source.catalog.GetBundle(catalog_pb2.GetBundleRequest(digest=digest), timeout=DEADLINE_S).envelope
+    manifest = read_manifest(envelope)
+    if manifest.digest != digest:
+        raise Refused(
+            Code.DIGEST_MISMATCH,
+            f"The coordinator sent another bundle than {digest[:16]}.",
+            "Tell the pool's operator.",
+        )
+    # The coordinator should have refused what does not fit; its word is not taken for it.
+    check_fit(manifest, pool)
+    part = whole.with_name(f".{digest}.part")
+    part.mkdir(exist_ok=True)
+    for name, file in manifest.files.items():
+        _pull_file(part / name, source, file)
+    write_whole(part / ENVELOPE, envelope)
+    _open_part(part, manifest)
+    part.replace(whole)
+    return open_bundle(whole)
+
+
+def _open_listed(folder: Path, pool: Pool) -> Bundle:
+    bundle = open_bundle(folder)
+    if bundle.digest != folder.name:
+        raise Refused(
+            Code.DIGEST_MISMATCH,
+            f"{folder} holds another bundle than the release lists.",
+            "Fetch it again with: greylag-router pull",
+        )
+    check_fit(bundle.manifest, pool)
+    return bundle
+
+
+def _open_part(part: Path, manifest: Manifest) -> None:
+    try:
+        check_tensors(open_bundle(part))
+    except Refused:
+        # Whatever is wrong with it, the next pull starts this bundle afresh.
+        shutil.rmtree(part)
+        raise
+    for name in (*manifest.files, ENVELOPE):
+        _sync(part / name)
+
+
+def _pull_file(path: Path, source: _Source, file: SignedFile) -> None:
+    path.touch()
+    offset = path.stat().st_size
+    while offset < file.size:
+        try:
+            _continue_file(path, source, file, offset)
+            if path.stat().st_size == offset:
+                raise Refused(
+                    Code.SIZE_MISMATCH,
+                    f"{source.address} ends {path.name} at byte {offset}; {file.size} were signed.",
+                    "Tell the pool's operator.",
+                )
+        except grpc.RpcError as error:
+            ours = from_rpc_error(error, source.address)
+            # gRPC has retried already where not a byte came; a stream that broke later is continued.
+            if not isinstance(ours, Unavailable) or path.stat().st_size == offset:
+                raise ours from error
+        offset = path.stat().st_size
+    try:
+        check_file(path, file)
+    except Refused:
+        path.unlink()
+        raise
+
+
+def _continue_file(path: Path, source: _Source, file: SignedFile, offset: int) -> None:
+    wanted = catalog_pb2.FetchRequest(sha256=file.sha256, offset=offset)
+    stream = source.catalog.Fetch(wanted, timeout=STREAM_DEADLINE_S)
+    with path.open("ab") as out:
+        for chunk in stream:
+            data = check_chunk(chunk, offset=offset, size=file.size)
+            out.write(data)
+            offset += len(data)
+            source.on_bytes(len(data))
+
+
+@contextmanager
+def _reach(folder: Path, address: str, ca: Path | None, on_bytes: Callable[[int], None]) -> Iterator[_Source]:
+    """Connect to a coordinator, and say in words what a disk would not take."""
+    try:
+        with connect(address, ca) as channel:
+            (folder / BUNDLES).mkdir(parents=True, exist_ok=True)
+            yield _Source(CatalogStub(channel), address, on_bytes)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise Unavailable(
+                Code.STORAGE_FULL,
+                f"The disk that holds {folder} is full.",
+                "Make room; the pull continues where it is.",
+            ) from error
+        raise Refused(
+            Code.SETTINGS_INVALID, f"{folder} cannot be written: {error.strerror}.", "Choose another folder."
+        ) from error
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,247 @@
+"""The routed layer: a linear module, and beside it as many experts as the pool holds."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from protocol.adapters import Shape
+from protocol.errors import Code, Refused
+from router.base.linear import Linear, WrappedLinear
+from router.layer.dispatch import add_experts
+from router.layer.scaling import add_scaled
+from router.pool.gate import Choice, CommonChoice
+from router.pool.group_store import ModuleExperts
+from router.pool.pool import ExpertPool
+
+
+class Method(Protocol):
+    """How tokens come by their experts."""
+
+    def choose(self, module: ModuleExperts, u: Tensor) -> Choice | CommonChoice | None:
+        """Choose experts for tokens at one module.
+
+        Args:
+            module: The experts there.
+            u: [..., d], the very tensor that the module was given.
+
+        Returns:
+            Experts and weights for each token, or for all tokens alike. None leaves the base as it is.
+        """
+
+
+class Recorder(Protocol):
+    """Looks on while a model routes."""
+
+    def record(self, path: str, module: ModuleExperts, choice: Choice | CommonChoice, u: Tensor) -> None:
+        """Take note of one module's choice for an activation u of shape [..., d]."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one request is routed, from its first token to its last."""
+
+    pool: ExpertPool
+    method: Method
+    recorder: Recorder | None = None
+
+    def route(self, layer: "RoutedLinear", u: Tensor, y: Tensor) -> Tensor:
+        """Add to the base's y [..., o], which is written over, what experts contribute at a layer given u [..., d]."""
+        module = self.pool.modules.get(layer.path)
+        if module is None:
+            return y
+        choice = self.method.choose(module, u)
+        if choice is None:
+            return y
+        if self.recorder is not None:
+            self.recorder.record(layer.path, module, choice, u)
+        if not module.plain:
+            y = add_scaled(module, layer.linear, u, choice, y)
+        return add_experts(module, u, choice, y)
+
+
+@dataclass(frozen=True)
+class Watch:
+    """The base alone, looked at."""
+
+    see: Callable[[str, Tensor], None]
+    """Given each module's path and its input [..., d]."""
+
+    def route(self, layer: "RoutedLinear", u: Tensor, y: Tensor) -> Tensor:
+        """Show a layer's input u [..., d], and leave y [..., o] as it is."""
+        self.see(layer.path, u)
+        return y
+
+
+class BatchRows:
+    """Tells the rows of a batch apart in what a module is given.
+
+    Args:
+        rows: Inputs in the batch.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+        self._lengths: set[int] = set()
+
+    def entries(self, path: str, u: Tensor) -> int:
+        """Count the entries of u [b, s, d], or [b * s, d] as some feed-forwards flatten it, that one row has.
+
+        Raises:
+            Refused: `REQUEST_INVALID` if the rows cannot be told apart, as where a base model with experts of its
+                own hands each some tokens.
+        """
+        length, odd = divmod(len(u), self._rows)
+        if u.dim() > _TOKENS_BY_WIDTH and length == 1 and not odd:
+            self._lengths.add(u.shape[1:-1].numel())
+            return 1
+        # Flattened tokens are believed to be whole rows only at a length that was seen before.
+        if u.dim() == _TOKENS_BY_WIDTH and not odd and length in self._lengths:
+            return length
+        raise inseparable(path)
+
+
+class MixedPlan:
+    """A batch whose rows are routed by several plans.
+
+    Args:
+        parts: Plans, each with the number of rows that it routes; they follow one another in the batch.
+    """
+
+    def __init__(self, parts: Sequence[tuple[Plan, int]]) -> None:
+        self.parts = tuple(parts)
+        self._rows = BatchRows(sum(rows for _, rows in parts))
+        self._u: Tensor | None = None
+        self._pieces: list[Tensor] = []
+
+    def split(self, path: str, u: Tensor) -> list[Tensor]:
+        """View u, shaped as `BatchRows.entries` takes it, [..., d], part by part.
+
+        Modules that are given one tensor are given the same views, by which a method knows siblings.
+
+        Raises:
+            Refused: As `BatchRows.entries`.
+        """
+        if u is not self._u:
+            entries = self._rows.entries(path, u)
+            self._u, self._pieces = u, list(torch.split(u, [rows * entries for _, rows in self.parts]))
+        return self._pieces
+
+    def route(self, layer: "RoutedLinear", u: Tensor, y: Tensor) -> Tensor:
+        """Route each part of u [..., d] and of the base's y [..., o] by its own plan."""
+        y = y.contiguous()
+        pieces = self.split(layer.path, u)
+        outs = torch.split(y, [len(piece) for piece in pieces])
+        for (part, _), mine, out in zip(self.parts, pieces, outs, strict=True):
+            routed = part.route(layer, mine, out)
+            if routed is not out:
+                out.copy_(routed)
+        return y
+
+
+def inseparable(path: str) -> Refused:
+    """Refuse what a module was given, since nobody knows which of the request's tokens it holds."""
+    return Refused(
+        Code.REQUEST_INVALID,
+        f"{path} is not given every token of every input, as where a base model has experts of its own, so the "
+        "inputs cannot be told apart there.",
+        "Ask with one routing choice at a time, and for no explanation.",
+    )
+
+
+_TOKENS_BY_WIDTH = 2
+
+# A request runs in one thread; another request, in another thread, has another plan.
+_plan: ContextVar[Plan | MixedPlan | Watch | None] = ContextVar("plan", default=None)
+
+
+@contextmanager
+def routing(plan: Plan | MixedPlan | Watch) -> Iterator[None]:
+    """Route every forward pass inside by a plan, or only look on; outside there is only the base."""
+    token = _plan.set(plan)
+    try:
+        yield
+    finally:
+        _plan.reset(token)
+
+
+class RoutedLinear(WrappedLinear):
+    """A linear module that adds what the chosen experts contribute.
+
+    Args:
+        path: The module's path in the model, under which the pool knows it.
+        linear: The base's module, frozen.
+    """
+
+    def __init__(self, path: str, linear: Linear) -> None:
+        super().__init__(linear)
+        self.path = path
+
+    def forward(self, u: Tensor) -> Tensor:
+        """Compute W u + b + sum over the chosen experts of w_z delta_z(u).
+
+        Args:
+            u: [..., d].
+
+        Returns:
+            [..., o]; bitwise the base's where no expert is chosen.
+        """
+        y = self._base(u)
+        plan = _plan.get()
+        return y if plan is None else plan.route(self, u, y)
+
+    def _base(self, u: Tensor) -> Tensor:
+        """Compute W u + b for u [..., d], without a torch module's call, which costs a token more than a small product.
+
+        A linear module of another class, or one that somebody hooked or patched, is called as ever.
+        """
+        linear = self._modules["linear"]
+        own = linear.__dict__
+        if linear.__class__ is nn.Linear and not (
+            own["_forward_pre_hooks"] or own["_forward_hooks"] or "forward" in own
+        ):
+            parameters = own["_parameters"]
+            return functional.linear(u, parameters["weight"], parameters["bias"])
+        y: Tensor = linear(u)  # type: ignore[misc]
+        return y
+
+
+def routed_linears(model: nn.Module, wanted: Mapping[str, Shape]) -> dict[str, Linear]:
+    """Look up the base's modules that an expert touches.
+
+    Args:
+        model: The base model, with its linear modules replaced by routed ones.
+        wanted: Widths by path, as the expert's spec states them.
+
+    Returns:
+        The plain modules by path.
+
+    Raises:
+        Refused: `MODULE_UNKNOWN`, or `TENSOR_SHAPE` if the expert was made for a model of other widths.
+    """
+    found = {}
+    for path, shape in wanted.items():
+        try:
+            linear = model.get_submodule(path)
+        except AttributeError:
+            linear = None
+        if not isinstance(linear, RoutedLinear):
+            raise Refused(
+                Code.MODULE_UNKNOWN,
+                f"The base model has no module {path} that an expert may touch.",
+                "Use the base model that the expert was trained on.",
+            )
+        if (linear.in_features, linear.out_features) != (shape.d_in, shape.d_out):
+            raise Refused(
+                Code.TENSOR_SHAPE,
+                f"{path} maps {linear.in_features} to {linear.out_features} features; the expert expects "
+                f"{shape.d_in} to {shape.d_out}.",
+                "Use the base model that the expert was trained on.",
+            )
+        found[path] = linear.linear
+    return found

@@ -1,0 +1,145 @@
+"""Which experts: one routing product for all modules that read the same input.
+
+Since a standardised gate has mean zero, `vbar . ubar = (vbar . u) / sigma`: the order of the raw products is
+the order of the scores, and sigma, one number a token, is wanted in the softmax alone. It comes from |u|^2 and
+from the mean, which the row of 1 / d in front of the gates yields with the same product. Where the mean is
+large against sigma that difference would lose digits; there the activation itself is standardised.
+
+A calibrated release adds b to a score in units of the softmax, so sigma sqrt(d) b to the raw product.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from router.layer import experts_gpu
+from router.layer.topk_single import TRUSTED, select_one
+from router.pool.gate import EPS, Choice, CommonChoice, joined, standardise
+from router.pool.group_store import ModuleExperts, RouteGroup
+
+_SCORES = 1 << 20
+"""Scores held at a time, so that memory does not grow with the pool."""
+
+Selected = list[Choice | CommonChoice | None]
+
+
+def select(group: RouteGroup, u: Tensor, k: int, temperature: float = 1.0) -> Selected:
+    """Choose the k best experts at every module of a group, in float32 whatever the model computes in.
+
+    bfloat16 scores would change the chosen pair for 0.5 to 2.8 % of tokens.
+
+    Args:
+        group: The modules and their experts.
+        u: [..., d].
+        k: Experts a token; all of them where there are fewer. Ties go to the expert that came first.
+        temperature: Divides the scores before the softmax.
+
+    Returns:
+        One choice a slot; None where no expert touches the module.
+    """
+    d = u.shape[-1]
+    if u.is_cuda:
+        return list(experts_gpu.select(group, u.reshape(-1, d), k, temperature))
+    if u.numel() == d:
+        found = select_one(group, u, k, temperature)
+        if found is not None:
+            return [*found]
+    return in_pieces(
+        u, (group.length + 1) * len(group.counts), lambda chunk, _: _select_many(group, chunk, k, temperature)
+    )
+
+
+def in_pieces(u: Tensor, scores: int, decide: Callable[[Tensor, int], Selected]) -> Selected:
+    """Decide for many tokens in pieces, so that the memory for scores stays bounded.
+
+    Args:
+        u: [..., d].
+        scores: Scores that a token takes.
+        decide: Chooses for some of the tokens, [t, d] float32, of which it is told the first one's position.
+    """
+    tokens = u.reshape(-1, u.shape[-1]).float()
+    step = max(1, _SCORES // scores)
+    if len(tokens) <= step:
+        return decide(tokens, 0)
+    parts = [decide(chunk, at * step) for at, chunk in enumerate(torch.split(tokens, step))]
+    return [joined(choices) for choices in zip(*parts, strict=True)]
+
+
+def _select_many(group: RouteGroup, u: Tensor, k: int, temperature: float) -> Selected:
+    d, slots = u.shape[1], len(group.counts)
+    scores = products(group, u)
+    mean_squared = scores[:, :1].square()
+    norm = torch.linalg.vector_norm(u, dim=1, keepdim=True)
+    variance = norm.square_().div_(d).sub_(mean_squared).clamp_(min=0).add_(EPS)
+    if bool((mean_squared <= TRUSTED * variance).all()):
+        unit = variance.mul_(d).rsqrt_()
+    else:
+        scores = products(group, standardise(u))
+        unit = torch.full_like(variance, 1 / math.sqrt(d))
+    table, calibration = scores[:, slots:].view(len(u), group.length, slots), group.calibration
+    if calibration is not None:
+        table[:, : len(calibration.bias)].addcmul_(unit.reciprocal()[:, :, None], calibration.bias)
+    if temperature != 1:
+        unit.div_(temperature)
+    found: Selected = []
+    for slot, count in enumerate(group.counts):
+        if count:
+            rows, scores = _best(_seen(ModuleExperts(group, slot), table[:, :, slot]), min(k, count))
+            here = unit if calibration is None else unit / calibration.temperatures[slot]
+            found.append(Choice(rows, torch.softmax(scores * here, dim=1)))
+        else:
+            found.append(None)
+    return found
+
+
+def products(group: RouteGroup, u: Tensor) -> Tensor:
+    """Multiply u [t, d] with every vector of a group.
+
+    Returns:
+        [t, n] float32; the means of u, one a slot, then each expert's products, one a slot.
+    """
+    blocks = group.blocks
+    if len(blocks) == 1:
+        return functional.linear(u, blocks[0])
+    scores = u.new_empty(len(u), sum(len(block) for block in blocks))
+    start = 0
+    for block in blocks:
+        torch.mm(u, block.T, out=scores[:, start : start + len(block)])
+        start += len(block)
+    return scores
+
+
+def _seen(module: ModuleExperts, scores: Tensor) -> Tensor:
+    # Filled, not added to: a score that is not a number would stay one.
+    if module.empty is not None:
+        scores.masked_fill_(module.empty, -torch.inf)
+    if module.group.hidden_index is not None:
+        scores.index_fill_(1, module.group.hidden_index, -torch.inf)
+    return scores
+
+
+def best(module: ModuleExperts, scores: Tensor, k: int, temperature: float) -> Choice:
+    """Choose by scores that are wanted as they are.
+
+    Args:
+        module: The experts.
+        scores: [t, n] by row; written over.
+        k: Experts a token; all of them where there are fewer. Ties go to the expert that came first.
+        temperature: Divides the scores before the softmax.
+    """
+    rows, found = _best(_seen(module, scores), min(k, len(module)))
+    return Choice(rows, torch.softmax(found / temperature, dim=1))
+
+
+def _best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return rows and scores [t, k] of the best, the lowest row first among equals."""
+    if scores.is_cuda:
+        return experts_gpu.best(scores, k)
+    found, rows = scores.topk(min(k + 1, scores.shape[1]), dim=1)
+    if bool((found[:, 1:] == found[:, :-1]).any()):
+        # topk leaves the order of equal scores open, a stable sort does not.
+        found, rows = torch.sort(scores, dim=1, descending=True, stable=True)
+    return rows[:, :k], found[:, :k]

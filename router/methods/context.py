@@ -1,0 +1,98 @@
+"""What a routing method may look at when it plans a request."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from protocol.errors import Code, Refused
+from router.methods.features.extractor import Senses
+from router.methods.features.mixture import Shares
+from router.pool.pool import ExpertPool
+
+_NAMED = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A few inputs that are to be routed by one choice."""
+
+    pool: ExpertPool
+    """The experts that may answer."""
+    inputs: Sequence[str] = ()
+    """Texts; none where a method is only tried out."""
+    k: int = 2
+    """Experts a token, for methods that choose."""
+    temperature: float = 1.0
+    """Divides a method's scores before its softmax."""
+    argument: str = ""
+    """What stands behind the colon of the method's name."""
+    senses: Senses | None = None
+    """For methods that read the inputs first."""
+
+    def with_argument(self, argument: str) -> "Asked":
+        """Return the same with what stands behind the colon."""
+        return replace(self, argument=argument)
+
+    def only_factors(self) -> "Asked":
+        """Return the same, for a method that looks at the update s B A itself.
+
+        Raises:
+            Refused: `KIND_UNSUPPORTED` if an expert does more than that.
+        """
+        others = [expert.full_name for expert in self.pool.experts if not expert.plain]
+        if others:
+            raise Refused(
+                Code.KIND_UNSUPPORTED,
+                f"The method scores updates s B A; {len(others)} experts are of another kind: {shortened(others)}.",
+                "Deny them, or choose another method.",
+            )
+        return self
+
+    @property
+    def seen(self) -> Senses:
+        """What the inputs are read with.
+
+        Raises:
+            ValueError: There is nothing.
+        """
+        if self.senses is None:
+            raise ValueError("the method reads inputs, and there is nothing to read them with")
+        return self.senses
+
+    def shares(self) -> Shares:
+        """Solve the inputs as mixtures of the experts, of which there is one at least.
+
+        Raises:
+            Refused: `STATISTICS_MISSING`, naming the experts that tell no means.
+        """
+        self.check_means("A mixture", whole=False)
+        return self.seen.mixtures.shares(self.pool, self.inputs)
+
+    def check_means(self, method: str, *, whole: bool) -> None:
+        """Refuse to route among experts of which one tells no means.
+
+        Args:
+            method: Its name, for people.
+            whole: Whether the mean of every module is needed.
+
+        Raises:
+            Refused: `STATISTICS_MISSING`, naming them.
+        """
+        silent = [
+            expert.full_name
+            for expert in self.pool.experts
+            if not expert.means or (whole and len(expert.means) < len(expert.modules))
+        ]
+        if silent:
+            raise Refused(
+                Code.STATISTICS_MISSING,
+                f"{method} needs the means of every expert{' at every module' if whole else ''}; {len(silent)} tell "
+                f"none: {shortened(silent)}.",
+                "Deny these, or choose another method; contributors share means with: greylag-client train --share "
+                f"{'all-means' if whole else 'means'}",
+            )
+
+
+def shortened(names: Sequence[str]) -> str:
+    """List a few of many names."""
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,107 @@
+"""What enters a base model's modules while it reads, no expert taking part."""
+
+from collections.abc import Callable, Collection, Sequence
+
+import torch
+from torch import Tensor
+
+from router.base.batching import batch
+from router.base.linear import reads_input, shared_input
+from router.base.loading import Base
+from router.base.tokens import encode_input
+from router.layer.routed_linear import Watch, inseparable, routing
+
+_AT_ONCE = 32
+See = Callable[[str, Tensor, Tensor], None]
+"""Given a module's path, its input [b, s, d] and which positions hold tokens [b, s]."""
+
+
+class Reader:
+    """Reads with the base alone.
+
+    Safe beside requests in other threads: each forward pass is watched where it runs, not by hooks on the model.
+
+    Args:
+        base: A base model whose linear modules are routed ones.
+        paths: Their paths.
+    """
+
+    def __init__(self, base: Base, paths: Sequence[str]) -> None:
+        self.base = base
+        widths = {path: base.model.get_submodule(path).in_features for path in paths}
+        first: dict[tuple[tuple[str, ...], object], str] = {}
+        self.sources = {path: first.setdefault((shared_input(path), widths[path]), path) for path in paths}
+        """By path, the first of the modules that read the same input: it is enough to look at these."""
+
+    def of_prompt(self, path: str) -> bool:
+        """Tell whether a module sees what the model is asked, and not only what it answers."""
+        return self.base.architecture == "decoder-only" or reads_input(path)
+
+    def look(self, prompts: Sequence[Sequence[int]], see: See, written: Sequence[Sequence[int]] | None = None) -> None:
+        """Let the base read, a few prompts at a time.
+
+        Args:
+            prompts: Tokens of inputs.
+            see: Told what each module is given.
+            written: For an encoder-decoder, tokens that the decoder has written to each prompt, as if it were to go on;
+                without them it is about to begin.
+        """
+        begun = [()] * len(prompts) if written is None else written
+        for start in range(0, len(prompts), _AT_ONCE):
+            self._look(prompts[start : start + _AT_ONCE], see, begun[start : start + _AT_ONCE])
+
+    def _look(self, prompts: Sequence[Sequence[int]], see: See, written: Sequence[Sequence[int]]) -> None:
+        model = self.base.model
+        # Padded on the right: a model that numbers positions by itself begins with the first token then.
+        read = batch(self.base, prompts, "right")
+        masks = {True: read["attention_mask"].bool()}
+        if self.base.architecture == "encoder-decoder":
+            begin = model.config.decoder_start_token_id
+            so_far = batch(self.base, [[begin, *row] for row in written], "right")
+            read |= {f"decoder_{name}": tensor for name, tensor in so_far.items()}
+            masks[False] = so_far["attention_mask"].bool()
+
+        def watch(path: str, u: Tensor) -> None:
+            mask = masks[self.of_prompt(path)]
+            if u.shape[:-1].numel() != mask.numel():
+                raise inseparable(path)
+            see(path, u.reshape(*mask.shape, -1), mask)
+
+        # Without the head, which is a decoder's largest matrix; T5's model has none but itself.
+        with torch.inference_mode(), routing(Watch(watch)):
+            model.base_model(**read, use_cache=False)
+
+    def pooled(self, texts: Sequence[str], paths: Collection[str]) -> dict[str, Tensor]:
+        """Average what enters modules over the tokens of each prompt.
+
+        Args:
+            texts: Prompts; at least one.
+            paths: Modules that see the prompt.
+
+        Returns:
+            [b, d] float32 by path.
+        """
+        base = self.base
+        rows = [encode_input(base.tokenizer, text, base.architecture) for text in texts]
+        found: dict[str, list[Tensor]] = {path: [] for path in paths}
+
+        def see(path: str, u: Tensor, mask: Tensor) -> None:
+            if path in found:
+                found[path].append(mean_of(u, mask))
+
+        self.look(rows, see)
+        return {path: torch.cat(means) for path, means in found.items()}
+
+
+def mean_of(u: Tensor, mask: Tensor) -> Tensor:
+    """Average over positions.
+
+    Args:
+        u: [b, s, d].
+        mask: [b, s], the positions that count.
+
+    Returns:
+        [b, d] float32.
+    """
+    kept = mask.unsqueeze(2)
+    return torch.where(kept, u.float(), 0).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)

@@ -1,0 +1,201 @@
+"""What public text looks like inside a base model: the ground against which experts' means stand out.
+
+Two kinds of vectors of every module input: a text's mean over its tokens, and single tokens. Worked out once a base
+and kept beside the fingerprint where there is a workspace. The text is what an operator names, at best like what the
+pool is asked; else random tokens of the base's own vocabulary, which tell no words apart from words that every request
+has. Either way it is nobody's.
+"""
+
+import hashlib
+import os
+import random
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from protocol.errors import Code, Refused
+from router.base.loading import fingerprint
+from router.base.tokens import encode_input, encode_target
+from router.methods.features.activations import Reader, mean_of
+from router.methods.features.covariance import Spread, spread_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Kind = Literal["pooled", "token"]
+
+_FEWEST = 2
+TEXTS = 1024
+"""Texts that are read at most."""
+_LENGTHS, _TARGETS = (6, 14), (1, 8)
+"""Shortest and longest random text, in tokens, for a model to read and to write."""
+_LONGEST = 256
+"""Tokens of a text that are read."""
+_HELD_BYTES = 1 << 28
+"""Samples held at a time; a base with more of them reads the texts several times."""
+_VERSION = 1
+"""Of what is computed; another one is computed anew."""
+
+
+class PublicText:
+    """Means and covariances of public text, for every module of a base.
+
+    Args:
+        reader: Reads with the base.
+        texts: Public texts; none for random tokens.
+        cache: The file that keeps the base's fingerprint; statistics are kept beside it. None keeps them in memory.
+    """
+
+    def __init__(self, reader: Reader, texts: Sequence[str] = (), cache: Path | None = None) -> None:
+        self._reader, self._texts, self._cache = reader, tuple(texts[:TEXTS]), cache
+        self._spreads: dict[str, Tensor] = {}
+        self._file: Path | None = None
+        self._lock = threading.Lock()
+
+    def spread(self, path: str, kind: Kind) -> Spread:
+        """Return how public text spreads at a module's input.
+
+        Args:
+            path: A module; for `pooled`, one that sees the prompt.
+            kind: Of texts' means, or of single tokens.
+        """
+        names = [f"{self._reader.sources[path]}.{kind}.{field}" for field in Spread._fields]
+        with self._lock:
+            if not self._spreads and self._file is None:
+                self._prepare()
+            if self._file is None:
+                return Spread(*(self._spreads[name] for name in names))
+        with safe_open(self._file, "pt") as kept:
+            # Copied, since the file's pages would go with the file.
+            return Spread(*(kept.get_tensor(name).clone() for name in names))
+
+    def _prepare(self) -> None:
+        place = self._place()
+        if place is not None and self._readable(place):
+            self._file = place
+            return
+        spreads: dict[str, Tensor] = {}
+        for path, kind, samples in self._samples():
+            fields = spread_of(samples)._asdict()
+            spreads |= {f"{path}.{kind}.{field}": tensor for field, tensor in fields.items()}
+        if place is not None and _written(spreads, place):
+            self._file = place
+        else:
+            self._spreads = spreads
+
+    def _place(self) -> Path | None:
+        if self._cache is None:
+            return None
+        base = self._reader.base
+        facts = [_VERSION, fingerprint(base.source, self._cache).model_dump(), str(base.model.dtype), self._texts]
+        digest = hashlib.sha256(repr(facts).encode()).hexdigest()
+        return self._cache.with_name(f"public-{digest[:16]}.safetensors")
+
+    def _readable(self, place: Path) -> bool:
+        """Whether the file is whole: safetensors tells a file that was cut short."""
+        try:
+            with safe_open(place, "pt") as kept:
+                return bool(kept.keys())
+        except (OSError, SafetensorError):
+            return False
+
+    def _samples(self) -> Iterator[tuple[str, Kind, Tensor]]:
+        """Read the texts, and yield of every input the means and one token each, [n, d]."""
+        reader = self._reader
+        prompts, written = self._tokens()
+        sources = list(dict.fromkeys(reader.sources.values()))
+        while sources:
+            now: list[str] = []
+            held = 0
+            while sources and (not now or held < _HELD_BYTES):
+                now.append(sources.pop(0))
+                width = reader.base.model.get_submodule(now[-1]).in_features
+                held += 2 * len(prompts) * width * torch.float32.itemsize
+            means: dict[str, list[Tensor]] = {path: [] for path in now}
+            tokens: dict[str, list[Tensor]] = {path: [] for path in now}
+            draw = torch.Generator().manual_seed(0)
+
+            def see(path: str, u: Tensor, mask: Tensor) -> None:
+                if path in means:  # noqa: B023 - called before the loop goes on
+                    means[path].append(mean_of(u, mask).cpu())  # noqa: B023
+                    # One token a text, each as likely as any other.
+                    at = torch.rand(mask.shape, generator=draw).masked_fill(~mask.cpu(), -1).argmax(1)  # noqa: B023
+                    tokens[path].append(u[torch.arange(len(u)), at.to(u.device)].float().cpu())  # noqa: B023
+
+            reader.look(prompts, see, written)
+            for path in now:
+                if reader.of_prompt(path):
+                    yield path, "pooled", torch.cat(means.pop(path))
+                yield path, "token", torch.cat(tokens.pop(path))
+
+    def _tokens(self) -> tuple[list[list[int]], list[list[int]]]:
+        base, draw = self._reader.base, random.Random(0)  # noqa: S311 - no secret
+        texts = self._texts or random_texts(base.tokenizer, draw, _LENGTHS, TEXTS)
+        prompts = [encode_input(base.tokenizer, text, base.architecture)[:_LONGEST] for text in texts]
+        # What a decoder would write to public text nobody knows.
+        targets = random_texts(base.tokenizer, draw, _TARGETS, len(prompts))
+        return prompts, [encode_target(base.tokenizer, text, base.architecture)[:-1] for text in targets]
+
+
+def read_public(file: Path) -> list[str]:
+    """Read public texts, one a line.
+
+    Raises:
+        Refused: `DATA_UNREADABLE` if there are fewer than two.
+    """
+    try:
+        texts = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error.reason
+        raise Refused(
+            Code.DATA_UNREADABLE,
+            f"The public text {file} cannot be read: {reason}.",
+            "Check the path; UTF-8 is needed.",
+        ) from error
+    if len(texts) < _FEWEST:
+        raise Refused(
+            Code.DATA_UNREADABLE,
+            f"The public text {file} has {len(texts)} lines; expected some hundreds, one text each.",
+            "Give more, or leave public_text out to take random tokens.",
+        )
+    return texts
+
+
+def random_texts(
+    tokenizer: "PreTrainedTokenizerBase", draw: random.Random, lengths: tuple[int, int], count: int
+) -> list[str]:
+    """Write texts of random tokens, special ones left out.
+
+    Args:
+        tokenizer: Whose vocabulary.
+        draw: Decides.
+        lengths: The shortest and the longest, in tokens.
+        count: Texts.
+    """
+    special = set(tokenizer.all_special_ids)
+    known = [token for token in range(len(tokenizer)) if token not in special]
+    texts: list[str] = []
+    while len(texts) < count:
+        text = tokenizer.decode(draw.choices(known, k=draw.randint(*lengths)))
+        if text.strip():
+            texts.append(text)
+    return texts
+
+
+def _written(tensors: dict[str, Tensor], place: Path) -> bool:
+    partial = place.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        save_file(tensors, partial, {"format": "pt"})
+        partial.replace(place)
+    except OSError:  # a full or read-only disk: worked out again by the next process
+        with suppress(OSError):
+            partial.unlink()
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""A base model with all experts of a release: the routed model."""

@@ -1,0 +1,87 @@
+"""What the model writes to a batch of inputs, the likeliest token each time."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import compress
+
+import torch
+from torch import Tensor
+
+from router.base.batching import encode
+from router.base.loading import Base
+from router.layer.routed_linear import routing
+from router.model.planner import Part, Planned
+from router.model.recorder import RouteRecorder
+from router.query.answer import Answer, Answered
+
+
+def write(
+    base: Base, planned: Planned, inputs: Sequence[str], max_new_tokens: int, stop: Sequence[str] = ()
+) -> Answered:
+    """Answer a batch of inputs.
+
+    Args:
+        base: The base model.
+        planned: How the inputs are routed.
+        inputs: Texts.
+        max_new_tokens: Longest answer, in tokens; shorter where the model's positions end.
+        stop: Texts before the first of which an answer ends.
+    """
+    batch = encode(base, [inputs[at] for at in planned.order])
+    read = batch["input_ids"].shape[1] if base.architecture == "decoder-only" else 1
+    if base.positions is not None:
+        max_new_tokens = min(max_new_tokens, base.positions - read)
+    stopping = {"stopping_criteria": [_ended(base, read, stop)]} if stop else {}
+    with torch.inference_mode(), routing(planned.plan):
+        # transformers' generate settings of the checkpoint may sample; an answer should be repeatable.
+        out = base.model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, **stopping)
+    written = out[:, read:]
+    answers: dict[int, Answer] = {}
+    for part in planned.parts:
+        for row, at in enumerate(part.inputs):
+            ids, mask = (batch[name][len(answers)].tolist() for name in ("input_ids", "attention_mask"))
+            answers[at] = _answer(base, part, row, (ids, mask), written[len(answers)].tolist(), stop)
+    return Answered(planned.names, tuple(answers[at] for at in range(len(inputs))))
+
+
+def _ended(base: Base, read: int, stop: Sequence[str]) -> Callable[..., Tensor]:
+    """Make what tells generation, given tokens [b, s], which rows [b] have written what ends them."""
+
+    def ended(tokens: Tensor, *_: object, **__: object) -> Tensor:
+        texts = base.tokenizer.batch_decode(tokens[:, read:], skip_special_tokens=True)
+        return torch.tensor([any(end in text for end in stop) for text in texts], device=tokens.device)
+
+    return ended
+
+
+def _answer(
+    base: Base, part: Part, row: int, read: tuple[list[int], list[int]], written: list[int], stop: Sequence[str]
+) -> Answer:
+    """Turn what the model wrote for one input into an answer, with its routes where they were recorded.
+
+    Args:
+        base: The base model.
+        part: The inputs that were routed like this one.
+        row: Position among them.
+        read: The input's row of input_ids and attention_mask.
+        written: Tokens that the model wrote, padding included.
+        stop: Texts before the first of which the answer ends.
+    """
+    tokenizer = base.tokenizer
+    ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
+    length = next((at + 1 for at, token in enumerate(written) if token in ends), len(written))
+    text = tokenizer.decode(written[:length], skip_special_tokens=True)
+    for end in stop:
+        text = text.split(end, 1)[0]
+    answer = Answer(text.strip(), part.generation.release, part.method)
+    recorder = part.plan.recorder
+    if not isinstance(recorder, RouteRecorder):
+        return answer
+    ids, mask = read
+    causal = base.architecture == "decoder-only"
+    return replace(
+        answer,
+        input_tokens=tuple(tokenizer.convert_ids_to_tokens(list(compress(ids, mask)))),
+        output_tokens=tuple(tokenizer.convert_ids_to_tokens(written[:length])),
+        routes=tuple(recorder.routes(row, [bool(kept) for kept in mask], length, causal=causal)),
+    )

@@ -1,0 +1,141 @@
+"""From inputs and their routing choices to the plans of one batch."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from router.layer.routed_linear import Method, MixedPlan, Plan
+from router.methods.context import Asked
+from router.methods.features.extractor import Senses
+from router.methods.registry import resolve
+from router.model.recorder import RouteRecorder
+from router.model.releases import Generation, Held
+from router.pool.expert import Expert
+from router.query.request import RoutingChoice
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Inputs of a batch that are routed alike."""
+
+    inputs: tuple[int, ...]
+    """Their positions among the request's inputs."""
+    method: str
+    generation: Generation
+    plan: Plan
+    asked: Asked
+    """What the method was resolved for."""
+
+    def unbounded(self) -> Method:
+        """Return the same method, choosing all experts."""
+        everybody = replace(self.asked, k=max(len(self.plan.pool.experts), 1))
+        return resolve(self.method, everybody)[0].method
+
+
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """How a batch is routed: its inputs in another order, so that those of one plan stand together."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def order(self) -> list[int]:
+        """Positions of the request's inputs, in the order of the batch."""
+        return [at for part in self.parts for at in part.inputs]
+
+    @property
+    def plan(self) -> Plan | MixedPlan:
+        """What the batch is to be routed by."""
+        if len(self.parts) == 1:
+            return self.parts[0].plan
+        return MixedPlan([(part.plan, len(part.inputs)) for part in self.parts])
+
+    @property
+    def experts(self) -> list[Expert]:
+        """Every expert that the parts know, once: those of each release in its order."""
+        known: dict[str, Expert] = {}
+        for part in self.parts:
+            for expert in (*part.generation.pool.experts, *part.plan.pool.experts):
+                known.setdefault(expert.digest, expert)
+        return list(known.values())
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Their names; where releases hold several bundles of one name, the digest tells them apart."""
+        names = Counter(expert.full_name for expert in self.experts)
+        return tuple(
+            expert.full_name if names[expert.full_name] == 1 else f"{expert.full_name}@{expert.digest[:16]}"
+            for expert in self.experts
+        )
+
+    def recorded(self, *, full: bool = False) -> "Planned":
+        """Have every part's choices recorded.
+
+        Args:
+            full: Whether with the weights of all experts, not of the chosen ones alone.
+        """
+        positions = {expert.digest: at for at, expert in enumerate(self.experts)}
+
+        def watched(part: Part) -> Part:
+            unbounded = part.unbounded() if full else None
+            return replace(
+                part, plan=replace(part.plan, recorder=RouteRecorder(positions, len(part.inputs), unbounded))
+            )
+
+        return Planned(tuple(watched(part) for part in self.parts))
+
+
+def plan(senses: Senses, held: Held, inputs: Sequence[str], choices: Sequence[RoutingChoice]) -> Planned:
+    """Decide how each input is routed.
+
+    Args:
+        senses: For methods that read the inputs first.
+        held: The releases that may be asked for.
+        inputs: Texts.
+        choices: One for each input.
+
+    Raises:
+        Refused: `METHOD_UNKNOWN`, `EXPERT_UNKNOWN`, `EXPERTS_EXHAUSTED`, `RELEASE_UNKNOWN`, `RELEASE_EXPIRED`, or
+            what a method refuses.
+    """
+    alike: dict[_Settled, list[int]] = {}
+    for at, choice in enumerate(choices):
+        alike.setdefault(_settled(choice, held), []).append(at)
+    parts = []
+    for settled, positions in alike.items():
+        generation, method, k, temperature, allow, deny = settled
+        pool = generation.pool.allowing(allow, deny)
+        asked = Asked(pool, [inputs[at] for at in positions], k, temperature, senses=senses)
+        by_plan: dict[Plan, list[int]] = {}
+        for at, each in zip(positions, resolve(method, asked), strict=True):
+            by_plan.setdefault(each, []).append(at)
+        parts += [
+            Part(tuple(mine), method, generation, each, replace(asked, inputs=[inputs[at] for at in mine]))
+            for each, mine in by_plan.items()
+        ]
+    return Planned(tuple(parts))
+
+
+class _Settled(NamedTuple):
+    """A choice that leaves nothing open; inputs of equal ones are planned together."""
+
+    generation: Generation
+    method: str
+    k: int
+    temperature: float
+    allow: tuple[str, ...] | None
+    deny: tuple[str, ...]
+
+
+def _settled(choice: RoutingChoice, held: Held) -> _Settled:
+    generation = held.find(choice.release)
+    settings = generation.settings
+    return _Settled(
+        generation,
+        choice.method or settings.method,
+        choice.k or settings.k,
+        choice.temperature or 1.0,
+        choice.allow,
+        choice.deny,
+    )

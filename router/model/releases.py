@@ -1,0 +1,115 @@
+"""What a router can answer with: the newest release, and a few before it that requests may still ask for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+
+from protocol.errors import Code, Refused
+from protocol.release import ReleaseSpec, read_timestamp
+from protocol.spec import Routing
+from router.pool.expert import Expert
+from router.pool.pool import ExpertPool
+
+KEPT = 4
+"""Releases that a running model holds at most, the newest among them.
+
+As a rule they share pages, and an earlier one costs the experts that the newest lacks. Where a release comes in
+an order that none of them has, or finds most experts gone, it stands in pages of its own and counts whole.
+"""
+Listed = tuple[str, str, str]
+"""An expert as a release lists it: digest, name, contributor."""
+
+
+def listed(expert: Expert) -> Listed:
+    """Tell experts apart: under another name, as when it was put on by hand, one is another one."""
+    return expert.digest, expert.name, expert.contributor
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """What a request is answered with, from its first token to its last."""
+
+    pool: ExpertPool = field(default_factory=ExpertPool)
+    settings: Routing = field(default_factory=Routing)
+    """Method and k for requests that name none."""
+    release: int = 0
+    """Number of the release; 0 for a pool that was put together by hand."""
+    expires: datetime | None = None
+    """When the release is no longer to be taken for the newest, or asked for by its number."""
+
+    @classmethod
+    def of(cls, release: ReleaseSpec, pool: ExpertPool) -> "Generation":
+        """Answer with a release, whose experts a pool holds in its order."""
+        return cls(pool, release.routing, release.number, read_timestamp(release.expires))
+
+
+@dataclass(frozen=True)
+class Held:
+    """The generations that a model holds, oldest first; a value, exchanged as a whole."""
+
+    generations: tuple[Generation, ...] = field(default_factory=lambda: (Generation(),))
+    kept: int = KEPT
+    """At most so many."""
+
+    @property
+    def newest(self) -> Generation:
+        """What answers a request that asks for no release."""
+        return self.generations[-1]
+
+    @property
+    def releases(self) -> tuple[int, ...]:
+        """Numbers of the releases that may be asked for, oldest first."""
+        return tuple(generation.release for generation in self.generations if generation.release)
+
+    def followed_by(self, generation: Generation) -> "Held":
+        """Hold a new release as the newest, and let go of the oldest beyond those kept.
+
+        Experts that were put on by hand are no release, so they go; so does the same release, loaded before.
+        """
+        earlier = [each for each in self.generations if each.release not in (0, generation.release)]
+        return replace(self, generations=(*earlier, generation)[-self.kept :])
+
+    def changed_to(self, generation: Generation) -> "Held":
+        """Put another generation in the newest one's place."""
+        return replace(self, generations=(*self.generations[:-1], generation))
+
+    def nearest(self, wanted: Sequence[Listed]) -> ExpertPool:
+        """Find the pool that is the shortest way to a release's experts.
+
+        To put experts into another order takes pages of their own. So of the pools that hold theirs in the release's
+        order it is the one with most of these, the newest of equals; but the newest of all where that holds more.
+
+        Args:
+            wanted: The release's experts.
+        """
+        among = set(wanted)
+        pools = [generation.pool for generation in reversed(self.generations)]
+        kept = [[each for each in map(listed, pool.experts) if each in among] for pool in pools]
+        ways = [at for at, mine in enumerate(kept) if mine == list(wanted[: len(mine)])]
+        best = max(ways, key=lambda at: len(kept[at]), default=0)
+        return pools[best if len(kept[best]) >= len(kept[0]) else 0]
+
+    def find(self, release: int | None) -> Generation:
+        """Look a release up by its number; None stands for the newest.
+
+        Raises:
+            Refused: `RELEASE_UNKNOWN`, or `RELEASE_EXPIRED` for an earlier release whose time is over: an
+                expert that was yanked since must not answer for ever.
+        """
+        if release is None:
+            return self.newest
+        found = next((each for each in self.generations if each.release == release), None)
+        if found is None:
+            held = ", ".join(str(number) for number in self.releases) or "none"
+            raise Refused(
+                Code.RELEASE_UNKNOWN,
+                f"Release {release} is not held here; these are: {held}.",
+                "Ask for one of them, or leave the release out to take the newest.",
+            )
+        if found is not self.newest and found.expires is not None and found.expires < datetime.now(UTC):
+            raise Refused(
+                Code.RELEASE_EXPIRED,
+                f"Release {release} expired at {found.expires:%Y-%m-%d %H:%M} UTC.",
+                "Leave the release out to take the newest.",
+            )
+        return found

@@ -1,0 +1,399 @@
+"""The routed model: a base, every expert of a release, and a router at every module."""
+
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Unpack
+
+from platformdirs import user_cache_path
+
+from protocol.bundle import Bundle
+from protocol.errors import Code, Refused
+from router.base.batching import TokenPair, count_tokens, encode_pairs
+from router.base.device_map import device_of
+from router.base.likelihood import Likelihood, likelihoods
+from router.base.linear import find_linear, linear_modules
+from router.base.loading import Base, Loading, check_base, display_name, load_base
+from router.follow.pull import FINGERPRINT, Mirror, pull
+from router.layer.routed_linear import RoutedLinear, routed_linears, routing
+from router.methods.context import Asked
+from router.methods.features.extractor import Senses
+from router.methods.registry import resolve
+from router.model.decode import write
+from router.model.export_lora import Exported, export_lora
+from router.model.planner import Planned, plan
+from router.model.releases import KEPT, Generation, Held, listed
+from router.model.saved_model import open_saved, save
+from router.pool.capacity import check_room, memory_watched
+from router.pool.expert import Expert, load_expert
+from router.pool.pool import ExpertPool
+from router.probing import mean_of
+from router.query.answer import Answered
+from router.query.limits import DEFAULT_NEW_TOKENS
+from router.query.request import DEFAULT, Choices, RoutingChoice, one_each
+
+
+class Options(Loading, total=False):
+    """How a base model is held in memory, and what inputs are read with; the latter as in `RoutedModel`."""
+
+    embedding: str | None
+    public: Path | None
+    cache: Path | None
+
+
+class RoutedModel:
+    """Answers with whatever experts it holds; grows and shrinks while it answers.
+
+    Experts come and go by exchanging the generation as a whole: a request that has begun finishes with
+    the generation that it began with, and may ask for one of the few releases before it.
+
+    Args:
+        base: A loaded base model; its linear modules are replaced by routed ones.
+        embedding: Folder or Hub id of the model that retrieval embeds queries by; without one, the base model.
+        public: Public text, one a line, for methods that hold requests against it; without it, random tokens.
+        cache: File that remembers the base model's fingerprint, and has other facts about the base kept beside it.
+    """
+
+    def __init__(
+        self, base: Base, embedding: str | None = None, public: Path | None = None, cache: Path | None = None
+    ) -> None:
+        self.base = base
+        self.held = Held()
+        self._changing = threading.Lock()
+        linears = {path: find_linear(base.model, path) for path in linear_modules(base.model)}
+        self.places = {path: device_of(linear) for path, linear in linears.items()}
+        for path, linear in linears.items():
+            base.model.set_submodule(path, RoutedLinear(path, linear))
+        self.senses = Senses.of_base(base, tuple(linears), embedding=embedding, public=public, cache=cache)
+
+    @classmethod
+    def from_base(
+        cls,
+        name_or_path: str,
+        *,
+        embedding: str | None = None,
+        public: Path | None = None,
+        cache: Path | None = None,
+        **loading: Unpack[Loading],
+    ) -> "RoutedModel":
+        """Load a base model that holds no experts yet, as `router.base.loading.load_base` does; the rest as in the class.
+
+        Raises:
+            Refused: `BASE_UNREADABLE`.
+        """
+        return cls(load_base(name_or_path, **loading), embedding, public, cache)
+
+    @classmethod
+    def from_bundles(cls, name_or_path: str, bundles: Iterable[Bundle], **options: Unpack[Options]) -> "RoutedModel":
+        """Load a base model, as `from_base` does, and put experts on it, in order.
+
+        Raises:
+            Refused: `BASE_UNREADABLE`, or as `append`.
+        """
+        model = cls.from_base(name_or_path, **options)
+        for bundle in bundles:
+            model.append(bundle)
+        return model
+
+    @classmethod
+    def from_mirror(
+        cls,
+        name_or_path: str,
+        mirror: Mirror,
+        *,
+        earlier: Sequence[Mirror] = (),
+        **options: Unpack[Options],
+    ) -> "RoutedModel":
+        """Load a base model with a release that was pulled to this machine.
+
+        Args:
+            name_or_path: Folder or Hub id of the base model.
+            mirror: The release.
+            earlier: Releases of the same pool that a request may ask for, too, oldest first.
+            options: As in `from_base`.
+
+        Raises:
+            Refused: `BASE_MISMATCH` if the release was made for another base, `BASE_UNREADABLE`, or as `load`.
+        """
+        check_base(name_or_path, mirror.pool.spec.base, options.get("cache"))
+        model = cls.from_base(name_or_path, **options)
+        model.held = Held(kept=max(KEPT, len(earlier) + 1))
+        for each in (*earlier, mirror):
+            model.take_up(each)
+        return model
+
+    @classmethod
+    def from_release(
+        cls,
+        coordinator: str,
+        base: str,
+        *,
+        folder: Path | None = None,
+        ca: Path | None = None,
+        **options: Unpack[Options],
+    ) -> "RoutedModel":
+        """Fetch the newest release of a coordinator and load it.
+
+        Args:
+            coordinator: `host:port`.
+            base: Folder or Hub id of the pool's base model.
+            folder: Where releases are kept; without one, the user's cache.
+            ca: The coordinator's CA certificate, PEM.
+            options: As in `from_base`; the cache is in the folder unless it is named.
+
+        Raises:
+            Refused: As `router.follow.pull.pull`, and `BASE_MISMATCH`.
+            Unavailable: The coordinator cannot be reached.
+        """
+        kept = folder or user_cache_path("greylag") / coordinator.replace(":", "-")
+        options.setdefault("cache", kept / FINGERPRINT)
+        return cls.from_mirror(base, pull(kept, coordinator, ca=ca), **options)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: Path | str,
+        *,
+        base: str | None = None,
+        expected: str | None = None,
+        **options: Unpack[Options],
+    ) -> "RoutedModel":
+        """Load what `save_pretrained` wrote.
+
+        Args:
+            folder: The saved model.
+            base: Folder or Hub id of the base model; needed if it was not saved, too.
+            expected: The identity that the model must have.
+            options: As in `from_base`.
+
+        Raises:
+            Refused: `WORKSPACE_MISSING`, `DIGEST_MISMATCH`, `BASE_MISMATCH`, `BASE_UNREADABLE`, or as `append`.
+            Unavailable: `MEMORY_FULL`.
+        """
+        saved = open_saved(Path(folder), expected=expected)
+        source = base or (str(saved.base) if saved.base else saved.index.base.name)
+        check_base(source, saved.index.base)
+        model = cls.from_base(source, **options)
+        check_room(saved.bundles, model.generation.pool, model.places, model.base.model.dtype)
+        for expert, bundle in zip(saved.index.experts, saved.bundles, strict=True):
+            model.append(bundle, name=expert.name, contributor=expert.contributor)
+        pool, index = model.generation.pool.calibrated(saved.calibration), saved.index
+        model.generation = Generation(pool, index.routing, index.release)
+        return model
+
+    def save_pretrained(self, folder: Path | str, *, with_base: bool = False) -> str:
+        """Write base, routing and every expert's bundle to a folder, by content and under their names.
+
+        Args:
+            folder: A new folder; appears whole or not at all.
+            with_base: Whether the base model's files are copied, too.
+
+        Returns:
+            The model's identity: a sha256 that stands for every byte of experts, routing and base.
+
+        Raises:
+            Refused: `WORKSPACE_EXISTS`, `BUNDLE_UNKNOWN` if a bundle is gone from where it was loaded.
+        """
+        now = self.generation
+        return save(
+            Path(folder), self.base.source, now.pool, routing=now.settings, release=now.release, with_base=with_base
+        )
+
+    def export_lora(
+        self,
+        folder: Path | str,
+        inputs: Sequence[str],
+        choice: RoutingChoice = DEFAULT,
+        *,
+        rank: int,
+        max_new_tokens: int = DEFAULT_NEW_TOKENS,
+    ) -> Exported:
+        """Write what answers a request as one plain LoRA in PEFT's format: `router.model.export_lora` says how.
+
+        Args:
+            folder: A new folder.
+            inputs: Texts like those that the adapter is to serve.
+            choice: How they are routed.
+            rank: Of the adapter.
+            max_new_tokens: Longest answer over which routing is averaged, in tokens.
+
+        Raises:
+            Refused: As `generate` and `router.model.export_lora.export_lora`.
+        """
+        planned = self._planned(inputs, choice).recorded()
+        answered = write(self.base, planned, inputs, max_new_tokens)
+        routes = [route for answer in answered.answers for route in answer.routes]
+        name, architecture = display_name(self.base.source), self.base.architecture
+        return export_lora(Path(folder), routes, planned.experts, rank=rank, base=name, architecture=architecture)
+
+    @property
+    def generation(self) -> Generation:
+        """What answers a request that asks for no release."""
+        return self.held.newest
+
+    @generation.setter
+    def generation(self, generation: Generation) -> None:
+        """Exchange it, from the next request on."""
+        self.held = self.held.changed_to(generation)
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """Bundle digests of the experts, in pool order."""
+        return tuple(expert.digest for expert in self.generation.pool.experts)
+
+    def load(self, bundle: Bundle, *, name: str | None = None, contributor: str = "") -> Expert:
+        """Read a bundle onto the model's device without using it yet.
+
+        Raises:
+            Refused: `MODULE_UNKNOWN`, or `TENSOR_SHAPE` if the bundle was made for a model of other widths.
+        """
+        linears = routed_linears(self.base.model, bundle.spec.modules)
+        return load_expert(bundle, linears, dtype=self.base.model.dtype, name=name, contributor=contributor)
+
+    def append(self, bundle: Bundle, *, name: str | None = None, contributor: str = "") -> None:
+        """Add one expert from the next request on; the others are not touched.
+
+        What then answers is no release: its number is 0.
+
+        Raises:
+            Refused: As `load`, or `DUPLICATE_OF` if the model holds the bundle already.
+            Unavailable: `MEMORY_FULL`.
+        """
+        with self._changing, memory_watched():
+            check_room([bundle], self.generation.pool, self.places, self.base.model.dtype)
+            self._use(self.generation.pool.add(self.load(bundle, name=name, contributor=contributor)))
+
+    def remove(self, digest: str) -> None:
+        """Leave one expert out from the next request on; what then answers is no release, as with `append`."""
+        with self._changing:
+            self._use(self.generation.pool.remove(digest))
+
+    def _use(self, pool: ExpertPool) -> None:
+        """Answer with a pool that was changed by hand, and so is no release any more."""
+        if pool is not self.generation.pool:
+            self.generation = replace(self.generation, pool=pool, release=0, expires=None)
+
+    def take_up(self, mirror: Mirror) -> None:
+        """Go over to a release: load what is new, drop what is gone, leave the rest alone.
+
+        The releases before it, up to `router.model.releases.KEPT` in all as a rule, stay at hand.
+
+        Raises:
+            Refused: As `load`, or what the release's own method refuses; the model then stays as it was.
+            Unavailable: `MEMORY_FULL`; likewise.
+        """
+        with self._changing, memory_watched():
+            release = mirror.release.spec
+            wanted = [(entry.bundle, entry.name, entry.contributor) for entry in release.experts]
+            pool = self.held.nearest(wanted)
+            held = set(map(listed, pool.experts))
+            new = [each for each in zip(wanted, mirror.bundles, strict=True) if each[0] not in held]
+            for digest, _, _ in held.difference(wanted):
+                pool = pool.remove(digest)
+            check_room([bundle for _, bundle in new], pool, self.places, self.base.model.dtype)
+            for (_, name, contributor), bundle in new:
+                pool = pool.add(self.load(bundle, name=name, contributor=contributor))
+            pool = pool.reordered([digest for digest, _, _ in wanted]).calibrated(mirror.calibration)
+            resolve(release.routing.method, Asked(pool, k=release.routing.k, senses=self.senses))
+            self.held = self.held.followed_by(Generation.of(release, pool))
+
+    def generate(
+        self,
+        inputs: Sequence[str],
+        choice: Choices = DEFAULT,
+        *,
+        max_new_tokens: int = DEFAULT_NEW_TOKENS,
+        stop: Sequence[str] = (),
+    ) -> list[str]:
+        """Answer a batch of inputs greedily.
+
+        Args:
+            inputs: Texts.
+            choice: How they are routed, or one choice for each; what it leaves open, the release says.
+            max_new_tokens: Longest answer, in tokens.
+            stop: Texts before the first of which an answer ends.
+
+        Raises:
+            Refused: `REQUEST_INVALID`, or as `router.model.planner.plan`.
+        """
+        answered = write(self.base, self._planned(inputs, choice), inputs, max_new_tokens, stop)
+        return [answer.text for answer in answered.answers]
+
+    def answer(
+        self,
+        inputs: Sequence[str],
+        choice: Choices = DEFAULT,
+        *,
+        max_new_tokens: int = DEFAULT_NEW_TOKENS,
+        explain: bool = False,
+        full: bool = False,
+    ) -> Answered:
+        """Answer a batch of inputs as `generate`, on request with the experts that answered.
+
+        Args:
+            inputs: Texts.
+            choice: As in `generate`.
+            max_new_tokens: Longest answer, in tokens.
+            explain: Whether the answers carry their tokens and routes.
+            full: Whether the routes carry the probabilities of all experts, too.
+
+        Raises:
+            Refused: As `generate`.
+        """
+        planned = self._planned(inputs, choice)
+        if explain or full:
+            planned = planned.recorded(full=full)
+        return write(self.base, planned, inputs, max_new_tokens)
+
+    def _planned(self, inputs: Sequence[str], choice: Choices) -> Planned:
+        if not inputs or not all(text.strip() for text in inputs):
+            raise Refused(
+                Code.REQUEST_INVALID, "A request needs at least one input, and no empty one.", "Leave empty inputs out."
+            )
+        count_tokens(self.base, inputs)  # before a method reads them
+        return plan(self.senses, self.held, inputs, one_each(choice, len(inputs)))
+
+    def score(self, inputs: Sequence[str], targets: Sequence[str], choice: Choices = DEFAULT) -> list[float]:
+        """Mean negative log-likelihood of each input's one target, in nats a token, its end token among them.
+
+        Raises:
+            Refused: As `generate`.
+        """
+        if not inputs or len(inputs) != len(targets):
+            raise Refused(
+                Code.REQUEST_INVALID,
+                f"There are {len(inputs)} inputs and {len(targets)} targets.",
+                "Give one target for each input, and one input at least.",
+            )
+        return [-each.mean for each in self.likelihoods(inputs, encode_pairs(self.base, inputs, targets), choice)]
+
+    def likelihoods(
+        self, inputs: Sequence[str], pairs: Sequence[TokenPair], choice: Choices = DEFAULT
+    ) -> list[Likelihood]:
+        """Score tokens that the model may write after its inputs.
+
+        Args:
+            inputs: Texts, by which methods route that read a request first.
+            pairs: For each input its tokens and the target's, as `router.base.batching.encode_pairs` makes them.
+            choice: As in `generate`.
+
+        Raises:
+            Refused: As `router.model.planner.plan`.
+        """
+        planned = plan(self.senses, self.held, inputs, one_each(choice, len(inputs)))
+        with routing(planned.plan):
+            scored = likelihoods(self.base, [pairs[at] for at in planned.order])
+        return [each for _, each in sorted(zip(planned.order, scored, strict=True))]
+
+    def probe(self, texts: Sequence[str]) -> float:
+        """Run the model over public text and see that it holds.
+
+        Returns:
+            Mean loss in nats a token of each text given itself.
+
+        Raises:
+            Refused: `PROBE_FAILED` if any figure is not finite, or if the model does not run.
+            Unavailable: `MEMORY_FULL`.
+        """
+        return mean_of(lambda: self.score(texts, texts))

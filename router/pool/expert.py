@@ -1,0 +1,118 @@
+"""One expert, ready to run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional
+
+from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle
+from protocol.compatibility import check_tensors, is_constant
+from protocol.errors import Code, Refused
+from protocol.spec import BaseModelRef
+from protocol.tensors import ADAPTER_PREFIX, CENTROID
+from router.base.linear import Linear, computing_like
+from router.pool.conversion import make_part
+from router.pool.expert_module import ExpertModule
+from router.pool.gate import standardise
+
+
+@dataclass(frozen=True, eq=False)
+class Expert:
+    """One contributor's expert, ready to run."""
+
+    digest: str
+    """Identity of its bundle."""
+    name: str
+    contributor: str
+    modules: Mapping[str, ExpertModule]
+    source: Path | None = None
+    """Folder of its bundle."""
+    means: Mapping[str, Tensor] = field(default_factory=lambda: MappingProxyType({}))
+    """Mean input [d] of every module, float32; empty if its contributor does not tell."""
+    centroid: Tensor | None = None
+    """[d] float32 of length 1, where its training inputs lie, d of the embedding model; None if nobody tells."""
+    embedding: BaseModelRef | None = None
+    """The model that placed the centroid; None for the base model itself."""
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether the expert adds s B A u at every module, and nothing else."""
+        return all(part.plain for part in self.modules.values())
+
+    @property
+    def full_name(self) -> str:
+        """`contributor/name`, unique in a pool."""
+        return f"{self.contributor}/{self.name}" if self.contributor else self.name
+
+
+def load_expert(
+    bundle: Bundle,
+    linears: Mapping[str, Linear],
+    *,
+    dtype: torch.dtype,
+    name: str | None = None,
+    contributor: str = "",
+) -> Expert:
+    """Read a verified bundle's tensors.
+
+    Args:
+        bundle: As `protocol.bundle.open_bundle` gives it.
+        linears: The base's modules by path; the expert's tensors go where theirs are.
+        dtype: What quantised modules compute in; the others do in the dtype of their weights.
+        name: Name in the release; without one, the name in the spec.
+        contributor: The contributor's name in the release.
+
+    Raises:
+        Refused: `TENSOR_HEADER`, `TENSOR_NAMES`, `TENSOR_SHAPE` or `TENSOR_DTYPE` for tensors that are not the
+            spec's, `NOT_FINITE` for numbers that are not, or that `dtype` cannot hold, `CONSTANT_GATE`, and as
+            `make_part`.
+    """
+    check_tensors(bundle)
+    adapter, gates = load_file(bundle.folder / ADAPTER_WEIGHTS), load_file(bundle.folder / GATES)
+
+    def finite(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        if not tensor.to(dtype).isfinite().all():
+            raise Refused(Code.NOT_FINITE, f"{name} of bundle {bundle.digest[:16]} is not finite in {dtype}.")
+        return tensor
+
+    modules, means, told_means = {}, {}, set(bundle.spec.told)
+    for path, module in bundle.spec.modules.items():
+        like = computing_like(linears[path], dtype)
+        keys = {name: f"{ADAPTER_PREFIX}{path}.{name}" for name in module.tensors}
+        tensors = {name: finite(key, adapter[key], like.dtype) for name, key in keys.items()}
+        # In float64, once: a gate of large mean would lose digits in float32.
+        gate = standardise(_varied(f"{path}.gate", gates[f"{path}.gate"], bundle)).float()
+        modules[path] = make_part(path, module, tensors, linears[path], gate.to(like.device), like)
+        if path in told_means:
+            mean = _varied(f"{path}.mean", gates[f"{path}.mean"], bundle).float()
+            means[path] = finite(f"{path}.mean", mean, torch.float16).to(like.device)
+    told = bundle.spec.statistics.centroid
+    centroid = None if told is None else functional.normalize(finite(CENTROID, gates[CENTROID], torch.float32), dim=0)
+    return Expert(
+        bundle.digest,
+        name or bundle.spec.name,
+        contributor,
+        MappingProxyType(modules),
+        bundle.folder,
+        MappingProxyType(means),
+        centroid,
+        told.embedding if told else None,
+    )
+
+
+def _varied(name: str, tensor: Tensor, bundle: Bundle) -> Tensor:
+    """Widen a gate or a mean, [d], to float64; refused where standardising it would leave nothing but noise."""
+    vector = tensor.double()
+    if not vector.isfinite().all():
+        raise Refused(Code.NOT_FINITE, f"{name} of bundle {bundle.digest[:16]} is not finite.")
+    if is_constant(vector.mean().item(), vector.std(correction=0).item()):
+        raise Refused(
+            Code.CONSTANT_GATE, f"{name} of bundle {bundle.digest[:16]} is constant, so it cannot route.", "Train it."
+        )
+    return vector

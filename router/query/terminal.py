@@ -1,0 +1,104 @@
+"""Answers as JSON, and as the tables behind `--explain`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from router.query.answer import Answer, Answered
+from router.query.attribution import expert_shares, module_shares, token_weights
+
+_COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red", "bright_cyan", "bright_magenta")
+_SHOWN = 3
+"""Experts of a token or a module that are named."""
+
+
+def as_json(answered: Answered, *, explain: bool) -> dict[str, Any]:
+    """Build the document of `ask --json`."""
+    return {
+        "schema": 1,
+        "answers": [_answer_json(answer, answered.experts, explain=explain) for answer in answered.answers],
+    }
+
+
+def printable(text: str) -> str:
+    """Make a model's or a stranger's text fit for a terminal: nothing in it steers the terminal."""
+    return "".join(
+        letter if letter.isprintable() or letter in "\n\t" else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )
+
+
+def explain(console: Console, answered: Answered, answer: Answer) -> None:
+    """Print who answered: shares of all routing, then token by token, then module by module.
+
+    Args:
+        console: Where to print.
+        answered: The batch; names its experts.
+        answer: One answer of it, with its routes.
+    """
+    shares = expert_shares(answer.routes, answered.experts)
+    colours = {name: _COLOURS[at % len(_COLOURS)] for at, name in enumerate(answered.experts)}
+    title = Text(f"Who answered (release {answer.release}, {printable(answer.method)})")  # Text: names are not markup
+    table = Table("expert", "share", "", title=title)
+    for name, share in shares.items():
+        table.add_row(
+            Text(printable(name), colours[name]), f"{share:.0%}", Text("█" * round(share * 40), colours[name])
+        )
+    console.print(table)
+    console.print(_token_table(answer, answered.experts, colours))
+    console.print(_module_table(answer, answered.experts, colours))
+
+
+def _answer_json(answer: Answer, experts: Sequence[str], *, explain: bool) -> dict[str, Any]:
+    document: dict[str, Any] = {"text": answer.text, "release": answer.release, "method": answer.method}
+    if explain:
+        document |= {
+            "experts": list(experts),
+            "shares": expert_shares(answer.routes, experts),
+            "input_tokens": list(answer.input_tokens),
+            "output_tokens": list(answer.output_tokens),
+            "routes": [
+                {
+                    "module": route.module,
+                    "reads_input": route.reads_input,
+                    "experts": route.experts.tolist(),
+                    "weights": _rounded(route.weights),
+                }
+                | ({} if route.full is None else {"full": _rounded(route.full)})
+                for route in answer.routes
+            ],
+        }
+    return document
+
+
+def _rounded(weights: np.ndarray[Any, Any]) -> list[list[float]]:
+    return [[round(float(weight), 6) for weight in row] for row in weights]
+
+
+def _token_table(answer: Answer, experts: Sequence[str], colours: dict[str, str]) -> Table:
+    """For each token the experts with the largest mean weight over the modules that saw it."""
+    table = Table("token", "of the", "experts (mean weight over modules)", title="Token by token")
+    tokens = [(token, True) for token in answer.input_tokens] + [(token, False) for token in answer.output_tokens]
+    for position, (token, is_input) in enumerate(tokens):
+        weights = token_weights(answer.routes, position, len(answer.input_tokens), len(experts))
+        if weights is not None:
+            table.add_row(Text(token), "input" if is_input else "output", _ranking(weights, experts, colours))
+    return table
+
+
+def _module_table(answer: Answer, experts: Sequence[str], colours: dict[str, str]) -> Table:
+    table = Table("module", "experts (mean weight over tokens)", title="Module by module")
+    for module, shares in module_shares(answer.routes, experts).items():
+        table.add_row(Text(printable(module)), _ranking(shares, experts, colours))
+    return table
+
+
+def _ranking(shares: np.ndarray[Any, Any], experts: Sequence[str], colours: dict[str, str]) -> Text:
+    text = Text()
+    for at in np.argsort(-shares, kind="stable")[:_SHOWN]:
+        if shares[at] > 0:
+            text.append(f"{printable(experts[at])} {shares[at]:.0%}  ", colours[experts[at]])
+    return text

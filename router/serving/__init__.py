@@ -1,0 +1,1 @@
+"""A routed model that answers others."""

@@ -1,0 +1,75 @@
+"""A router process: model, follower and service together."""
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import structlog
+from filelock import FileLock, Timeout
+
+from protocol.errors import Code, GreylagError, Refused
+from protocol.wire.grpc_server import Listen, serve
+from router.base.loading import check_base
+from router.follow.follower import Follower
+from router.follow.pull import FINGERPRINT, RELEASE, Mirror, open_mirror, pull
+from router.model.routed_model import RoutedModel
+from router.serving.query_service import QueryService
+from router.settings import RouterSettings
+
+_log = structlog.get_logger(__name__)
+
+
+def run(workspace: Path, settings: RouterSettings, on_ready: Callable[[int], None]) -> None:
+    """Serve a workspace until SIGTERM or SIGINT.
+
+    Starts with the release on disk where there is one, so that a router comes up without its
+    coordinator; before the first release the base answers.
+
+    Args:
+        workspace: Folder with the pulled releases; made if it is missing.
+        settings: Where releases come from and where to listen.
+        on_ready: Called with the port once questions are answered.
+
+    Raises:
+        Refused: `WORKSPACE_BUSY`, `BASE_MISMATCH`, `BASE_UNREADABLE` or `SETTINGS_INVALID`.
+    """
+    workspace.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(workspace / ".router.lock", timeout=0):
+            _run(workspace, settings, on_ready)
+    except Timeout as error:
+        raise Refused(
+            Code.WORKSPACE_BUSY, f"Another router serves from {workspace.resolve()}.", "Stop it, or use another folder."
+        ) from error
+
+
+def _run(workspace: Path, settings: RouterSettings, on_ready: Callable[[int], None]) -> None:
+    fetch = partial(pull, workspace, settings.coordinator, ca=settings.ca)
+    mirror: Mirror | None
+    try:
+        mirror = fetch()
+    except GreylagError as error:
+        _log.warning("no new release at start", code=error.code.name, message=error.message)
+        mirror = open_mirror(workspace) if (workspace / RELEASE).is_file() else None
+    load = RoutedModel.from_base if mirror is None else partial(RoutedModel.from_mirror, mirror=mirror)
+    model = load(
+        settings.base,
+        embedding=settings.embedding,
+        public=settings.public_text,
+        cache=workspace / FINGERPRINT,
+        **settings.loading,
+    )
+
+    def fetch_for_this_base() -> Mirror:
+        found = fetch()
+        check_base(settings.base, found.pool.spec.base, workspace / FINGERPRINT)
+        return found
+
+    follower = Follower(model, fetch_for_this_base, interval_s=settings.follow_interval_s)
+    follower.start()
+    try:
+        listen = Listen(settings.listen, settings.tls_cert, settings.tls_key)
+        asyncio.run(serve(listen, QueryService(model).register, on_ready=on_ready))
+    finally:
+        follower.stop()

@@ -1,0 +1,1 @@
+"""The layers that a client trains, and the passes it borrows."""
