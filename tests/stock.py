@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from coordinator.fleet.link import App, LinkConfig, make_app
+from coordinator.fleet.flower.gateway import App, LinkConfig, make_app
 
 SECRET = b"s" * 32
 # Flower 1.41 with the pathspec and the Alembic of today; its clients forget a socket over a refusal.

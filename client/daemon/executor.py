@@ -14,13 +14,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from client import settings as client_settings
-from client.daemon.place import UNASKED, WORKING, Place
+from client.cli.options import quiet_libraries
+from client.daemon.data_watch import Watch
+from client.daemon.handlers import Work
 from client.daemon.policy import DaemonPolicy, Verdict, judge, read_policy
-from client.daemon.watch import Watch
-from client.daemon.work import Work
-from client.door import quiet_libraries
-from client.workspace import Workspace, storage
+from client.daemon.state import UNASKED, WORKING, Place
+from client.workspace import settings as client_settings
+from client.workspace.paths import Workspace, storage
 from protocol.errors import Code, GreylagError, Unavailable
 from protocol.fleet.campaign import Kind, Order
 from protocol.fleet.reply import Reply
@@ -154,7 +154,7 @@ def main() -> None:
         os._exit(0)  # in the middle of training; it resumes from its last checkpoint
 
     threading.Thread(target=watch, daemon=True).start()
-    from client.daemon.tasks import serve  # noqa: PLC0415 - Flower, which takes its environment at import
+    from client.daemon.task_loop import serve  # noqa: PLC0415 - Flower, which takes its environment at import
 
     place.drop_note(WORKING)  # left by a kill in the middle of work
     act = Act(place, Work(place, pool))

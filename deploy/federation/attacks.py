@@ -20,9 +20,9 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
 
 from client.daemon.app import make_app
-from client.daemon.tasks import check_app
-from coordinator.fleet import flower
-from coordinator.fleet.simulation.grid import LocalGrid, VirtualNode
+from client.daemon.task_loop import check_app
+from coordinator.fleet.flower import client as flower
+from coordinator.fleet.simulation.local_grid import LocalGrid, VirtualNode
 from deploy.demo.processes import free_port
 from deploy.federation.cast import Cast, planted
 from protocol.errors import Code, Refused
@@ -63,7 +63,7 @@ def stranger_key(cast: Cast) -> bool:
         NodeKey.generate().save(path)
     with (folder / "log").open("w") as log:
         node = subprocess.Popen(
-            [sys.executable, "-m", "client.daemon.node", "--superlink", cast.fleet, "--root-certificates",
+            [sys.executable, "-m", "client.daemon.supernode", "--superlink", cast.fleet, "--root-certificates",
              str(cast.certificate), "--auth-supernode-private-key", str(path), "--isolation", "process",
              "--host", "127.0.0.1", "--port", str(free_port())],
             stdin=subprocess.PIPE, stdout=log, stderr=log,
@@ -87,7 +87,7 @@ def stranger_control(cast: Cast) -> bool:
 
 def stolen_task() -> bool:
     """A process of the same machine asks every inner port for a task, without the secret."""
-    programs = ("coordinator.fleet.link", "client.daemon.node")
+    programs = ("coordinator.fleet.flower.gateway", "client.daemon.supernode")
     ports = {
         connection.laddr.port
         for process in psutil.process_iter(["cmdline"])

@@ -77,7 +77,7 @@ class RoutedModel:
         cache: Path | None = None,
         **loading: Unpack[Loading],
     ) -> "RoutedModel":
-        """Load a base model that holds no experts yet, as `router.base.loading.load_base` does; the rest as in the class.
+        """Load a base model that holds no experts yet, as `load_base` does; the rest as in the class.
 
         Raises:
             Refused: `BASE_UNREADABLE`.

@@ -29,9 +29,9 @@ from transformers import (
     set_seed,
 )
 
-from client.plan import Columns, Plan
 from client.progress import Progress
-from client.train import train
+from client.training.pipeline import train
+from client.training.plan import Columns, Plan
 from protocol.signing import Identity
 from protocol.spec import Recipe
 from tests import factories

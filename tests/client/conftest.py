@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from client import settings as client_settings
-from client import tuner
-from client.cli import app
-from client.door import run
-from client.join import enrol
-from client.produce import Order, produce
-from client.settings import ClientSettings
-from client.workspace import Workspace
+from client.cli.main import app
+from client.cli.options import run
+from client.job import Order, produce
+from client.submission.join import enrol
+from client.training import adapters
+from client.workspace import settings as client_settings
+from client.workspace.paths import Workspace
+from client.workspace.settings import ClientSettings
 from protocol.atomic import write_whole
 from protocol.bundle import Bundle
 from protocol.release import Pool
@@ -114,9 +114,9 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     if request.param == "t5":
         probe["decoder_input_ids"] = torch.tensor([[0, 16, 15]])
     said: list[torch.Tensor] = []
-    put_on = tuner.put_on
+    put_on = adapters.put_on
 
-    def listening(*given: object) -> tuner.Tuner:
+    def listening(*given: object) -> adapters.Tuner:
         expert = put_on(*given)  # type: ignore[arg-type] # as it came
         save = expert.save
 
@@ -129,7 +129,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         return expert
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tuner, "put_on", listening)
+        patch.setattr(adapters, "put_on", listening)
         order = Order(site.data, name="reverse", device="cpu")
         bundle = produce(site.workspace, site.settings, order, lambda _: None, NOW)
     return Trained(site, bundle, probe, said[0])

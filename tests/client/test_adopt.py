@@ -11,10 +11,10 @@ from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from client import train
-from client.produce import Order, produce
+from client.job import Order, produce
 from client.progress import Progress
-from coordinator.admission.content import check_content
+from client.training import pipeline
+from coordinator.admission.check import check_content
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, GATES, Bundle
 from protocol.compatibility import check_fit
 from protocol.errors import Code, Refused
@@ -134,7 +134,7 @@ def test_gates_go_on_where_they_were_stopped(site: Site, adapter: Path, monkeypa
     seen: list[Progress] = []
     bundle = produce(site.workspace, site.settings, order, seen.append, NOW)
     assert [(event.phase, event.step) for event in seen] == [("gates", 5), ("gates", 6)]
-    monkeypatch.setattr(train, "train", None)  # a finished run is recognised
+    monkeypatch.setattr(pipeline, "train", None)  # a finished run is recognised
     assert produce(site.workspace, site.settings, order, seen.append, NOW).digest == bundle.digest
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from client import outbox
-from client import settings as client_settings
-from client.door import RECIPE_FLAGS
-from client.settings import ClientSettings
+from client.cli.options import RECIPE_FLAGS
+from client.submission import outbox
+from client.workspace import settings as client_settings
+from client.workspace.settings import ClientSettings
 from protocol.bundle import ADAPTER_WEIGHTS, FILES, open_bundle
 from protocol.errors import Code
 from protocol.release import Pool
@@ -332,7 +332,7 @@ def test_the_flags_of_the_recipe_are_its_fields() -> None:
 
 def test_the_command_line_is_quick_to_load() -> None:
     heavy = {"torch", "transformers", "peft", "datasets", "grpc", "pydantic", "sqlalchemy"}
-    script = f"import sys, client.cli; print(*({heavy!r} & set(sys.modules)))"
+    script = f"import sys, client.cli.main; print(*({heavy!r} & set(sys.modules)))"
     found = subprocess.run(
         [sys.executable, "-c", script], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False
     )

@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from client import gates, phase, tuner
-from client.picture import PICTURE
-from client.plan import Columns, Plan
-from client.produce import Order, produce
-from client.runs import lay_modules, read_record
+from client.job import Order, produce
+from client.runs.plot import PICTURE
+from client.runs.record import lay_modules, read_record
+from client.training import adapters, gates, phase
+from client.training.plan import Columns, Plan
 from protocol.adapters import Kind
 from protocol.bundle import ADAPTER_WEIGHTS, CARD, GATES
 from router.base.linear import find_linear
@@ -31,7 +31,7 @@ def test_the_gate_multiplies_the_expert_in_training_as_it_does_afterwards(
     recipe = RECIPE.model_copy(update={"kind": kind})
     modules = lay_modules(site.pool.spec.modules, recipe)
     linears = {path: find_linear(base.model, path) for path in modules}
-    expert = tuner.put_on(base, recipe, modules)
+    expert = adapters.put_on(base, recipe, modules)
     together = gate_tuners(base.model, linears)
     draw = torch.Generator().manual_seed(0)
     learning = phase.trainable(base.model)
@@ -55,7 +55,7 @@ def test_both_learn_and_nothing_else(site: Site, tmp_path: Path, monkeypatch: py
     before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
     modules = lay_modules(site.pool.spec.modules, RECIPE)
     linears = {path: find_linear(base.model, path) for path in modules}
-    expert = tuner.put_on(base, RECIPE, modules)
+    expert = adapters.put_on(base, RECIPE, modules)
     started: dict[str, torch.Tensor] = {}
     run = phase.run
 

@@ -7,12 +7,12 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from client import train
-from client.plan import Columns, Plan
-from client.produce import Order, override, produce
+from client.job import Order, override, produce
 from client.progress import Progress
-from client.runs import ADAPTER, lay_modules, plan_modules
-from coordinator.admission.content import check_content
+from client.runs.record import ADAPTER, lay_modules, plan_modules
+from client.training import pipeline
+from client.training.plan import Columns, Plan
+from coordinator.admission.check import check_content
 from protocol.adapters import Ia3Module, Kind, Shape
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, GATES
 from protocol.errors import Code, Refused
@@ -85,11 +85,11 @@ def test_training_goes_on_where_it_was_stopped(site: Site, tmp_path: Path, kind:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train.train(plan(), tmp_path / "stopped", stop)
+        pipeline.train(plan(), tmp_path / "stopped", stop)
     seen: list[Progress] = []
-    train.train(plan(), tmp_path / "stopped", seen.append)
+    pipeline.train(plan(), tmp_path / "stopped", seen.append)
     assert [event.step for event in seen if event.phase == "expert"] == [4, 5, 6]
-    train.train(plan(), tmp_path / "whole", lambda _: None)
+    pipeline.train(plan(), tmp_path / "whole", lambda _: None)
     one, other = (load_file(tmp_path / run / ADAPTER / ADAPTER_WEIGHTS) for run in ("stopped", "whole"))
     for name, tensor in one.items():
         torch.testing.assert_close(tensor, other[name])

@@ -11,9 +11,9 @@ from opacus.accountants import PRVAccountant
 from safetensors.torch import load_file
 from torch import Tensor
 
-from client import noisy
-from client.produce import Order, produce
-from client.sharing import Share
+from client.job import Order, produce
+from client.runs.consent import Share
+from client.training import private_means
 from protocol.bundle import CARD, GATES, open_bundle
 from protocol.errors import Code, Refused
 from protocol.release import Pool
@@ -32,7 +32,7 @@ __all__ = ["site"]
 @pytest.mark.parametrize("epsilon", [0.5, 1.0, 8.0])
 @pytest.mark.parametrize("delta", [1e-8, 1e-5, 1e-2])
 def test_an_accountant_finds_the_same_budget(epsilon: float, delta: float) -> None:
-    scale = noisy.noise_scale(epsilon, delta)
+    scale = private_means.noise_scale(epsilon, delta)
     found = []
     for less in (1.0, 0.95):
         accountant = PRVAccountant()
@@ -44,7 +44,7 @@ def test_an_accountant_finds_the_same_budget(epsilon: float, delta: float) -> No
 
 @pytest.mark.parametrize(("rows", "told"), [(1, 1), (4, 2), (99, 50), (100, 100), (760, 500), (4999, 2000)])
 def test_a_number_of_rows_is_told_roughly(rows: int, told: int) -> None:
-    assert noisy.counted(rows) == told
+    assert private_means.counted(rows) == told
 
 
 def batch(rows: list[list[int]]) -> dict[str, Tensor]:
@@ -72,11 +72,11 @@ def test_one_row_moves_the_mean_as_far_as_noise_reckons_with(
         scales.append(size)
         return torch.zeros(size, dtype=dtype)
 
-    monkeypatch.setattr("client.noisy.torch.randn", still)
+    monkeypatch.setattr("client.training.private_means.torch.randn", still)
     noise = Noise(epsilon=8.0, delta=1e-5, rows=10)
 
     def whitened(some: list[list[int]]) -> Tensor:
-        found = noisy.means(model, paths, [batch(some[:6]), batch(some[6:])], noise)
+        found = private_means.means(model, paths, [batch(some[:6]), batch(some[6:])], noise)
         reader, public = model.senses.mixtures.reader, model.senses.mixtures.public
         sources = list(dict.fromkeys(reader.sources.values()))
         for path in paths:
@@ -93,8 +93,8 @@ def test_one_row_moves_the_mean_as_far_as_noise_reckons_with(
         changed = list(rows)
         changed[draw.randrange(10)] = [draw.randrange(4, 40)] * draw.randint(1, 12)
         moved = float((whitened(changed) - before).norm())
-        assert 0 < moved <= 2 * noisy.CLIP / 10 * 1.001
-    assert float(before.norm()) <= noisy.CLIP
+        assert 0 < moved <= 2 * private_means.CLIP / 10 * 1.001
+    assert float(before.norm()) <= private_means.CLIP
     assert scales[0] == len(before)
 
 
@@ -104,10 +104,10 @@ def test_noise_is_as_large_as_it_must_be_and_never_twice_the_same(llama_base: Pa
     noise = Noise(epsilon=1.0, delta=1e-5, rows=4)
     rows = [batch([[5, 6, 7], [8, 9], [10], [11, 12]])]
     spread = model.senses.mixtures.public.spread(path, "pooled")
-    found = torch.stack([noisy.means(model, [path], rows, noise)[path] for _ in range(60)])
+    found = torch.stack([private_means.means(model, [path], rows, noise)[path] for _ in range(60)])
     assert len({tuple(row) for row in found.tolist()}) == 60
     flat = spread.raised(found - found.mean(0), RIDGE, -0.5) / math.sqrt(len(spread.mean))
-    expected = 2 * noisy.CLIP / 4 * noisy.noise_scale(1.0, 1e-5)
+    expected = 2 * private_means.CLIP / 4 * private_means.noise_scale(1.0, 1e-5)
     assert float(flat.std()) == pytest.approx(expected, rel=0.1)
 
 

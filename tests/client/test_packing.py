@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import DataCollatorForSeq2Seq
 
-from client.packing import check_packing, pack
-from client.plan import Thrift
-from client.produce import Order, produce
+from client.job import Order, produce
+from client.training.plan import Thrift
+from client.training.sequence_packing import check_packing, pack
 from protocol.bundle import ADAPTER_WEIGHTS, GATES
 from protocol.errors import Code, Refused
 from protocol.signing import Identity

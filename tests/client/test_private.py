@@ -9,13 +9,13 @@ from opacus.accountants import RDPAccountant
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from client import tuner
-from client.phase import Phase, PhaseTrainer, _arguments
-from client.private import PrivateTrainer, example_losses, noise_for, spent
-from client.produce import Order, produce
+from client.job import Order, produce
 from client.progress import Progress
-from client.runs import plan_modules
-from coordinator.admission.content import check_content
+from client.runs.record import plan_modules
+from client.training import adapters
+from client.training.differential_privacy import PrivateTrainer, example_losses, noise_for, spent
+from client.training.phase import Phase, PhaseTrainer, _arguments
+from coordinator.admission.check import check_content
 from protocol.bundle import ADAPTER_WEIGHTS, CARD, GATES
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
@@ -53,7 +53,7 @@ def learning(site: Site, base: Base, what: str, folder: Path) -> nn.Module:
     """A model with an expert, or with gates over one, whose trainable tensors are not at their start."""
     torch.manual_seed(1)
     modules = plan_modules(site.pool.spec, SHORT)
-    expert = tuner.put_on(base, SHORT, modules)
+    expert = adapters.put_on(base, SHORT, modules)
     model: nn.Module = expert.model
     for parameter in model.parameters():
         if parameter.requires_grad:

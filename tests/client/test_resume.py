@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from client import phase
-from client.produce import Order, produce
+from client.job import Order, produce
 from client.progress import Progress
-from client.workspace import Workspace
+from client.training import phase
+from client.workspace.paths import Workspace
 from protocol.errors import Code, Refused
 from tests.client.conftest import NOW, Cli, Site
 
@@ -26,7 +26,7 @@ def train_until(site: Site, step: int) -> None:
     """Train in a process of its own and kill it without warning after a step."""
     flags = [text for name, value in FLAGS.items() for text in (f"--{name.replace('_', '-')}", str(value))]
     command = [
-        *(sys.executable, "-c", "from client.cli import main; main()", "train", "--data", str(site.data)),
+        *(sys.executable, "-c", "from client.cli.main import main; main()", "train", "--data", str(site.data)),
         *("--progress", "jsonl", "--device", "cpu", "--workspace", str(site.workspace.root), *flags),
     ]
     with subprocess.Popen(
@@ -81,7 +81,7 @@ def test_a_disk_that_fills_up_is_one_sentence(site: Site, cli: Cli, monkeypatch:
         assert "Traceback" not in err
         assert not list(site.workspace.runs.glob("*/expert/checkpoint-*"))
     with monkeypatch.context() as patch:
-        patch.setattr("client.pack.shutil.copyfile", no_space)
+        patch.setattr("client.bundle.pack.shutil.copyfile", no_space)
         assert cli(*command)[0] == Code.STORAGE_FULL.fate.exit
         assert list(site.workspace.bundles.iterdir()) == []
     status, out, err = cli(*command)

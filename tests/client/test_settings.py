@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from client import settings
+from client.workspace import settings
 from protocol.errors import Code, Refused
 
 KEY = "ab" * 32

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import DataCollatorForSeq2Seq
 
-from client import train
-from client.produce import Order, produce
-from client.sharing import TELLS, Share
-from client.workspace import Workspace
+from client.job import Order, produce
+from client.runs.consent import TELLS, Share
+from client.training import pipeline
+from client.workspace.paths import Workspace
 from protocol.bundle import CARD, GATES, Bundle
 from protocol.spec import Statistics
 from router.base.loading import Base, load_base
@@ -27,7 +27,7 @@ from tests.client.test_training import rows_of
 def site(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     """A workspace in which an expert was trained, to be changed at will; whoever trains again, fails."""
     for name in ("_train_expert", "_train_gates"):
-        monkeypatch.setattr(train, name, lambda *_: pytest.fail("trained again"))
+        monkeypatch.setattr(pipeline, name, lambda *_: pytest.fail("trained again"))
     shutil.copytree(trained.site.workspace.root, tmp_path / "workspace")
     return replace(trained.site, workspace=Workspace(tmp_path / "workspace"))
 
@@ -80,7 +80,7 @@ def test_a_choice_that_is_taken_back_leaves_nothing(site: Site) -> None:
 
 def test_the_same_choice_gives_the_same_bundle(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     first = share(site, Share.CENTROID, Share.MEANS)
-    monkeypatch.setattr("client.statistics.write", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr("client.training.statistics.write", lambda *_: pytest.fail("computed again"))
     assert share(site, Share.MEANS, Share.CENTROID).digest == first.digest
 
 

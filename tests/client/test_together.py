@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from client.produce import Order, produce
+from client.job import Order, produce
 from client.progress import Progress
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, open_bundle
 from protocol.errors import Code, Refused
@@ -21,7 +21,7 @@ from tests.client.conftest import NOW, RECIPE, Site, make_site
 
 SHORT = RECIPE.model_copy(update={"expert_steps": 6, "gate_steps": 4, "eval_every": 2, "batch_size": 8})
 ROOT = Path(__file__).parents[2]
-PROGRAM = "from client.cli import main; main()\n"
+PROGRAM = "from client.cli.main import main; main()\n"
 
 
 def test_two_processes_go_on_where_one_was_stopped(tmp_path: Path, t5_base: Path, operator: Identity) -> None:

@@ -10,11 +10,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import DataCollatorForSeq2Seq
 
-from client import gates, history, phase
-from client.data import Examples, read_examples
-from client.picture import PICTURE, draw
-from client.plan import Columns
+from client.data.examples import Examples, read_examples
 from client.progress import Progress
+from client.runs import history
+from client.runs.plot import PICTURE, draw
+from client.training import gates, phase
+from client.training.plan import Columns
 from protocol.adapters import LoraModule
 from protocol.bundle import ADAPTER_CONFIG, CARD, FILES, GATES, open_bundle
 from protocol.errors import Code, Refused

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from client import upload
-from client.join import enrol
 from client.progress import Progress
+from client.submission import upload
+from client.submission.join import enrol
 from protocol.bundle import ADAPTER_WEIGHTS, Bundle
 from protocol.errors import Code, GreylagError, Refused, Unavailable
 from protocol.release import Pool, Receipt

@@ -22,11 +22,11 @@ import psycopg
 import psycopg.sql
 import pytest
 
-from coordinator.intake import Intake
-from coordinator.registry import Registry
-from coordinator.service import CatalogService, IntakeService
-from coordinator.spool import Spool
-from coordinator.store import Store
+from coordinator.registry.registry import Registry
+from coordinator.serving.intake import Intake
+from coordinator.serving.intake_service import CatalogService, IntakeService
+from coordinator.storage.blobs import Store
+from coordinator.storage.spool import Spool
 from protocol.adapters import Shape
 from protocol.bundle import ADAPTER_CONFIG, Bundle, pack
 from protocol.errors import Code

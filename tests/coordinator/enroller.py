@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from coordinator.registry import Registry
+from coordinator.registry.registry import Registry
 from protocol.release import Enrolment
 from protocol.signing import Identity
 from tests.coordinator.contributor import NOW

@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 import structlog
 
-from coordinator import cli, founding
-from coordinator.fleet.records import Fleet
-from coordinator.fleet.rounds import order_of
-from coordinator.founding import BaseFacts, found
-from coordinator.life import State
-from coordinator.metrics import Metrics
-from coordinator.opening import exclusive
-from coordinator.registry import Registry
-from coordinator.settings import Workspace
+from coordinator.cli import main
+from coordinator.fleet.records.campaigns import Fleet
+from coordinator.fleet.records.rounds import order_of
+from coordinator.policy.lifecycle import State
+from coordinator.registry.registry import Registry
+from coordinator.workspace import create
+from coordinator.workspace.context import exclusive
+from coordinator.workspace.create import BaseFacts, found
+from coordinator.workspace.metrics import Metrics
+from coordinator.workspace.settings import Workspace
 from deploy.demo.processes import free_port
 from protocol.adapters import Shape
 from protocol.bundle import Bundle
@@ -72,7 +73,7 @@ class Program:
         place = ("-w", str(workspace.folder)) if workspace else ()
         self._monkeypatch.setattr(sys, "argv", ["greylag-coordinator", *arguments, *place])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            main.main()
         self.out, self.err = self._capsys.readouterr()
         assert "Traceback" not in self.err
         return int(ended.value.code or 0)
@@ -99,7 +100,7 @@ def refused(program: Program, code: Code) -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    script = "import sys; import coordinator.cli; print(*sys.modules)"
+    script = "import sys; import coordinator.cli.main; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=30)
     heavy = {"torch", "transformers", "peft", "datasets", "sqlalchemy", "grpc", "pydantic", "numpy"}
     assert heavy & set(loaded.stdout.split()) == set()
@@ -310,7 +311,7 @@ def test_an_address_for_others_needs_tls(program: Program, workspace: Workspace)
 
 
 def test_the_default_probe_is_text() -> None:
-    assert all(line.strip() for line in founding.PROBE)
+    assert all(line.strip() for line in create.PROBE)
 
 
 def test_what_an_operator_chooses_is_signed_into_the_pool(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
-from coordinator.admission import sandbox
-from coordinator.admission.content import check_content
-from coordinator.admission.numbers import check_adapter
-from coordinator.admission.sandbox import Limits
+from coordinator.admission import limited_process
+from coordinator.admission.check import check_content
+from coordinator.admission.limited_process import Limits
+from coordinator.admission.numerics import check_adapter
 from protocol.adapters import Kind
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, SPEC, Bundle, pack
 from protocol.errors import Code, Refused
@@ -53,7 +53,7 @@ def refusal(bundle: Bundle, pool_file: Path) -> Refused:
 
 
 def test_a_good_bundle_passes_in_the_sandbox(bundle: Bundle, pool_file: Path) -> None:
-    sandbox.check(bundle.folder, pool_file)
+    limited_process.check(bundle.folder, pool_file)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -285,7 +285,7 @@ def test_a_refusal_crosses_the_sandbox(bundle: Bundle, identity: Identity, pool_
     edit(bundle, identity, GATES, lambda tensors: tensors[GATE].fill_(float("nan")))
     inside = refusal(bundle, pool_file)
     with pytest.raises(Refused) as outside:
-        sandbox.check(bundle.folder, pool_file)
+        limited_process.check(bundle.folder, pool_file)
     assert (outside.value.code, outside.value.message, outside.value.hint) == (inside.code, inside.message, inside.hint)
 
 
@@ -294,7 +294,7 @@ def test_a_refusal_crosses_the_sandbox(bundle: Bundle, identity: Identity, pool_
 )
 def test_a_sandbox_that_hits_its_limits_is_a_verdict(bundle: Bundle, pool_file: Path, limits: Limits) -> None:
     with pytest.raises(Refused) as refused:
-        sandbox.check(bundle.folder, pool_file, limits)
+        limited_process.check(bundle.folder, pool_file, limits)
     assert refused.value.code is Code.VALIDATOR_FAILED
 
 
@@ -305,7 +305,7 @@ def test_a_sandbox_that_answers_nonsense_is_a_verdict(
         done = subprocess.CompletedProcess([], 0, output, b"")
         monkeypatch.setattr(subprocess, "run", lambda *_, done=done, **__: done)
         with pytest.raises(Refused) as refused:
-            sandbox.check(bundle.folder, pool_file)
+            limited_process.check(bundle.folder, pool_file)
         assert refused.value.code is Code.VALIDATOR_FAILED
 
 
@@ -320,7 +320,7 @@ def test_the_sandbox_sees_nothing_of_the_servers_environment(
 
     monkeypatch.setenv("GREYLAG_COORDINATOR_DATABASE", "postgresql://user:secret@host/db")
     monkeypatch.setattr(subprocess, "run", run)
-    sandbox.check(bundle.folder, pool_file)
+    limited_process.check(bundle.folder, pool_file)
     assert not any("secret" in value for value in seen["env"].values())
 
 
@@ -340,7 +340,7 @@ def test_memory_does_not_grow_with_the_bundle(tmp_path: Path, pool: Pool, identi
             file.seek(info.offset)
             file.write(b"\0\0\x80\x3f")
         file.truncate(end)
-    script = "import sys; from pathlib import Path; from coordinator.admission.numbers import check_adapter;"
+    script = "import sys; from pathlib import Path; from coordinator.admission.numerics import check_adapter;"
     script += "from protocol.tensors import TensorInfo; check_adapter(Path(sys.argv[1]), eval(sys.argv[2]));"
     # Not ru_maxrss: a child inherits that of the process that forked it.
     script += "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"

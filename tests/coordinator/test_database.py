@@ -6,9 +6,9 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
-from coordinator import database
-from coordinator.registry import Registry
-from coordinator.tables import Base
+from coordinator.registry import database
+from coordinator.registry.registry import Registry
+from coordinator.registry.tables import Base
 from protocol.errors import Code, GreylagError, Refused, Unavailable
 
 

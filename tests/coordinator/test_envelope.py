@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from coordinator.admission.envelope import judge
-from coordinator.life import Standing
+from coordinator.policy.eligibility import judge
+from coordinator.policy.lifecycle import Standing
 from protocol.adapters import LoraModule
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle, Manifest, SignedFile
 from protocol.errors import Code, Refused

@@ -3,8 +3,8 @@ from itertools import pairwise
 import pytest
 from prometheus_client import CollectorRegistry
 
-from coordinator.life import LIVE, PUBLIC, State, check_step
-from coordinator.metrics import Metrics
+from coordinator.policy.lifecycle import LIVE, PUBLIC, State, check_step
+from coordinator.workspace.metrics import Metrics
 from protocol.errors import Code, Refused
 
 

@@ -17,13 +17,13 @@ import grpc
 import pytest
 
 from coordinator.faults import POINTS
-from coordinator.founding import BaseFacts, found
-from coordinator.fsck import check_store
-from coordinator.intake import Intake
-from coordinator.registry import Registry
-from coordinator.settings import Workspace
-from coordinator.spool import Spool
-from coordinator.store import Store
+from coordinator.registry.registry import Registry
+from coordinator.serving.intake import Intake
+from coordinator.storage.blobs import Store
+from coordinator.storage.spool import Spool
+from coordinator.workspace.create import BaseFacts, found
+from coordinator.workspace.fsck import check_store
+from coordinator.workspace.settings import Workspace
 from protocol.adapters import LoraModule, Shape
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, GATES, Bundle, pack
 from protocol.release import Pool, read_pool
@@ -48,7 +48,7 @@ def make_workspace(folder: Path, modules: dict[str, Shape]) -> tuple[Workspace, 
 
 @contextmanager
 def serving(workspace: Workspace, fault: str = "") -> Iterator[tuple[subprocess.Popen[str], grpc.Channel]]:
-    command = [sys.executable, "-m", "coordinator.cli", "serve", "-w", str(workspace.folder)]
+    command = [sys.executable, "-m", "coordinator.cli.main", "serve", "-w", str(workspace.folder)]
     process = subprocess.Popen(
         [*command, "--listen", "127.0.0.1:0", "--json", "--json-log"],
         env=os.environ | {"GREYLAG_FAULT_POINT": fault},
@@ -171,7 +171,7 @@ def test_fsck_finds_and_sweeps(tmp_path: Path, identity: Identity) -> None:
 
 
 def run(workspace: Workspace, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "coordinator.cli", *arguments, "-w", str(workspace.folder)]
+    command = [sys.executable, "-m", "coordinator.cli.main", *arguments, "-w", str(workspace.folder)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.life import Standing, State
-from coordinator.registry import Registry
-from coordinator.tables import Event
+from coordinator.policy.lifecycle import Standing, State
+from coordinator.registry.registry import Registry
+from coordinator.registry.tables import Event
 from protocol.bundle import Bundle
 from protocol.errors import Code, Refused
 from protocol.release import Enrolment, Pool, ReleasedExpert, ReleaseSpec, sign_release

@@ -2,7 +2,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from coordinator.releases import next_release
+from coordinator.policy.next_release import next_release
 from protocol.release import Pool, Release, ReleasedExpert, sign_release
 from protocol.signing import Identity
 from tests.coordinator.conftest import make_pool

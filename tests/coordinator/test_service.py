@@ -10,8 +10,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from coordinator.life import Standing, State
-from coordinator.service import MAX_STREAMS
+from coordinator.policy.lifecycle import Standing, State
+from coordinator.serving.intake_service import MAX_STREAMS
 from protocol.bundle import ADAPTER_WEIGHTS, CARD, GATES, Bundle
 from protocol.errors import Code, GreylagError, Unavailable
 from protocol.release import Pool, ReleasedExpert, ReleaseSpec, read_receipt, read_release, sign_release

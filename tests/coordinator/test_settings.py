@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.settings import Workspace, load
+from coordinator.workspace.settings import Workspace, load
 from protocol.errors import Code, Refused
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.spool import Spool
+from coordinator.storage.spool import Spool
 from protocol.bundle import SignedFile
 from protocol.errors import Code, Unavailable
 

@@ -10,7 +10,7 @@ from typing import Any
 import fsspec
 import pytest
 
-from coordinator.store import Store
+from coordinator.storage.blobs import Store
 from protocol.errors import Code, Refused, Unavailable
 
 CONTENT = bytes(range(256)) * 20

@@ -9,12 +9,12 @@ from typing import get_args
 import pytest
 from safetensors.torch import load_file, save_file
 
-from coordinator.admission import sandbox
-from coordinator.life import State
-from coordinator.registry import Registry
-from coordinator.review import Cache, Model, Reviewer
-from coordinator.store import Store
-from coordinator.worker import Worker
+from coordinator.admission import limited_process
+from coordinator.policy.lifecycle import State
+from coordinator.registry.registry import Registry
+from coordinator.review.probe import Cache, Model, Reviewer
+from coordinator.review.worker import Worker
+from coordinator.storage.blobs import Store
 from protocol.adapters import Kind
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle
 from protocol.errors import Code, Refused
@@ -300,7 +300,7 @@ def test_a_real_model(
     shop = Workshop(tmp_path, pool, coordinator_identity, registry, clock)
     model = RoutedModel.from_base(str(t5_base), device="cpu")
     shop.load = lambda: model
-    shop.check = lambda bundle: sandbox.check(bundle.folder, tmp_path / "pool.json")  # type: ignore[method-assign]
+    shop.check = lambda bundle: limited_process.check(bundle.folder, tmp_path / "pool.json")  # type: ignore[method-assign]
     shop.worker = shop.start()
     kinds: tuple[Kind, ...] = get_args(Kind)
     identities = [Identity.generate() for _ in kinds]

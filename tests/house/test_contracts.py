@@ -11,10 +11,10 @@ from tests.house.sources import ROOMS, ROOT
 
 BREACHES = {
     "protocol/spec.py": "import torch",
-    "router/pool/gate.py": "import client.train",
-    "client/pack.py": "import client.data",
-    "coordinator/service.py": "import client.settings",
-    "coordinator/releases.py": "import router.model.routed_model",
+    "router/pool/gate.py": "import client.training.pipeline",
+    "client/bundle/pack.py": "import client.data.examples",
+    "coordinator/serving/intake_service.py": "import client.workspace.settings",
+    "coordinator/policy/next_release.py": "import router.model.routed_model",
 }
 
 

@@ -21,7 +21,7 @@ HEAVY = ("torch", "transformers", "peft", "datasets", "sqlalchemy", "grpc", "pyd
 
 @pytest.mark.parametrize("room", ["client", "coordinator", "router"])
 def test_a_door_opens_quickly(room: str) -> None:
-    program = f"import sys, {room}.cli; print(*[name for name in {HEAVY!r} if name in sys.modules])"
+    program = f"import sys, {room}.cli.main; print(*[name for name in {HEAVY!r} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert result.stdout.split() == []
 
@@ -37,7 +37,7 @@ def verbs(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[
 
 @pytest.mark.parametrize("room", ["client", "coordinator", "router"])
 def test_every_verb_explains_itself_and_ends_with_an_example(room: str) -> None:
-    app: typer.Typer = import_module(f"{room}.cli").app
+    app: typer.Typer = import_module(f"{room}.cli.main").app
     found = list(verbs(typer.main.get_command(app)))
     assert len(found) >= 5
     for path, command in found:
@@ -56,7 +56,7 @@ def test_every_verb_explains_itself_and_ends_with_an_example(room: str) -> None:
 
 @pytest.mark.parametrize("room", ["client", "coordinator", "router"])
 def test_a_program_explains_itself(room: str) -> None:
-    program = f"from {room}.cli import main; main()"
+    program = f"from {room}.cli.main import main; main()"
     top = subprocess.run(
         [sys.executable, "-c", program, "--help"], capture_output=True, text=True, check=True, timeout=60,
         env={"COLUMNS": "200", "NO_COLOR": "1", "PATH": ""},
@@ -69,7 +69,7 @@ def test_a_program_explains_itself(room: str) -> None:
     ("room", "verb"), [("client", "status"), ("coordinator", "serve"), ("router", "ask something")]
 )
 def test_a_refusal_reads_the_same_everywhere(room: str, verb: str, tmp_path: Path) -> None:
-    program = f"from {room}.cli import main; main()"
+    program = f"from {room}.cli.main import main; main()"
     result = subprocess.run(
         [sys.executable, "-c", program, *verb.split(), "-w", tmp_path],
         capture_output=True, text=True, check=False, timeout=60,
@@ -84,7 +84,7 @@ def test_a_refusal_reads_the_same_everywhere(room: str, verb: str, tmp_path: Pat
 @pytest.mark.parametrize("room", ["client", "coordinator", "router"])
 def test_grpc_keeps_its_log_to_itself(room: str) -> None:
     program = (
-        f"import os, sys; from {room}.cli import main; sys.argv = ['x', '-h']\n"
+        f"import os, sys; from {room}.cli.main import main; sys.argv = ['x', '-h']\n"
         "try: main()\nexcept SystemExit: pass\nsys.stderr.write(os.environ['GRPC_VERBOSITY'])"
     )
     environment = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
@@ -96,7 +96,7 @@ def test_grpc_keeps_its_log_to_itself(room: str) -> None:
 
 @pytest.mark.parametrize("room", ["client", "coordinator", "router"])
 def test_an_unknown_flag_is_a_usage_error(room: str) -> None:
-    program = f"from {room}.cli import main; main()"
+    program = f"from {room}.cli.main import main; main()"
     result = subprocess.run([sys.executable, "-c", program, "--nonsense"], capture_output=True, text=True, timeout=60)  # noqa: PLW1510 - it is to fail
     assert result.returncode == 2
     assert "Traceback" not in result.stderr

@@ -27,7 +27,7 @@ PATH = re.compile(rf"`((?:{'|'.join((*ROOMS, 'tests', 'deploy', 'docs'))})/[\w/.
 
 @cache
 def program(room: str) -> click.Command:
-    return typer.main.get_command(import_module(f"{room}.cli").app)
+    return typer.main.get_command(import_module(f"{room}.cli.main").app)
 
 
 def wrong_command(room: str, words: list[str], rest: str) -> str | None:

@@ -13,11 +13,11 @@ from typing import Any
 
 from filelock import FileLock
 
-from client import settings as client_settings
-from client.produce import Order, produce
+from client.job import Order, produce
 from client.progress import Progress
-from client.sharing import Share
-from client.workspace import Workspace
+from client.runs.consent import Share
+from client.workspace import settings as client_settings
+from client.workspace.paths import Workspace
 from protocol.atomic import write_whole
 from protocol.bundle import Bundle
 from protocol.release import Pool, read_pool

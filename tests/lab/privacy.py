@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from client import noisy
+from client.training import private_means
 from protocol.bundle import open_bundle
 from protocol.spec import Noise
 from router.base.batching import encode_pairs, pair_batch
@@ -91,7 +91,9 @@ def _noisy(trial: Trial, model: RoutedModel, paths: Sequence[str], epsilon: floa
             batch, labels = pair_batch(model.base, pairs[start : start + _AT_ONCE])
             yield batch | {"labels": labels}
 
-    return noisy.means(model, paths, batches(), Noise(epsilon=epsilon, delta=noisy.DELTA, rows=len(rows)))
+    return private_means.means(
+        model, paths, batches(), Noise(epsilon=epsilon, delta=private_means.DELTA, rows=len(rows))
+    )
 
 
 def own_words(skill: Skill) -> set[str]:

@@ -11,20 +11,20 @@ from typing import NamedTuple
 
 import pytest
 
-from client import settings as client_settings
-from client.daemon import work
+from client.daemon import handlers
 from client.daemon.app import make_app
 from client.daemon.executor import Act
-from client.daemon.place import Place
-from client.daemon.work import Work
-from coordinator.fleet.drive import Driver
-from coordinator.fleet.orders import start
-from coordinator.fleet.records import Fleet
-from coordinator.fleet.simulation.grid import LocalGrid, VirtualNode
-from coordinator.fleet.simulation.scratch import Clock, enrol, propose
-from coordinator.opening import Opened
-from coordinator.registry import Registry
-from coordinator.settings import Settings, Workspace
+from client.daemon.handlers import Work
+from client.daemon.state import Place
+from client.workspace import settings as client_settings
+from coordinator.fleet.campaigns.driver import Driver
+from coordinator.fleet.campaigns.start import start
+from coordinator.fleet.records.campaigns import Fleet
+from coordinator.fleet.simulation.local_grid import LocalGrid, VirtualNode
+from coordinator.fleet.simulation.scratch_pool import Clock, enrol, propose
+from coordinator.registry.registry import Registry
+from coordinator.workspace.context import Opened
+from coordinator.workspace.settings import Settings, Workspace
 from protocol.atomic import write_whole
 from protocol.errors import Code
 from protocol.fleet.campaign import Kind, Order
@@ -124,8 +124,8 @@ def forbids_everything(site: Site, place: Place, patch: pytest.MonkeyPatch, othe
 
 def no_held_out_rows(site: Site, place: Place, patch: pytest.MonkeyPatch, other: Path) -> None:
     site.data.write_text(json.dumps({"input": PLANTED, "target": PLANTED}) + "\n")
-    patch.setattr(work, "pull_exactly", lambda *_, **__: Mirror(site.pool, None, ()))  # type: ignore[arg-type]
-    patch.setattr(work, "pull", lambda *_, **__: Mirror(site.pool, None, ()))  # type: ignore[arg-type]
+    patch.setattr(handlers, "pull_exactly", lambda *_, **__: Mirror(site.pool, None, ()))  # type: ignore[arg-type]
+    patch.setattr(handlers, "pull", lambda *_, **__: Mirror(site.pool, None, ()))  # type: ignore[arg-type]
 
 
 def no_data(site: Site, place: Place, patch: pytest.MonkeyPatch, other: Path) -> None:
@@ -136,7 +136,7 @@ def full_disk(site: Site, place: Place, patch: pytest.MonkeyPatch, other: Path) 
     def produce(*_: object) -> None:
         raise OSError(errno.ENOSPC, PLANTED)
 
-    patch.setattr(work, "produce", produce)
+    patch.setattr(handlers, "produce", produce)
 
 
 class Case(NamedTuple):

@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
-from coordinator.fleet.records import Fleet
-from coordinator.registry import Registry
+from coordinator.fleet.records.campaigns import Fleet
+from coordinator.registry.registry import Registry
 from deploy.demo.processes import first_document, free_port, running
 from deploy.federation.certificate import make_certificate
 from deploy.federation.wiretap import tapped
@@ -201,9 +201,9 @@ def test_whatever_is_killed_in_the_middle_the_campaign_completes_and_nothing_is_
         city.start(name)
     number = city.ask(kind)
     wait(lambda: set(city.states(number)) == {"ada", "bobby"})
-    city.kill_child("fleet", "coordinator.fleet.link")
+    city.kill_child("fleet", "coordinator.fleet.flower.gateway")
     city.kill_child("ada", "client.daemon.executor")
-    city.kill_child("bobby", "client.daemon.node")
+    city.kill_child("bobby", "client.daemon.supernode")
     for name in ("serve", "worker", "fleet", "ada"):
         city.kill(name)
     wait(lambda: city.states(number) == {"ada": "done", "bobby": "done"}, 240)

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from coordinator.admission import sandbox
-from coordinator.founding import BaseFacts, found
-from coordinator.settings import Workspace
+from coordinator.admission import limited_process
+from coordinator.workspace.create import BaseFacts, found
+from coordinator.workspace.settings import Workspace
 from deploy.demo.processes import free_port, program
 from protocol.adapters import LoraModule, Module, Shape
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, ENVELOPE, GATES, open_bundle, pack
@@ -105,5 +105,5 @@ def test_500_mb_cost_neither_side_100_mb(town: Town) -> None:
         assert client_after - client_before < ALLOWED_KIB
         assert server_after - server_before < ALLOWED_KIB
     # The content check in its limited process manages the large one, too.
-    sandbox.check(open_bundle(place / "bundles" / "large").folder, town.coordinator / "pool.dsse.json")
+    limited_process.check(open_bundle(place / "bundles" / "large").folder, town.coordinator / "pool.dsse.json")
     assert (place / "bundles" / "large" / ENVELOPE).exists()

@@ -10,15 +10,15 @@ from typing import Any, Protocol
 
 import psutil
 
-from coordinator.fleet.drive import ASK_AGAIN_S, Driver
-from coordinator.fleet.flower import Run
-from coordinator.fleet.orders import ENDS_AFTER, OPEN_FOR, start
-from coordinator.fleet.records import FINAL, Fleet
-from coordinator.fleet.simulation import engine
-from coordinator.fleet.simulation.grid import LocalEngine
-from coordinator.fleet.simulation.nodes import VirtualApp
-from coordinator.fleet.simulation.scratch import Clock, enrol, open_pool, propose
-from coordinator.opening import Opened
+from coordinator.fleet.campaigns.driver import ASK_AGAIN_S, Driver
+from coordinator.fleet.campaigns.start import ENDS_AFTER, OPEN_FOR, start
+from coordinator.fleet.flower.client import Run
+from coordinator.fleet.records.campaigns import FINAL, Fleet
+from coordinator.fleet.simulation import ray_engine
+from coordinator.fleet.simulation.local_grid import LocalEngine
+from coordinator.fleet.simulation.scratch_pool import Clock, enrol, open_pool, propose
+from coordinator.fleet.simulation.virtual_nodes import VirtualApp
+from coordinator.workspace.context import Opened
 from protocol.errors import Code, Unavailable
 from protocol.fleet.campaign import Kind
 from protocol.spec import Policy
@@ -80,8 +80,8 @@ def simulate(
     with open_pool(folder, policy) as opened:
         publics = [enrol(opened, f"node-{number:04}") for number in range(crowd.nodes)]
         app = VirtualApp(opened.pool, dying, crowd.seed)
-        on_ray = engine.is_here() if ray is None else ray
-        nodes: Engine = engine.RayEngine(app, publics) if on_ray else LocalEngine(app, publics)
+        on_ray = ray_engine.is_here() if ray is None else ray
+        nodes: Engine = ray_engine.RayEngine(app, publics) if on_ray else LocalEngine(app, publics)
         try:
             nodes.come(order[: len(order) - len(tardy)])
             if kind in _ABOUT_EXPERTS:

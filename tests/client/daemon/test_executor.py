@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from client.daemon import executor
-from client.daemon import place as place_module
+from client.daemon import state as place_module
 from client.daemon.executor import Act
-from client.daemon.place import Place
+from client.daemon.handlers import Work
 from client.daemon.policy import DaemonPolicy
-from client.daemon.supervise import status
-from client.daemon.tasks import check_app
-from client.daemon.work import Work
+from client.daemon.state import Place
+from client.daemon.supervisor import status
+from client.daemon.task_loop import check_app
 from protocol.atomic import write_whole
 from protocol.errors import Code, Refused, Unavailable
 from protocol.fleet.campaign import APP_DIGEST, Order, app_bundle

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from client.daemon import child as children
-from client.daemon import supervise
-from client.daemon.child import Child
-from client.daemon.place import Place
+from client.daemon import child_process as children
+from client.daemon import supervisor
+from client.daemon.child_process import Child
 from client.daemon.policy import check_data, write_policy
-from client.daemon.supervise import Daemon, exclusive, notify, status
+from client.daemon.state import Place
+from client.daemon.supervisor import Daemon, exclusive, notify, status
 from protocol.errors import Code, Refused
 from tests.client.conftest import Cli, Site, make_site
 from tests.client.fake_coordinator import FakeCoordinator, serving
@@ -132,8 +132,8 @@ def test_the_node_is_bound_and_its_child_is_told_nothing_of_the_data(
 @pytest.fixture
 def daemon(place: Place, site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Daemon, list[str]]]:
     """A daemon at work whose children sleep, and what it says; nobody is where it connects to."""
-    monkeypatch.setattr(supervise, "LOOK_S", 0.02)
-    monkeypatch.setattr(supervise, "LOOK_AT_FLEET_S", 0.02)
+    monkeypatch.setattr(supervisor, "LOOK_S", 0.02)
+    monkeypatch.setattr(supervisor, "LOOK_AT_FLEET_S", 0.02)
     monkeypatch.setattr(children, "FIRST_PAUSE_S", 0.01)
     write_policy(place.policy, site.data)
     said: list[str] = []

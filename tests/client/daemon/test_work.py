@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from client.daemon import work
-from client.daemon.place import Place
+from client.daemon import handlers
+from client.daemon.handlers import Work
 from client.daemon.policy import DaemonPolicy, Limits, Privacy
-from client.daemon.work import Work
+from client.daemon.state import Place
 from protocol.bundle import open_bundle
 from protocol.errors import Code, Refused
 from protocol.fleet.campaign import Calibrating, Order
@@ -59,8 +59,8 @@ def test_a_candidate_is_scored_against_release_base_and_own_expert(
     site, place = trained.site, Place(trained.site.workspace)
     stale = place.releases / BUNDLES / ("9" * 64)
     stale.mkdir(parents=True)
-    monkeypatch.setattr(work, "pull_exactly", lambda *_, **__: mirror(trained, empty=False))
-    monkeypatch.setattr(work, "pull", lambda *_, **__: mirror(trained, empty=True))
+    monkeypatch.setattr(handlers, "pull_exactly", lambda *_, **__: mirror(trained, empty=False))
+    monkeypatch.setattr(handlers, "pull", lambda *_, **__: mirror(trained, empty=True))
     node = Work(place, site.pool, device="cpu")
     reply = node.answer(order(site, "evaluate"), DaemonPolicy(data=site.data))
     losses = reply.metrics
@@ -76,8 +76,8 @@ def test_before_the_first_release_there_is_the_base(trained: Trained, monkeypatc
 
     site, place = trained.site, Place(trained.site.workspace)
     (place.releases / BUNDLES).mkdir(parents=True, exist_ok=True)
-    monkeypatch.setattr(work, "pull_exactly", lambda *_, **__: mirror(trained, empty=False))
-    monkeypatch.setattr(work, "pull", none)
+    monkeypatch.setattr(handlers, "pull_exactly", lambda *_, **__: mirror(trained, empty=False))
+    monkeypatch.setattr(handlers, "pull", none)
     reply = Work(place, site.pool, device="cpu").answer(order(site, "evaluate"), DaemonPolicy(data=site.data))
     assert set(reply.metrics) == {"loss_base", "loss_candidate", "loss_own", "seconds"}
 
@@ -104,7 +104,7 @@ def test_a_round_is_answered_with_numbers_alone(
 ) -> None:
     site, place = trained.site, Place(trained.site.workspace)
     (place.releases / BUNDLES).mkdir(parents=True, exist_ok=True)
-    monkeypatch.setattr(work, "pull_exactly", lambda *_, **__: mirror(trained, empty=False))
+    monkeypatch.setattr(handlers, "pull_exactly", lambda *_, **__: mirror(trained, empty=False))
     node, policy = Work(place, site.pool, device="cpu"), DaemonPolicy(data=site.data)
     privacy = {"clipping_norm": 0.01, "noise_multiplier": 1.0, "max_epsilon": 8.0, "delta": 1e-5}
     task = calibrating(site, privacy=privacy if private else None)
@@ -142,8 +142,8 @@ def test_a_round_goes_on_from_the_one_before(trained: Trained, monkeypatch: pyte
     both = Mirror(site.pool, sign_candidate(spec, site.operator), (trained.bundle, other))
     start = Calibration.zeros([each.bundle for each in listed], sorted(site.pool.spec.modules))
     start = start.at(np.full_like(start.vector, 0.25))
-    monkeypatch.setattr(work, "pull_exactly", lambda *_, **__: both)
-    monkeypatch.setattr(work, "pull_calibration", lambda *_, **__: start)
+    monkeypatch.setattr(handlers, "pull_exactly", lambda *_, **__: both)
+    monkeypatch.setattr(handlers, "pull_calibration", lambda *_, **__: start)
     node, policy = Work(place, site.pool, device="cpu"), DaemonPolicy(data=site.data)
     file = {"sha256": start.digest, "size": len(start.content), "campaign": 1}
     task = {"numbers": len(start.vector), "number": 2, "start": file}
@@ -159,7 +159,7 @@ def test_another_method_is_not_calibrated(trained: Trained, monkeypatch: pytest.
     site, one = trained.site, mirror(trained, empty=False)
     spec = one.release.spec.model_copy(update={"routing": Routing(method="merged")})
     monkeypatch.setattr(
-        work, "pull_exactly", lambda *_, **__: Mirror(site.pool, sign_candidate(spec, site.operator), one.bundles)
+        handlers, "pull_exactly", lambda *_, **__: Mirror(site.pool, sign_candidate(spec, site.operator), one.bundles)
     )
     with pytest.raises(Refused) as refused:
         Work(Place(site.workspace), site.pool, device="cpu").answer(calibrating(site), DaemonPolicy(data=site.data))
@@ -172,7 +172,7 @@ def test_a_download_has_bounds(trained: Trained, monkeypatch: pytest.MonkeyPatch
         raise AssertionError("went on")
 
     site = trained.site
-    monkeypatch.setattr(work, "pull_exactly", large)
+    monkeypatch.setattr(handlers, "pull_exactly", large)
     policy = DaemonPolicy(data=site.data, limits=Limits(max_download_mb=1))
     with pytest.raises(Refused) as refused:
         Work(Place(site.workspace), site.pool).answer(order(site, "evaluate"), policy)
@@ -183,7 +183,7 @@ def test_another_base_is_not_scored(trained: Trained, monkeypatch: pytest.Monkey
     def other(*_: object) -> None:
         raise Refused(Code.BASE_MISMATCH, "Another base.")
 
-    monkeypatch.setattr(work, "check_base", other)
+    monkeypatch.setattr(handlers, "check_base", other)
     site = trained.site
     with pytest.raises(Refused) as refused:
         Work(Place(site.workspace), site.pool).answer(order(site, "evaluate"), DaemonPolicy(data=site.data))
@@ -197,7 +197,7 @@ def test_training_submits_once_however_often_it_is_asked(
     fake = FakeCoordinator(site.pool, site.operator)
     with serving(fake) as address:
         monkeypatch.setenv("GREYLAG_CLIENT_COORDINATOR", address)
-        monkeypatch.setattr(work, "produce", lambda *_: trained.bundle)
+        monkeypatch.setattr(handlers, "produce", lambda *_: trained.bundle)
         node = Work(Place(site.workspace), site.pool)
         replies = [node.answer(order(site, "train"), DaemonPolicy(data=site.data)) for _ in range(2)]
     assert [reply.words["bundle"] for reply in replies] == [trained.bundle.digest] * 2
@@ -235,7 +235,7 @@ def test_private_training_spends_once_and_tells_no_loss(
 def test_who_promises_privacy_shares_nothing_without_it(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     site, place = trained.site, Place(trained.site.workspace)
     (place.releases / BUNDLES).mkdir(parents=True, exist_ok=True)
-    monkeypatch.setattr(work, "pull_exactly", lambda *_, **__: mirror(trained, empty=False))
+    monkeypatch.setattr(handlers, "pull_exactly", lambda *_, **__: mirror(trained, empty=False))
     node, policy = Work(place, site.pool, device="cpu"), DaemonPolicy(data=site.data, privacy=PRIVATE)
     with pytest.raises(Refused) as refused:
         node.answer(calibrating(site), policy)

@@ -12,12 +12,12 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 
 from client.daemon.app import make_app
-from coordinator.fleet.orders import Plan, start
-from coordinator.fleet.rounds import Rounds, facts_of, order_of
-from coordinator.fleet.simulation.grid import VirtualNode
-from coordinator.fleet.simulation.scratch import enrol, open_pool, propose
-from coordinator.registry import Registry
-from coordinator.tables import Update
+from coordinator.fleet.campaigns.start import Plan, start
+from coordinator.fleet.records.rounds import Rounds, facts_of, order_of
+from coordinator.fleet.simulation.local_grid import VirtualNode
+from coordinator.fleet.simulation.scratch_pool import enrol, open_pool, propose
+from coordinator.registry.registry import Registry
+from coordinator.registry.tables import Update
 from protocol.errors import Code, Refused
 from protocol.fleet.campaign import APP_DIGEST, Calibrating, Order, Privacy
 from protocol.fleet.reply import ANSWER, ARRAYS, METRICS, UPDATE, Reply
@@ -256,7 +256,7 @@ def test_without_experts_there_is_nothing_to_calibrate(tmp_path: Path, monkeypat
             begin(town)
         assert refused.value.code is Code.EXPERTS_EXHAUSTED
         propose(opened, town.clock(), experts=200)
-        monkeypatch.setattr("coordinator.fleet.orders.MAX_CALIBRATION_BYTES", 4000)
+        monkeypatch.setattr("coordinator.fleet.campaigns.start.MAX_CALIBRATION_BYTES", 4000)
         with pytest.raises(Refused) as refused:
             begin(town)
         assert refused.value.code is Code.TOO_LARGE

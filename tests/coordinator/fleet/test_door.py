@@ -7,10 +7,10 @@ from datetime import timedelta
 import grpc
 import pytest
 
-from coordinator.fleet.records import Fleet
-from coordinator.fleet.rounds import Rounds
-from coordinator.intake import Intake
-from coordinator.tables import Campaign, Round
+from coordinator.fleet.records.campaigns import Fleet
+from coordinator.fleet.records.rounds import Rounds
+from coordinator.registry.tables import Campaign, Round
+from coordinator.serving.intake import Intake
 from protocol.errors import Code, GreylagError
 from protocol.fleet.node_key import NodeKey, bind
 from protocol.release import ReleasedExpert, ReleaseSpec, read_candidate, sign_candidate, sign_release, timestamp

@@ -13,13 +13,13 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
 from client.daemon.app import make_app
-from coordinator.fleet.drive import MAX_CRASHES, Driver, summary
-from coordinator.fleet.flower import Run
-from coordinator.fleet.orders import start
-from coordinator.fleet.records import Fleet
-from coordinator.fleet.simulation.grid import LocalGrid, VirtualNode
-from coordinator.fleet.simulation.scratch import Clock, enrol, open_pool, propose
-from coordinator.opening import Opened
+from coordinator.fleet.campaigns.driver import MAX_CRASHES, Driver, summary
+from coordinator.fleet.campaigns.start import start
+from coordinator.fleet.flower.client import Run
+from coordinator.fleet.records.campaigns import Fleet
+from coordinator.fleet.simulation.local_grid import LocalGrid, VirtualNode
+from coordinator.fleet.simulation.scratch_pool import Clock, enrol, open_pool, propose
+from coordinator.workspace.context import Opened
 from protocol.errors import Code, Refused, Unavailable
 from protocol.fleet.campaign import APP_DIGEST, Order
 from protocol.fleet.reply import ANSWER, METRICS, ORDER, Reply

@@ -10,7 +10,7 @@ from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supernode.main import create_app
 from flwr.supernode.nodestate import NodeStateFactory
 
-from coordinator.fleet.link import App, Guard, inside
+from coordinator.fleet.flower.gateway import App, Guard, inside
 from tests.stock import FLOWERS_OWN, SECRET, make_link
 
 pytestmark = FLOWERS_OWN

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.fleet.link import SECRET_HEADER, Guard, Scope, header, inside, outside
+from coordinator.fleet.flower.gateway import SECRET_HEADER, Guard, Scope, header, inside, outside
 
 SECRET = b"s" * 32
 PULL = "/v1/fleet/pull-messages"

@@ -11,9 +11,9 @@ from flwr.serverapp import GaussianPrivacyEvent
 from flwr.supercore.differential_privacy import compute_clip_model_update
 from numpy.typing import NDArray
 
-from client.daemon.calibrating import clipped
-from coordinator.fleet.pooling import accountant_of, check_budget, pool, pool_privately, spent
-from coordinator.fleet.simulation.grid import LocalGrid
+from client.daemon.calibration import clipped
+from coordinator.fleet.calibration.aggregation import accountant_of, check_budget, pool, pool_privately, spent
+from coordinator.fleet.simulation.local_grid import LocalGrid
 from protocol.errors import Code, Refused
 from protocol.fleet.campaign import Privacy, Strategy
 
@@ -135,7 +135,7 @@ def test_without_the_accountant_nothing_private_begins(monkeypatch: pytest.Monke
     def missing(*_: object) -> None:
         raise ImportError("dp_accounting")
 
-    monkeypatch.setattr("coordinator.fleet.pooling.RdpAccountant", missing)
+    monkeypatch.setattr("coordinator.fleet.calibration.aggregation.RdpAccountant", missing)
     with pytest.raises(Refused, match="dp-accounting") as refused:
         check_budget(privacy(), [], 1)
     assert refused.value.code is Code.SETTINGS_INVALID

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.fleet.orders import start, start_due
-from coordinator.fleet.promotion import settle
-from coordinator.fleet.records import Fleet
-from coordinator.life import State
-from coordinator.opening import Opened
-from coordinator.registry import Registry
-from coordinator.settings import Settings
-from coordinator.settings import Workspace as Folder
-from coordinator.tables import Candidate
+from coordinator.fleet.campaigns.promotion import settle
+from coordinator.fleet.campaigns.start import start, start_due
+from coordinator.fleet.records.campaigns import Fleet
+from coordinator.policy.lifecycle import State
+from coordinator.registry.registry import Registry
+from coordinator.registry.tables import Candidate
+from coordinator.workspace.context import Opened
+from coordinator.workspace.settings import Settings
+from coordinator.workspace.settings import Workspace as Folder
 from protocol.bundle import Bundle
 from protocol.errors import Code, Refused
 from protocol.fleet.campaign import read_decision

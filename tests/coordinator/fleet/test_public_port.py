@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from coordinator.fleet.link import App, Scope, public_door
+from coordinator.fleet.flower.gateway import App, Scope, public_door
 from tests.stock import FLOWERS_OWN, make_link, served
 
 pytestmark = FLOWERS_OWN

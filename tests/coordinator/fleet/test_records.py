@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.fleet.records import Fleet
-from coordinator.registry import Registry
+from coordinator.fleet.records.campaigns import Fleet
+from coordinator.registry.registry import Registry
 from protocol.errors import Code, Refused
 from protocol.fleet.node_key import NodeKey, bind, read_binding
 from protocol.release import Pool, read_enrolment

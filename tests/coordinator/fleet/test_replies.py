@@ -23,8 +23,8 @@ from flwr.superlink.grid import HttpGrid
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from coordinator.fleet import flower, replies
-from coordinator.fleet.link import Guard, inside
+from coordinator.fleet.flower import client, replies
+from coordinator.fleet.flower.gateway import Guard, inside
 from protocol.fleet.node_key import NodeKey
 from protocol.fleet.reply import ANSWER, ARRAYS, METRICS, UPDATE, Reply
 from tests.stock import FLOWERS_OWN, SECRET, make_link, served
@@ -176,7 +176,7 @@ class Street:
     """A server, and nodes that were let in and asked."""
 
     def __init__(self, port: int, names: Iterable[str]) -> None:
-        self.superlink = flower.Superlink(port, SECRET)
+        self.superlink = client.Superlink(port, SECRET)
         self.nodes: dict[str, RawNode] = {}
         for name in names:
             key = NodeKey.generate()
@@ -184,16 +184,16 @@ class Street:
             self.nodes[name] = RawNode(port, key)
         self.run = self.superlink.begin()
         self.asked = {
-            name: flower.ask(self.run, node.node.node_id, "calibrate", b"{}", ttl_s=300)
+            name: client.ask(self.run, node.node.node_id, "calibrate", b"{}", ttl_s=300)
             for name, node in self.nodes.items()
         }
 
     def hear(self, *names: str) -> dict[str, Reply]:
-        heard = flower.hear(self.run, "calibrate", [self.asked[name] for name in names])
+        heard = client.hear(self.run, "calibrate", [self.asked[name] for name in names])
         return {each.message: each.reply for each in heard}
 
     def close(self) -> None:
-        flower.finish(self.run)
+        client.finish(self.run)
         self.superlink.close()
         for node in self.nodes.values():
             node.close()

@@ -1,6 +1,6 @@
 import pytest
 
-from coordinator.fleet.rule import Loss, read_loss, weigh
+from coordinator.policy.promotion_rule import Loss, read_loss, weigh
 from protocol.spec import Promotion
 
 RULE = Promotion(when="evaluated", min_nodes=2, margin=0.05, max_hurt=0.25)

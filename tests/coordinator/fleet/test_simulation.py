@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.fleet.drive import MAX_CRASHES
+from coordinator.fleet.campaigns.driver import MAX_CRASHES
 from coordinator.fleet.simulation.simulate import Crowd, resident, simulate
 from protocol.fleet.campaign import APP_DIGEST, KINDS, Kind
 from protocol.spec import Policy, Promotion
@@ -40,7 +40,7 @@ def test_every_kind_is_answered_as_its_schema_wants(tmp_path: Path, kind: Kind) 
 
 
 def verb(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "coordinator.cli", "campaign", *map(str, arguments)]
+    command = [sys.executable, "-m", "coordinator.cli.main", "campaign", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 

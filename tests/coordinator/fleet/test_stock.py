@@ -18,8 +18,8 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
 
-from coordinator.fleet import flower
-from coordinator.fleet.link import App, Guard, inside, outside
+from coordinator.fleet.flower import client as flower
+from coordinator.fleet.flower.gateway import App, Guard, inside, outside
 from protocol.fleet.node_key import NodeKey
 from tests.stock import FLOWERS_OWN, SECRET, evil_app, make_link, served
 

@@ -1,0 +1,1 @@
+"""A finished expert as a signed bundle."""

@@ -1,0 +1,1 @@
+"""Doors: what a contributor types, and what is printed."""

@@ -1,0 +1,82 @@
+"""greylag-client daemon: answers the pool's campaigns, within the contributor's own policy."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from client.cli.options import JsonFlag, WorkspaceFlag, open_workspace, put_json, quiet_libraries, talk
+
+if TYPE_CHECKING:
+    from client.daemon.state import Place
+
+
+def daemon(
+    *,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="The private file; written into a new daemon.toml.")
+    ] = None,
+    status: Annotated[bool, typer.Option("--status", help="Show how the daemon stands, and end.")] = False,
+    allow: Annotated[int | None, typer.Option(min=1, help="Allow the campaign of this number, and end.")] = None,
+    decline: Annotated[int | None, typer.Option(min=1, help="Decline the campaign of this number, and end.")] = None,
+    as_json: JsonFlag = False,
+    workspace: WorkspaceFlag = Path(),
+) -> None:
+    """Answer the pool's campaigns with what daemon.toml allows, until SIGTERM.
+
+    Only numbers, digests and signed bundles leave this machine.
+
+    Example: greylag-client daemon -w mine --data notes.jsonl
+    """
+    from client.daemon.state import Place
+
+    place, settings = open_workspace(workspace)
+    corner = Place(place)
+    if status:
+        _show_status(corner, as_json=as_json)
+    elif allow or decline:
+        number = allow or decline
+        name = f"campaign-{number}"
+        corner.write_note(name, {"number": number, **corner.note(name), "allowed": bool(allow)})
+        talk(f"Campaign {number} is {'allowed; it begins when it is asked for again' if allow else 'declined'}.")
+    else:
+        quiet_libraries(settings.base)
+        _run(corner, data)
+
+
+def _run(corner: "Place", data: Path | None) -> None:
+    import signal
+    import threading
+
+    from client.daemon.policy import check_data, write_policy
+    from client.daemon.supervisor import Daemon, exclusive
+
+    if data is not None and not corner.policy.exists():
+        write_policy(corner.policy, data)
+        talk(f"Wrote {corner.policy}; it decides what campaigns may do here.")
+    elif data is not None:
+        check_data(corner.policy, data)
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+    with exclusive(corner):
+        Daemon(corner, talk).run(stopped)
+
+
+def _show_status(corner: "Place", *, as_json: bool) -> None:
+    from client.daemon.policy import YOURS
+    from client.daemon.supervisor import status
+
+    found = status(corner)
+    if as_json:
+        put_json(found)
+        return
+    typer.echo(f"daemon   {found['state']}, last seen {found['at'] or 'never'}")
+    typer.echo(f"fleet    {found['fleet'] or 'none yet'}")
+    if found["why"]:
+        typer.echo(f"trouble  {found['why']}")
+    for asked in found["campaigns"]:
+        why = f": {asked['why']}" if asked.get("why") else ""
+        typer.echo(f"campaign {asked['number']} ({asked.get('kind', 'not asked yet')}) {asked.get('state', '')}{why}")
+        if asked.get("state") == "waits" and asked.get("why") == YOURS:
+            talk(f"         greylag-client daemon -w {corner.workspace.root} --allow {asked['number']}  (or --decline)")

@@ -1,0 +1,39 @@
+"""greylag-client keys: the contributor's key."""
+
+from pathlib import Path
+
+import typer
+
+from client.cli.options import JsonFlag, WorkspaceFlag, at_work, open_workspace, put_json
+
+app = typer.Typer(help="Show or make the contributor's key.", no_args_is_help=True)
+
+
+@app.command()
+def show(*, as_json: JsonFlag = False, workspace: WorkspaceFlag = Path()) -> None:
+    """Print the public key of the workspace.
+
+    Example: greylag-client keys show
+    """
+    from client.workspace import keys
+
+    place, settings = open_workspace(workspace)
+    public = keys.load(place.root / settings.key).public
+    if as_json:
+        put_json({"schema": 1, "key": public.hex, "keyid": public.keyid, "openssh": public.openssh})
+    else:
+        typer.echo(f"key     {public.hex}\nkeyid   {public.keyid}\nopenssh {public.openssh}")
+
+
+@app.command()
+def new(*, workspace: WorkspaceFlag = Path()) -> None:
+    """Make a key for a workspace that has none; `init` then takes it.
+
+    Example: greylag-client keys new
+    """
+    from client.workspace import keys
+    from client.workspace.paths import Workspace
+
+    place = Workspace(workspace)
+    with at_work(place):
+        typer.echo(keys.create(place.root / "contributor.key").public.hex)

@@ -1,0 +1,115 @@
+"""The daemon's own corner of a workspace: its keys, what was asked, how it stands, what it did."""
+
+import json
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from client.workspace.paths import Workspace
+from protocol.atomic import write_whole
+from protocol.fleet.node_key import NodeKey
+
+WORKING = "working"
+"""Note about the campaign that is being worked for."""
+UNASKED = "campaign-0"
+"""Note about training on changed data that was stopped; it counts as campaign 0, which nobody asked for."""
+_SECRET_BYTES = 32
+
+
+@dataclass(frozen=True)
+class Place:
+    """Paths below `daemon/` of a workspace."""
+
+    workspace: Workspace
+
+    @property
+    def policy(self) -> Path:
+        """daemon.toml, which belongs to the contributor."""
+        return self.workspace.root / "daemon.toml"
+
+    @property
+    def folder(self) -> Path:
+        """Everything else."""
+        return self.workspace.root / "daemon"
+
+    @property
+    def node_key(self) -> Path:
+        """The node's private key."""
+        return self.folder / "node.key"
+
+    @property
+    def secret(self) -> Path:
+        """What the executor shows to the SuperNode, so that no other process of this machine takes a task."""
+        return self.folder / "secret"
+
+    @property
+    def log(self) -> Path:
+        """What the daemon did, a line each, for a person."""
+        return self.folder / "daemon.log"
+
+    @property
+    def flower_log(self) -> Path:
+        """What Flower's SuperNode says."""
+        return self.folder / "flower.log"
+
+    @property
+    def home(self) -> Path:
+        """Where Flower keeps what it likes to keep."""
+        return self.folder / "flower"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the one daemon of a workspace."""
+        return self.folder / "daemon.lock"
+
+    @property
+    def releases(self) -> Path:
+        """Releases and candidates that were fetched to be scored."""
+        return self.folder / "releases"
+
+    def prepare(self) -> NodeKey:
+        """Make a secret, and folder and node key where they are missing."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # A new one each time: one that a kill left half written would keep nobody out.
+        self.secret.unlink(missing_ok=True)
+        self.secret.touch(mode=0o600)
+        self.secret.write_bytes(secrets.token_bytes(_SECRET_BYTES))
+        if not self.node_key.exists():
+            NodeKey.generate().save(self.node_key)
+        return NodeKey.load(self.node_key)
+
+    def note(self, name: str) -> dict[str, Any]:
+        """Read a small JSON file of the daemon; empty if it is not there."""
+        try:
+            value: dict[str, Any] = json.loads((self.folder / f"{name}.json").read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return value
+
+    def write_note(self, name: str, value: dict[str, Any]) -> None:
+        """Replace a small JSON file of the daemon."""
+        write_whole(self.folder / f"{name}.json", json.dumps(value).encode())
+
+    def drop_note(self, name: str) -> None:
+        """Remove a small JSON file of the daemon, which a full disk does not hinder."""
+        (self.folder / f"{name}.json").unlink(missing_ok=True)
+
+    def say(self, sentence: str) -> bool:
+        """Add a line to the log; a full disk costs the line and nothing else.
+
+        Returns:
+            Whether it was written.
+        """
+        try:
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {sentence}\n")
+        except OSError:
+            return False
+        return True
+
+    def asked(self) -> list[dict[str, Any]]:
+        """Campaigns that a person was asked about, oldest first."""
+        notes = (self.note(path.stem) for path in self.folder.glob("campaign-*.json") if path.stem != UNASKED)
+        return sorted((note for note in notes if note), key=lambda note: note["number"])

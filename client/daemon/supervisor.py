@@ -1,0 +1,281 @@
+"""The daemon itself: ties its node to the contributor, keeps two children alive, and stops what overruns.
+
+The SuperNode talks to the coordinator's SuperLink and knows nothing of the data. The executor knows the data
+and talks to the SuperNode, on loopback, with a secret. Either may die and comes back; the daemon imports neither
+Flower nor torch, so there is little in it that could die.
+"""
+
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from client.daemon.child_process import FIRST_PAUSE_S, LONGEST_PAUSE_S, Child
+from client.daemon.policy import read_policy
+from client.daemon.state import WORKING, Place
+from client.workspace import keys
+from client.workspace import settings as client_settings
+from protocol.errors import Code, GreylagError, Refused, from_os_error
+from protocol.fleet.node_key import NodeKey, bind
+from protocol.release import timestamp
+from protocol.v1.intake_pb2 import BindRequest, EnrolRequest
+from protocol.v1.intake_pb2_grpc import IntakeStub
+from protocol.wire.grpc_client import DEADLINE_S, connect
+
+LOOK_S, LOOK_AT_FLEET_S, FLEET_ANSWERS_S = 1.0, 30.0, 5.0
+_QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+}
+"""Flower asks nothing of the internet."""
+_PASSING = (Code.KEY_PENDING, Code.CLOCKS_APART)
+"""Refusals that somebody may be seeing to."""
+_PRIVATE = ("GREYLAG_", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+"""Beginnings of variables that the SuperNode is not told."""
+
+
+class Daemon:
+    """Binds, watches, stops.
+
+    Args:
+        place: The daemon's corner of the workspace.
+        talk: Says a line to whoever started the daemon.
+    """
+
+    def __init__(self, place: Place, talk: Callable[[str], None]) -> None:
+        self._place, self._talk = place, talk
+        self._children: tuple[Child, ...] = ()
+        self._fleet = ""
+        self._trouble = self._away = ""
+        self._look_again = 0.0
+        self._shown = place.log.stat().st_size if place.log.exists() else 0
+
+    def run(self, stopped: threading.Event) -> None:
+        """Work until told to stop.
+
+        Raises:
+            Refused: What the coordinator refuses the node with, or a fault of settings or policy.
+        """
+        settings = client_settings.read(self._place.workspace.settings_file)
+        read_policy(self._place.policy)
+        node = self._place.prepare()
+        self._bind(settings, node, stopped)
+        if stopped.is_set():
+            self._write_status("stopped")
+            return
+        self._children = self._make_children(settings)
+        notify("READY=1\nSTATUS=bound to " + self._fleet)
+        try:
+            while not stopped.wait(LOOK_S):
+                ended = False
+                with self._surviving():
+                    ended, _ = [child.look() for child in self._children]
+                    self._stop_overrun()
+                    self._look_at_fleet()
+                    self._write_status("running")
+                    self._relay()
+                if ended:  # as when its key is let in no more; the coordinator says why
+                    self._introduced(settings, node)
+                notify("WATCHDOG=1")
+        finally:
+            notify("STOPPING=1")
+            for child in self._children:
+                child.stop()
+            self.say("stopped")
+            with self._surviving():
+                self._write_status("stopped")
+
+    def say(self, sentence: str) -> None:
+        """Write a line into the log, and to whoever started the daemon."""
+        if self._place.say(sentence):
+            self._relay()
+        else:
+            self._talk(sentence)
+
+    def _relay(self) -> None:
+        """Show what has come into the log, which the executor writes, too."""
+        with self._place.log.open("rb") as file:
+            file.seek(self._shown)
+            *lines, rest = file.read().decode(errors="replace").split("\n")
+            self._shown = file.tell() - len(rest.encode())
+        for line in lines:
+            self._talk(line)
+
+    @contextmanager
+    def _surviving(self) -> Iterator[None]:
+        """Say once what is wrong with disk or policy, and go on: somebody may be seeing to it."""
+        try:
+            yield
+        except (OSError, GreylagError) as error:
+            sentence = str(error if isinstance(error, GreylagError) else from_os_error(error))
+            if sentence != self._trouble:
+                self._trouble = sentence
+                self.say(sentence)
+        else:
+            self._trouble = ""
+
+    def _bind(self, settings: client_settings.ClientSettings, node: NodeKey, stopped: threading.Event) -> None:
+        """Tie the node's key to the contributor's, as soon as the coordinator can be reached."""
+        pause_s = FIRST_PAUSE_S
+        while not self._introduced(settings, node):
+            if stopped.wait(pause_s):
+                return
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        self.say(f"bound to {settings.name}; connecting to {self._fleet}")
+
+    def _introduced(self, settings: client_settings.ClientSettings, node: NodeKey) -> bool:
+        """Introduce the node; say why not, if that may pass.
+
+        Raises:
+            Refused: What does not pass.
+        """
+        try:
+            self._introduce(settings, node)
+        except GreylagError as error:
+            if isinstance(error, Refused) and error.code not in _PASSING:
+                raise
+            self.say(f"{error.message} {error.hint} Trying again.")
+            with self._surviving():
+                self._write_status("waiting", error.message)
+            return False
+        return True
+
+    def _introduce(self, settings: client_settings.ClientSettings, node: NodeKey) -> None:
+        """Tell the coordinator whose node this is, and learn where to connect.
+
+        Raises:
+            Refused: What the coordinator refuses the node with.
+            Unavailable: `UNREACHABLE`.
+        """
+        workspace = self._place.workspace
+        pool, identity = workspace.pool(settings.pool_key), keys.load(workspace.root / settings.key)
+        envelope = bind(pool.digest, identity, node, timestamp(datetime.now(UTC)))
+        with connect(settings.coordinator, settings.ca) as channel:
+            intake = IntakeStub(channel)
+            enrolment = EnrolRequest(envelope=workspace.enrolment_file.read_bytes())
+            intake.Enrol(enrolment, timeout=DEADLINE_S)
+            self._fleet = intake.Bind(BindRequest(envelope=envelope), timeout=DEADLINE_S).fleet
+
+    def _look_at_fleet(self) -> None:
+        """Say when the fleet stops answering, which the node itself waits out in silence, and when it is back."""
+        if time.monotonic() < self._look_again:
+            return
+        self._look_again = time.monotonic() + LOOK_AT_FLEET_S
+        host, _, port = self._fleet.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=FLEET_ANSWERS_S).close()
+            trouble = ""
+        except OSError as error:
+            trouble = f"{self._fleet} does not answer: {error.strerror or type(error).__name__}"
+        if trouble != self._away:
+            self.say(f"{trouble}; trying again" if trouble else f"{self._fleet} answers again")
+            self._away = trouble
+
+    def _make_children(self, settings: client_settings.ClientSettings) -> tuple[Child, Child]:
+        port, place = _free_port(), self._place
+        quiet = {**_QUIET, "FLWR_HOME": str(place.home)}
+        unknowing = {name: value for name, value in os.environ.items() if not name.startswith(_PRIVATE)}
+        node = [
+            sys.executable, "-m", "client.daemon.supernode", "--superlink", self._fleet,
+            "--auth-supernode-private-key", str(place.node_key), "--isolation", "process",
+            "--superexec-auth-secret-file", str(place.secret), "--host", "127.0.0.1", "--port", str(port),
+            *(["--root-certificates", str(settings.ca)] if settings.ca else []),
+        ]  # fmt: skip
+        executor = [sys.executable, "-m", "client.daemon.executor", str(place.workspace.root.resolve()), str(port)]
+        return (
+            Child("node", node, unknowing | quiet, place.flower_log, self.say),
+            Child("executor", executor, {**os.environ, **quiet}, place.flower_log, self.say),
+        )
+
+    def _stop_overrun(self) -> None:
+        working = self._place.note(WORKING)
+        if not working:
+            return
+        limit_s = 60 * read_policy(self._place.policy).limits.max_minutes
+        if time.time() - working["since"] > limit_s:
+            name = f"campaign-{working['campaign']}"
+            self._children[1].stop(at_once=True)
+            self._place.drop_note(WORKING)
+            why = f"it took longer than {limit_s / 60:g} minutes"
+            self.say(f"campaign {working['campaign']} stopped: {why}")
+            self._place.write_note(name, self._place.note(name) | {"overran": True, "state": "stopped", "why": why})
+
+    def _write_status(self, state: str, why: str = "") -> None:
+        pids = [child.pid for child in self._children] or [None, None]
+        restarts = sum(max(0, child.starts - 1) for child in self._children)
+        self._place.write_note(
+            "status",
+            {
+                "state": state, "why": why or self._trouble or self._away, "pid": os.getpid(),
+                "at": timestamp(datetime.now(UTC)), "fleet": self._fleet, "node": pids[0], "executor": pids[1],
+                "restarts": restarts,
+            },
+        )  # fmt: skip
+
+
+@contextmanager
+def exclusive(place: Place) -> Iterator[None]:
+    """Be the only daemon of a workspace.
+
+    Raises:
+        Refused: `WORKSPACE_BUSY`.
+    """
+    place.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        with FileLock(place.lock, timeout=0):
+            yield
+    except Timeout as error:
+        raise Refused(
+            Code.WORKSPACE_BUSY,
+            f"A daemon of {place.workspace.root.resolve()} runs already.",
+            "See: greylag-client daemon --status",
+        ) from error
+
+
+def status(place: Place) -> dict[str, Any]:
+    """Tell how a daemon stands, for `daemon --status`."""
+    found = place.note("status")
+    state = found.get("state", "never started")
+    if state in ("running", "waiting") and not _alive(found["pid"]):
+        state = "killed"
+    now = timestamp(datetime.now(UTC))
+    campaigns = [
+        {**each, "state": "over", "why": ""} if each.get("state") == "waits" and each.get("until", now) < now else each
+        for each in place.asked()
+    ]
+    return {
+        "schema": 1, "state": state, "why": found.get("why", ""), "fleet": found.get("fleet", ""),
+        "at": found.get("at", ""), "restarts": found.get("restarts", 0), "working": place.note(WORKING) or None,
+        "campaigns": campaigns,
+    }  # fmt: skip
+
+
+def notify(message: str) -> None:
+    """Tell systemd, if it asked to be told (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+            channel.sendto(message.encode(), "\0" + address[1:] if address.startswith("@") else address)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,1 @@
+"""Private files as training examples."""

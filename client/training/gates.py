@@ -1,0 +1,129 @@
+"""Gates: one vector a module, trained after the expert with everything else frozen.
+
+Same data, objective and learning rate as the expert's, `W u + s B A u * sigmoid(v . u)` with v = 0
+at the start (arXiv 2402.05859, section 3). Or, to compare with it, trained together with the expert
+(appendix A): routing by such gates is worse.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from client.progress import Report
+from client.runs import history
+from client.training import distributed, phase
+from protocol.adapters import Module
+from protocol.spec import Recipe
+from router.base.linear import Linear
+from router.base.loading import Base
+from router.training.gated_linear import GatedLinear, attach_gates, detach_gates, gate_tuners
+
+if TYPE_CHECKING:
+    import datasets
+
+    from client.data.examples import Examples
+
+_LOOKED_AT = 8
+"""Held-out rows on which gates are watched: hundreds of tokens, for a picture of averages."""
+
+
+def train(
+    work: phase.Phase,
+    base: Base,
+    adapter: Path,
+    modules: Mapping[str, Module],
+    examples: "Examples",
+    recipe: Recipe,
+    report: Report,
+) -> dict[str, Tensor]:
+    """Train the gates of a saved expert.
+
+    Args:
+        work: The phase; names the folder of checkpoints.
+        base: The base model; as it was when this returns.
+        adapter: Folder with PEFT's adapter_model.safetensors.
+        modules: The expert's modules by path.
+        examples: Tokenised examples.
+        recipe: Steps, batch and learning rate.
+        report: Told after every step.
+
+    Returns:
+        Gates by tensor name `{module path}.gate`, float32 [d_in].
+    """
+    return _train(work, base, attach_gates(base.model, adapter, modules), examples, recipe, report)
+
+
+def train_jointly(
+    work: phase.Phase,
+    base: Base,
+    linears: Mapping[str, Linear],
+    examples: "Examples",
+    recipe: Recipe,
+    report: Report,
+) -> dict[str, Tensor]:
+    """Train gates together with an expert that is on the base.
+
+    Args:
+        work: As in `train`.
+        base: The base model with an untrained expert on it, a trained one when this returns.
+        linears: The base's own modules, by the paths where the expert stands.
+        examples: Tokenised examples.
+        recipe: Batch and learning rate.
+        report: Told after every step.
+
+    Returns:
+        As `train`.
+    """
+    return _train(work, base, gate_tuners(base.model, linears), examples, recipe, report)
+
+
+def _train(
+    work: phase.Phase,
+    base: Base,
+    gated: Mapping[str, GatedLinear],
+    examples: "Examples",
+    recipe: Recipe,
+    report: Report,
+) -> dict[str, Tensor]:
+    try:
+        phase.run(work, base.model, base.tokenizer, examples.train, examples.held_out, recipe, report)
+        openings = _openings(base, gated, examples.held_out)
+        distributed.once(lambda: history.write_openings(work.folder.parent, openings))
+        return {f"{path}.gate": layer.gate.detach().to("cpu", torch.float32).clone() for path, layer in gated.items()}
+    finally:
+        detach_gates(base.model, gated)
+
+
+def _openings(base: Base, gated: Mapping[str, GatedLinear], rows: "datasets.Dataset") -> dict[str, float]:
+    """Average, over the tokens of some rows, how wide each gate opens."""
+    total, tokens = dict.fromkeys(gated, 0.0), dict.fromkeys(gated, 0)
+
+    def watch(path: str, layer: GatedLinear, u: Tensor) -> None:
+        opening = layer.opening(u)
+        total[path] += float(opening.sum())
+        tokens[path] += opening.numel()
+
+    hooks = [
+        layer.register_forward_pre_hook(lambda layer, inputs, path=path: watch(path, layer, inputs[0]))
+        for path, layer in gated.items()
+    ]
+    try:
+        with torch.inference_mode():
+            for row in rows.select(range(min(_LOOKED_AT, len(rows)))):  # one by one, so that none is padded
+                batch = {name: torch.tensor([row[name]], device=base.model.device) for name in ("input_ids", "labels")}
+                base.model.eval()(**batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {path: total[path] / max(tokens[path], 1) for path in gated}
+
+
+def save(vectors: Mapping[str, Tensor], path: Path) -> None:
+    """Write gates.safetensors whole or not at all."""
+    partial = path.with_name(f".{path.name}.tmp")
+    save_file(dict(vectors), partial, metadata={"format": "pt"})
+    partial.replace(path)

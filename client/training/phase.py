@@ -1,0 +1,334 @@
+"""One phase of training: the transformers Trainer over whatever is trainable in a model.
+
+A checkpoint holds the trainable tensors, the optimizer and the state, never the frozen base. A
+checkpoint counts once its marker stands; one that was cut off by a kill is thrown away on the next
+start. The best checkpoint by held-out loss wins.
+"""
+
+import math
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    DataCollatorForSeq2Seq,
+    EarlyStoppingCallback,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from client.progress import Progress, Report
+from client.runs import history
+from client.training import distributed
+from client.training.sequence_packing import pack
+from protocol.errors import Code, Refused
+from protocol.spec import Promise, Recipe
+from router.base.tokens import IGNORED
+
+if TYPE_CHECKING:
+    import datasets
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+TRAINABLE = "trainable.safetensors"
+COMPLETE = "complete"
+"""Marker of a whole checkpoint, written last."""
+LOG_EVERY = 10
+"""Steps between two looks at the training loss (each costs a wait for the device)."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What one phase trains, and where it keeps its checkpoints."""
+
+    name: str
+    """One of `history.PHASES`."""
+    folder: Path
+    steps: int
+    seed: int
+    device: str | None = None
+    """`cpu` keeps training off a GPU; None takes what there is."""
+    micro_batch: int | None = None
+    """Examples in memory at once, a divisor of this process's part of the batch; None takes all of it."""
+    recompute: bool = False
+    """Activations are computed again for the backward pass, not kept."""
+    packing: bool = False
+    """Examples of a batch share rows, without seeing each other."""
+    privacy: Promise | None = None
+    """What is promised to every example that is trained on."""
+    noise: float = 0.0
+    """What keeps the promise, as a multiple of the norm to which gradients are clipped."""
+
+
+def run(
+    phase: Phase,
+    model: "nn.Module",
+    tokenizer: "PreTrainedTokenizerBase",
+    train: "datasets.Dataset",
+    held_out: "datasets.Dataset",
+    recipe: Recipe,
+    report: Report,
+) -> float:
+    """Train, resuming from the last whole checkpoint; leaves the best weights in the model.
+
+    In private training the last weights are left: to choose by held-out examples would tell about them.
+
+    Returns:
+        The held-out loss of the weights that are left.
+
+    Raises:
+        Refused: `NOT_FINITE` if training diverged.
+    """
+    trainer = _trainer(phase, model, tokenizer, held_out, recipe, train)
+    trainer.add_callback(_Checkpoints(phase.folder))
+    trainer.add_callback(_Reporter(phase, report))
+    if recipe.patience and phase.privacy is None:
+        trainer.add_callback(EarlyStoppingCallback(recipe.patience))
+    distributed.once(lambda: sweep(phase.folder))
+    last = sweep(phase.folder)
+    try:
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    except torch.OutOfMemoryError as error:
+        raise Refused(
+            Code.SETTINGS_INVALID,
+            f"The device has too little memory for {phase.micro_batch or recipe.batch_size} examples at once.",
+            "Give a smaller --micro-batch (the batch stays the same, in more parts), --recompute or --quantise 4bit.",
+        ) from error
+    finally:
+        if distributed.leads():
+            sweep(phase.folder)
+    trainer.take_off()
+    loss = trainer.state.best_metric if phase.privacy is None else history.last_loss(trainer.state.log_history)
+    if loss is None or not math.isfinite(loss):
+        raise diverged(phase.name)
+    distributed.once(lambda: history.write(phase.folder, trainer.state.log_history))
+    return float(loss)
+
+
+def measure(
+    phase: Phase,
+    model: "nn.Module",
+    tokenizer: "PreTrainedTokenizerBase",
+    held_out: "datasets.Dataset",
+    recipe: Recipe,
+) -> None:
+    """Note the held-out loss of a model that is not trained, as the history of a phase of no steps."""
+    trainer = _trainer(phase, model, tokenizer, held_out, recipe)
+    trainer.evaluate()
+    distributed.once(lambda: history.write(phase.folder, trainer.state.log_history))
+
+
+def _trainer(
+    phase: Phase,
+    model: "nn.Module",
+    tokenizer: "PreTrainedTokenizerBase",
+    held_out: "datasets.Dataset",
+    recipe: Recipe,
+    train: "datasets.Dataset | None" = None,
+) -> "PhaseTrainer":
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # padding is masked, so any token serves
+    if getattr(model, "is_quantized", False):
+        vars(model)["_hf_peft_config_loaded"] = True  # the Trainer asks whether anything there can learn
+    options = {
+        "model": model, "args": _arguments(phase, recipe), "train_dataset": train, "eval_dataset": held_out,
+        "data_collator": pack if phase.packing else DataCollatorForSeq2Seq(tokenizer),
+    }  # fmt: skip
+    if phase.privacy is None:
+        trainer = PhaseTrainer(**options)
+    else:
+        from client.training.differential_privacy import PrivateTrainer  # noqa: PLC0415 - opacus, which is an extra
+
+        micro_batch = phase.micro_batch or recipe.batch_size
+        trainer = PrivateTrainer(
+            **options, privacy=phase.privacy, noise=phase.noise, batch=recipe.batch_size, micro_batch=micro_batch
+        )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def sweep(folder: Path) -> Path | None:
+    """Throw away checkpoints that were cut off, and return the newest whole one."""
+    whole = []
+    for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        if (checkpoint / COMPLETE).is_file():
+            whole.append(checkpoint)
+        else:
+            shutil.rmtree(checkpoint)
+    return max(whole, key=_step, default=None)
+
+
+def diverged(name: str) -> Refused:
+    """Say that training ended in NaN or infinity."""
+    return Refused(
+        Code.NOT_FINITE,
+        f"Training the {name} diverged: its loss or weights are not finite.",
+        "Run it again with a lower --learning-rate.",
+    )
+
+
+class PhaseTrainer(Trainer):
+    """The Trainer, with checkpoints of the trainable tensors alone."""
+
+    def take_off(self) -> None:
+        """Leave the model as it came; here nothing was put on it."""
+
+    def _save(self, output_dir: str | None = None, _state_dict: dict[str, Any] | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(trainable(self.model), folder / TRAINABLE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: "nn.Module | None" = None) -> None:
+        restore(model or self.model, Path(resume_from_checkpoint) / TRAINABLE)
+
+    def _load_best_model(self) -> None:
+        restore(self.model, Path(self.state.best_model_checkpoint) / TRAINABLE)
+
+    def compute_loss(
+        self,
+        model: "nn.Module",
+        inputs: dict[str, Any],
+        return_outputs: bool = False,  # noqa: FBT001, FBT002 - the Trainer's signature
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> Any:
+        """Weigh a part of a batch by its share of the tokens that the whole batch learns.
+
+        T5 and others take the count of those tokens, and average over the part all the same.
+        """
+        found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        whole = self.args.gradient_accumulation_steps == distributed.processes() == 1
+        if whole or num_items_in_batch is None or not self._averages:
+            return found
+        labels = inputs["labels"][..., 1:] if self._loss_shifts_labels else inputs["labels"]
+        share = (labels != IGNORED).sum() / num_items_in_batch
+        return (found[0] * share, found[1]) if return_outputs else found * share
+
+    @cached_property
+    def _averages(self) -> bool:
+        """Whether the model averages its loss over what it is given, whatever count it is told."""
+        ids = torch.tensor([[3, 5, 2]], device=self.args.device)
+        with torch.no_grad():
+            plain, told = (
+                self.model(input_ids=ids, labels=ids, **count).loss
+                for count in ({}, {"num_items_in_batch": torch.tensor(1000, device=ids.device)})
+            )
+        return bool(told > plain / 2)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:  # noqa: ARG002 - the Trainer's signature
+        """Count nothing: the Trainer's estimate walks over all modules, a tenth of a small model's step."""
+        return 0
+
+
+def trainable(model: "nn.Module") -> dict[str, torch.Tensor]:
+    """Collect the trainable tensors of a model by name."""
+    return {
+        name: parameter.detach().contiguous() for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
+
+
+def restore(model: "nn.Module", path: Path) -> None:
+    """Put saved trainable tensors back; frozen ones stay as they are."""
+    result = model.load_state_dict(load_file(path), strict=False)
+    if result.unexpected_keys:
+        raise ValueError(f"{path} holds {result.unexpected_keys[0]}, which the model lacks")
+
+
+class _Checkpoints(TrainerCallback):
+    """Marks a checkpoint as whole, then lets go of all but the newest and the best."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def on_train_begin(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
+        # A resumed state remembers a path; the workspace may have been moved since.
+        if state.best_global_step:
+            state.best_model_checkpoint = str(self._checkpoint(state.best_global_step))
+
+    def on_save(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
+        if not distributed.leads():
+            return
+        newest = self._checkpoint(state.global_step)
+        (newest / COMPLETE).touch()
+        kept = {newest.name, Path(state.best_model_checkpoint or newest).name}
+        for checkpoint in self._folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+            if checkpoint.name not in kept:
+                shutil.rmtree(checkpoint)
+
+    def _checkpoint(self, step: int) -> Path:
+        return self._folder / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+
+
+class _Reporter(TrainerCallback):
+    """Tells how far the phase has come."""
+
+    def __init__(self, phase: Phase, report: Report) -> None:
+        self._phase, self._report, self._loss = phase, report, None
+
+    def on_log(
+        self, _args: TrainingArguments, _state: TrainerState, _control: TrainerControl, *, logs: Any = None, **_: Any
+    ) -> None:
+        self._loss = (logs or {}).get("loss", self._loss)
+
+    def on_step_end(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
+        self._report(Progress(self._phase.name, state.global_step, self._phase.steps, self._loss))
+
+
+class _Arguments(TrainingArguments):
+    """The Trainer's arguments, for a process that computes on one GPU, or on a base that is spread by itself."""
+
+    @property
+    def n_gpu(self) -> int:
+        """With more the Trainer would give each a copy of the model, and multiply the batch."""
+        return min(1, super().n_gpu)
+
+
+def _arguments(phase: Phase, recipe: Recipe) -> TrainingArguments:
+    mine, private = recipe.batch_size // distributed.processes(), phase.privacy is not None
+    micro_batch = phase.micro_batch or mine
+    return _Arguments(
+        output_dir=str(phase.folder),
+        max_steps=phase.steps,
+        per_device_train_batch_size=micro_batch,
+        per_device_eval_batch_size=micro_batch,
+        gradient_accumulation_steps=1 if private else mine // micro_batch,
+        optim="adamw_torch_fused",
+        learning_rate=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=round(recipe.warmup_ratio * phase.steps),
+        max_grad_norm=0.0 if private else 1.0,  # else clipped already, example by example
+        eval_strategy="steps",
+        eval_steps=recipe.eval_every,
+        eval_on_start=phase.name in ("expert", "joint"),  # an untrained expert is the base
+        save_strategy="steps",
+        save_steps=recipe.eval_every,
+        load_best_model_at_end=not private,
+        metric_for_best_model=None if private else "eval_loss",
+        greater_is_better=False,
+        prediction_loss_only=True,
+        logging_steps=LOG_EVERY,
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        report_to="none",
+        log_level="error",
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_pin_memory=torch.cuda.is_available() and phase.device != "cpu",
+        use_cpu=phase.device == "cpu",
+        activation_checkpointing=phase.recompute and phase.steps > 0,
+        activation_checkpointing_kwargs={"use_reentrant": False},  # gradients need not reach the embeddings
+        seed=phase.seed,
+    )
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])

@@ -1,0 +1,1 @@
+"""A contributor's folder: paths, settings, keys."""

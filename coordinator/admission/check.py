@@ -1,0 +1,32 @@
+"""Is the inside of a bundle what its envelope says? Runs in the sandbox, never in a server."""
+
+from pathlib import Path
+
+from coordinator.admission import numerics
+from coordinator.admission.peft_config import check_config
+from protocol import strict_json, tensors
+from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ENVELOPE, GATES, SPEC, check_spec, read_manifest
+from protocol.errors import Code
+from protocol.release import read_pool
+
+
+def check_content(folder: Path, pool: Path) -> None:
+    """Check structure, then numbers, of a bundle whose digests are right.
+
+    Args:
+        folder: The bundle.
+        pool: The signed pool.
+
+    Raises:
+        Refused: `SPEC_INVALID`, `CONFIG_MISMATCH`, `TENSOR_HEADER`, `TENSOR_NAMES`, `TENSOR_SHAPE`,
+            `TENSOR_DTYPE`, `NOT_FINITE`, `CONSTANT_GATE` or `NO_EFFECT`.
+    """
+    spec = read_manifest((folder / ENVELOPE).read_bytes()).spec
+    linears = set(read_pool(pool.read_bytes()).spec.modules)
+    check_spec(folder / SPEC, spec)
+    config = strict_json.loads((folder / ADAPTER_CONFIG).read_bytes(), what=ADAPTER_CONFIG, code=Code.CONFIG_MISMATCH)
+    check_config(config, spec, linears)
+    adapter = tensors.check(folder / ADAPTER_WEIGHTS, tensors.adapter_tensors(spec))
+    gates = tensors.check(folder / GATES, tensors.gate_tensors(spec))
+    numerics.check_adapter(folder / ADAPTER_WEIGHTS, adapter)
+    numerics.check_gates(folder / GATES, gates)

@@ -1,0 +1,95 @@
+"""Runs the content checks in a process of their own, with limits that its input cannot lift.
+
+`check` starts it; `python -m coordinator.admission.limited_process FOLDER POOL LIMITS` is the process: it
+limits itself, then reads the bundle, and answers with one line of JSON.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from protocol.errors import Code, GreylagError, Refused
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one check may use."""
+
+    memory_bytes: int = 1 << 30
+    """Address space, in bytes; the check itself reads in blocks and needs no more for larger bundles."""
+    cpu_s: int = 120
+    wall_s: float = 300.0
+
+
+def check(folder: Path, pool: Path, limits: Limits = Limits()) -> None:
+    """Check the content of a bundle in a subprocess.
+
+    Args:
+        folder: A bundle whose digests are right.
+        pool: The signed pool.
+        limits: What the process may use.
+
+    Raises:
+        Refused: What `content.check_content` refuses with, or `VALIDATOR_FAILED` if the process was
+            killed, crashed or did not answer.
+    """
+    command = [sys.executable, "-P", "-B", "-m", __name__, str(folder.resolve()), str(pool.resolve())]
+    try:
+        done = subprocess.run(  # noqa: S603 - our own module, paths of our own making
+            [*command, json.dumps(asdict(limits))],
+            # Nothing of the server's environment: it may hold passwords, and could change what runs.
+            env={"PYTHONPATH": str(_ROOT), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "LC_ALL": "C.UTF-8"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=limits.wall_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise _failed(f"took longer than {limits.wall_s:g} s") from error
+    if done.returncode != 0:
+        raise _failed(f"ended with status {done.returncode}")
+    try:
+        answer = json.loads(done.stdout)
+        if answer is None:
+            return
+        refusal = Refused(Code[answer["code"]], answer["message"], answer["hint"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise _failed("gave no answer") from error
+    raise refusal
+
+
+def _failed(how: str) -> Refused:
+    return Refused(
+        Code.VALIDATOR_FAILED,
+        f"The check of the bundle's content {how}.",
+        "Pack the bundle again; if it stays like this, ask the pool's operator.",
+    )
+
+
+def _limit(limits: Limits) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu_s, limits.cpu_s))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def main(folder: str, pool: str, limits: str) -> None:
+    """Be the process."""
+    _limit(Limits(**json.loads(limits)))
+    from coordinator.admission.check import check_content  # noqa: PLC0415 - whatever is imported is limited too
+
+    answer = None
+    try:
+        check_content(Path(folder), Path(pool))
+    except GreylagError as error:
+        answer = {"code": error.code.name, "message": error.message, "hint": error.hint}
+    sys.stdout.write(json.dumps(answer) + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,322 @@
+"""The verbs of the federation: `fleet`, `campaign`, and what is decided about candidates."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from coordinator.cli.output import (
+    CertOption,
+    JsonOption,
+    KeyOption,
+    ReasonOption,
+    WorkspaceOption,
+    configure_logs,
+    emit,
+    opened_workspace,
+    say,
+    table,
+)
+
+if TYPE_CHECKING:
+    from coordinator.fleet.records.campaigns import Fleet
+    from coordinator.registry.tables import Campaign
+
+campaign = typer.Typer()
+candidates = typer.Typer(help="Show and decide what may become the newest release.", no_args_is_help=True)
+
+
+Kind = Literal["info", "train", "evaluate", "calibrate"]
+"""What can be asked; `protocol.fleet.campaign`'s, whose import --help does without."""
+_calibrate = partial(typer.Option, rich_help_panel="Of calibrate")
+NumberArgument = Annotated[int, typer.Argument(min=0, max=(1 << 31) - 1, help="0 for the newest.")]
+DigestArgument = Annotated[str, typer.Argument(help="Eight or more digits of the candidate's digest.")]
+
+
+def fleet(
+    *,
+    listen: Annotated[
+        str | None, typer.Option(help="host:port for daemons; default: fleet_listen of coordinator.toml.")
+    ] = None,
+    tls_cert: CertOption = None,
+    tls_key: KeyOption = None,
+    ask_again: Annotated[
+        float, typer.Option(min=0, help="Seconds before a node that could not answer is asked again.")
+    ] = 60.0,
+    json_log: Annotated[bool, typer.Option("--json-log", help="Write log lines as JSON.")] = False,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = Path(),
+) -> None:
+    """Take contributors' daemons in and run campaigns with them, until SIGTERM.
+
+    Example: greylag-coordinator fleet -w pool --listen pool.example.org:7445 --tls-cert cert.pem --tls-key key.pem
+    """
+    import signal
+    import threading
+
+    from coordinator.fleet.flower.gateway import quiet_flower
+    from coordinator.workspace.context import exclusive, opened
+    from coordinator.workspace.settings import Workspace, load
+
+    quiet_flower(workspace.resolve() / "fleet" / "home")
+    from coordinator.fleet.service import run
+
+    configure_logs(as_json=json_log)
+    place = Workspace(workspace)
+    paths = {"tls_cert": tls_cert and tls_cert.absolute(), "tls_key": tls_key and tls_key.absolute()}
+    settings = load(place, fleet_listen=listen, **paths)
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+
+    def ready(port: int) -> None:
+        say(f"Taking daemons of pool {open_.pool.spec.name} on port {port}; stop with Ctrl-C.")
+        if as_json:
+            emit({"port": port, "pool": open_.pool.digest})
+
+    with exclusive(place, "fleet"), opened(place, settings) as open_:
+        run(open_, stopped, clock=_now, on_ready=ready, interval_s=settings.worker_interval_s, ask_again_s=ask_again)
+
+
+@campaign.command("start")
+def campaign_start(
+    kind: Annotated[
+        Kind,
+        typer.Argument(help="What is asked."),
+    ],
+    *,
+    open_for: Annotated[
+        float, typer.Option(min=0, help="Minutes for which nodes that come late are asked, too.")
+    ] = 10.0,
+    ends_after: Annotated[float, typer.Option(min=0, help="Minutes after which it ends, whoever is silent.")] = 1440.0,
+    rounds: Annotated[int, _calibrate(help="How many rounds.", min=1, max=1000)] = 3,
+    round_minutes: Annotated[float, _calibrate(help="Longest round; who answers later is late.", min=0.01)] = 10.0,
+    strategy: Annotated[
+        Literal["fedavg", "fedmedian", "krum"], _calibrate(help="How answers are put together.")
+    ] = "fedavg",
+    steps: Annotated[int, _calibrate(help="Steps that a node takes in a round.", min=1, max=100_000)] = 20,
+    learning_rate: Annotated[float, _calibrate(help="Of each step.", min=1e-6, max=10)] = 0.05,
+    budget: Annotated[
+        float | None, _calibrate(help="Epsilon that all rounds ever may spend; turns clipping and noise on.", min=1e-6)
+    ] = None,
+    delta: Annotated[float, _calibrate(help="Of the budget.", min=1e-12, max=0.5)] = 1e-5,
+    clip: Annotated[float, _calibrate(help="Longest change that a node may answer with (L2).", min=1e-6)] = 1.0,
+    noise: Annotated[float, _calibrate(help="Deviation of the noise on the sum, in longest changes.", min=1e-6)] = 1.0,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = Path(),
+) -> None:
+    """Ask every contributor's daemon for info, to train, to evaluate the open candidate, or to calibrate routing.
+
+    What is calibrated is the open candidate or, without one, the newest release. `fleet` does the asking;
+    `campaign show` tells how far it is.
+
+    Example: greylag-coordinator campaign start train --open-for 60
+    """
+    from coordinator.fleet.flower.gateway import quiet_flower
+
+    quiet_flower(workspace.resolve() / "fleet" / "home")
+    from coordinator.fleet.campaigns.start import Plan, start
+    from protocol.fleet.campaign import Privacy
+
+    privacy = None
+    if budget is not None:
+        privacy = Privacy(clipping_norm=clip, noise_multiplier=noise, max_epsilon=budget, delta=delta)
+    plan = Plan(strategy, rounds, round_minutes, steps, learning_rate, privacy)
+    with opened_workspace(workspace) as open_:
+        row = start(
+            open_,
+            kind,
+            open_for=timedelta(minutes=open_for),
+            ends_after=timedelta(minutes=ends_after),
+            now=_now(),
+            plan=plan if kind == "calibrate" else None,
+        )
+    say(f"Campaign {row.number} ({row.kind}) runs until {row.expires}; see: greylag-coordinator campaign show")
+    _check_driven(workspace)
+    if as_json:
+        emit({"campaign": _facts(row)})
+
+
+@campaign.command("ls")
+def campaign_ls(*, as_json: JsonOption = False, workspace: WorkspaceOption = Path()) -> None:
+    """List every campaign, oldest first.
+
+    Example: greylag-coordinator campaign ls
+    """
+    with opened_workspace(workspace) as open_:
+        rows = [_facts(row) for row in _fleet(open_).campaigns()]
+    if as_json:
+        emit({"campaigns": rows})
+    else:
+        shown = ("number", "kind", "state", "created", "conclusion")
+        table(shown, ([row[column] for column in shown] for row in rows))
+
+
+@campaign.command("show")
+def campaign_show(
+    number: NumberArgument = 0, *, as_json: JsonOption = False, workspace: WorkspaceOption = Path()
+) -> None:
+    """Show one campaign, by default the newest, and what each node said.
+
+    Example: greylag-coordinator campaign show 3
+    """
+    from coordinator.fleet.campaigns.driver import summary
+    from coordinator.fleet.records.rounds import Rounds, facts_of, order_of
+
+    with opened_workspace(workspace) as open_:
+        row = _fleet(open_).campaign(number)
+        answers = [_answer(answer, name) for answer, name in _fleet(open_).answers(row.number)]
+        said = row.conclusion or summary(_fleet(open_), row.number)
+        rounds = [facts_of(each) for each in Rounds(open_.registry).of(row.number)]
+        task = order_of(row.envelope).calibrating
+    if row.state == "running":
+        _check_driven(workspace)
+    if as_json:
+        plan = task.model_dump(mode="json") if task else None
+        emit({"campaign": _facts(row), "answers": answers, "calibrating": plan, "rounds": rounds, "summary": said})
+    else:
+        private = task.privacy if task else None
+        budget = {"budget": f"epsilon {private.max_epsilon:g} at delta {private.delta:g}"} if private else {}
+        facts = _facts(row) | budget | {"conclusion" if row.conclusion else "so far": said}
+        table(("field", "value"), [(name, value) for name, value in facts.items() if value != ""])
+        shown = ("number", "ends", "answered", "late", "ended", "privacy", "calibration")
+        if rounds:
+            table(shown, ([str(each.get(column, "")) for column in shown] for each in rounds))
+        shown = ("contributor", "state", "attempts", "at", "code", "meaning", "facts")
+        rows = [entry | {"facts": _in_words(entry["facts"])} for entry in answers]
+        table(shown, ([entry[column] for column in shown] for entry in rows))
+
+
+@campaign.command("log")
+def campaign_log(
+    number: NumberArgument = 0, *, as_json: JsonOption = False, workspace: WorkspaceOption = Path()
+) -> None:
+    """Show what the journal says of one campaign and its candidate.
+
+    Example: greylag-coordinator campaign log 3
+    """
+    with opened_workspace(workspace) as open_:
+        row = _fleet(open_).campaign(number)
+        events = open_.registry.events(str(row.number))
+        events += open_.registry.events(row.candidate) if row.candidate else []
+    lines = [
+        {"at": event.at, "kind": event.kind, "step": event.step, "actor": event.actor, "message": event.message}
+        for event in sorted(events, key=lambda event: event.number)
+    ]
+    if as_json:
+        emit({"events": lines})
+    else:
+        table(("at", "kind", "step", "by", "why"), (list(line.values()) for line in lines))
+
+
+@campaign.command("stop")
+def campaign_stop(number: NumberArgument = 0, *, workspace: WorkspaceOption = Path()) -> None:
+    """End a campaign now; what was answered stays.
+
+    Example: greylag-coordinator campaign stop 3
+    """
+    with opened_workspace(workspace) as open_:
+        row = _fleet(open_).campaign(number)
+        _fleet(open_).conclude(row.number, "stopped", "Stopped by the operator.", actor="operator", now=_now())
+    say(f"Campaign {row.number} is over.")
+
+
+@candidates.command("ls")
+def candidates_ls(*, as_json: JsonOption = False, workspace: WorkspaceOption = Path()) -> None:
+    """List every candidate, oldest first, with the decision about it.
+
+    Example: greylag-coordinator candidates ls
+    """
+    from protocol.fleet.campaign import read_decision
+    from protocol.release import read_candidate
+
+    with opened_workspace(workspace) as open_:
+        rows = []
+        for row in _fleet(open_).candidates():
+            decision = read_decision(row.decision, open_.pool) if row.decision else None
+            experts = read_candidate(row.envelope, open_.pool).spec.experts
+            rows.append(
+                {
+                    "digest": row.digest, "state": row.state, "experts": len(experts),
+                    "by": decision.by if decision else "", "reason": decision.reason if decision else "",
+                }
+            )  # fmt: skip
+    if as_json:
+        emit({"candidates": rows})
+    else:
+        table(("digest", "state", "experts", "by", "reason"), (list(row.values()) for row in rows))
+
+
+@candidates.command("promote")
+def candidates_promote(digest: DigestArgument, *, reason: ReasonOption, workspace: WorkspaceOption = Path()) -> None:
+    """Make a candidate the newest release, whatever the rule said; the decision is signed and kept.
+
+    Example: greylag-coordinator candidates promote 3f9a0c21 --reason "Two clinics need it now."
+    """
+    _decide(workspace, digest, reason, promoted=True)
+
+
+@candidates.command("hold")
+def candidates_hold(digest: DigestArgument, *, reason: ReasonOption, workspace: WorkspaceOption = Path()) -> None:
+    """Hold a candidate back, whatever the rule would say; the decision is signed and kept.
+
+    Example: greylag-coordinator candidates hold 3f9a0c21 --reason "It answers with insults."
+    """
+    _decide(workspace, digest, reason, promoted=False)
+
+
+def _check_driven(folder: Path) -> None:
+    from coordinator.workspace.context import is_at_work
+    from coordinator.workspace.settings import Workspace
+
+    if not is_at_work(Workspace(folder), "fleet"):
+        say("Nobody is asked as long as no `greylag-coordinator fleet` runs in this workspace.")
+
+
+def _decide(folder: Path, digest: str, reason: str, *, promoted: bool) -> None:
+    from coordinator.fleet.campaigns.promotion import settle
+    from coordinator.fleet.records.campaigns import no_candidate
+
+    with opened_workspace(folder) as open_:
+        found = [row.digest for row in _fleet(open_).candidates() if row.digest.startswith(digest)]
+        if len(found) != 1 or len(digest) < 8:  # noqa: PLR2004 - digits that name one
+            raise no_candidate(digest)
+        settle(open_, found[0], promoted=promoted, by="operator", reason=reason, campaign=None, now=_now())
+    say(f"Candidate {found[0][:16]} is {'the newest release' if promoted else 'held back'}.")
+
+
+def _fleet(open_: Any) -> "Fleet":
+    from coordinator.fleet.records.campaigns import Fleet
+
+    return Fleet(open_.registry)
+
+
+def _facts(row: "Campaign") -> dict[str, Any]:
+    return {
+        "number": row.number, "kind": row.kind, "state": row.state, "candidate": row.candidate,
+        "created": row.created, "open_until": row.open_until, "expires": row.expires, "conclusion": row.conclusion,
+    }  # fmt: skip
+
+
+def _answer(answer: Any, name: str) -> dict[str, Any]:
+    return {
+        "contributor": name, "state": answer.state, "attempts": answer.attempts, "at": answer.at,
+        "code": answer.code, "meaning": _meaning(answer.code), "facts": json.loads(answer.facts),
+    }  # fmt: skip
+
+
+def _in_words(facts: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in facts.items())
+
+
+def _meaning(code: str) -> str:
+    from protocol.errors import Code
+
+    return Code[code].fate.meaning if code in Code.__members__ else ""
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,138 @@
+"""`init`: makes a workspace with its key, its signed pool and an empty registry."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from coordinator.cli.output import JsonOption, WorkspaceOption, emit, say
+from protocol.errors import Code, Refused
+
+if TYPE_CHECKING:
+    from coordinator.workspace.create import BaseFacts
+    from protocol.release import Pool
+
+
+def _option(panel: str, text: str) -> Any:
+    return typer.Option(help=text, rich_help_panel=panel)
+
+
+_recipe = partial(_option, "Recipe (default: the paper's)")
+_policy = partial(_option, "Policy")
+
+
+Enrolment = Literal["open", "approved"]
+Admission = Literal["open", "reviewed"]
+When = Literal["at-once", "evaluated"]
+
+
+def init(
+    *,
+    name: Annotated[str, typer.Option(help="The pool's name: a to z, digits, dots, dashes, underscores.")],
+    base: Annotated[str, typer.Option(help="Base model: a folder or a Hugging Face id.")],
+    recipe: Annotated[Path | None, _recipe("TOML file with fields of the recipe; flags win over it.")] = None,
+    kind: Annotated[str | None, _recipe("What an expert is: lora, rslora, dora, ia3 or bottleneck.")] = None,
+    rank: Annotated[int | None, _recipe("Rank r of every module; (IA)3 has none.")] = None,
+    alpha: Annotated[float | None, _recipe("An expert is scaled by alpha / rank.")] = None,
+    learning_rate: Annotated[float | None, _recipe("Peak learning rate of AdamW.")] = None,
+    expert_steps: Annotated[int | None, _recipe("Optimiser steps for the expert.")] = None,
+    gate_steps: Annotated[int | None, _recipe("Optimiser steps for its gates.")] = None,
+    batch_size: Annotated[int | None, _recipe("Examples a step.")] = None,
+    eval_every: Annotated[int | None, _recipe("Steps between two looks at the held-out rows.")] = None,
+    held_out: Annotated[float | None, _recipe("Share of the rows held out, 0 to 1.")] = None,
+    max_input_tokens: Annotated[int | None, _recipe("Longest accepted input, in tokens.")] = None,
+    max_target_tokens: Annotated[int | None, _recipe("Longest accepted target, in tokens.")] = None,
+    enrolment: Annotated[Enrolment, _policy("Who may submit: any key, or approved ones.")] = "open",
+    admission: Annotated[Admission, _policy("What is let in: all that passes, or what is accepted.")] = "open",
+    max_rank: Annotated[int | None, _policy("Largest rank that is taken.")] = None,
+    max_bundle_bytes: Annotated[int | None, _policy("Largest bundle that is taken, in bytes.")] = None,
+    max_experts: Annotated[int | None, _policy("Experts that one contributor may hold.")] = None,
+    promotion: Annotated[When, _policy("Release at once, or when contributors' data speak for it.")] = "at-once",
+    method: Annotated[str | None, _policy("How releases route; default: phatgoose, with means nnls-request.")] = None,
+    statistics: Annotated[list[str] | None, _policy("What bundles must tell: means, centroid; repeatable.")] = None,
+    k: Annotated[int | None, _policy("Experts that answer a token, at every module.")] = None,
+    release_days: Annotated[int | None, _policy("Days until a release expires; it is renewed before.")] = None,
+    listen: Annotated[str | None, typer.Option(help="Address of `serve`, host:port; default: loopback only.")] = None,
+    probe: Annotated[Path | None, typer.Option(help="Public text to try experts on, one input a line.")] = None,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = Path(),
+) -> None:
+    """Make a workspace: a key, an empty registry, and a pool with recipe, policy and k, signed once and for all.
+
+    Example: greylag-coordinator init -w pool --name notes --base google/t5-v1_1-small --rank 8
+    """
+    from coordinator.workspace.create import check_absent, found
+    from coordinator.workspace.settings import Workspace
+    from protocol.wire.grpc_client import check_address
+
+    check_absent(place := Workspace(workspace))
+    method = _checked_method(method, statistics or ())
+    flags = {
+        "kind": kind, "rank": rank, "alpha": alpha, "learning_rate": learning_rate,
+        "expert_steps": expert_steps, "gate_steps": gate_steps, "batch_size": batch_size, "eval_every": eval_every,
+        "held_out": held_out, "max_input_tokens": max_input_tokens, "max_target_tokens": max_target_tokens,
+    }  # fmt: skip
+    policy = {
+        "enrolment": enrolment, "admission": admission, "max_rank": max_rank,
+        "max_bundle_bytes": max_bundle_bytes, "max_experts_per_contributor": max_experts, "release_days": release_days,
+        "promotion": {"when": promotion}, "statistics": tuple(statistics or ()),
+    }  # fmt: skip
+    fields = (_read_toml(recipe) if recipe else {}) | _given(flags)
+    pool = found(
+        place, partial(_study, base), name=name, probe=probe,
+        settings={"listen": check_address(listen)} if listen else {},
+        choices={"recipe": fields, "policy": _given(policy), "routing": _given({"method": method, "k": k})},
+        now=datetime.now(UTC),
+    )  # fmt: skip
+    _announce(pool, place.folder, as_json=as_json)
+
+
+def _study(base: str) -> "BaseFacts":
+    from coordinator.workspace.create import study_base
+
+    say(f"Reading the base model {base} ...")
+    return study_base(base)
+
+
+def _announce(pool: "Pool", folder: Path, *, as_json: bool) -> None:
+    say(f"Pool {pool.spec.name} ({len(pool.spec.modules)} modules) is in {folder.resolve()}.")
+    say(f"Its key is {pool.spec.coordinator}. Next: greylag-coordinator serve, greylag-coordinator worker")
+    if as_json:
+        emit({"name": pool.spec.name, "pool": pool.digest, "key": pool.spec.coordinator})
+
+
+def _checked_method(method: str | None, statistics: Sequence[str]) -> str | None:
+    """Return how releases route, None for the protocol's default; refuse what no router could run."""
+    from router.methods import BY_MEANS, NEEDS, listed
+
+    if method is None:
+        return BY_MEANS if "means" in statistics else None
+    listed(method)
+    needed = NEEDS.get(method)
+    if needed is not None and needed not in statistics:
+        raise Refused(
+            Code.SETTINGS_INVALID,
+            f"The method {method} routes only among experts that tell {needed} of their data.",
+            f"Add --statistics {needed}, so that every bundle must tell them.",
+        )
+    return method
+
+
+def _given(flags: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    import tomllib
+
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Refused(
+            Code.SETTINGS_INVALID, f"The recipe {path} cannot be read: {error.strerror}.", "Check the path."
+        ) from error
+    except ValueError as error:
+        raise Refused(Code.SETTINGS_INVALID, f"The recipe {path} is not TOML: {error}.", "Correct the file.") from error

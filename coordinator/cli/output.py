@@ -1,0 +1,97 @@
+"""What every verb shares: where the workspace is, one JSON document or one table on stdout, talk on stderr."""
+
+import json
+import logging
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from coordinator.workspace.context import Opened
+
+SCHEMA = 1
+"""Version of the JSON documents."""
+_PIPE_WIDTH = 200
+MOST_LETTERS = 500
+"""Longest reason of an operator; a signed decision takes no more."""
+
+WorkspaceOption = Annotated[
+    Path,
+    typer.Option("--workspace", "-w", envvar="GREYLAG_WORKSPACE", help="Workspace: the folder with coordinator.toml."),
+]
+CertOption = Annotated[Path | None, typer.Option(help="Certificate chain, PEM; needed beyond loopback.")]
+KeyOption = Annotated[Path | None, typer.Option(help="Its private key, PEM.")]
+
+
+def _one_line(text: str) -> str:
+    if not text.strip() or not text.isprintable() or len(text) > MOST_LETTERS:
+        raise typer.BadParameter(f"it is one line of 1 to {MOST_LETTERS} letters")
+    return text
+
+
+ReasonOption = Annotated[
+    str,
+    typer.Option(callback=_one_line, help="One public sentence: it is kept, and the contributors concerned see it."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+
+def emit(document: dict[str, Any]) -> None:
+    """Write one JSON document to stdout at once."""
+    sys.stdout.write(json.dumps({"schema": SCHEMA, **document}) + "\n")
+    sys.stdout.flush()
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a table to stdout."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(*columns, box=box.SIMPLE_HEAD)
+    for row in rows:
+        drawn.add_row(*(Text(str(cell)) for cell in row))  # Text: names are not markup
+    # A pipe has no width; whatever reads it should get whole digests.
+    Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(drawn)
+
+
+def say(sentence: str) -> None:
+    """Talk to the person at the terminal."""
+    sys.stderr.write(sentence + "\n")
+    sys.stderr.flush()
+
+
+def configure_logs(*, as_json: bool, level: int = logging.INFO) -> None:
+    """Send log lines of a level or above to stderr, for people or for machines."""
+    import structlog
+
+    renderer: Any = structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(colors=False)
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
+@contextmanager
+def opened_workspace(folder: Path) -> "Iterator[Opened]":
+    """Open a workspace for a verb that shows or decides."""
+    from coordinator.workspace.context import opened
+    from coordinator.workspace.settings import Workspace, load
+
+    configure_logs(as_json=False)
+    place = Workspace(folder)
+    with opened(place, load(place)) as open_:
+        yield open_

@@ -1,0 +1,1 @@
+"""Routing parameters, averaged over nodes."""

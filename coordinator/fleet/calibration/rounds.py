@@ -1,0 +1,197 @@
+"""Takes a `calibrate` campaign from round to round, and makes a candidate of what it came to."""
+
+import json
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coordinator.fleet.calibration.aggregation import pool, pool_privately
+from coordinator.fleet.flower.client import Run
+from coordinator.fleet.records.campaigns import FINAL, Fleet
+from coordinator.fleet.records.rounds import Rounds, file_of, is_open, order_of
+from coordinator.policy.lifecycle import State
+from coordinator.policy.next_release import next_release
+from coordinator.registry.tables import Campaign, Round
+from coordinator.workspace.context import Opened
+from protocol.errors import Code, Refused
+from protocol.fleet.campaign import Calibrating, Order, sign_order
+from protocol.fleet.reply import Reply
+from protocol.release import (
+    CalibrationFile,
+    Release,
+    ReleaseSpec,
+    Spent,
+    read_candidate,
+    read_release,
+    read_timestamp,
+    sign_candidate,
+    timestamp,
+)
+from router.pool.calibration import MAX_BIAS, MAX_LOG_TEMPERATURE, Calibration
+
+MAX_ATTEMPTS = 10
+"""A node that answers rounds long over so often, beside one in each round, is not asked again."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The round that is going on."""
+
+    row: Round
+    order: Order
+    task: Calibrating
+
+    def judged(self, reply: Reply, attempts: int) -> Reply:
+        """Take an answer to this round, ask again who answered to one that is over, and refuse everything else.
+
+        Args:
+            reply: Fits the schema.
+            attempts: How often the node was asked.
+        """
+        if reply.state != "done":
+            return reply
+        told = int(reply.words.get("round", "0"))
+        if 1 <= told < self.task.number and attempts < MAX_ATTEMPTS + self.task.number:
+            return Reply("later")
+        vector = np.frombuffer(reply.update, np.float32)
+        fits = len(vector) == self.task.numbers and bool((np.abs(vector) <= MAX_BIAS).all())
+        return reply if fits and told == self.task.number else Reply("failed", Code.EGRESS.name)
+
+
+class Calibrations:
+    """Rounds of calibration.
+
+    Args:
+        opened: The workspace.
+    """
+
+    def __init__(self, opened: Opened) -> None:
+        self._opened = opened
+        self._rounds, self._fleet = Rounds(opened.registry), Fleet(opened.registry)
+
+    def turn(self, campaign: Campaign) -> Turn | None:
+        """Find the round that is going on; None after the last."""
+        rows = self._rounds.of(campaign.number)
+        if not is_open(rows):
+            return None
+        order = order_of(rows[-1].envelope)
+        assert order.calibrating is not None  # noqa: S101 - our own row
+        return Turn(rows[-1], order, order.calibrating)
+
+    def is_over(self, campaign: Campaign, turn: Turn, now: datetime) -> bool:
+        """Tell whether nobody is waited for any more: the round's time is up, or whoever was asked has answered."""
+        if now >= read_timestamp(turn.row.ends):
+            return True
+        if turn.task.number == 1 and now < read_timestamp(campaign.open_until):
+            return False
+        states = self._fleet.states(campaign.number)
+        return bool(states) and all(state in FINAL for state in states)
+
+    def close(self, campaign: Campaign, turn: Turn, run: Run, now: datetime) -> None:
+        """Put together what was learnt, and open the next round; without enough answers or budget that was the last."""
+        answers = self._fleet.answers(campaign.number)
+        facts: dict[str, Any] = {
+            "answered": [name for answer, name in answers if answer.state == "done"],
+            "late": [name for answer, name in answers if answer.state in ("asked", "waiting")],
+        }
+        updates, least = self._rounds.updates(campaign.number), self._opened.pool.spec.policy.promotion.min_nodes
+        content, noise, following, ends = b"", None, None, now
+        if len(updates) < least:
+            facts["ended"] = f"{len(updates)} answered; {least} nodes are needed."
+        else:
+            try:
+                found, spent = self._pooled(turn, run, updates)
+            except Refused as error:
+                facts["ended"] = error.message
+            else:
+                content = found.content
+                noise = turn.task.privacy.noise_multiplier if turn.task.privacy else None
+                facts |= {"privacy": spent.model_dump()} if spent else {}
+                expires = read_timestamp(campaign.expires)
+                if turn.task.number < turn.task.rounds and now < expires:
+                    ends = min(now + timedelta(minutes=turn.task.round_minutes), expires)
+                    following = self._next_order(turn, file_of(turn.row, content, spent))
+        self._rounds.close(turn.row, content, facts, noise=noise, following=following, ends=ends)
+
+    def _pooled(self, turn: Turn, run: Run, updates: list[bytes]) -> tuple[Calibration, Spent | None]:
+        task, base = turn.task, self._base(turn.order)
+        listed = [expert.bundle for expert in base.experts]
+        before = self._rounds.content(task.start.sha256) if task.start else None
+        start = Calibration.load(before) if before else Calibration.zeros([], [])
+        start = start.over(listed, sorted(self._opened.pool.spec.modules))
+        if task.privacy is None:
+            vector, spent = pool(run, task.strategy, updates), None
+        else:
+            vector, spent = pool_privately(run, task.privacy, start.vector, updates, self._rounds.noises())
+        return start.at(_bounded(vector, start)), spent
+
+    def _base(self, order: Order) -> ReleaseSpec:
+        """Find the list that is calibrated, whatever became of it since."""
+        if order.candidate is not None and (row := self._fleet.candidate(order.candidate)):
+            return read_candidate(row.envelope, self._opened.pool).spec
+        released = self._opened.registry.release_by(order.release or "")
+        if released is None:
+            raise Refused(Code.RELEASE_UNKNOWN, "The list that was calibrated is gone.")
+        return read_release(released.envelope, self._opened.pool).spec
+
+    def _next_order(self, turn: Turn, start: CalibrationFile) -> tuple[Order, bytes]:
+        task = turn.task.model_copy(update={"number": turn.task.number + 1, "start": start})
+        order = turn.order.model_copy(update={"calibrating": task})
+        return order, sign_order(order, self._opened.identity)
+
+    def propose(self, campaign: Campaign, now: datetime) -> str:
+        """Make a candidate of what the rounds came to.
+
+        Returns:
+            One sentence about rounds, budget and candidate.
+        """
+        rows = self._rounds.of(campaign.number)
+        told = " ".join(_told(row) for row in rows)
+        reached = [row for row in rows if row.sha256]
+        if not reached:
+            return f"{told} Nothing is calibrated."
+        content = self._rounds.content(reached[-1].sha256) or b""
+        file = file_of(reached[-1], content, _spent(reached[-1]))
+        candidate = self._candidate(file, now)
+        if candidate is None:
+            return f"{told} What was calibrated is no longer proposed."
+        self._fleet.propose(candidate, now=now)
+        budget = (
+            f" Epsilon {file.privacy.epsilon:.2f} is spent at delta {file.privacy.delta:g}." if file.privacy else ""
+        )
+        return f"{told}{budget} Candidate {candidate.digest[:16]} is to be evaluated."
+
+    def _candidate(self, file: CalibrationFile, now: datetime) -> Release | None:
+        """The open candidate with a calibration, or the newest release with it."""
+        pool, identity, registry = self._opened.pool, self._opened.identity, self._opened.registry
+        if row := self._fleet.candidate():
+            changes = {"calibration": file, "created": timestamp(now)}
+            return sign_candidate(read_candidate(row.envelope, pool).spec.model_copy(update=changes), identity)
+        newest, gone = registry.release(), registry.digests(State.YANKED, State.SUPERSEDED, State.REFUSED)
+        if newest is None:
+            return None
+        before = read_release(newest.envelope, pool)
+        spec = next_release(pool, before, accepted=[], gone=gone, now=now, calibration=file)
+        return sign_candidate(spec, identity) if spec else None
+
+
+def _spent(row: Round) -> Spent | None:
+    told = json.loads(row.facts).get("privacy")
+    return Spent.model_validate(told) if told else None
+
+
+def _told(row: Round) -> str:
+    facts = json.loads(row.facts)
+    late = f", late: {', '.join(facts['late'])}" if facts.get("late") else ""
+    ended = f" It ended there: {facts['ended']}" if "ended" in facts else ""
+    return f"Round {row.number}: {len(facts.get('answered', ()))} answered{late}.{ended}"
+
+
+def _bounded(vector: NDArray[np.float32], like: Calibration) -> NDArray[np.float32]:
+    """Keep numbers [n] where a calibration holds them; noise and liars may have led beyond."""
+    limits = np.full(len(vector), MAX_BIAS, np.float32)
+    limits[len(vector) - len(like.modules) :] = MAX_LOG_TEMPERATURE
+    return np.clip(vector, -limits, limits)

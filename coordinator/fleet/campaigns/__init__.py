@@ -1,0 +1,1 @@
+"""Campaigns from their start to what follows from them."""

@@ -1,0 +1,137 @@
+"""Starts campaigns: signs the order and opens the row."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from coordinator.fleet.records.campaigns import Fleet, no_candidate
+from coordinator.fleet.records.rounds import Rounds
+from coordinator.registry.tables import Campaign
+from coordinator.workspace.context import Opened
+from protocol.errors import Code, Refused
+from protocol.fleet.campaign import Calibrating, Kind, Order, Privacy, Strategy, sign_order
+from protocol.release import MAX_CALIBRATION_BYTES, Release, read_candidate, read_release, read_timestamp, timestamp
+from router.pool.calibration import METHOD, Calibration
+
+OPEN_FOR, ENDS_AFTER = timedelta(minutes=10), timedelta(days=1)
+"""How long a campaign goes on unless its operator says otherwise."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How routers are calibrated."""
+
+    strategy: Strategy = "fedavg"
+    rounds: int = 3
+    round_minutes: float = 10.0
+    """Who has not answered then is late."""
+    steps: int = 20
+    """Steps that a node takes in a round."""
+    learning_rate: float = 0.05
+    privacy: Privacy | None = None
+
+
+def start(
+    opened: Opened, kind: Kind, *, open_for: timedelta, ends_after: timedelta, now: datetime, plan: Plan | None = None
+) -> Campaign:
+    """Start a campaign.
+
+    Args:
+        opened: The workspace.
+        kind: What is asked; `evaluate` is about the open candidate, `calibrate` about it or else the newest release.
+        open_for: How long nodes that come late are asked, too.
+        ends_after: When it ends, whoever is silent.
+        now: The time.
+        plan: Of a `calibrate`.
+
+    Raises:
+        Refused: `CANDIDATE_UNKNOWN` for an `evaluate` with nothing to evaluate; for a `calibrate`: `RELEASE_UNKNOWN`,
+            `METHOD_UNKNOWN`, `EXPERTS_EXHAUSTED`, `TOO_LARGE` or `BUDGET_EXHAUSTED`.
+    """
+    fleet, calibrating, release = Fleet(opened.registry), None, None
+    candidate = fleet.candidate() if kind in ("evaluate", "calibrate") else None
+    if kind == "evaluate" and candidate is None:
+        raise no_candidate("")
+    if kind == "calibrate":
+        base, plan = base_of(opened), plan or Plan()
+        calibrating = _first_round(opened, base, plan)
+        release = None if candidate else base.digest
+    order = Order(
+        pool=opened.pool.digest,
+        number=fleet.next_number(),
+        kind=kind,
+        candidate=candidate.digest if candidate else None,
+        release=release,
+        calibrating=calibrating,
+        created=timestamp(now),
+        expires=timestamp(now + max(ends_after, open_for)),
+    )
+    first = max(open_for, timedelta(minutes=plan.round_minutes if plan else 0))
+    round_ends = now + min(first, max(ends_after, open_for))
+    return fleet.start(order, sign_order(order, opened.identity), open_for=open_for, round_ends=round_ends, now=now)
+
+
+def start_due(opened: Opened, *, now: datetime) -> Campaign | None:
+    """Start the evaluation of the open candidate if the operator's settings say that it is due.
+
+    A candidate is evaluated by itself once: if too few nodes answered to decide anything, the operator asks again.
+
+    Args:
+        opened: The workspace.
+        now: The time.
+    """
+    after, fleet = opened.settings.evaluate_after_minutes, Fleet(opened.registry)
+    candidate = None if after is None else fleet.candidate()
+    if after is None or candidate is None:
+        return None
+    opened_at = read_timestamp(read_candidate(candidate.envelope, opened.pool).spec.created)
+    if now < opened_at + timedelta(minutes=after):
+        return None  # bundles that come one after the other shall share it
+    about = [campaign for campaign in fleet.campaigns() if campaign.candidate == candidate.digest]
+    if any(campaign.kind == "evaluate" or campaign.state == "running" for campaign in about):
+        return None
+    return start(opened, "evaluate", open_for=OPEN_FOR, ends_after=ENDS_AFTER, now=now)
+
+
+def base_of(opened: Opened) -> Release:
+    """Find the list that is calibrated: the open candidate, or else the newest release.
+
+    Raises:
+        Refused: `RELEASE_UNKNOWN` if there is neither.
+    """
+    if row := Fleet(opened.registry).candidate():
+        return read_candidate(row.envelope, opened.pool)
+    newest = opened.registry.release()
+    if newest is None:
+        raise Refused(Code.RELEASE_UNKNOWN, "There is neither a candidate nor a release to calibrate.", "Train first.")
+    return read_release(newest.envelope, opened.pool)
+
+
+def _first_round(opened: Opened, base: Release, plan: Plan) -> Calibrating:
+    spec, modules = base.spec, opened.pool.spec.modules
+    if spec.routing.method != METHOD:
+        raise Refused(
+            Code.METHOD_UNKNOWN,
+            f"Only {METHOD} is calibrated; the pool routes by {spec.routing.method}.",
+            f"Biases belong to gates: a pool to be calibrated is founded with {METHOD}.",
+        )
+    if len(spec.experts) < 2:  # noqa: PLR2004 - one alone has all the weight
+        raise Refused(Code.EXPERTS_EXHAUSTED, f"The list to calibrate has {len(spec.experts)} experts; two are needed.")
+    empty = Calibration.zeros([expert.bundle for expert in spec.experts], sorted(modules))
+    if len(empty.content) > MAX_CALIBRATION_BYTES:
+        raise Refused(
+            Code.TOO_LARGE,
+            f"A calibration of {len(spec.experts)} experts at {len(modules)} modules is too large to send.",
+        )
+    if plan.privacy is not None:
+        if plan.strategy != "fedavg":
+            raise Refused(
+                Code.SETTINGS_INVALID, f"Noise is accounted for with fedavg, not with {plan.strategy}.",
+                "Leave --strategy or --budget out.",
+            )  # fmt: skip
+        from coordinator.fleet.calibration.aggregation import check_budget  # noqa: PLC0415 - Flower, after it was told to be quiet
+
+        check_budget(plan.privacy, Rounds(opened.registry).noises(), plan.rounds)
+    return Calibrating(
+        strategy=plan.strategy, rounds=plan.rounds, number=1, round_minutes=plan.round_minutes, steps=plan.steps,
+        learning_rate=plan.learning_rate, start=spec.calibration, numbers=len(empty.vector), privacy=plan.privacy,
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""The only files of this room that know Flower."""

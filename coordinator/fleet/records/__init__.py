@@ -1,0 +1,1 @@
+"""What the registry knows of campaigns, nodes, rounds and candidates."""

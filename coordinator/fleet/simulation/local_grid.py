@@ -1,0 +1,142 @@
+"""A federation without sockets: nodes in this process, real messages, everything that crosses recorded."""
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.message_pb2 import Message as MessageProto
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run as FlowerRun
+
+from coordinator.fleet.flower.client import Run
+from coordinator.fleet.simulation.virtual_nodes import NUMBER
+
+
+@dataclass
+class VirtualNode:
+    """One node: its key, its app, and whether it is there."""
+
+    public: str
+    app: ClientApp
+    up: bool = True
+    since: str | None = None
+    """When it connected, as ISO 8601."""
+    state: RecordDict = field(default_factory=RecordDict)
+
+
+class LocalGrid(Grid):
+    """Carries messages to nodes of this process and back, through Flower's own serialisation.
+
+    Args:
+        nodes: The nodes; more may be added while it works.
+        workers: How many of them work at once.
+        on_wire: Shown every message and reply, as bytes.
+    """
+
+    def __init__(self, nodes: list[VirtualNode], *, workers: int = 4, on_wire: Callable[[bytes], object] = len) -> None:
+        self.nodes, self._on_wire = nodes, on_wire
+        self._workers = ThreadPoolExecutor(workers)
+        self._replies: dict[str, Future[Message]] = {}
+        self._numbers = itertools.count(1)
+        self._run: FlowerRun | None = None
+
+    def as_run(self) -> Run:
+        """Be the run of a campaign."""
+        return Run(self, task=1, run=1, node=1)
+
+    def close(self) -> None:
+        """Let the workers go."""
+        self._workers.shutdown(cancel_futures=True)
+
+    def set_run(self, run: FlowerRun) -> None:
+        """Keep a run; nothing here needs one."""
+        self._run = run
+
+    @property
+    def run(self) -> FlowerRun:
+        """The run that was set."""
+        if self._run is None:
+            raise LookupError("no run was set")
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Make a message, as Flower's older apps do."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Identifiers of the nodes that are there."""
+        return [node.node_id for node in self.get_nodes()]
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """Nodes that are there."""
+        return [
+            NodeInfo(node_id=at + 1, public_key=node.public.encode(), last_activated_at=node.since)
+            for at, node in enumerate(self.nodes)
+            if node.up
+        ]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Hand messages to their nodes."""
+        identifiers = []
+        for message in messages:
+            identifier = f"message-{next(self._numbers)}"
+            message.metadata.__dict__["_message_id"] = identifier
+            raw = message_to_proto(message).SerializeToString()
+            self._on_wire(raw)
+            self._replies[identifier] = self._workers.submit(self._deliver, raw, message.metadata.dst_node_id)
+            identifiers.append(identifier)
+        return identifiers
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Take the replies that are ready."""
+        ready = [each for each in message_ids if each in self._replies and self._replies[each].done()]
+        return [self._replies.pop(each).result() for each in ready]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Push messages and wait for all replies."""
+        return [self._replies.pop(each).result(timeout) for each in self.push_messages(messages)]
+
+    def _deliver(self, raw: bytes, number: int) -> Message:
+        message, node = message_from_proto(MessageProto.FromString(raw)), self.nodes[number - 1]
+        if not node.up:
+            return Message(Error(ErrorCode.NODE_UNAVAILABLE, "Node Unavailable"), reply_to=message)
+        context = Context(run_id=1, node_id=number, node_config={NUMBER: number - 1}, state=node.state, run_config={})
+        reply = node.app(message, context)
+        sent = message_to_proto(reply).SerializeToString()
+        self._on_wire(sent)
+        return message_from_proto(MessageProto.FromString(sent))
+
+
+class LocalEngine:
+    """Virtual nodes in threads of this process, for machines without Ray.
+
+    Args:
+        app: Answers for all of them.
+        publics: Their keys, by number.
+    """
+
+    name = "in process"
+
+    def __init__(self, app: ClientApp, publics: Sequence[str]) -> None:
+        self._grid = LocalGrid([VirtualNode(public, app, up=False) for public in publics])
+
+    def as_run(self) -> Run:
+        """Be the run of a campaign."""
+        return self._grid.as_run()
+
+    def come(self, numbers: Iterable[int]) -> None:
+        """Let nodes appear."""
+        for number in numbers:
+            self._grid.nodes[number].up = True
+
+    def close(self) -> None:
+        """Let the threads go."""
+        self._grid.close()

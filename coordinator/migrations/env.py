@@ -1,9 +1,0 @@
-"""Alembic's door: runs the migrations on the connection that `database.migrate` hands over."""
-
-from alembic import context
-
-from coordinator.tables import Base
-
-context.configure(connection=context.config.attributes["connection"], target_metadata=Base.metadata)
-with context.begin_transaction():
-    context.run_migrations()

@@ -1,0 +1,1 @@
+"""Pure rules: who may, what comes next, and when a candidate is good enough."""

@@ -1,0 +1,73 @@
+"""What an envelope alone decides, before a byte of the bundle is stored."""
+
+from coordinator.policy.lifecycle import Standing
+from protocol.bundle import Manifest
+from protocol.compatibility import check_fit
+from protocol.errors import Code, Refused
+from protocol.release import Pool
+
+
+def judge(manifest: Manifest, pool: Pool, standing: Standing) -> None:
+    """Hold a verified manifest against the pool and against what the registry knows.
+
+    Raises:
+        Refused: `KEY_UNKNOWN`, `KEY_REVOKED`, `KEY_PENDING`, or as `judge_standing` and
+            `protocol.compatibility.check_fit`.
+    """
+    judge_contributor(standing.contributor)
+    check_fit(manifest, pool)
+    judge_standing(manifest, pool, standing)
+
+
+def judge_standing(manifest: Manifest, pool: Pool, standing: Standing) -> None:
+    """Hold a manifest against what the registry knows; asked again when the bundle is kept.
+
+    Raises:
+        Refused: `KEY_UNKNOWN`, `KEY_REVOKED`, `KEY_PENDING`, `VERSION_REUSED`, `SUPERSEDES_UNKNOWN`,
+            `DUPLICATE_OF` or `QUOTA`.
+    """
+    judge_contributor(standing.contributor)
+    spec = manifest.spec
+    current = next((digest for name, digest in reversed(standing.live) if name == spec.name), None)
+    if spec.supersedes is not None and spec.supersedes != current:
+        raise Refused(
+            Code.SUPERSEDES_UNKNOWN,
+            f"{spec.supersedes[:16]} is not this contributor's current bundle named {spec.name!r}.",
+            "See what is there with: greylag-client status",
+        )
+    if current is not None and spec.supersedes is None:
+        raise Refused(
+            Code.VERSION_REUSED,
+            f"The name {spec.name!r} is in use by bundle {current[:16]}.",
+            "Choose another name, or say that the new bundle supersedes that one.",
+        )
+    if standing.twin is not None:
+        raise Refused(
+            Code.DUPLICATE_OF,
+            f"Bundle number {standing.twin} by another key holds the same weights.",
+            "Submit an expert that you trained yourself.",
+        )
+    limit = pool.spec.policy.max_experts_per_contributor
+    held = len({name for name, _ in standing.live} - {spec.name}) + standing.uploads
+    if held >= limit:
+        raise Refused(
+            Code.QUOTA,
+            f"A contributor may hold {limit} experts; this one holds or uploads {held} others.",
+            "Supersede one of them.",
+        )
+
+
+def judge_contributor(state: str | None) -> None:
+    """Let only active keys through.
+
+    Raises:
+        Refused: `KEY_UNKNOWN`, `KEY_PENDING` or `KEY_REVOKED`.
+    """
+    match state:
+        case "active":
+            return
+        case "pending":
+            raise Refused(Code.KEY_PENDING, "The key waits for an operator's approval.", "Ask the pool's operator.")
+        case "revoked":
+            raise Refused(Code.KEY_REVOKED, "The key was revoked.", "Ask the pool's operator.")
+    raise Refused(Code.KEY_UNKNOWN, "The key is not enrolled with this coordinator.", "Enrol it, then submit again.")

@@ -1,0 +1,53 @@
+"""The registry's journal: every step of anything is one row, in the same transaction as the step."""
+
+from datetime import datetime
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from coordinator.policy.lifecycle import State, check_step
+from coordinator.registry.tables import BundleRow, Event
+from protocol.errors import GreylagError
+from protocol.release import timestamp
+
+
+def record(  # one parameter a column
+    session: Session,
+    kind: str,
+    subject: str,
+    step: str,
+    *,
+    actor: str,
+    now: datetime,
+    reason: GreylagError | None = None,
+) -> None:
+    """Append one event; the session remembers it for whoever acts after the commit."""
+    number, latest = session.execute(select(func.max(Event.number), func.max(Event.at))).one()
+    event = Event(
+        number=(number or 0) + 1,
+        at=max(timestamp(now), latest or ""),
+        kind=kind,
+        subject=subject,
+        step=step,
+        actor=actor,
+        code=reason.code.name if reason else "",
+        message=reason.message if reason else "",
+    )
+    session.add(event)
+    session.flush()
+    session.info.setdefault("events", []).append(event)
+
+
+def take_step(
+    session: Session, row: BundleRow, step: State, *, actor: str, now: datetime, reason: GreylagError | None = None
+) -> None:
+    """Take a bundle one step further.
+
+    Raises:
+        Refused: `STATE_CHANGE`.
+    """
+    check_step(row.digest, State(row.state), step)
+    row.state = step
+    if reason is not None:
+        row.code, row.message, row.hint = reason.code.name, reason.message, reason.hint
+    record(session, "bundle", row.digest, step, actor=actor, now=now, reason=reason)

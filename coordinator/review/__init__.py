@@ -1,0 +1,1 @@
+"""What is judged by running the model."""

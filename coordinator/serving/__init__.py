@@ -1,0 +1,1 @@
+"""Calls over gRPC: intake of bundles, catalog of releases."""

@@ -1,0 +1,216 @@
+"""How a bundle gets in: enrol, begin, commit. Called from threads of the gRPC door."""
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from hmac import compare_digest
+
+from coordinator.faults import fault_point
+from coordinator.fleet.records.campaigns import Fleet
+from coordinator.policy import eligibility as rules
+from coordinator.policy.lifecycle import Standing
+from coordinator.registry.registry import Registry
+from coordinator.registry.tables import BundleRow
+from coordinator.storage.blobs import Store, is_sha256
+from coordinator.storage.spool import Spool
+from protocol import bundle, release
+from protocol.bundle import Manifest
+from protocol.errors import Code, Refused
+from protocol.fleet.node_key import check_clock, read_binding
+from protocol.release import RECEIPT_TYPE, Pool, Receipt, timestamp
+from protocol.signing import Identity
+
+_TOKEN_BYTES = 32
+
+
+@dataclass(frozen=True)
+class Begun:
+    """The answer to a begin: a session, or the receipt of a bundle that is kept already."""
+
+    digest: str
+    token: bytes = b""
+    missing: tuple[tuple[str, int], ...] = ()
+    """(name, offset in bytes) of files that are not complete."""
+    receipt: bytes = b""
+
+
+class Intake:
+    """The order of acceptance: spool, sync, check, store, then one transaction.
+
+    Whatever is interrupted leaves at most bytes without a row, and the same request again completes it.
+
+    Args:
+        pool: The pool that bundles are for.
+        identity: Signs receipts.
+        registry: Rows.
+        store: Bytes that are kept.
+        spool: Bytes on their way.
+        clock: Tells the time.
+        session_life: How long an upload may be resumed.
+        fleet: Where contributors' daemons connect to, `host:port`; None where they are not taken.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        identity: Identity,
+        registry: Registry,
+        *,
+        store: Store,
+        spool: Spool,
+        clock: Callable[[], datetime],
+        session_life: timedelta,
+        fleet: str | None = None,
+    ) -> None:
+        self._pool, self._identity = pool, identity
+        self._registry, self._store, self._spool = registry, store, spool
+        self._clock, self._session_life, self._fleet = clock, session_life, fleet
+
+    def sweep(self) -> None:
+        """Forget expired uploads, and the spooled bytes that belong to none."""
+        self._registry.expire_uploads(now=self._clock())
+        self._spool.sweep(self._registry.uploads())
+
+    def enrol(self, envelope: bytes) -> str:
+        """Take a key's presentation and return the key's state.
+
+        Raises:
+            Refused: `WRONG_POOL`, `NAME_TAKEN`, `KEY_REVOKED`, or any code of an envelope.
+        """
+        enrolment = release.read_enrolment(envelope)
+        if enrolment.pool != self._pool.digest:
+            raise Refused(
+                Code.WRONG_POOL,
+                f"The enrolment is for pool {enrolment.pool[:16]}; this is pool {self._pool.digest[:16]}.",
+                "Fetch the pool again, then enrol.",
+            )
+        state = "active" if self._pool.spec.policy.enrolment == "open" else "pending"
+        return self._registry.enrol(enrolment, envelope, state=state, now=self._clock())
+
+    def bind(self, envelope: bytes) -> str:
+        """Take the key of a contributor's daemon, and return where the daemon connects to.
+
+        Raises:
+            Refused: `FLEET_OFF`, `WRONG_POOL`, `CLOCKS_APART`, `NODE_TAKEN`, a code of the contributor's key, or of
+                an envelope.
+        """
+        if self._fleet is None:
+            raise Refused(
+                Code.FLEET_OFF, "This coordinator takes no daemons.", "Contribute with: greylag-client contribute"
+            )
+        binding = read_binding(envelope)
+        if binding.pool != self._pool.digest:
+            raise Refused(
+                Code.WRONG_POOL,
+                f"The binding is for pool {binding.pool[:16]}; this is pool {self._pool.digest[:16]}.",
+                "Start the daemon again.",
+            )
+        now = self._clock()
+        check_clock(binding, now=now)
+        Fleet(self._registry).bind(binding, envelope, now=now)
+        return self._fleet
+
+    def begin(self, envelope: bytes) -> Begun:
+        """Judge an envelope, and open or find its upload session.
+
+        Raises:
+            Refused: As `read_manifest` and `admission.envelope.judge`.
+            Unavailable: `STORAGE_FULL`.
+        """
+        manifest = bundle.read_manifest(envelope)
+        if known := self._registry.bundle(manifest.digest):
+            return Begun(manifest.digest, receipt=known.receipt)
+        self._drop_expired()
+        rules.judge(manifest, self._pool, self._registry.standing(manifest))
+
+        def check(standing: Standing, others_bytes: int) -> None:
+            rules.judge_standing(manifest, self._pool, standing)  # once more: others may begin at the same moment
+            self._spool.check_room(others_bytes, manifest.total_bytes)
+
+        token, expires = secrets.token_bytes(_TOKEN_BYTES), self._clock() + self._session_life
+        upload = self._registry.begin(manifest, check=check, token=token, expires=expires)
+        self._spool.make(manifest.digest, manifest.files)
+        missing = self._spool.missing(manifest.digest, manifest.files)
+        return Begun(manifest.digest, upload.token, tuple(missing.items()))
+
+    def session(self, digest: str, token: bytes) -> Manifest:
+        """Find an upload session of whoever holds its token.
+
+        Raises:
+            Refused: `SESSION_UNKNOWN` or `SESSION_DENIED`.
+        """
+        upload = self._registry.upload(digest, now=self._clock()) if is_sha256(digest) else None
+        if upload is None:
+            raise Refused(Code.SESSION_UNKNOWN, f"There is no upload of {digest[:16]!r}.", "Begin again.")
+        if not compare_digest(upload.token, token):
+            raise Refused(Code.SESSION_DENIED, "The upload belongs to someone else.", "Begin again.")
+        return bundle.read_manifest(upload.envelope)
+
+    def commit(self, digest: str, token: bytes) -> bytes:
+        """Check every byte, keep the bundle and return its receipt.
+
+        A file whose bytes are wrong is forgotten, so that the next try sends it afresh.
+
+        Raises:
+            Refused: `SESSION_UNKNOWN`, `SESSION_DENIED`, `MISSING_RANGES`, `DIGEST_MISMATCH`, or as `judge_standing`.
+            Unavailable: `STORAGE_FULL` or `BUSY`.
+        """
+        if is_sha256(digest) and (known := self._registry.bundle(digest)):
+            self._spool.drop(digest)
+            return known.receipt
+        manifest = self.session(digest, token)
+        if missing := self._spool.missing(digest, manifest.files):
+            name, offset = next(iter(missing.items()))
+            raise Refused(
+                Code.MISSING_RANGES,
+                f"{name} has {offset} of {manifest.files[name].size} bytes.",
+                "Begin again to learn what is missing.",
+            )
+        self._check_bytes(manifest)
+        fault_point("bytes-checked")
+        for name, file in manifest.files.items():
+            self._store.put(self._spool.path(digest, name), file.sha256)
+        fault_point("blobs-stored")
+        now = self._clock()
+        receipt = self._registry.keep(
+            manifest,
+            check=lambda standing: rules.judge_standing(manifest, self._pool, standing),
+            sign=lambda sequence: self._receipt(manifest, sequence, now),
+            now=now,
+        )
+        self._spool.drop(digest)
+        fault_point("spool-dropped")
+        return receipt
+
+    def status(self, digest: str) -> BundleRow:
+        """Find a bundle that was committed.
+
+        Raises:
+            Refused: `BUNDLE_UNKNOWN`.
+        """
+        if is_sha256(digest) and (row := self._registry.bundle(digest)):
+            return row
+        raise Refused(Code.BUNDLE_UNKNOWN, f"No bundle {digest[:16]!r} was submitted.", "Submit it first.")
+
+    def _drop_expired(self) -> None:
+        for digest in self._registry.expire_uploads(now=self._clock()):
+            self._spool.drop(digest)
+
+    def _check_bytes(self, manifest: Manifest) -> None:
+        for name, file in manifest.files.items():
+            try:
+                bundle.check_file(self._spool.path(manifest.digest, name), file)
+            except Refused:
+                self._spool.drop_file(manifest.digest, name)
+                raise
+
+    def _receipt(self, manifest: Manifest, sequence: int, now: datetime) -> bytes:
+        receipt = Receipt(
+            pool=self._pool.digest,
+            bundle=manifest.digest,
+            contributor=manifest.spec.contributor,
+            sequence=sequence,
+            received=timestamp(now),
+        )
+        return release.sign(RECEIPT_TYPE, {"bundle": manifest.digest}, receipt, self._identity)

@@ -1,0 +1,66 @@
+"""Puts a workspace behind the gRPC door."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+
+import grpc
+import structlog
+
+from coordinator.serving.intake import Intake
+from coordinator.serving.intake_service import SERVICES, CatalogService, IntakeService
+from coordinator.storage.blobs import Store
+from coordinator.storage.spool import Spool
+from coordinator.workspace.context import Opened
+from coordinator.workspace.metrics import Metrics
+from protocol.v1 import catalog_pb2_grpc, intake_pb2_grpc
+from protocol.wire.grpc_server import Listen, serve
+
+_log = structlog.get_logger(__name__)
+
+
+def serve_workspace(
+    opened: Opened, metrics: Metrics, *, clock: Callable[[], datetime], on_ready: Callable[[str], None]
+) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Args:
+        opened: The workspace.
+        metrics: Counts refusals.
+        clock: Tells the time.
+        on_ready: Called once with `host:port`, when calls are being taken.
+
+    Raises:
+        Refused: `SETTINGS_INVALID` for an address or a store that cannot be used.
+    """
+    settings = opened.settings
+    store = Store(settings.store)
+    spool = Spool(
+        opened.workspace.spool, quota_bytes=settings.spool_quota_bytes, floor_bytes=settings.free_disk_floor_bytes
+    )
+    intake = Intake(
+        opened.pool,
+        opened.identity,
+        opened.registry,
+        store=store,
+        spool=spool,
+        clock=clock,
+        session_life=timedelta(hours=settings.session_hours),
+        fleet=settings.fleet_address or settings.fleet_listen,
+    )
+    intake.sweep()
+    store.sweep_leftovers()
+
+    def register(server: grpc.aio.Server) -> Sequence[str]:
+        intake_service = IntakeService(intake, spool, idle_timeout_s=settings.idle_timeout_s)
+        intake_pb2_grpc.add_IntakeServicer_to_server(intake_service, server)
+        catalog_pb2_grpc.add_CatalogServicer_to_server(CatalogService(opened.pool, opened.registry, store), server)
+        return SERVICES
+
+    def ready(port: int) -> None:
+        address = f"{settings.listen.rpartition(':')[0]}:{port}"
+        _log.info("serving", address=address, pool=opened.pool.digest)
+        on_ready(address)
+
+    listen = Listen(settings.listen, settings.tls_cert, settings.tls_key)
+    asyncio.run(serve(listen, register, count=metrics.refused, on_ready=ready))

@@ -1,0 +1,1 @@
+"""Bytes by digest, and where they wait until they are whole."""

@@ -1,0 +1,1 @@
+"""An operator's folder: paths, settings, locks, founding, checks."""

@@ -1,0 +1,101 @@
+"""Opens a workspace: what every command needs of it, and the locks that keep two processes apart."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import structlog
+from filelock import FileLock, Timeout
+
+from coordinator.registry.registry import Registry
+from coordinator.registry.tables import Event
+from coordinator.workspace.metrics import Metrics
+from coordinator.workspace.settings import Settings, Workspace
+from protocol.errors import Code, Refused
+from protocol.release import Pool, read_pool
+from protocol.signing import Identity
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A workspace whose key signed its pool and whose registry answers."""
+
+    workspace: Workspace
+    settings: Settings
+    pool: Pool
+    identity: Identity
+    registry: Registry
+
+
+@contextmanager
+def opened(workspace: Workspace, settings: Settings, metrics: Metrics | None = None) -> Iterator[Opened]:
+    """Open a workspace and close it again.
+
+    Raises:
+        Refused: `KEY_UNREADABLE`, `WORKSPACE_MISSING`, `UNTRUSTED`, `SCHEMA_MISMATCH`, or any code of an envelope.
+        Unavailable: `BUSY` if the database does not answer.
+    """
+    identity = Identity.load(workspace.key)
+    try:
+        envelope = workspace.pool.read_bytes()
+    except OSError as error:
+        raise Refused(
+            Code.WORKSPACE_MISSING, f"{workspace.pool} cannot be read: {error.strerror}.", "Restore it from a copy."
+        ) from error
+    pool = read_pool(envelope, trusted=identity.public)
+    registry = Registry.open(settings.database, _announce(metrics))
+    try:
+        yield Opened(workspace, settings, pool, identity, registry)
+    finally:
+        registry.close()
+
+
+@contextmanager
+def exclusive(workspace: Workspace, process: str) -> Iterator[None]:
+    """Be the only process of a kind in a workspace.
+
+    Raises:
+        Refused: `WORKSPACE_BUSY`, or `SETTINGS_INVALID` where the workspace cannot be written.
+    """
+    lock = FileLock(workspace.lock(process))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise Refused(
+            Code.WORKSPACE_BUSY,
+            f"Another `greylag-coordinator {process}` works in {workspace.folder.resolve()}.",
+            "Stop it first.",
+        ) from error
+    except OSError as error:
+        raise Refused(
+            Code.SETTINGS_INVALID,
+            f"{workspace.folder.resolve()} cannot be written to: {error.strerror}.",
+            "Check the folder's owner and permissions.",
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_at_work(workspace: Workspace, process: str) -> bool:
+    """Tell whether a process of a kind works in a workspace, on this machine."""
+    lock = FileLock(workspace.lock(process))
+    try:
+        with lock.acquire(blocking=False):
+            return False
+    except (Timeout, OSError):
+        return True
+
+
+def _announce(metrics: Metrics | None) -> Callable[[Event], None]:
+    def announce(event: Event) -> None:
+        _log.info(event.kind, subject=event.subject, step=event.step, actor=event.actor, code=event.code)
+        if metrics is not None and event.kind == "bundle":
+            metrics.stepped(event.step)
+            if event.code:
+                metrics.refused(Code[event.code])
+
+    return announce

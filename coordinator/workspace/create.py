@@ -1,0 +1,197 @@
+"""Makes a workspace: key, signed pool, empty registry. Whole or not at all."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import ValidationError
+
+from coordinator.registry.registry import Registry
+from coordinator.workspace.settings import Workspace, read
+from protocol.adapters import Shape
+from protocol.errors import Code, Refused, from_os_error
+from protocol.fleet.campaign import APP_DIGEST
+from protocol.release import Pool, sign_pool, timestamp
+from protocol.signing import Identity
+from protocol.spec import Architecture, BaseModelRef, Name, Policy, PoolSpec, Recipe, Routing
+from protocol.statement import Strict, first_fault
+
+PROBE = (
+    "The quick brown fox jumps over the lazy dog.",
+    "Water boils at one hundred degrees at sea level.",
+    "Please send me the report before Friday.",
+    "Once upon a time there was a king who had three daughters.",
+)
+"""Public text for a pool whose operator gives none."""
+
+
+@dataclass(frozen=True)
+class BaseFacts:
+    """What a pool says of its base model."""
+
+    location: str
+    """Folder or Hugging Face id; stays in the operator's settings."""
+    ref: BaseModelRef
+    architecture: Architecture
+    modules: dict[str, Shape]
+
+
+def study_base(name_or_path: str) -> BaseFacts:
+    """Load a base model and list what a pool must know of it.
+
+    Raises:
+        Refused: `BASE_UNREADABLE`.
+    """
+    from router.base.linear import linear_modules  # noqa: PLC0415 - seconds of import that only this needs
+    from router.base.loading import fingerprint, load_base  # noqa: PLC0415
+
+    loaded = load_base(name_or_path, device="cpu")
+    folder = Path(name_or_path)
+    return BaseFacts(
+        location=str(folder.resolve()) if folder.is_dir() else name_or_path,
+        ref=fingerprint(name_or_path),
+        architecture=loaded.architecture,
+        modules=linear_modules(loaded.model),
+    )
+
+
+class _Choices(Strict):
+    """What an operator decides of a pool."""
+
+    name: Name
+    recipe: Recipe
+    policy: Policy
+    routing: Routing
+
+
+def found(
+    workspace: Workspace,
+    study: Callable[[], BaseFacts],
+    *,
+    name: str,
+    choices: Mapping[str, dict[str, Any]],
+    settings: dict[str, Any],
+    probe: Path | None,
+    now: datetime,
+) -> Pool:
+    """Make a workspace.
+
+    Args:
+        workspace: A folder that is not a workspace yet; made if it is missing.
+        study: Reads the base model, when everything else was checked.
+        name: The pool's name.
+        choices: Under `recipe`, `policy` and `routing`, the fields that differ from the defaults.
+        settings: Entries of coordinator.toml that differ from the defaults.
+        probe: Public text, one input a line; without it, a few sentences of our own.
+        now: The time.
+
+    Raises:
+        Refused: `WORKSPACE_EXISTS`, `SETTINGS_INVALID` or `DATA_UNREADABLE`; nothing is left behind.
+        Unavailable: `BUSY` if the database does not answer.
+    """
+    check_absent(workspace)
+    lines = list(PROBE) if probe is None else read_probe(probe)
+    policy = {"apps": (APP_DIGEST,), **choices.get("policy", {})}
+    try:
+        chosen = _Choices.model_validate({"name": name, "recipe": {}, "routing": {}, **choices, "policy": policy})
+    except ValidationError as error:
+        place, reason = first_fault(error)
+        raise Refused(
+            Code.SETTINGS_INVALID, f"The pool's {place} is wrong: {reason}.", "Correct the option or the file."
+        ) from error
+    base, identity = study(), Identity.generate()
+    spec = PoolSpec(
+        name=chosen.name,
+        base=base.ref,
+        architecture=base.architecture,
+        modules=base.modules,
+        recipe=chosen.recipe,
+        policy=chosen.policy,
+        routing=chosen.routing,
+        coordinator=identity.public.hex,
+        created=timestamp(now),
+    )
+    pool = sign_pool(spec, identity)
+    _write(workspace, identity, pool, probe=lines, settings={"base": base.location, **settings})
+    return pool
+
+
+def _write(workspace: Workspace, identity: Identity, pool: Pool, *, probe: list[str], settings: dict[str, Any]) -> None:
+    """Write a workspace whole, or leave nothing behind."""
+    existed = workspace.folder.exists()
+    try:
+        workspace.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".init-", dir=workspace.folder) as folder:
+            draft = Workspace(Path(folder))
+            identity.save(draft.key)
+            draft.pool.write_bytes(pool.envelope)
+            (draft.folder / "probe.txt").write_text("\n".join(probe) + "\n", encoding="utf-8")
+            draft.settings.write_text(tomli_w.dumps(settings), encoding="utf-8")
+            # An external database is migrated where it is; SQLite's file moves in with the rest.
+            _prepare_registry(read(draft).database)
+            _move_in(draft, workspace)
+    except BaseException as error:
+        if not existed:
+            shutil.rmtree(workspace.folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise from_os_error(error) from error
+        raise
+
+
+def check_absent(workspace: Workspace) -> None:
+    """Refuse to found a workspace over another, or over what an interrupted founding left."""
+    for path in (workspace.settings, workspace.key, workspace.pool, workspace.folder / "registry.db"):
+        if path.exists():
+            raise Refused(
+                Code.WORKSPACE_EXISTS,
+                f"{path} is there already.",
+                "Choose another folder with --workspace; a key and a registry are never replaced.",
+            )
+
+
+def read_probe(path: Path) -> list[str]:
+    """Read public text, one input a line.
+
+    Raises:
+        Refused: `DATA_UNREADABLE`.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error.reason
+        raise Refused(
+            Code.DATA_UNREADABLE, f"The probe {path} cannot be read: {reason}.", "Give a UTF-8 text file."
+        ) from error
+    if not lines:
+        raise Refused(Code.DATA_UNREADABLE, f"The probe {path} is empty.", "Give one input a line.")
+    return lines
+
+
+def _prepare_registry(url: str) -> None:
+    registry = Registry.open(url, migrate=True)
+    try:
+        if not registry.is_empty:
+            raise Refused(
+                Code.WORKSPACE_EXISTS, "The database holds the registry of another pool.", "Give an empty database."
+            )
+    finally:
+        registry.close()
+
+
+def _move_in(draft: Workspace, workspace: Workspace) -> None:
+    """Move a finished workspace into place; the settings file comes last and makes it one."""
+    moved: list[Path] = []
+    names = sorted((path.name for path in draft.folder.iterdir()), key=lambda name: name == draft.settings.name)
+    try:
+        for name in names:
+            (draft.folder / name).rename(workspace.folder / name)
+            moved.append(workspace.folder / name)
+    except OSError:
+        for path in moved:
+            path.unlink()
+        raise

@@ -1,0 +1,61 @@
+"""Counters of what was refused and which steps bundles took, for Prometheus."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prometheus_client import CollectorRegistry, Counter, start_http_server
+
+from coordinator.policy.lifecycle import State
+from protocol.errors import Code, Refused
+from protocol.wire.grpc_client import check_address
+
+
+class Metrics:
+    """The counters of one process; every label is there from the start, at zero.
+
+    Args:
+        registry: Where they are collected; a new registry without one.
+    """
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        registry = self._registry = registry or CollectorRegistry()
+        self._refusals = Counter("greylag_refusals", "Refusals by code.", ["code"], registry=registry)
+        self._steps = Counter("greylag_bundle_steps", "Steps of bundles by state.", ["state"], registry=registry)
+        for code in Code:
+            self._refusals.labels(code.name)
+        for state in State:
+            self._steps.labels(state)
+
+    @contextmanager
+    def exposed(self, address: str | None) -> Iterator[None]:
+        """Answer `GET /metrics` at `host:port` for the length of a block; nowhere without an address.
+
+        Raises:
+            Refused: `SETTINGS_INVALID` if the address cannot be listened on.
+        """
+        if address is None:
+            yield
+            return
+        host, _, port = check_address(address).rpartition(":")
+        try:
+            server, thread = start_http_server(int(port), host.strip("[]"), registry=self._registry)
+        except OSError as error:
+            raise Refused(
+                Code.SETTINGS_INVALID,
+                f"Cannot answer /metrics at {address}: {error.strerror}.",
+                "Is another process listening there?",
+            ) from error
+        try:
+            yield
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+    def refused(self, code: Code) -> None:
+        """Count a refusal."""
+        self._refusals.labels(code.name).inc()
+
+    def stepped(self, state: str) -> None:
+        """Count a step of a bundle."""
+        self._steps.labels(state).inc()
