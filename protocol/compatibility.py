@@ -8,8 +8,8 @@ from collections.abc import Collection
 
 from protocol import tensors
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle, Manifest
+from protocol.documents import Pool
 from protocol.errors import Code, Refused
-from protocol.release import Pool
 from protocol.spec import BaseModelRef, Centroid, PoolSpec
 from protocol.tensors import TensorInfo
 

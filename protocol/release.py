@@ -5,31 +5,25 @@ grows by one expert grows by one line, and a node fetches only what it lacks.
 """
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from protocol import statement
+from protocol.documents import Pool, read_document, read_timestamp, sign, timestamp
 from protocol.errors import Code, Refused
 from protocol.signing import Identity, PublicKey, Signed
 from protocol.spec import (
-    POOL_TYPE,
-    TIMESTAMP_FORMAT,
-    KeyHex,
     Name,
-    PoolSpec,
     Routing,
     Sha256,
     Timestamp,
     Version,
 )
-from protocol.statement import Document, Strict
+from protocol.statement import Strict
 
 RELEASE_TYPE = "https://greylag.org/release/v1"
 CANDIDATE_TYPE = "https://greylag.org/candidate/v1"
-ENROLMENT_TYPE = "https://greylag.org/enrolment/v1"
-RECEIPT_TYPE = "https://greylag.org/receipt/v1"
 MAX_CALIBRATION_BYTES = 3 << 20
 """Largest calibration as a file, and as a node's answer: 1000 experts at 700 modules."""
 
@@ -90,34 +84,6 @@ class ReleaseSpec(Strict):
         return self
 
 
-class Enrolment(Strict):
-    """A key presents itself under a name; signed by that key."""
-
-    pool: Sha256
-    name: Name
-    key: KeyHex
-    created: Timestamp
-
-
-class Receipt(Strict):
-    """The coordinator's word that it keeps a bundle."""
-
-    pool: Sha256
-    bundle: Sha256
-    contributor: KeyHex
-    sequence: Annotated[int, Field(ge=1)]
-    received: Timestamp
-
-
-@dataclass(frozen=True)
-class Pool:
-    """A pool whose signature was verified."""
-
-    digest: str
-    envelope: bytes
-    spec: PoolSpec
-
-
 @dataclass(frozen=True)
 class Release:
     """A release whose signature was verified."""
@@ -125,41 +91,6 @@ class Release:
     digest: str
     envelope: bytes
     spec: ReleaseSpec
-
-
-def sign(predicate_type: str, subjects: dict[str, str], document: Strict, identity: Identity) -> bytes:
-    """Sign a document about subjects (name to sha256)."""
-    return identity.sign(statement.build(predicate_type, subjects, document))
-
-
-def sign_pool(spec: PoolSpec, identity: Identity) -> Pool:
-    """Sign a pool; its subject is the base model's weights."""
-    envelope = sign(POOL_TYPE, {"base": spec.base.weights}, spec, identity)
-    return Pool(Signed.parse(envelope).digest, envelope, spec)
-
-
-def read_pool(envelope: bytes, trusted: PublicKey | None = None) -> Pool:
-    """Verify a pool document.
-
-    Args:
-        envelope: The signed document.
-        trusted: The key it must be signed by; without one, the key that it names itself
-            (trust on first use: the caller shows the key to a person).
-
-    Raises:
-        Refused: `UNTRUSTED` for another key than the trusted one, or any code of an envelope.
-    """
-    signed = Signed.parse(envelope)
-    spec = statement.read(PoolSpec, statement.parse(signed.payload, POOL_TYPE).predicate, what="The pool")
-    key = PublicKey.from_hex(spec.coordinator)
-    if trusted is not None and key != trusted:
-        raise Refused(
-            Code.UNTRUSTED,
-            f"The pool is signed by key {key.hex[:16]}; this machine trusts {trusted.hex[:16]}.",
-            "Ask the operator; if the key really changed, start a new workspace.",
-        )
-    signed.verify(key)
-    return Pool(signed.digest, envelope, spec)
 
 
 def sign_release(spec: ReleaseSpec, identity: Identity) -> Release:
@@ -231,51 +162,8 @@ def _check_successor(release: Release, seen: Release) -> None:
         )
 
 
-def read_enrolment(envelope: bytes) -> Enrolment:
-    """Verify that a key presents itself.
-
-    Raises:
-        Refused: `BAD_SIGNATURE`, `WEAK_KEY`, or any code of an envelope.
-    """
-    signed = Signed.parse(envelope)
-    spec = statement.read(Enrolment, statement.parse(signed.payload, ENROLMENT_TYPE).predicate, what="The enrolment")
-    signed.verify(PublicKey.from_hex(spec.key))
-    return spec
-
-
-def read_receipt(envelope: bytes, pool: Pool) -> Receipt:
-    """Verify a receipt of a pool's coordinator.
-
-    Raises:
-        Refused: `WRONG_POOL`, `BAD_SIGNATURE`, or any code of an envelope.
-    """
-    receipt = _read(Receipt, RECEIPT_TYPE, envelope, PublicKey.from_hex(pool.spec.coordinator), "The receipt")[1]
-    if receipt.pool != pool.digest:
-        raise Refused(Code.WRONG_POOL, "The receipt belongs to another pool.", "Tell the pool's operator.")
-    return receipt
-
-
-def timestamp(moment: datetime) -> str:
-    """Write an aware time as the documents do: UTC, whole seconds."""
-    return moment.astimezone(UTC).strftime(TIMESTAMP_FORMAT)
-
-
-def read_timestamp(text: str) -> datetime:
-    """Inverse of `timestamp`."""
-    return datetime.strptime(text, TIMESTAMP_FORMAT).replace(tzinfo=UTC)
-
-
 def _read_list(envelope: bytes, pool: Pool, predicate_type: str, what: str) -> Release:
-    signed, spec = _read(ReleaseSpec, predicate_type, envelope, PublicKey.from_hex(pool.spec.coordinator), what)
+    signed, spec = read_document(ReleaseSpec, predicate_type, envelope, PublicKey.from_hex(pool.spec.coordinator), what)
     if spec.pool != pool.digest:
         raise Refused(Code.WRONG_POOL, f"{what} belongs to another pool.", "Tell the pool's operator.")
     return Release(signed.digest, envelope, spec)
-
-
-def _read(
-    document: type[Document], predicate_type: str, envelope: bytes, key: PublicKey, what: str
-) -> tuple[Signed, Document]:
-    signed = Signed.parse(envelope)
-    signed.verify(key)
-    parsed = statement.parse(signed.payload, predicate_type)
-    return signed, statement.read(document, parsed.predicate, what=what)

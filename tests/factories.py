@@ -17,15 +17,16 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from client.runs.record import lay_modules
+from client.training.modules import lay_modules
 from protocol.adapters import BOTTLENECK_TYPE, BottleneckModule, Ia3Module, Kind
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, GATES, Bundle, pack
-from protocol.release import Pool, sign_pool
+from protocol.documents import Pool, sign_pool
 from protocol.signing import Identity
 from protocol.spec import ExpertSpec, Policy, PoolSpec, Recipe, Statistics
 from protocol.tensors import ADAPTER_PREFIX, CENTROID
+from router.base.fingerprint import fingerprint
 from router.base.linear import linear_modules
-from router.base.loading import fingerprint, load_base
+from router.base.loading import load_base
 
 NO_STATISTICS = Statistics()
 NOW = "2026-11-22T12:00:00Z"

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from client.cli.options import JsonFlag, WorkspaceFlag, open_workspace, put_json, quiet_libraries, talk
+from client.cli.options import JsonFlag, WorkspaceFlag, open_workspace, put_json, talk
+from client.libraries import quiet_libraries
 
 if TYPE_CHECKING:
     from client.daemon.state import Place

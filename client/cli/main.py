@@ -19,20 +19,21 @@ from client.cli.options import (
     WorkspaceFlag,
     at_work,
     open_workspace,
-    quiet_libraries,
     recipe_flags,
     run,
     talk,
 )
+from client.cli.progress import Style, show
 from client.cli.submit import check_verdict, send_bundle, show_records
-from client.progress import GIVE_UP_AFTER_S, Style, show
+from client.libraries import quiet_libraries
+from client.progress import GIVE_UP_AFTER_S
 from client.runs.consent import TELLS, Share
 from client.training.distributed import leads
 from router.base.device_map import read_amounts
 from router.base.quantisation import Bits
 
 if TYPE_CHECKING:
-    from client.job import Order
+    from client.training.request import Order
     from protocol.spec import Promise
 
 
@@ -102,8 +103,8 @@ def order_from(
     **recipe: Any,
 ) -> "Order":
     """Read what every verb that trains is told by its flags, and say what will be shared."""
-    from client.job import Order
     from client.training.plan import Thrift
+    from client.training.request import Order
 
     thrift = Thrift(dtype, quantise, recompute, packing, read_amounts(max_memory or ()))
     return Order(data, name, seed, device, micro_batch, recipe, tell(share), thrift)
@@ -151,7 +152,8 @@ def init(
     Example: greylag-client init --coordinator pool.example.org:7443 --ca cert.pem --name ada
     """
     from client.submission.join import join
-    from client.workspace.paths import Workspace, storage
+    from client.workspace.disk import storage
+    from client.workspace.paths import Workspace
 
     place = Workspace(workspace)
     flags: dict[str, object] = {

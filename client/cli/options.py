@@ -2,10 +2,8 @@
 
 import inspect
 import json
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from client.progress import Style
+from client.cli.progress import Style
 from protocol.errors import GreylagError, from_os_error
 
 if TYPE_CHECKING:
@@ -84,31 +82,10 @@ def open_workspace(root: Path, **flags: object) -> "tuple[Workspace, ClientSetti
 @contextmanager
 def at_work(workspace: "Workspace") -> Iterator[None]:
     """Keep the workspace to this process, and turn a full disk into a sentence."""
-    from client.workspace.paths import storage
+    from client.workspace.disk import storage
 
     with storage(), workspace.lock():
         yield
-
-
-def quiet_libraries(*models: str) -> None:
-    """Before the first import of the training libraries: no telemetry, no chatter.
-
-    Args:
-        models: The base model and others; if all are folders, the libraries are told to ask nobody.
-    """
-    if all(Path(model).is_dir() for model in models):
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    for name, value in {
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
-    }.items():
-        os.environ.setdefault(name, value)
-    # It reports, on being imported, which of its parts are not there.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")  # libraries' notes to programmers
 
 
 def talk(text: str) -> None:

@@ -17,7 +17,8 @@ from client.cli.options import (
     put_json,
     talk,
 )
-from client.progress import GIVE_UP_AFTER_S, Report, Style, show
+from client.cli.progress import Style, show
+from client.progress import GIVE_UP_AFTER_S, Report
 from protocol.errors import Code, Refused
 
 if TYPE_CHECKING:

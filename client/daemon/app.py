@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from protocol.documents import Pool
 from protocol.errors import Code, GreylagError, Refused, Unavailable
 from protocol.fleet.campaign import Kind, Order, read_order
 from protocol.fleet.reply import ANSWER, ARRAYS, METRICS, NUMBER_BYTES, ORDER, UPDATE, Reply, read_reply
-from protocol.release import Pool
 
 Act = Callable[[Order], Reply]
 

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DataCollatorForSeq2Seq
 
+from client.data.columns import Columns
 from client.data.examples import read_examples
-from client.training.plan import Columns
 from protocol.errors import Code, Refused
 from protocol.fleet.campaign import Calibrating
-from router.follow.pull import Mirror
+from router.follow.workspace import Mirror
 from router.pool.calibration import METHOD, Calibration
 from router.training.calibrate import calibrate
 

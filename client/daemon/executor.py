@@ -14,13 +14,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from client.cli.options import quiet_libraries
 from client.daemon.data_watch import Watch
 from client.daemon.handlers import Work
 from client.daemon.policy import DaemonPolicy, Verdict, judge, read_policy
 from client.daemon.state import UNASKED, WORKING, Place
+from client.libraries import quiet_libraries
 from client.workspace import settings as client_settings
-from client.workspace.paths import Workspace, storage
+from client.workspace.disk import storage
+from client.workspace.paths import Workspace
 from protocol.errors import Code, GreylagError, Unavailable
 from protocol.fleet.campaign import Kind, Order
 from protocol.fleet.reply import Reply

@@ -10,23 +10,24 @@ from typing import TYPE_CHECKING
 
 from client.daemon.policy import DaemonPolicy
 from client.daemon.state import Place
-from client.job import Order as TrainingOrder
 from client.job import produce
 from client.progress import Progress
 from client.runs.record import coarse
 from client.submission import submit, upload
+from client.training.request import Order as TrainingOrder
 from client.workspace import settings as client_settings
 from client.workspace.settings import ClientSettings
+from protocol.documents import Pool
 from protocol.errors import Code, Refused
 from protocol.fleet.campaign import Order
 from protocol.fleet.reply import Reply
-from protocol.release import Pool
-from router.base.loading import check_base
-from router.follow.pull import BUNDLES, CALIBRATIONS, pull, pull_calibration, pull_exactly
+from router.base.fingerprint import check_base
+from router.follow.pull import pull, pull_calibration, pull_exactly
+from router.follow.workspace import BUNDLES, CALIBRATIONS
 
 if TYPE_CHECKING:
     from client.data.examples import Pair
-    from router.follow.pull import Mirror
+    from router.follow.workspace import Mirror
     from router.model.routed_model import RoutedModel
 
 PATIENCE_S = 60.0
@@ -68,7 +69,7 @@ class Work:
         import torch  # noqa: PLC0415
 
         from client.bundle.pack import tool_version  # noqa: PLC0415
-        from client.data.examples import read_rows  # noqa: PLC0415
+        from client.data.files import read_rows  # noqa: PLC0415
 
         rows = len(read_rows(policy.data, self.place.folder))
         words = {
@@ -159,7 +160,7 @@ class Work:
         self, order: Order, policy: DaemonPolicy, settings: ClientSettings, count: Callable[[int], None]
     ) -> "Mirror":
         """Fetch the list of experts that an order is about; not for data that cannot be read."""
-        from client.data.examples import read_rows  # noqa: PLC0415 - seconds of import, once a process
+        from client.data.files import read_rows  # noqa: PLC0415 - seconds of import, once a process
 
         digest = order.candidate or order.release
         if digest is None:
@@ -200,7 +201,7 @@ def _loss(model: "RoutedModel", pairs: "list[Pair]", method: str | None = None) 
     for at in range(0, len(pairs), _BATCH):
         batch = pairs[at : at + _BATCH]
         choice = RoutingChoice(method=method)
-        total += sum(model.score([pair.prompt for pair in batch], [pair.target for pair in batch], choice))
+        total += sum(model.losses([pair.prompt for pair in batch], [pair.target for pair in batch], choice))
     return round(total / len(pairs), 4)
 
 

@@ -22,9 +22,9 @@ from client.daemon.policy import read_policy
 from client.daemon.state import WORKING, Place
 from client.workspace import keys
 from client.workspace import settings as client_settings
+from protocol.documents import timestamp
 from protocol.errors import Code, GreylagError, Refused, from_os_error
 from protocol.fleet.node_key import NodeKey, bind
-from protocol.release import timestamp
 from protocol.v1.intake_pb2 import BindRequest, EnrolRequest
 from protocol.v1.intake_pb2_grpc import IntakeStub
 from protocol.wire.grpc_client import DEADLINE_S, connect

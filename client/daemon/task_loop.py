@@ -21,9 +21,9 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
 from client.daemon.app import Act, make_app, reply_to
+from protocol.documents import Pool
 from protocol.errors import Code, Refused
 from protocol.fleet.reply import Reply
-from protocol.release import Pool
 
 POLL_S, PAUSE_S = 0.2, 1.0
 

@@ -1,16 +1,14 @@
 """A finished training run on disk: what packing needs to know, and nothing about the data."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from protocol import statement, strict_json
-from protocol.adapters import BottleneckModule, DoraModule, Ia3Module, LoraModule, Module, RsLoraModule, Shape
+from protocol.adapters import Module
 from protocol.bundle import GATES
-from protocol.errors import Code, Refused
-from protocol.spec import Dtype, Name, PoolSpec, Promise, Recipe, Sha256, Statistics
+from protocol.spec import Dtype, Name, Promise, Recipe, Sha256, Statistics
 from protocol.statement import Strict
 
 ADAPTER = "adapter"
@@ -52,53 +50,6 @@ def coarse(rows: int) -> str:
         return "fewer than 100"
     low = 10 ** (len(str(rows)) - 1)
     return f"{low:,} to {10 * low:,}"
-
-
-def plan_modules(pool: PoolSpec, recipe: Recipe) -> dict[str, Module]:
-    """Lay one module of the recipe's kind over every module of the pool.
-
-    Raises:
-        Refused: `RANK_OUT_OF_BOUNDS`.
-    """
-    narrowest = min(min(shape.d_in, shape.d_out) for shape in pool.modules.values())
-    limit = min(pool.policy.max_rank, narrowest)
-    if recipe.kind != "ia3" and recipe.rank > limit:
-        raise Refused(
-            Code.RANK_OUT_OF_BOUNDS,
-            f"Rank {recipe.rank} is too large; the pool takes at most {pool.policy.max_rank} and the base's narrowest "
-            f"module is {narrowest} wide.",
-            f"Give --rank {limit} or less.",
-        )
-    return lay_modules(pool.modules, recipe)
-
-
-def lay_modules(shapes: Mapping[str, Shape], recipe: Recipe) -> dict[str, Module]:
-    """Lay one module of a recipe's kind over every linear module.
-
-    (IA)3 scales outputs, but for the modules that read the widest input, the second half of a feed-forward
-    block: there it scales the input, as its paper does.
-
-    Args:
-        shapes: Linear modules by path.
-        recipe: Kind, rank and alpha.
-    """
-    widest = max(shape.d_in for shape in shapes.values())
-    return {path: _lay(shape.d_in, shape.d_out, recipe, widest) for path, shape in sorted(shapes.items())}
-
-
-def _lay(d_in: int, d_out: int, recipe: Recipe, widest: int) -> Module:
-    rank, alpha = recipe.rank, recipe.alpha
-    match recipe.kind:
-        case "lora":
-            return LoraModule(d_in=d_in, d_out=d_out, rank=rank, alpha=alpha)
-        case "rslora":
-            return RsLoraModule(d_in=d_in, d_out=d_out, rank=rank, alpha=alpha)
-        case "dora":
-            return DoraModule(d_in=d_in, d_out=d_out, rank=rank, alpha=alpha)
-        case "ia3":
-            return Ia3Module(d_in=d_in, d_out=d_out, side="input" if d_out < d_in == widest else "output")
-        case "bottleneck":
-            return BottleneckModule(d_in=d_in, d_out=d_out, rank=rank, alpha=alpha, activation=recipe.activation)
 
 
 def read_record(folder: Path) -> RunRecord | None:

@@ -6,15 +6,16 @@ from datetime import datetime
 from pathlib import Path
 
 from client.submission import upload
+from client.submission.enrolment import enrol
 from client.workspace import keys
 from client.workspace import settings as client_settings
 from client.workspace.paths import Workspace
 from client.workspace.settings import ClientSettings
 from protocol.atomic import write_whole
+from protocol.documents import Pool, read_pool
 from protocol.errors import Code, Refused
-from protocol.release import ENROLMENT_TYPE, Enrolment, Pool, read_enrolment, read_pool, sign, timestamp
-from protocol.signing import Identity, PublicKey
-from router.base.loading import check_base
+from protocol.signing import PublicKey
+from router.base.fingerprint import check_base
 
 
 @dataclass(frozen=True)
@@ -51,22 +52,6 @@ def join(workspace: Workspace, flags: Mapping[str, object], now: datetime) -> Jo
     pool = read_pool(upload.fetch_pool(coordinator), trusted)
     with workspace.lock():
         return _found(workspace, pool, flags, now)
-
-
-def enrol(pool: Pool, name: str, identity: Identity, now: datetime) -> bytes:
-    """Sign the introduction of a key under a name."""
-    enrolment = Enrolment(pool=pool.digest, name=name, key=identity.public.hex, created=timestamp(now))
-    return sign(ENROLMENT_TYPE, {"pool": pool.digest}, enrolment, identity)
-
-
-def enrolled(workspace: Workspace, pool: Pool, name: str, key: PublicKey) -> bytes | None:
-    """Return the stored enrolment if it still says what the settings say."""
-    try:
-        envelope = workspace.enrolment_file.read_bytes()
-        enrolment = read_enrolment(envelope)
-    except (OSError, Refused):
-        return None
-    return envelope if (enrolment.pool, enrolment.name, enrolment.key) == (pool.digest, name, key.hex) else None
 
 
 def _found(workspace: Workspace, pool: Pool, flags: Mapping[str, object], now: datetime) -> Joined:

@@ -7,8 +7,8 @@ from pydantic import Field
 
 from protocol import statement, strict_json
 from protocol.atomic import write_whole
+from protocol.documents import Receipt
 from protocol.errors import Code, Refused
-from protocol.release import Receipt
 from protocol.spec import Name, Sha256, Timestamp
 from protocol.statement import Strict
 

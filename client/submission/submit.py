@@ -7,7 +7,7 @@ from typing import Any
 
 from client.progress import Report
 from client.submission import outbox, upload
-from client.submission.join import enrol, enrolled
+from client.submission.enrolment import enrol, enrolled
 from client.workspace import keys
 from client.workspace.paths import Workspace
 from client.workspace.settings import ClientSettings
@@ -15,8 +15,8 @@ from protocol import tensors
 from protocol.atomic import write_whole
 from protocol.bundle import ADAPTER_WEIGHTS, ENVELOPE, GATES, Bundle, open_bundle
 from protocol.compatibility import check_tensors
+from protocol.documents import Pool
 from protocol.errors import Code, Refused
-from protocol.release import Pool
 from protocol.signing import Signed
 from protocol.v1.intake_pb2 import StatusReply
 from protocol.wire.grpc_status import plain

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from client.progress import GIVE_UP_AFTER_S, Progress, Report
 from protocol.bundle import Bundle, check_file
+from protocol.documents import Pool, Receipt, read_receipt
 from protocol.errors import Code, GreylagError, Refused, Unavailable
-from protocol.release import Pool, Receipt, read_receipt
 from protocol.v1.catalog_pb2 import GetPoolRequest
 from protocol.v1.catalog_pb2_grpc import CatalogStub
 from protocol.v1.chunk_pb2 import Chunk

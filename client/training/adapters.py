@@ -17,8 +17,8 @@ from protocol.atomic import write_whole
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from protocol.errors import Code, Refused
 from protocol.spec import Architecture, Recipe
-from router.base.device_map import is_offloaded, seeming_at_hand
-from router.base.linear import find_linear
+from router.base.device_map import is_offloaded
+from router.base.linear import find_linear, seeming_at_hand
 from router.base.loading import Base
 from router.training.bottleneck import attach_bottlenecks, detach_bottlenecks, save_bottlenecks
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from client.training.phase import PhaseTrainer
+from client.training.trainer import PhaseTrainer
 from protocol.errors import Code, Refused
 from protocol.spec import Promise
 from router.base.tokens import IGNORED

@@ -26,7 +26,7 @@ from protocol.errors import Code, Refused
 from protocol.spec import Dtype, PoolSpec
 from protocol.statement import first_fault as first_invalid
 from protocol.tensors import ADAPTER_PREFIX, TensorInfo, read_header
-from router.base.loading import folder_of
+from router.base.fingerprint import folder_of
 
 _MODULE: TypeAdapter[Module] = TypeAdapter(Module)
 _SUFFIXES = (".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector", ".ia3_l")

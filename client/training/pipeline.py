@@ -15,9 +15,10 @@ from transformers import set_seed
 from client.data.examples import Examples, read_examples
 from client.progress import Report
 from client.runs import history
-from client.runs.record import ADAPTER, RECORD, RunRecord, coarse, dump_record, plan_modules
-from client.training import adapters, distributed, gates, phase, statistics
+from client.runs.record import ADAPTER, RECORD, RunRecord, coarse, dump_record
+from client.training import adapters, distributed, gates, phase, statistics, trainer
 from client.training.imported_adapter import write_adapter
+from client.training.modules import plan_modules
 from client.training.plan import Plan
 from client.training.sequence_packing import check_packing
 from protocol.adapters import Module
@@ -137,7 +138,7 @@ def _train_expert(
     expert = adapters.put_on(base, plan.recipe, modules)
     work = replace(_phase(plan, "expert", folder), noise=noise)
     phase.run(work, expert.model, base.tokenizer, examples.train, examples.held_out, plan.recipe, report)
-    _check_finite(phase.trainable(expert.model), "expert")
+    _check_finite(trainer.trainable(expert.model), "expert")
     distributed.once(lambda: expert.save(folder / ADAPTER, plan.pool.spec.base.name))
     expert.take_off()
 
@@ -165,7 +166,7 @@ def _train_jointly(
     expert = adapters.put_on(base, plan.recipe, modules)
     work = _phase(plan, "joint", folder)
     vectors = gates.train_jointly(work, base, linears, examples, plan.recipe, report)
-    _check_finite(vectors | phase.trainable(expert.model), "expert")
+    _check_finite(vectors | trainer.trainable(expert.model), "expert")
     distributed.once(lambda: gates.save(vectors, folder / GATES))
     distributed.once(lambda: expert.save(folder / ADAPTER, plan.pool.spec.base.name))
     expert.take_off()
@@ -201,4 +202,4 @@ def _noise(privacy: Promise, recipe: Recipe, rows: int) -> float:
 
 def _check_finite(tensors: "Mapping[str, torch.Tensor]", name: str) -> None:
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
-        raise phase.diverged(name)
+        raise trainer.diverged(name)

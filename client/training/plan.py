@@ -6,26 +6,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from client.data.columns import Columns
 from client.runs.consent import NOTHING, Sharing
 from protocol import strict_json
 from protocol.bundle import sha256_of
+from protocol.documents import Pool
 from protocol.errors import Code, Refused
-from protocol.release import Pool
 from protocol.spec import Dtype, Promise, Recipe
 from router.base.quantisation import Bits
 
 if TYPE_CHECKING:
     from client.training.imported_adapter import Adapter
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Names of the columns that hold examples."""
-
-    input: str = "input"
-    target: str = "target"
-    messages: str = "messages"
-    text: str = "text"
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ from transformers import DataCollatorForSeq2Seq
 from client.progress import Progress, Report
 from client.runs.consent import Share, Sharing
 from client.runs.record import STATISTICS
-from client.training import gates, phase, private_means
+from client.training import gates, private_means, trainer
 from protocol import strict_json
 from protocol.atomic import write_whole
 from protocol.bundle import GATES
 from protocol.spec import Centroid, Means, Noise, Statistics
 from protocol.tensors import CENTROID
-from router.base.linear import deeper
 from router.base.loading import Base
+from router.base.module_paths import deeper
 from router.base.tokens import IGNORED
 from router.methods.features.embedder import Embedder
 from router.model.routed_model import RoutedModel
@@ -65,7 +65,7 @@ def write(
         centroid = Centroid(embedding=embedder.ref, width=len(tensors[CENTROID]))
         statistics = statistics.model_copy(update={"centroid": centroid})
     if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
-        raise phase.diverged("statistics")
+        raise trainer.diverged("statistics")
     folder = sharing.folder(run)
     folder.mkdir(exist_ok=True)
     write_whole(folder / STATISTICS, strict_json.dumps(statistics.model_dump(mode="json")))

@@ -6,8 +6,6 @@ runs/<run-id>/     training in progress         bundles/<name>/    finished bund
 outbox/            what was submitted           base.json          fingerprint of the base, cached
 """
 
-import errno
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +13,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from protocol.errors import Code, GreylagError, Refused, Unavailable
-from protocol.release import Pool, read_pool
+from protocol.documents import Pool, read_pool
+from protocol.errors import Code, Refused
 from protocol.signing import PublicKey
 
 
@@ -97,50 +95,3 @@ class Workspace:
                 f"Another greylag-client works in {self.root.resolve()}.",
                 "Wait until it has finished, or choose another folder with --workspace.",
             ) from error
-
-
-@contextmanager
-def storage() -> Iterator[None]:
-    """Turn a full or closed disk inside the block into one clear sentence.
-
-    Raises:
-        Unavailable: `STORAGE_FULL`.
-        Refused: `SETTINGS_INVALID` where the workspace cannot be written.
-    """
-    try:
-        yield
-    except GreylagError:
-        raise
-    except Exception as error:
-        cause = _os_error(error)
-        if cause is None:
-            raise
-        if cause.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise Unavailable(
-                Code.STORAGE_FULL,
-                "The disk of the workspace is full; nothing half-written was kept.",
-                "Make room, then run the same command again: it continues where it stopped.",
-            ) from error
-        if cause.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise Refused(
-                Code.SETTINGS_INVALID,
-                f"{cause.filename or 'The workspace'} cannot be written: {cause.strerror}.",
-                "Check the folder's permissions, or choose another with --workspace.",
-            ) from error
-        raise
-
-
-# safetensors and torch.save report a failed write without its errno; torch only by its source file.
-_FULL = ("No space left on device", "inline_container.cc")
-
-
-def _os_error(error: BaseException) -> OSError | None:
-    # Libraries wrap a failed write in errors of their own (datasets in DatasetGenerationError).
-    seen: BaseException | None = error
-    for _ in range(8):
-        if isinstance(seen, OSError) and seen.errno is not None:
-            return seen
-        if seen is not None and any(text in str(seen) for text in _FULL):
-            return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        seen = seen and (seen.__cause__ or seen.__context__)
-    return None

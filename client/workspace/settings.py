@@ -14,7 +14,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from client.training.plan import Columns
+from client.data.columns import Columns
 from protocol.errors import Code, Refused
 from protocol.spec import KeyHex, Line, Name
 from protocol.statement import first_fault

@@ -6,8 +6,8 @@ from coordinator.admission import numerics
 from coordinator.admission.peft_config import check_config
 from protocol import strict_json, tensors
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ENVELOPE, GATES, SPEC, check_spec, read_manifest
+from protocol.documents import read_pool
 from protocol.errors import Code
-from protocol.release import read_pool
 
 
 def check_content(folder: Path, pool: Path) -> None:

@@ -22,7 +22,7 @@ from coordinator.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from coordinator.fleet.records.campaigns import Fleet
+    from coordinator.fleet.records.fleet import Fleet
     from coordinator.registry.tables import Campaign
 
 campaign = typer.Typer()
@@ -58,8 +58,10 @@ def fleet(
     import threading
 
     from coordinator.fleet.flower.gateway import quiet_flower
-    from coordinator.workspace.context import exclusive, opened
-    from coordinator.workspace.settings import Workspace, load
+    from coordinator.workspace.context import opened
+    from coordinator.workspace.locks import exclusive
+    from coordinator.workspace.paths import Workspace
+    from coordinator.workspace.settings import load
 
     quiet_flower(workspace.resolve() / "fleet" / "home")
     from coordinator.fleet.service import run
@@ -147,7 +149,7 @@ def campaign_ls(*, as_json: JsonOption = False, workspace: WorkspaceOption = Pat
     Example: greylag-coordinator campaign ls
     """
     with opened_workspace(workspace) as open_:
-        rows = [_facts(row) for row in _fleet(open_).campaigns()]
+        rows = [_facts(row) for row in _fleet(open_).campaigns.all()]
     if as_json:
         emit({"campaigns": rows})
     else:
@@ -167,8 +169,8 @@ def campaign_show(
     from coordinator.fleet.records.rounds import Rounds, facts_of, order_of
 
     with opened_workspace(workspace) as open_:
-        row = _fleet(open_).campaign(number)
-        answers = [_answer(answer, name) for answer, name in _fleet(open_).answers(row.number)]
+        row = _fleet(open_).campaigns.find(number)
+        answers = [_answer(answer, name) for answer, name in _fleet(open_).campaigns.answers(row.number)]
         said = row.conclusion or summary(_fleet(open_), row.number)
         rounds = [facts_of(each) for each in Rounds(open_.registry).of(row.number)]
         task = order_of(row.envelope).calibrating
@@ -199,7 +201,7 @@ def campaign_log(
     Example: greylag-coordinator campaign log 3
     """
     with opened_workspace(workspace) as open_:
-        row = _fleet(open_).campaign(number)
+        row = _fleet(open_).campaigns.find(number)
         events = open_.registry.events(str(row.number))
         events += open_.registry.events(row.candidate) if row.candidate else []
     lines = [
@@ -219,8 +221,10 @@ def campaign_stop(number: NumberArgument = 0, *, workspace: WorkspaceOption = Pa
     Example: greylag-coordinator campaign stop 3
     """
     with opened_workspace(workspace) as open_:
-        row = _fleet(open_).campaign(number)
-        _fleet(open_).conclude(row.number, "stopped", "Stopped by the operator.", actor="operator", now=_now())
+        row = _fleet(open_).campaigns.find(number)
+        _fleet(open_).campaigns.conclude(
+            row.number, "stopped", "Stopped by the operator.", actor="operator", now=_now()
+        )
     say(f"Campaign {row.number} is over.")
 
 
@@ -235,7 +239,7 @@ def candidates_ls(*, as_json: JsonOption = False, workspace: WorkspaceOption = P
 
     with opened_workspace(workspace) as open_:
         rows = []
-        for row in _fleet(open_).candidates():
+        for row in _fleet(open_).candidates.all():
             decision = read_decision(row.decision, open_.pool) if row.decision else None
             experts = read_candidate(row.envelope, open_.pool).spec.experts
             rows.append(
@@ -269,8 +273,8 @@ def candidates_hold(digest: DigestArgument, *, reason: ReasonOption, workspace: 
 
 
 def _check_driven(folder: Path) -> None:
-    from coordinator.workspace.context import is_at_work
-    from coordinator.workspace.settings import Workspace
+    from coordinator.workspace.locks import is_at_work
+    from coordinator.workspace.paths import Workspace
 
     if not is_at_work(Workspace(folder), "fleet"):
         say("Nobody is asked as long as no `greylag-coordinator fleet` runs in this workspace.")
@@ -278,10 +282,10 @@ def _check_driven(folder: Path) -> None:
 
 def _decide(folder: Path, digest: str, reason: str, *, promoted: bool) -> None:
     from coordinator.fleet.campaigns.promotion import settle
-    from coordinator.fleet.records.campaigns import no_candidate
+    from coordinator.fleet.records.candidates import no_candidate
 
     with opened_workspace(folder) as open_:
-        found = [row.digest for row in _fleet(open_).candidates() if row.digest.startswith(digest)]
+        found = [row.digest for row in _fleet(open_).candidates.all() if row.digest.startswith(digest)]
         if len(found) != 1 or len(digest) < 8:  # noqa: PLR2004 - digits that name one
             raise no_candidate(digest)
         settle(open_, found[0], promoted=promoted, by="operator", reason=reason, campaign=None, now=_now())
@@ -289,7 +293,7 @@ def _decide(folder: Path, digest: str, reason: str, *, promoted: bool) -> None:
 
 
 def _fleet(open_: Any) -> "Fleet":
-    from coordinator.fleet.records.campaigns import Fleet
+    from coordinator.fleet.records.fleet import Fleet
 
     return Fleet(open_.registry)
 

@@ -27,8 +27,8 @@ def experts_ls(*, as_json: JsonOption = False, workspace: WorkspaceOption = Path
     Example: greylag-coordinator experts ls --json
     """
     with opened_workspace(workspace) as open_:
-        names = {row.key: row.name for row in open_.registry.contributors()}
-        rows = [_expert(row, names) for row in open_.registry.bundles()]
+        names = {row.key: row.name for row in open_.registry.contributors.all()}
+        rows = [_expert(row, names) for row in open_.registry.bundles.all()]
     if as_json:
         emit({"experts": rows})
     else:
@@ -45,9 +45,9 @@ def experts_show(digest: DigestArgument, *, as_json: JsonOption = False, workspa
     from protocol.bundle import read_manifest
 
     with opened_workspace(workspace) as open_:
-        row = open_.registry.find_bundle(digest)
+        row = open_.registry.bundles.by_prefix(digest)
         events = open_.registry.events(row.digest)
-        facts = _expert(row, {entry.key: entry.name for entry in open_.registry.contributors()})
+        facts = _expert(row, {entry.key: entry.name for entry in open_.registry.contributors.all()})
     manifest = read_manifest(row.envelope)
     facts |= {
         "received": row.received, "message": row.message, "bytes": manifest.total_bytes,
@@ -102,7 +102,7 @@ def releases_ls(*, as_json: JsonOption = False, workspace: WorkspaceOption = Pat
     from protocol.release import read_release
 
     with opened_workspace(workspace) as open_:
-        specs = [(row.digest, read_release(row.envelope, open_.pool).spec) for row in open_.registry.releases()]
+        specs = [(row.digest, read_release(row.envelope, open_.pool).spec) for row in open_.registry.releases.all()]
     rows = [
         {"number": spec.number, "digest": digest, "experts": len(spec.experts), "created": spec.created,
          "expires": spec.expires}
@@ -129,7 +129,7 @@ def releases_show(
     from protocol.release import read_release
 
     with opened_workspace(workspace) as open_:
-        row = open_.registry.release(number)
+        row = open_.registry.releases.find(number)
         if row is None:
             raise Refused(
                 Code.RELEASE_UNKNOWN,
@@ -150,7 +150,7 @@ def contributors_ls(*, as_json: JsonOption = False, workspace: WorkspaceOption =
     Example: greylag-coordinator contributors ls
     """
     with opened_workspace(workspace) as open_:
-        rows = [_contributor(row) for row in open_.registry.contributors()]
+        rows = [_contributor(row) for row in open_.registry.contributors.all()]
     if as_json:
         emit({"contributors": rows})
     else:
@@ -180,15 +180,15 @@ def contributors_revoke(who: WhoArgument, *, workspace: WorkspaceOption = Path()
 
 def _decide(folder: Path, digest: str, step: Any, reason: str | None = None) -> None:
     with opened_workspace(folder) as open_:
-        row = open_.registry.find_bundle(digest)
+        row = open_.registry.bundles.by_prefix(digest)
         why = None if reason is None else Refused(Code.DECLINED, reason)
-        open_.registry.move(row.digest, step, actor="operator", reason=why, now=datetime.now(UTC))
+        open_.registry.bundles.move(row.digest, step, actor="operator", reason=why, now=datetime.now(UTC))
     say(f"Bundle {row.digest[:16]} ({row.name}) is {step}.")
 
 
 def _set_contributor(folder: Path, who: str, state: str) -> None:
     with opened_workspace(folder) as open_:
-        row = open_.registry.set_contributor(who, state, now=datetime.now(UTC))
+        row = open_.registry.contributors.set_state(who, state, now=datetime.now(UTC))
     say(f"{row.name} is {state}.")
 
 

@@ -13,7 +13,7 @@ from protocol.errors import Code, Refused
 
 if TYPE_CHECKING:
     from coordinator.workspace.create import BaseFacts
-    from protocol.release import Pool
+    from protocol.documents import Pool
 
 
 def _option(panel: str, text: str) -> Any:
@@ -65,7 +65,7 @@ def init(
     Example: greylag-coordinator init -w pool --name notes --base google/t5-v1_1-small --rank 8
     """
     from coordinator.workspace.create import check_absent, found
-    from coordinator.workspace.settings import Workspace
+    from coordinator.workspace.paths import Workspace
     from protocol.wire.grpc_client import check_address
 
     check_absent(place := Workspace(workspace))

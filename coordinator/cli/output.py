@@ -89,7 +89,8 @@ def configure_logs(*, as_json: bool, level: int = logging.INFO) -> None:
 def opened_workspace(folder: Path) -> "Iterator[Opened]":
     """Open a workspace for a verb that shows or decides."""
     from coordinator.workspace.context import opened
-    from coordinator.workspace.settings import Workspace, load
+    from coordinator.workspace.paths import Workspace
+    from coordinator.workspace.settings import load
 
     configure_logs(as_json=False)
     place = Workspace(folder)

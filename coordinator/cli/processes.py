@@ -36,9 +36,11 @@ def serve(
     Example: greylag-coordinator serve -w pool --tls-cert cert.pem --tls-key key.pem
     """
     from coordinator.serving.server import serve_workspace
-    from coordinator.workspace.context import exclusive, opened
+    from coordinator.workspace.context import opened
+    from coordinator.workspace.locks import exclusive
     from coordinator.workspace.metrics import Metrics
-    from coordinator.workspace.settings import Workspace, load
+    from coordinator.workspace.paths import Workspace
+    from coordinator.workspace.settings import load
 
     configure_logs(as_json=json_log)
     place = Workspace(workspace)
@@ -79,9 +81,11 @@ def worker(
     import signal
     import threading
 
-    from coordinator.workspace.context import exclusive, opened
+    from coordinator.workspace.context import opened
+    from coordinator.workspace.locks import exclusive
     from coordinator.workspace.metrics import Metrics
-    from coordinator.workspace.settings import Workspace, load
+    from coordinator.workspace.paths import Workspace
+    from coordinator.workspace.settings import load
 
     configure_logs(as_json=json_log)
     place = Workspace(workspace)
@@ -106,11 +110,12 @@ def worker(
 
 def _worker(open_: "Opened") -> "Worker":
     from coordinator.admission import limited_process
-    from coordinator.review.probe import Cache, Model, Reviewer
+    from coordinator.review.bundle_cache import Cache
+    from coordinator.review.probe import Model, Reviewer
     from coordinator.review.worker import Worker
     from coordinator.storage.blobs import Store
     from coordinator.workspace.create import read_probe
-    from router.base.loading import check_base
+    from router.base.fingerprint import check_base
 
     base = open_.settings.base
     check_base(base, open_.pool.spec.base, open_.workspace.fingerprint)

@@ -42,7 +42,7 @@ def simulate(
     from tempfile import TemporaryDirectory
 
     from coordinator.fleet.flower.gateway import quiet_flower
-    from coordinator.workspace.settings import Workspace
+    from coordinator.workspace.paths import Workspace
 
     configure_logs(as_json=False, level=logging.WARNING)
     policy = None

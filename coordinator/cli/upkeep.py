@@ -14,9 +14,11 @@ def fsck(*, as_json: JsonOption = False, workspace: WorkspaceOption = Path()) ->
     from dataclasses import asdict
 
     from coordinator.storage.blobs import Store
-    from coordinator.workspace.context import exclusive, opened
+    from coordinator.workspace.context import opened
     from coordinator.workspace.fsck import check_store
-    from coordinator.workspace.settings import Workspace, load
+    from coordinator.workspace.locks import exclusive
+    from coordinator.workspace.paths import Workspace
+    from coordinator.workspace.settings import load
 
     configure_logs(as_json=False)
     place = Workspace(workspace)
@@ -44,8 +46,9 @@ def migrate(*, workspace: WorkspaceOption = Path()) -> None:
     Example: greylag-coordinator migrate -w pool
     """
     from coordinator.registry.registry import Registry
-    from coordinator.workspace.context import exclusive
-    from coordinator.workspace.settings import Workspace, load
+    from coordinator.workspace.locks import exclusive
+    from coordinator.workspace.paths import Workspace
+    from coordinator.workspace.settings import load
 
     configure_logs(as_json=False)
     place = Workspace(workspace)

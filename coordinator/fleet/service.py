@@ -1,9 +1,6 @@
 """The process `fleet`: keeps Flower's server up, its list of keys equal to ours, and every campaign going."""
 
-import json
 import secrets
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from datetime import datetime
@@ -16,70 +13,12 @@ from coordinator.fleet.campaigns.driver import Driver
 from coordinator.fleet.campaigns.start import start_due
 from coordinator.fleet.flower import client
 from coordinator.fleet.flower.gateway import LinkConfig
-from coordinator.fleet.records.campaigns import Fleet
+from coordinator.fleet.flower.supervisor import Link
+from coordinator.fleet.records.fleet import Fleet
 from coordinator.workspace.context import Opened
-from protocol.errors import Code, GreylagError, Refused, Unavailable
+from protocol.errors import Code, GreylagError, Refused
 
-START_S = 60.0
-"""How long Flower's server may take to come up, in seconds."""
 _log = structlog.get_logger(__name__)
-
-
-class Link:
-    """Flower's server as a child process; it ends with this one, however this one ends.
-
-    Args:
-        config: What the child is told.
-        log: File that its talk is appended to.
-    """
-
-    def __init__(self, config: LinkConfig, log: Path) -> None:
-        self._config, self._log = config, log
-        self._process: subprocess.Popen[str] | None = None
-        self.inner = 0
-        """Port of the inner door."""
-        self.outer = 0
-        """Port of the outer one."""
-
-    @property
-    def is_up(self) -> bool:
-        """Whether the child runs."""
-        return self._process is not None and self._process.poll() is None
-
-    def start(self) -> None:
-        """Start the child and wait until it listens.
-
-        Raises:
-            Unavailable: `BUSY` if it does not come up.
-        """
-        with self._log.open("a") as talk:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "coordinator.fleet.flower.gateway"],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=talk, text=True,
-            )  # fmt: skip
-        assert self._process.stdin is not None  # noqa: S101 - started with pipes
-        assert self._process.stdout is not None  # noqa: S101
-        self._process.stdin.write(self._config.line())
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise Unavailable(Code.BUSY, f"Flower's server does not start; see {self._log}.", "It is tried again.")
-        where = json.loads(line)
-        self.inner, self.outer = where["inner"], where["outer"]
-        _await(self.inner)
-
-    def stop(self) -> None:
-        """End the child."""
-        if self._process is not None:
-            self._process.terminate()
-            try:
-                self._process.wait(10)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-            for pipe in (self._process.stdin, self._process.stdout):
-                if pipe:
-                    pipe.close()
 
 
 def configure(opened: Opened) -> LinkConfig:
@@ -176,7 +115,7 @@ def run(
 
 def _let_in(fleet: Fleet, superlink: client.Superlink, before: dict[str, str]) -> dict[str, str]:
     """Make Flower's list of keys equal to the registry's, if that changed since, and return the registry's."""
-    nodes = fleet.nodes()
+    nodes = fleet.nodes.all()
     ours = {node.public: node.state for node, _ in nodes}
     if ours == before:
         return ours
@@ -190,13 +129,3 @@ def _let_in(fleet: Fleet, superlink: client.Superlink, before: dict[str, str]) -
             superlink.unregister(known.node_id)
             _log.info("node shut out", contributor=known.name)
     return ours
-
-
-def _await(port: int) -> None:
-    for _ in range(int(START_S / 0.1)):
-        try:
-            if httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == httpx.codes.OK:
-                return
-        except httpx.HTTPError:
-            threading.Event().wait(0.1)
-    raise Unavailable(Code.BUSY, "Flower's server does not come up.", "It is tried again.")

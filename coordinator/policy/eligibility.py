@@ -3,8 +3,8 @@
 from coordinator.policy.lifecycle import Standing
 from protocol.bundle import Manifest
 from protocol.compatibility import check_fit
+from protocol.documents import Pool
 from protocol.errors import Code, Refused
-from protocol.release import Pool
 
 
 def judge(manifest: Manifest, pool: Pool, standing: Standing) -> None:

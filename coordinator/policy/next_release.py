@@ -6,7 +6,8 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 from coordinator.policy.lifecycle import State
-from protocol.release import CalibrationFile, Pool, Release, ReleasedExpert, ReleaseSpec, read_timestamp, timestamp
+from protocol.documents import Pool, read_timestamp, timestamp
+from protocol.release import CalibrationFile, Release, ReleasedExpert, ReleaseSpec
 
 
 class Row(Protocol):

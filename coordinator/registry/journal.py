@@ -7,8 +7,8 @@ from sqlalchemy.orm import Session
 
 from coordinator.policy.lifecycle import State, check_step
 from coordinator.registry.tables import BundleRow, Event
+from protocol.documents import timestamp
 from protocol.errors import GreylagError
-from protocol.release import timestamp
 
 
 def record(  # one parameter a column

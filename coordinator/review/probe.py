@@ -1,14 +1,11 @@
 """What only the model can tell: do the experts, put together, still compute?"""
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Protocol
 
 from coordinator.registry.registry import Registry
-from coordinator.registry.tables import BundleRow
-from coordinator.storage.blobs import Store
-from protocol.bundle import ENVELOPE, Bundle, open_bundle, read_manifest
+from coordinator.review.bundle_cache import Cache
+from protocol.bundle import Bundle
 from protocol.errors import Code, GreylagError, Refused, Unavailable
 from protocol.release import ReleasedExpert
 
@@ -28,59 +25,6 @@ class Model(Protocol):
 
     def probe(self, texts: list[str]) -> float:
         """Run on texts, and return the mean loss in nats a token."""
-
-
-class Cache:
-    """Bundle folders, rebuilt from the store; every byte is checked again.
-
-    Args:
-        folder: Where they go; may be deleted at any time.
-        store: Where the bytes are.
-    """
-
-    def __init__(self, folder: Path, store: Store) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder, self._store = folder, store
-
-    def open(self, row: BundleRow) -> Bundle:
-        """Return a bundle as a folder.
-
-        Raises:
-            Unavailable: `DIGEST_MISMATCH` if the store lost or changed bytes, `STORAGE_FULL` if there is no room:
-                not the contributor's fault.
-        """
-        folder = self._folder / row.digest
-        try:
-            return open_bundle(folder)
-        except (GreylagError, OSError):
-            shutil.rmtree(folder, ignore_errors=True)  # incomplete, or touched: build it again
-        making = self._folder / f".{row.digest}"
-        shutil.rmtree(making, ignore_errors=True)
-        try:
-            making.mkdir()
-            for name, file in read_manifest(row.envelope).files.items():
-                self._store.copy_to(file.sha256, making / name)
-            (making / ENVELOPE).write_bytes(row.envelope)
-            making.rename(folder)
-            return open_bundle(folder)
-        except (GreylagError, FileNotFoundError) as error:
-            raise Unavailable(
-                Code.DIGEST_MISMATCH,
-                f"The store lost or changed bytes of bundle {row.digest[:16]}.",
-                "Run: greylag-coordinator fsck",
-            ) from error
-        except OSError as error:
-            raise Unavailable(
-                Code.STORAGE_FULL,
-                f"No folder can be made of bundle {row.digest[:16]}: {error.strerror}.",
-                "Make room; the worker tries again.",
-            ) from error
-        finally:
-            shutil.rmtree(making, ignore_errors=True)
-
-    def drop(self, digest: str) -> None:
-        """Delete the folder of a bundle that is not needed any more."""
-        shutil.rmtree(self._folder / digest, ignore_errors=True)
 
 
 class Reviewer:
@@ -134,7 +78,7 @@ class Reviewer:
             raise
 
     def _open(self, digest: str) -> Bundle:
-        row = self._registry.bundle(digest)
+        row = self._registry.bundles.find(digest)
         if row is None:
             raise Unavailable(Code.BUNDLE_UNKNOWN, f"The registry lost bundle {digest[:16]}.", "Restore the registry.")
         return self._cache.open(row)

@@ -6,18 +6,19 @@ from datetime import datetime
 
 import structlog
 
-from coordinator.fleet.records.campaigns import Fleet
+from coordinator.fleet.records.fleet import Fleet
 from coordinator.policy.eligibility import judge_contributor
 from coordinator.policy.lifecycle import State
 from coordinator.policy.next_release import next_release, steps_to
 from coordinator.registry.registry import Registry
 from coordinator.registry.tables import BundleRow
-from coordinator.review.probe import Cache, Reviewer
+from coordinator.review.bundle_cache import Cache
+from coordinator.review.probe import Reviewer
 from protocol.bundle import Bundle
+from protocol.documents import Pool
 from protocol.errors import Code, Refused, Unavailable
 from protocol.release import (
     CalibrationFile,
-    Pool,
     Release,
     ReleasedExpert,
     ReleaseSpec,
@@ -89,7 +90,7 @@ class Worker:
             (State.QUARANTINED, self._admit),
             (State.ACCEPTED, self._release),
         ):
-            for row in self._registry.bundles(state):
+            for row in self._registry.bundles.all(state):
                 if stopped is not None and stopped.is_set():
                     return done
                 done = self._attempt(row, work) or done
@@ -111,26 +112,26 @@ class Worker:
         return False
 
     def _refuse(self, row: BundleRow, reason: Refused) -> bool:
-        self._registry.move(row.digest, State.REFUSED, actor="worker", reason=reason, now=self._clock())
+        self._registry.bundles.move(row.digest, State.REFUSED, actor="worker", reason=reason, now=self._clock())
         self._cache.drop(row.digest)
         return True
 
     def _verify(self, row: BundleRow) -> bool:
         self._check(self._cache.open(row))
-        self._registry.move(row.digest, State.VERIFIED, State.QUARANTINED, actor="worker", now=self._clock())
+        self._registry.bundles.move(row.digest, State.VERIFIED, State.QUARANTINED, actor="worker", now=self._clock())
         return True
 
     def _quarantine(self, row: BundleRow) -> bool:
-        self._registry.move(row.digest, State.QUARANTINED, actor="worker", now=self._clock())
+        self._registry.bundles.move(row.digest, State.QUARANTINED, actor="worker", now=self._clock())
         return True
 
     def _admit(self, row: BundleRow) -> bool:
         if self._pool.spec.policy.admission != "open":
             return False  # an operator decides: greylag-coordinator experts accept
         # A stolen key may have been revoked since its bundle came.
-        contributor = self._registry.contributor(row.contributor)
+        contributor = self._registry.contributors.find(row.contributor)
         judge_contributor(contributor.state if contributor else None)
-        self._registry.move(row.digest, State.ACCEPTED, actor="worker", now=self._clock())
+        self._registry.bundles.move(row.digest, State.ACCEPTED, actor="worker", now=self._clock())
         return True
 
     def _release(self, row: BundleRow) -> bool:
@@ -146,7 +147,7 @@ class Worker:
 
     def _propose(self, row: BundleRow, new: ReleasedExpert) -> bool:
         """Put an accepted expert into a candidate; contributors' held-out data decide about it."""
-        beside = self._fleet.place(row)
+        beside = self._fleet.candidates.place(row)
         if beside is None:
             return False
         spec = self._next([*(self._released(other) for other in beside), new], self._proposed_calibration())
@@ -154,17 +155,17 @@ class Worker:
             return False
         self._try(spec, new)
         candidate = sign_candidate(spec, self._identity)
-        self._fleet.propose(candidate, now=self._clock())
+        self._fleet.candidates.propose(candidate, now=self._clock())
         _log.info("proposed", candidate=candidate.digest, experts=len(spec.experts))
         return True
 
     def _proposed_calibration(self) -> CalibrationFile | None:
         """What the open candidate says beside its list, which a larger one goes on to say."""
-        row = self._fleet.candidate()
+        row = self._fleet.candidates.find()
         return read_candidate(row.envelope, self._pool).spec.calibration if row else None
 
     def _released(self, row: BundleRow) -> ReleasedExpert:
-        contributor = self._registry.contributor(row.contributor)
+        contributor = self._registry.contributors.find(row.contributor)
         if contributor is None:
             raise LookupError(f"bundle {row.digest} has no contributor row")
         return ReleasedExpert(name=row.name, contributor=contributor.name, bundle=row.digest)
@@ -175,23 +176,23 @@ class Worker:
 
     def _tidy(self) -> bool:
         """Publish a release that leaves out what was yanked, or that renews the last one in time."""
-        spec = self._next([]) if self._registry.release() else None
+        spec = self._next([]) if self._registry.releases.find() else None
         if spec is not None:
             self._publish(spec)
         return spec is not None
 
     def _next(self, accepted: list[ReleasedExpert], calibration: CalibrationFile | None = None) -> ReleaseSpec | None:
-        gone, now = self._registry.digests(State.YANKED, State.SUPERSEDED, State.REFUSED), self._clock()
+        gone, now = self._registry.bundles.digests(State.YANKED, State.SUPERSEDED, State.REFUSED), self._clock()
         return next_release(self._pool, self._newest(), accepted=accepted, gone=gone, now=now, calibration=calibration)
 
     def _newest(self) -> Release | None:
-        row = self._registry.release()
+        row = self._registry.releases.find()
         return read_release(row.envelope, self._pool) if row else None
 
     def _publish(self, spec: ReleaseSpec) -> None:
         before = self._newest()
-        steps = steps_to(spec, self._registry.bundles())
-        self._registry.publish(sign_release(spec, self._identity), steps, now=self._clock())
+        steps = steps_to(spec, self._registry.bundles.all())
+        self._registry.releases.publish(sign_release(spec, self._identity), steps, now=self._clock())
         listed = {expert.bundle for expert in spec.experts}
         for expert in before.spec.experts if before else ():
             if expert.bundle not in listed:

@@ -7,18 +7,18 @@ from datetime import datetime, timedelta
 from hmac import compare_digest
 
 from coordinator.faults import fault_point
-from coordinator.fleet.records.campaigns import Fleet
+from coordinator.fleet.records.fleet import Fleet
 from coordinator.policy import eligibility as rules
 from coordinator.policy.lifecycle import Standing
 from coordinator.registry.registry import Registry
 from coordinator.registry.tables import BundleRow
 from coordinator.storage.blobs import Store, is_sha256
 from coordinator.storage.spool import Spool
-from protocol import bundle, release
+from protocol import bundle, documents
 from protocol.bundle import Manifest
+from protocol.documents import RECEIPT_TYPE, Pool, Receipt, timestamp
 from protocol.errors import Code, Refused
 from protocol.fleet.node_key import check_clock, read_binding
-from protocol.release import RECEIPT_TYPE, Pool, Receipt, timestamp
 from protocol.signing import Identity
 
 _TOKEN_BYTES = 32
@@ -69,8 +69,8 @@ class Intake:
 
     def sweep(self) -> None:
         """Forget expired uploads, and the spooled bytes that belong to none."""
-        self._registry.expire_uploads(now=self._clock())
-        self._spool.sweep(self._registry.uploads())
+        self._registry.uploads.expire(now=self._clock())
+        self._spool.sweep(self._registry.uploads.digests())
 
     def enrol(self, envelope: bytes) -> str:
         """Take a key's presentation and return the key's state.
@@ -78,7 +78,7 @@ class Intake:
         Raises:
             Refused: `WRONG_POOL`, `NAME_TAKEN`, `KEY_REVOKED`, or any code of an envelope.
         """
-        enrolment = release.read_enrolment(envelope)
+        enrolment = documents.read_enrolment(envelope)
         if enrolment.pool != self._pool.digest:
             raise Refused(
                 Code.WRONG_POOL,
@@ -86,7 +86,7 @@ class Intake:
                 "Fetch the pool again, then enrol.",
             )
         state = "active" if self._pool.spec.policy.enrolment == "open" else "pending"
-        return self._registry.enrol(enrolment, envelope, state=state, now=self._clock())
+        return self._registry.contributors.enrol(enrolment, envelope, state=state, now=self._clock())
 
     def bind(self, envelope: bytes) -> str:
         """Take the key of a contributor's daemon, and return where the daemon connects to.
@@ -108,7 +108,7 @@ class Intake:
             )
         now = self._clock()
         check_clock(binding, now=now)
-        Fleet(self._registry).bind(binding, envelope, now=now)
+        Fleet(self._registry).nodes.bind(binding, envelope, now=now)
         return self._fleet
 
     def begin(self, envelope: bytes) -> Begun:
@@ -119,17 +119,17 @@ class Intake:
             Unavailable: `STORAGE_FULL`.
         """
         manifest = bundle.read_manifest(envelope)
-        if known := self._registry.bundle(manifest.digest):
+        if known := self._registry.bundles.find(manifest.digest):
             return Begun(manifest.digest, receipt=known.receipt)
         self._drop_expired()
-        rules.judge(manifest, self._pool, self._registry.standing(manifest))
+        rules.judge(manifest, self._pool, self._registry.uploads.standing(manifest))
 
         def check(standing: Standing, others_bytes: int) -> None:
             rules.judge_standing(manifest, self._pool, standing)  # once more: others may begin at the same moment
             self._spool.check_room(others_bytes, manifest.total_bytes)
 
         token, expires = secrets.token_bytes(_TOKEN_BYTES), self._clock() + self._session_life
-        upload = self._registry.begin(manifest, check=check, token=token, expires=expires)
+        upload = self._registry.uploads.begin(manifest, check=check, token=token, expires=expires)
         self._spool.make(manifest.digest, manifest.files)
         missing = self._spool.missing(manifest.digest, manifest.files)
         return Begun(manifest.digest, upload.token, tuple(missing.items()))
@@ -140,7 +140,7 @@ class Intake:
         Raises:
             Refused: `SESSION_UNKNOWN` or `SESSION_DENIED`.
         """
-        upload = self._registry.upload(digest, now=self._clock()) if is_sha256(digest) else None
+        upload = self._registry.uploads.find(digest, now=self._clock()) if is_sha256(digest) else None
         if upload is None:
             raise Refused(Code.SESSION_UNKNOWN, f"There is no upload of {digest[:16]!r}.", "Begin again.")
         if not compare_digest(upload.token, token):
@@ -156,7 +156,7 @@ class Intake:
             Refused: `SESSION_UNKNOWN`, `SESSION_DENIED`, `MISSING_RANGES`, `DIGEST_MISMATCH`, or as `judge_standing`.
             Unavailable: `STORAGE_FULL` or `BUSY`.
         """
-        if is_sha256(digest) and (known := self._registry.bundle(digest)):
+        if is_sha256(digest) and (known := self._registry.bundles.find(digest)):
             self._spool.drop(digest)
             return known.receipt
         manifest = self.session(digest, token)
@@ -173,7 +173,7 @@ class Intake:
             self._store.put(self._spool.path(digest, name), file.sha256)
         fault_point("blobs-stored")
         now = self._clock()
-        receipt = self._registry.keep(
+        receipt = self._registry.bundles.keep(
             manifest,
             check=lambda standing: rules.judge_standing(manifest, self._pool, standing),
             sign=lambda sequence: self._receipt(manifest, sequence, now),
@@ -189,12 +189,12 @@ class Intake:
         Raises:
             Refused: `BUNDLE_UNKNOWN`.
         """
-        if is_sha256(digest) and (row := self._registry.bundle(digest)):
+        if is_sha256(digest) and (row := self._registry.bundles.find(digest)):
             return row
         raise Refused(Code.BUNDLE_UNKNOWN, f"No bundle {digest[:16]!r} was submitted.", "Submit it first.")
 
     def _drop_expired(self) -> None:
-        for digest in self._registry.expire_uploads(now=self._clock()):
+        for digest in self._registry.uploads.expire(now=self._clock()):
             self._spool.drop(digest)
 
     def _check_bytes(self, manifest: Manifest) -> None:
@@ -213,4 +213,4 @@ class Intake:
             sequence=sequence,
             received=timestamp(now),
         )
-        return release.sign(RECEIPT_TYPE, {"bundle": manifest.digest}, receipt, self._identity)
+        return documents.sign(RECEIPT_TYPE, {"bundle": manifest.digest}, receipt, self._identity)

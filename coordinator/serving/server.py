@@ -7,8 +7,9 @@ from datetime import datetime, timedelta
 import grpc
 import structlog
 
+from coordinator.serving.catalog_service import CatalogService
 from coordinator.serving.intake import Intake
-from coordinator.serving.intake_service import SERVICES, CatalogService, IntakeService
+from coordinator.serving.intake_service import SERVICES, IntakeService
 from coordinator.storage.blobs import Store
 from coordinator.storage.spool import Spool
 from coordinator.workspace.context import Opened

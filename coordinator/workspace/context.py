@@ -5,14 +5,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import structlog
-from filelock import FileLock, Timeout
 
 from coordinator.registry.registry import Registry
 from coordinator.registry.tables import Event
 from coordinator.workspace.metrics import Metrics
-from coordinator.workspace.settings import Settings, Workspace
+from coordinator.workspace.paths import Workspace
+from coordinator.workspace.settings import Settings
+from protocol.documents import Pool, read_pool
 from protocol.errors import Code, Refused
-from protocol.release import Pool, read_pool
 from protocol.signing import Identity
 
 _log = structlog.get_logger(__name__)
@@ -50,44 +50,6 @@ def opened(workspace: Workspace, settings: Settings, metrics: Metrics | None = N
         yield Opened(workspace, settings, pool, identity, registry)
     finally:
         registry.close()
-
-
-@contextmanager
-def exclusive(workspace: Workspace, process: str) -> Iterator[None]:
-    """Be the only process of a kind in a workspace.
-
-    Raises:
-        Refused: `WORKSPACE_BUSY`, or `SETTINGS_INVALID` where the workspace cannot be written.
-    """
-    lock = FileLock(workspace.lock(process))
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        raise Refused(
-            Code.WORKSPACE_BUSY,
-            f"Another `greylag-coordinator {process}` works in {workspace.folder.resolve()}.",
-            "Stop it first.",
-        ) from error
-    except OSError as error:
-        raise Refused(
-            Code.SETTINGS_INVALID,
-            f"{workspace.folder.resolve()} cannot be written to: {error.strerror}.",
-            "Check the folder's owner and permissions.",
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def is_at_work(workspace: Workspace, process: str) -> bool:
-    """Tell whether a process of a kind works in a workspace, on this machine."""
-    lock = FileLock(workspace.lock(process))
-    try:
-        with lock.acquire(blocking=False):
-            return False
-    except (Timeout, OSError):
-        return True
 
 
 def _announce(metrics: Metrics | None) -> Callable[[Event], None]:

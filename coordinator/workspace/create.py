@@ -12,11 +12,12 @@ import tomli_w
 from pydantic import ValidationError
 
 from coordinator.registry.registry import Registry
-from coordinator.workspace.settings import Workspace, read
+from coordinator.workspace.paths import Workspace
+from coordinator.workspace.settings import read
 from protocol.adapters import Shape
+from protocol.documents import Pool, sign_pool, timestamp
 from protocol.errors import Code, Refused, from_os_error
 from protocol.fleet.campaign import APP_DIGEST
-from protocol.release import Pool, sign_pool, timestamp
 from protocol.signing import Identity
 from protocol.spec import Architecture, BaseModelRef, Name, Policy, PoolSpec, Recipe, Routing
 from protocol.statement import Strict, first_fault
@@ -47,8 +48,9 @@ def study_base(name_or_path: str) -> BaseFacts:
     Raises:
         Refused: `BASE_UNREADABLE`.
     """
+    from router.base.fingerprint import fingerprint  # noqa: PLC0415
     from router.base.linear import linear_modules  # noqa: PLC0415 - seconds of import that only this needs
-    from router.base.loading import fingerprint, load_base  # noqa: PLC0415
+    from router.base.loading import load_base  # noqa: PLC0415
 
     loaded = load_base(name_or_path, device="cpu")
     folder = Path(name_or_path)
@@ -175,7 +177,7 @@ def read_probe(path: Path) -> list[str]:
 def _prepare_registry(url: str) -> None:
     registry = Registry.open(url, migrate=True)
     try:
-        if not registry.is_empty:
+        if not registry.contributors.is_empty:
             raise Refused(
                 Code.WORKSPACE_EXISTS, "The database holds the registry of another pool.", "Give an empty database."
             )

@@ -32,7 +32,7 @@ def check_store(registry: Registry, store: Store) -> Findings:
 
     Must not run beside `serve`: between a store and its row every new file is an orphan.
     """
-    needed = registry.files()
+    needed = registry.bundles.files()
     present = set(store.digests())
     orphans = sorted(present - needed.keys())
     for sha256 in orphans:

@@ -25,11 +25,11 @@ from coordinator.fleet.flower import client as flower
 from coordinator.fleet.simulation.local_grid import LocalGrid, VirtualNode
 from deploy.demo.processes import free_port
 from deploy.federation.cast import Cast, planted
+from protocol.documents import Pool, read_pool, timestamp
 from protocol.errors import Code, Refused
 from protocol.fleet.campaign import Order, app_bundle, sign_order
 from protocol.fleet.node_key import NodeKey
 from protocol.fleet.reply import ANSWER, METRICS, Reply
-from protocol.release import Pool, read_pool, timestamp
 from protocol.signing import Identity
 
 STRANGER_S = 15.0

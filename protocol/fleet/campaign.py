@@ -14,8 +14,9 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, model_validator
 
 from protocol import statement
+from protocol.documents import Pool, read_timestamp, sign, timestamp
 from protocol.errors import Code, Refused
-from protocol.release import MAX_CALIBRATION_BYTES, CalibrationFile, Pool, read_timestamp, sign, timestamp
+from protocol.release import MAX_CALIBRATION_BYTES, CalibrationFile
 from protocol.signing import Identity, PublicKey, Signed
 from protocol.spec import Line, Sha256, Timestamp, Version
 from protocol.statement import Strict

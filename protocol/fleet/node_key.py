@@ -24,8 +24,8 @@ from cryptography.hazmat.primitives.serialization import (
 from pydantic import StringConstraints
 
 from protocol import statement
+from protocol.documents import read_timestamp, timestamp
 from protocol.errors import Code, Refused
-from protocol.release import read_timestamp, timestamp
 from protocol.signing import Identity, PublicKey, Signed
 from protocol.spec import KeyHex, Sha256, Timestamp
 from protocol.statement import Strict

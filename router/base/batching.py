@@ -93,3 +93,17 @@ def batch(base: Base, rows: Sequence[Sequence[int]], side: Side) -> dict[str, Te
 def _pad(rows: Sequence[Sequence[int]], value: int, side: Side, device: torch.device) -> Tensor:
     tensors = [torch.tensor(row, dtype=torch.long, device=device) for row in rows]
     return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side)
+
+
+def mean_of(u: Tensor, mask: Tensor) -> Tensor:
+    """Average over positions.
+
+    Args:
+        u: [b, s, d].
+        mask: [b, s], the positions that count.
+
+    Returns:
+        [b, d] float32.
+    """
+    kept = mask.unsqueeze(2)
+    return torch.where(kept, u.float(), 0).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)

@@ -7,17 +7,14 @@ as an expert or a gate, therefore asks here where that is.
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from protocol.errors import Code, Refused
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
-    from router.base.linear import Linear
 
 AUTO = "auto"
 """The device of a base that is spread."""
@@ -57,7 +54,7 @@ def spreading_options(max_memory: Mapping[str, str]) -> dict[str, Any]:
     import torch  # noqa: PLC0415 - seconds of import
     from accelerate.utils import convert_file_size_to_int  # noqa: PLC0415
 
-    from router.pool.capacity import free_bytes  # noqa: PLC0415
+    from router.base.memory import free_bytes  # noqa: PLC0415
 
     given = read_amounts(f"{device}={amount}" for device, amount in max_memory.items())
     gpus = {str(number): torch.device("cuda", number) for number in range(torch.cuda.device_count())}
@@ -94,42 +91,3 @@ def check_placed(model: "nn.Module") -> None:
 def is_offloaded(model: "nn.Module") -> bool:
     """Tell whether some weights lie elsewhere than they are computed with."""
     return any(parameter.is_meta for parameter in model.parameters())
-
-
-def device_of(linear: "Linear") -> "torch.device":
-    """Tell where a linear module computes."""
-    import torch  # noqa: PLC0415
-
-    where = getattr(getattr(linear, "_hf_hook", None), "execution_device", None)
-    return torch.device(where) if linear.weight.is_meta and where is not None else linear.weight.device
-
-
-@contextmanager
-def at_hand(linear: "Linear") -> Iterator[None]:
-    """Have a module's weight and bias where it computes, to be read."""
-    if not linear.weight.is_meta:
-        yield
-        return
-    from accelerate.utils import align_module_device  # noqa: PLC0415 - seconds of import
-
-    with align_module_device(linear):
-        yield
-
-
-@contextmanager
-def seeming_at_hand(linears: Iterable["Linear"]) -> Iterator[None]:
-    """Have weights that are elsewhere seem to lie where their modules compute, without their numbers.
-
-    PEFT puts an adapter where it finds the module's weight.
-    """
-    from torch import nn  # noqa: PLC0415
-
-    away = {linear: linear.weight for linear in linears if linear.weight.is_meta}
-    for linear, weight in away.items():
-        seeming = weight.new_empty(1, device=device_of(linear)).expand(weight.shape)
-        linear.weight = nn.Parameter(seeming, requires_grad=False)
-    try:
-        yield
-    finally:
-        for linear, weight in away.items():
-            linear.weight = weight

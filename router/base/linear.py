@@ -1,7 +1,7 @@
 """Which modules of a transformer an expert may touch, and what takes their place."""
 
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
@@ -10,7 +10,6 @@ from transformers.pytorch_utils import Conv1D
 
 from protocol.adapters import Shape
 from protocol.errors import Code, Refused
-from router.base.device_map import at_hand, device_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -18,18 +17,6 @@ if TYPE_CHECKING:
 Linear: TypeAlias = nn.Linear | Conv1D
 """What an expert may touch. GPT-2 keeps its weights the other way round, in modules that it calls Conv1D;
 bitsandbytes' quantised modules are subclasses of torch's."""
-
-# Cross-attention's k and v read what the encoder wrote, although they stand in the decoder
-# (T5 and UL2: EncDecAttention; BART, Pegasus, Whisper and others: encoder_attn; T5Gemma and ProphetNet: cross_attn).
-_READS_ENCODER = re.compile(
-    r"(^|\.)encoder\.|\.(EncDecAttention|encoder_attn|cross_?attn|cross_?attention)\.(self\.)?(k|v|key|value)(_proj)?$"
-)
-
-
-_LAYER = re.compile(r"(.*?)\.(\d+)\.")
-
-# Names of modules that a block calls on one and the same tensor (T5, UL2; Llama, Mistral, Qwen).
-_SIBLINGS = (("q", "k", "v"), ("wi_0", "wi_1"), ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 class WrappedLinear(nn.Module):
@@ -53,38 +40,6 @@ class WrappedLinear(nn.Module):
     def bias(self) -> Tensor | None:
         """[o] or None, the base's."""
         return self.linear.bias
-
-
-def reads_input(path: str) -> bool:
-    """Tell whether a module of an encoder-decoder sees the input's tokens (else the output's)."""
-    return _READS_ENCODER.search(path) is not None
-
-
-def shared_input(path: str) -> tuple[str, ...]:
-    """Name the modules that read the same input as a module, itself among them.
-
-    A guess from names: the layer sees for itself which input a module is given, and a pool lets only modules of
-    one width share what it keeps.
-    """
-    parent, dot, name = path.rpartition(".")
-    for siblings in _SIBLINGS:
-        if name in siblings:
-            # In cross-attention q reads the decoder, k and v the encoder.
-            family = [f"{parent}{dot}{other}" for other in siblings]
-            return tuple(other for other in family if reads_input(other) == reads_input(path))
-    return (path,)
-
-
-def deeper(paths: Iterable[str]) -> list[str]:
-    """Keep the modules of the deeper half of each stack's layers, by the first number in a path.
-
-    What enters a first layer is words; what enters later ones is more of what they mean together.
-    """
-    layers = {path: (found[1], int(found[2])) for path in paths if (found := _LAYER.match(path))}
-    depth: dict[str, int] = {}
-    for stack, number in layers.values():
-        depth[stack] = max(depth.get(stack, 0), number + 1)
-    return [path for path, (stack, number) in layers.items() if 2 * number + 1 >= depth[stack]]
 
 
 def linear_modules(model: "PreTrainedModel") -> dict[str, Shape]:
@@ -181,3 +136,42 @@ def find_linear(model: nn.Module, path: str) -> Linear:
             "Use the base model that the expert was trained on.",
         )
     return module
+
+
+def device_of(linear: "Linear") -> "torch.device":
+    """Tell where a linear module computes."""
+    import torch  # noqa: PLC0415
+
+    where = getattr(getattr(linear, "_hf_hook", None), "execution_device", None)
+    return torch.device(where) if linear.weight.is_meta and where is not None else linear.weight.device
+
+
+@contextmanager
+def at_hand(linear: "Linear") -> Iterator[None]:
+    """Have a module's weight and bias where it computes, to be read."""
+    if not linear.weight.is_meta:
+        yield
+        return
+    from accelerate.utils import align_module_device  # noqa: PLC0415 - seconds of import
+
+    with align_module_device(linear):
+        yield
+
+
+@contextmanager
+def seeming_at_hand(linears: Iterable["Linear"]) -> Iterator[None]:
+    """Have weights that are elsewhere seem to lie where their modules compute, without their numbers.
+
+    PEFT puts an adapter where it finds the module's weight.
+    """
+    from torch import nn  # noqa: PLC0415
+
+    away = {linear: linear.weight for linear in linears if linear.weight.is_meta}
+    for linear, weight in away.items():
+        seeming = weight.new_empty(1, device=device_of(linear)).expand(weight.shape)
+        linear.weight = nn.Parameter(seeming, requires_grad=False)
+    try:
+        yield
+    finally:
+        for linear, weight in away.items():
+            linear.weight = weight

@@ -19,7 +19,6 @@ from router.cli.options import (
     Saved,
     Workspace,
     choice_flags,
-    load_model,
     print_json,
     read_choice,
     read_lines,
@@ -94,6 +93,7 @@ def evaluate(
     Example: greylag-router evaluate --tasks my.jsonl --methods base,phatgoose,merged,oracle --output scores
     """
     from router.evaluation.contenders import read_methods
+    from router.model.opening import load_model
 
     if json_ and markdown:
         raise Refused(Code.REQUEST_INVALID, "Both --json and --markdown are given.", "Give one of the two.")
@@ -101,7 +101,7 @@ def evaluate(
     names = read_methods(methods) if methods else []
     read, longest = _read_tasks(tasks, recipe, data, limit)
     settings = {"base": base, "embedding": embedding, "device": device, "quantise": quantise}
-    model = load_model(workspace, saved, [routing.release], settings)
+    model = load_model(workspace, saved, [routing.release], settings, say)
 
     from router.evaluation.compare import Comparing
     from router.evaluation.prompts import Limits

@@ -21,7 +21,6 @@ from router.cli.options import (
     Workspace,
     asking,
     choice_flags,
-    load_model,
     print_json,
     read_choice,
     read_inputs,
@@ -134,9 +133,11 @@ def export(
 
     Example: greylag-router export --out french-lora --rank 32 "Translate to French: good morning"
     """
+    from router.model.opening import load_model
+
     asked = read_inputs(text, None, read_choice(choice))
     settings = {"base": base, "embedding": embedding, "device": device, "quantise": quantise}
-    model = load_model(workspace, saved, [asked[0].choice.release], settings)
+    model = load_model(workspace, saved, [asked[0].choice.release], settings, say)
     inputs = [each.input for each in asked]
     exported = model.export_lora(out, inputs, asked[0].choice, rank=rank, max_new_tokens=max_new_tokens)
     if json_:
@@ -159,7 +160,9 @@ def save(
 
     Example: greylag-router save --with-base model
     """
-    model = load_model(workspace, None, [], {"base": base, "device": "cpu"})
+    from router.model.opening import load_model
+
+    model = load_model(workspace, None, [], {"base": base, "device": "cpu"}, say)
     identity = model.save_pretrained(out, with_base=with_base)
     if json_:
         print_json({"schema": 1, "folder": str(out), "identity": identity, "experts": len(model.digests)})

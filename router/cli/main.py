@@ -68,15 +68,16 @@ def pull(
     Example: greylag-router pull --coordinator pool.example.org:7443 --ca cert.pem --base google/t5-v1_1-small
     """
     from protocol.signing import PublicKey
-    from router.base.loading import check_base
+    from router.base.fingerprint import check_base
     from router.follow import pull as pulling
+    from router.follow.workspace import FINGERPRINT, POOL
     from router.settings import load, save
 
     settings = load(workspace, coordinator=coordinator, base=base, ca=ca)
     trusted = PublicKey.from_hex(pool_key) if pool_key else None
-    first = not (workspace / pulling.POOL).exists()
+    first = not (workspace / POOL).exists()
     mirror = pulling.pull(workspace, settings.coordinator, ca=settings.ca, pool_key=trusted)
-    check_base(settings.base, mirror.pool.spec.base, workspace / pulling.FINGERPRINT)
+    check_base(settings.base, mirror.pool.spec.base, workspace / FINGERPRINT)
     save(workspace, settings)
     release = mirror.release.spec
     if first and trusted is None:

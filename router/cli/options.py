@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +18,6 @@ from router.base.quantisation import Bits
 from router.query.limits import MAX_NEW_TOKENS
 
 if TYPE_CHECKING:
-    from router.model.routed_model import RoutedModel
     from router.query.answer import Answered
     from router.query.request import Request, RoutingChoice
 
@@ -170,49 +168,6 @@ def _not_text() -> Refused:
     return Refused(Code.REQUEST_INVALID, "The input is not UTF-8 text.", "Convert it to UTF-8.")
 
 
-def load_model(
-    workspace: Path, saved: Path | None, releases: Sequence[int | None], settings: dict[str, Any]
-) -> "RoutedModel":
-    """Load the model of a workspace, or one that was saved.
-
-    Args:
-        workspace: Folder with the pulled releases.
-        saved: A saved model; None for the workspace's.
-        releases: What is going to be asked for; None stands for the newest.
-        settings: `base`, `embedding`, `device` and `quantise` from the command line.
-
-    Raises:
-        Refused: `WORKSPACE_MISSING`, `RELEASE_UNKNOWN`, or as `RoutedModel.from_mirror` and `from_pretrained`.
-    """
-    if saved is not None:
-        from router.model.routed_model import RoutedModel
-
-        return RoutedModel.from_pretrained(saved, **settings)
-    from protocol.release import read_timestamp
-    from router.follow.pull import FINGERPRINT, open_mirror
-    from router.settings import load
-
-    mirror = open_mirror(workspace)
-    chosen = load(workspace, **settings)
-    spec = mirror.release.spec
-    if read_timestamp(spec.expires) < datetime.now(UTC):
-        say(f"Release {spec.number} expired at {spec.expires}; fetch the newest with: greylag-router pull")
-    earlier = [open_mirror(workspace, number) for number in sorted({*releases} - {None, spec.number})]  # type: ignore[type-var]
-    # Last, since it brings torch with it: what is wrong with the workspace is said at once.
-    from router.model.routed_model import RoutedModel
-
-    cache = workspace / FINGERPRINT
-    return RoutedModel.from_mirror(
-        chosen.base,
-        mirror,
-        earlier=earlier,
-        embedding=chosen.embedding,
-        public=chosen.public_text,
-        cache=cache,
-        **chosen.loading,
-    )
-
-
 def asking(
     releases: Sequence[int | None],
     workspace: Path,
@@ -244,7 +199,9 @@ def asking(
         from router.query import client
 
         return partial(client.ask, server, ca=ca)
-    return load_model(workspace, saved, releases, settings).answer
+    from router.model.opening import load_model
+
+    return load_model(workspace, saved, releases, settings, say).answer
 
 
 def start() -> None:

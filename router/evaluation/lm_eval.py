@@ -8,6 +8,7 @@ Scores follow the harness's own rules, which differ from `router.evaluation` in 
 token.
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,12 @@ from tqdm import tqdm
 
 from protocol.errors import Code, Refused
 from router.base.batching import TokenPair
+from router.base.memory import memory_watched
 from router.base.tokens import Templated, encode_input, write_chat
-from router.cli.options import load_model
 from router.evaluation.prompts import cut_to
 from router.methods import listed
+from router.model.opening import load_model
 from router.model.routed_model import RoutedModel
-from router.pool.capacity import memory_watched
 from router.query.request import RoutingChoice
 
 _NO_POSITIONS = 2048
@@ -89,7 +90,9 @@ class GreylagLM(TemplateLM):
                 "Give --batch_size 8.",
             ) from error
         settings = {"base": base, "embedding": embedding, "device": device, "quantise": quantise}
-        self.model: RoutedModel = load_model(Path(workspace), Path(saved) if saved else None, [release], settings)
+        self.model: RoutedModel = load_model(
+            Path(workspace), Path(saved) if saved else None, [release], settings, logging.getLogger(__name__).warning
+        )
         self.tokenizer = self.model.base.tokenizer
         self.backend = "causal" if self.model.base.architecture == "decoder-only" else "seq2seq"
         self._longest = max_length or self.model.base.positions or _NO_POSITIONS

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from protocol import strict_json
-from router.base.loading import fingerprint
+from router.base.fingerprint import fingerprint
 from router.evaluation.compare import Score
 from router.evaluation.prompts import Limits
 from router.evaluation.rows import Task

@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 from protocol.errors import Code, Refused
 from router.base.batching import encode_pairs
+from router.base.memory import memory_watched
 from router.evaluation.metrics import ACCURACY, measured
 from router.evaluation.prompts import Limits, Prompts
 from router.evaluation.rows import Task
 from router.model.routed_model import RoutedModel
-from router.pool.capacity import memory_watched
 from router.query.request import RoutingChoice
 
 Advance = Callable[[int], None]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import structlog
 
 from protocol.errors import GreylagError, Refused
-from router.follow.pull import Mirror
+from router.follow.workspace import Mirror
 from router.model.routed_model import RoutedModel
 
 _log = structlog.get_logger(__name__)

@@ -1,11 +1,6 @@
 """Bring a pool's newest release onto this machine: only what is missing, checked byte by byte.
 
-pool.dsse.json        the pool, pinned at the first pull
-release.dsse.json     the newest release that was fetched whole
-releases/<number>...  every release that was fetched whole
-bundles/<digest>/     its bundles; kept when a later release drops them
-calibrations/<digest> biases and temperatures of its routers, where it has any
-.fingerprint.json     what the base model is by content; may be deleted at any time
+What lies where: `router.follow.workspace`.
 """
 
 import errno
@@ -22,30 +17,17 @@ import grpc
 from protocol.atomic import write_whole
 from protocol.bundle import ENVELOPE, Bundle, Manifest, SignedFile, check_file, open_bundle, read_manifest
 from protocol.compatibility import check_fit, check_tensors
+from protocol.documents import Pool, read_pool
 from protocol.errors import Code, Refused, Unavailable
-from protocol.release import CalibrationFile, Pool, Release, check_fresh, read_candidate, read_pool, read_release
+from protocol.release import CalibrationFile, Release, check_fresh, read_candidate, read_release
 from protocol.signing import PublicKey
 from protocol.v1 import catalog_pb2
 from protocol.v1.catalog_pb2_grpc import CatalogStub
 from protocol.wire.chunks import check_chunk
 from protocol.wire.grpc_client import DEADLINE_S, STREAM_DEADLINE_S, connect
 from protocol.wire.grpc_status import from_rpc_error
+from router.follow.workspace import BUNDLES, CALIBRATIONS, POOL, RELEASE, RELEASES, Mirror, kept, open_listed
 from router.pool.calibration import Calibration
-
-POOL, RELEASE, BUNDLES, FINGERPRINT = "pool.dsse.json", "release.dsse.json", "bundles", ".fingerprint.json"
-RELEASES, CALIBRATIONS = "releases", "calibrations"
-
-
-@dataclass(frozen=True)
-class Mirror:
-    """A release on disk with every bundle in it."""
-
-    pool: Pool
-    release: Release
-    bundles: tuple[Bundle, ...]
-    """In the release's order."""
-    calibration: Calibration | None = None
-    """What the release adds to the scores of gates."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +75,7 @@ def pull(
         release = read_release(envelope, pool)
         check_fresh(release, seen=_seen(folder, pool), now=now or datetime.now(UTC))
         mirror = _pull_mirror(folder, source, pool, release)
-        write_whole(_kept(folder, release.spec.number), envelope)
+        write_whole(kept(folder, release.spec.number), envelope)
         write_whole(folder / RELEASE, envelope)
     return mirror
 
@@ -153,45 +135,6 @@ def pull_calibration(
         return _pull_calibration(folder, source, file)
 
 
-def open_mirror(folder: Path, number: int | None = None) -> Mirror:
-    """Open what an earlier pull fetched; needs no network.
-
-    Args:
-        folder: Where releases are kept.
-        number: A release; without one, the newest that was fetched.
-
-    Raises:
-        Refused: `WORKSPACE_MISSING`, `RELEASE_UNKNOWN`, or any code of a document or bundle.
-    """
-    if not (folder / RELEASE).is_file():
-        raise Refused(
-            Code.WORKSPACE_MISSING,
-            f"{folder.resolve()} holds no release yet.",
-            "Fetch one with: greylag-router pull --coordinator HOST:PORT --base MODEL",
-        )
-    path = folder / RELEASE if number is None else _kept(folder, number)
-    if not path.is_file():
-        numbers = sorted(int(each.name.partition(".")[0]) for each in path.parent.glob("*.dsse.json"))
-        raise Refused(
-            Code.RELEASE_UNKNOWN,
-            f"Release {number} was never fetched to {folder.resolve()}; these were: {', '.join(map(str, numbers))}.",
-            "Ask for one of them, or leave the release out to take the newest.",
-        )
-    pool = read_pool((folder / POOL).read_bytes())
-    release = read_release(path.read_bytes(), pool)
-    bundles = tuple(_open_listed(folder / BUNDLES / expert.bundle, pool) for expert in release.spec.experts)
-    file, calibration = release.spec.calibration, None
-    if file is not None:
-        path = folder / CALIBRATIONS / file.sha256
-        check_file(path, SignedFile(file.sha256, file.size))
-        calibration = Calibration.load(path.read_bytes())
-    return Mirror(pool, release, bundles, calibration)
-
-
-def _kept(folder: Path, number: int) -> Path:
-    return folder / RELEASES / f"{number}.dsse.json"
-
-
 def _pull_pool(folder: Path, catalog: CatalogStub, pool_key: PublicKey | None) -> Pool:
     envelope = catalog.GetPool(catalog_pb2.GetPoolRequest(), timeout=DEADLINE_S).envelope
     path = folder / POOL
@@ -235,7 +178,7 @@ def _pull_bundle(whole: Path, source: _Source, pool: Pool) -> Bundle:
     digest = whole.name
     if whole.is_dir():
         try:
-            return _open_listed(whole, pool)
+            return open_listed(whole, pool)
         except Refused:
             shutil.rmtree(whole)  # damaged since it came; fetched afresh
     envelope = source.catalog.GetBundle(catalog_pb2.GetBundleRequest(digest=digest), timeout=DEADLINE_S).envelope
@@ -256,18 +199,6 @@ def _pull_bundle(whole: Path, source: _Source, pool: Pool) -> Bundle:
     _open_part(part, manifest)
     part.replace(whole)
     return open_bundle(whole)
-
-
-def _open_listed(folder: Path, pool: Pool) -> Bundle:
-    bundle = open_bundle(folder)
-    if bundle.digest != folder.name:
-        raise Refused(
-            Code.DIGEST_MISMATCH,
-            f"{folder} holds another bundle than the release lists.",
-            "Fetch it again with: greylag-router pull",
-        )
-    check_fit(bundle.manifest, pool)
-    return bundle
 
 
 def _open_part(part: Path, manifest: Manifest) -> None:

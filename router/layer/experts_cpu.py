@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from router.layer.choice import Choice, CommonChoice
 from router.pool.expert_module import activated
-from router.pool.gate import Choice, CommonChoice
-from router.pool.group_store import ModuleExperts
+from router.pool.module_view import ModuleExperts
 
 Path = Callable[[ModuleExperts, Tensor, Choice, Tensor], None]
 

@@ -4,68 +4,29 @@ Triton's kernels where there is Triton, else plain PyTorch. All of it depends on
 of a generation, never on values, so it can be captured in a CUDA graph; calibration is left out there.
 """
 
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from functools import cache
-from importlib import import_module
-from importlib.util import find_spec
-from threading import Lock
-from types import ModuleType
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from router.layer.choice import Choice
 from router.layer.experts_cpu import Path
+from router.layer.kernels.available import beside, contiguous_rows, kernels, launcher
 from router.pool.expert_module import activated
-from router.pool.gate import Choice, joined, standardise
-from router.pool.group_store import ModuleExperts, RouteGroup
+from router.pool.module_view import ModuleExperts
 from router.pool.pages import FactorPage
 
-_SCORES = 1 << 24
-"""Scores held at a time, so that memory does not grow with the pool."""
 _GATHERED = 1 << 26
 """Numbers of gathered factors held at a time."""
 _HOPPER = (9, 0)
 """Compute capability from which on torch's grouped product reads its offsets on the device."""
 _ALIGNED_BYTES = 16
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _FEW_TOKENS = 64
-_precision = Lock()  # the setting is the process's
-
-
-def select(group: RouteGroup, u: Tensor, k: int, temperature: float = 1.0) -> list[Choice | None]:
-    """Choose the k best experts at every module of a group.
-
-    Args:
-        group: The modules and their experts.
-        u: [t, d].
-        k: Experts a token.
-        temperature: As in `router.layer.topk.select`.
-    """
-    kernels, view = _kernels(u.dtype), group.view
-    # The kernels find gates by themselves, and nothing but gates.
-    if kernels is None or group.prototype is not None or k > kernels.MOST or view.dtype != u.dtype:
-        step = max(1, _SCORES // ((group.length + 1) * len(group.counts)))
-        parts = [_select(group, chunk, k, temperature) for chunk in torch.split(u, step)]
-        return [joined(choices) for choices in zip(*parts, strict=True)]
-    with _beside(u):
-        experts, weights, hidden = kernels.choose(view, _rows(u), min(k, max(group.counts)), temperature)
-    found: list[Choice | None] = []
-    for slot, count in enumerate(group.counts):
-        few = slice(min(k, count))
-        # Where there are bottleneck adapters, whose hidden values are more than A u, `offered` knows another way.
-        mine = hidden[slot] if hidden is not None and view.identity else None
-        found.append(Choice(experts[slot, :, few], weights[slot, :, few], mine) if count else None)
-    return found
 
 
 def offered(module: ModuleExperts, u: Tensor) -> dict[str, Path]:
     """List by name the ways that can serve inputs u [t, d]; the first goes where nothing can be measured."""
     view = module.group.view
-    if _kernels(u.dtype) is not None and view.identity and view.dtype == u.dtype:
+    if kernels(u.dtype) is not None and view.identity and view.dtype == u.dtype:
         few, many = ("rows", add_rows), ("tiles", add_tiles)
         return dict([few, many] if len(u) <= _FEW_TOKENS else [many, few])
     paths: dict[str, Path] = {"gathered": add_gathered}
@@ -76,14 +37,14 @@ def offered(module: ModuleExperts, u: Tensor) -> dict[str, Path]:
 
 def add_rows(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> None:
     """Serve token by token, u [t, d] and y [t, o]."""
-    with _beside(u):
-        _launch().add_rows(module.group.view, module.slot, _rows(u), choice, y)
+    with beside(u):
+        launcher().add_rows(module.group.view, module.slot, contiguous_rows(u), choice, y)
 
 
 def add_tiles(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> None:
     """Sort tokens, u [t, d] and y [t, o], by expert, and serve them tile by tile."""
-    with _beside(u):
-        _launch().add_tiles(module.group.view, module.slot, _rows(u), choice, y)
+    with beside(u):
+        launcher().add_tiles(module.group.view, module.slot, contiguous_rows(u), choice, y)
 
 
 def add_gathered(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> None:
@@ -131,46 +92,6 @@ def add_grouped(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> 
     y += total
 
 
-def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return rows and scores [t, k] of the best, the lowest row first among equals.
-
-    Score and row make one integer, so that no two are equal: topk leaves open in which order equals come.
-    """
-    # Zero has one sign, what is no number comes first, and a negative number's other bits count the other way round.
-    bits = (scores.nan_to_num(torch.inf, torch.inf, -torch.inf) + 0.0).view(torch.int32)
-    ascending = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()
-    last = scores.shape[1] - 1
-    keys = (ascending << 32) | (last - torch.arange(last + 1, device=scores.device))
-    rows = last - (keys.topk(k, dim=1).values & 0xFFFFFFFF)
-    return rows, scores.gather(1, rows)
-
-
-def _select(group: RouteGroup, u: Tensor, k: int, temperature: float) -> list[Choice | None]:
-    slots, d = len(group.counts), u.shape[1]
-    centred = standardise(u.float())
-    with _in_full():
-        scores = torch.cat([functional.linear(centred, block) for block in group.blocks], dim=1)
-    table, calibration = scores[:, slots:].view(len(u), group.length, slots), group.calibration
-    if calibration is not None:
-        table[:, : len(calibration.bias)].add_(calibration.bias, alpha=d**0.5)
-    found: list[Choice | None] = []
-    for slot, count in enumerate(group.counts):
-        seen = group.view.seen[slot, : group.length] > 0
-        rows, highest = best(table[:, :, slot].masked_fill(~seen, -torch.inf), min(k, count))
-        here = temperature if calibration is None else temperature * calibration.temperatures[slot]
-        found.append(Choice(rows, torch.softmax(highest / (d**0.5 * here), dim=1)) if count else None)
-    return found
-
-
-def _beside(u: Tensor) -> AbstractContextManager[None]:
-    """Make u's device the thread's: Triton launches there, wherever its tensors are."""
-    return torch.cuda.device_of(u)  # type: ignore[no-untyped-call]
-
-
-def _rows(u: Tensor) -> Tensor:
-    return u if u.stride(-1) == 1 else u.contiguous()
-
-
 def _aligned(hidden: Tensor, dtype: torch.dtype) -> Tensor:
     """Cast [t, r], with rows so far apart as torch's grouped product asks for, whatever the rank."""
     numbers = _ALIGNED_BYTES // dtype.itemsize
@@ -188,29 +109,3 @@ def _groups_on_device(module: ModuleExperts, u: Tensor) -> bool:
     page = module.pages[0]
     aligned = all(factor.shape[2] * factor.itemsize % _ALIGNED_BYTES == 0 for factor in (page.a, page.b))
     return u.dtype == torch.bfloat16 and aligned and torch.cuda.get_device_capability(u.device) >= _HOPPER
-
-
-@contextmanager
-def _in_full() -> Iterator[None]:
-    """Keep a caller's TF32 out of the scores: it would choose other experts."""
-    matmul = torch.backends.cuda.matmul
-    with _precision:
-        former, matmul.fp32_precision = matmul.fp32_precision, "ieee"
-        try:
-            yield
-        finally:
-            matmul.fp32_precision = former
-
-
-@cache
-def _kernels(dtype: torch.dtype) -> ModuleType | None:
-    """Triton's kernels, where there are Triton and the C compiler that it asks for to launch them."""
-    if dtype not in _DTYPES:
-        return None
-    compilers = ("clang", "gcc")
-    found = find_spec("triton") is not None and ("CC" in os.environ or any(map(shutil.which, compilers)))
-    return import_module("router.layer.kernels.launch") if found else None
-
-
-def _launch() -> ModuleType:
-    return import_module("router.layer.kernels.launch")

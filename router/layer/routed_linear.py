@@ -13,10 +13,11 @@ from torch.nn import functional
 from protocol.adapters import Shape
 from protocol.errors import Code, Refused
 from router.base.linear import Linear, WrappedLinear
+from router.layer.batch_rows import BatchRows
+from router.layer.choice import Choice, CommonChoice
 from router.layer.dispatch import add_experts
 from router.layer.scaling import add_scaled
-from router.pool.gate import Choice, CommonChoice
-from router.pool.group_store import ModuleExperts
+from router.pool.module_view import ModuleExperts
 from router.pool.pool import ExpertPool
 
 
@@ -78,34 +79,6 @@ class Watch:
         return y
 
 
-class BatchRows:
-    """Tells the rows of a batch apart in what a module is given.
-
-    Args:
-        rows: Inputs in the batch.
-    """
-
-    def __init__(self, rows: int) -> None:
-        self._rows = rows
-        self._lengths: set[int] = set()
-
-    def entries(self, path: str, u: Tensor) -> int:
-        """Count the entries of u [b, s, d], or [b * s, d] as some feed-forwards flatten it, that one row has.
-
-        Raises:
-            Refused: `REQUEST_INVALID` if the rows cannot be told apart, as where a base model with experts of its
-                own hands each some tokens.
-        """
-        length, odd = divmod(len(u), self._rows)
-        if u.dim() > _TOKENS_BY_WIDTH and length == 1 and not odd:
-            self._lengths.add(u.shape[1:-1].numel())
-            return 1
-        # Flattened tokens are believed to be whole rows only at a length that was seen before.
-        if u.dim() == _TOKENS_BY_WIDTH and not odd and length in self._lengths:
-            return length
-        raise inseparable(path)
-
-
 class MixedPlan:
     """A batch whose rows are routed by several plans.
 
@@ -143,18 +116,6 @@ class MixedPlan:
                 out.copy_(routed)
         return y
 
-
-def inseparable(path: str) -> Refused:
-    """Refuse what a module was given, since nobody knows which of the request's tokens it holds."""
-    return Refused(
-        Code.REQUEST_INVALID,
-        f"{path} is not given every token of every input, as where a base model has experts of its own, so the "
-        "inputs cannot be told apart there.",
-        "Ask with one routing choice at a time, and for no explanation.",
-    )
-
-
-_TOKENS_BY_WIDTH = 2
 
 # A request runs in one thread; another request, in another thread, has another plan.
 _plan: ContextVar[Plan | MixedPlan | Watch | None] = ContextVar("plan", default=None)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from router.base.linear import Linear
+from router.layer.choice import Choice, CommonChoice
 from router.pool.expert_module import Scales, without_bias
-from router.pool.gate import Choice, CommonChoice
-from router.pool.group_store import ModuleExperts
+from router.pool.module_view import ModuleExperts
 
 
 def add_scaled(module: ModuleExperts, linear: Linear, u: Tensor, choice: Choice | CommonChoice, y: Tensor) -> Tensor:

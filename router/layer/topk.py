@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from router.layer import experts_gpu
+from router.layer import topk_gpu
+from router.layer.choice import Choice, CommonChoice, joined
 from router.layer.topk_single import TRUSTED, select_one
-from router.pool.gate import EPS, Choice, CommonChoice, joined, standardise
-from router.pool.group_store import ModuleExperts, RouteGroup
+from router.pool.gate import EPS, standardise
+from router.pool.group_view import RouteGroup
+from router.pool.module_view import ModuleExperts
 
 _SCORES = 1 << 20
 """Scores held at a time, so that memory does not grow with the pool."""
@@ -42,7 +44,7 @@ def select(group: RouteGroup, u: Tensor, k: int, temperature: float = 1.0) -> Se
     """
     d = u.shape[-1]
     if u.is_cuda:
-        return list(experts_gpu.select(group, u.reshape(-1, d), k, temperature))
+        return list(topk_gpu.select(group, u.reshape(-1, d), k, temperature))
     if u.numel() == d:
         found = select_one(group, u, k, temperature)
         if found is not None:
@@ -137,7 +139,7 @@ def best(module: ModuleExperts, scores: Tensor, k: int, temperature: float) -> C
 def _best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return rows and scores [t, k] of the best, the lowest row first among equals."""
     if scores.is_cuda:
-        return experts_gpu.best(scores, k)
+        return topk_gpu.best(scores, k)
     found, rows = scores.topk(min(k + 1, scores.shape[1]), dim=1)
     if bool((found[:, 1:] == found[:, :-1]).any()):
         # topk leaves the order of equal scores open, a stable sort does not.

@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from router.layer.dispatch import dispatch
-from router.pool.gate import EPS, CommonChoice
-from router.pool.group_store import RouteGroup
+from router.layer.autotune import autotuner
+from router.layer.choice import CommonChoice
+from router.pool.gate import EPS
+from router.pool.group_view import RouteGroup
 
 TRUSTED = 4.0
 """Largest mean^2 / sigma^2 at which sigma^2 is taken as E[u^2] - mean^2: float32 then keeps 1e-6 of it."""
@@ -53,10 +54,10 @@ def select_one(group: RouteGroup, u: Tensor, k: int, temperature: float) -> Deci
     if k > _FEW or size * d < _MANY:
         return _by_all(group, u, k, temperature)
     kind = ("one token", d, size.bit_length(), k)
-    name = dispatch.known(kind)
+    name = autotuner.known(kind)
     if name is None:
         calls = {name: partial(way, group, u, k, temperature) for name, way in _WAYS.items()}
-        name = dispatch.settle(kind, calls, u, cold=True)
+        name = autotuner.settle(kind, calls, u, cold=True)
     return _WAYS[name](group, u, k, temperature)
 
 

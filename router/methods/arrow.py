@@ -12,7 +12,8 @@ from torch import Tensor
 
 from router.layer.topk import Selected, best, in_pieces, products
 from router.methods.shared_decision import SharedDecision
-from router.pool.group_store import ModuleExperts, RouteGroup
+from router.pool.group_view import RouteGroup
+from router.pool.module_view import ModuleExperts
 from router.pool.prototypes import Direction
 
 

@@ -13,7 +13,7 @@ from router.layer.topk import Selected
 from router.methods.phatgoose import Phatgoose
 from router.pool.expert import Expert
 from router.pool.gate import standardise
-from router.pool.group_store import RouteGroup
+from router.pool.group_view import RouteGroup
 
 
 def mean(expert: Expert, path: str) -> Tensor | None:

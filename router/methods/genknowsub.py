@@ -13,12 +13,13 @@ version subtracts the means of A and of B on their own, which is another matrix.
 import torch
 from torch import Tensor
 
+from router.layer.choice import Choice
 from router.layer.topk import Selected
 from router.methods.arrow import Arrow
 from router.methods.shared_decision import SharedDecision
 from router.pool.expert import Expert
-from router.pool.gate import Choice
-from router.pool.group_store import ModuleExperts, RouteGroup
+from router.pool.group_view import RouteGroup
+from router.pool.module_view import ModuleExperts
 from router.pool.prototypes import Direction
 
 

@@ -10,10 +10,10 @@ largest ||s B A u||, as in `router.methods.spectr`, at weight 1. A request's k a
 import torch
 from torch import Tensor
 
+from router.layer.choice import Choice
 from router.methods.arrow import Arrow
 from router.methods.spectr import update_norms
-from router.pool.gate import Choice
-from router.pool.group_store import ModuleExperts
+from router.pool.module_view import ModuleExperts
 
 FILTERED = 20
 """Experts a token that pass the first stage."""

@@ -6,8 +6,8 @@ averaged, not A and B on their own. Experts that leave a module alone do not cou
 
 from torch import Tensor
 
-from router.pool.gate import CommonChoice
-from router.pool.group_store import ModuleExperts
+from router.layer.choice import CommonChoice
+from router.pool.module_view import ModuleExperts
 
 
 class Merged:

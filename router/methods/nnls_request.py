@@ -23,12 +23,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from protocol.errors import Code, Refused
-from router.layer.routed_linear import BatchRows, Plan
+from router.layer.batch_rows import BatchRows
+from router.layer.choice import Choice, CommonChoice
+from router.layer.routed_linear import Plan
 from router.methods.base_only import BaseOnly
 from router.methods.context import Asked
 from router.methods.features.nnls import Floats
-from router.pool.gate import Choice, CommonChoice
-from router.pool.group_store import ModuleExperts
+from router.pool.module_view import ModuleExperts
 
 _KEPT = 0.25
 """Of the largest share: smaller ones are noise."""

@@ -18,7 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from router.layer.routed_linear import BatchRows, Plan
+from router.layer.batch_rows import BatchRows
+from router.layer.choice import Choice, CommonChoice
+from router.layer.routed_linear import Plan
 from router.layer.topk import Selected, best, in_pieces, products
 from router.layer.topk_single import best_of_one, products_of_one
 from router.methods.base_only import BaseOnly
@@ -28,8 +30,8 @@ from router.methods.features.mixture import Shares
 from router.methods.nnls_request import familiar, found_mass, wider
 from router.methods.shared_decision import SharedDecision
 from router.pool.expert import Expert
-from router.pool.gate import Choice, CommonChoice
-from router.pool.group_store import ModuleExperts, RouteGroup
+from router.pool.group_view import RouteGroup
+from router.pool.module_view import ModuleExperts
 
 RIDGE = 0.1
 """Of the tokens' covariance, relative to its mean variance."""

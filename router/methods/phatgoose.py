@@ -10,7 +10,7 @@ from torch import Tensor
 
 from router.layer.topk import Selected, select
 from router.methods.shared_decision import SharedDecision
-from router.pool.group_store import RouteGroup
+from router.pool.group_view import RouteGroup
 
 
 class Phatgoose(SharedDecision):

@@ -4,9 +4,10 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
+from router.layer.choice import Choice, CommonChoice
 from router.layer.topk import Selected
-from router.pool.gate import Choice, CommonChoice
-from router.pool.group_store import ModuleExperts, RouteGroup
+from router.pool.group_view import RouteGroup
+from router.pool.module_view import ModuleExperts
 
 
 class SharedDecision(ABC):

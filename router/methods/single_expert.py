@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
+from router.layer.choice import CommonChoice
 from router.pool.expert import Expert
-from router.pool.gate import CommonChoice
-from router.pool.group_store import ModuleExperts
+from router.pool.module_view import ModuleExperts
 
 
 class SingleExpert:

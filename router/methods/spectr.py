@@ -13,10 +13,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from router.layer.choice import Choice, CommonChoice
 from router.layer.topk import Selected, best, in_pieces
 from router.pool.expert_module import ExpertModule
-from router.pool.gate import Choice, CommonChoice
-from router.pool.group_store import ModuleExperts
+from router.pool.module_view import ModuleExperts
 
 
 class Spectr:

@@ -6,8 +6,8 @@ everywhere, and what an absent one would have had goes to nobody.
 
 from torch import Tensor
 
-from router.pool.gate import CommonChoice
-from router.pool.group_store import ModuleExperts
+from router.layer.choice import CommonChoice
+from router.pool.module_view import ModuleExperts
 
 
 class Uniform:

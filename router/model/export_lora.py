@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from protocol.adapter_config import TASKS
+from protocol.atomic import new_folder
 from protocol.bundle import ADAPTER_WEIGHTS
 from protocol.errors import Code, Refused
 from protocol.spec import Architecture
@@ -26,7 +27,6 @@ from router.pool.expert import Expert
 from router.pool.expert_module import ExpertModule
 from router.query.answer import ModuleRoute
 from router.query.attribution import expert_shares, mean_weights
-from router.whole import new_folder
 
 
 @dataclass(frozen=True)

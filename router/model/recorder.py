@@ -8,10 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from router.base.linear import reads_input
-from router.layer.routed_linear import Method, inseparable
-from router.pool.gate import Choice, CommonChoice
-from router.pool.group_store import ModuleExperts
+from router.base.module_paths import reads_input
+from router.layer.batch_rows import inseparable
+from router.layer.choice import Choice, CommonChoice
+from router.layer.routed_linear import Method
+from router.pool.module_view import ModuleExperts
 from router.query.answer import ModuleRoute
 
 

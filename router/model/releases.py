@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
+from protocol.documents import read_timestamp
 from protocol.errors import Code, Refused
-from protocol.release import ReleaseSpec, read_timestamp
+from protocol.release import ReleaseSpec
 from protocol.spec import Routing
 from router.pool.expert import Expert
 from router.pool.pool import ExpertPool

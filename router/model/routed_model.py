@@ -1,8 +1,7 @@
 """The routed model: a base, every expert of a release, and a router at every module."""
 
-import threading
+import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
@@ -11,24 +10,20 @@ from platformdirs import user_cache_path
 from protocol.bundle import Bundle
 from protocol.errors import Code, Refused
 from router.base.batching import TokenPair, count_tokens, encode_pairs
-from router.base.device_map import device_of
+from router.base.fingerprint import check_base, display_name, first_line
 from router.base.likelihood import Likelihood, likelihoods
-from router.base.linear import find_linear, linear_modules
-from router.base.loading import Base, Loading, check_base, display_name, load_base
-from router.follow.pull import FINGERPRINT, Mirror, pull
-from router.layer.routed_linear import RoutedLinear, routed_linears, routing
-from router.methods.context import Asked
-from router.methods.features.extractor import Senses
-from router.methods.registry import resolve
+from router.base.loading import Loading, load_base
+from router.base.memory import memory_watched
+from router.follow.pull import pull
+from router.follow.workspace import FINGERPRINT, Mirror
+from router.layer.routed_linear import routing
 from router.model.decode import write
+from router.model.expert_set import ExpertSet
 from router.model.export_lora import Exported, export_lora
 from router.model.planner import Planned, plan
-from router.model.releases import KEPT, Generation, Held, listed
+from router.model.releases import KEPT, Generation, Held
 from router.model.saved_model import open_saved, save
-from router.pool.capacity import check_room, memory_watched
-from router.pool.expert import Expert, load_expert
-from router.pool.pool import ExpertPool
-from router.probing import mean_of
+from router.pool.capacity import check_room
 from router.query.answer import Answered
 from router.query.limits import DEFAULT_NEW_TOKENS
 from router.query.request import DEFAULT, Choices, RoutingChoice, one_each
@@ -42,7 +37,7 @@ class Options(Loading, total=False):
     cache: Path | None
 
 
-class RoutedModel:
+class RoutedModel(ExpertSet):
     """Answers with whatever experts it holds; grows and shrinks while it answers.
 
     Experts come and go by exchanging the generation as a whole: a request that has begun finishes with
@@ -54,18 +49,6 @@ class RoutedModel:
         public: Public text, one a line, for methods that hold requests against it; without it, random tokens.
         cache: File that remembers the base model's fingerprint, and has other facts about the base kept beside it.
     """
-
-    def __init__(
-        self, base: Base, embedding: str | None = None, public: Path | None = None, cache: Path | None = None
-    ) -> None:
-        self.base = base
-        self.held = Held()
-        self._changing = threading.Lock()
-        linears = {path: find_linear(base.model, path) for path in linear_modules(base.model)}
-        self.places = {path: device_of(linear) for path, linear in linears.items()}
-        for path, linear in linears.items():
-            base.model.set_submodule(path, RoutedLinear(path, linear))
-        self.senses = Senses.of_base(base, tuple(linears), embedding=embedding, public=public, cache=cache)
 
     @classmethod
     def from_base(
@@ -227,77 +210,6 @@ class RoutedModel:
         name, architecture = display_name(self.base.source), self.base.architecture
         return export_lora(Path(folder), routes, planned.experts, rank=rank, base=name, architecture=architecture)
 
-    @property
-    def generation(self) -> Generation:
-        """What answers a request that asks for no release."""
-        return self.held.newest
-
-    @generation.setter
-    def generation(self, generation: Generation) -> None:
-        """Exchange it, from the next request on."""
-        self.held = self.held.changed_to(generation)
-
-    @property
-    def digests(self) -> tuple[str, ...]:
-        """Bundle digests of the experts, in pool order."""
-        return tuple(expert.digest for expert in self.generation.pool.experts)
-
-    def load(self, bundle: Bundle, *, name: str | None = None, contributor: str = "") -> Expert:
-        """Read a bundle onto the model's device without using it yet.
-
-        Raises:
-            Refused: `MODULE_UNKNOWN`, or `TENSOR_SHAPE` if the bundle was made for a model of other widths.
-        """
-        linears = routed_linears(self.base.model, bundle.spec.modules)
-        return load_expert(bundle, linears, dtype=self.base.model.dtype, name=name, contributor=contributor)
-
-    def append(self, bundle: Bundle, *, name: str | None = None, contributor: str = "") -> None:
-        """Add one expert from the next request on; the others are not touched.
-
-        What then answers is no release: its number is 0.
-
-        Raises:
-            Refused: As `load`, or `DUPLICATE_OF` if the model holds the bundle already.
-            Unavailable: `MEMORY_FULL`.
-        """
-        with self._changing, memory_watched():
-            check_room([bundle], self.generation.pool, self.places, self.base.model.dtype)
-            self._use(self.generation.pool.add(self.load(bundle, name=name, contributor=contributor)))
-
-    def remove(self, digest: str) -> None:
-        """Leave one expert out from the next request on; what then answers is no release, as with `append`."""
-        with self._changing:
-            self._use(self.generation.pool.remove(digest))
-
-    def _use(self, pool: ExpertPool) -> None:
-        """Answer with a pool that was changed by hand, and so is no release any more."""
-        if pool is not self.generation.pool:
-            self.generation = replace(self.generation, pool=pool, release=0, expires=None)
-
-    def take_up(self, mirror: Mirror) -> None:
-        """Go over to a release: load what is new, drop what is gone, leave the rest alone.
-
-        The releases before it, up to `router.model.releases.KEPT` in all as a rule, stay at hand.
-
-        Raises:
-            Refused: As `load`, or what the release's own method refuses; the model then stays as it was.
-            Unavailable: `MEMORY_FULL`; likewise.
-        """
-        with self._changing, memory_watched():
-            release = mirror.release.spec
-            wanted = [(entry.bundle, entry.name, entry.contributor) for entry in release.experts]
-            pool = self.held.nearest(wanted)
-            held = set(map(listed, pool.experts))
-            new = [each for each in zip(wanted, mirror.bundles, strict=True) if each[0] not in held]
-            for digest, _, _ in held.difference(wanted):
-                pool = pool.remove(digest)
-            check_room([bundle for _, bundle in new], pool, self.places, self.base.model.dtype)
-            for (_, name, contributor), bundle in new:
-                pool = pool.add(self.load(bundle, name=name, contributor=contributor))
-            pool = pool.reordered([digest for digest, _, _ in wanted]).calibrated(mirror.calibration)
-            resolve(release.routing.method, Asked(pool, k=release.routing.k, senses=self.senses))
-            self.held = self.held.followed_by(Generation.of(release, pool))
-
     def generate(
         self,
         inputs: Sequence[str],
@@ -354,7 +266,7 @@ class RoutedModel:
         count_tokens(self.base, inputs)  # before a method reads them
         return plan(self.senses, self.held, inputs, one_each(choice, len(inputs)))
 
-    def score(self, inputs: Sequence[str], targets: Sequence[str], choice: Choices = DEFAULT) -> list[float]:
+    def losses(self, inputs: Sequence[str], targets: Sequence[str], choice: Choices = DEFAULT) -> list[float]:
         """Mean negative log-likelihood of each input's one target, in nats a token, its end token among them.
 
         Raises:
@@ -396,4 +308,19 @@ class RoutedModel:
             Refused: `PROBE_FAILED` if any figure is not finite, or if the model does not run.
             Unavailable: `MEMORY_FULL`.
         """
-        return mean_of(lambda: self.score(texts, texts))
+        try:
+            with memory_watched():
+                losses = self.losses(texts, texts)
+        except RuntimeError as error:  # torch's family: out of memory, shapes, kernels
+            raise Refused(
+                Code.PROBE_FAILED,
+                f"The routed model does not run on the probe text: {first_line(error)}.",
+                "Check the expert's ranks and modules, then train it again.",
+            ) from error
+        if not all(math.isfinite(loss) for loss in losses):
+            raise Refused(
+                Code.PROBE_FAILED,
+                "With this expert the routed model's loss on the probe text is not finite.",
+                "Train it again with a smaller learning rate.",
+            )
+        return sum(losses) / len(losses)

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from protocol import strict_json
+from protocol.atomic import new_folder
 from protocol.bundle import Bundle, open_bundle
 from protocol.errors import Code, Refused
 from protocol.spec import BaseModelRef, Routing, Sha256, Version
 from protocol.statement import Strict, read
-from router.base.loading import FILES, fingerprint, locate
+from router.base.fingerprint import FILES, fingerprint, locate
 from router.pool.calibration import Calibration
 from router.pool.pool import ExpertPool
-from router.whole import new_folder
 
 INDEX, BASE, BUNDLES, CALIBRATION = "greylag.json", "base", "bundles", "calibration"
 _MAX_INDEX_BYTES = 1 << 24

@@ -9,10 +9,6 @@ there (`router.pool.expert_module`) and v its gate:
                 y = W u + sum over z in E of w_z delta_z(u),  w = softmax(a_z / sqrt(d))
 """
 
-from collections.abc import Iterable
-from typing import NamedTuple
-
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -30,31 +26,3 @@ def standardise(x: Tensor) -> Tensor:
         [..., d] with mean 0 and biased variance 1 (up to `EPS`); a constant vector becomes 0.
     """
     return functional.layer_norm(x, x.shape[-1:], eps=EPS)
-
-
-class Choice(NamedTuple):
-    """Which experts each token is given."""
-
-    experts: Tensor
-    """[t, k] rows among the experts of a module, highest score first."""
-    weights: Tensor
-    """[t, k] float32; each row sums to 1 where a softmax made it."""
-    hidden: Tensor | None = None
-    """[t, k, r] float32, w s A u, where a GPU computed it by the way."""
-
-
-class CommonChoice(NamedTuple):
-    """The experts that all tokens are given alike; also those of a token that comes alone."""
-
-    experts: list[int]
-    """k rows among the experts of a module, highest score first."""
-    weights: list[float]
-    """k; they sum to 1 unless the method wants it otherwise."""
-
-
-def joined(choices: Iterable[Choice | CommonChoice | None]) -> Choice | None:
-    """Put together what was chosen for one piece of the tokens after the other, each [t, k]; None for nobody."""
-    pieces = [choice for choice in choices if isinstance(choice, Choice)]
-    if not pieces:
-        return None
-    return Choice(torch.cat([piece.experts for piece in pieces]), torch.cat([piece.weights for piece in pieces]))

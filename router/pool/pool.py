@@ -17,11 +17,13 @@ import torch
 
 from protocol.adapters import Module
 from protocol.errors import Code, Refused
-from router.base.linear import shared_input
+from router.base.module_paths import shared_input
 from router.pool.calibration import Calibration
 from router.pool.expert import Expert
 from router.pool.expert_module import ExpertModule
-from router.pool.group_store import GroupStore, ModuleExperts, RouteGroup
+from router.pool.group_store import GroupStore
+from router.pool.group_view import RouteGroup
+from router.pool.module_view import ModuleExperts
 from router.pool.pages import GATE_BYTES, FactorPages, GatePages
 
 _SPARE = 8

@@ -16,8 +16,7 @@ from torch.nn import functional
 from protocol.adapters import BottleneckModule
 from protocol.bundle import ADAPTER_WEIGHTS
 from protocol.tensors import ADAPTER_PREFIX
-from router.base.device_map import device_of
-from router.base.linear import Linear, WrappedLinear, find_linear
+from router.base.linear import Linear, WrappedLinear, device_of, find_linear
 from router.pool.expert_module import activated
 
 

@@ -17,7 +17,7 @@ from router.base.loading import Base
 from router.layer.routed_linear import RoutedLinear
 from router.pool.calibration import MAX_BIAS, MAX_LOG_TEMPERATURE, Calibration
 from router.pool.gate import standardise
-from router.pool.group_store import ModuleExperts
+from router.pool.module_view import ModuleExperts
 from router.pool.pool import ExpertPool
 
 

@@ -12,8 +12,7 @@ from torch.nn import functional
 from protocol.adapters import Module
 from protocol.bundle import ADAPTER_WEIGHTS
 from protocol.tensors import ADAPTER_PREFIX
-from router.base.device_map import device_of
-from router.base.linear import Linear, WrappedLinear, computing_like, find_linear
+from router.base.linear import Linear, WrappedLinear, computing_like, device_of, find_linear
 from router.pool.conversion import make_part
 from router.pool.expert_module import ExpertModule
 

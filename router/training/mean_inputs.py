@@ -6,10 +6,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from router.base.linear import reads_input
+from router.base.batching import mean_of
 from router.base.loading import Base
+from router.base.module_paths import reads_input
 from router.base.tokens import IGNORED
-from router.methods.features.activations import mean_of
 
 
 def mean_inputs(base: Base, paths: Sequence[str], batches: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -29,9 +29,10 @@ from transformers import (
     set_seed,
 )
 
+from client.data.columns import Columns
 from client.progress import Progress
 from client.training.pipeline import train
-from client.training.plan import Columns, Plan
+from client.training.plan import Plan
 from protocol.signing import Identity
 from protocol.spec import Recipe
 from tests import factories

@@ -12,15 +12,16 @@ import torch
 
 from client.cli.main import app
 from client.cli.options import run
-from client.job import Order, produce
-from client.submission.join import enrol
+from client.job import produce
+from client.submission.enrolment import enrol
 from client.training import adapters
+from client.training.request import Order
 from client.workspace import settings as client_settings
 from client.workspace.paths import Workspace
 from client.workspace.settings import ClientSettings
 from protocol.atomic import write_whole
 from protocol.bundle import Bundle
-from protocol.release import Pool
+from protocol.documents import Pool
 from protocol.signing import Identity
 from protocol.spec import Recipe
 from tests import factories

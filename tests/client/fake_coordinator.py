@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import grpc
 
 from protocol.bundle import Manifest, read_manifest
+from protocol.documents import RECEIPT_TYPE, Pool, Receipt, read_enrolment, sign
 from protocol.errors import Code, GreylagError, Refused
 from protocol.fleet.node_key import read_binding
-from protocol.release import RECEIPT_TYPE, Pool, Receipt, read_enrolment, sign
 from protocol.signing import Identity
 from protocol.v1 import catalog_pb2, catalog_pb2_grpc, intake_pb2, intake_pb2_grpc
 from protocol.v1.chunk_pb2 import Chunk

@@ -11,9 +11,10 @@ from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from client.job import Order, produce
+from client.job import produce
 from client.progress import Progress
 from client.training import pipeline
+from client.training.request import Order
 from coordinator.admission.check import check_content
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, GATES, Bundle
 from protocol.compatibility import check_fit

@@ -14,8 +14,8 @@ from client.submission import outbox
 from client.workspace import settings as client_settings
 from client.workspace.settings import ClientSettings
 from protocol.bundle import ADAPTER_WEIGHTS, FILES, open_bundle
+from protocol.documents import Pool
 from protocol.errors import Code
-from protocol.release import Pool
 from protocol.signing import Identity
 from protocol.spec import Recipe
 from protocol.v1.intake_pb2 import StatusReply

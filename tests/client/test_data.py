@@ -9,8 +9,8 @@ import datasets
 import pytest
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from client.data.columns import Columns
 from client.data.examples import Examples, read_examples, split
-from client.training.plan import Columns
 from protocol.errors import Code, Refused
 from protocol.spec import Architecture, Recipe
 

@@ -7,11 +7,14 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from client.job import Order, produce
+from client.data.columns import Columns
+from client.job import produce
 from client.runs.plot import PICTURE
-from client.runs.record import lay_modules, read_record
-from client.training import adapters, gates, phase
-from client.training.plan import Columns, Plan
+from client.runs.record import read_record
+from client.training import adapters, gates, phase, trainer
+from client.training.modules import lay_modules
+from client.training.plan import Plan
+from client.training.request import Order
 from protocol.adapters import Kind
 from protocol.bundle import ADAPTER_WEIGHTS, CARD, GATES
 from router.base.linear import find_linear
@@ -34,7 +37,7 @@ def test_the_gate_multiplies_the_expert_in_training_as_it_does_afterwards(
     expert = adapters.put_on(base, recipe, modules)
     together = gate_tuners(base.model, linears)
     draw = torch.Generator().manual_seed(0)
-    learning = phase.trainable(base.model)
+    learning = trainer.trainable(base.model)
     for tensor in learning.values():
         tensor.copy_(torch.randn(tensor.shape, generator=draw) * 0.3)
     probe = {"input_ids": torch.tensor([[6, 14, 15, 16, 1]]), "decoder_input_ids": torch.tensor([[0, 16, 15]])}
@@ -60,9 +63,9 @@ def test_both_learn_and_nothing_else(site: Site, tmp_path: Path, monkeypatch: py
     run = phase.run
 
     def watch(work: phase.Phase, model: nn.Module, *rest: object) -> float:
-        started.update({name: tensor.clone() for name, tensor in phase.trainable(model).items()})
+        started.update({name: tensor.clone() for name, tensor in trainer.trainable(model).items()})
         loss = run(work, model, *rest)  # type: ignore[arg-type] # the rest as it came
-        moved = phase.trainable(model)
+        moved = trainer.trainable(model)
         assert started.keys() == moved.keys()
         assert not any(torch.equal(started[name], moved[name]) for name in started)
         return loss

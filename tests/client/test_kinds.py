@@ -7,11 +7,14 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from client.job import Order, override, produce
+from client.data.columns import Columns
+from client.job import produce
 from client.progress import Progress
-from client.runs.record import ADAPTER, lay_modules, plan_modules
+from client.runs.record import ADAPTER
 from client.training import pipeline
-from client.training.plan import Columns, Plan
+from client.training.modules import lay_modules, plan_modules
+from client.training.plan import Plan
+from client.training.request import Order, override
 from coordinator.admission.check import check_content
 from protocol.adapters import Ia3Module, Kind, Shape
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, GATES

@@ -11,15 +11,17 @@ from opacus.accountants import PRVAccountant
 from safetensors.torch import load_file
 from torch import Tensor
 
-from client.job import Order, produce
+from client.job import produce
 from client.runs.consent import Share
 from client.training import private_means
+from client.training.request import Order
 from protocol.bundle import CARD, GATES, open_bundle
+from protocol.documents import Pool
 from protocol.errors import Code, Refused
-from protocol.release import Pool
 from protocol.spec import Noise
-from router.base.linear import deeper, linear_modules, reads_input
+from router.base.linear import linear_modules
 from router.base.loading import load_base
+from router.base.module_paths import deeper, reads_input
 from router.methods.features.mixture import RIDGE
 from router.model.routed_model import RoutedModel
 from tests.client.conftest import NOW, Site

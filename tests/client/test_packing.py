@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import DataCollatorForSeq2Seq
 
-from client.job import Order, produce
+from client.job import produce
 from client.training.plan import Thrift
+from client.training.request import Order
 from client.training.sequence_packing import check_packing, pack
 from protocol.bundle import ADAPTER_WEIGHTS, GATES
 from protocol.errors import Code, Refused

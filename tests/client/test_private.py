@@ -9,12 +9,14 @@ from opacus.accountants import RDPAccountant
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from client.job import Order, produce
+from client.job import produce
 from client.progress import Progress
-from client.runs.record import plan_modules
 from client.training import adapters
 from client.training.differential_privacy import PrivateTrainer, example_losses, noise_for, spent
-from client.training.phase import Phase, PhaseTrainer, _arguments
+from client.training.modules import plan_modules
+from client.training.phase import Phase, _arguments
+from client.training.request import Order
+from client.training.trainer import PhaseTrainer
 from coordinator.admission.check import check_content
 from protocol.bundle import ADAPTER_WEIGHTS, CARD, GATES
 from protocol.errors import Code, Refused

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from client.progress import Progress, Style, _bars, _spaced, show
+from client.cli.progress import Style, _bars, _spaced, show
+from client.progress import Progress
 
 
 def test_json_lines_are_for_programs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from client.job import Order, produce
+from client.job import produce
 from client.progress import Progress
 from client.training import phase
+from client.training.request import Order
 from client.workspace.paths import Workspace
 from protocol.errors import Code, Refused
 from tests.client.conftest import NOW, Cli, Site

@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import DataCollatorForSeq2Seq
 
-from client.job import Order, produce
+from client.job import produce
 from client.runs.consent import TELLS, Share
 from client.training import pipeline
+from client.training.request import Order
 from client.workspace.paths import Workspace
 from protocol.bundle import CARD, GATES, Bundle
 from protocol.spec import Statistics

@@ -7,10 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from client.job import Order, produce
+from client.job import produce
 from client.progress import Progress
 from client.training import phase
 from client.training.plan import Thrift
+from client.training.request import Order
 from protocol.adapters import Kind
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle
 from protocol.errors import Code, Refused

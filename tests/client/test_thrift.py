@@ -9,9 +9,10 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import T5ForConditionalGeneration
 
-from client.job import Order, produce
+from client.job import produce
 from client.progress import Progress
 from client.training.plan import Thrift
+from client.training.request import Order
 from coordinator.admission.check import check_content
 from protocol.bundle import ADAPTER_WEIGHTS, CARD, GATES, Bundle
 from protocol.errors import Code, Refused

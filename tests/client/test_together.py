@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from client.job import Order, produce
+from client.job import produce
 from client.progress import Progress
+from client.training.request import Order
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, open_bundle
 from protocol.errors import Code, Refused
 from protocol.signing import Identity

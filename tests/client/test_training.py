@@ -10,12 +10,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import DataCollatorForSeq2Seq
 
+from client.data.columns import Columns
 from client.data.examples import Examples, read_examples
 from client.progress import Progress
 from client.runs import history
 from client.runs.plot import PICTURE, draw
-from client.training import gates, phase
-from client.training.plan import Columns
+from client.training import gates, phase, trainer
 from protocol.adapters import LoraModule
 from protocol.bundle import ADAPTER_CONFIG, CARD, FILES, GATES, open_bundle
 from protocol.errors import Code, Refused
@@ -83,7 +83,7 @@ def test_only_gates_learn_in_the_second_phase(
     run = phase.run
 
     def watch(work: phase.Phase, model: nn.Module, *rest: object) -> float:
-        started.update({name: tensor.clone() for name, tensor in phase.trainable(model).items()})
+        started.update({name: tensor.clone() for name, tensor in trainer.trainable(model).items()})
         return run(work, model, *rest)  # type: ignore[arg-type] # the rest as it came
 
     monkeypatch.setattr(phase, "run", watch)
@@ -139,13 +139,13 @@ def test_the_best_checkpoint_wins_not_the_last(site: Site, tmp_path: Path, monke
     seen: list[float] = []
     losses = iter([5.0, 2.0, 1.0, 9.0])
 
-    measure = phase.PhaseTrainer.evaluate
+    measure = trainer.PhaseTrainer.evaluate
 
-    def evaluate(trainer: phase.PhaseTrainer, **options: object) -> dict[str, float]:
+    def evaluate(trainer: trainer.PhaseTrainer, **options: object) -> dict[str, float]:
         seen.append(trainer.model.w.item())
         return {**measure(trainer, **options), "eval_loss": next(losses)}
 
-    monkeypatch.setattr(phase.PhaseTrainer, "evaluate", evaluate)
+    monkeypatch.setattr(trainer.PhaseTrainer, "evaluate", evaluate)
     recipe = RECIPE.model_copy(update={"eval_every": 2})
     model = run_line(tmp_path / "run", base, site, tmp_path, recipe, [])
     assert len(set(seen)) == 4
@@ -162,7 +162,7 @@ def test_a_checkpoint_that_was_cut_off_is_thrown_away(site: Site, tmp_path: Path
     assert newest.name == "checkpoint-4"
     torn = folder / "checkpoint-6"
     torn.mkdir()
-    (torn / phase.TRAINABLE).write_bytes(b"half")
+    (torn / trainer.TRAINABLE).write_bytes(b"half")
     assert phase.sweep(folder) == newest
     assert not torn.exists()
     torn.mkdir()
@@ -187,7 +187,7 @@ def test_a_checkpoint_holds_only_what_is_trained(site: Site, tmp_path: Path) -> 
     run_line(tmp_path / "run", base, site, tmp_path, RECIPE, [], steps=2)
     newest = phase.sweep(tmp_path / "run")
     assert newest is not None
-    assert list(load_file(newest / phase.TRAINABLE)) == ["w"]
+    assert list(load_file(newest / trainer.TRAINABLE)) == ["w"]
 
 
 def test_training_that_diverges_is_refused(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

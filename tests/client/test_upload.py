@@ -8,10 +8,10 @@ import pytest
 
 from client.progress import Progress
 from client.submission import upload
-from client.submission.join import enrol
+from client.submission.enrolment import enrol
 from protocol.bundle import ADAPTER_WEIGHTS, Bundle
+from protocol.documents import Pool, Receipt
 from protocol.errors import Code, GreylagError, Refused, Unavailable
-from protocol.release import Pool, Receipt
 from protocol.signing import Identity
 from protocol.v1.intake_pb2 import StatusReply
 from protocol.wire.chunks import CHUNK_BYTES

@@ -23,14 +23,15 @@ import psycopg.sql
 import pytest
 
 from coordinator.registry.registry import Registry
+from coordinator.serving.catalog_service import CatalogService
 from coordinator.serving.intake import Intake
-from coordinator.serving.intake_service import CatalogService, IntakeService
+from coordinator.serving.intake_service import IntakeService
 from coordinator.storage.blobs import Store
 from coordinator.storage.spool import Spool
 from protocol.adapters import Shape
 from protocol.bundle import ADAPTER_CONFIG, Bundle, pack
+from protocol.documents import Pool, sign_pool
 from protocol.errors import Code
-from protocol.release import Pool, sign_pool
 from protocol.signing import Identity
 from protocol.spec import BaseModelRef, ExpertSpec, Policy, PoolSpec
 from protocol.v1 import catalog_pb2_grpc, intake_pb2_grpc

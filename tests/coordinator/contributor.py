@@ -6,7 +6,7 @@ from pathlib import Path
 import grpc
 
 from protocol.bundle import FILES, Bundle
-from protocol.release import ENROLMENT_TYPE, Enrolment, Pool, sign
+from protocol.documents import ENROLMENT_TYPE, Enrolment, Pool, sign
 from protocol.signing import Identity
 from protocol.v1 import catalog_pb2, catalog_pb2_grpc, intake_pb2, intake_pb2_grpc
 from protocol.wire.chunks import read_chunks

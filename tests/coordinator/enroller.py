@@ -3,7 +3,7 @@
 from datetime import datetime
 
 from coordinator.registry.registry import Registry
-from protocol.release import Enrolment
+from protocol.documents import Enrolment
 from protocol.signing import Identity
 from tests.coordinator.contributor import NOW
 
@@ -13,5 +13,5 @@ def enrol_many(url: str, pool: str, worker: int, count: int, now: datetime) -> N
     for number in range(count):
         key = Identity.generate().public.hex
         document = Enrolment(pool=pool, name=f"w{worker}-{number}", key=key, created=NOW)
-        registry.enrol(document, b"", state="active", now=now)
+        registry.contributors.enrol(document, b"", state="active", now=now)
     registry.close()

@@ -13,21 +13,22 @@ import pytest
 import structlog
 
 from coordinator.cli import main
-from coordinator.fleet.records.campaigns import Fleet
+from coordinator.fleet.records.fleet import Fleet
 from coordinator.fleet.records.rounds import order_of
 from coordinator.policy.lifecycle import State
 from coordinator.registry.registry import Registry
 from coordinator.workspace import create
-from coordinator.workspace.context import exclusive
 from coordinator.workspace.create import BaseFacts, found
+from coordinator.workspace.locks import exclusive
 from coordinator.workspace.metrics import Metrics
-from coordinator.workspace.settings import Workspace
+from coordinator.workspace.paths import Workspace
 from deploy.demo.processes import free_port
 from protocol.adapters import Shape
 from protocol.bundle import Bundle
+from protocol.documents import Enrolment, Pool, read_pool
 from protocol.errors import Code, Refused, Unavailable
 from protocol.fleet.campaign import Privacy
-from protocol.release import Enrolment, Pool, ReleasedExpert, ReleaseSpec, read_pool, sign_candidate, sign_release
+from protocol.release import ReleasedExpert, ReleaseSpec, sign_candidate, sign_release
 from protocol.signing import Identity
 from tests import factories
 from tests.coordinator.contributor import NOW
@@ -53,11 +54,11 @@ def bundle(founded: tuple[Workspace, Pool], tmp_path: Path, identity: Identity) 
     bundle = factories.make_bundle(tmp_path / "b", pool, identity)
     now = datetime.now(UTC)
     registry = Registry.open(f"sqlite:///{workspace.folder / 'registry.db'}")
-    registry.enrol(
+    registry.contributors.enrol(
         Enrolment(pool=pool.digest, name="ada", key=identity.public.hex, created=NOW), b"", state="active", now=now
     )
-    registry.keep(bundle.manifest, check=lambda _: None, sign=lambda _: b"", now=now)
-    registry.move(bundle.digest, State.VERIFIED, State.QUARANTINED, actor="worker", now=now)
+    registry.bundles.keep(bundle.manifest, check=lambda _: None, sign=lambda _: b"", now=now)
+    registry.bundles.move(bundle.digest, State.VERIFIED, State.QUARANTINED, actor="worker", now=now)
     registry.close()
     return bundle
 
@@ -247,8 +248,10 @@ def test_releases(program: Program, founded: tuple[Workspace, Pool], bundle: Bun
     )  # fmt: skip
     registry = Registry.open(f"sqlite:///{workspace.folder / 'registry.db'}")
     now = datetime.now(UTC)
-    registry.move(bundle.digest, State.ACCEPTED, actor="operator", now=now)
-    registry.publish(sign_release(spec, Identity.load(workspace.key)), {bundle.digest: State.RELEASED}, now=now)
+    registry.bundles.move(bundle.digest, State.ACCEPTED, actor="operator", now=now)
+    registry.releases.publish(
+        sign_release(spec, Identity.load(workspace.key)), {bundle.digest: State.RELEASED}, now=now
+    )
     registry.close()
     (listed,) = program.json(workspace, "releases", "ls")["releases"]
     assert (listed["number"], listed["experts"]) == (1, 1)
@@ -350,14 +353,14 @@ def test_a_calibration_has_its_settings_and_its_budget(program: Program, founded
     assert program(workspace, *begin) == 66
     refused(program, Code.RELEASE_UNKNOWN)
     registry = Registry.open(f"sqlite:///{workspace.folder / 'registry.db'}")
-    Fleet(registry).propose(sign_candidate(spec, Identity.load(workspace.key)), now=datetime.now(UTC))
+    Fleet(registry).candidates.propose(sign_candidate(spec, Identity.load(workspace.key)), now=datetime.now(UTC))
     assert program(workspace, *begin, "--budget", "1", "--noise", "1") == 77
     refused(program, Code.BUDGET_EXHAUSTED)
     assert program(workspace, *begin, "--budget", "8", "--strategy", "krum") == 78
     refused(program, Code.SETTINGS_INVALID)
     plan = ("--budget", "8", "--noise", "4", "--clip", "0.5", "--rounds", "2", "--steps", "7", "--round-minutes", "5")
     number = program.json(workspace, *begin, *plan)["campaign"]["number"]
-    task = order_of(Fleet(registry).campaign(number).envelope).calibrating
+    task = order_of(Fleet(registry).campaigns.find(number).envelope).calibrating
     registry.close()
     assert task is not None
     assert task.privacy == Privacy(clipping_norm=0.5, noise_multiplier=4, max_epsilon=8, delta=1e-5)

@@ -19,8 +19,8 @@ from coordinator.admission.limited_process import Limits
 from coordinator.admission.numerics import check_adapter
 from protocol.adapters import Kind
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, SPEC, Bundle, pack
+from protocol.documents import Pool
 from protocol.errors import Code, Refused
-from protocol.release import Pool
 from protocol.signing import Identity
 from protocol.spec import Centroid, Means, Statistics
 from protocol.tensors import TensorInfo, adapter_tensors

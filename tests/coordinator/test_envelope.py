@@ -10,8 +10,8 @@ from coordinator.policy.eligibility import judge
 from coordinator.policy.lifecycle import Standing
 from protocol.adapters import LoraModule
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle, Manifest, SignedFile
+from protocol.documents import Pool
 from protocol.errors import Code, Refused
-from protocol.release import Pool
 from protocol.signing import Identity
 from protocol.spec import Centroid, Statistics
 from tests import factories

@@ -23,10 +23,10 @@ from coordinator.storage.blobs import Store
 from coordinator.storage.spool import Spool
 from coordinator.workspace.create import BaseFacts, found
 from coordinator.workspace.fsck import check_store
-from coordinator.workspace.settings import Workspace
+from coordinator.workspace.paths import Workspace
 from protocol.adapters import LoraModule, Shape
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, GATES, Bundle, pack
-from protocol.release import Pool, read_pool
+from protocol.documents import Pool, read_pool
 from protocol.signing import Identity
 from protocol.spec import BaseModelRef, ExpertSpec
 from protocol.tensors import TensorInfo, adapter_tensors, gate_tensors
@@ -81,15 +81,15 @@ def test_kill_9_loses_nothing(tmp_path: Path, identity: Identity, point: str) ->
         assert process.wait(30) == -signal.SIGKILL
     registry = Registry.open(f"sqlite:///{workspace.folder / 'registry.db'}")
     store = Store(str(workspace.folder / "store"))
-    row = registry.bundle(bundle.digest)
+    row = registry.bundles.find(bundle.digest)
     assert (row is None) == (point in BEFORE_THE_ROW)
-    assert all(store.verify(sha256) for sha256 in registry.files()), "no row without its bytes"
+    assert all(store.verify(sha256) for sha256 in registry.bundles.files()), "no row without its bytes"
     assert set(store.digests()) <= {file.sha256 for file in bundle.manifest.files.values()}
     assert all(store.verify(sha256) for sha256 in store.digests()), "at most whole orphans"
     receipt = resubmit(workspace, registry, store, bundle)
     assert receipt == resubmit(workspace, registry, store, bundle)
     assert row is None or row.receipt == receipt
-    assert [kept.sequence for kept in registry.bundles()] == [1]
+    assert [kept.sequence for kept in registry.bundles.all()] == [1]
     assert list(workspace.spool.iterdir()) == []
     findings = check_store(registry, store)
     registry.close()

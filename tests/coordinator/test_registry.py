@@ -11,8 +11,9 @@ from coordinator.policy.lifecycle import Standing, State
 from coordinator.registry.registry import Registry
 from coordinator.registry.tables import Event
 from protocol.bundle import Bundle
+from protocol.documents import Enrolment, Pool
 from protocol.errors import Code, Refused
-from protocol.release import Enrolment, Pool, ReleasedExpert, ReleaseSpec, sign_release
+from protocol.release import ReleasedExpert, ReleaseSpec, sign_release
 from protocol.signing import Identity
 from tests import factories
 from tests.coordinator.conftest import Clock, resign
@@ -34,11 +35,11 @@ def registry(database_url: str, events: list[Event]) -> Iterator[Registry]:
 
 def enrol(registry: Registry, pool: Pool, identity: Identity, clock: Clock, name: str = "ada") -> str:
     document = Enrolment(pool=pool.digest, name=name, key=identity.public.hex, created=NOW)
-    return registry.enrol(document, enrolment(pool.digest, identity, name), state="active", now=clock())
+    return registry.contributors.enrol(document, enrolment(pool.digest, identity, name), state="active", now=clock())
 
 
 def keep(registry: Registry, bundle: Bundle, clock: Clock) -> bytes:
-    return registry.keep(bundle.manifest, check=lambda _: None, sign=lambda n: b"receipt %d" % n, now=clock())
+    return registry.bundles.keep(bundle.manifest, check=lambda _: None, sign=lambda n: b"receipt %d" % n, now=clock())
 
 
 def nothing(_standing: Standing, _others_bytes: int) -> None:
@@ -51,7 +52,7 @@ def steps(registry: Registry, digest: str) -> list[str]:
 
 def test_enrolling_twice_is_once(registry: Registry, pool: Pool, identity: Identity, clock: Clock) -> None:
     assert enrol(registry, pool, identity, clock) == enrol(registry, pool, identity, clock) == "active"
-    assert [row.name for row in registry.contributors()] == ["ada"]
+    assert [row.name for row in registry.contributors.all()] == ["ada"]
     assert len(registry.events(identity.public.hex)) == 1
 
 
@@ -66,12 +67,12 @@ def test_a_name_and_a_key_belong_together(registry: Registry, pool: Pool, identi
 
 def test_a_revoked_key_stays_out(registry: Registry, pool: Pool, identity: Identity, clock: Clock) -> None:
     enrol(registry, pool, identity, clock)
-    registry.set_contributor("ada", "revoked", now=clock())
+    registry.contributors.set_state("ada", "revoked", now=clock())
     with pytest.raises(Refused) as refused:
         enrol(registry, pool, identity, clock)
     assert refused.value.code is Code.KEY_REVOKED
     with pytest.raises(Refused) as unknown:
-        registry.set_contributor("nobody", "active", now=clock())
+        registry.contributors.set_state("nobody", "active", now=clock())
     assert unknown.value.code is Code.KEY_UNKNOWN
 
 
@@ -80,25 +81,25 @@ def test_an_upload_session_is_one_and_expires(
 ) -> None:
     enrol(registry, pool, identity, clock)
     expires = clock() + timedelta(hours=1)
-    registry.begin(bundle.manifest, check=nothing, token=b"first", expires=expires)
-    again = registry.begin(bundle.manifest, check=nothing, token=b"second", expires=expires)
+    registry.uploads.begin(bundle.manifest, check=nothing, token=b"first", expires=expires)
+    again = registry.uploads.begin(bundle.manifest, check=nothing, token=b"second", expires=expires)
     assert again.token == b"first"
-    assert registry.expire_uploads(now=clock()) == []
+    assert registry.uploads.expire(now=clock()) == []
     clock.forward(hours=1)
-    assert registry.upload(bundle.digest, now=clock()) is None
-    assert registry.expire_uploads(now=clock()) == [bundle.digest]
-    assert registry.uploads() == set()
+    assert registry.uploads.find(bundle.digest, now=clock()) is None
+    assert registry.uploads.expire(now=clock()) == [bundle.digest]
+    assert registry.uploads.digests() == set()
 
 
 def test_keeping_is_one_row_and_one_receipt(
     registry: Registry, pool: Pool, identity: Identity, bundle: Bundle, clock: Clock, events: list[Event]
 ) -> None:
     enrol(registry, pool, identity, clock)
-    registry.begin(bundle.manifest, check=nothing, token=b"t", expires=clock() + timedelta(hours=1))
+    registry.uploads.begin(bundle.manifest, check=nothing, token=b"t", expires=clock() + timedelta(hours=1))
     assert keep(registry, bundle, clock) == keep(registry, bundle, clock) == b"receipt 1"
-    assert registry.uploads() == set()
-    assert [(row.sequence, row.state) for row in registry.bundles()] == [(1, State.RECEIVED)]
-    assert {file.sha256 for file in bundle.manifest.files.values()} == registry.files().keys()
+    assert registry.uploads.digests() == set()
+    assert [(row.sequence, row.state) for row in registry.bundles.all()] == [(1, State.RECEIVED)]
+    assert {file.sha256 for file in bundle.manifest.files.values()} == registry.bundles.files().keys()
     assert [(event.number, event.kind, event.step) for event in events] == [
         (1, "contributor", "active"),
         (2, "bundle", "received"),
@@ -114,8 +115,8 @@ def test_a_refusal_at_the_last_moment_leaves_no_row(
         raise Refused(Code.QUOTA, "No.")
 
     with pytest.raises(Refused):
-        registry.keep(bundle.manifest, check=refuse, sign=lambda _: b"", now=clock())
-    assert registry.bundle(bundle.digest) is None
+        registry.bundles.keep(bundle.manifest, check=refuse, sign=lambda _: b"", now=clock())
+    assert registry.bundles.find(bundle.digest) is None
     assert len(events) == 1, "no event without its commit"
 
 
@@ -124,38 +125,41 @@ def test_standing(registry: Registry, pool: Pool, identity: Identity, clock: Clo
     second = factories.make_bundle(tmp_path / "2", pool, identity, name="two", seed=2)
     stranger = Identity.generate()
     copy = factories.make_bundle(tmp_path / "3", pool, stranger, name="copy", seed=1)
-    assert registry.standing(first.manifest) == Standing(contributor=None)
+    assert registry.uploads.standing(first.manifest) == Standing(contributor=None)
     enrol(registry, pool, identity, clock)
     enrol(registry, pool, stranger, clock, "bob")
     keep(registry, first, clock)
-    registry.begin(second.manifest, check=nothing, token=b"t", expires=clock() + timedelta(hours=1))
+    registry.uploads.begin(second.manifest, check=nothing, token=b"t", expires=clock() + timedelta(hours=1))
     third = resign(second, identity, name="three")
-    assert registry.standing(third.manifest) == Standing("active", live=(("one", first.digest),), uploads=1)
-    assert registry.standing(copy.manifest) == Standing("active", twin=1)
-    registry.move(first.digest, State.REFUSED, actor="worker", now=clock())
-    assert registry.standing(copy.manifest).twin is None
-    assert registry.standing(third.manifest).live == ()
+    assert registry.uploads.standing(third.manifest) == Standing("active", live=(("one", first.digest),), uploads=1)
+    assert registry.uploads.standing(copy.manifest) == Standing("active", twin=1)
+    registry.bundles.move(first.digest, State.REFUSED, actor="worker", now=clock())
+    assert registry.uploads.standing(copy.manifest).twin is None
+    assert registry.uploads.standing(third.manifest).live == ()
 
 
 def test_a_life_step_by_step(registry: Registry, pool: Pool, identity: Identity, bundle: Bundle, clock: Clock) -> None:
     enrol(registry, pool, identity, clock)
     keep(registry, bundle, clock)
-    registry.move(bundle.digest, State.VERIFIED, State.QUARANTINED, actor="worker", now=clock())
-    assert registry.public_size(bundle.manifest.files["README.md"].sha256) is None
-    registry.move(bundle.digest, State.ACCEPTED, actor="operator", now=clock())
-    assert registry.public_size(bundle.manifest.files["README.md"].sha256) == bundle.manifest.files["README.md"].size
+    registry.bundles.move(bundle.digest, State.VERIFIED, State.QUARANTINED, actor="worker", now=clock())
+    assert registry.bundles.public_size(bundle.manifest.files["README.md"].sha256) is None
+    registry.bundles.move(bundle.digest, State.ACCEPTED, actor="operator", now=clock())
+    assert (
+        registry.bundles.public_size(bundle.manifest.files["README.md"].sha256)
+        == bundle.manifest.files["README.md"].size
+    )
     assert steps(registry, bundle.digest) == ["received", "verified", "quarantined", "accepted"]
     reason = Refused(Code.PROBE_FAILED, "It breaks.", "Train again.")
-    row = registry.move(bundle.digest, State.REFUSED, actor="worker", reason=reason, now=clock())
+    row = registry.bundles.move(bundle.digest, State.REFUSED, actor="worker", reason=reason, now=clock())
     assert (row.code, row.message, row.hint) == ("PROBE_FAILED", "It breaks.", "Train again.")
     assert registry.events(bundle.digest)[-1].code == "PROBE_FAILED"
     with pytest.raises(Refused) as refused:
-        registry.move(bundle.digest, State.ACCEPTED, actor="operator", now=clock())
+        registry.bundles.move(bundle.digest, State.ACCEPTED, actor="operator", now=clock())
     assert refused.value.code is Code.STATE_CHANGE
-    assert registry.find_bundle(bundle.digest[:8]).digest == bundle.digest
+    assert registry.bundles.by_prefix(bundle.digest[:8]).digest == bundle.digest
     for unknown in (bundle.digest[:7], "f" * 64, "%" * 8):
         with pytest.raises(Refused) as not_found:
-            registry.find_bundle(unknown)
+            registry.bundles.by_prefix(unknown)
         assert not_found.value.code is Code.BUNDLE_UNKNOWN
 
 
@@ -174,23 +178,23 @@ def test_a_release_and_its_steps_are_one(
 
     release = sign_release(make(1), coordinator_identity)
     with pytest.raises(Refused):
-        registry.publish(release, {bundle.digest: State.RELEASED}, now=clock())  # not accepted yet
-    assert registry.release() is None
-    registry.move(bundle.digest, State.VERIFIED, State.QUARANTINED, State.ACCEPTED, actor="worker", now=clock())
-    registry.publish(release, {bundle.digest: State.RELEASED}, now=clock())
-    row = registry.bundle(bundle.digest)
+        registry.releases.publish(release, {bundle.digest: State.RELEASED}, now=clock())  # not accepted yet
+    assert registry.releases.find() is None
+    registry.bundles.move(bundle.digest, State.VERIFIED, State.QUARANTINED, State.ACCEPTED, actor="worker", now=clock())
+    registry.releases.publish(release, {bundle.digest: State.RELEASED}, now=clock())
+    row = registry.bundles.find(bundle.digest)
     assert row is not None
     assert (row.state, row.release) == (State.RELEASED, 1)
-    newest, first = registry.release(), registry.release(1)
+    newest, first = registry.releases.find(), registry.releases.find(1)
     assert newest is not None
     assert first is not None
     assert newest.envelope == first.envelope == release.envelope
-    registry.move(bundle.digest, State.YANKED, actor="operator", now=clock())
+    registry.bundles.move(bundle.digest, State.YANKED, actor="operator", now=clock())
     with pytest.raises(Refused) as yanked:
-        registry.publish(sign_release(make(2), coordinator_identity), {}, now=clock())
+        registry.releases.publish(sign_release(make(2), coordinator_identity), {}, now=clock())
     assert yanked.value.code is Code.STATE_CHANGE, "a yanked bundle never gets into a new release"
     with pytest.raises(Refused) as refused:
-        registry.publish(sign_release(make(3), coordinator_identity), {}, now=clock())
+        registry.releases.publish(sign_release(make(3), coordinator_identity), {}, now=clock())
     assert refused.value.code is Code.STATE_CHANGE
 
 

@@ -3,7 +3,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from coordinator.policy.next_release import next_release
-from protocol.release import Pool, Release, ReleasedExpert, sign_release
+from protocol.documents import Pool
+from protocol.release import Release, ReleasedExpert, sign_release
 from protocol.signing import Identity
 from tests.coordinator.conftest import make_pool
 

@@ -11,10 +11,11 @@ import grpc
 import pytest
 
 from coordinator.policy.lifecycle import Standing, State
-from coordinator.serving.intake_service import MAX_STREAMS
+from coordinator.serving.streams import MAX_STREAMS
 from protocol.bundle import ADAPTER_WEIGHTS, CARD, GATES, Bundle
+from protocol.documents import Pool, read_receipt
 from protocol.errors import Code, GreylagError, Unavailable
-from protocol.release import Pool, ReleasedExpert, ReleaseSpec, read_receipt, read_release, sign_release
+from protocol.release import ReleasedExpert, ReleaseSpec, read_release, sign_release
 from protocol.signing import Identity
 from protocol.v1 import catalog_pb2, intake_pb2
 from protocol.wire.grpc_status import from_rpc_error
@@ -45,7 +46,7 @@ def refusal(call: Callable[..., object], *arguments: object) -> GreylagError:
 
 
 def accept(served: Served, digest: str) -> None:
-    served.registry.move(
+    served.registry.bundles.move(
         digest, State.VERIFIED, State.QUARANTINED, State.ACCEPTED, actor="operator", now=served.clock()
     )
 
@@ -92,7 +93,7 @@ def test_approved_enrolment_waits(
         ada = Contributor(channel, identity)
         assert ada.enrol(pool, "ada") == "pending"
         assert refusal(lambda: ada.begin(bundle)).code is Code.KEY_PENDING
-        served.registry.set_contributor("ada", "active", now=clock())
+        served.registry.contributors.set_state("ada", "active", now=clock())
         assert ada.begin(bundle).token
 
 
@@ -134,7 +135,7 @@ def test_wrong_bytes_are_forgotten_and_sent_afresh(
     path.write_bytes(damaged)
     assert refusal(lambda: ada.commit(begun)).code is Code.DIGEST_MISMATCH
     assert [(missing.name, missing.offset) for missing in ada.begin(bundle).missing] == [(GATES, 0)]
-    assert served.registry.bundle(bundle.digest) is None
+    assert served.registry.bundles.find(bundle.digest) is None
     ada.submit(bundle)
 
 
@@ -270,7 +271,7 @@ def test_a_race_to_begin_is_decided_where_it_is_written(
     for number in range(limit):
         ada.begin(resign(bundle, identity, name=f"e{number}"))
     assert refusal(lambda: ada.begin(resign(bundle, identity, name="more"))).code is Code.QUOTA
-    assert len(served.registry.uploads()) == limit
+    assert len(served.registry.uploads.digests()) == limit
 
 
 def test_a_race_for_a_name_is_decided_at_commit(
@@ -306,7 +307,7 @@ def test_the_catalog(
     assert ada.catalog.GetPool(catalog_pb2.GetPoolRequest()).envelope == served.pool.envelope
     expert = ReleasedExpert(name="expert", contributor="ada", bundle=bundle.digest)
     release = sign_release(first_release(served.pool, expert), coordinator_identity)
-    served.registry.publish(release, {bundle.digest: State.RELEASED}, now=served.clock())
+    served.registry.releases.publish(release, {bundle.digest: State.RELEASED}, now=served.clock())
     for number in (0, 1):
         envelope = ada.catalog.GetRelease(catalog_pb2.GetReleaseRequest(number=number)).envelope
         assert read_release(envelope, served.pool).spec.experts == (expert,)
@@ -314,7 +315,7 @@ def test_the_catalog(
         request = catalog_pb2.GetReleaseRequest(number=number)
         assert refusal(ada.catalog.GetRelease, request).code is Code.RELEASE_UNKNOWN
     assert ada.status(bundle.digest).release == 1
-    served.registry.move(bundle.digest, State.YANKED, actor="operator", now=served.clock())
+    served.registry.bundles.move(bundle.digest, State.YANKED, actor="operator", now=served.clock())
     assert refusal(lambda: ada.fetch(gates)).code is Code.BUNDLE_UNKNOWN
 
 
@@ -362,4 +363,4 @@ def test_sweeping_forgets_expired_uploads(served: Served, join: Join, identity: 
     served.clock.now += timedelta(hours=24)
     served.intake.sweep()
     assert list(served.spool._folder.iterdir()) == []
-    assert served.registry.uploads() == set()
+    assert served.registry.uploads.digests() == set()

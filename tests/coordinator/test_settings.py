@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.workspace.settings import Workspace, load
+from coordinator.workspace.paths import Workspace
+from coordinator.workspace.settings import load
 from protocol.errors import Code, Refused
 
 

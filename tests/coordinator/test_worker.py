@@ -12,13 +12,15 @@ from safetensors.torch import load_file, save_file
 from coordinator.admission import limited_process
 from coordinator.policy.lifecycle import State
 from coordinator.registry.registry import Registry
-from coordinator.review.probe import Cache, Model, Reviewer
+from coordinator.review.bundle_cache import Cache
+from coordinator.review.probe import Model, Reviewer
 from coordinator.review.worker import Worker
 from coordinator.storage.blobs import Store
 from protocol.adapters import Kind
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle
+from protocol.documents import Enrolment, Pool
 from protocol.errors import Code, Refused
-from protocol.release import Enrolment, Pool, Release, read_release
+from protocol.release import Release, read_release
 from protocol.signing import Identity
 from router.model.routed_model import RoutedModel
 from tests import factories
@@ -85,19 +87,19 @@ class Workshop:
     def receive(self, bundle: Bundle, contributor: str = "ada") -> Bundle:
         key = bundle.spec.contributor
         document = Enrolment(pool=self.pool.digest, name=contributor, key=key, created=NOW)
-        self.registry.enrol(document, b"", state="active", now=self.clock())
+        self.registry.contributors.enrol(document, b"", state="active", now=self.clock())
         for name, file in bundle.manifest.files.items():
             self.store.put(bundle.folder / name, file.sha256)
-        self.registry.keep(bundle.manifest, check=lambda _: None, sign=lambda _: b"receipt", now=self.clock())
+        self.registry.bundles.keep(bundle.manifest, check=lambda _: None, sign=lambda _: b"receipt", now=self.clock())
         return bundle
 
     def state(self, bundle: Bundle) -> str:
-        row = self.registry.bundle(bundle.digest)
+        row = self.registry.bundles.find(bundle.digest)
         assert row is not None
         return row.state
 
     def newest(self) -> Release:
-        row = self.registry.release()
+        row = self.registry.releases.find()
         assert row is not None
         return read_release(row.envelope, self.pool)
 
@@ -118,14 +120,14 @@ def test_one_release_for_each_expert_and_nothing_twice(shop: Workshop, tmp_path:
     bundles = [shop.receive(make(shop, tmp_path, number, identity)) for number in range(3)]
     assert shop.worker.step()
     assert not shop.worker.step()
-    specs = [read_release(row.envelope, shop.pool).spec for row in shop.registry.releases()]
+    specs = [read_release(row.envelope, shop.pool).spec for row in shop.registry.releases.all()]
     assert [len(spec.experts) for spec in specs] == [1, 2, 3]
-    assert specs[2].previous == shop.registry.releases()[1].digest
+    assert specs[2].previous == shop.registry.releases.all()[1].digest
     assert shop.model.appended == shop.listed() == [bundle.digest for bundle in bundles]
     assert [event.step for event in shop.registry.events(bundles[0].digest)] == [
         "received", "verified", "quarantined", "accepted", "released",
     ]  # fmt: skip
-    row = shop.registry.bundle(bundles[1].digest)
+    row = shop.registry.bundles.find(bundles[1].digest)
     assert row is not None
     assert row.release == 2
 
@@ -134,7 +136,7 @@ def test_a_refused_content_never_meets_the_model(shop: Workshop, bundle: Bundle)
     shop.receive(bundle)
     shop.verdicts[bundle.digest] = Refused(Code.NOT_FINITE, "NaN.", "Train again.")
     shop.worker.step()
-    row = shop.registry.bundle(bundle.digest)
+    row = shop.registry.bundles.find(bundle.digest)
     assert row is not None
     assert (row.state, row.code, row.hint) == (State.REFUSED, "NOT_FINITE", "Train again.")
     assert shop.model.appended == []
@@ -158,9 +160,9 @@ def test_what_a_revoked_key_left_is_not_let_in(shop: Workshop, tmp_path: Path, i
     first = shop.receive(factories.make_bundle(tmp_path / "first", shop.pool, identity, name="first"))
     shop.worker.step()
     late = shop.receive(factories.make_bundle(tmp_path / "late", shop.pool, identity, name="late", seed=1))
-    shop.registry.set_contributor("ada", "revoked", now=shop.clock())
+    shop.registry.contributors.set_state("ada", "revoked", now=shop.clock())
     shop.worker.step()
-    row = shop.registry.bundle(late.digest)
+    row = shop.registry.bundles.find(late.digest)
     assert row is not None
     assert (row.state, row.code) == (State.REFUSED, Code.KEY_REVOKED.name)
     assert shop.listed() == [first.digest]
@@ -175,8 +177,8 @@ def test_a_reviewed_pool_waits_for_an_operator(
     second = shop.receive(resign(make(shop, tmp_path, 2, identity), identity, name="e1", supersedes=first.digest))
     shop.worker.step()
     assert [shop.state(first), shop.state(second)] == [State.QUARANTINED] * 2
-    assert registry.release() is None
-    registry.move(second.digest, State.ACCEPTED, actor="operator", now=clock())
+    assert registry.releases.find() is None
+    registry.bundles.move(second.digest, State.ACCEPTED, actor="operator", now=clock())
     shop.worker.step()
     assert shop.listed() == [second.digest]
     assert shop.state(first) == State.SUPERSEDED, "an older one must not come back later"
@@ -195,7 +197,7 @@ def test_a_successor_drops_its_predecessor(shop: Workshop, tmp_path: Path, ident
 def test_a_yank_is_a_release_without_it(shop: Workshop, tmp_path: Path, identity: Identity) -> None:
     bundles = [shop.receive(make(shop, tmp_path, number, identity)) for number in range(2)]
     shop.worker.step()
-    shop.registry.move(bundles[0].digest, State.YANKED, actor="operator", now=shop.clock())
+    shop.registry.bundles.move(bundles[0].digest, State.YANKED, actor="operator", now=shop.clock())
     assert shop.worker.step()
     assert not shop.worker.step()
     assert shop.newest().spec.number == 3
@@ -251,7 +253,7 @@ def test_an_operator_who_is_quicker(shop: Workshop, bundle: Bundle) -> None:
     shop.receive(bundle)
 
     def refuse_meanwhile(_: Bundle) -> None:
-        shop.registry.move(bundle.digest, State.REFUSED, actor="operator", now=shop.clock())
+        shop.registry.bundles.move(bundle.digest, State.REFUSED, actor="operator", now=shop.clock())
 
     shop.worker._check = refuse_meanwhile
     shop.worker.step()
@@ -260,7 +262,7 @@ def test_an_operator_who_is_quicker(shop: Workshop, bundle: Bundle) -> None:
 
 def test_a_damaged_cache_is_built_again(shop: Workshop, bundle: Bundle) -> None:
     shop.receive(bundle)
-    row = shop.registry.bundle(bundle.digest)
+    row = shop.registry.bundles.find(bundle.digest)
     assert row is not None
     path = shop.cache.open(row).folder / GATES
     path.unlink()
@@ -275,7 +277,7 @@ def test_running_until_told_to_stop(shop: Workshop, bundle: Bundle) -> None:
     thread = threading.Thread(target=shop.worker.run, args=(stopped,), kwargs={"interval_s": 60.0})
     thread.start()
     deadline = 200
-    while shop.registry.release() is None and deadline:
+    while shop.registry.releases.find() is None and deadline:
         deadline -= 1
         threading.Event().wait(0.05)
     stopped.set()
@@ -314,7 +316,7 @@ def test_a_real_model(
     shop.worker.step()
     assert model.digests == tuple(shop.listed())
     assert len(model.digests) == len(kinds)
-    row = registry.bundle(huge.digest)
+    row = registry.bundles.find(huge.digest)
     assert row is not None
     assert (row.state, row.code) == (State.REFUSED, "PROBE_FAILED")
 

@@ -98,7 +98,7 @@ def test_a_wrong_word_is_found(words: list[str], rest: str, wrong: str | None) -
     ("name", "there"),
     [
         ("router.pool.gate", True),
-        ("router.pool.gate.Choice.experts", True),
+        ("router.layer.choice.Choice.experts", True),
         ("router.pool.calibration.MAX_BIAS", True),
         ("router.pool.gate.Chioce", False),
         ("router.gaet", False),

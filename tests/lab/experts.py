@@ -13,14 +13,15 @@ from typing import Any
 
 from filelock import FileLock
 
-from client.job import Order, produce
+from client.job import produce
 from client.progress import Progress
 from client.runs.consent import Share
+from client.training.request import Order
 from client.workspace import settings as client_settings
 from client.workspace.paths import Workspace
 from protocol.atomic import write_whole
 from protocol.bundle import Bundle
-from protocol.release import Pool, read_pool
+from protocol.documents import Pool, read_pool
 from protocol.signing import Identity
 from protocol.spec import Recipe
 from tests import factories

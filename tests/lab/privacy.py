@@ -27,7 +27,7 @@ from client.training import private_means
 from protocol.bundle import open_bundle
 from protocol.spec import Noise
 from router.base.batching import encode_pairs, pair_batch
-from router.base.linear import deeper
+from router.base.module_paths import deeper
 from router.methods.features.mixture import Mixtures
 from router.model.routed_model import RoutedModel
 from router.pool.expert import Expert

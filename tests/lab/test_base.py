@@ -8,7 +8,8 @@ from torch.nn import functional
 
 from protocol.spec import Architecture
 from router.base.batching import encode_pairs, pair_batch
-from router.base.loading import Base, fingerprint, load_base
+from router.base.fingerprint import fingerprint
+from router.base.loading import Base, load_base
 from router.base.tokens import encode_input, encode_target
 from tests.lab import base
 from tests.lab.base import COURSES, Course, make_base, make_model, make_tokenizer

@@ -15,7 +15,7 @@ from pathlib import Path
 from protocol.atomic import write_whole
 from protocol.bundle import Bundle, open_bundle
 from protocol.spec import Architecture, Recipe
-from router.base.loading import fingerprint
+from router.base.fingerprint import fingerprint
 from router.model.routed_model import RoutedModel
 from router.pool.pool import ExpertPool
 from tests.lab import routes

@@ -11,7 +11,8 @@ from safetensors.numpy import save_file
 from protocol import tensors
 from protocol.adapters import LoraModule, Shape
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, GATES
-from protocol.release import Pool, ReleasedExpert, ReleaseSpec, sign_pool
+from protocol.documents import Pool, sign_pool
+from protocol.release import ReleasedExpert, ReleaseSpec
 from protocol.signing import Identity
 from protocol.spec import BaseModelRef, ExpertSpec, PoolSpec, Routing
 

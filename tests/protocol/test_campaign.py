@@ -5,6 +5,7 @@ import pytest
 from flwr.common.config import get_fab_config, get_metadata_from_config, validate_config
 from pydantic import ConfigDict, ValidationError
 
+from protocol.documents import Pool, timestamp
 from protocol.errors import Code, Refused
 from protocol.fleet.campaign import (
     APP_DIGEST,
@@ -16,7 +17,7 @@ from protocol.fleet.campaign import (
     sign_decision,
     sign_order,
 )
-from protocol.release import Pool, read_candidate, read_release, sign_candidate, sign_release, timestamp
+from protocol.release import read_candidate, read_release, sign_candidate, sign_release
 from protocol.signing import Identity
 from tests.protocol import samples
 

@@ -4,9 +4,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from protocol import release, statement
+from protocol import documents, release, statement
 from protocol.bundle import BUNDLE_TYPE, FILES, read_manifest
-from protocol.release import ENROLMENT_TYPE, RECEIPT_TYPE, Enrolment, Receipt
+from protocol.documents import ENROLMENT_TYPE, RECEIPT_TYPE, Enrolment, Receipt
 from protocol.spec import ExpertSpec
 from protocol.statement import Strict
 from tests.protocol import samples
@@ -31,13 +31,13 @@ def bundle() -> bytes:
 def enrolment() -> bytes:
     key = CONTRIBUTOR.public.hex
     document = Enrolment(pool=samples.pool().digest, name="alice", key=key, created=CREATED)
-    return release.sign(ENROLMENT_TYPE, {"pool": document.pool}, document, CONTRIBUTOR)
+    return documents.sign(ENROLMENT_TYPE, {"pool": document.pool}, document, CONTRIBUTOR)
 
 
 def receipt() -> bytes:
     key = CONTRIBUTOR.public.hex
     document = Receipt(pool=samples.pool().digest, bundle="4" * 64, contributor=key, sequence=1, received=CREATED)
-    return release.sign(RECEIPT_TYPE, {"bundle": "4" * 64}, document, COORDINATOR)
+    return documents.sign(RECEIPT_TYPE, {"bundle": "4" * 64}, document, COORDINATOR)
 
 
 WRITE: dict[str, Callable[[], bytes]] = {
@@ -58,11 +58,11 @@ def golden(kind: str) -> bytes:
 
 
 def test_documents_of_version_1_are_read() -> None:
-    pool = release.read_pool(golden("pool"), COORDINATOR.public)
+    pool = documents.read_pool(golden("pool"), COORDINATOR.public)
     assert (pool.spec.name, pool.spec.created) == ("pool", CREATED)
     assert release.read_release(golden("release"), pool).spec.experts[0].bundle == "4" * 64
-    assert release.read_receipt(golden("receipt"), pool).sequence == 1
-    assert release.read_enrolment(golden("enrolment")).name == "alice"
+    assert documents.read_receipt(golden("receipt"), pool).sequence == 1
+    assert documents.read_enrolment(golden("enrolment")).name == "alice"
     manifest = read_manifest(golden("bundle"))
     assert (manifest.spec.pool, manifest.spec.modules) == (pool.digest, samples.MODULES)
 

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol import release, statement
+from protocol import documents, release, statement
+from protocol.documents import ENROLMENT_TYPE, RECEIPT_TYPE, Enrolment, Receipt
 from protocol.errors import Code, Refused
-from protocol.release import ENROLMENT_TYPE, RECEIPT_TYPE, Enrolment, Receipt, ReleaseSpec
+from protocol.release import ReleaseSpec
 from protocol.signing import Identity, Signed
 from protocol.spec import POOL_TYPE
 from tests.protocol import samples
@@ -23,11 +24,11 @@ RECEIPT = Receipt(pool=POOL.digest, bundle="4" * 64, contributor=CONTRIBUTOR.pub
 
 
 def enrol(document: Enrolment, signer: Identity) -> bytes:
-    return release.sign(ENROLMENT_TYPE, {"key": "5" * 64}, document, signer)
+    return documents.sign(ENROLMENT_TYPE, {"key": "5" * 64}, document, signer)
 
 
 def receipt(document: Receipt, signer: Identity) -> bytes:
-    return release.sign(RECEIPT_TYPE, {"bundle": document.bundle}, document, signer)
+    return documents.sign(RECEIPT_TYPE, {"bundle": document.bundle}, document, signer)
 
 
 def refusal(read: Callable[..., object], *arguments: object) -> Refused:
@@ -45,11 +46,11 @@ def refusal(read: Callable[..., object], *arguments: object) -> Refused:
 def test_a_timestamp_that_is_written_is_read(moment: datetime, offset_min: int) -> None:
     aware = moment.replace(tzinfo=timezone(timedelta(minutes=offset_min)))
     try:
-        text = release.timestamp(aware)
+        text = documents.timestamp(aware)
     except OverflowError:
         return
-    assert release.read_timestamp(text) == aware.replace(microsecond=0)
-    assert release.timestamp(release.read_timestamp(text)) == text
+    assert documents.read_timestamp(text) == aware.replace(microsecond=0)
+    assert documents.timestamp(documents.read_timestamp(text)) == text
 
 
 @few
@@ -64,9 +65,9 @@ def test_a_release_that_is_signed_is_read(number: int, previous: str | None, cou
 
 
 def test_documents_that_are_signed_are_read() -> None:
-    assert release.read_pool(POOL.envelope) == release.read_pool(POOL.envelope, COORDINATOR.public) == POOL
-    assert release.read_enrolment(enrol(ENROLMENT, CONTRIBUTOR)) == ENROLMENT
-    assert release.read_receipt(receipt(RECEIPT, COORDINATOR), POOL) == RECEIPT
+    assert documents.read_pool(POOL.envelope) == documents.read_pool(POOL.envelope, COORDINATOR.public) == POOL
+    assert documents.read_enrolment(enrol(ENROLMENT, CONTRIBUTOR)) == ENROLMENT
+    assert documents.read_receipt(receipt(RECEIPT, COORDINATOR), POOL) == RECEIPT
 
 
 def test_equal_documents_have_one_identity() -> None:
@@ -76,10 +77,10 @@ def test_equal_documents_have_one_identity() -> None:
 
 
 READERS: dict[str, tuple[bytes, Callable[[bytes], object], Identity]] = {
-    "pool": (POOL.envelope, release.read_pool, COORDINATOR),
+    "pool": (POOL.envelope, documents.read_pool, COORDINATOR),
     "release": (RELEASE.envelope, lambda raw: release.read_release(raw, POOL), COORDINATOR),
-    "enrolment": (enrol(ENROLMENT, CONTRIBUTOR), release.read_enrolment, CONTRIBUTOR),
-    "receipt": (receipt(RECEIPT, COORDINATOR), lambda raw: release.read_receipt(raw, POOL), COORDINATOR),
+    "enrolment": (enrol(ENROLMENT, CONTRIBUTOR), documents.read_enrolment, CONTRIBUTOR),
+    "receipt": (receipt(RECEIPT, COORDINATOR), lambda raw: documents.read_receipt(raw, POOL), COORDINATOR),
 }
 
 
@@ -131,20 +132,20 @@ def test_no_document_passes_for_one_of_another_type(kind: str, other: str) -> No
 
 def test_a_pool_by_another_key_than_the_trusted_one_is_refused() -> None:
     other = samples.pool(STRANGER)
-    assert release.read_pool(other.envelope).spec.coordinator == STRANGER.public.hex
-    assert refusal(release.read_pool, other.envelope, COORDINATOR.public).code is Code.UNTRUSTED
+    assert documents.read_pool(other.envelope).spec.coordinator == STRANGER.public.hex
+    assert refusal(documents.read_pool, other.envelope, COORDINATOR.public).code is Code.UNTRUSTED
 
 
 def test_a_pool_that_names_a_key_that_did_not_sign_it_is_refused() -> None:
-    forged = release.sign(POOL_TYPE, {"base": "2" * 64}, POOL.spec, STRANGER)
+    forged = documents.sign(POOL_TYPE, {"base": "2" * 64}, POOL.spec, STRANGER)
     for trusted in (None, COORDINATOR.public):
-        assert refusal(release.read_pool, forged, trusted).code is Code.BAD_SIGNATURE
+        assert refusal(documents.read_pool, forged, trusted).code is Code.BAD_SIGNATURE
 
 
 def test_a_pool_under_a_weak_key_is_refused() -> None:
     spec = POOL.spec.model_copy(update={"coordinator": "00" * 32})
-    forged = release.sign(POOL_TYPE, {"base": "2" * 64}, spec, STRANGER)
-    assert refusal(release.read_pool, forged).code is Code.WEAK_KEY
+    forged = documents.sign(POOL_TYPE, {"base": "2" * 64}, spec, STRANGER)
+    assert refusal(documents.read_pool, forged).code is Code.WEAK_KEY
 
 
 # Releases.
@@ -219,18 +220,18 @@ def test_a_release_that_cannot_be_meant_is_refused(change: str) -> None:
 
 
 def test_a_release_expires() -> None:
-    expires = release.read_timestamp(RELEASE.spec.expires)
+    expires = documents.read_timestamp(RELEASE.spec.expires)
     release.check_fresh(RELEASE, seen=None, now=expires)
     release.check_fresh(RELEASE, seen=None, now=expires - timedelta(days=400))  # a clock that is behind
     for late in (timedelta(seconds=1), timedelta(days=2)):
         error = refusal(lambda late=late: release.check_fresh(RELEASE, seen=None, now=expires + late))
         assert error.code is Code.RELEASE_EXPIRED
-        assert release.timestamp(expires + late) in error.message
+        assert documents.timestamp(expires + late) in error.message
         assert "clock" in error.hint
 
 
 def test_expiry_is_the_same_moment_in_every_time_zone() -> None:
-    expires = release.read_timestamp(RELEASE.spec.expires)
+    expires = documents.read_timestamp(RELEASE.spec.expires)
     east = timezone(timedelta(hours=9))
     release.check_fresh(RELEASE, seen=None, now=expires.astimezone(east))
     with pytest.raises(Refused):
@@ -246,27 +247,27 @@ def test_rollback_is_told_before_expiry() -> None:
 
 
 def test_an_enrolment_by_another_key_is_refused() -> None:
-    assert refusal(release.read_enrolment, enrol(ENROLMENT, STRANGER)).code is Code.BAD_SIGNATURE
+    assert refusal(documents.read_enrolment, enrol(ENROLMENT, STRANGER)).code is Code.BAD_SIGNATURE
 
 
 def test_a_weak_key_cannot_enrol() -> None:
     weak = ENROLMENT.model_copy(update={"key": "00" * 32})
-    assert refusal(release.read_enrolment, enrol(weak, STRANGER)).code is Code.WEAK_KEY
+    assert refusal(documents.read_enrolment, enrol(weak, STRANGER)).code is Code.WEAK_KEY
 
 
 @pytest.mark.parametrize("name", ["", "Alice", "a/b", "../a", "a\n"])
 def test_an_enrolment_has_a_plain_name(name: str) -> None:
     odd = ENROLMENT.model_copy(update={"name": name})
-    assert refusal(release.read_enrolment, enrol(odd, CONTRIBUTOR)).code is Code.SPEC_INVALID
+    assert refusal(documents.read_enrolment, enrol(odd, CONTRIBUTOR)).code is Code.SPEC_INVALID
 
 
 def test_a_receipt_by_another_key_is_refused() -> None:
-    assert refusal(release.read_receipt, receipt(RECEIPT, CONTRIBUTOR), POOL).code is Code.BAD_SIGNATURE
+    assert refusal(documents.read_receipt, receipt(RECEIPT, CONTRIBUTOR), POOL).code is Code.BAD_SIGNATURE
 
 
 def test_a_receipt_of_another_pool_is_refused() -> None:
     other = RECEIPT.model_copy(update={"pool": "6" * 64})
-    assert refusal(release.read_receipt, receipt(other, COORDINATOR), POOL).code is Code.WRONG_POOL
+    assert refusal(documents.read_receipt, receipt(other, COORDINATOR), POOL).code is Code.WRONG_POOL
 
 
 def test_the_subject_of_a_document_is_what_it_is_about() -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import grpc
 
 from protocol.bundle import Bundle, sha256_of
+from protocol.documents import Pool
 from protocol.errors import Code, GreylagError, Refused
-from protocol.release import CalibrationFile, Pool, Release, ReleasedExpert, ReleaseSpec, sign_release
+from protocol.release import CalibrationFile, Release, ReleasedExpert, ReleaseSpec, sign_release
 from protocol.signing import Identity
 from protocol.spec import Routing
 from protocol.v1 import catalog_pb2, chunk_pb2

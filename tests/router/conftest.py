@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from protocol.bundle import Bundle
-from protocol.release import Pool
+from protocol.documents import Pool
 from protocol.signing import Identity
 from tests import factories
 from tests.router.catalog import Catalog, serving

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from protocol.adapters import Activation
-from router.layer import experts_gpu
+from router.layer import topk_gpu
+from router.layer.choice import Choice, CommonChoice
 from router.layer.routed_linear import RoutedLinear
 from router.pool.expert import Expert
 from router.pool.expert_module import ExpertModule, Scales
-from router.pool.gate import Choice, CommonChoice, standardise
-from router.pool.group_store import ModuleExperts
+from router.pool.gate import standardise
+from router.pool.module_view import ModuleExperts
 from router.pool.pool import ExpertPool
 from tests.router.reference import ReferenceExpert
 
@@ -100,7 +101,7 @@ def error(found: Tensor, exact: Tensor) -> float:
 
 
 def choice_of(module: ModuleExperts, u: Tensor, k: int) -> Choice:
-    found = experts_gpu.select(module.group, u, k)[module.slot]
+    found = topk_gpu.select(module.group, u, k)[module.slot]
     assert found is not None
     return found
 

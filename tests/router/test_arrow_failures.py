@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from protocol.adapters import Kind
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle, pack
+from protocol.documents import Pool
 from protocol.errors import Code, Refused
-from protocol.release import Pool
 from protocol.signing import Identity
 from protocol.tensors import ADAPTER_PREFIX
 from router.model.routed_model import RoutedModel
@@ -36,7 +36,7 @@ def model(llama_base: Path) -> RoutedModel:
 
 
 def losses(model: RoutedModel, method: str = "phatgoose") -> list[float]:
-    found = model.score(INPUTS, INPUTS, RoutingChoice(method))
+    found = model.losses(INPUTS, INPUTS, RoutingChoice(method))
     assert torch.tensor(found).isfinite().all()
     return found
 
@@ -71,8 +71,8 @@ def test_fewer_experts_than_k(
     model: RoutedModel, pool: Pool, tmp_path: Path, identity: Identity, inputs: list[str]
 ) -> None:
     model.append(factories.make_bundle(tmp_path / "one", pool, identity, name="one"))
-    routed = model.score(inputs, inputs)
-    assert routed == pytest.approx(model.score(inputs, inputs, RoutingChoice("expert:one")), rel=1e-5)
+    routed = model.losses(inputs, inputs)
+    assert routed == pytest.approx(model.losses(inputs, inputs, RoutingChoice("expert:one")), rel=1e-5)
 
 
 def test_delete_then_forward(model: RoutedModel, pool: Pool, tmp_path: Path, identity: Identity) -> None:

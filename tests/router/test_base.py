@@ -8,8 +8,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from protocol.errors import Code, Refused
-from router.base.linear import linear_modules, reads_input
-from router.base.loading import check_base, fingerprint, load_base
+from router.base.fingerprint import check_base, fingerprint
+from router.base.linear import linear_modules
+from router.base.loading import load_base
+from router.base.module_paths import reads_input
 from tests import factories
 
 

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from protocol.adapters import Kind
 from protocol.bundle import Bundle
-from protocol.release import sign_pool
+from protocol.documents import sign_pool
 from protocol.signing import Identity
 from protocol.spec import PoolSpec
 from router.base.linear import linear_modules
@@ -170,4 +170,4 @@ def test_models_of_several_dtypes_share_nothing(t5_base: Path, first: str, tmp_p
         for path, module in model.generation.pool.modules.items():
             beside = model.base.model.get_submodule(path).weight.dtype
             assert {module.part(row).a.dtype for row in module.rows} == {beside}
-        assert torch.tensor(model.score(["copy it : a b"], ["a b"])).isfinite().all()
+        assert torch.tensor(model.losses(["copy it : a b"], ["a b"])).isfinite().all()

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from protocol.bundle import Bundle
+from protocol.documents import Pool
 from protocol.errors import Code, Refused
-from protocol.release import Pool
 from protocol.signing import Identity
 from router.base.loading import Base
 from router.layer.routed_linear import Plan, routing

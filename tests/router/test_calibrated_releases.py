@@ -7,7 +7,8 @@ import pytest
 
 from protocol.bundle import Bundle, sha256_of
 from protocol.errors import Code, Refused
-from router.follow.pull import CALIBRATIONS, open_mirror, pull
+from router.follow.pull import pull
+from router.follow.workspace import CALIBRATIONS, open_mirror
 from router.model.routed_model import RoutedModel
 from router.pool.calibration import Calibration
 from router.query.request import RoutingChoice
@@ -31,16 +32,16 @@ def test_a_calibration_comes_along_and_goes(
     again = open_mirror(node)
     assert again.calibration is not None
     model = RoutedModel.from_mirror(str(t5_base), again, device="cpu")
-    before, after = plain.score(texts, texts), model.score(texts, texts)
+    before, after = plain.losses(texts, texts), model.losses(texts, texts)
     assert before != after
     # One that grows carries the same file on; the newcomer has no bias.
     catalog.publish(bundles, number=3, calibration=tmp_path / "calibration")
     model.take_up(pull(node, address))
-    assert model.score(texts, texts, RoutingChoice(deny=("e2",))) == pytest.approx(after, rel=1e-6)
-    assert model.score(texts, texts, RoutingChoice(release=2)) == pytest.approx(after, rel=1e-6)
+    assert model.losses(texts, texts, RoutingChoice(deny=("e2",))) == pytest.approx(after, rel=1e-6)
+    assert model.losses(texts, texts, RoutingChoice(release=2)) == pytest.approx(after, rel=1e-6)
     catalog.publish(bundles[:2], number=4)
     model.take_up(pull(node, address))
-    assert model.score(texts, texts) == pytest.approx(before, rel=1e-4)
+    assert model.losses(texts, texts) == pytest.approx(before, rel=1e-4)
 
 
 def test_a_damaged_calibration_is_noticed(

@@ -9,12 +9,13 @@ import torch
 from safetensors.numpy import load, save
 
 from protocol.errors import Code, Refused
-from router.layer import experts_gpu
+from router.layer import topk_gpu
+from router.layer.choice import Choice, CommonChoice
+from router.layer.kernels import available
 from router.methods.average_activation import AverageActivation
 from router.methods.phatgoose import Phatgoose
 from router.pool.calibration import MAX_BIAS, Calibration
-from router.pool.gate import Choice, CommonChoice
-from router.pool.group_store import ModuleExperts
+from router.pool.module_view import ModuleExperts
 from router.pool.pool import ExpertPool
 from tests.router.experts import PATH, SIBLINGS, make_experts, siblings
 from tests.router.reference import ReferenceExpert, Routed, route
@@ -53,7 +54,7 @@ def on_cpu(module: ModuleExperts, u: torch.Tensor, k: int, temperature: float = 
 
 
 def as_on_gpu(module: ModuleExperts, u: torch.Tensor, k: int, temperature: float = 1.0) -> Choice | None:
-    return experts_gpu.select(module.group, u, k, temperature)[module.slot]
+    return topk_gpu.select(module.group, u, k, temperature)[module.slot]
 
 
 Way = Callable[..., Choice | CommonChoice | None]
@@ -62,7 +63,7 @@ Way = Callable[..., Choice | CommonChoice | None]
 @pytest.fixture(params=[on_cpu, as_on_gpu])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Way:
     """Choose on the CPU, or in plain PyTorch as on a GPU."""
-    monkeypatch.setattr(experts_gpu, "_kernels", lambda _: None)
+    monkeypatch.setattr(available, "kernels", lambda _: None)
     found: Way = request.param
     return found
 

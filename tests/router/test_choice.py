@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from protocol.bundle import Bundle
+from protocol.documents import Pool
 from protocol.errors import Code, Refused
-from protocol.release import Pool
 from protocol.signing import Identity
 from protocol.spec import Routing
 from router.layer.routed_linear import MixedPlan, Plan, routing
@@ -81,8 +81,8 @@ def test_experts_that_may_not_answer_are_as_if_they_had_never_come(
 ) -> None:
     fewer = put_together(base, [bundles[n] for n in left])
     alike = replace(choice, allow=None, deny=())
-    assert model.score(INPUTS, TARGETS, choice) == pytest.approx(fewer.score(INPUTS, TARGETS, alike), rel=1e-4)
-    assert model.score(INPUTS, TARGETS, choice) != model.score(INPUTS, TARGETS, alike)
+    assert model.losses(INPUTS, TARGETS, choice) == pytest.approx(fewer.losses(INPUTS, TARGETS, alike), rel=1e-4)
+    assert model.losses(INPUTS, TARGETS, choice) != model.losses(INPUTS, TARGETS, alike)
 
 
 @pytest.mark.parametrize("tokens", [1, 9])
@@ -142,9 +142,9 @@ def chosen(answer: Answer) -> dict[str, list[list[int]]]:
 
 def test_a_mixed_batch_scores_as_its_inputs_do_alone(model: RoutedModel) -> None:
     choices = CHOICES + CHOICES[1:] + CHOICES[:1]
-    together = model.score(INPUTS * 2, TARGETS * 2, choices)
+    together = model.losses(INPUTS * 2, TARGETS * 2, choices)
     alone = [
-        model.score([text], [target], choice)[0]
+        model.losses([text], [target], choice)[0]
         for text, target, choice in zip(INPUTS * 2, TARGETS * 2, choices, strict=True)
     ]
     assert together == pytest.approx(alone, rel=1e-5)
@@ -181,7 +181,9 @@ def test_old_and_new_releases_share_a_batch(
         assert mixed.text == alone.answers[0].text
         assert mine == named
     old = put_together(base, bundles)
-    assert model.score(INPUTS, TARGETS, RoutingChoice(release=1)) == pytest.approx(old.score(INPUTS, TARGETS), rel=1e-6)
+    assert model.losses(INPUTS, TARGETS, RoutingChoice(release=1)) == pytest.approx(
+        old.losses(INPUTS, TARGETS), rel=1e-6
+    )
 
 
 def chosen_by_name(names: tuple[str, ...], answer: Answer) -> list[list[list[str]]]:

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
 from router.cli.main import app
-from router.follow.pull import FINGERPRINT, pull
+from router.follow.pull import pull
+from router.follow.workspace import FINGERPRINT
 from router.settings import FILE, RouterSettings, load, save
 from tests import factories
 from tests.router.catalog import Catalog

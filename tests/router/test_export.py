@@ -10,8 +10,8 @@ import pytest
 import torch
 from peft import PeftModel
 
+from protocol.documents import Pool
 from protocol.errors import Code, Refused
-from protocol.release import Pool
 from protocol.signing import Identity
 from router.base.loading import load_base
 from router.model.export_lora import merge
@@ -86,7 +86,7 @@ def test_plain_peft_computes_the_merged_experts(base: Path, model: RoutedModel, 
     assert exported.kept == pytest.approx(1)
     config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["rank_pattern"]) == (5, 5, {})
-    assert peft_losses(base, tmp_path / "lora", model) == pytest.approx(model.score(TEXTS, TEXTS, choice), rel=1e-4)
+    assert peft_losses(base, tmp_path / "lora", model) == pytest.approx(model.losses(TEXTS, TEXTS, choice), rel=1e-4)
 
 
 def test_the_request_is_planned_once(model: RoutedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +102,7 @@ def test_one_expert_comes_out_as_it_went_in(base: Path, model: RoutedModel, tmp_
     choice = RoutingChoice(method=f"expert:{name}")
     exported = model.export_lora(tmp_path / "lora", TEXTS, choice, rank=64, max_new_tokens=3)
     assert (exported.rank, list(exported.shares.values())) == (2, [1.0])
-    assert peft_losses(base, tmp_path / "lora", model) == pytest.approx(model.score(TEXTS, TEXTS, choice), rel=1e-4)
+    assert peft_losses(base, tmp_path / "lora", model) == pytest.approx(model.losses(TEXTS, TEXTS, choice), rel=1e-4)
 
 
 @pytest.mark.parametrize("method", ["uniform", "genknowsub:general", "parameter-average"])
@@ -114,13 +114,13 @@ def test_weights_come_out_as_they_are_whatever_they_sum_to(
     model.append(make_bundle(tmp_path / "g", pool, Identity.generate(), seed=3, modules=some), name="general")
     exported = model.export_lora(tmp_path / "lora", TEXTS, RoutingChoice(method), rank=9, max_new_tokens=3)
     assert sum(exported.shares.values()) == pytest.approx(1)
-    scored = model.score(TEXTS, TEXTS, RoutingChoice(method))
+    scored = model.losses(TEXTS, TEXTS, RoutingChoice(method))
     assert peft_losses(base, tmp_path / "lora", model) == pytest.approx(scored, rel=1e-4)
 
 
 def test_a_calibration_is_in_what_is_traced_and_exported(base: Path, model: RoutedModel, tmp_path: Path) -> None:
     """Biases so far apart that every token's weights are 0 and 1, so that the mean mixture is the model's own."""
-    plain, experts = model.score(TEXTS, TEXTS), model.generation.pool
+    plain, experts = model.losses(TEXTS, TEXTS), model.generation.pool
     empty = Calibration.zeros(model.digests, list(experts.modules))
     vector = empty.vector
     vector[: empty.bias.size] = np.tile(np.array([-MAX_BIAS, MAX_BIAS], np.float32), len(empty.modules))
@@ -132,7 +132,7 @@ def test_a_calibration_is_in_what_is_traced_and_exported(base: Path, model: Rout
             expected = [0.0, 1.0] if len(experts.modules[route.module]) > 1 else [1.0, 0.0]
             assert weights == pytest.approx(np.broadcast_to(expected, weights.shape))
             assert route.full == pytest.approx(weights)
-    scored = model.score(TEXTS, TEXTS)
+    scored = model.losses(TEXTS, TEXTS)
     assert scored != pytest.approx(plain, rel=1e-3)
     model.export_lora(tmp_path / "lora", TEXTS, rank=5, max_new_tokens=3)
     assert peft_losses(base, tmp_path / "lora", model) == pytest.approx(scored, rel=1e-4)

@@ -6,7 +6,7 @@ from structlog.testing import capture_logs
 
 from protocol.errors import Code, Unavailable
 from router.follow.follower import Follower
-from router.follow.pull import Mirror
+from router.follow.workspace import Mirror
 
 
 def test_a_second_outage_is_said_again() -> None:

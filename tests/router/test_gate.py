@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from protocol.release import Pool
+from protocol.documents import Pool
 from protocol.signing import Identity
 from router.base.loading import load_base
 from router.layer.topk import select

@@ -6,15 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from router.layer import experts_gpu
-from router.layer.dispatch import Dispatch
+from router.layer import experts_gpu, topk_gpu
+from router.layer.autotune import Autotuner
+from router.layer.choice import Choice
+from router.layer.dispatch import dispatch
+from router.layer.kernels import available
 from router.layer.routed_linear import Plan, routing
 from router.methods.context import Asked
 from router.methods.phatgoose import Phatgoose
 from router.methods.registry import resolve
 from router.pool.expert import Expert
 from router.pool.expert_module import ExpertModule
-from router.pool.gate import Choice, standardise
+from router.pool.gate import standardise
 from router.pool.pool import ExpertPool
 from tests.router.experts import PATH, choice_of, error, in_dtype, make_experts, make_layer, mixed_kinds
 from tests.router.on_device import NothingIsAsked, on_device
@@ -25,7 +28,7 @@ WAYS = {"gathered": experts_gpu.add_gathered, "grouped": experts_gpu.add_grouped
 
 @pytest.fixture(autouse=True)
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experts_gpu, "_kernels", lambda dtype: None)
+    monkeypatch.setattr(available, "kernels", lambda dtype: None)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -34,7 +37,7 @@ def test_plain_ways_agree_with_the_reference(
     way: str, tokens: int, count: int, k: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Ranks 1 to 7, every third expert absent, several pieces of scores and of gathered factors.
-    monkeypatch.setattr(experts_gpu, "_SCORES", 1000)
+    monkeypatch.setattr(topk_gpu, "_SCORES", 1000)
     monkeypatch.setattr(experts_gpu, "_GATHERED", 20000)
     pool, slow = make_experts(count, 48, 40, absent=3 if count > 3 else 0, seed=count)
     pool, slow = (pool.remove(pool.experts[1].digest), slow[1:]) if count > 3 else (pool, slow)
@@ -99,7 +102,7 @@ def test_a_module_that_nobody_touches_has_no_choice() -> None:
     part = ExpertModule(torch.ones(1, 8), torch.ones(4, 1), 1.0, torch.ones(8))
     pool = ExpertPool().add(Expert("0" * 64, "e", "", {"a.q": part, "a.v": part}))
     group = pool.modules["a.q"].group
-    found = experts_gpu.select(group, torch.randn(3, 8), 2)
+    found = topk_gpu.select(group, torch.randn(3, 8), 2)
     assert [choice is None for choice in found] == [path == "a.k" for path in group.store.paths]
 
 
@@ -108,7 +111,7 @@ def test_without_triton_or_a_compiler_there_are_no_kernels(missing: str, monkeyp
     monkeypatch.undo()
     monkeypatch.setattr(missing, lambda name: None)
     monkeypatch.delenv("CC", raising=False)
-    find: Callable[[torch.dtype], object] = experts_gpu._kernels.__wrapped__
+    find: Callable[[torch.dtype], object] = available.kernels.__wrapped__
     assert find(torch.float32) is None
     monkeypatch.undo()
     assert find(torch.float64) is None
@@ -127,8 +130,8 @@ def test_a_layer_goes_the_way_of_a_gpu(tokens: int, dtype: torch.dtype, monkeypa
         timed.append(u)
         return 1.0
 
-    monkeypatch.setattr("router.layer.dispatch._time", time)
-    monkeypatch.setattr("router.layer.dispatch.dispatch", Dispatch())
+    monkeypatch.setattr("router.layer.autotune._time", time)
+    monkeypatch.setattr("router.layer.dispatch.autotuner", Autotuner())
     monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: False)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
     with routing(Plan(pool, Phatgoose(2))):
@@ -179,7 +182,8 @@ def test_nothing_is_timed_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPa
     pool, _ = make_experts(9, 48, 40)
     module, u = pool.modules[PATH], on_device(torch.randn(3, 48))
     monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: True)
-    monkeypatch.setattr("router.layer.dispatch._time", lambda call, u: pytest.fail("timed"))
-    dispatch = Dispatch()
-    dispatch.add(module, u, choice_of(module, u, 2), torch.zeros(3, 40))
-    assert not dispatch._quickest
+    monkeypatch.setattr("router.layer.autotune._time", lambda call, u: pytest.fail("timed"))
+    autotuner = Autotuner()
+    monkeypatch.setattr("router.layer.dispatch.autotuner", autotuner)
+    dispatch(module, u, choice_of(module, u, 2), torch.zeros(3, 40))
+    assert not autotuner._known

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from router.layer.choice import Choice
 from router.pool.device_table import Columns, View
-from router.pool.gate import Choice
 
 triton = pytest.importorskip("triton")
 launch = pytest.importorskip("router.layer.kernels.launch")

@@ -11,6 +11,7 @@ from protocol.adapters import BottleneckModule, DoraModule, Ia3Module, LoraModul
 from protocol.errors import Code, Refused
 from router.base.linear import Linear, shape
 from router.layer import experts_cpu
+from router.layer.choice import Choice
 from router.layer.dispatch import offered
 from router.layer.routed_linear import Plan, RoutedLinear, routing
 from router.layer.scaling import add_scaled
@@ -20,7 +21,7 @@ from router.methods.single_expert import SingleExpert
 from router.pool.conversion import make_part
 from router.pool.expert import Expert
 from router.pool.expert_module import ExpertModule
-from router.pool.gate import Choice, standardise
+from router.pool.gate import standardise
 from router.pool.pool import ExpertPool
 from router.training.gated_linear import GatedExpert
 from tests.router.experts import PATH, error

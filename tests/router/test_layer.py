@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from router.layer.choice import Choice
 from router.layer.routed_linear import Plan, RoutedLinear, routing
 from router.methods.base_only import BaseOnly
 from router.methods.merged import Merged
@@ -11,7 +12,6 @@ from router.methods.phatgoose import Phatgoose
 from router.methods.single_expert import SingleExpert
 from router.pool.expert import Expert
 from router.pool.expert_module import ExpertModule
-from router.pool.gate import Choice
 from router.pool.pool import ExpertPool
 from tests.router.experts import PATH, make_experts, make_layer
 from tests.router.reference import route

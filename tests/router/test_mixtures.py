@@ -15,8 +15,9 @@ from torch import Tensor
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
 from protocol.spec import Means, Statistics
-from router.base.linear import linear_modules, reads_input
+from router.base.linear import linear_modules
 from router.base.loading import Base, load_base
+from router.base.module_paths import reads_input
 from router.base.tokens import encode_input
 from router.layer.routed_linear import routing
 from router.methods.features.activations import Reader
@@ -184,12 +185,12 @@ def test_a_batch_of_many_methods_scores_as_its_inputs_do_alone(method: str, mode
         RoutingChoice(method),
     ]
     inputs, targets = [*INPUTS, *KINDS[:2]], ["a b", "x", "b c d", "y", "z z", "k"]
-    together = model.score(inputs, targets, choices)
+    together = model.losses(inputs, targets, choices)
     alone = [
-        model.score([text], [target], choice)[0] for text, target, choice in zip(inputs, targets, choices, strict=True)
+        model.losses([text], [target], choice)[0] for text, target, choice in zip(inputs, targets, choices, strict=True)
     ]
     assert together == pytest.approx(alone, rel=1e-4)
-    assert together[0] != model.score(inputs[:1], targets[:1], RoutingChoice("base"))[0]
+    assert together[0] != model.losses(inputs[:1], targets[:1], RoutingChoice("base"))[0]
 
 
 @pytest.mark.parametrize("method", ["nnls-request", "nnls-fixed:1.5"])
@@ -247,9 +248,9 @@ def test_nobody_is_chosen_where_nobody_fits(base: Path, method: str, model: Rout
     model = with_means(model, opposite)
     choices = [RoutingChoice(method), RoutingChoice(), RoutingChoice(method)]
     inputs, targets = [INPUTS[0], INPUTS[1], INPUTS[0]], ["a", "b", "c"]
-    alone = model.score(INPUTS[:1], ["a"], RoutingChoice("base"))
-    assert model.score(INPUTS[:1], ["a"], RoutingChoice(method)) == alone  # to the last bit
-    assert model.score(inputs, targets, choices)[0] == pytest.approx(alone[0], rel=1e-5)
+    alone = model.losses(INPUTS[:1], ["a"], RoutingChoice("base"))
+    assert model.losses(INPUTS[:1], ["a"], RoutingChoice(method)) == alone  # to the last bit
+    assert model.losses(inputs, targets, choices)[0] == pytest.approx(alone[0], rel=1e-5)
 
 
 def test_who_tells_too_little_is_refused(t5_base: Path, identity: Identity, tmp_path: Path) -> None:
@@ -264,18 +265,18 @@ def test_who_tells_too_little_is_refused(t5_base: Path, identity: Identity, tmp_
         model.append(bundle)
     for method in METHODS:
         with pytest.raises(Refused, match=r"1 tell none: b\.") as refused:
-            model.score(["a"], ["b"], RoutingChoice(method))
+            model.losses(["a"], ["b"], RoutingChoice(method))
         assert refused.value.code is Code.STATISTICS_MISSING
         with pytest.raises(Refused, match="no module of which all experts") as refused:
-            model.score(["a"], ["b"], RoutingChoice(method, deny=("b",)))
+            model.losses(["a"], ["b"], RoutingChoice(method, deny=("b",)))
         assert refused.value.code is Code.STATISTICS_MISSING
-        assert model.score(["a"], ["b"], RoutingChoice(method, deny=("b", "d")))
+        assert model.losses(["a"], ["b"], RoutingChoice(method, deny=("b", "d")))
 
 
 @pytest.mark.parametrize("argument", ["", "x", "0", "-1", "nan", "inf", "9"])
 def test_a_mass_that_is_none_is_refused(t5_base: Path, argument: str) -> None:
     with pytest.raises(Refused) as refused:
-        RoutedModel.from_base(str(t5_base), device="cpu").score(["a"], ["b"], RoutingChoice(f"nnls-fixed:{argument}"))
+        RoutedModel.from_base(str(t5_base), device="cpu").losses(["a"], ["b"], RoutingChoice(f"nnls-fixed:{argument}"))
     assert refused.value.code is Code.METHOD_UNKNOWN
 
 

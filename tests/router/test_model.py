@@ -14,6 +14,7 @@ from protocol.errors import Code, Refused
 from protocol.signing import Identity
 from router.base.linear import find_linear
 from router.base.loading import load_base
+from router.layer.choice import Choice
 from router.layer.routed_linear import Plan, routing
 from router.methods.phatgoose import Phatgoose
 from router.methods.single_expert import SingleExpert
@@ -21,7 +22,6 @@ from router.model.recorder import RouteRecorder
 from router.model.releases import Generation
 from router.model.routed_model import RoutedModel
 from router.pool.expert import load_expert
-from router.pool.gate import Choice
 from router.query.attribution import expert_shares, module_shares
 from router.query.request import RoutingChoice
 from tests import factories
@@ -86,8 +86,8 @@ def test_a_batch_answers_as_its_inputs_do_alone(model: RoutedModel, method: str)
 
 def test_scores_do_not_depend_on_the_batch(model: RoutedModel) -> None:
     targets = ["c b a", "d d d d", "x"]
-    together = model.score(INPUTS, targets)
-    alone = [model.score([text], [target])[0] for text, target in zip(INPUTS, targets, strict=True)]
+    together = model.losses(INPUTS, targets)
+    alone = [model.losses([text], [target])[0] for text, target in zip(INPUTS, targets, strict=True)]
     assert together == pytest.approx(alone, rel=1e-5)
 
 
@@ -96,7 +96,7 @@ def test_targets_that_are_not_one_an_input_are_refused(
     model: RoutedModel, inputs: list[str], targets: list[str]
 ) -> None:
     with pytest.raises(Refused, match=f"{len(inputs)} inputs and {len(targets)} targets") as refused:
-        model.score(inputs, targets)
+        model.losses(inputs, targets)
     assert refused.value.code is Code.REQUEST_INVALID
 
 
@@ -129,18 +129,18 @@ def test_score_is_the_mean_log_likelihood(model: RoutedModel) -> None:
                 input_ids=torch.tensor([prompt]), decoder_input_ids=torch.tensor([start + target[:-1]])
             ).logits[0]
     expected = -torch.log_softmax(out, -1)[range(len(target)), target].mean().item()
-    assert model.score(["a b"], ["c b"]) == [pytest.approx(expected, rel=1e-5)]
+    assert model.losses(["a b"], ["c b"]) == [pytest.approx(expected, rel=1e-5)]
 
 
 def test_growing_and_shrinking_changes_only_later_requests(model: RoutedModel, tmp_path: Path) -> None:
-    before = model.score(INPUTS, INPUTS)
+    before = model.losses(INPUTS, INPUTS)
     digest = model.digests[1]
     kept = model.generation
     model.remove(digest)
-    assert model.score(INPUTS, INPUTS) != before
+    assert model.losses(INPUTS, INPUTS) != before
     assert digest in {expert.digest for expert in kept.pool.experts}
     model.generation = kept
-    assert model.score(INPUTS, INPUTS) == before
+    assert model.losses(INPUTS, INPUTS) == before
 
 
 def test_what_is_changed_by_hand_is_no_release(model: RoutedModel) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from router.layer.choice import Choice, CommonChoice
 from router.methods.context import Asked
 from router.methods.features.background import PublicText
 from router.methods.features.covariance import Spread, spread_of
@@ -19,7 +20,6 @@ from router.methods.nnls_request import found_mass
 from router.methods.nnls_token import RIDGE, ByToken, Discriminant, ScaledGate, by_token
 from router.pool.expert import Expert
 from router.pool.expert_module import ExpertModule
-from router.pool.gate import Choice, CommonChoice
 from router.pool.pool import ExpertPool
 from tests.router.experts import PATH, make_experts
 

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from router.layer import experts_cpu
-from router.layer.dispatch import Dispatch, add_experts, offered
+from router.layer.autotune import Autotuner
+from router.layer.choice import Choice, CommonChoice
+from router.layer.dispatch import add_experts, dispatch, offered
 from router.layer.routed_linear import Plan, routing
 from router.methods.phatgoose import Phatgoose
 from router.pool.expert import Expert
 from router.pool.expert_module import ExpertModule
-from router.pool.gate import Choice, CommonChoice
 from router.pool.pool import ExpertPool
 from tests.router.experts import PATH, error, make_experts, make_layer
 from tests.router.reference import route
@@ -124,12 +125,13 @@ def test_a_kind_of_work_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(experts_cpu, "add_sorted", counted)
     monkeypatch.setattr(experts_cpu, "add_concatenated", counted)
-    dispatch, y = Dispatch(), torch.zeros(64, 16)
-    dispatch.add(module, u, choice, y)
+    monkeypatch.setattr("router.layer.dispatch.autotuner", Autotuner())
+    y = torch.zeros(64, 16)
+    dispatch(module, u, choice, y)
     assert len(calls) > 2
     assert [call for call in calls if call is y] == calls[-1:]
     calls.clear()
-    dispatch.add(module, u, choice, y)
+    dispatch(module, u, choice, y)
     assert len(calls) == 1
 
 

@@ -10,8 +10,8 @@ import torch
 from protocol.adapters import Kind
 from protocol.signing import Identity
 from router import settings as router_settings
-from router.base.device_map import device_of, is_offloaded
-from router.base.linear import bias_of, find_linear, linear_modules, weight_of
+from router.base.device_map import is_offloaded
+from router.base.linear import bias_of, device_of, find_linear, linear_modules, weight_of
 from router.base.loading import load_base
 from router.model.routed_model import RoutedModel
 from router.query.request import RoutingChoice
@@ -40,7 +40,7 @@ def test_experts_of_every_kind_answer_alike(base: Path, method: str, tmp_path: P
     assert is_offloaded(spread.base.model)
     choice = RoutingChoice(method)
     assert spread.generate(INPUTS, choice, max_new_tokens=4) == plain.generate(INPUTS, choice, max_new_tokens=4)
-    assert spread.score(INPUTS, ["b a", "d"], choice) == pytest.approx(plain.score(INPUTS, ["b a", "d"], choice))
+    assert spread.losses(INPUTS, ["b a", "d"], choice) == pytest.approx(plain.losses(INPUTS, ["b a", "d"], choice))
 
 
 def test_a_weight_that_is_elsewhere_is_read_whole(base: Path) -> None:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from router.layer.choice import Choice
 from router.layer.topk import select
-from router.pool.gate import Choice, standardise
+from router.pool.gate import standardise
 from router.pool.pool import ExpertPool
 from tests.router.experts import PATH, pool_of
 

@@ -19,8 +19,10 @@ from protocol.spec import Routing
 from protocol.v1.chunk_pb2 import Chunk
 from protocol.wire import chunks
 from router.follow import pull as pulling
+from router.follow import workspace
 from router.follow.follower import Follower
-from router.follow.pull import Mirror, open_mirror, pull
+from router.follow.pull import pull
+from router.follow.workspace import Mirror, open_mirror
 from router.model.releases import KEPT
 from router.model.routed_model import RoutedModel
 from router.query.request import RoutingChoice
@@ -65,7 +67,7 @@ def test_a_stream_that_stays_cut_is_unavailable_and_keeps_what_came(
     with pytest.raises(Unavailable) as failed:
         pull(tmp_path / "node", address)
     assert failed.value.code is Code.UNREACHABLE
-    assert not (tmp_path / "node" / pulling.RELEASE).exists()
+    assert not (tmp_path / "node" / workspace.RELEASE).exists()
     catalog.silent = False
     catalog.fetched.clear()
     pull(tmp_path / "node", address)
@@ -82,7 +84,7 @@ def test_tampered_bytes_are_refused_and_not_kept(
     with pytest.raises(Refused) as refused:
         pull(tmp_path / "node", address)
     assert refused.value.code is Code.DIGEST_MISMATCH
-    assert not (tmp_path / "node" / pulling.RELEASE).exists()
+    assert not (tmp_path / "node" / workspace.RELEASE).exists()
     path.write_bytes(good)
     assert len(pull(tmp_path / "node", address).bundles) == 1
 
@@ -257,7 +259,7 @@ def refused_by_pull(catalog: Catalog, address: str, bundles: list[Bundle], node:
     catalog.publish(bundles, number=1)
     with pytest.raises(Refused) as refused:
         pull(node, address)
-    assert not (node / pulling.RELEASE).exists()
+    assert not (node / workspace.RELEASE).exists()
     return refused.value
 
 

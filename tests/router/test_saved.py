@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from protocol.bundle import ADAPTER_WEIGHTS, Bundle
+from protocol.documents import Pool
 from protocol.errors import Code, Refused
-from protocol.release import Pool
 from protocol.signing import Identity
 from protocol.spec import Routing
 from router.model.releases import Generation
@@ -44,13 +44,13 @@ def model(base: Path, bundles: list[Bundle]) -> RoutedModel:
 
 
 def test_a_calibrated_model_is_saved_with_its_calibration(base: Path, model: RoutedModel, tmp_path: Path) -> None:
-    plain = model.score(TEXTS, TEXTS)
+    plain = model.losses(TEXTS, TEXTS)
     empty = Calibration.zeros(model.digests, list(model.generation.pool.modules))
     drawn = empty.at(np.random.default_rng(0).normal(0, 1, empty.vector.shape).astype(np.float32))
     model.generation = replace(model.generation, pool=model.generation.pool.calibrated(drawn))
     model.save_pretrained(tmp_path / "saved")
     again = RoutedModel.from_pretrained(tmp_path / "saved", base=str(base), device="cpu")
-    assert again.score(TEXTS, TEXTS) == model.score(TEXTS, TEXTS) != plain
+    assert again.losses(TEXTS, TEXTS) == model.losses(TEXTS, TEXTS) != plain
     (tmp_path / "saved" / CALIBRATION).write_bytes(Calibration.zeros([], []).content)
     with pytest.raises(Refused) as refused:
         RoutedModel.from_pretrained(tmp_path / "saved", base=str(base), device="cpu")
@@ -70,7 +70,7 @@ def test_a_reloaded_model_is_the_same(base: Path, model: RoutedModel, tmp_path: 
         7,
     )
     # The pages of the first still have a place for the expert that left, so last bits may differ.
-    assert again.score(TEXTS, TEXTS) == pytest.approx(model.score(TEXTS, TEXTS), rel=1e-6)
+    assert again.losses(TEXTS, TEXTS) == pytest.approx(model.losses(TEXTS, TEXTS), rel=1e-6)
     assert again.generate(TEXTS, max_new_tokens=6) == model.generate(TEXTS, max_new_tokens=6)
 
 
@@ -78,7 +78,7 @@ def test_a_model_with_its_base_needs_nothing_else(model: RoutedModel, tmp_path: 
     identity = model.save_pretrained(tmp_path / "saved", with_base=True)
     shutil.move(tmp_path / "saved", tmp_path / "moved")
     again = RoutedModel.from_pretrained(tmp_path / "moved", device="cpu")
-    assert again.score(TEXTS, TEXTS) == model.score(TEXTS, TEXTS)
+    assert again.losses(TEXTS, TEXTS) == model.losses(TEXTS, TEXTS)
     assert again.save_pretrained(tmp_path / "twice") == identity
 
 
@@ -169,4 +169,4 @@ def test_a_model_without_experts_is_saved_too(base: Path, tmp_path: Path) -> Non
     again = RoutedModel.from_pretrained(tmp_path / "saved", base=str(base), device="cpu")
     assert again.digests == ()
     with torch.inference_mode():
-        assert again.score(TEXTS, TEXTS) == bare.score(TEXTS, TEXTS)
+        assert again.losses(TEXTS, TEXTS) == bare.losses(TEXTS, TEXTS)

@@ -6,13 +6,13 @@ import math
 import pytest
 import torch
 
-from router.base.linear import shared_input
+from router.base.module_paths import shared_input
+from router.layer.choice import Choice, CommonChoice
 from router.layer.topk import select
 from router.methods.phatgoose import Phatgoose
 from router.pool.expert import Expert
 from router.pool.expert_module import ExpertModule
-from router.pool.gate import Choice, CommonChoice
-from router.pool.group_store import RouteGroup
+from router.pool.group_view import RouteGroup
 from router.pool.pool import ExpertPool
 from tests.router.experts import PATH, SIBLINGS, as_lists, make_experts, pool_of, siblings
 from tests.router.reference import route

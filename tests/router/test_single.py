@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from router.layer import topk_single
-from router.layer.dispatch import Dispatch
+from router.layer.autotune import Autotuner
+from router.layer.choice import CommonChoice
 from router.pool.calibration import Calibration
-from router.pool.gate import CommonChoice
-from router.pool.group_store import RouteGroup
+from router.pool.group_view import RouteGroup
 from router.pool.pages import GatePages
 from router.pool.pool import ExpertPool
 from tests.router.experts import PATH, make_experts, pool_of, siblings
@@ -226,16 +226,16 @@ def test_nobody_reads_half_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_which_way_is_found_out_once_and_only_where_it_may_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    dispatch = Dispatch()
+    autotuner = Autotuner()
 
     def settle(kind: object, ways: dict[str, object], *_: object, cold: bool) -> str:
         assert cold
         asked.extend(ways)
-        dispatch._quickest[kind] = "likely"
+        autotuner._known[kind] = "likely"
         return "likely"
 
-    monkeypatch.setattr(topk_single, "dispatch", dispatch)
-    monkeypatch.setattr(dispatch, "settle", settle)
+    monkeypatch.setattr(topk_single, "autotuner", autotuner)
+    monkeypatch.setattr(autotuner, "settle", settle)
     pool, _ = make_experts(40, D, 4)
     group, u = pool.modules[PATH].group, random_token(D, 0)
     assert topk_single.select_one(group, u, 2, 1.0) == ALL(group, u, 2, 1.0)

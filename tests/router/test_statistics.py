@@ -12,16 +12,19 @@ from torch import Tensor
 from transformers import BertConfig, BertModel
 
 from protocol.bundle import GATES, Bundle, pack
+from protocol.documents import Pool
 from protocol.errors import Code, Refused
-from protocol.release import Pool
 from protocol.signing import Identity
 from protocol.spec import Centroid, Means, Routing, Statistics
+from router.base.fingerprint import fingerprint
 from router.base.linear import linear_modules
-from router.base.loading import Base, fingerprint, load_base
+from router.base.loading import Base, load_base
 from router.base.tokens import IGNORED
 from router.follow.follower import Follower
-from router.follow.pull import Mirror, pull
-from router.layer import experts_gpu
+from router.follow.pull import pull
+from router.follow.workspace import Mirror
+from router.layer import topk_gpu
+from router.layer.choice import Choice
 from router.layer.routed_linear import Plan, routing
 from router.layer.topk import select
 from router.methods import METHODS, NEEDS
@@ -32,7 +35,7 @@ from router.methods.registry import resolve
 from router.model.releases import Generation
 from router.model.routed_model import RoutedModel
 from router.pool.expert import Expert
-from router.pool.gate import Choice, standardise
+from router.pool.gate import standardise
 from router.pool.pool import ExpertPool
 from router.query.request import RoutingChoice
 from router.training.mean_inputs import mean_inputs
@@ -82,7 +85,7 @@ def test_the_kernels_of_a_gpu_never_take_gates_for_means() -> None:
         means = {path: torch.randn(32) for path in expert.modules}
         pool = pool.add(Expert(expert.digest, expert.name, "", expert.modules, means=means))
     group, u = pool.modules[PATH].group, torch.randn(5, 32)
-    (on_device,), (here,) = experts_gpu.select(group.by(mean), u, 2), select(group.by(mean), u, 2)
+    (on_device,), (here,) = topk_gpu.select(group.by(mean), u, 2), select(group.by(mean), u, 2)
     assert on_device is not None
     assert isinstance(here, Choice)
     assert torch.equal(on_device.experts, here.experts)
@@ -100,7 +103,7 @@ def test_who_tells_no_means_is_named(base: Path, pool: Pool, identity: Identity,
         model.generate(["a"], RoutingChoice("retrieval"))
     assert refused.value.code is Code.STATISTICS_MISSING
     left = RoutingChoice("average-activation", deny=("e1",))
-    assert model.score(["a"], ["b"], left) != model.score(["a"], ["b"], RoutingChoice(deny=("e1",)))
+    assert model.losses(["a"], ["b"], left) != model.losses(["a"], ["b"], RoutingChoice(deny=("e1",)))
     assert model.generate(["a"], RoutingChoice("retrieval", deny=("e1",)), max_new_tokens=2)
 
 
@@ -174,8 +177,8 @@ def test_each_query_goes_to_the_nearest_expert(base: Path, pool: Pool, identity:
         cosines = [float(query @ each.centroid.double()) for each in moved.experts if each.centroid is not None]
         nearest.append(experts[cosines.index(max(cosines))].name)
     assert len(set(nearest)) > 1
-    together = model.score(INPUTS, INPUTS, RoutingChoice("retrieval"))
-    alone = [model.score([text], [text], RoutingChoice(f"expert:{name}"))[0]
+    together = model.losses(INPUTS, INPUTS, RoutingChoice("retrieval"))
+    alone = [model.losses([text], [text], RoutingChoice(f"expert:{name}"))[0]
              for text, name in zip(INPUTS, nearest, strict=True)]  # fmt: skip
     assert together == pytest.approx(alone, rel=1e-5)
     answered = model.answer(INPUTS, RoutingChoice("retrieval"), max_new_tokens=3, explain=True)

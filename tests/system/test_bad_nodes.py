@@ -19,19 +19,20 @@ from client.daemon.state import Place
 from client.workspace import settings as client_settings
 from coordinator.fleet.campaigns.driver import Driver
 from coordinator.fleet.campaigns.start import start
-from coordinator.fleet.records.campaigns import Fleet
+from coordinator.fleet.records.fleet import Fleet
 from coordinator.fleet.simulation.local_grid import LocalGrid, VirtualNode
 from coordinator.fleet.simulation.scratch_pool import Clock, enrol, propose
 from coordinator.registry.registry import Registry
 from coordinator.workspace.context import Opened
-from coordinator.workspace.settings import Settings, Workspace
+from coordinator.workspace.paths import Workspace
+from coordinator.workspace.settings import Settings
 from protocol.atomic import write_whole
+from protocol.documents import Pool
 from protocol.errors import Code
 from protocol.fleet.campaign import Kind, Order
 from protocol.fleet.reply import Reply
-from protocol.release import Pool
 from protocol.signing import Identity
-from router.follow.pull import Mirror
+from router.follow.workspace import Mirror
 from tests.client.conftest import PLANTED, Site, make_site, operator, t5_pool
 
 __all__ = ["operator", "t5_pool"]  # fixtures
@@ -84,7 +85,7 @@ class Village:
             time.sleep(0.01)
 
     def answers(self, number: int) -> dict[str, tuple[str, str]]:
-        return {name: (answer.state, answer.code) for answer, name in self.fleet.answers(number)}
+        return {name: (answer.state, answer.code) for answer, name in self.fleet.campaigns.answers(number)}
 
 
 @pytest.fixture
@@ -185,9 +186,9 @@ def test_a_node_that_cannot_take_part_says_why_and_the_others_go_on(
     village.drive(lambda: village.answers(number) == {"good": ("done", ""), "bad": (case.state, case.code.name)})
     assert case.sentence in place.log.read_text()
     village.clock.forward(3600 * _S)
-    village.drive(lambda: village.fleet.campaign(number).state == "finished")
+    village.drive(lambda: village.fleet.campaigns.find(number).state == "finished")
     told = f"failed: bad ({case.code.name})" if case.state == "failed" else f"waiting: bad ({case.code.name})"
-    assert village.fleet.campaign(number).conclusion.startswith(f"1 answered; {told}.")
+    assert village.fleet.campaigns.find(number).conclusion.startswith(f"1 answered; {told}.")
     assert not any(PLANTED.encode() in raw for raw in village.wire)
 
 

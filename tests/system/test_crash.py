@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from deploy.demo.processes import program
-from protocol.release import read_pool
+from protocol.documents import read_pool
 from protocol.signing import Identity
 from tests import factories
 from tests.system.proxy import proxied

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from coordinator.fleet.records.campaigns import Fleet
+from coordinator.fleet.records.fleet import Fleet
 from coordinator.registry.registry import Registry
 from deploy.demo.processes import first_document, free_port, running
 from deploy.federation.certificate import make_certificate
@@ -130,11 +130,11 @@ class City:
 
     def states(self, number: int) -> dict[str, str]:
         with self.records() as fleet:
-            return {name: answer.state for answer, name in fleet.answers(number)}
+            return {name: answer.state for answer, name in fleet.campaigns.answers(number)}
 
     def finished(self, number: int) -> bool:
         with self.records() as fleet:
-            return fleet.campaign(number).state == "finished"
+            return fleet.campaigns.find(number).state == "finished"
 
 
 CONSENT = "".join(f'{kind} = "auto"\n' for kind in KINDS)

@@ -12,15 +12,15 @@ import pytest
 
 from coordinator.admission import limited_process
 from coordinator.workspace.create import BaseFacts, found
-from coordinator.workspace.settings import Workspace
+from coordinator.workspace.paths import Workspace
 from deploy.demo.processes import free_port, program
 from protocol.adapters import LoraModule, Module, Shape
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, ENVELOPE, GATES, open_bundle, pack
-from protocol.release import Pool, read_pool
+from protocol.documents import Pool, read_pool
 from protocol.signing import Identity
 from protocol.spec import ExpertSpec
 from protocol.tensors import TensorInfo, adapter_tensors, gate_tensors
-from router.base.loading import fingerprint
+from router.base.fingerprint import fingerprint
 from tests import factories
 from tests.system.town import Town
 

@@ -10,26 +10,18 @@ from numpy.typing import NDArray
 
 from coordinator.fleet.calibration.aggregation import pool, pool_privately
 from coordinator.fleet.flower.client import Run
-from coordinator.fleet.records.campaigns import FINAL, Fleet
+from coordinator.fleet.records.campaigns import FINAL
+from coordinator.fleet.records.fleet import Fleet
 from coordinator.fleet.records.rounds import Rounds, file_of, is_open, order_of
 from coordinator.policy.lifecycle import State
 from coordinator.policy.next_release import next_release
 from coordinator.registry.tables import Campaign, Round
 from coordinator.workspace.context import Opened
+from protocol.documents import read_timestamp, timestamp
 from protocol.errors import Code, Refused
 from protocol.fleet.campaign import Calibrating, Order, sign_order
 from protocol.fleet.reply import Reply
-from protocol.release import (
-    CalibrationFile,
-    Release,
-    ReleaseSpec,
-    Spent,
-    read_candidate,
-    read_release,
-    read_timestamp,
-    sign_candidate,
-    timestamp,
-)
+from protocol.release import CalibrationFile, Release, ReleaseSpec, Spent, read_candidate, read_release, sign_candidate
 from router.pool.calibration import MAX_BIAS, MAX_LOG_TEMPERATURE, Calibration
 
 MAX_ATTEMPTS = 10
@@ -87,12 +79,12 @@ class Calibrations:
             return True
         if turn.task.number == 1 and now < read_timestamp(campaign.open_until):
             return False
-        states = self._fleet.states(campaign.number)
+        states = self._fleet.campaigns.states(campaign.number)
         return bool(states) and all(state in FINAL for state in states)
 
     def close(self, campaign: Campaign, turn: Turn, run: Run, now: datetime) -> None:
         """Put together what was learnt, and open the next round; without enough answers or budget that was the last."""
-        answers = self._fleet.answers(campaign.number)
+        answers = self._fleet.campaigns.answers(campaign.number)
         facts: dict[str, Any] = {
             "answered": [name for answer, name in answers if answer.state == "done"],
             "late": [name for answer, name in answers if answer.state in ("asked", "waiting")],
@@ -130,9 +122,9 @@ class Calibrations:
 
     def _base(self, order: Order) -> ReleaseSpec:
         """Find the list that is calibrated, whatever became of it since."""
-        if order.candidate is not None and (row := self._fleet.candidate(order.candidate)):
+        if order.candidate is not None and (row := self._fleet.candidates.find(order.candidate)):
             return read_candidate(row.envelope, self._opened.pool).spec
-        released = self._opened.registry.release_by(order.release or "")
+        released = self._opened.registry.releases.by_digest(order.release or "")
         if released is None:
             raise Refused(Code.RELEASE_UNKNOWN, "The list that was calibrated is gone.")
         return read_release(released.envelope, self._opened.pool).spec
@@ -158,7 +150,7 @@ class Calibrations:
         candidate = self._candidate(file, now)
         if candidate is None:
             return f"{told} What was calibrated is no longer proposed."
-        self._fleet.propose(candidate, now=now)
+        self._fleet.candidates.propose(candidate, now=now)
         budget = (
             f" Epsilon {file.privacy.epsilon:.2f} is spent at delta {file.privacy.delta:g}." if file.privacy else ""
         )
@@ -167,10 +159,10 @@ class Calibrations:
     def _candidate(self, file: CalibrationFile, now: datetime) -> Release | None:
         """The open candidate with a calibration, or the newest release with it."""
         pool, identity, registry = self._opened.pool, self._opened.identity, self._opened.registry
-        if row := self._fleet.candidate():
+        if row := self._fleet.candidates.find():
             changes = {"calibration": file, "created": timestamp(now)}
             return sign_candidate(read_candidate(row.envelope, pool).spec.model_copy(update=changes), identity)
-        newest, gone = registry.release(), registry.digests(State.YANKED, State.SUPERSEDED, State.REFUSED)
+        newest, gone = registry.releases.find(), registry.bundles.digests(State.YANKED, State.SUPERSEDED, State.REFUSED)
         if newest is None:
             return None
         before = read_release(newest.envelope, pool)

@@ -13,13 +13,14 @@ import structlog
 from coordinator.fleet.calibration.rounds import Calibrations, Turn
 from coordinator.fleet.campaigns import promotion
 from coordinator.fleet.flower import client
-from coordinator.fleet.records.campaigns import FINAL, Fleet
+from coordinator.fleet.records.campaigns import FINAL
+from coordinator.fleet.records.fleet import Fleet
 from coordinator.policy.promotion_rule import read_loss, weigh
 from coordinator.registry.tables import Answer, Campaign
 from coordinator.workspace.context import Opened
+from protocol.documents import read_timestamp
 from protocol.errors import Code, Refused
 from protocol.fleet.campaign import Kind
-from protocol.release import read_timestamp
 
 ASK_AGAIN_S = 60.0
 """Pause before a node that could not or would not is asked again, in seconds."""
@@ -59,7 +60,7 @@ class Driver:
         Raises:
             httpx.HTTPError: Flower's server does not answer; call `lose_runs`, then go on.
         """
-        running = self._fleet.campaigns("running")
+        running = self._fleet.campaigns.all("running")
         for number in self._runs.keys() - {campaign.number for campaign in running}:
             client.finish(self._runs.pop(number))  # stopped by the operator
         for campaign in running:
@@ -75,7 +76,7 @@ class Driver:
         run = self._runs.get(campaign.number)
         if run is None:
             run = self._runs[campaign.number] = self._begin()
-            self._fleet.forget_messages(campaign.number)
+            self._fleet.campaigns.forget_messages(campaign.number)
         turn = self._calibrations.turn(campaign) if campaign.kind == "calibrate" else None
         self._hear(campaign, run, turn)
         if campaign.kind != "calibrate" or turn is not None:
@@ -85,14 +86,14 @@ class Driver:
             client.finish(self._runs.pop(campaign.number))
 
     def _hear(self, campaign: Campaign, run: client.Run, turn: Turn | None) -> None:
-        answers = self._fleet.answers(campaign.number)
+        answers = self._fleet.campaigns.answers(campaign.number)
         under_way = {answer.message: (answer, name) for answer, name in answers if answer.message}
         kind: Kind = campaign.kind  # type: ignore[assignment] # written by `start` from a valid order
         for heard in client.hear(run, kind, under_way):
             answer, name = under_way[heard.message]
             reply = heard.reply if turn is None else turn.judged(heard.reply, answer.attempts)
             crashed = reply.code == Code.UNREACHABLE.name and answer.attempts >= MAX_CRASHES
-            self._fleet.heard(
+            self._fleet.campaigns.heard(
                 campaign.number,
                 answer.contributor,
                 "failed" if crashed else "waiting" if reply.state == "later" else reply.state,
@@ -109,10 +110,10 @@ class Driver:
         left = (read_timestamp(ends) - now).total_seconds()
         if left <= 0:
             return
-        known = {answer.contributor: answer for answer, _ in self._fleet.answers(campaign.number)}
+        known = {answer.contributor: answer for answer, _ in self._fleet.campaigns.answers(campaign.number)}
         online = client.online(run)
         kind: Kind = campaign.kind  # type: ignore[assignment] # as above
-        for node, name in self._fleet.nodes():
+        for node, name in self._fleet.nodes.all():
             if node.state != "active" or node.public not in online:
                 continue
             answer = known.get(node.contributor)
@@ -123,7 +124,7 @@ class Driver:
                 continue
             message = client.ask(run, there.number, kind, envelope, ttl_s=max(1.0, left))
             if message:
-                self._fleet.asked(campaign.number, node.contributor, message, now=now)
+                self._fleet.campaigns.asked(campaign.number, node.contributor, message, now=now)
                 _log.info("asked", campaign=campaign.number, contributor=name)
 
     def _may_ask_again(self, answer: Answer, there: client.Online, now: datetime) -> bool:
@@ -140,7 +141,7 @@ class Driver:
             self._calibrations.close(campaign, turn, run, self._clock())
             turn = self._calibrations.turn(campaign)
         # A candidate that is being evaluated is not overtaken.
-        evaluated = any(other.kind == "evaluate" for other in self._fleet.campaigns("running"))
+        evaluated = any(other.kind == "evaluate" for other in self._fleet.campaigns.all("running"))
         return turn is None and not evaluated
 
     def _is_over(self, campaign: Campaign) -> bool:
@@ -149,7 +150,7 @@ class Driver:
             return True
         if now < read_timestamp(campaign.open_until):
             return False
-        return all(state in FINAL for state in self._fleet.states(campaign.number))
+        return all(state in FINAL for state in self._fleet.campaigns.states(campaign.number))
 
     def _conclude(self, campaign: Campaign) -> None:
         sentence = summary(self._fleet, campaign.number)
@@ -157,14 +158,14 @@ class Driver:
             sentence = f"{sentence} {self._decide(campaign)}"
         if campaign.kind == "calibrate":
             sentence = f"{sentence} {self._calibrations.propose(campaign, self._clock())}"
-        self._fleet.conclude(campaign.number, "finished", sentence, actor="rule", now=self._clock())
+        self._fleet.campaigns.conclude(campaign.number, "finished", sentence, actor="rule", now=self._clock())
         _log.info("concluded", campaign=campaign.number, sentence=sentence)
 
     def _decide(self, campaign: Campaign) -> str:
-        candidate = self._fleet.candidate(campaign.candidate)
+        candidate = self._fleet.candidates.find(campaign.candidate)
         if candidate is None or candidate.state != "open":
             return f"The candidate is {candidate.state if candidate else 'gone'}."
-        losses = [read_loss(numbers(answer)) for answer, _ in self._fleet.answers(campaign.number)]
+        losses = [read_loss(numbers(answer)) for answer, _ in self._fleet.campaigns.answers(campaign.number)]
         rule = self._opened.pool.spec.policy.promotion
         verdict = weigh([loss for loss in losses if loss is not None], rule)
         if verdict is None:
@@ -187,13 +188,13 @@ def numbers(answer: Answer) -> dict[str, float]:
 
 def summary(fleet: Fleet, number: int) -> str:
     """Say in one sentence who answered a campaign, who failed, who waits, who kept silent, and who was not there."""
-    answers = fleet.answers(number)
+    answers = fleet.campaigns.answers(number)
     asked = {answer.contributor: answer for answer, _ in answers}
     told: dict[str, list[str]] = {"failed": [], "waiting": [], "silent": [], "not there in time": []}
     for answer, name in answers:
         if answer.state == "failed" or _waits(answer):
             told["failed" if answer.state == "failed" else "waiting"].append(f"{name} ({answer.code or 'failed'})")
-    for node, name in fleet.nodes():
+    for node, name in fleet.nodes.all():
         mine = asked.get(node.contributor)
         if node.state == "active" and (mine is None or not (mine.state in FINAL or _waits(mine))):
             told["silent" if mine else "not there in time"].append(name)

@@ -2,19 +2,21 @@
 
 from datetime import datetime, timedelta
 
-from coordinator.fleet.records.campaigns import Fleet, no_candidate
+from coordinator.fleet.records.candidates import no_candidate
+from coordinator.fleet.records.fleet import Fleet
 from coordinator.policy.lifecycle import State
 from coordinator.policy.next_release import steps_to
 from coordinator.registry.registry import Registry
 from coordinator.workspace.context import Opened
+from protocol.documents import timestamp
 from protocol.errors import Code, Refused
 from protocol.fleet.campaign import Decision, sign_decision
-from protocol.release import Release, read_candidate, sign_release, timestamp
+from protocol.release import Release, read_candidate, sign_release
 
 
 def newcomers(candidate: Release, registry: Registry) -> set[str]:
     """Digests of the candidate's bundles that no release has held yet."""
-    waiting = registry.digests(State.ACCEPTED)
+    waiting = registry.bundles.digests(State.ACCEPTED)
     return {expert.bundle for expert in candidate.spec.experts if expert.bundle in waiting}
 
 
@@ -39,7 +41,7 @@ def settle(
         Refused: `CANDIDATE_UNKNOWN`, or `STATE_CHANGE` if something newer came meanwhile.
     """
     fleet = Fleet(opened.registry)
-    row = fleet.candidate(digest)
+    row = fleet.candidates.find(digest)
     if row is None:
         raise no_candidate(digest)
     candidate = read_candidate(row.envelope, opened.pool)
@@ -54,14 +56,14 @@ def settle(
         _publish(opened, fleet, candidate, decision, envelope, now)
     else:
         new = newcomers(candidate, opened.registry)
-        fleet.hold_back(decision, envelope, condemned=new if len(new) == 1 else (), now=now)
+        fleet.candidates.hold_back(decision, envelope, condemned=new if len(new) == 1 else (), now=now)
     return decision
 
 
 def _publish(
     opened: Opened, fleet: Fleet, candidate: Release, decision: Decision, envelope: bytes, now: datetime
 ) -> None:
-    newest = opened.registry.release()
+    newest = opened.registry.releases.find()
     if candidate.spec.previous != (newest.digest if newest else None):
         raise Refused(
             Code.STATE_CHANGE,
@@ -71,4 +73,4 @@ def _publish(
     expires = now + timedelta(days=opened.pool.spec.policy.release_days)
     spec = candidate.spec.model_copy(update={"created": timestamp(now), "expires": timestamp(expires)})
     release = sign_release(spec, opened.identity)
-    fleet.promote(decision, envelope, release, steps_to(spec, opened.registry.bundles()), now=now)
+    fleet.candidates.promote(decision, envelope, release, steps_to(spec, opened.registry.bundles.all()), now=now)

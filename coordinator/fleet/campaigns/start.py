@@ -3,13 +3,15 @@
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from coordinator.fleet.records.campaigns import Fleet, no_candidate
+from coordinator.fleet.records.candidates import no_candidate
+from coordinator.fleet.records.fleet import Fleet
 from coordinator.fleet.records.rounds import Rounds
 from coordinator.registry.tables import Campaign
 from coordinator.workspace.context import Opened
+from protocol.documents import read_timestamp, timestamp
 from protocol.errors import Code, Refused
 from protocol.fleet.campaign import Calibrating, Kind, Order, Privacy, Strategy, sign_order
-from protocol.release import MAX_CALIBRATION_BYTES, Release, read_candidate, read_release, read_timestamp, timestamp
+from protocol.release import MAX_CALIBRATION_BYTES, Release, read_candidate, read_release
 from router.pool.calibration import METHOD, Calibration
 
 OPEN_FOR, ENDS_AFTER = timedelta(minutes=10), timedelta(days=1)
@@ -48,7 +50,7 @@ def start(
             `METHOD_UNKNOWN`, `EXPERTS_EXHAUSTED`, `TOO_LARGE` or `BUDGET_EXHAUSTED`.
     """
     fleet, calibrating, release = Fleet(opened.registry), None, None
-    candidate = fleet.candidate() if kind in ("evaluate", "calibrate") else None
+    candidate = fleet.candidates.find() if kind in ("evaluate", "calibrate") else None
     if kind == "evaluate" and candidate is None:
         raise no_candidate("")
     if kind == "calibrate":
@@ -57,7 +59,7 @@ def start(
         release = None if candidate else base.digest
     order = Order(
         pool=opened.pool.digest,
-        number=fleet.next_number(),
+        number=fleet.campaigns.next_number(),
         kind=kind,
         candidate=candidate.digest if candidate else None,
         release=release,
@@ -67,7 +69,9 @@ def start(
     )
     first = max(open_for, timedelta(minutes=plan.round_minutes if plan else 0))
     round_ends = now + min(first, max(ends_after, open_for))
-    return fleet.start(order, sign_order(order, opened.identity), open_for=open_for, round_ends=round_ends, now=now)
+    return fleet.campaigns.start(
+        order, sign_order(order, opened.identity), open_for=open_for, round_ends=round_ends, now=now
+    )
 
 
 def start_due(opened: Opened, *, now: datetime) -> Campaign | None:
@@ -80,13 +84,13 @@ def start_due(opened: Opened, *, now: datetime) -> Campaign | None:
         now: The time.
     """
     after, fleet = opened.settings.evaluate_after_minutes, Fleet(opened.registry)
-    candidate = None if after is None else fleet.candidate()
+    candidate = None if after is None else fleet.candidates.find()
     if after is None or candidate is None:
         return None
     opened_at = read_timestamp(read_candidate(candidate.envelope, opened.pool).spec.created)
     if now < opened_at + timedelta(minutes=after):
         return None  # bundles that come one after the other shall share it
-    about = [campaign for campaign in fleet.campaigns() if campaign.candidate == candidate.digest]
+    about = [campaign for campaign in fleet.campaigns.all() if campaign.candidate == candidate.digest]
     if any(campaign.kind == "evaluate" or campaign.state == "running" for campaign in about):
         return None
     return start(opened, "evaluate", open_for=OPEN_FOR, ends_after=ENDS_AFTER, now=now)
@@ -98,9 +102,9 @@ def base_of(opened: Opened) -> Release:
     Raises:
         Refused: `RELEASE_UNKNOWN` if there is neither.
     """
-    if row := Fleet(opened.registry).candidate():
+    if row := Fleet(opened.registry).candidates.find():
         return read_candidate(row.envelope, opened.pool)
-    newest = opened.registry.release()
+    newest = opened.registry.releases.find()
     if newest is None:
         raise Refused(Code.RELEASE_UNKNOWN, "There is neither a candidate nor a release to calibrate.", "Train first.")
     return read_release(newest.envelope, opened.pool)

@@ -12,8 +12,9 @@ from sqlalchemy.orm import undefer
 from coordinator.registry.registry import Registry
 from coordinator.registry.tables import Answer, Round, Update
 from protocol import statement
+from protocol.documents import timestamp
 from protocol.fleet.campaign import ORDER_TYPE, Order
-from protocol.release import CalibrationFile, Spent, timestamp
+from protocol.release import CalibrationFile, Spent
 from protocol.signing import Signed
 
 

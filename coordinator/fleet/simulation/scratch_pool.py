@@ -5,23 +5,16 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from coordinator.fleet.records.campaigns import Fleet
+from coordinator.fleet.records.fleet import Fleet
 from coordinator.registry.registry import Registry
 from coordinator.workspace.context import Opened
-from coordinator.workspace.settings import Settings, Workspace
+from coordinator.workspace.paths import Workspace
+from coordinator.workspace.settings import Settings
 from protocol.adapters import Shape
+from protocol.documents import ENROLMENT_TYPE, Enrolment, sign, sign_pool, timestamp
 from protocol.fleet.campaign import APP_DIGEST
 from protocol.fleet.node_key import NodeKey, bind, read_binding
-from protocol.release import (
-    ENROLMENT_TYPE,
-    Enrolment,
-    ReleasedExpert,
-    ReleaseSpec,
-    sign,
-    sign_candidate,
-    sign_pool,
-    timestamp,
-)
+from protocol.release import ReleasedExpert, ReleaseSpec, sign_candidate
 from protocol.signing import Identity
 from protocol.spec import BaseModelRef, Policy, PoolSpec
 
@@ -76,9 +69,9 @@ def enrol(opened: Opened, name: str) -> str:
     identity, node, now = Identity.generate(), NodeKey.generate(), datetime.now(UTC)
     enrolment = Enrolment(pool=opened.pool.digest, name=name, key=identity.public.hex, created=timestamp(now))
     envelope = sign(ENROLMENT_TYPE, {"pool": opened.pool.digest}, enrolment, identity)
-    opened.registry.enrol(enrolment, envelope, state="active", now=now)
+    opened.registry.contributors.enrol(enrolment, envelope, state="active", now=now)
     binding = bind(opened.pool.digest, identity, node, timestamp(now))
-    Fleet(opened.registry).bind(read_binding(binding), binding, now=now)
+    Fleet(opened.registry).nodes.bind(read_binding(binding), binding, now=now)
     return node.public
 
 
@@ -89,4 +82,4 @@ def propose(opened: Opened, now: datetime, experts: int = 0) -> None:
         pool=opened.pool.digest, number=1, previous=None, experts=listed, routing=opened.pool.spec.routing,
         created=timestamp(now), expires=timestamp(now + timedelta(days=1)),
     )  # fmt: skip
-    Fleet(opened.registry).propose(sign_candidate(spec, opened.identity), now=now)
+    Fleet(opened.registry).candidates.propose(sign_candidate(spec, opened.identity), now=now)

@@ -13,7 +13,8 @@ import psutil
 from coordinator.fleet.campaigns.driver import ASK_AGAIN_S, Driver
 from coordinator.fleet.campaigns.start import ENDS_AFTER, OPEN_FOR, start
 from coordinator.fleet.flower.client import Run
-from coordinator.fleet.records.campaigns import FINAL, Fleet
+from coordinator.fleet.records.campaigns import FINAL
+from coordinator.fleet.records.fleet import Fleet
 from coordinator.fleet.simulation import ray_engine
 from coordinator.fleet.simulation.local_grid import LocalEngine
 from coordinator.fleet.simulation.scratch_pool import Clock, enrol, open_pool, propose
@@ -88,10 +89,10 @@ def simulate(
                 propose(opened, clock(), _ABOUT_EXPERTS[kind])
             number = start(opened, kind, open_for=OPEN_FOR, ends_after=ENDS_AFTER, now=clock()).number
             driver, fleet = Driver(opened, nodes.as_run, clock=clock), Fleet(opened.registry)
-            while fleet.campaign(number).state == "running":
+            while fleet.campaigns.find(number).state == "running":
                 driver.step()
                 peak = max(peak, resident())
-                if not any(answer.state == "asked" for answer, _ in fleet.answers(number)):
+                if not any(answer.state == "asked" for answer, _ in fleet.campaigns.answers(number)):
                     nodes.come(tardy)
                     clock.forward(timedelta(seconds=ASK_AGAIN_S))
                 if time.monotonic() - began > LIMIT_S:
@@ -118,12 +119,12 @@ def resident() -> int:
 
 def _outcome(opened: Opened, number: int) -> dict[str, Any]:
     fleet = Fleet(opened.registry)
-    row, answers = fleet.campaign(number), fleet.answers(number)
+    row, answers = fleet.campaigns.find(number), fleet.campaigns.answers(number)
     ended = {name for answer, name in answers if answer.state in FINAL}
     return {
         "kind": row.kind,
         "answered": sum(answer.state == "done" for answer, _ in answers),
         "failed": [name for answer, name in answers if answer.state == "failed"],
-        "silent": [name for _, name in fleet.nodes() if name not in ended],
+        "silent": [name for _, name in fleet.nodes.all() if name not in ended],
         "conclusion": row.conclusion,
     }

@@ -10,9 +10,9 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
+from protocol.documents import Pool
 from protocol.fleet.campaign import CLIENT_APP, Order
 from protocol.fleet.reply import Reply
-from protocol.release import Pool
 
 NUMBER = "partition-id"
 """Which of the virtual nodes a node is, by Flower's own name for it."""

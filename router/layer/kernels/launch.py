@@ -7,11 +7,12 @@ import triton
 from torch import Tensor
 from triton import knobs
 
+from router.layer.choice import Choice
 from router.layer.kernels.rows import expand, select_shrink, shrink
 from router.layer.kernels.score import moments, route_few, route_many, select
 from router.layer.kernels.tiles import expand_tiles, shrink_tiles
 from router.pool.device_table import View
-from router.pool.gate import EPS, Choice
+from router.pool.gate import EPS
 
 MOST = 8
 """Experts a token at most."""

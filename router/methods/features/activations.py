@@ -5,11 +5,12 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 from torch import Tensor
 
-from router.base.batching import batch
-from router.base.linear import reads_input, shared_input
+from router.base.batching import batch, mean_of
 from router.base.loading import Base
+from router.base.module_paths import reads_input, shared_input
 from router.base.tokens import encode_input
-from router.layer.routed_linear import Watch, inseparable, routing
+from router.layer.batch_rows import inseparable
+from router.layer.routed_linear import Watch, routing
 
 _AT_ONCE = 32
 See = Callable[[str, Tensor, Tensor], None]
@@ -91,17 +92,3 @@ class Reader:
 
         self.look(rows, see)
         return {path: torch.cat(means) for path, means in found.items()}
-
-
-def mean_of(u: Tensor, mask: Tensor) -> Tensor:
-    """Average over positions.
-
-    Args:
-        u: [b, s, d].
-        mask: [b, s], the positions that count.
-
-    Returns:
-        [b, d] float32.
-    """
-    kept = mask.unsqueeze(2)
-    return torch.where(kept, u.float(), 0).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)

@@ -21,9 +21,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from protocol.errors import Code, Refused
-from router.base.loading import fingerprint
+from router.base.batching import mean_of
+from router.base.fingerprint import fingerprint
 from router.base.tokens import encode_input, encode_target
-from router.methods.features.activations import Reader, mean_of
+from router.methods.features.activations import Reader
 from router.methods.features.covariance import Spread, spread_of
 
 if TYPE_CHECKING:

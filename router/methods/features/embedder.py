@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from protocol.errors import Code, Refused
 from protocol.spec import BaseModelRef
-from router.base.loading import Base, fingerprint, first_line, locate
+from router.base.fingerprint import fingerprint, first_line, locate
+from router.base.loading import Base
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -18,10 +18,10 @@ from client.daemon.state import Place
 from client.daemon.supervisor import status
 from client.daemon.task_loop import check_app
 from protocol.atomic import write_whole
+from protocol.documents import Pool, timestamp
 from protocol.errors import Code, Refused, Unavailable
 from protocol.fleet.campaign import APP_DIGEST, Order, app_bundle
 from protocol.fleet.reply import Reply
-from protocol.release import Pool, timestamp
 from protocol.signing import Identity
 from tests import factories
 from tests.client.conftest import Site

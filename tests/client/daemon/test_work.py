@@ -12,13 +12,14 @@ from client.daemon.handlers import Work
 from client.daemon.policy import DaemonPolicy, Limits, Privacy
 from client.daemon.state import Place
 from protocol.bundle import open_bundle
+from protocol.documents import timestamp
 from protocol.errors import Code, Refused
 from protocol.fleet.campaign import Calibrating, Order
 from protocol.fleet.reply import Reply, read_reply
-from protocol.release import ReleasedExpert, ReleaseSpec, sign_candidate, sign_release, timestamp
+from protocol.release import ReleasedExpert, ReleaseSpec, sign_candidate, sign_release
 from protocol.signing import Identity
 from protocol.spec import Routing
-from router.follow.pull import BUNDLES, Mirror
+from router.follow.workspace import BUNDLES, Mirror
 from router.pool.calibration import Calibration
 from tests import factories
 from tests.client.conftest import PLANTED, RECIPE, Site, Trained, make_site, write_rows

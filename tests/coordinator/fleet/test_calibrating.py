@@ -18,10 +18,11 @@ from coordinator.fleet.simulation.local_grid import VirtualNode
 from coordinator.fleet.simulation.scratch_pool import enrol, open_pool, propose
 from coordinator.registry.registry import Registry
 from coordinator.registry.tables import Update
+from protocol.documents import Pool
 from protocol.errors import Code, Refused
 from protocol.fleet.campaign import APP_DIGEST, Calibrating, Order, Privacy
 from protocol.fleet.reply import ANSWER, ARRAYS, METRICS, UPDATE, Reply
-from protocol.release import Pool, read_candidate, sign_candidate
+from protocol.release import read_candidate, sign_candidate
 from protocol.signing import Identity
 from protocol.spec import Policy, Promotion, Routing
 from router.pool.calibration import MAX_BIAS, Calibration
@@ -68,12 +69,12 @@ def finish(town: Town, number: int) -> str:
     """Drive a campaign to its end; the clock goes on whenever everybody has answered."""
 
     def over() -> bool:
-        if all(answer.state != "asked" for answer, _ in town.fleet.answers(number)):
+        if all(answer.state != "asked" for answer, _ in town.fleet.campaigns.answers(number)):
             town.clock.forward(timedelta(seconds=20))
-        return town.fleet.campaign(number).state == "finished"
+        return town.fleet.campaigns.find(number).state == "finished"
 
     town.drive(over)
-    return town.fleet.campaign(number).conclusion
+    return town.fleet.campaigns.find(number).conclusion
 
 
 def rounds(town: Town, number: int) -> list[dict[str, object]]:
@@ -81,7 +82,7 @@ def rounds(town: Town, number: int) -> list[dict[str, object]]:
 
 
 def proposed(town: Town) -> Calibration:
-    row = town.fleet.candidate()
+    row = town.fleet.candidates.find()
     assert row is not None
     spec = read_candidate(row.envelope, town.opened.pool).spec
     assert spec.calibration is not None
@@ -95,7 +96,7 @@ def test_rounds_follow_each_other_and_end_in_a_candidate(town: Town) -> None:
     seen: list[Calibrating] = []
     town.join("ada", learning(0.5, seen))
     town.join("bob", learning(1.5))
-    before = town.fleet.candidate()
+    before = town.fleet.candidates.find()
     number = begin(town)
     said = finish(town, number)
     assert said.startswith("2 answered. Round 1: 2 answered. Round 2: 2 answered. Candidate ")
@@ -105,7 +106,7 @@ def test_rounds_follow_each_other_and_end_in_a_candidate(town: Town) -> None:
     assert found.vector.tolist() == [1.0] * NUMBERS
     assert found.experts == tuple(f"{at:064x}" for at in range(2))
     assert before is not None
-    assert [row.state for row in town.fleet.candidates()] == ["overtaken", "open"]
+    assert [row.state for row in town.fleet.candidates.all()] == ["overtaken", "open"]
     # The second round started from what the first came to, which anyone may fetch.
     assert seen[1].start is not None
     assert Rounds(town.opened.registry).content(seen[1].start.sha256) is not None
@@ -158,7 +159,7 @@ def test_one_node_alone_decides_nothing(town: Town) -> None:
     town.join("ada", learning(0.5))
     said = finish(town, begin(town))
     assert said.endswith("Round 1: 1 answered. It ended there: 1 answered; 2 nodes are needed. Nothing is calibrated.")
-    assert [row.state for row in town.fleet.candidates()] == ["open"]
+    assert [row.state for row in town.fleet.candidates.all()] == ["open"]
 
 
 def test_a_new_driver_goes_on_in_the_middle_of_a_round_and_nothing_is_doubled(town: Town) -> None:
@@ -241,7 +242,7 @@ def test_an_operator_who_stops_it_keeps_nothing_of_single_nodes(town: Town) -> N
     number = begin(town)
     town.drive(lambda: town.states(number) == {"ada": "done"})
     assert len(Rounds(town.opened.registry).updates(number)) == 1
-    town.fleet.conclude(number, "stopped", "Enough.", actor="operator", now=town.clock())
+    town.fleet.campaigns.conclude(number, "stopped", "Enough.", actor="operator", now=town.clock())
     assert Rounds(town.opened.registry).updates(number) == []
 
 
@@ -277,7 +278,7 @@ def test_a_private_campaign_adds_noise_and_tells_what_is_spent(town: Town) -> No
     told = [json.loads(row.facts)["privacy"] for row in Rounds(town.opened.registry).of(number)]
     assert [each["rounds"] for each in told] == [1, 2]
     assert told[0]["epsilon"] < told[1]["epsilon"] < PRIVACY.max_epsilon
-    row = town.fleet.candidate()
+    row = town.fleet.candidates.find()
     assert row is not None
     spec = read_candidate(row.envelope, town.opened.pool).spec
     assert spec.calibration is not None
@@ -312,7 +313,7 @@ def test_only_what_gates_decide_is_calibrated(tmp_path: Path, method: str) -> No
         town = Town(opened)
         spec = read_candidate(proposal(town), opened.pool).spec
         other = spec.model_copy(update={"routing": Routing(method=method)})
-        town.fleet.propose(sign_candidate(other, opened.identity), now=town.clock())
+        town.fleet.candidates.propose(sign_candidate(other, opened.identity), now=town.clock())
         with pytest.raises(Refused) as refused:
             begin(town)
         assert refused.value.code is Code.METHOD_UNKNOWN
@@ -321,7 +322,7 @@ def test_only_what_gates_decide_is_calibrated(tmp_path: Path, method: str) -> No
 
 def proposal(town: Town) -> bytes:
     propose(town.opened, town.clock(), experts=2)
-    row = town.fleet.candidate()
+    row = town.fleet.candidates.find()
     assert row is not None
     return row.envelope
 
@@ -336,8 +337,8 @@ def test_a_candidate_that_is_being_evaluated_is_not_overtaken(town: Town) -> Non
     town.clock.forward(timedelta(minutes=3))
     for _ in range(3):
         town.driver.step()
-    assert town.fleet.campaign(number).state == "running"
-    town.fleet.conclude(under, "stopped", "Enough.", actor="operator", now=town.clock())
+    assert town.fleet.campaigns.find(number).state == "running"
+    town.fleet.campaigns.conclude(under, "stopped", "Enough.", actor="operator", now=town.clock())
     assert "Candidate" in finish(town, number)
 
 
@@ -360,7 +361,7 @@ def test_a_release_is_calibrated_promoted_and_carried_on(bench: Bench) -> None:
     town.join("ada", learning(0.5))
     town.join("bob", learning(1.5))
     number = begin(town, rounds=1)
-    order = order_of(town.fleet.campaign(number).envelope)
+    order = order_of(town.fleet.campaigns.find(number).envelope)
     assert (order.candidate, order.release) == (None, bench.shop.newest().digest)
     finish(town, number)
     found = proposed(town)
@@ -380,7 +381,7 @@ def test_a_release_is_calibrated_promoted_and_carried_on(bench: Bench) -> None:
     bench.decide(promoted=True)
     assert bench.shop.newest().spec.calibration == released.calibration
     again = begin(town, rounds=1)
-    task = order_of(town.fleet.campaign(again).envelope).calibrating
+    task = order_of(town.fleet.campaigns.find(again).envelope).calibrating
     assert task is not None
     assert task.start == released.calibration
     finish(town, again)
@@ -388,6 +389,6 @@ def test_a_release_is_calibrated_promoted_and_carried_on(bench: Bench) -> None:
     # Held back, it is gone; the experts stay as they were.
     bench.decide(promoted=False)
     bench.work()
-    assert bench.fleet.candidate() is None
+    assert bench.fleet.candidates.find() is None
     assert bench.shop.newest().spec.calibration == released.calibration
     town.grid.close()

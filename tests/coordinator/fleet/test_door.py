@@ -7,13 +7,14 @@ from datetime import timedelta
 import grpc
 import pytest
 
-from coordinator.fleet.records.campaigns import Fleet
+from coordinator.fleet.records.fleet import Fleet
 from coordinator.fleet.records.rounds import Rounds
 from coordinator.registry.tables import Campaign, Round
 from coordinator.serving.intake import Intake
+from protocol.documents import timestamp
 from protocol.errors import Code, GreylagError
 from protocol.fleet.node_key import NodeKey, bind
-from protocol.release import ReleasedExpert, ReleaseSpec, read_candidate, sign_candidate, sign_release, timestamp
+from protocol.release import ReleasedExpert, ReleaseSpec, read_candidate, sign_candidate, sign_release
 from protocol.signing import Identity
 from protocol.v1 import catalog_pb2, intake_pb2
 from protocol.wire.grpc_status import from_rpc_error
@@ -54,7 +55,7 @@ def test_a_daemon_is_told_where_to_connect(served: Served, ada: Contributor) -> 
     ada.enrol(served.pool, "ada")
     assert call(ada) == "fleet.example.org:7444"
     assert call(ada) == "fleet.example.org:7444"
-    assert [name for _, name in Fleet(served.registry).nodes()] == ["ada"]
+    assert [name for _, name in Fleet(served.registry).nodes.all()] == ["ada"]
 
 
 def test_a_node_of_another_pool_is_refused(served: Served, ada: Contributor) -> None:
@@ -74,7 +75,7 @@ def test_clocks_that_are_apart_are_told_at_once(served: Served, ada: Contributor
     error = refusal(ada, call)
     assert error.code is Code.CLOCKS_APART
     assert there in error.message
-    assert Fleet(served.registry).nodes() == []
+    assert Fleet(served.registry).nodes.all() == []
 
 
 def test_what_was_overheard_and_is_said_again_changes_nothing(
@@ -92,12 +93,12 @@ def test_what_was_overheard_and_is_said_again_changes_nothing(
     bob = Contributor(channel, Identity.generate())
     bob.enrol(served.pool, "bob")
     assert refusal(bob, tie(served.pool.digest, new)).code is Code.NODE_TAKEN
-    states = {node.public: (node.state, name) for node, name in fleet.nodes()}
+    states = {node.public: (node.state, name) for node, name in fleet.nodes.all()}
     assert states == {old.public: ("revoked", "ada"), new.public: ("active", "ada")}
     # Once she is shut out, nothing of hers lets her in again.
-    served.registry.set_contributor("ada", "revoked", now=served.clock())
+    served.registry.contributors.set_state("ada", "revoked", now=served.clock())
     assert refusal(ada, tie(served.pool.digest, new)).code is Code.KEY_REVOKED
-    assert {node.state for node, name in fleet.nodes() if name == "ada"} == {"revoked"}
+    assert {node.state for node, name in fleet.nodes.all() if name == "ada"} == {"revoked"}
 
 
 def test_a_coordinator_without_a_fleet_takes_no_daemons(served: Served, ada: Contributor, identity: Identity) -> None:
@@ -117,7 +118,7 @@ def test_a_candidate_is_handed_out_by_its_digest_only(served: Served, ada: Contr
         }
     )  # fmt: skip
     candidate = sign_candidate(spec, served.identity)
-    Fleet(served.registry).propose(candidate, now=served.clock())
+    Fleet(served.registry).candidates.propose(candidate, now=served.clock())
 
     def get(digest: str) -> Callable[[Contributor], bytes]:
         request = catalog_pb2.GetReleaseRequest(candidate=digest)
@@ -157,6 +158,6 @@ def test_a_release_is_handed_out_by_its_digest_too(served: Served, ada: Contribu
         created=NOW, expires=timestamp(served.clock() + timedelta(days=1)),
     )  # fmt: skip
     release = sign_release(spec, identity)
-    served.registry.publish(release, {}, now=served.clock())
+    served.registry.releases.publish(release, {}, now=served.clock())
     request = catalog_pb2.GetReleaseRequest(candidate=release.digest)
     assert ada.catalog.GetRelease(request, timeout=DEADLINE_S).envelope == release.envelope

@@ -16,7 +16,7 @@ from client.daemon.app import make_app
 from coordinator.fleet.campaigns.driver import MAX_CRASHES, Driver, summary
 from coordinator.fleet.campaigns.start import start
 from coordinator.fleet.flower.client import Run
-from coordinator.fleet.records.campaigns import Fleet
+from coordinator.fleet.records.fleet import Fleet
 from coordinator.fleet.simulation.local_grid import LocalGrid, VirtualNode
 from coordinator.fleet.simulation.scratch_pool import Clock, enrol, open_pool, propose
 from coordinator.workspace.context import Opened
@@ -76,10 +76,10 @@ class Town:
             time.sleep(0.01)
 
     def states(self, number: int) -> dict[str, str]:
-        return {name: answer.state for answer, name in self.fleet.answers(number)}
+        return {name: answer.state for answer, name in self.fleet.campaigns.answers(number)}
 
     def codes(self, number: int) -> dict[str, str]:
-        return {name: answer.code for answer, name in self.fleet.answers(number)}
+        return {name: answer.code for answer, name in self.fleet.campaigns.answers(number)}
 
 
 def good(_: Order) -> Reply:
@@ -101,8 +101,8 @@ def test_everybody_who_is_there_is_asked_once(town: Town) -> None:
     number = town.start()
     town.drive(lambda: town.states(number) == {"ada": "done", "bob": "done"})
     town.clock.forward(timedelta(minutes=1))
-    town.drive(lambda: town.fleet.campaign(number).state == "finished")
-    assert town.fleet.campaign(number).conclusion == "2 answered."
+    town.drive(lambda: town.fleet.campaigns.find(number).state == "finished")
+    assert town.fleet.campaigns.find(number).conclusion == "2 answered."
     assert calls == [number]
 
 
@@ -116,11 +116,11 @@ def test_who_comes_late_is_asked_and_who_is_slow_holds_nobody_up(town: Town) -> 
     assert summary(town.fleet, number) == "1 answered; silent: slow."
     town.clock.forward(timedelta(minutes=1))
     town.driver.step()
-    assert town.fleet.campaign(number).state == "running"
+    assert town.fleet.campaigns.find(number).state == "running"
     town.join("too-late", good)
     go_on.set()
-    town.drive(lambda: town.fleet.campaign(number).state == "finished")
-    assert town.fleet.campaign(number).conclusion == "2 answered; not there in time: too-late."
+    town.drive(lambda: town.fleet.campaigns.find(number).state == "finished")
+    assert town.fleet.campaigns.find(number).conclusion == "2 answered; not there in time: too-late."
 
 
 def test_a_campaign_ends_at_its_deadline_with_nobody_there(town: Town) -> None:
@@ -129,7 +129,7 @@ def test_a_campaign_ends_at_its_deadline_with_nobody_there(town: Town) -> None:
     town.driver.step()
     town.clock.forward(timedelta(hours=2))
     town.driver.step()
-    assert town.fleet.campaign(number).conclusion == "0 answered; not there in time: away."
+    assert town.fleet.campaigns.find(number).conclusion == "0 answered; not there in time: away."
     assert town.states(number) == {}
 
 
@@ -150,7 +150,7 @@ def test_who_was_asked_again_in_vain_is_told_by_what_it_said_last(town: Town) ->
     assert summary(town.fleet, number) == "0 answered; waiting: ada (STORAGE_FULL)."
     town.clock.forward(timedelta(hours=1))
     town.driver.step()
-    assert town.fleet.campaign(number).conclusion == "0 answered; waiting: ada (STORAGE_FULL)."
+    assert town.fleet.campaigns.find(number).conclusion == "0 answered; waiting: ada (STORAGE_FULL)."
     go_on.set()
 
 
@@ -161,7 +161,7 @@ def test_nobody_is_asked_once_a_campaign_is_over(town: Town) -> None:
     town.drive(lambda: town.states(number) == {"ada": "waiting"})
     town.clock.forward(timedelta(hours=2))
     town.driver.step()
-    assert town.fleet.campaign(number).conclusion == "0 answered; waiting: ada (CONSENT)."
+    assert town.fleet.campaigns.find(number).conclusion == "0 answered; waiting: ada (CONSENT)."
     assert (town.states(number), asked) == ({"ada": "waiting"}, [number])
 
 
@@ -181,7 +181,7 @@ def test_a_new_driver_takes_up_where_the_last_one_ended(town: Town) -> None:
     go_on.set()
     town.drive(lambda: town.states(number) == {"ada": "done", "bob": "done"})
     assert (town.begun, calls) == (2, [number, number])
-    attempts = {name: answer.attempts for answer, name in town.fleet.answers(number)}
+    attempts = {name: answer.attempts for answer, name in town.fleet.campaigns.answers(number)}
     assert attempts == {"ada": 1, "bob": 2}
 
 
@@ -226,7 +226,7 @@ def test_a_node_that_dies_over_every_order_is_given_up(town: Town) -> None:
         town.clock.forward(timedelta(seconds=11))
     assert town.states(number) == {"ada": "failed"}
     town.driver.step()
-    assert town.fleet.campaign(number).conclusion == "0 answered; failed: ada (UNREACHABLE)."
+    assert town.fleet.campaigns.find(number).conclusion == "0 answered; failed: ada (UNREACHABLE)."
 
 
 def test_a_node_that_was_away_in_between_is_asked_again_at_once(town: Town) -> None:
@@ -236,12 +236,12 @@ def test_a_node_that_was_away_in_between_is_asked_again_at_once(town: Town) -> N
     number = town.start()
     town.drive(lambda: town.states(number) == {"ada": "asked"})
     town.driver.step()
-    assert [answer.attempts for answer, _ in town.fleet.answers(number)] == [1]
+    assert [answer.attempts for answer, _ in town.fleet.campaigns.answers(number)] == [1]
     node.since = (town.clock() + timedelta(seconds=3)).isoformat()
     town.clock.forward(timedelta(seconds=5))
     town.driver.step()
     town.driver.step()
-    assert [answer.attempts for answer, _ in town.fleet.answers(number)] == [2]
+    assert [answer.attempts for answer, _ in town.fleet.campaigns.answers(number)] == [2]
     go_on.set()
     town.drive(lambda: town.states(number) == {"ada": "done"})
 
@@ -287,7 +287,7 @@ def test_a_node_that_breaks_the_schema_is_not_believed(town: Town) -> None:
 
 def test_a_node_whose_key_is_revoked_is_not_asked(town: Town) -> None:
     town.join("ada", good)
-    town.opened.registry.set_contributor("ada", "revoked", now=town.clock())
+    town.opened.registry.contributors.set_state("ada", "revoked", now=town.clock())
     number = town.start()
     town.driver.step()
     assert town.states(number) == {}
@@ -302,10 +302,10 @@ def test_nobody_waits_for_a_node_whose_key_is_revoked(town: Town) -> None:
     town.drive(lambda: town.states(number) == {"ada": "asked", "bob": "done"})
     town.clock.forward(timedelta(minutes=1))
     town.driver.step()
-    assert town.fleet.campaign(number).state == "running"
-    town.opened.registry.set_contributor("ada", "revoked", now=town.clock())
+    assert town.fleet.campaigns.find(number).state == "running"
+    town.opened.registry.contributors.set_state("ada", "revoked", now=town.clock())
     town.driver.step()
-    assert town.fleet.campaign(number).conclusion == "1 answered."
+    assert town.fleet.campaigns.find(number).conclusion == "1 answered."
     go_on.set()
 
 
@@ -313,10 +313,10 @@ def test_a_stopped_campaign_is_let_go(town: Town) -> None:
     town.join("ada", good)
     number = town.start()
     town.driver.step()
-    town.fleet.conclude(number, "stopped", "Enough.", actor="operator", now=town.clock())
+    town.fleet.campaigns.conclude(number, "stopped", "Enough.", actor="operator", now=town.clock())
     town.driver.step()
     assert town.driver._runs == {}
-    assert town.fleet.campaign(number).conclusion == "Enough."
+    assert town.fleet.campaigns.find(number).conclusion == "Enough."
 
 
 @pytest.mark.parametrize(
@@ -339,10 +339,10 @@ def test_an_evaluation_ends_in_a_decision(tmp_path: Path, losses: tuple[float, .
         number = start(opened, "evaluate", open_for=minute, ends_after=2 * minute, now=town.clock()).number
         town.drive(lambda: list(town.states(number).values()) == ["done"] * len(losses))
         town.clock.forward(minute)
-        town.drive(lambda: town.fleet.campaign(number).state == "finished")
-        assert sentence in town.fleet.campaign(number).conclusion
-        assert [row.state for row in town.fleet.candidates()] == [state]
-        assert (opened.registry.release() is not None) == (state == "promoted")
+        town.drive(lambda: town.fleet.campaigns.find(number).state == "finished")
+        assert sentence in town.fleet.campaigns.find(number).conclusion
+        assert [row.state for row in town.fleet.candidates.all()] == [state]
+        assert (opened.registry.releases.find() is not None) == (state == "promoted")
         town.grid.close()
 
 
@@ -353,7 +353,7 @@ def test_nothing_around_the_order_is_believed(town: Town) -> None:
     node = VirtualNode(enrol(town.opened, "ada"), app)
     town.grid.nodes.append(node)
     number = town.start()
-    envelope = town.fleet.campaign(number).envelope
+    envelope = town.fleet.campaigns.find(number).envelope
     more: dict[str, ConfigRecordValues] = {
         "data": "/etc/passwd",
         "url": "http://example.org",

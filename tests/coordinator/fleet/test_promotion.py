@@ -8,17 +8,18 @@ import pytest
 
 from coordinator.fleet.campaigns.promotion import settle
 from coordinator.fleet.campaigns.start import start, start_due
-from coordinator.fleet.records.campaigns import Fleet
+from coordinator.fleet.records.fleet import Fleet
 from coordinator.policy.lifecycle import State
 from coordinator.registry.registry import Registry
 from coordinator.registry.tables import Candidate
 from coordinator.workspace.context import Opened
+from coordinator.workspace.paths import Workspace as Folder
 from coordinator.workspace.settings import Settings
-from coordinator.workspace.settings import Workspace as Folder
 from protocol.bundle import Bundle
+from protocol.documents import Pool
 from protocol.errors import Code, Refused
 from protocol.fleet.campaign import read_decision
-from protocol.release import Pool, read_candidate
+from protocol.release import read_candidate
 from protocol.signing import Identity
 from protocol.spec import Promotion
 from tests import factories
@@ -59,7 +60,7 @@ class Bench:
             pass
 
     def open(self) -> Candidate:
-        row = self.fleet.candidate()
+        row = self.fleet.candidates.find()
         assert row is not None
         return row
 
@@ -80,13 +81,13 @@ def bench(shop: Workshop, tmp_path: Path) -> Bench:
 
 def test_nothing_is_released_before_a_decision(bench: Bench) -> None:
     first, second = bench.submit(), bench.submit()
-    assert bench.shop.registry.release() is None
+    assert bench.shop.registry.releases.find() is None
     assert bench.listed() == [first.digest, second.digest]
-    assert [row.state for row in bench.fleet.candidates()] == ["overtaken", "open"]
+    assert [row.state for row in bench.fleet.candidates.all()] == ["overtaken", "open"]
     bench.decide(promoted=True)
     assert bench.shop.listed() == [first.digest, second.digest]
     assert bench.shop.state(first) == State.RELEASED
-    assert bench.fleet.candidate() is None
+    assert bench.fleet.candidates.find() is None
     bench.work()
     assert bench.shop.newest().spec.number == 1
 
@@ -94,7 +95,7 @@ def test_nothing_is_released_before_a_decision(bench: Bench) -> None:
 def test_every_decision_is_signed_and_kept(bench: Bench) -> None:
     bench.submit()
     bench.decide(promoted=True)
-    row = bench.fleet.candidates()[-1]
+    row = bench.fleet.candidates.all()[-1]
     assert row.decision is not None
     decision = read_decision(row.decision, bench.shop.pool)
     assert (decision.promoted, decision.by, decision.candidate) == (True, "rule", row.digest)
@@ -106,10 +107,10 @@ def test_one_bundle_that_is_held_back_is_told_why_and_not_proposed_again(bench: 
     poor = bench.submit()
     bench.decide(promoted=False)
     bench.work()
-    row = bench.shop.registry.bundle(poor.digest)
+    row = bench.shop.registry.bundles.find(poor.digest)
     assert row is not None
     assert (row.state, row.code, row.message) == (State.ACCEPTED, "HELD_BACK", "As it is.")
-    assert bench.fleet.candidate() is None
+    assert bench.fleet.candidates.find() is None
     good = bench.submit()
     assert bench.listed() == [good.digest]
 
@@ -124,7 +125,7 @@ def test_of_several_each_is_tried_again_alone(bench: Bench) -> None:
     assert bench.listed() == [one.digest, two.digest]
     bench.decide(promoted=False)
     bench.work()
-    assert bench.fleet.candidate() is None
+    assert bench.fleet.candidates.find() is None
     assert bench.shop.listed() == [one.digest]
 
 
@@ -134,7 +135,7 @@ def test_an_operator_overrules_with_a_decision_of_his_own(bench: Bench) -> None:
     bench.decide(promoted=False)
     bench.decide(promoted=True, digest=held, by="operator")
     assert bench.shop.listed() == [bundle.digest]
-    row = bench.shop.registry.bundle(bundle.digest)
+    row = bench.shop.registry.bundles.find(bundle.digest)
     assert row is not None
     assert (row.state, row.code) == (State.RELEASED, "")
     with pytest.raises(Refused) as refused:
@@ -160,7 +161,7 @@ def test_a_candidate_under_evaluation_grows_no_more(bench: Bench) -> None:
     start(bench.opened, "evaluate", open_for=hour, ends_after=hour, now=bench.shop.clock())
     bench.submit()
     assert bench.open().digest == before
-    bench.fleet.conclude(1, "stopped", "Enough.", actor="operator", now=bench.shop.clock())
+    bench.fleet.campaigns.conclude(1, "stopped", "Enough.", actor="operator", now=bench.shop.clock())
     bench.work()
     assert len(bench.listed()) == 2
 
@@ -179,7 +180,7 @@ def test_a_yank_overtakes_the_open_candidate(bench: Bench) -> None:
     first = bench.submit()
     bench.decide(promoted=True)
     second = bench.submit()
-    bench.shop.registry.move(first.digest, State.YANKED, actor="operator", now=bench.shop.clock())
+    bench.shop.registry.bundles.move(first.digest, State.YANKED, actor="operator", now=bench.shop.clock())
     bench.work()
     assert bench.shop.listed() == []
     assert bench.listed() == [second.digest]
@@ -198,5 +199,5 @@ def test_a_candidate_that_has_waited_is_evaluated_by_itself_and_only_once(bench:
     assert (row.kind, row.candidate) == ("evaluate", bench.open().digest)
     assert len(bench.listed()) == 2  # who came in between shares it
     assert start_due(due, now=now + 6 * minute) is None
-    bench.fleet.conclude(row.number, "finished", "Nothing is decided.", actor="rule", now=now + 7 * minute)
+    bench.fleet.campaigns.conclude(row.number, "finished", "Nothing is decided.", actor="rule", now=now + 7 * minute)
     assert start_due(due, now=now + 60 * minute) is None

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from router.layer import experts_gpu
-from router.layer.kernels import launch
+from router.layer.choice import Choice
+from router.layer.kernels import available, launch
 from router.layer.routed_linear import Plan, routing
 from router.methods.phatgoose import Phatgoose
 from router.pool.expert import Expert
 from router.pool.expert_module import ExpertModule
-from router.pool.gate import Choice
-from router.pool.group_store import ModuleExperts
+from router.pool.module_view import ModuleExperts
 from router.pool.pool import ExpertPool
 from tests.router.experts import PATH, choice_of, error, in_dtype, make_experts, make_layer, mixed_kinds
 from tests.router.on_device import NothingIsAsked, on_device
@@ -132,7 +132,7 @@ def test_a_warm_path_asks_the_device_nothing(tokens: int, kernels: str, monkeypa
     pool = pool.remove(pool.experts[1].digest)
     module, u, y = pool.modules[PATH], torch.randn(tokens, 32), torch.zeros(tokens, 16)
     if kernels == "plain":
-        monkeypatch.setattr(experts_gpu, "_kernels", lambda dtype: None)
+        monkeypatch.setattr(available, "kernels", lambda dtype: None)
     ways: list[Way] = (
         [experts_gpu.add_rows, experts_gpu.add_tiles]
         if kernels == "kernels"

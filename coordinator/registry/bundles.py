@@ -1,0 +1,155 @@
+"""Bundles and the steps of their lives."""
+
+from collections.abc import Callable
+from datetime import datetime
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from coordinator.faults import fault_point
+from coordinator.policy.lifecycle import PUBLIC, Standing, State
+from coordinator.registry import journal
+from coordinator.registry.standing import read_standing
+from coordinator.registry.tables import BundleFile, BundleRow, Upload
+from coordinator.registry.transactions import Transactions
+from protocol.bundle import Manifest
+from protocol.documents import timestamp
+from protocol.errors import Code, GreylagError, Refused
+
+_UNIQUE_PREFIX = 8
+
+
+class Bundles:
+    """Every bundle that was ever acknowledged.
+
+    Args:
+        registry: Opens the transactions.
+    """
+
+    def __init__(self, registry: Transactions) -> None:
+        self._registry = registry
+
+    def keep(
+        self,
+        manifest: Manifest,
+        *,
+        check: Callable[[Standing], None],
+        sign: Callable[[int], bytes],
+        now: datetime,
+    ) -> bytes:
+        """Make a bundle whose bytes are in the store a row, and return its receipt.
+
+        Args:
+            manifest: The bundle.
+            check: Judges the standing once more, in the same transaction: two uploads may have begun side by side.
+            sign: Makes the receipt for a sequence number.
+            now: The time.
+
+        Raises:
+            Refused: Whatever `check` refuses with.
+        """
+        with self._registry.writing() as session:
+            if known := bundle_row(session, manifest.digest):
+                return known.receipt
+            check(read_standing(session, manifest))
+            sequence = (session.scalar(select(func.max(BundleRow.sequence))) or 0) + 1
+            row = BundleRow(
+                sequence=sequence,
+                digest=manifest.digest,
+                contributor=manifest.spec.contributor,
+                name=manifest.spec.name,
+                state=State.RECEIVED,
+                envelope=manifest.envelope,
+                receipt=sign(sequence),
+                received=timestamp(now),
+            )
+            session.add(row)
+            session.flush()
+            session.add_all(
+                BundleFile(bundle=manifest.digest, name=name, sha256=file.sha256, size=file.size)
+                for name, file in manifest.files.items()
+            )
+            if upload := session.get(Upload, manifest.digest):
+                session.delete(upload)
+            journal.record(session, "bundle", manifest.digest, State.RECEIVED, actor="contributor", now=now)
+            session.flush()
+            fault_point("before-commit")
+            receipt = row.receipt
+        fault_point("after-commit")
+        return receipt
+
+    def find(self, digest: str) -> BundleRow | None:
+        """Find a bundle."""
+        with self._registry.reading() as session:
+            return bundle_row(session, digest)
+
+    def by_prefix(self, digest: str) -> BundleRow:
+        """Find a bundle by the first eight or more digits of its digest.
+
+        Raises:
+            Refused: `BUNDLE_UNKNOWN` for none or several.
+        """
+        found: list[BundleRow] = []
+        if len(digest) >= _UNIQUE_PREFIX:
+            with self._registry.reading() as session:
+                query = select(BundleRow).where(BundleRow.digest.startswith(digest, autoescape=True))
+                found = list(session.scalars(query))
+        if len(found) != 1:
+            raise Refused(
+                Code.BUNDLE_UNKNOWN,
+                f"{digest!r:.80} does not name one bundle.",
+                f"Give {_UNIQUE_PREFIX} or more digits of a digest from: greylag-coordinator experts ls",
+            )
+        return found[0]
+
+    def all(self, *states: State) -> list[BundleRow]:
+        """Bundles in given states, or all, in order of arrival."""
+        query = select(BundleRow).order_by(BundleRow.sequence)
+        with self._registry.reading() as session:
+            return list(session.scalars(query.where(BundleRow.state.in_(states)) if states else query))
+
+    def digests(self, *states: State) -> set[str]:
+        """Digests of the bundles in given states."""
+        with self._registry.reading() as session:
+            return set(session.scalars(select(BundleRow.digest).where(BundleRow.state.in_(states))))
+
+    def files(self) -> dict[str, int]:
+        """Sizes in bytes by sha256 of every file that some bundle needs."""
+        with self._registry.reading() as session:
+            rows = session.execute(select(BundleFile.sha256, BundleFile.size))
+            return {row.sha256: row.size for row in rows}
+
+    def public_size(self, sha256: str) -> int | None:
+        """Size in bytes of a file that anyone may fetch; None for every other."""
+        query = (
+            select(BundleFile.size)
+            .join(BundleRow, BundleRow.digest == BundleFile.bundle)
+            .where(BundleFile.sha256 == sha256, BundleRow.state.in_(PUBLIC))
+        )
+        with self._registry.reading() as session:
+            return session.scalars(query).first()
+
+    def move(
+        self, digest: str, *steps: State, actor: str, now: datetime, reason: GreylagError | None = None
+    ) -> BundleRow:
+        """Take a bundle through one or more steps of its life, in one transaction.
+
+        Raises:
+            Refused: `BUNDLE_UNKNOWN` or `STATE_CHANGE`.
+        """
+        with self._registry.writing() as session:
+            row = bundle_row(session, digest)
+            if row is None:
+                raise Refused(
+                    Code.BUNDLE_UNKNOWN,
+                    f"There is no bundle {digest[:16]}.",
+                    "List the bundles with: greylag-coordinator experts ls",
+                )
+            for step in steps:
+                journal.take_step(session, row, step, actor=actor, now=now, reason=reason)
+            return row
+
+
+def bundle_row(session: Session, digest: str) -> BundleRow | None:
+    """Find a bundle's row inside a transaction."""
+    return session.scalars(select(BundleRow).where(BundleRow.digest == digest)).one_or_none()

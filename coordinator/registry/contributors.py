@@ -1,0 +1,82 @@
+"""Keys, their names, and whether they may submit."""
+
+from datetime import datetime
+
+from sqlalchemy import select
+
+from coordinator.registry import journal
+from coordinator.registry.cascades import revoke_nodes
+from coordinator.registry.tables import Contributor
+from coordinator.registry.transactions import Transactions
+from protocol.documents import Enrolment, timestamp
+from protocol.errors import Code, Refused
+
+
+class Contributors:
+    """Everyone who ever enrolled.
+
+    Args:
+        registry: Opens the transactions.
+    """
+
+    def __init__(self, registry: Transactions) -> None:
+        self._registry = registry
+
+    def enrol(self, enrolment: Enrolment, envelope: bytes, *, state: str, now: datetime) -> str:
+        """Remember a key under its name, and return its state; a known pair stays as it is.
+
+        Raises:
+            Refused: `NAME_TAKEN` or `KEY_REVOKED`.
+        """
+        with self._registry.writing() as session:
+            if (known := session.get(Contributor, enrolment.key)) is not None:
+                if known.state == "revoked":
+                    raise Refused(Code.KEY_REVOKED, "This key was revoked.", "Make a new key and enrol it.")
+                if known.name != enrolment.name:
+                    raise Refused(Code.NAME_TAKEN, f"This key is enrolled as {known.name!r} already.", "Use that name.")
+                return known.state
+            if session.scalar(select(Contributor.key).where(Contributor.name == enrolment.name)):
+                raise Refused(Code.NAME_TAKEN, f"The name {enrolment.name!r} is taken.", "Choose another name.")
+            session.add(
+                Contributor(
+                    key=enrolment.key, name=enrolment.name, state=state, envelope=envelope, enrolled=timestamp(now)
+                )
+            )
+            journal.record(session, "contributor", enrolment.key, state, actor="contributor", now=now)
+            return state
+
+    def find(self, key: str) -> Contributor | None:
+        """Look up one key."""
+        with self._registry.reading() as session:
+            return session.get(Contributor, key)
+
+    def all(self) -> list[Contributor]:
+        """Everyone, in order of enrolment."""
+        with self._registry.reading() as session:
+            return list(session.scalars(select(Contributor).order_by(Contributor.enrolled, Contributor.key)))
+
+    def set_state(self, name_or_key: str, state: str, *, now: datetime) -> Contributor:
+        """Approve (active) or revoke a key, and with it its nodes.
+
+        Raises:
+            Refused: `KEY_UNKNOWN`.
+        """
+        with self._registry.writing() as session:
+            found = session.scalar(
+                select(Contributor).where((Contributor.name == name_or_key) | (Contributor.key == name_or_key))
+            )
+            if found is None:
+                raise Refused(
+                    Code.KEY_UNKNOWN, f"No contributor {name_or_key!r}.", "Try: greylag-coordinator contributors ls"
+                )
+            if found.state != state:
+                found.state = state
+                journal.record(session, "contributor", found.key, state, actor="operator", now=now)
+                if state == "revoked":
+                    revoke_nodes(session, found.key, actor="operator", now=now)
+            return found
+
+    @property
+    def is_empty(self) -> bool:
+        """No key has ever enrolled, so nothing else can be here either."""
+        return not self.all()

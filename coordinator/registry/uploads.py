@@ -1,0 +1,79 @@
+"""Upload sessions: bundles on their way."""
+
+from collections.abc import Callable
+from datetime import datetime
+
+from sqlalchemy import func, select
+
+from coordinator.policy.lifecycle import Standing
+from coordinator.registry.standing import read_standing
+from coordinator.registry.tables import Upload
+from coordinator.registry.transactions import Transactions
+from protocol.bundle import Manifest
+from protocol.documents import timestamp
+
+
+class Uploads:
+    """Bundles on their way.
+
+    Args:
+        registry: Opens the transactions.
+    """
+
+    def __init__(self, registry: Transactions) -> None:
+        self._registry = registry
+
+    def standing(self, manifest: Manifest) -> Standing:
+        """Read what bears on a new bundle."""
+        with self._registry.reading() as session:
+            return read_standing(session, manifest)
+
+    def begin(
+        self, manifest: Manifest, *, check: Callable[[Standing, int], None], token: bytes, expires: datetime
+    ) -> Upload:
+        """Open an upload session, or find the one there is and let it live longer.
+
+        Args:
+            manifest: The bundle.
+            check: Judges, in the same transaction, the standing and the signed size in bytes of all other uploads.
+            token: Secret of a new session.
+            expires: When the session ends.
+
+        Raises:
+            GreylagError: Whatever `check` refuses with.
+        """
+        with self._registry.writing() as session:
+            others = session.scalar(select(func.sum(Upload.total_bytes)).where(Upload.digest != manifest.digest))
+            check(read_standing(session, manifest), int(others or 0))
+            upload = session.get(Upload, manifest.digest)
+            if upload is None:
+                upload = Upload(
+                    digest=manifest.digest,
+                    contributor=manifest.spec.contributor,
+                    token=token,
+                    envelope=manifest.envelope,
+                    total_bytes=manifest.total_bytes,
+                    expires=timestamp(expires),
+                )
+                session.add(upload)
+            upload.expires = timestamp(expires)
+            return upload
+
+    def find(self, digest: str, *, now: datetime) -> Upload | None:
+        """Find an upload session that has not expired."""
+        with self._registry.reading() as session:
+            upload = session.get(Upload, digest)
+            return upload if upload is not None and upload.expires > timestamp(now) else None
+
+    def digests(self) -> set[str]:
+        """Digests of every upload session, expired ones too."""
+        with self._registry.reading() as session:
+            return set(session.scalars(select(Upload.digest)))
+
+    def expire(self, *, now: datetime) -> list[str]:
+        """Forget sessions whose time is over, and return their digests."""
+        with self._registry.writing() as session:
+            expired = list(session.scalars(select(Upload).where(Upload.expires <= timestamp(now))))
+            for upload in expired:
+                session.delete(upload)
+            return [upload.digest for upload in expired]

@@ -1,0 +1,113 @@
+"""The Catalog service: releases and bundles, read by anybody."""
+# ruff: noqa: ARG002, N802 - gRPC decides the names and the parameters of its handlers
+
+import asyncio
+import zlib
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+
+from coordinator.fleet.records.candidates import no_candidate
+from coordinator.fleet.records.fleet import Fleet
+from coordinator.fleet.records.rounds import Rounds
+from coordinator.policy.lifecycle import PUBLIC
+from coordinator.registry.registry import Registry
+from coordinator.serving.streams import Context, Streams
+from coordinator.storage.blobs import Store, is_sha256
+from protocol.documents import Pool
+from protocol.errors import Code, Refused
+from protocol.v1 import catalog_pb2, catalog_pb2_grpc
+from protocol.v1.chunk_pb2 import Chunk
+from protocol.wire.chunks import CHUNK_BYTES
+
+_MAX_RELEASE_NUMBER = (1 << 31) - 1
+
+
+class CatalogService(catalog_pb2_grpc.CatalogServicer):
+    """Shows the pool, its releases and their bundles.
+
+    Args:
+        pool: The pool.
+        registry: Rows.
+        store: Bytes.
+    """
+
+    def __init__(self, pool: Pool, registry: Registry, store: Store) -> None:
+        self._pool, self._registry, self._store = pool, registry, store
+        self._streams = Streams()
+
+    async def GetPool(self, request: catalog_pb2.GetPoolRequest, context: Context) -> catalog_pb2.GetPoolReply:
+        """Show the signed pool."""
+        return catalog_pb2.GetPoolReply(envelope=self._pool.envelope)
+
+    async def GetRelease(self, request: catalog_pb2.GetReleaseRequest, context: Context) -> catalog_pb2.GetReleaseReply:
+        """Show a signed release, by number or digest, or a candidate that is none yet."""
+        if request.candidate:
+            digest = _digest(request.candidate)
+            candidate = await asyncio.to_thread(Fleet(self._registry).candidates.find, digest)
+            released = None if candidate else await asyncio.to_thread(self._registry.releases.by_digest, digest)
+            found = candidate or released
+            if found is None:
+                raise no_candidate(digest)
+            return catalog_pb2.GetReleaseReply(envelope=found.envelope)
+        row = None
+        if request.number <= _MAX_RELEASE_NUMBER:
+            row = await asyncio.to_thread(self._registry.releases.find, request.number)
+        if row is None:
+            raise Refused(
+                Code.RELEASE_UNKNOWN,
+                f"There is no release {request.number}." if request.number else "There is no release yet.",
+                "Wait until the first expert is accepted." if not request.number else "Ask for the newest.",
+            )
+        return catalog_pb2.GetReleaseReply(envelope=row.envelope)
+
+    async def GetBundle(self, request: catalog_pb2.GetBundleRequest, context: Context) -> catalog_pb2.GetBundleReply:
+        """Show a bundle's own envelope."""
+        row = await asyncio.to_thread(self._registry.bundles.find, _digest(request.digest))
+        if row is None or row.state not in PUBLIC:
+            raise _no_bundle(request.digest)
+        return catalog_pb2.GetBundleReply(envelope=row.envelope)
+
+    async def Fetch(self, request: catalog_pb2.FetchRequest, context: Context) -> AsyncIterator[Chunk]:
+        """Send a file of a public bundle, or a calibration, from an offset."""
+        with self._streams.one():
+            async with aclosing(self._fetch(request)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+
+    async def _fetch(self, request: catalog_pb2.FetchRequest) -> AsyncGenerator[Chunk]:
+        sha256, offset = _digest(request.sha256), request.offset
+        calibration = await asyncio.to_thread(Rounds(self._registry).content, sha256)
+        size = len(calibration) if calibration else await asyncio.to_thread(self._registry.bundles.public_size, sha256)
+        if size is None:
+            raise _no_bundle(sha256)
+        if offset > size:
+            raise Refused(Code.REQUEST_INVALID, f"The file has {size} bytes; byte {offset} was asked for.")
+        if calibration:
+            for at in range(offset, size, CHUNK_BYTES):
+                data = calibration[at : at + CHUNK_BYTES]
+                yield Chunk(offset=at, data=data, crc32=zlib.crc32(data))
+            return
+        if not await asyncio.to_thread(self._store.verify, sha256):
+            raise Refused(
+                Code.DIGEST_MISMATCH,
+                f"The stored file {sha256[:16]} is damaged, so it is not served.",
+                "Tell the pool's operator, who should run: greylag-coordinator fsck",
+            )
+        file = await asyncio.to_thread(self._store.open, sha256, offset)
+        try:
+            while data := await asyncio.to_thread(file.read, CHUNK_BYTES):
+                yield Chunk(offset=offset, data=data, crc32=zlib.crc32(data))
+                offset += len(data)
+        finally:
+            file.close()
+
+
+def _digest(text: str) -> str:
+    """Let only digests through to the registry (`BUNDLE_UNKNOWN`)."""
+    if not is_sha256(text):
+        raise _no_bundle(text)
+    return text
+
+
+def _no_bundle(digest: str) -> Refused:
+    return Refused(Code.BUNDLE_UNKNOWN, f"There is no bundle or file {digest[:16]!r} to be had.", "Check the digest.")

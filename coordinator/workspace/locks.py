@@ -1,0 +1,47 @@
+"""Locks that keep two processes apart."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from filelock import FileLock, Timeout
+
+from coordinator.workspace.paths import Workspace
+from protocol.errors import Code, Refused
+
+
+@contextmanager
+def exclusive(workspace: Workspace, process: str) -> Iterator[None]:
+    """Be the only process of a kind in a workspace.
+
+    Raises:
+        Refused: `WORKSPACE_BUSY`, or `SETTINGS_INVALID` where the workspace cannot be written.
+    """
+    lock = FileLock(workspace.lock(process))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise Refused(
+            Code.WORKSPACE_BUSY,
+            f"Another `greylag-coordinator {process}` works in {workspace.folder.resolve()}.",
+            "Stop it first.",
+        ) from error
+    except OSError as error:
+        raise Refused(
+            Code.SETTINGS_INVALID,
+            f"{workspace.folder.resolve()} cannot be written to: {error.strerror}.",
+            "Check the folder's owner and permissions.",
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_at_work(workspace: Workspace, process: str) -> bool:
+    """Tell whether a process of a kind works in a workspace, on this machine."""
+    lock = FileLock(workspace.lock(process))
+    try:
+        with lock.acquire(blocking=False):
+            return False
+    except (Timeout, OSError):
+        return True

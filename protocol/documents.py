@@ -1,0 +1,131 @@
+"""Signed documents of a pool: the pool itself, enrolments, receipts; and how any document is signed and read."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated
+
+from pydantic import Field
+
+from protocol import statement
+from protocol.errors import Code, Refused
+from protocol.signing import Identity, PublicKey, Signed
+from protocol.spec import POOL_TYPE, TIMESTAMP_FORMAT, KeyHex, Name, PoolSpec, Sha256, Timestamp
+from protocol.statement import Document, Strict
+
+ENROLMENT_TYPE = "https://greylag.org/enrolment/v1"
+
+
+RECEIPT_TYPE = "https://greylag.org/receipt/v1"
+
+
+class Enrolment(Strict):
+    """A key presents itself under a name; signed by that key."""
+
+    pool: Sha256
+    name: Name
+    key: KeyHex
+    created: Timestamp
+
+
+class Receipt(Strict):
+    """The coordinator's word that it keeps a bundle."""
+
+    pool: Sha256
+    bundle: Sha256
+    contributor: KeyHex
+    sequence: Annotated[int, Field(ge=1)]
+    received: Timestamp
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A pool whose signature was verified."""
+
+    digest: str
+    envelope: bytes
+    spec: PoolSpec
+
+
+def sign(predicate_type: str, subjects: dict[str, str], document: Strict, identity: Identity) -> bytes:
+    """Sign a document about subjects (name to sha256)."""
+    return identity.sign(statement.build(predicate_type, subjects, document))
+
+
+def sign_pool(spec: PoolSpec, identity: Identity) -> Pool:
+    """Sign a pool; its subject is the base model's weights."""
+    envelope = sign(POOL_TYPE, {"base": spec.base.weights}, spec, identity)
+    return Pool(Signed.parse(envelope).digest, envelope, spec)
+
+
+def read_pool(envelope: bytes, trusted: PublicKey | None = None) -> Pool:
+    """Verify a pool document.
+
+    Args:
+        envelope: The signed document.
+        trusted: The key it must be signed by; without one, the key that it names itself
+            (trust on first use: the caller shows the key to a person).
+
+    Raises:
+        Refused: `UNTRUSTED` for another key than the trusted one, or any code of an envelope.
+    """
+    signed = Signed.parse(envelope)
+    spec = statement.read(PoolSpec, statement.parse(signed.payload, POOL_TYPE).predicate, what="The pool")
+    key = PublicKey.from_hex(spec.coordinator)
+    if trusted is not None and key != trusted:
+        raise Refused(
+            Code.UNTRUSTED,
+            f"The pool is signed by key {key.hex[:16]}; this machine trusts {trusted.hex[:16]}.",
+            "Ask the operator; if the key really changed, start a new workspace.",
+        )
+    signed.verify(key)
+    return Pool(signed.digest, envelope, spec)
+
+
+def read_enrolment(envelope: bytes) -> Enrolment:
+    """Verify that a key presents itself.
+
+    Raises:
+        Refused: `BAD_SIGNATURE`, `WEAK_KEY`, or any code of an envelope.
+    """
+    signed = Signed.parse(envelope)
+    spec = statement.read(Enrolment, statement.parse(signed.payload, ENROLMENT_TYPE).predicate, what="The enrolment")
+    signed.verify(PublicKey.from_hex(spec.key))
+    return spec
+
+
+def read_receipt(envelope: bytes, pool: Pool) -> Receipt:
+    """Verify a receipt of a pool's coordinator.
+
+    Raises:
+        Refused: `WRONG_POOL`, `BAD_SIGNATURE`, or any code of an envelope.
+    """
+    receipt = read_document(Receipt, RECEIPT_TYPE, envelope, PublicKey.from_hex(pool.spec.coordinator), "The receipt")[
+        1
+    ]
+    if receipt.pool != pool.digest:
+        raise Refused(Code.WRONG_POOL, "The receipt belongs to another pool.", "Tell the pool's operator.")
+    return receipt
+
+
+def timestamp(moment: datetime) -> str:
+    """Write an aware time as the documents do: UTC, whole seconds."""
+    return moment.astimezone(UTC).strftime(TIMESTAMP_FORMAT)
+
+
+def read_timestamp(text: str) -> datetime:
+    """Inverse of `timestamp`."""
+    return datetime.strptime(text, TIMESTAMP_FORMAT).replace(tzinfo=UTC)
+
+
+def read_document(
+    document: type[Document], predicate_type: str, envelope: bytes, key: PublicKey, what: str
+) -> tuple[Signed, Document]:
+    """Verify a signed document by a key, and read what it says.
+
+    Raises:
+        Refused: Any code of an envelope or statement.
+    """
+    signed = Signed.parse(envelope)
+    signed.verify(key)
+    parsed = statement.parse(signed.payload, predicate_type)
+    return signed, statement.read(document, parsed.predicate, what=what)

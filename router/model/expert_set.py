@@ -1,0 +1,116 @@
+"""A base model with experts that come and go while it is used."""
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+from protocol.bundle import Bundle
+from router.base.linear import device_of, find_linear, linear_modules
+from router.base.loading import Base
+from router.base.memory import memory_watched
+from router.follow.workspace import Mirror
+from router.layer.routed_linear import RoutedLinear, routed_linears
+from router.methods.context import Asked
+from router.methods.features.extractor import Senses
+from router.methods.registry import resolve
+from router.model.releases import Generation, Held, listed
+from router.pool.capacity import check_room
+from router.pool.expert import Expert, load_expert
+from router.pool.pool import ExpertPool
+
+
+class ExpertSet:
+    """A base model with whatever experts it holds; grows and shrinks while it answers.
+
+    Experts come and go by exchanging the generation as a whole: a request that has begun finishes with
+    the generation that it began with, and may ask for one of the few releases before it.
+
+    Args:
+        base: A loaded base model; its linear modules are replaced by routed ones.
+        embedding: Folder or Hub id of the model that retrieval embeds queries by; without one, the base model.
+        public: Public text, one a line, for methods that hold requests against it; without it, random tokens.
+        cache: File that remembers the base model's fingerprint, and has other facts about the base kept beside it.
+    """
+
+    def __init__(
+        self, base: Base, embedding: str | None = None, public: Path | None = None, cache: Path | None = None
+    ) -> None:
+        self.base = base
+        self.held = Held()
+        self._changing = threading.Lock()
+        linears = {path: find_linear(base.model, path) for path in linear_modules(base.model)}
+        self.places = {path: device_of(linear) for path, linear in linears.items()}
+        for path, linear in linears.items():
+            base.model.set_submodule(path, RoutedLinear(path, linear))
+        self.senses = Senses.of_base(base, tuple(linears), embedding=embedding, public=public, cache=cache)
+
+    @property
+    def generation(self) -> Generation:
+        """What answers a request that asks for no release."""
+        return self.held.newest
+
+    @generation.setter
+    def generation(self, generation: Generation) -> None:
+        """Exchange it, from the next request on."""
+        self.held = self.held.changed_to(generation)
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """Bundle digests of the experts, in pool order."""
+        return tuple(expert.digest for expert in self.generation.pool.experts)
+
+    def load(self, bundle: Bundle, *, name: str | None = None, contributor: str = "") -> Expert:
+        """Read a bundle onto the model's device without using it yet.
+
+        Raises:
+            Refused: `MODULE_UNKNOWN`, or `TENSOR_SHAPE` if the bundle was made for a model of other widths.
+        """
+        linears = routed_linears(self.base.model, bundle.spec.modules)
+        return load_expert(bundle, linears, dtype=self.base.model.dtype, name=name, contributor=contributor)
+
+    def append(self, bundle: Bundle, *, name: str | None = None, contributor: str = "") -> None:
+        """Add one expert from the next request on; the others are not touched.
+
+        What then answers is no release: its number is 0.
+
+        Raises:
+            Refused: As `load`, or `DUPLICATE_OF` if the model holds the bundle already.
+            Unavailable: `MEMORY_FULL`.
+        """
+        with self._changing, memory_watched():
+            check_room([bundle], self.generation.pool, self.places, self.base.model.dtype)
+            self._use(self.generation.pool.add(self.load(bundle, name=name, contributor=contributor)))
+
+    def remove(self, digest: str) -> None:
+        """Leave one expert out from the next request on; what then answers is no release, as with `append`."""
+        with self._changing:
+            self._use(self.generation.pool.remove(digest))
+
+    def _use(self, pool: ExpertPool) -> None:
+        """Answer with a pool that was changed by hand, and so is no release any more."""
+        if pool is not self.generation.pool:
+            self.generation = replace(self.generation, pool=pool, release=0, expires=None)
+
+    def take_up(self, mirror: Mirror) -> None:
+        """Go over to a release: load what is new, drop what is gone, leave the rest alone.
+
+        The releases before it, up to `router.model.releases.KEPT` in all as a rule, stay at hand.
+
+        Raises:
+            Refused: As `load`, or what the release's own method refuses; the model then stays as it was.
+            Unavailable: `MEMORY_FULL`; likewise.
+        """
+        with self._changing, memory_watched():
+            release = mirror.release.spec
+            wanted = [(entry.bundle, entry.name, entry.contributor) for entry in release.experts]
+            pool = self.held.nearest(wanted)
+            held = set(map(listed, pool.experts))
+            new = [each for each in zip(wanted, mirror.bundles, strict=True) if each[0] not in held]
+            for digest, _, _ in held.difference(wanted):
+                pool = pool.remove(digest)
+            check_room([bundle for _, bundle in new], pool, self.places, self.base.model.dtype)
+            for (_, name, contributor), bundle in new:
+                pool = pool.add(self.load(bundle, name=name, contributor=contributor))
+            pool = pool.reordered([digest for digest, _, _ in wanted]).calibrated(mirror.calibration)
+            resolve(release.routing.method, Asked(pool, k=release.routing.k, senses=self.senses))
+            self.held = self.held.followed_by(Generation.of(release, pool))

@@ -1,0 +1,57 @@
+"""A routed model out of a router's folder."""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from protocol.documents import read_timestamp
+from router import settings as router_settings
+from router.follow.workspace import FINGERPRINT, open_mirror
+
+if TYPE_CHECKING:
+    from router.model.routed_model import RoutedModel
+
+
+def load_model(
+    workspace: Path,
+    saved: Path | None,
+    releases: Sequence[int | None],
+    settings: dict[str, Any],
+    say: Callable[[str], None],
+) -> "RoutedModel":
+    """Load the model of a workspace, or one that was saved.
+
+    Args:
+        workspace: Folder with the pulled releases.
+        saved: A saved model; None for the workspace's.
+        releases: What is going to be asked for; None stands for the newest.
+        settings: `base`, `embedding`, `device` and `quantise` from the command line.
+        say: Told if the release has expired.
+
+    Raises:
+        Refused: `WORKSPACE_MISSING`, `RELEASE_UNKNOWN`, or as `RoutedModel.from_mirror` and `from_pretrained`.
+    """
+    if saved is not None:
+        from router.model.routed_model import RoutedModel  # noqa: PLC0415 - torch takes seconds
+
+        return RoutedModel.from_pretrained(saved, **settings)
+    mirror = open_mirror(workspace)
+    chosen = router_settings.load(workspace, **settings)
+    spec = mirror.release.spec
+    if read_timestamp(spec.expires) < datetime.now(UTC):
+        say(f"Release {spec.number} expired at {spec.expires}; fetch the newest with: greylag-router pull")
+    numbers = {number for number in releases if number is not None} - {spec.number}
+    earlier = [open_mirror(workspace, number) for number in sorted(numbers)]
+    from router.model.routed_model import RoutedModel  # noqa: PLC0415 - what is wrong with the workspace is said at once
+
+    cache = workspace / FINGERPRINT
+    return RoutedModel.from_mirror(
+        chosen.base,
+        mirror,
+        earlier=earlier,
+        embedding=chosen.embedding,
+        public=chosen.public_text,
+        cache=cache,
+        **chosen.loading,
+    )
