@@ -1,1 +1,1 @@
-"""Releases from a coordinator: fetched, checked, and taken up as they appear."""
+"""Releases from a coordinator: fetched, checked, and kept in a router's folder."""

@@ -11,10 +11,10 @@ from filelock import FileLock, Timeout
 from protocol.errors import Code, GreylagError, Refused
 from protocol.wire.grpc_server import Listen, serve
 from router.base.fingerprint import check_base
-from router.follow.follower import Follower
 from router.follow.pull import pull
 from router.follow.workspace import FINGERPRINT, RELEASE, Mirror, open_mirror
 from router.model.routed_model import RoutedModel
+from router.serving.follower import Follower
 from router.serving.query_service import QueryService
 from router.settings import RouterSettings
 

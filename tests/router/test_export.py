@@ -65,7 +65,7 @@ def peft_losses(base: Path, adapter: Path, model: RoutedModel) -> list[float]:
     """Losses of the exported adapter on the plain base, by plain PEFT."""
     loaded = load_base(str(base), device="cpu")
     plain = PeftModel.from_pretrained(loaded.model, str(adapter)).eval()
-    return RoutedModel.score(_Around(plain, loaded, model), TEXTS, TEXTS, RoutingChoice(method="base"))  # type: ignore[arg-type]
+    return RoutedModel.losses(_Around(plain, loaded, model), TEXTS, TEXTS, RoutingChoice(method="base"))  # type: ignore[arg-type]
 
 
 class _Around:

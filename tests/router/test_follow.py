@@ -5,8 +5,8 @@ from types import SimpleNamespace
 from structlog.testing import capture_logs
 
 from protocol.errors import Code, Unavailable
-from router.follow.follower import Follower
 from router.follow.workspace import Mirror
+from router.serving.follower import Follower
 
 
 def test_a_second_outage_is_said_again() -> None:

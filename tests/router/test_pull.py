@@ -20,12 +20,12 @@ from protocol.v1.chunk_pb2 import Chunk
 from protocol.wire import chunks
 from router.follow import pull as pulling
 from router.follow import workspace
-from router.follow.follower import Follower
 from router.follow.pull import pull
 from router.follow.workspace import Mirror, open_mirror
 from router.model.releases import KEPT
 from router.model.routed_model import RoutedModel
 from router.query.request import RoutingChoice
+from router.serving.follower import Follower
 from tests import factories
 from tests.router.catalog import Catalog, serving
 

@@ -20,7 +20,6 @@ from router.base.fingerprint import fingerprint
 from router.base.linear import linear_modules
 from router.base.loading import Base, load_base
 from router.base.tokens import IGNORED
-from router.follow.follower import Follower
 from router.follow.pull import pull
 from router.follow.workspace import Mirror
 from router.layer import topk_gpu
@@ -38,6 +37,7 @@ from router.pool.expert import Expert
 from router.pool.gate import standardise
 from router.pool.pool import ExpertPool
 from router.query.request import RoutingChoice
+from router.serving.follower import Follower
 from router.training.mean_inputs import mean_inputs
 from tests import factories
 from tests.router.catalog import Catalog
