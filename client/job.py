@@ -10,10 +10,10 @@ from client.progress import Report
 from client.runs.plot import draw
 from client.runs.record import ADAPTER, LOSSES, read_record
 from client.submission import outbox
-from client.training.plan import Plan
-from client.training.request import Order, check_budget, planned
+from client.training.plan import TrainingPlan
+from client.training.request import TrainingRequest, check_budget, planned
 from client.workspace import keys
-from client.workspace.paths import Workspace
+from client.workspace.paths import ClientWorkspace
 from client.workspace.settings import ClientSettings
 from protocol.bundle import ADAPTER_WEIGHTS, ENVELOPE, GATES, Bundle, open_bundle, sha256_of
 from protocol.errors import Refused
@@ -22,9 +22,9 @@ from router.base.fingerprint import check_base
 
 
 def produce(
-    workspace: Workspace,
+    workspace: ClientWorkspace,
     settings: ClientSettings,
-    order: Order,
+    order: TrainingRequest,
     report: Report,
     now: datetime,
     say: Callable[[str], object] = str,
@@ -54,7 +54,7 @@ def produce(
     return _packed(workspace, settings, run, plan, identity, now)
 
 
-def assist(workspace: Workspace, settings: ClientSettings, order: Order) -> None:
+def assist(workspace: ClientWorkspace, settings: ClientSettings, order: TrainingRequest) -> None:
     """Train with a process that packs what comes out (`client.training.distributed`).
 
     Raises:
@@ -64,12 +64,12 @@ def assist(workspace: Workspace, settings: ClientSettings, order: Order) -> None
     _train_what_is_missing(plan, workspace.runs / plan.run_id(), lambda _: None)
 
 
-def _train_what_is_missing(plan: Plan, run: Path, report: Report) -> None:
+def _train_what_is_missing(plan: TrainingPlan, run: Path, report: Report) -> None:
     if read_record(run) is None or not (plan.sharing.folder(run) / GATES).is_file():
         _import_training()(plan, run, report)
 
 
-def _result(run: Path, plan: Plan) -> Iterator[str]:
+def _result(run: Path, plan: TrainingPlan) -> Iterator[str]:
     record = read_record(run)
     if record is None:
         return
@@ -91,7 +91,7 @@ def _result(run: Path, plan: Plan) -> Iterator[str]:
         yield "On these rows the expert does not help: perhaps it belongs to other rows, or to another base model."
 
 
-def _import_training() -> Callable[[Plan, Path, Report], None]:
+def _import_training() -> Callable[[TrainingPlan, Path, Report], None]:
     # Importing torch, peft and datasets makes millions of objects and no garbage: without the
     # collector it takes 5.3 instead of 6.8 s of CPU, and no later collection walks over them.
     gc.disable()
@@ -104,10 +104,10 @@ def _import_training() -> Callable[[Plan, Path, Report], None]:
 
 
 def _packed(
-    workspace: Workspace,
+    workspace: ClientWorkspace,
     settings: ClientSettings,
     run: Path,
-    plan: Plan,
+    plan: TrainingPlan,
     identity: Identity,
     now: datetime,
 ) -> Bundle:

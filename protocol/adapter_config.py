@@ -39,7 +39,7 @@ class Fault(NamedTuple):
     found: object
 
 
-def first_fault(config: Mapping[str, Any], keys: frozenset[str]) -> Fault | None:
+def first_unsupported(config: Mapping[str, Any], keys: frozenset[str]) -> Fault | None:
     """Find the first key that no expert has.
 
     Args:

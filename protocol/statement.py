@@ -80,11 +80,11 @@ def read(document: type[Document], value: Any, *, what: str, code: Code = Code.S
     try:
         return document.model_validate_json(strict_json.dumps(value))
     except ValidationError as error:
-        place, reason = first_fault(error)
+        place, reason = first_invalid(error)
         raise Refused(code, f"{what}: {place or 'document'}: {reason}.") from error
 
 
-def first_fault(error: ValidationError) -> tuple[str, str]:
+def first_invalid(error: ValidationError) -> tuple[str, str]:
     """Say where a document, or a file of settings, breaks its schema first, and how.
 
     Returns:

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from protocol.errors import Code, Refused
-from protocol.statement import first_fault
+from protocol.statement import first_invalid
 from router.base.loading import Loading
 from router.base.quantisation import Bits
 
@@ -87,7 +87,7 @@ def load(folder: Path, **flags: Any) -> RouterSettings:
     try:
         return Here(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
-        name, reason = first_fault(error)
+        name, reason = first_invalid(error)
         raise Refused(
             Code.SETTINGS_INVALID,
             f"The setting {name} is wrong: {reason}.",

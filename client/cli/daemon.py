@@ -9,7 +9,7 @@ from client.cli.options import JsonFlag, WorkspaceFlag, open_workspace, put_json
 from client.libraries import quiet_libraries
 
 if TYPE_CHECKING:
-    from client.daemon.state import Place
+    from client.daemon.state import DaemonFolder
 
 
 def daemon(
@@ -29,10 +29,10 @@ def daemon(
 
     Example: greylag-client daemon -w mine --data notes.jsonl
     """
-    from client.daemon.state import Place
+    from client.daemon.state import DaemonFolder
 
     place, settings = open_workspace(workspace)
-    corner = Place(place)
+    corner = DaemonFolder(place)
     if status:
         _show_status(corner, as_json=as_json)
     elif allow or decline:
@@ -45,7 +45,7 @@ def daemon(
         _run(corner, data)
 
 
-def _run(corner: "Place", data: Path | None) -> None:
+def _run(corner: "DaemonFolder", data: Path | None) -> None:
     import signal
     import threading
 
@@ -64,7 +64,7 @@ def _run(corner: "Place", data: Path | None) -> None:
         Daemon(corner, talk).run(stopped)
 
 
-def _show_status(corner: "Place", *, as_json: bool) -> None:
+def _show_status(corner: "DaemonFolder", *, as_json: bool) -> None:
     from client.daemon.policy import YOURS
     from client.daemon.supervisor import status
 

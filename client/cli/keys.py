@@ -32,8 +32,8 @@ def new(*, workspace: WorkspaceFlag = Path()) -> None:
     Example: greylag-client keys new
     """
     from client.workspace import keys
-    from client.workspace.paths import Workspace
+    from client.workspace.paths import ClientWorkspace
 
-    place = Workspace(workspace)
+    place = ClientWorkspace(workspace)
     with at_work(place):
         typer.echo(keys.create(place.root / "contributor.key").public.hex)

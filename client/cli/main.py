@@ -33,7 +33,7 @@ from router.base.device_map import read_amounts
 from router.base.quantisation import Bits
 
 if TYPE_CHECKING:
-    from client.training.request import Order
+    from client.training.request import TrainingRequest
     from protocol.spec import Promise
 
 
@@ -101,13 +101,13 @@ def order_from(
     packing: PackingFlag = False,
     share: ShareFlag = None,
     **recipe: Any,
-) -> "Order":
+) -> "TrainingRequest":
     """Read what every verb that trains is told by its flags, and say what will be shared."""
     from client.training.plan import Thrift
-    from client.training.request import Order
+    from client.training.request import TrainingRequest
 
     thrift = Thrift(dtype, quantise, recompute, packing, read_amounts(max_memory or ()))
-    return Order(data, name, seed, device, micro_batch, recipe, tell(share), thrift)
+    return TrainingRequest(data, name, seed, device, micro_batch, recipe, tell(share), thrift)
 
 
 def training_flags(verb: Callable[..., None], without: frozenset[str] = frozenset()) -> Callable[..., None]:
@@ -153,9 +153,9 @@ def init(
     """
     from client.submission.join import join
     from client.workspace.disk import storage
-    from client.workspace.paths import Workspace
+    from client.workspace.paths import ClientWorkspace
 
-    place = Workspace(workspace)
+    place = ClientWorkspace(workspace)
     flags: dict[str, object] = {
         "coordinator": coordinator, "name": name, "base": base, "pool_key": pool_key, "ca": ca, "license": license_id,
     }  # fmt: skip
@@ -220,7 +220,7 @@ def gates(
     _train(order, progress, workspace, input_column=input_column, target_column=target_column)
 
 
-def _train(order: "Order", progress: Style, workspace: Path, **columns: str | None) -> None:
+def _train(order: "TrainingRequest", progress: Style, workspace: Path, **columns: str | None) -> None:
     from client.job import assist, produce
 
     place, settings = open_workspace(workspace, **columns)
@@ -282,7 +282,7 @@ def privacy(epsilon: float | None, delta: float | None, clip: float) -> "Promise
 
     from protocol.errors import Code, Refused
     from protocol.spec import Promise
-    from protocol.statement import first_fault
+    from protocol.statement import first_invalid
 
     if epsilon is None and delta is None:
         return None
@@ -291,7 +291,7 @@ def privacy(epsilon: float | None, delta: float | None, clip: float) -> "Promise
     try:
         return Promise(epsilon=epsilon, delta=delta, clip=clip)
     except ValidationError as error:
-        name, reason = first_fault(error)
+        name, reason = first_invalid(error)
         raise Refused(Code.SETTINGS_INVALID, f"--{name} is out of range: {reason}.", "Give another value.") from error
 
 

@@ -15,7 +15,7 @@ from client.cli.progress import Style
 from protocol.errors import GreylagError, from_os_error
 
 if TYPE_CHECKING:
-    from client.workspace.paths import Workspace
+    from client.workspace.paths import ClientWorkspace
     from client.workspace.settings import ClientSettings
 
 WorkspaceFlag = Annotated[
@@ -66,21 +66,21 @@ def recipe_flags(without: frozenset[str]) -> list[inspect.Parameter]:
     ]
 
 
-def open_workspace(root: Path, **flags: object) -> "tuple[Workspace, ClientSettings]":
+def open_workspace(root: Path, **flags: object) -> "tuple[ClientWorkspace, ClientSettings]":
     """Read a workspace's settings, under the flags.
 
     Raises:
         Refused: `WORKSPACE_MISSING` or `SETTINGS_INVALID`.
     """
     from client.workspace import settings
-    from client.workspace.paths import Workspace
+    from client.workspace.paths import ClientWorkspace
 
-    workspace = Workspace(root)
+    workspace = ClientWorkspace(root)
     return workspace, settings.read(workspace.settings_file, **flags)
 
 
 @contextmanager
-def at_work(workspace: "Workspace") -> Iterator[None]:
+def at_work(workspace: "ClientWorkspace") -> Iterator[None]:
     """Keep the workspace to this process, and turn a full disk into a sentence."""
     from client.workspace.disk import storage
 

@@ -23,7 +23,7 @@ from protocol.errors import Code, Refused
 
 if TYPE_CHECKING:
     from client.submission.outbox import Record
-    from client.workspace.paths import Workspace
+    from client.workspace.paths import ClientWorkspace
     from client.workspace.settings import ClientSettings
     from protocol.bundle import Bundle
 
@@ -101,7 +101,7 @@ def verify(bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")], 
 
 
 def send_bundle(
-    place: "Workspace",
+    place: "ClientWorkspace",
     settings: "ClientSettings",
     bundle: "Bundle",
     report: Report,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DataCollatorForSeq2Seq
 
-from client.data.columns import Columns
+from client.data.columns import DataColumns
 from client.data.examples import read_examples
 from protocol.errors import Code, Refused
 from protocol.fleet.campaign import Calibrating
@@ -36,7 +36,7 @@ def take_steps(
     start: Calibration | None,
     task: Calibrating,
     data: Path,
-    columns: Columns,
+    columns: DataColumns,
     *,
     scratch: Path,
 ) -> bytes:

@@ -8,7 +8,7 @@ from protocol.atomic import write_whole
 _DIGEST_BYTES = 8
 
 
-class Watch:
+class DataWatch:
     """Compares the private file with the one that was trained on last.
 
     Args:

@@ -14,14 +14,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from client.daemon.data_watch import Watch
+from client.daemon.data_watch import DataWatch
 from client.daemon.handlers import Work
-from client.daemon.policy import DaemonPolicy, Verdict, judge, read_policy
-from client.daemon.state import UNASKED, WORKING, Place
+from client.daemon.policy import Consented, DaemonPolicy, judge, read_policy
+from client.daemon.state import UNASKED, WORKING, DaemonFolder
 from client.libraries import quiet_libraries
 from client.workspace import settings as client_settings
 from client.workspace.disk import storage
-from client.workspace.paths import Workspace
+from client.workspace.paths import ClientWorkspace
 from protocol.errors import Code, GreylagError, Unavailable
 from protocol.fleet.campaign import Kind, Order
 from protocol.fleet.reply import Reply
@@ -41,11 +41,11 @@ class Act:
         work: Does it.
     """
 
-    def __init__(self, place: Place, work: Work) -> None:
+    def __init__(self, place: DaemonFolder, work: Work) -> None:
         self._place, self._work = place, work
-        self._watch = Watch(place.folder / "trained.bin")
+        self._watch = DataWatch(place.folder / "trained.bin")
         self._look_again = 0.0
-        self._put_off: Verdict | None = None
+        self._put_off: Consented | None = None
 
     def __call__(self, order: Order) -> Reply:
         """Do what an order asks if the contributor lets it.
@@ -131,7 +131,7 @@ class Act:
         self._place.say(sentence)
 
 
-def _judge(policy: DaemonPolicy, kind: Kind, *, allowed: bool | None, overran: bool) -> Verdict:
+def _judge(policy: DaemonPolicy, kind: Kind, *, allowed: bool | None, overran: bool) -> Consented:
     import psutil  # noqa: PLC0415 - only this needs it
 
     free = psutil.virtual_memory().available >> 20
@@ -142,7 +142,7 @@ def _judge(policy: DaemonPolicy, kind: Kind, *, allowed: bool | None, overran: b
 def main() -> None:
     """Run the process; it ends when its standard input does, so never later than the daemon."""
     root, port = Path(sys.argv[1]), int(sys.argv[2])
-    place = Place(Workspace(root))
+    place = DaemonFolder(ClientWorkspace(root))
     settings = client_settings.read(place.workspace.settings_file)
     quiet_libraries(settings.base)
     pool = place.workspace.pool(settings.pool_key)

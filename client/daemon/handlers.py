@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from client.daemon.policy import DaemonPolicy
-from client.daemon.state import Place
+from client.daemon.state import DaemonFolder
 from client.job import produce
 from client.progress import Progress
 from client.runs.record import coarse
 from client.submission import submit, upload
-from client.training.request import Order as TrainingOrder
+from client.training.request import TrainingRequest as TrainingOrder
 from client.workspace import settings as client_settings
 from client.workspace.settings import ClientSettings
 from protocol.documents import Pool
@@ -45,7 +45,7 @@ class Work:
         device: A torch device; None for the GPU where there is one.
     """
 
-    place: Place
+    place: DaemonFolder
     pool: Pool
     device: str | None = None
     model: "RoutedModel | None" = None

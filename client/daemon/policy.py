@@ -38,7 +38,7 @@ from protocol.atomic import write_whole
 from protocol.errors import Code, Refused
 from protocol.fleet.campaign import Kind
 from protocol.spec import Promise
-from protocol.statement import first_fault
+from protocol.statement import first_invalid
 
 Consent = Literal["auto", "ask", "never"]
 YOURS = "you have to allow or decline it"
@@ -56,7 +56,7 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Campaigns(_Section):
+class CampaignConsent(_Section):
     """Consent by kind."""
 
     info: Consent = "auto"
@@ -65,7 +65,7 @@ class Campaigns(_Section):
     calibrate: Consent = "ask"
 
 
-class Limits(_Section):
+class CampaignLimits(_Section):
     """Bounds that hold for every campaign."""
 
     hours: tuple[Annotated[str, AfterValidator(_is_span)], ...] = ()
@@ -74,7 +74,7 @@ class Limits(_Section):
     max_download_mb: Annotated[int, Field(ge=0)] = 1024
 
 
-class Privacy(_Section):
+class PrivacyBudget(_Section):
     """What training promises; two trainings on one example promise it the sum."""
 
     epsilon: Annotated[float, Field(gt=0, le=1000)]
@@ -99,9 +99,9 @@ class DaemonPolicy(_Section):
     """The whole file."""
 
     data: Path
-    campaigns: Campaigns = Campaigns()
-    limits: Limits = Limits()
-    privacy: Privacy | None = None
+    campaigns: CampaignConsent = CampaignConsent()
+    limits: CampaignLimits = CampaignLimits()
+    privacy: PrivacyBudget | None = None
     watch: Watching = Watching()
 
 
@@ -120,7 +120,7 @@ def read_policy(path: Path) -> DaemonPolicy:
             "Make one with: greylag-client daemon --data FILE",
         ) from error
     except ValidationError as error:
-        name, reason = first_fault(error)
+        name, reason = first_invalid(error)
         raise Refused(
             Code.SETTINGS_INVALID, f"The entry {name} of {path} is wrong: {reason}.", "Correct it."
         ) from error
@@ -155,7 +155,7 @@ def write_policy(path: Path, data: Path) -> None:
     write_whole(path, tomli_w.dumps(policy.model_dump(mode="json", exclude_none=True)).encode())
 
 
-class Verdict(NamedTuple):
+class Consented(NamedTuple):
     """What a policy says of a campaign."""
 
     state: str
@@ -166,7 +166,7 @@ class Verdict(NamedTuple):
 
 def judge(
     policy: DaemonPolicy, kind: Kind, *, allowed: bool | None, now: datetime, free_memory_mb: int, overran: bool
-) -> Verdict:
+) -> Consented:
     """Decide about a campaign.
 
     Args:
@@ -193,7 +193,7 @@ def judge(
             f"{free_memory_mb} MB of memory are free; daemon.toml asks for {memory_mb}",
         ),
     )  # fmt: skip
-    return next((Verdict(state, why) for applies, state, why in hindrances if applies), Verdict("done"))
+    return next((Consented(state, why) for applies, state, why in hindrances if applies), Consented("done"))
 
 
 def _within(span: str, now: time) -> bool:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from client.workspace.paths import Workspace
+from client.workspace.paths import ClientWorkspace
 from protocol.atomic import write_whole
 from protocol.fleet.node_key import NodeKey
 
@@ -19,10 +19,10 @@ _SECRET_BYTES = 32
 
 
 @dataclass(frozen=True)
-class Place:
+class DaemonFolder:
     """Paths below `daemon/` of a workspace."""
 
-    workspace: Workspace
+    workspace: ClientWorkspace
 
     @property
     def policy(self) -> Path:

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from client.daemon.child_process import FIRST_PAUSE_S, LONGEST_PAUSE_S, Child
 from client.daemon.policy import read_policy
-from client.daemon.state import WORKING, Place
+from client.daemon.state import WORKING, DaemonFolder
 from client.workspace import keys
 from client.workspace import settings as client_settings
 from protocol.documents import timestamp
@@ -50,7 +50,7 @@ class Daemon:
         talk: Says a line to whoever started the daemon.
     """
 
-    def __init__(self, place: Place, talk: Callable[[str], None]) -> None:
+    def __init__(self, place: DaemonFolder, talk: Callable[[str], None]) -> None:
         self._place, self._talk = place, talk
         self._children: tuple[Child, ...] = ()
         self._fleet = ""
@@ -222,7 +222,7 @@ class Daemon:
 
 
 @contextmanager
-def exclusive(place: Place) -> Iterator[None]:
+def exclusive(place: DaemonFolder) -> Iterator[None]:
     """Be the only daemon of a workspace.
 
     Raises:
@@ -240,7 +240,7 @@ def exclusive(place: Place) -> Iterator[None]:
         ) from error
 
 
-def status(place: Place) -> dict[str, Any]:
+def status(place: DaemonFolder) -> dict[str, Any]:
     """Tell how a daemon stands, for `daemon --status`."""
     found = place.note("status")
     state = found.get("state", "never started")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Columns:
+class DataColumns:
     """Names of the columns that hold examples."""
 
     input: str = "input"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from client.data.chat import encode_chat
-from client.data.columns import Columns
+from client.data.columns import DataColumns
 from protocol.errors import Code, Refused
 from protocol.spec import Architecture, Recipe
 from router.base.tokens import ASSISTANT, IGNORED, Templated, encode_input, encode_target, write_prompt
@@ -60,7 +60,7 @@ class Examples:
         return len(self.train) + len(self.held_out)
 
 
-class Limits(NamedTuple):
+class TokenLimits(NamedTuple):
     """Longest accepted examples, in tokens."""
 
     input: int
@@ -71,7 +71,7 @@ class Limits(NamedTuple):
 
 def read_examples(
     path: Path,
-    columns: Columns,
+    columns: DataColumns,
     tokenizer: "PreTrainedTokenizerBase",
     architecture: Architecture,
     recipe: Recipe,
@@ -96,14 +96,14 @@ def read_examples(
     rows = read_rows(path, scratch)
     extract = _extractor(rows, columns, tokenizer, path.name, architecture)
     _check_count(len(rows), path.name)
-    limits = Limits(recipe.max_input_tokens, recipe.max_target_tokens, positions)
+    limits = TokenLimits(recipe.max_input_tokens, recipe.max_target_tokens, positions)
     tokenised = _tokenise(rows, extract, tokenizer, architecture, limits, name=path.name)
     train, held_out = split(len(tokenised), recipe.held_out)
     return Examples(tokenised.select(train), tokenised.select(held_out))
 
 
 def held_out_pairs(
-    path: Path, columns: Columns, tokenizer: "PreTrainedTokenizerBase", recipe: Recipe, *, scratch: Path
+    path: Path, columns: DataColumns, tokenizer: "PreTrainedTokenizerBase", recipe: Recipe, *, scratch: Path
 ) -> list[Pair]:
     """Read, as text, the rows that training holds back.
 
@@ -152,7 +152,7 @@ def split(rows: int, held_out: float) -> tuple[list[int], list[int]]:
 
 def _extractor(
     rows: datasets.Dataset,
-    columns: Columns,
+    columns: DataColumns,
     tokenizer: "PreTrainedTokenizerBase",
     name: str,
     architecture: Architecture,
@@ -219,7 +219,7 @@ def _tokenise(
     extract: Callable[[dict[str, Any]], Pair | None],
     tokenizer: "PreTrainedTokenizerBase",
     architecture: Architecture,
-    limits: Limits,
+    limits: TokenLimits,
     *,
     name: str,
 ) -> datasets.Dataset:
@@ -260,14 +260,14 @@ def _rows(columns: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
         yield dict(zip(names, values, strict=True))
 
 
-def _apart(prompt: list[int], target: list[int], limits: Limits, where: str) -> tuple[list[int], list[int]]:
+def _apart(prompt: list[int], target: list[int], limits: TokenLimits, where: str) -> tuple[list[int], list[int]]:
     """Encoder-decoder: the prompt goes to the encoder, the target is predicted."""
     _check_length(len(prompt), min(limits.input, limits.model or limits.input), f"{where}: the input")
     _check_length(len(target), min(limits.target, limits.model or limits.target), f"{where}: the target")
     return prompt, target
 
 
-def _joined(prompt: list[int], target: list[int], limits: Limits, where: str) -> tuple[list[int], list[int]]:
+def _joined(prompt: list[int], target: list[int], limits: TokenLimits, where: str) -> tuple[list[int], list[int]]:
     """Decoder-only: one sequence; the loss skips the prompt, expert and gates act on all of it."""
     _check_length(len(prompt), limits.input, f"{where}: the input")
     _check_length(len(target), limits.target, f"{where}: the target")

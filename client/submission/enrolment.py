@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from client.workspace.paths import Workspace
+from client.workspace.paths import ClientWorkspace
 from protocol.documents import ENROLMENT_TYPE, Enrolment, Pool, read_enrolment, sign, timestamp
 from protocol.errors import Refused
 from protocol.signing import Identity, PublicKey
@@ -14,7 +14,7 @@ def enrol(pool: Pool, name: str, identity: Identity, now: datetime) -> bytes:
     return sign(ENROLMENT_TYPE, {"pool": pool.digest}, enrolment, identity)
 
 
-def enrolled(workspace: Workspace, pool: Pool, name: str, key: PublicKey) -> bytes | None:
+def enrolled(workspace: ClientWorkspace, pool: Pool, name: str, key: PublicKey) -> bytes | None:
     """Return the stored enrolment if it still says what the settings say."""
     try:
         envelope = workspace.enrolment_file.read_bytes()

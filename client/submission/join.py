@@ -9,7 +9,7 @@ from client.submission import upload
 from client.submission.enrolment import enrol
 from client.workspace import keys
 from client.workspace import settings as client_settings
-from client.workspace.paths import Workspace
+from client.workspace.paths import ClientWorkspace
 from client.workspace.settings import ClientSettings
 from protocol.atomic import write_whole
 from protocol.documents import Pool, read_pool
@@ -27,7 +27,7 @@ class Joined:
     key: PublicKey
 
 
-def join(workspace: Workspace, flags: Mapping[str, object], now: datetime) -> Joined:
+def join(workspace: ClientWorkspace, flags: Mapping[str, object], now: datetime) -> Joined:
     """Make a workspace for one pool. client.toml is written last; without it there is no workspace.
 
     Args:
@@ -54,7 +54,7 @@ def join(workspace: Workspace, flags: Mapping[str, object], now: datetime) -> Jo
         return _found(workspace, pool, flags, now)
 
 
-def _found(workspace: Workspace, pool: Pool, flags: Mapping[str, object], now: datetime) -> Joined:
+def _found(workspace: ClientWorkspace, pool: Pool, flags: Mapping[str, object], now: datetime) -> Joined:
     base = _base_setting(flags.get("base"), pool)
     check_base(base, pool.spec.base, workspace.base_cache)
     key_file = workspace.root / "contributor.key"

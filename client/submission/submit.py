@@ -9,7 +9,7 @@ from client.progress import Report
 from client.submission import outbox, upload
 from client.submission.enrolment import enrol, enrolled
 from client.workspace import keys
-from client.workspace.paths import Workspace
+from client.workspace.paths import ClientWorkspace
 from client.workspace.settings import ClientSettings
 from protocol import tensors
 from protocol.atomic import write_whole
@@ -25,7 +25,7 @@ FINAL = ("refused", "released", "superseded", "yanked")
 WAITS_FOR_OPERATOR = "quarantined"
 
 
-def choose(workspace: Workspace, given: Path | None) -> Bundle:
+def choose(workspace: ClientWorkspace, given: Path | None) -> Bundle:
     """Open the bundle to work on: the one given, or the only one of the workspace.
 
     Raises:
@@ -108,7 +108,7 @@ def leaving(bundle: Bundle, enrolment: bytes) -> dict[str, Any]:
 
 
 def enrolment_for(
-    workspace: Workspace, settings: ClientSettings, bundle: Bundle, pool: Pool, now: datetime, *, keep: bool
+    workspace: ClientWorkspace, settings: ClientSettings, bundle: Bundle, pool: Pool, now: datetime, *, keep: bool
 ) -> bytes:
     """Return the introduction of the bundle's key; the private key is needed only if the name changed.
 
@@ -138,7 +138,7 @@ def enrolment_for(
 
 
 def send(
-    workspace: Workspace,
+    workspace: ClientWorkspace,
     bundle: Bundle,
     enrolment: bytes,
     pool: Pool,
@@ -161,7 +161,7 @@ def send(
 
 
 def refresh(
-    workspace: Workspace, record: outbox.Record, pool: Pool, coordinator: upload.Coordinator, *, wait: bool
+    workspace: ClientWorkspace, record: outbox.Record, pool: Pool, coordinator: upload.Coordinator, *, wait: bool
 ) -> outbox.Record:
     """Ask what became of a bundle and keep the answer.
 

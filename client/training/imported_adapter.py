@@ -18,13 +18,13 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from protocol import strict_json
-from protocol.adapter_config import IA3_KEYS, LORA_KEYS, TASKS, at_module, first_fault
+from protocol.adapter_config import IA3_KEYS, LORA_KEYS, TASKS, at_module, first_unsupported
 from protocol.adapters import Ia3Module, Module
 from protocol.atomic import write_whole
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, sha256_of
 from protocol.errors import Code, Refused
 from protocol.spec import Dtype, PoolSpec
-from protocol.statement import first_fault as first_invalid
+from protocol.statement import first_invalid
 from protocol.tensors import ADAPTER_PREFIX, TensorInfo, read_header
 from router.base.fingerprint import folder_of
 
@@ -144,7 +144,7 @@ def _check_config(config: Mapping[str, Any]) -> None:
         )
     # What the tensors show, and the class that PEFT was given in place of a task.
     seen = frozenset({"auto_mapping", "exclude_modules", "layers_pattern", "layers_to_transform"})
-    if fault := first_fault(config, keys | seen):
+    if fault := first_unsupported(config, keys | seen):
         raise Refused(
             Code.KIND_UNSUPPORTED,
             f"adapter_config.json: {fault.key}: expected {fault.expected}, found {fault.found!r:.200}.",

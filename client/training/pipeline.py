@@ -19,7 +19,7 @@ from client.runs.record import ADAPTER, RECORD, RunRecord, coarse, dump_record
 from client.training import adapters, distributed, gates, phase, statistics, trainer
 from client.training.imported_adapter import write_adapter
 from client.training.modules import plan_modules
-from client.training.plan import Plan
+from client.training.plan import TrainingPlan
 from client.training.sequence_packing import check_packing
 from protocol.adapters import Module
 from protocol.atomic import write_whole
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-def train(plan: Plan, folder: Path, report: Report) -> None:
+def train(plan: TrainingPlan, folder: Path, report: Report) -> None:
     """Train an expert and its gates; continues where an earlier try was stopped.
 
     Args:
@@ -91,7 +91,7 @@ def train(plan: Plan, folder: Path, report: Report) -> None:
 
 
 def _finish(
-    plan: Plan, base: Base, examples: Examples, modules: "Mapping[str, Module]", folder: Path, report: Report
+    plan: TrainingPlan, base: Base, examples: Examples, modules: "Mapping[str, Module]", folder: Path, report: Report
 ) -> None:
     """Write what the bundle tells beside the expert, then the record, and throw the checkpoints away."""
     if not (plan.sharing.folder(folder) / GATES).is_file():
@@ -114,7 +114,7 @@ def _finish(
         shutil.rmtree(folder / checkpoints, ignore_errors=True)
 
 
-def _for_offloading(plan: Plan) -> Plan:
+def _for_offloading(plan: TrainingPlan) -> TrainingPlan:
     """Compute activations again: else the backward pass would want every weight that was fetched for the forward."""
     if plan.privacy is not None:
         raise Refused(
@@ -126,7 +126,7 @@ def _for_offloading(plan: Plan) -> Plan:
 
 
 def _train_expert(
-    plan: Plan,
+    plan: TrainingPlan,
     base: Base,
     examples: Examples,
     modules: "Mapping[str, Module]",
@@ -144,7 +144,7 @@ def _train_expert(
 
 
 def _train_gates(
-    plan: Plan,
+    plan: TrainingPlan,
     base: Base,
     examples: Examples,
     modules: "Mapping[str, Module]",
@@ -159,7 +159,7 @@ def _train_gates(
 
 
 def _train_jointly(
-    plan: Plan, base: Base, examples: Examples, modules: "Mapping[str, Module]", folder: Path, report: Report
+    plan: TrainingPlan, base: Base, examples: Examples, modules: "Mapping[str, Module]", folder: Path, report: Report
 ) -> None:
     set_seed(plan.seed)
     linears = {path: find_linear(base.model, path) for path in modules}
@@ -172,13 +172,13 @@ def _train_jointly(
     expert.take_off()
 
 
-def _measure_base(plan: Plan, base: Base, examples: Examples, folder: Path) -> None:
+def _measure_base(plan: TrainingPlan, base: Base, examples: Examples, folder: Path) -> None:
     # Gates are trained on an expert that came from elsewhere, perhaps from another base: this tells what it is worth.
     work = _phase(plan, "base", folder)
     phase.measure(work, base.model, base.tokenizer, examples.held_out, plan.recipe)
 
 
-def _phase(plan: Plan, name: str, folder: Path) -> phase.Phase:
+def _phase(plan: TrainingPlan, name: str, folder: Path) -> phase.Phase:
     recipe = plan.recipe
     steps = {"expert": recipe.expert_steps, "gates": recipe.gate_steps, "joint": recipe.expert_steps}.get(name, 0)
     return phase.Phase(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from client.data.columns import Columns
+from client.data.columns import DataColumns
 from client.runs.consent import NOTHING, Sharing
 from protocol import strict_json
 from protocol.bundle import sha256_of
@@ -39,11 +39,11 @@ FULL = Thrift()
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """Everything that decides how an expert comes out."""
 
     data: Path
-    columns: Columns
+    columns: DataColumns
     base: str
     """Folder or Hugging Face id."""
     name: str

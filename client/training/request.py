@@ -12,20 +12,20 @@ from client.runs.record import read_record
 from client.training.distributed import check_together, processes
 from client.training.imported_adapter import read_adapter
 from client.training.modules import plan_modules
-from client.training.plan import FULL, Plan, Thrift
-from client.workspace.paths import Workspace
+from client.training.plan import FULL, Thrift, TrainingPlan
+from client.workspace.paths import ClientWorkspace
 from client.workspace.settings import ClientSettings
 from protocol.compatibility import check_told
 from protocol.errors import Code, Refused
 from protocol.spec import Name, Promise, Recipe
-from protocol.statement import first_fault
+from protocol.statement import first_invalid
 
 PRIVATE_KINDS = ("lora", "rslora")
 """Kinds of experts that can be trained with differential privacy."""
 
 
 @dataclass(frozen=True)
-class Order:
+class TrainingRequest:
     """What to train, beyond the settings."""
 
     data: Path
@@ -50,7 +50,7 @@ class Order:
     """Gates are trained together with the expert, not after it."""
 
 
-def planned(workspace: Workspace, settings: ClientSettings, order: Order) -> Plan:
+def planned(workspace: ClientWorkspace, settings: ClientSettings, order: TrainingRequest) -> TrainingPlan:
     """Check an order and fill in what it leaves open."""
     if not order.data.is_file():
         raise Refused(Code.DATA_UNREADABLE, f"There is no data file {order.data}.", "Check the path.")
@@ -64,7 +64,7 @@ def planned(workspace: Workspace, settings: ClientSettings, order: Order) -> Pla
     check_together(order.device)
     _check_micro_batch(order.micro_batch, recipe)
     _check_privacy(order, recipe)
-    return Plan(
+    return TrainingPlan(
         data=order.data,
         columns=settings.columns,
         base=settings.base,
@@ -92,7 +92,7 @@ def override(recipe: Recipe, overrides: Mapping[str, object]) -> Recipe:
     try:
         return Recipe.model_validate({**recipe.model_dump(), **given})
     except ValidationError as error:
-        name, reason = first_fault(error)
+        name, reason = first_invalid(error)
         flag = "--" + name.replace("_", "-")
         raise Refused(
             Code.SETTINGS_INVALID,
@@ -111,7 +111,7 @@ def _check_micro_batch(micro_batch: int | None, recipe: Recipe) -> None:
         )
 
 
-def _check_privacy(order: Order, recipe: Recipe) -> None:
+def _check_privacy(order: TrainingRequest, recipe: Recipe) -> None:
     """Refuse a promise that training could not keep."""
     if order.privacy is None:
         return
@@ -139,7 +139,7 @@ def _check_privacy(order: Order, recipe: Recipe) -> None:
         )  # fmt: skip
 
 
-def check_budget(order: Order, workspace: Workspace) -> None:
+def check_budget(order: TrainingRequest, workspace: ClientWorkspace) -> None:
     """Refuse a training that would promise less than is left: what was trained before counts, epsilon by epsilon."""
     if order.privacy is None or order.max_epsilon is None:
         return

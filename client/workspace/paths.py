@@ -19,7 +19,7 @@ from protocol.signing import PublicKey
 
 
 @dataclass(frozen=True)
-class Workspace:
+class ClientWorkspace:
     """Paths inside a workspace."""
 
     root: Path

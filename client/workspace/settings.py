@@ -14,10 +14,10 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from client.data.columns import Columns
+from client.data.columns import DataColumns
 from protocol.errors import Code, Refused
 from protocol.spec import KeyHex, Line, Name
-from protocol.statement import first_fault
+from protocol.statement import first_invalid
 from protocol.wire.grpc_client import check_address
 
 PREFIX = "GREYLAG_CLIENT_"
@@ -52,9 +52,9 @@ class ClientSettings(BaseSettings):
     """Differential privacy of shared means: noise hides any one row up to this epsilon, at delta 1e-5; none without."""
 
     @property
-    def columns(self) -> Columns:
+    def columns(self) -> DataColumns:
         """Where the examples stand in a data file."""
-        return Columns(self.input_column, self.target_column, self.messages_column, self.text_column)
+        return DataColumns(self.input_column, self.target_column, self.messages_column, self.text_column)
 
     @field_validator("coordinator")
     @classmethod
@@ -125,7 +125,7 @@ def _build(cls: type[ClientSettings], flags: Mapping[str, object], *, where: str
         given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
         return cls(**given)
     except ValidationError as error:
-        name, reason = first_fault(error)
+        name, reason = first_invalid(error)
         raise Refused(
             Code.SETTINGS_INVALID,
             f"The setting {name} is wrong: {reason}.",

@@ -17,7 +17,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
-class Limits:
+class ProcessLimits:
     """What one check may use."""
 
     memory_bytes: int = 1 << 30
@@ -26,7 +26,7 @@ class Limits:
     wall_s: float = 300.0
 
 
-def check(folder: Path, pool: Path, limits: Limits = Limits()) -> None:
+def check(folder: Path, pool: Path, limits: ProcessLimits = ProcessLimits()) -> None:
     """Check the content of a bundle in a subprocess.
 
     Args:
@@ -71,7 +71,7 @@ def _failed(how: str) -> Refused:
     )
 
 
-def _limit(limits: Limits) -> None:
+def _limit(limits: ProcessLimits) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
     resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu_s, limits.cpu_s))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
@@ -80,7 +80,7 @@ def _limit(limits: Limits) -> None:
 
 def main(folder: str, pool: str, limits: str) -> None:
     """Be the process."""
-    _limit(Limits(**json.loads(limits)))
+    _limit(ProcessLimits(**json.loads(limits)))
     from coordinator.admission.check import check_content  # noqa: PLC0415 - whatever is imported is limited too
 
     answer = None

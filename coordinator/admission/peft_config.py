@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from protocol.adapter_config import IA3_KEYS, LORA_KEYS, at_module, first_fault
+from protocol.adapter_config import IA3_KEYS, LORA_KEYS, at_module, first_unsupported
 from protocol.adapters import BOTTLENECK_TYPE, DoraModule, Ia3Module, LoraModule, RsLoraModule
 from protocol.errors import Code, Refused
 from protocol.spec import ExpertSpec
@@ -45,7 +45,7 @@ def check_config(config: object, spec: ExpertSpec, linears: set[str]) -> None:
 
 def _check_keys(config: Mapping[str, Any], peft_type: str, keys: frozenset[str]) -> None:
     _expect("peft_type", peft_type, config.get("peft_type"))
-    if fault := first_fault(config, keys):
+    if fault := first_unsupported(config, keys):
         raise _mismatch(*fault)
 
 

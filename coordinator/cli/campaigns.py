@@ -60,14 +60,14 @@ def fleet(
     from coordinator.fleet.flower.gateway import quiet_flower
     from coordinator.workspace.context import opened
     from coordinator.workspace.locks import exclusive
-    from coordinator.workspace.paths import Workspace
+    from coordinator.workspace.paths import CoordinatorWorkspace
     from coordinator.workspace.settings import load
 
     quiet_flower(workspace.resolve() / "fleet" / "home")
     from coordinator.fleet.service import run
 
     configure_logs(as_json=json_log)
-    place = Workspace(workspace)
+    place = CoordinatorWorkspace(workspace)
     paths = {"tls_cert": tls_cert and tls_cert.absolute(), "tls_key": tls_key and tls_key.absolute()}
     settings = load(place, fleet_listen=listen, **paths)
     stopped = threading.Event()
@@ -120,13 +120,13 @@ def campaign_start(
     from coordinator.fleet.flower.gateway import quiet_flower
 
     quiet_flower(workspace.resolve() / "fleet" / "home")
-    from coordinator.fleet.campaigns.start import Plan, start
+    from coordinator.fleet.campaigns.start import CalibrationPlan, start
     from protocol.fleet.campaign import Privacy
 
     privacy = None
     if budget is not None:
         privacy = Privacy(clipping_norm=clip, noise_multiplier=noise, max_epsilon=budget, delta=delta)
-    plan = Plan(strategy, rounds, round_minutes, steps, learning_rate, privacy)
+    plan = CalibrationPlan(strategy, rounds, round_minutes, steps, learning_rate, privacy)
     with opened_workspace(workspace) as open_:
         row = start(
             open_,
@@ -274,9 +274,9 @@ def candidates_hold(digest: DigestArgument, *, reason: ReasonOption, workspace: 
 
 def _check_driven(folder: Path) -> None:
     from coordinator.workspace.locks import is_at_work
-    from coordinator.workspace.paths import Workspace
+    from coordinator.workspace.paths import CoordinatorWorkspace
 
-    if not is_at_work(Workspace(folder), "fleet"):
+    if not is_at_work(CoordinatorWorkspace(folder), "fleet"):
         say("Nobody is asked as long as no `greylag-coordinator fleet` runs in this workspace.")
 
 

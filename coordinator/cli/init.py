@@ -65,10 +65,10 @@ def init(
     Example: greylag-coordinator init -w pool --name notes --base google/t5-v1_1-small --rank 8
     """
     from coordinator.workspace.create import check_absent, found
-    from coordinator.workspace.paths import Workspace
+    from coordinator.workspace.paths import CoordinatorWorkspace
     from protocol.wire.grpc_client import check_address
 
-    check_absent(place := Workspace(workspace))
+    check_absent(place := CoordinatorWorkspace(workspace))
     method = _checked_method(method, statistics or ())
     flags = {
         "kind": kind, "rank": rank, "alpha": alpha, "learning_rate": learning_rate,
@@ -106,11 +106,11 @@ def _announce(pool: "Pool", folder: Path, *, as_json: bool) -> None:
 
 def _checked_method(method: str | None, statistics: Sequence[str]) -> str | None:
     """Return how releases route, None for the protocol's default; refuse what no router could run."""
-    from router.methods import BY_MEANS, NEEDS, listed
+    from router.methods import BY_MEANS, NEEDS, find_method
 
     if method is None:
         return BY_MEANS if "means" in statistics else None
-    listed(method)
+    find_method(method)
     needed = NEEDS.get(method)
     if needed is not None and needed not in statistics:
         raise Refused(

@@ -89,10 +89,10 @@ def configure_logs(*, as_json: bool, level: int = logging.INFO) -> None:
 def opened_workspace(folder: Path) -> "Iterator[Opened]":
     """Open a workspace for a verb that shows or decides."""
     from coordinator.workspace.context import opened
-    from coordinator.workspace.paths import Workspace
+    from coordinator.workspace.paths import CoordinatorWorkspace
     from coordinator.workspace.settings import load
 
     configure_logs(as_json=False)
-    place = Workspace(folder)
+    place = CoordinatorWorkspace(folder)
     with opened(place, load(place)) as open_:
         yield open_

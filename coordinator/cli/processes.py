@@ -39,11 +39,11 @@ def serve(
     from coordinator.workspace.context import opened
     from coordinator.workspace.locks import exclusive
     from coordinator.workspace.metrics import Metrics
-    from coordinator.workspace.paths import Workspace
+    from coordinator.workspace.paths import CoordinatorWorkspace
     from coordinator.workspace.settings import load
 
     configure_logs(as_json=json_log)
-    place = Workspace(workspace)
+    place = CoordinatorWorkspace(workspace)
     settings = load(
         place,
         listen=listen,
@@ -84,11 +84,11 @@ def worker(
     from coordinator.workspace.context import opened
     from coordinator.workspace.locks import exclusive
     from coordinator.workspace.metrics import Metrics
-    from coordinator.workspace.paths import Workspace
+    from coordinator.workspace.paths import CoordinatorWorkspace
     from coordinator.workspace.settings import load
 
     configure_logs(as_json=json_log)
-    place = Workspace(workspace)
+    place = CoordinatorWorkspace(workspace)
     settings = load(place, worker_metrics=metrics)
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -42,11 +42,11 @@ def simulate(
     from tempfile import TemporaryDirectory
 
     from coordinator.fleet.flower.gateway import quiet_flower
-    from coordinator.workspace.paths import Workspace
+    from coordinator.workspace.paths import CoordinatorWorkspace
 
     configure_logs(as_json=False, level=logging.WARNING)
     policy = None
-    if Workspace(workspace).settings.is_file():
+    if CoordinatorWorkspace(workspace).settings.is_file():
         with opened_workspace(workspace) as open_:
             policy = open_.pool.spec.policy
     with TemporaryDirectory() as folder:

@@ -17,11 +17,11 @@ def fsck(*, as_json: JsonOption = False, workspace: WorkspaceOption = Path()) ->
     from coordinator.workspace.context import opened
     from coordinator.workspace.fsck import check_store
     from coordinator.workspace.locks import exclusive
-    from coordinator.workspace.paths import Workspace
+    from coordinator.workspace.paths import CoordinatorWorkspace
     from coordinator.workspace.settings import load
 
     configure_logs(as_json=False)
-    place = Workspace(workspace)
+    place = CoordinatorWorkspace(workspace)
     settings = load(place)
     with exclusive(place, "serve"), opened(place, settings) as open_:
         findings = check_store(open_.registry, Store(settings.store))
@@ -47,11 +47,11 @@ def migrate(*, workspace: WorkspaceOption = Path()) -> None:
     """
     from coordinator.registry.registry import Registry
     from coordinator.workspace.locks import exclusive
-    from coordinator.workspace.paths import Workspace
+    from coordinator.workspace.paths import CoordinatorWorkspace
     from coordinator.workspace.settings import load
 
     configure_logs(as_json=False)
-    place = Workspace(workspace)
+    place = CoordinatorWorkspace(workspace)
     settings = load(place)
     with exclusive(place, "serve"), exclusive(place, "worker"):
         Registry.open(settings.database, migrate=True).close()

@@ -10,7 +10,7 @@ from protocol.documents import Pool, read_timestamp, timestamp
 from protocol.release import CalibrationFile, Release, ReleasedExpert, ReleaseSpec
 
 
-class Row(Protocol):
+class BundleFacts(Protocol):
     """What the registry says of a bundle, as far as it matters here."""
 
     sequence: int
@@ -69,7 +69,7 @@ def next_release(
     )
 
 
-def steps_to(spec: ReleaseSpec, rows: Sequence[Row]) -> dict[str, State]:
+def steps_to(spec: ReleaseSpec, rows: Sequence[BundleFacts]) -> dict[str, State]:
     """List the steps that bundles take when a release is published.
 
     Args:

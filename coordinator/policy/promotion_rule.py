@@ -14,7 +14,7 @@ class Loss(NamedTuple):
     """Of the newest release; of the base model where there is no release yet."""
 
 
-class Verdict(NamedTuple):
+class PromotionVerdict(NamedTuple):
     """What the rule says."""
 
     promoted: bool
@@ -27,7 +27,7 @@ def read_loss(metrics: Mapping[str, float]) -> Loss | None:
     return None if candidate is None or now is None else Loss(candidate, now)
 
 
-def weigh(losses: Sequence[Loss], promotion: Promotion) -> Verdict | None:
+def weigh(losses: Sequence[Loss], promotion: Promotion) -> PromotionVerdict | None:
     """Decide: the mean loss must not rise, and not too many nodes may lose more than the margin.
 
     Every node counts alike, however much data it has: a size would say something about the data, and the
@@ -47,7 +47,7 @@ def weigh(losses: Sequence[Loss], promotion: Promotion) -> Verdict | None:
     share = hurt / len(gains)
     said = f"mean loss {mean:+.4f} nats a token over {len(gains)} nodes, {hurt} hurt"
     if mean > 0:
-        return Verdict(promoted=False, reason=f"Held back: {said}; the mean must not rise.")
+        return PromotionVerdict(promoted=False, reason=f"Held back: {said}; the mean must not rise.")
     if share > promotion.max_hurt:
-        return Verdict(promoted=False, reason=f"Held back: {said}; at most {promotion.max_hurt:.0%} may be.")
-    return Verdict(promoted=True, reason=f"Promoted: {said}.")
+        return PromotionVerdict(promoted=False, reason=f"Held back: {said}; at most {promotion.max_hurt:.0%} may be.")
+    return PromotionVerdict(promoted=True, reason=f"Promoted: {said}.")

@@ -10,7 +10,7 @@ _DIGEST = String(64)
 _TIME = String(20)
 
 
-class Base(DeclarativeBase):
+class Table(DeclarativeBase):
     """Declares every table; constraints carry names so that migrations can find them."""
 
     metadata = MetaData(
@@ -23,7 +23,7 @@ class Base(DeclarativeBase):
     )
 
 
-class Contributor(Base):
+class Contributor(Table):
     """A key under a name."""
 
     __tablename__ = "contributors"
@@ -38,7 +38,7 @@ class Contributor(Base):
     enrolled: Mapped[str] = mapped_column(_TIME)
 
 
-class Upload(Base):
+class Upload(Table):
     """An upload session: bytes may arrive, nothing is kept yet."""
 
     __tablename__ = "uploads"
@@ -51,7 +51,7 @@ class Upload(Base):
     expires: Mapped[str] = mapped_column(_TIME)
 
 
-class BundleRow(Base):
+class BundleRow(Table):
     """A bundle whose bytes are all in the store."""
 
     __tablename__ = "bundles"
@@ -73,7 +73,7 @@ class BundleRow(Base):
     """First release that holds it; 0 for none."""
 
 
-class BundleFile(Base):
+class BundleFile(Table):
     """One file of a bundle by content."""
 
     __tablename__ = "bundle_files"
@@ -84,7 +84,7 @@ class BundleFile(Base):
     size: Mapped[int] = mapped_column(BigInteger)
 
 
-class ReleaseRow(Base):
+class ReleaseRow(Table):
     """A signed release."""
 
     __tablename__ = "releases"
@@ -94,7 +94,7 @@ class ReleaseRow(Base):
     envelope: Mapped[bytes] = mapped_column(LargeBinary)
 
 
-class Node(Base):
+class Node(Table):
     """The key of a contributor's daemon."""
 
     __tablename__ = "nodes"
@@ -111,7 +111,7 @@ class Node(Base):
     bound: Mapped[str] = mapped_column(_TIME)
 
 
-class Candidate(Base):
+class Candidate(Table):
     """A list of experts that may become the newest release."""
 
     __tablename__ = "candidates"
@@ -125,7 +125,7 @@ class Candidate(Base):
     """The last signed decision about it."""
 
 
-class Campaign(Base):
+class Campaign(Table):
     """One question to all nodes."""
 
     __tablename__ = "campaigns"
@@ -147,7 +147,7 @@ class Campaign(Base):
     """One sentence."""
 
 
-class Answer(Base):
+class CampaignAnswer(Table):
     """Where one contributor's node stands in one campaign."""
 
     __tablename__ = "answers"
@@ -166,7 +166,7 @@ class Answer(Base):
     """What it answered, as JSON: numbers, digests and words of the reply's schema."""
 
 
-class Round(Base):
+class Round(Table):
     """One round of a campaign that goes in rounds."""
 
     __tablename__ = "rounds"
@@ -186,7 +186,7 @@ class Round(Base):
     """Who took part and who was late, as JSON."""
 
 
-class Update(Base):
+class Update(Table):
     """What a node learnt in the round that is going on; gone when the round is over."""
 
     __tablename__ = "updates"
@@ -197,7 +197,7 @@ class Update(Base):
     """float32 numbers."""
 
 
-class Event(Base):
+class Event(Table):
     """One step of anything, in the order of commits; written once, never changed."""
 
     __tablename__ = "events"

@@ -9,7 +9,7 @@ import structlog
 from coordinator.registry.registry import Registry
 from coordinator.registry.tables import Event
 from coordinator.workspace.metrics import Metrics
-from coordinator.workspace.paths import Workspace
+from coordinator.workspace.paths import CoordinatorWorkspace
 from coordinator.workspace.settings import Settings
 from protocol.documents import Pool, read_pool
 from protocol.errors import Code, Refused
@@ -22,7 +22,7 @@ _log = structlog.get_logger(__name__)
 class Opened:
     """A workspace whose key signed its pool and whose registry answers."""
 
-    workspace: Workspace
+    workspace: CoordinatorWorkspace
     settings: Settings
     pool: Pool
     identity: Identity
@@ -30,7 +30,7 @@ class Opened:
 
 
 @contextmanager
-def opened(workspace: Workspace, settings: Settings, metrics: Metrics | None = None) -> Iterator[Opened]:
+def opened(workspace: CoordinatorWorkspace, settings: Settings, metrics: Metrics | None = None) -> Iterator[Opened]:
     """Open a workspace and close it again.
 
     Raises:

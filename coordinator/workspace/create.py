@@ -12,7 +12,7 @@ import tomli_w
 from pydantic import ValidationError
 
 from coordinator.registry.registry import Registry
-from coordinator.workspace.paths import Workspace
+from coordinator.workspace.paths import CoordinatorWorkspace
 from coordinator.workspace.settings import read
 from protocol.adapters import Shape
 from protocol.documents import Pool, sign_pool, timestamp
@@ -20,7 +20,7 @@ from protocol.errors import Code, Refused, from_os_error
 from protocol.fleet.campaign import APP_DIGEST
 from protocol.signing import Identity
 from protocol.spec import Architecture, BaseModelRef, Name, Policy, PoolSpec, Recipe, Routing
-from protocol.statement import Strict, first_fault
+from protocol.statement import Strict, first_invalid
 
 PROBE = (
     "The quick brown fox jumps over the lazy dog.",
@@ -72,7 +72,7 @@ class _Choices(Strict):
 
 
 def found(
-    workspace: Workspace,
+    workspace: CoordinatorWorkspace,
     study: Callable[[], BaseFacts],
     *,
     name: str,
@@ -102,7 +102,7 @@ def found(
     try:
         chosen = _Choices.model_validate({"name": name, "recipe": {}, "routing": {}, **choices, "policy": policy})
     except ValidationError as error:
-        place, reason = first_fault(error)
+        place, reason = first_invalid(error)
         raise Refused(
             Code.SETTINGS_INVALID, f"The pool's {place} is wrong: {reason}.", "Correct the option or the file."
         ) from error
@@ -123,13 +123,15 @@ def found(
     return pool
 
 
-def _write(workspace: Workspace, identity: Identity, pool: Pool, *, probe: list[str], settings: dict[str, Any]) -> None:
+def _write(
+    workspace: CoordinatorWorkspace, identity: Identity, pool: Pool, *, probe: list[str], settings: dict[str, Any]
+) -> None:
     """Write a workspace whole, or leave nothing behind."""
     existed = workspace.folder.exists()
     try:
         workspace.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".init-", dir=workspace.folder) as folder:
-            draft = Workspace(Path(folder))
+            draft = CoordinatorWorkspace(Path(folder))
             identity.save(draft.key)
             draft.pool.write_bytes(pool.envelope)
             (draft.folder / "probe.txt").write_text("\n".join(probe) + "\n", encoding="utf-8")
@@ -145,7 +147,7 @@ def _write(workspace: Workspace, identity: Identity, pool: Pool, *, probe: list[
         raise
 
 
-def check_absent(workspace: Workspace) -> None:
+def check_absent(workspace: CoordinatorWorkspace) -> None:
     """Refuse to found a workspace over another, or over what an interrupted founding left."""
     for path in (workspace.settings, workspace.key, workspace.pool, workspace.folder / "registry.db"):
         if path.exists():
@@ -185,7 +187,7 @@ def _prepare_registry(url: str) -> None:
         registry.close()
 
 
-def _move_in(draft: Workspace, workspace: Workspace) -> None:
+def _move_in(draft: CoordinatorWorkspace, workspace: CoordinatorWorkspace) -> None:
     """Move a finished workspace into place; the settings file comes last and makes it one."""
     moved: list[Path] = []
     names = sorted((path.name for path in draft.folder.iterdir()), key=lambda name: name == draft.settings.name)

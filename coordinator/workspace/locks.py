@@ -5,12 +5,12 @@ from contextlib import contextmanager
 
 from filelock import FileLock, Timeout
 
-from coordinator.workspace.paths import Workspace
+from coordinator.workspace.paths import CoordinatorWorkspace
 from protocol.errors import Code, Refused
 
 
 @contextmanager
-def exclusive(workspace: Workspace, process: str) -> Iterator[None]:
+def exclusive(workspace: CoordinatorWorkspace, process: str) -> Iterator[None]:
     """Be the only process of a kind in a workspace.
 
     Raises:
@@ -37,7 +37,7 @@ def exclusive(workspace: Workspace, process: str) -> Iterator[None]:
         lock.release()
 
 
-def is_at_work(workspace: Workspace, process: str) -> bool:
+def is_at_work(workspace: CoordinatorWorkspace, process: str) -> bool:
     """Tell whether a process of a kind works in a workspace, on this machine."""
     lock = FileLock(workspace.lock(process))
     try:

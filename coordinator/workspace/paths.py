@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Workspace:
+class CoordinatorWorkspace:
     """A coordinator's folder and what lies where in it."""
 
     folder: Path

@@ -14,9 +14,9 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from coordinator.workspace.paths import Workspace
+from coordinator.workspace.paths import CoordinatorWorkspace
 from protocol.errors import Code, Refused
-from protocol.statement import first_fault
+from protocol.statement import first_invalid
 
 PREFIX = "GREYLAG_COORDINATOR_"
 
@@ -62,7 +62,7 @@ class Settings(BaseSettings):
     """Disk space that uploads leave free, in bytes."""
 
 
-def load(workspace: Workspace, **flags: Any) -> Settings:
+def load(workspace: CoordinatorWorkspace, **flags: Any) -> Settings:
     """Read a workspace's settings once.
 
     Args:
@@ -83,7 +83,7 @@ def load(workspace: Workspace, **flags: Any) -> Settings:
     return settings.model_copy(update={name: path and workspace.folder / path for name, path in paths.items()})
 
 
-def read(workspace: Workspace, **given: Any) -> Settings:
+def read(workspace: CoordinatorWorkspace, **given: Any) -> Settings:
     """Merge flags, environment, coordinator.toml (if there is one) and the workspace's own places.
 
     Raises:
@@ -120,7 +120,7 @@ def read(workspace: Workspace, **given: Any) -> Settings:
             Code.SETTINGS_INVALID, f"{workspace.settings} is not TOML: {error}.", "Correct the file."
         ) from error
     except ValidationError as error:
-        name, reason = first_fault(error)
+        name, reason = first_invalid(error)
         raise Refused(
             Code.SETTINGS_INVALID,
             f"The setting {name} is wrong: {reason}.",

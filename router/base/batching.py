@@ -95,7 +95,7 @@ def _pad(rows: Sequence[Sequence[int]], value: int, side: Side, device: torch.de
     return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side)
 
 
-def mean_of(u: Tensor, mask: Tensor) -> Tensor:
+def masked_mean(u: Tensor, mask: Tensor) -> Tensor:
     """Average over positions.
 
     Args:

@@ -27,7 +27,7 @@ from router.cli.options import (
 from router.query.limits import DEFAULT_NEW_TOKENS
 
 if TYPE_CHECKING:
-    from router.evaluation.compare import Comparison, Progress
+    from router.evaluation.compare import Comparison, ComparisonObserver
     from router.evaluation.rows import Task
 
 
@@ -104,10 +104,10 @@ def evaluate(
     model = load_model(workspace, saved, [routing.release], settings, say)
 
     from router.evaluation.compare import Comparing
-    from router.evaluation.prompts import Limits
+    from router.evaluation.prompts import BatchLimits
     from router.evaluation.results import Nothing, Results
 
-    limits = Limits(batch_size, max_new_tokens, max_input_tokens or longest)
+    limits = BatchLimits(batch_size, max_new_tokens, max_input_tokens or longest)
     memory = Results(output, model, limits) if output else Nothing()
     names = names or list(dict.fromkeys(["base", model.held.find(routing.release).settings.method]))
     with _progress() as progress:
@@ -168,7 +168,7 @@ def _print(found: "Comparison", *, json_: bool, markdown: bool) -> None:
 
 
 @contextmanager
-def _progress() -> "Iterator[Progress]":
+def _progress() -> "Iterator[ComparisonObserver]":
     """Show on stderr how far it is: a bar on a terminal, else a line for each method and task."""
     if not sys.stderr.isatty():
         yield _Lines()

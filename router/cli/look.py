@@ -73,7 +73,7 @@ def trace(
     Example: greylag-router trace --html map.html --oracle ada/french "Translate to French: good morning"
     """
     from router.query import terminal
-    from router.query.answer import joined
+    from router.query.answer import merge_answers
     from router.query.attribution import panels_document
     from router.query.panels import panels_by_task
 
@@ -93,7 +93,7 @@ def trace(
     options = {"max_new_tokens": max_new_tokens, "explain": True} | ({"full": True} if full else {})
     inputs = [each.input for each in asked]
     batches = [ask(inputs[at : at + _AT_ONCE], routing, **options) for at in range(0, len(inputs), _AT_ONCE)]
-    answered = joined(batches)
+    answered = merge_answers(batches)
     panels = panels_by_task(asked, answered)
     _draw(panels, answered, png, html)
     if json_:

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 from protocol.errors import Code, Refused
 from router.evaluation.contenders import BEST_INDIVIDUAL, ORACLE
 from router.evaluation.metrics import ACCURACY
-from router.evaluation.prompts import Limits, Prompts, write_prompts
+from router.evaluation.prompts import BatchLimits, Prompts, write_prompts
 from router.evaluation.rows import Task
 from router.evaluation.scoring import Judged, judge
 from router.model.planner import plan
@@ -34,7 +34,7 @@ class Score(NamedTuple):
     """Who answered alone, where the method is one that takes the best expert."""
 
 
-class Progress(Protocol):
+class ComparisonObserver(Protocol):
     """Looks on while methods run."""
 
     def begin(self, task: str, method: str, rows: int) -> None:
@@ -97,10 +97,10 @@ class Comparing:
 
     model: RoutedModel
     choice: RoutingChoice
-    limits: Limits
+    limits: BatchLimits
     main: str
     memory: Memory
-    progress: Progress
+    progress: ComparisonObserver
 
     def run(self, tasks: Sequence[Task], methods: Sequence[str]) -> Comparison:
         """Let every method answer every task.

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from protocol.errors import Code, Refused
-from router.methods import METHODS, listed
+from router.methods import METHODS, find_method
 
 ORACLE = "oracle"
 BEST_INDIVIDUAL = "best-individual"
@@ -29,7 +29,7 @@ def read_methods(given: Sequence[str]) -> list[str]:
         elif name in CHOSEN:
             found.append(name)
         else:
-            listed(name)
+            find_method(name)
             found.append(name)
     if not found or len(set(found)) < len(found):
         raise Refused(
@@ -39,7 +39,7 @@ def read_methods(given: Sequence[str]) -> list[str]:
 
 
 def _takes_a_list(name: str) -> bool:
-    return ":" in name and listed(name).endswith("...")
+    return ":" in name and find_method(name).endswith("...")
 
 
 _NAMES = {name.partition(":")[0] for name in METHODS}

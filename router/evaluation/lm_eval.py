@@ -25,7 +25,7 @@ from router.base.batching import TokenPair
 from router.base.memory import memory_watched
 from router.base.tokens import Templated, encode_input, write_chat
 from router.evaluation.prompts import cut_to
-from router.methods import listed
+from router.methods import find_method
 from router.model.opening import load_model
 from router.model.routed_model import RoutedModel
 from router.query.request import RoutingChoice
@@ -79,7 +79,7 @@ class GreylagLM(TemplateLM):
     ) -> None:
         super().__init__()
         if method is not None:
-            listed(method)  # before the model wakes
+            find_method(method)  # before the model wakes
         self._choice = RoutingChoice(method=method, k=k, temperature=temperature, release=release)
         try:
             self._at_once = int(batch_size)

@@ -5,10 +5,10 @@ from typing import Literal, NamedTuple
 from protocol.errors import Code, Refused
 from router.base.loading import Base
 from router.base.tokens import encode_input, encode_target, write_prompt
-from router.evaluation.rows import Row, Task
+from router.evaluation.rows import EvaluationRow, Task
 
 
-class Limits(NamedTuple):
+class BatchLimits(NamedTuple):
     """How much at once, and how long."""
 
     batch: int = 16
@@ -18,7 +18,7 @@ class Limits(NamedTuple):
     input_tokens: int | None = None
     """Inputs are cut to so many tokens: an encoder keeps the beginning, a decoder the end. None cuts nothing."""
 
-    def of(self, task: Task) -> "Limits":
+    def of(self, task: Task) -> "BatchLimits":
         """Return those of a task, which may say how long its answers are."""
         return self if task.new_tokens is None else self._replace(new_tokens=task.new_tokens)
 
@@ -33,7 +33,7 @@ class Prompts(NamedTuple):
     """Rows that were too long."""
 
 
-def write_prompts(base: Base, task: Task, limits: Limits) -> Prompts:
+def write_prompts(base: Base, task: Task, limits: BatchLimits) -> Prompts:
     """Write the rows of a task as the model is to read them.
 
     Raises:
@@ -79,7 +79,7 @@ def _spans(base: Base, text: str) -> list[tuple[int, int]]:
     return found
 
 
-def _check_length(base: Base, row: Row, length: int, limits: Limits) -> None:
+def _check_length(base: Base, row: EvaluationRow, length: int, limits: BatchLimits) -> None:
     if (positions := base.positions) is None:
         return
     said = [len(encode_target(base.tokenizer, choice, base.architecture)) for choice in row.choices]

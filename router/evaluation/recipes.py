@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 
 from protocol import strict_json
 from protocol.errors import Code, Refused
-from protocol.statement import Strict, first_fault
+from protocol.statement import Strict, first_invalid
 from router.evaluation.rows import Task, read_row
 from router.query.limits import MAX_NEW_TOKENS
 
@@ -46,7 +46,7 @@ class RecipeTask(Strict):
     """Longest answer that it writes."""
 
 
-class Recipe(Strict):
+class Benchmark(Strict):
     """A benchmark."""
 
     title: str
@@ -59,7 +59,7 @@ class Recipe(Strict):
     tasks: tuple[RecipeTask, ...]
 
 
-def read_recipe(path: Path) -> Recipe:
+def read_recipe(path: Path) -> Benchmark:
     """Read a recipe.
 
     Raises:
@@ -69,9 +69,9 @@ def read_recipe(path: Path) -> Recipe:
         fields = tomllib.loads(path.read_text(encoding="utf-8"))
         defaults = fields.pop("defaults", {})
         fields["tasks"] = [{**defaults, **task} for task in fields.get("tasks", [])]
-        recipe = Recipe.model_validate_json(strict_json.dumps(fields))
+        recipe = Benchmark.model_validate_json(strict_json.dumps(fields))
     except ValidationError as error:
-        place, reason = first_fault(error)
+        place, reason = first_invalid(error)
         raise _wrong(path, f"{place}: {reason}") from error
     except (ValueError, TypeError) as error:
         raise _wrong(path, str(error)) from error
@@ -85,7 +85,7 @@ def read_recipe(path: Path) -> Recipe:
     return recipe
 
 
-def cook(recipe: Recipe, *, data: Path | None = None, limit: int | None = None) -> list[Task]:
+def cook(recipe: Benchmark, *, data: Path | None = None, limit: int | None = None) -> list[Task]:
     """Load the rows of a recipe.
 
     Args:

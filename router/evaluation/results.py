@@ -15,7 +15,7 @@ from pathlib import Path
 from protocol import strict_json
 from router.base.fingerprint import fingerprint
 from router.evaluation.compare import Score
-from router.evaluation.prompts import Limits
+from router.evaluation.prompts import BatchLimits
 from router.evaluation.rows import Task
 from router.evaluation.scoring import Judged
 from router.model.routed_model import RoutedModel
@@ -45,7 +45,7 @@ class Results:
         limits: Under which it does.
     """
 
-    def __init__(self, folder: Path, model: RoutedModel, limits: Limits) -> None:
+    def __init__(self, folder: Path, model: RoutedModel, limits: BatchLimits) -> None:
         (folder / ANSWERS).mkdir(parents=True, exist_ok=True)
         self._folder, self._model, self._limits = folder, model, limits
         self._base = fingerprint(model.base.source, folder / _BASE).model_dump()

@@ -9,20 +9,20 @@ from pydantic import ValidationError
 
 from protocol import strict_json
 from protocol.errors import Code, Refused
-from protocol.statement import Strict, first_fault
+from protocol.statement import Strict, first_invalid
 from router.base.tokens import ASSISTANT
 
 _LONGEST_NAME = 100
 
 
-class Turn(Strict):
+class ChatTurn(Strict):
     """One turn of a chat."""
 
     role: str
     content: str
 
 
-class Row(Strict):
+class EvaluationRow(Strict):
     """One input with what is right."""
 
     number: int
@@ -30,7 +30,7 @@ class Row(Strict):
     task: str
     input: str
     """The text that is asked; empty where `turns` are."""
-    turns: tuple[Turn, ...]
+    turns: tuple[ChatTurn, ...]
     """A chat, up to where the assistant is to speak."""
     targets: tuple[str, ...]
     """Right answers, one at least."""
@@ -43,7 +43,7 @@ class Task:
     """Rows that are scored alike and averaged."""
 
     name: str
-    rows: tuple[Row, ...]
+    rows: tuple[EvaluationRow, ...]
     metric: str | None = None
     """What counts where the model writes freely; None for what whoever asks says."""
     new_tokens: int | None = None
@@ -65,7 +65,7 @@ class _Line(Strict):
 
     task: str | None = None
     input: str | None = None
-    messages: list[Turn] | None = None
+    messages: list[ChatTurn] | None = None
     target: str | None = None
     targets: list[str] | None = None
     choices: list[str] | None = None
@@ -88,7 +88,7 @@ def read_rows(lines: Iterable[str], *, name: str, limit: int | None = None) -> l
     Raises:
         Refused: `TASK_ROW`, naming the line, or `DATA_EMPTY`.
     """
-    by_task: dict[str, list[Row]] = {}
+    by_task: dict[str, list[EvaluationRow]] = {}
     for number, line in enumerate(lines, 1):
         if line.strip():
             value = strict_json.loads(line.encode(), what=f"Row {number} of the tasks", code=Code.TASK_ROW)
@@ -106,7 +106,7 @@ def read_rows(lines: Iterable[str], *, name: str, limit: int | None = None) -> l
     return [Task(task, tuple(rows[:limit])) for task, rows in by_task.items()]
 
 
-def read_row(value: Any, *, number: int, name: str) -> Row:
+def read_row(value: Any, *, number: int, name: str) -> EvaluationRow:
     """Read one row.
 
     Args:
@@ -120,7 +120,7 @@ def read_row(value: Any, *, number: int, name: str) -> Row:
     try:
         found = _Line.model_validate_json(strict_json.dumps(value))
     except ValidationError as error:
-        place, reason = first_fault(error)
+        place, reason = first_invalid(error)
         raise _wrong(number, f"{place}: {reason}") from error
     task = name if found.task is None else found.task
     if not task.strip() or len(task) > _LONGEST_NAME or not task.isprintable():
@@ -141,10 +141,10 @@ def read_row(value: Any, *, number: int, name: str) -> Row:
     if choices and (missing := [target for target in targets if target not in choices]):
         raise _wrong(number, f"the target {missing[0]!r:.100} is none of the {len(choices)} choices")
     text = found.input or ""
-    return Row(number=number, task=task, input=text, turns=turns, targets=targets, choices=choices)
+    return EvaluationRow(number=number, task=task, input=text, turns=turns, targets=targets, choices=choices)
 
 
-def _turns(messages: Sequence[Turn], number: int) -> tuple[tuple[Turn, ...], str | None]:
+def _turns(messages: Sequence[ChatTurn], number: int) -> tuple[tuple[ChatTurn, ...], str | None]:
     """Split a chat into what is asked and, where the assistant has the last word, that."""
     if any(not turn.content.strip() for turn in messages):
         raise _wrong(number, "a message is empty")

@@ -13,7 +13,7 @@ from protocol.errors import Code, Refused
 from router.base.batching import encode_pairs
 from router.base.memory import memory_watched
 from router.evaluation.metrics import ACCURACY, measured
-from router.evaluation.prompts import Limits, Prompts
+from router.evaluation.prompts import BatchLimits, Prompts
 from router.evaluation.rows import Task
 from router.model.routed_model import RoutedModel
 from router.query.request import RoutingChoice
@@ -34,7 +34,7 @@ class Judged(NamedTuple):
 
 
 def judge(
-    model: RoutedModel, task: Task, prompts: Prompts, choice: RoutingChoice, limits: Limits, advance: Advance
+    model: RoutedModel, task: Task, prompts: Prompts, choice: RoutingChoice, limits: BatchLimits, advance: Advance
 ) -> list[Judged]:
     """Have a model answer the rows of a task, and measure the answers.
 
@@ -58,7 +58,7 @@ def judge(
 
 
 def _rank(
-    model: RoutedModel, task: Task, prompts: Prompts, choice: RoutingChoice, limits: Limits, advance: Advance
+    model: RoutedModel, task: Task, prompts: Prompts, choice: RoutingChoice, limits: BatchLimits, advance: Advance
 ) -> list[Judged]:
     # Of like length, so that little of a batch is padding.
     order = sorted(range(len(task.rows)), key=lambda at: prompts.lengths[at])
@@ -86,7 +86,7 @@ def likeliest(means: Sequence[float]) -> tuple[int, bool]:
 
 
 def _write(
-    model: RoutedModel, task: Task, prompts: Prompts, choice: RoutingChoice, limits: Limits, advance: Advance
+    model: RoutedModel, task: Task, prompts: Prompts, choice: RoutingChoice, limits: BatchLimits, advance: Advance
 ) -> list[Judged]:
     order = sorted(range(len(task.rows)), key=lambda at: prompts.lengths[at])
     said: dict[int, str] = {}

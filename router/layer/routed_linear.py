@@ -44,7 +44,7 @@ class Recorder(Protocol):
 
 
 @dataclass(frozen=True)
-class Plan:
+class RoutingPlan:
     """How one request is routed, from its first token to its last."""
 
     pool: ExpertPool
@@ -67,7 +67,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Watch:
+class InputWatch:
     """The base alone, looked at."""
 
     see: Callable[[str, Tensor], None]
@@ -86,7 +86,7 @@ class MixedPlan:
         parts: Plans, each with the number of rows that it routes; they follow one another in the batch.
     """
 
-    def __init__(self, parts: Sequence[tuple[Plan, int]]) -> None:
+    def __init__(self, parts: Sequence[tuple[RoutingPlan, int]]) -> None:
         self.parts = tuple(parts)
         self._rows = BatchRows(sum(rows for _, rows in parts))
         self._u: Tensor | None = None
@@ -118,11 +118,11 @@ class MixedPlan:
 
 
 # A request runs in one thread; another request, in another thread, has another plan.
-_plan: ContextVar[Plan | MixedPlan | Watch | None] = ContextVar("plan", default=None)
+_plan: ContextVar[RoutingPlan | MixedPlan | InputWatch | None] = ContextVar("plan", default=None)
 
 
 @contextmanager
-def routing(plan: Plan | MixedPlan | Watch) -> Iterator[None]:
+def routing(plan: RoutingPlan | MixedPlan | InputWatch) -> Iterator[None]:
     """Route every forward pass inside by a plan, or only look on; outside there is only the base."""
     token = _plan.set(plan)
     try:

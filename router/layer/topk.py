@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from router.layer import topk_gpu
-from router.layer.choice import Choice, CommonChoice, joined
+from router.layer.choice import Choice, CommonChoice, concatenate
 from router.layer.topk_single import TRUSTED, select_one
 from router.pool.gate import EPS, standardise
 from router.pool.group_view import RouteGroup
@@ -28,7 +28,7 @@ _SCORES = 1 << 20
 Selected = list[Choice | CommonChoice | None]
 
 
-def select(group: RouteGroup, u: Tensor, k: int, temperature: float = 1.0) -> Selected:
+def select_experts(group: RouteGroup, u: Tensor, k: int, temperature: float = 1.0) -> Selected:
     """Choose the k best experts at every module of a group, in float32 whatever the model computes in.
 
     bfloat16 scores would change the chosen pair for 0.5 to 2.8 % of tokens.
@@ -44,7 +44,7 @@ def select(group: RouteGroup, u: Tensor, k: int, temperature: float = 1.0) -> Se
     """
     d = u.shape[-1]
     if u.is_cuda:
-        return list(topk_gpu.select(group, u.reshape(-1, d), k, temperature))
+        return list(topk_gpu.select_on_gpu(group, u.reshape(-1, d), k, temperature))
     if u.numel() == d:
         found = select_one(group, u, k, temperature)
         if found is not None:
@@ -67,7 +67,7 @@ def in_pieces(u: Tensor, scores: int, decide: Callable[[Tensor, int], Selected])
     if len(tokens) <= step:
         return decide(tokens, 0)
     parts = [decide(chunk, at * step) for at, chunk in enumerate(torch.split(tokens, step))]
-    return [joined(choices) for choices in zip(*parts, strict=True)]
+    return [concatenate(choices) for choices in zip(*parts, strict=True)]
 
 
 def _select_many(group: RouteGroup, u: Tensor, k: int, temperature: float) -> Selected:
@@ -123,7 +123,7 @@ def _seen(module: ModuleExperts, scores: Tensor) -> Tensor:
     return scores
 
 
-def best(module: ModuleExperts, scores: Tensor, k: int, temperature: float) -> Choice:
+def choose_by_score(module: ModuleExperts, scores: Tensor, k: int, temperature: float) -> Choice:
     """Choose by scores that are wanted as they are.
 
     Args:
@@ -139,7 +139,7 @@ def best(module: ModuleExperts, scores: Tensor, k: int, temperature: float) -> C
 def _best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return rows and scores [t, k] of the best, the lowest row first among equals."""
     if scores.is_cuda:
-        return topk_gpu.best(scores, k)
+        return topk_gpu.sorted_topk(scores, k)
     found, rows = scores.topk(min(k + 1, scores.shape[1]), dim=1)
     if bool((found[:, 1:] == found[:, :-1]).any()):
         # topk leaves the order of equal scores open, a stable sort does not.

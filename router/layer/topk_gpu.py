@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from router.layer.choice import Choice, joined
+from router.layer.choice import Choice, concatenate
 from router.layer.kernels.available import beside, contiguous_rows, kernels
 from router.pool.gate import standardise
 from router.pool.group_view import RouteGroup
@@ -20,21 +20,21 @@ _SCORES = 1 << 24
 _precision = Lock()  # the setting is the process's
 
 
-def select(group: RouteGroup, u: Tensor, k: int, temperature: float = 1.0) -> list[Choice | None]:
+def select_on_gpu(group: RouteGroup, u: Tensor, k: int, temperature: float = 1.0) -> list[Choice | None]:
     """Choose the k best experts at every module of a group.
 
     Args:
         group: The modules and their experts.
         u: [t, d].
         k: Experts a token.
-        temperature: As in `router.layer.topk.select`.
+        temperature: As in `router.layer.topk.select_experts`.
     """
     triton, view = kernels(u.dtype), group.view
     # The kernels find gates by themselves, and nothing but gates.
     if triton is None or group.prototype is not None or k > triton.MOST or view.dtype != u.dtype:
         step = max(1, _SCORES // ((group.length + 1) * len(group.counts)))
         parts = [_select(group, chunk, k, temperature) for chunk in torch.split(u, step)]
-        return [joined(choices) for choices in zip(*parts, strict=True)]
+        return [concatenate(choices) for choices in zip(*parts, strict=True)]
     with beside(u):
         experts, weights, hidden = triton.choose(view, contiguous_rows(u), min(k, max(group.counts)), temperature)
     found: list[Choice | None] = []
@@ -46,7 +46,7 @@ def select(group: RouteGroup, u: Tensor, k: int, temperature: float = 1.0) -> li
     return found
 
 
-def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def sorted_topk(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return rows and scores [t, k] of the best, the lowest row first among equals.
 
     Score and row make one integer, so that no two are equal: topk leaves open in which order equals come.
@@ -71,7 +71,7 @@ def _select(group: RouteGroup, u: Tensor, k: int, temperature: float) -> list[Ch
     found: list[Choice | None] = []
     for slot, count in enumerate(group.counts):
         seen = group.view.seen[slot, : group.length] > 0
-        rows, highest = best(table[:, :, slot].masked_fill(~seen, -torch.inf), min(k, count))
+        rows, highest = sorted_topk(table[:, :, slot].masked_fill(~seen, -torch.inf), min(k, count))
         here = temperature if calibration is None else temperature * calibration.temperatures[slot]
         found.append(Choice(rows, torch.softmax(highest / (d**0.5 * here), dim=1)) if count else None)
     return found

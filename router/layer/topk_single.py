@@ -47,7 +47,7 @@ def select_one(group: RouteGroup, u: Tensor, k: int, temperature: float) -> Deci
     """Choose the k best experts for u [..., d], one token, at every module of a group.
 
     Returns:
-        As `router.layer.topk.select`; None where the token's mean is large, or a figure is not finite.
+        As `router.layer.topk.select_experts`; None where the token's mean is large, or a figure is not finite.
     """
     u = _vector(u)
     d, size = len(u), group.length * len(group.counts)

@@ -33,7 +33,7 @@ BY_MEANS = "nnls-request"
 """How a pool routes that asks for means, unless its founder chooses (docs/decisions/0013-mixtures.md)."""
 
 
-def listed(method: str) -> str:
+def find_method(method: str) -> str:
     """Find a method in the list, `expert:ada` under `expert:NAME`.
 
     Raises:

@@ -10,7 +10,7 @@ divides by 10 sqrt(d) instead, which makes the k weights nearly equal: ask for t
 
 from torch import Tensor
 
-from router.layer.topk import Selected, best, in_pieces, products
+from router.layer.topk import Selected, choose_by_score, in_pieces, products
 from router.methods.shared_decision import SharedDecision
 from router.pool.group_view import RouteGroup
 from router.pool.module_view import ModuleExperts
@@ -39,7 +39,7 @@ class Arrow(SharedDecision):
             table = products(seen, tokens)[:, slots:].abs_().view(len(tokens), seen.length, slots)
             modules = [ModuleExperts(seen, slot) for slot in range(slots)]
             return [
-                best(module, table[:, :, module.slot], self._k, self._temperature) if len(module) else None
+                choose_by_score(module, table[:, :, module.slot], self._k, self._temperature) if len(module) else None
                 for module in modules
             ]
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from protocol.errors import Code, Refused
 from router.layer.batch_rows import BatchRows
 from router.layer.choice import Choice, CommonChoice
-from router.layer.routed_linear import Plan
+from router.layer.routed_linear import RoutingPlan
 from router.methods.base_only import BaseOnly
 from router.methods.context import Asked
 from router.methods.features.nnls import Floats
@@ -44,7 +44,7 @@ _ENOUGH = 4
 """Experts for an unfamiliar request; more blur what it consists of."""
 
 
-def by_request(asked: Asked, mass: float | None = None) -> list[Plan]:
+def by_request(asked: Asked, mass: float | None = None) -> list[RoutingPlan]:
     """Plan each input by the experts it is a mixture of.
 
     Args:
@@ -54,7 +54,7 @@ def by_request(asked: Asked, mass: float | None = None) -> list[Plan]:
     Raises:
         Refused: `STATISTICS_MISSING`.
     """
-    alone, experts = Plan(asked.pool, BaseOnly()), asked.pool.experts
+    alone, experts = RoutingPlan(asked.pool, BaseOnly()), asked.pool.experts
     if not experts:
         return [alone] * len(asked.inputs)
     shares = asked.shares()
@@ -64,7 +64,7 @@ def by_request(asked: Asked, mass: float | None = None) -> list[Plan]:
         order = sorted(np.flatnonzero(weights > 0).tolist(), key=lambda z: -weights[z])
         kept.append({experts[z].digest: float(weights[z]) for z in order})
     # Whom nobody answers the base does, bit for bit, so these are not of one plan with others.
-    routed = Plan(asked.pool, ByRequest([weights for weights in kept if weights]))
+    routed = RoutingPlan(asked.pool, ByRequest([weights for weights in kept if weights]))
     return [routed if weights else alone for weights in kept]
 
 

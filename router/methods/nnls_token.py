@@ -20,8 +20,8 @@ from torch import Tensor
 
 from router.layer.batch_rows import BatchRows
 from router.layer.choice import Choice, CommonChoice
-from router.layer.routed_linear import Plan
-from router.layer.topk import Selected, best, in_pieces, products
+from router.layer.routed_linear import RoutingPlan
+from router.layer.topk import Selected, choose_by_score, in_pieces, products
 from router.layer.topk_single import best_of_one, products_of_one
 from router.methods.base_only import BaseOnly
 from router.methods.context import Asked
@@ -76,7 +76,7 @@ class ScaledGate:
         return gate / (_DEVIATIONS * deviation) if deviation > 0 else None
 
 
-def by_token(asked: Asked, kind: type[Discriminant | ScaledGate]) -> list[Plan]:
+def by_token(asked: Asked, kind: type[Discriminant | ScaledGate]) -> list[RoutingPlan]:
     """Plan each input by its mixture and its tokens; inputs that are equally familiar share a plan.
 
     Args:
@@ -86,7 +86,7 @@ def by_token(asked: Asked, kind: type[Discriminant | ScaledGate]) -> list[Plan]:
     Raises:
         Refused: `STATISTICS_MISSING`.
     """
-    plans = [Plan(asked.pool, BaseOnly())] * len(asked.inputs)
+    plans = [RoutingPlan(asked.pool, BaseOnly())] * len(asked.inputs)
     if not asked.pool.experts:
         return plans
     shares, prototype = asked.shares(), kind(asked.seen.mixtures.public)
@@ -95,7 +95,7 @@ def by_token(asked: Asked, kind: type[Discriminant | ScaledGate]) -> list[Plan]:
     more = replace(asked, k=wider(asked.k), temperature=_EVENER * asked.temperature)
     for of, asking in ((some & known, asked), (some & ~known, more)):
         rows = np.flatnonzero(of)
-        plan = Plan(asked.pool, ByToken(asking, Shares(shares.shares[rows], shares.alike), prototype))
+        plan = RoutingPlan(asked.pool, ByToken(asking, Shares(shares.shares[rows], shares.alike), prototype))
         for row in rows:
             plans[row] = plan
     return plans
@@ -152,7 +152,7 @@ class ByToken(SharedDecision):
             scores = table.mul_(_TOKEN).add_(seen.shares[mine].unsqueeze(2))
             modules = [ModuleExperts(group, slot) for slot in range(slots)]
             return [
-                self._capped(best(module, scores[:, :, module.slot], self._k, self._temperature), mine, seen)
+                self._capped(choose_by_score(module, scores[:, :, module.slot], self._k, self._temperature), mine, seen)
                 if len(module)
                 else None
                 for module in modules

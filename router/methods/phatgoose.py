@@ -8,7 +8,7 @@ Score: vbar_z . ubar, both standardised over features; weights softmax(score / (
 
 from torch import Tensor
 
-from router.layer.topk import Selected, select
+from router.layer.topk import Selected, select_experts
 from router.methods.shared_decision import SharedDecision
 from router.pool.group_view import RouteGroup
 
@@ -27,4 +27,4 @@ class Phatgoose(SharedDecision):
 
     def select(self, group: RouteGroup, u: Tensor) -> Selected:
         """Score every gate against every token of u [..., d] and keep the best k."""
-        return select(group, u, self._k, self._temperature)
+        return select_experts(group, u, self._k, self._temperature)

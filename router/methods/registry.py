@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 
 from protocol.errors import Code, Refused
-from router.layer.routed_linear import Plan
-from router.methods import listed
+from router.layer.routed_linear import RoutingPlan
+from router.methods import find_method
 from router.methods.arrow import Arrow
 from router.methods.average_activation import AverageActivation
 from router.methods.base_only import BaseOnly
@@ -21,49 +21,49 @@ from router.methods.single_expert import SingleExpert
 from router.methods.spectr import Spectr
 from router.methods.uniform import Uniform
 
-Maker = Callable[[Asked], Plan | Sequence[Plan]]
+Maker = Callable[[Asked], RoutingPlan | Sequence[RoutingPlan]]
 
 
-def _average(asked: Asked) -> Plan:
+def _average(asked: Asked) -> RoutingPlan:
     pool = averaged(asked.only_factors().pool)
-    return Plan(pool, SingleExpert(pool.experts[0]) if asked.pool.experts else BaseOnly())
+    return RoutingPlan(pool, SingleExpert(pool.experts[0]) if asked.pool.experts else BaseOnly())
 
 
-def _by_means(asked: Asked) -> Plan:
+def _by_means(asked: Asked) -> RoutingPlan:
     asked.check_means("average-activation", whole=True)
-    return Plan(asked.pool, AverageActivation(asked.k, asked.temperature))
+    return RoutingPlan(asked.pool, AverageActivation(asked.k, asked.temperature))
 
 
-def _subtracted(asked: Asked) -> Plan:
+def _subtracted(asked: Asked) -> RoutingPlan:
     generals = {asked.only_factors().pool.find(name.strip()) for name in asked.argument.split(",")}
     if len(generals) == len(asked.pool.experts):
         raise Refused(Code.EXPERTS_EXHAUSTED, "Beside the general experts there is no other.", "Name fewer of them.")
     ordered = tuple(expert for expert in asked.pool.experts if expert in generals)
-    return Plan(asked.pool, GenKnowSub(ordered, asked.k, asked.temperature))
+    return RoutingPlan(asked.pool, GenKnowSub(ordered, asked.k, asked.temperature))
 
 
 # A maker gives one plan for all inputs alike, or one for each of them.
 _MAKERS: dict[str, Maker] = {
-    "arrow": lambda asked: Plan(asked.only_factors().pool, Arrow(asked.k, asked.temperature)),
+    "arrow": lambda asked: RoutingPlan(asked.only_factors().pool, Arrow(asked.k, asked.temperature)),
     "average-activation": _by_means,
-    "base": lambda asked: Plan(asked.pool, BaseOnly()),
-    "expert:NAME": lambda asked: Plan(asked.pool, SingleExpert(asked.pool.find(asked.argument))),
+    "base": lambda asked: RoutingPlan(asked.pool, BaseOnly()),
+    "expert:NAME": lambda asked: RoutingPlan(asked.pool, SingleExpert(asked.pool.find(asked.argument))),
     "genknowsub:NAME,...": _subtracted,
-    "lag": lambda asked: Plan(asked.only_factors().pool, Lag()),
-    "merged": lambda asked: Plan(asked.pool, Merged()),
+    "lag": lambda asked: RoutingPlan(asked.only_factors().pool, Lag()),
+    "merged": lambda asked: RoutingPlan(asked.pool, Merged()),
     "nnls-fixed:MASS": lambda asked: by_request(asked, read_mass(asked.argument)),
     "nnls-gates": lambda asked: by_token(asked, ScaledGate),
     "nnls-request": by_request,
     "nnls-token": lambda asked: by_token(asked, Discriminant),
     "parameter-average": _average,
-    "phatgoose": lambda asked: Plan(asked.pool, Phatgoose(asked.k, asked.temperature)),
+    "phatgoose": lambda asked: RoutingPlan(asked.pool, Phatgoose(asked.k, asked.temperature)),
     "retrieval": nearest,
-    "spectr": lambda asked: Plan(asked.only_factors().pool, Spectr(asked.k, asked.temperature)),
-    "uniform": lambda asked: Plan(asked.pool, Uniform(len(asked.pool.experts))),
+    "spectr": lambda asked: RoutingPlan(asked.only_factors().pool, Spectr(asked.k, asked.temperature)),
+    "uniform": lambda asked: RoutingPlan(asked.pool, Uniform(len(asked.pool.experts))),
 }
 
 
-def resolve(method: str, asked: Asked) -> list[Plan]:
+def resolve(method: str, asked: Asked) -> list[RoutingPlan]:
     """Turn a method's name into plans.
 
     Args:
@@ -76,5 +76,5 @@ def resolve(method: str, asked: Asked) -> list[Plan]:
     Raises:
         Refused: `METHOD_UNKNOWN`, or what the method refuses.
     """
-    made = _MAKERS[listed(method)](asked.with_argument(method.partition(":")[2]))
-    return [made] * len(asked.inputs) if isinstance(made, Plan) else list(made)
+    made = _MAKERS[find_method(method)](asked.with_argument(method.partition(":")[2]))
+    return [made] * len(asked.inputs) if isinstance(made, RoutingPlan) else list(made)

@@ -9,14 +9,14 @@ import torch
 
 from protocol.errors import Code, Refused
 from protocol.spec import BaseModelRef
-from router.layer.routed_linear import Plan
+from router.layer.routed_linear import RoutingPlan
 from router.methods.base_only import BaseOnly
 from router.methods.context import Asked, shortened
 from router.methods.features.embedder import Embedder
 from router.methods.single_expert import SingleExpert
 
 
-def nearest(asked: Asked) -> list[Plan]:
+def nearest(asked: Asked) -> list[RoutingPlan]:
     """Plan each input for the expert nearest to it; of equals the first.
 
     Raises:
@@ -26,14 +26,14 @@ def nearest(asked: Asked) -> list[Plan]:
     embedder = asked.seen.embedder
     _check_centroids(asked, embedder)
     if not experts or not asked.inputs:
-        return [Plan(asked.pool, BaseOnly())] * len(asked.inputs)
+        return [RoutingPlan(asked.pool, BaseOnly())] * len(asked.inputs)
     cosines = (
         embedder.embed(asked.inputs)
         @ torch.stack([expert.centroid for expert in experts if expert.centroid is not None]).T
     )
     # A stable sort, since argmax leaves open which of equals it takes.
     first = cosines.sort(dim=1, descending=True, stable=True).indices[:, 0].tolist()
-    plans = {at: Plan(asked.pool, SingleExpert(experts[at])) for at in set(first)}
+    plans = {at: RoutingPlan(asked.pool, SingleExpert(experts[at])) for at in set(first)}
     return [plans[at] for at in first]
 
 

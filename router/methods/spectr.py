@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from router.layer.choice import Choice, CommonChoice
-from router.layer.topk import Selected, best, in_pieces
+from router.layer.topk import Selected, choose_by_score, in_pieces
 from router.pool.expert_module import ExpertModule
 from router.pool.module_view import ModuleExperts
 
@@ -38,7 +38,7 @@ class Spectr:
             scores = tokens.new_full((len(tokens), length), -torch.inf)
             for row in module.rows:
                 scores[:, row] = update_norms(module.part(row), tokens)
-            return [best(module, scores, self._k, self._temperature)]
+            return [choose_by_score(module, scores, self._k, self._temperature)]
 
         return in_pieces(u, length, decide)[0]
 

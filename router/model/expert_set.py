@@ -13,7 +13,7 @@ from router.layer.routed_linear import RoutedLinear, routed_linears
 from router.methods.context import Asked
 from router.methods.features.extractor import Senses
 from router.methods.registry import resolve
-from router.model.releases import Generation, Held, listed
+from router.model.releases import Generation, Held, listing
 from router.pool.capacity import check_room
 from router.pool.expert import Expert, load_expert
 from router.pool.pool import ExpertPool
@@ -104,7 +104,7 @@ class ExpertSet:
             release = mirror.release.spec
             wanted = [(entry.bundle, entry.name, entry.contributor) for entry in release.experts]
             pool = self.held.nearest(wanted)
-            held = set(map(listed, pool.experts))
+            held = set(map(listing, pool.experts))
             new = [each for each in zip(wanted, mirror.bundles, strict=True) if each[0] not in held]
             for digest, _, _ in held.difference(wanted):
                 pool = pool.remove(digest)

@@ -30,7 +30,7 @@ from router.query.attribution import expert_shares, mean_weights
 
 
 @dataclass(frozen=True)
-class Merged:
+class MergedModule:
     """One LoRA module that stands for several."""
 
     a: Tensor
@@ -96,7 +96,7 @@ def export_lora(
     return Exported(len(merged), rank, left / whole if whole else 1.0, shares)
 
 
-def merge(parts: Sequence[tuple[float, ExpertModule]], rank: int) -> Merged:
+def merge(parts: Sequence[tuple[float, ExpertModule]], rank: int) -> MergedModule:
     """Add up weighted LoRA modules and keep the best approximation of a rank.
 
     Args:
@@ -115,7 +115,7 @@ def merge(parts: Sequence[tuple[float, ExpertModule]], rank: int) -> Merged:
     kept = min(rank, len(s))
     root = s[:kept].sqrt()
     norm = s.square().sum().item()
-    return Merged(
+    return MergedModule(
         (root.unsqueeze(1) * (v[:kept] @ right.T)).float().contiguous(),
         (left @ u[:, :kept] * root).float().contiguous(),
         s[:kept].square().sum().item() / norm if norm else 1.0,
@@ -138,7 +138,7 @@ def _chosen(path: str, weights: Sequence[float], experts: Sequence[Expert]) -> l
     return chosen
 
 
-def _write(folder: Path, merged: Mapping[str, Merged], rank: int, base: str, architecture: Architecture) -> None:
+def _write(folder: Path, merged: Mapping[str, MergedModule], rank: int, base: str, architecture: Architecture) -> None:
     from peft import LoraConfig  # noqa: PLC0415 - ten seconds of import that only this needs
 
     config = LoraConfig(

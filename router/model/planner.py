@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from router.layer.routed_linear import Method, MixedPlan, Plan
+from router.layer.routed_linear import Method, MixedPlan, RoutingPlan
 from router.methods.context import Asked
 from router.methods.features.extractor import Senses
 from router.methods.registry import resolve
@@ -23,7 +23,7 @@ class Part:
     """Their positions among the request's inputs."""
     method: str
     generation: Generation
-    plan: Plan
+    plan: RoutingPlan
     asked: Asked
     """What the method was resolved for."""
 
@@ -45,7 +45,7 @@ class Planned:
         return [at for part in self.parts for at in part.inputs]
 
     @property
-    def plan(self) -> Plan | MixedPlan:
+    def plan(self) -> RoutingPlan | MixedPlan:
         """What the batch is to be routed by."""
         if len(self.parts) == 1:
             return self.parts[0].plan
@@ -107,7 +107,7 @@ def plan(senses: Senses, held: Held, inputs: Sequence[str], choices: Sequence[Ro
         generation, method, k, temperature, allow, deny = settled
         pool = generation.pool.allowing(allow, deny)
         asked = Asked(pool, [inputs[at] for at in positions], k, temperature, senses=senses)
-        by_plan: dict[Plan, list[int]] = {}
+        by_plan: dict[RoutingPlan, list[int]] = {}
         for at, each in zip(positions, resolve(method, asked), strict=True):
             by_plan.setdefault(each, []).append(at)
         parts += [

@@ -21,7 +21,7 @@ Listed = tuple[str, str, str]
 """An expert as a release lists it: digest, name, contributor."""
 
 
-def listed(expert: Expert) -> Listed:
+def listing(expert: Expert) -> Listed:
     """Tell experts apart: under another name, as when it was put on by hand, one is another one."""
     return expert.digest, expert.name, expert.contributor
 
@@ -85,7 +85,7 @@ class Held:
         """
         among = set(wanted)
         pools = [generation.pool for generation in reversed(self.generations)]
-        kept = [[each for each in map(listed, pool.experts) if each in among] for pool in pools]
+        kept = [[each for each in map(listing, pool.experts) if each in among] for pool in pools]
         ways = [at for at, mine in enumerate(kept) if mine == list(wanted[: len(mine)])]
         best = max(ways, key=lambda at: len(kept[at]), default=0)
         return pools[best if len(kept[best]) >= len(kept[0]) else 0]

@@ -29,7 +29,7 @@ _BYTES = 16
 
 
 @dataclass(frozen=True, eq=False)
-class Columns:
+class DeviceColumns:
     """One number a row; zeros where no expert is yet, so that nobody reads beyond the pages."""
 
     gate_at: Tensor
@@ -44,7 +44,7 @@ class Columns:
     """[..., n] float32 by slot."""
 
     @classmethod
-    def zeros(cls, slots: int, rows: int) -> "Columns":
+    def zeros(cls, slots: int, rows: int) -> "DeviceColumns":
         """Make columns without experts, on the host."""
         each = [
             torch.zeros(slots, rows, dtype=dtype) for dtype in (torch.int64, torch.int64, torch.int32, torch.float32)
@@ -85,7 +85,7 @@ class GroupCalibration:
 class View:
     """What one generation sees of a table."""
 
-    columns: Columns
+    columns: DeviceColumns
     count: Tensor
     """[1] int32, rows to look at."""
     seen: Tensor
@@ -140,7 +140,7 @@ class Table:
         self._rank = _LEAST_RANK
         self._identity = self._aligned = True
         self._present = torch.zeros(len(parts), 0, dtype=torch.uint8)
-        self._host = Columns.zeros(len(parts), 0)
+        self._host = DeviceColumns.zeros(len(parts), 0)
         self._columns = self._host
 
     def view(self, length: int, hidden: Sequence[int], calibration: GroupCalibration | None = None) -> View:
@@ -168,7 +168,7 @@ class Table:
         doubled = length > room
         if doubled:
             rows = max(_FIRST_ROWS, 1 << (length - 1).bit_length())
-            former, self._host = self._host, Columns.zeros(len(self._parts), rows)
+            former, self._host = self._host, DeviceColumns.zeros(len(self._parts), rows)
             for new, old in zip(self._host.all, former.all, strict=True):
                 new[..., :room] = old
             self._present = functional.pad(self._present, (0, rows - room))
@@ -178,7 +178,7 @@ class Table:
                 if part is not None:
                     self._write(slot, row, part)
         if doubled:
-            self._columns = Columns(*(column.to(self._device) for column in self._host.all))
+            self._columns = DeviceColumns(*(column.to(self._device) for column in self._host.all))
         else:
             for column, host in zip(self._columns.all, self._host.all, strict=True):
                 column[..., self._rows : length] = host[..., self._rows : length]

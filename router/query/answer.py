@@ -52,7 +52,7 @@ class Answered:
         return "; ".join(f"release {release}, method {method}" for release, method in pairs)
 
 
-def joined(batches: Sequence[Answered]) -> Answered:
+def merge_answers(batches: Sequence[Answered]) -> Answered:
     """Put batches into one, by the names of their experts: between two of them a router may go over to a release."""
     names = tuple(dict.fromkeys(name for batch in batches for name in batch.experts))
     positions = {name: at for at, name in enumerate(names)}

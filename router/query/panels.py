@@ -7,7 +7,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from protocol import strict_json
 from protocol.errors import Code, Refused
-from protocol.statement import first_fault
+from protocol.statement import first_invalid
 from router.query.answer import Answered
 from router.query.attribution import Panel
 
@@ -93,5 +93,5 @@ def _read(line: str, number: int) -> TaskInput:
     try:
         return _TASK_INPUT.validate_json(strict_json.dumps(value))
     except ValidationError as error:
-        place, reason = first_fault(error)
+        place, reason = first_invalid(error)
         raise Refused(Code.REQUEST_INVALID, f"{where}: {place}: {reason}.", "Correct the line.") from error

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from protocol import strict_json
 from protocol.errors import Code, Refused
-from protocol.statement import first_fault
+from protocol.statement import first_invalid
 
 MAX_K = 64
 """Most experts a token, as a release's own k."""
@@ -113,7 +113,7 @@ def _read(line: str, number: int, default: RoutingChoice) -> Request:
     try:
         choice = _CHOICE.validate_json(strict_json.dumps({**_given(default), **fields}))
     except ValidationError as error:
-        place, reason = first_fault(error)
+        place, reason = first_invalid(error)
         raise Refused(Code.REQUEST_INVALID, f"{where}: {place}: {reason}.", "Correct the line.") from error
     except Refused as error:
         raise Refused(error.code, f"{where}: {error.message}", error.hint) from error

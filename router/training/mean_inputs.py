@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from router.base.batching import mean_of
+from router.base.batching import masked_mean
 from router.base.loading import Base
 from router.base.module_paths import reads_input
 from router.base.tokens import IGNORED
@@ -55,7 +55,7 @@ def example_inputs(
 
     def look(_module: nn.Module, inputs: tuple[Tensor, ...], *, path: str) -> None:
         mask = masks[base.architecture == "decoder-only" or reads_input(path)]
-        found[path] = mean_of(inputs[0].view(*mask.shape, -1), mask)
+        found[path] = masked_mean(inputs[0].view(*mask.shape, -1), mask)
 
     hooks = [base.model.get_submodule(path).register_forward_pre_hook(partial(look, path=path)) for path in paths]
     try:

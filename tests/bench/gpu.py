@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from router.layer.routed_linear import Plan, RoutedLinear, routing
+from router.layer.routed_linear import RoutedLinear, RoutingPlan, routing
 from router.methods.phatgoose import Phatgoose
 from router.pool.gate import standardise
 from router.pool.pool import ExpertPool, _modules
@@ -83,7 +83,7 @@ def measure_layer(pool: ExpertPool, tokens: int, device: torch.device) -> dict[s
     linear = nn.Linear(len(shape.gate), len(shape.b), bias=False, device=device, dtype=shape.a.dtype)
     layer, u = RoutedLinear(PATH, linear), torch.randn(1, tokens, len(shape.gate), device=device, dtype=shape.a.dtype)
     distinct = distinct_experts(pool, u)
-    with routing(Plan(pool, Phatgoose(K))):
+    with routing(RoutingPlan(pool, Phatgoose(K))):
         work = {"linear": captured(lambda: linear(u), device), "routed": captured(lambda: layer(u), device)}
         took = take_turns(work, device, rounds=ROUNDS, inner=CALLS)
         ratio = median_ratio(took["routed"], took["linear"])
@@ -140,7 +140,7 @@ def measure_growth(pool: ExpertPool, device: torch.device) -> dict[str, Any]:
     kept = torch.empty(1, 1, len(shape.b), device=device, dtype=shape.a.dtype)
 
     def run(generation: ExpertPool) -> Tensor:
-        with routing(Plan(generation, Phatgoose(K))):
+        with routing(RoutingPlan(generation, Phatgoose(K))):
             y: Tensor = layer(u)
         return y
 
@@ -169,7 +169,7 @@ def max_error(device: torch.device) -> float:
     linear = nn.Linear(d, o, bias=False, device=device)
     for tokens in (1, 9, 64, 300):
         u = torch.randn(1, tokens, d, device=device)
-        with routing(Plan(pool, Phatgoose(K))):
+        with routing(RoutingPlan(pool, Phatgoose(K))):
             y = RoutedLinear(PATH, linear)(u)[0, -8:].double().cpu()
         exact = route(u[0, -8:].cpu(), linear.weight.cpu(), None, slow, K).y
         worst = max(worst, ((y - exact).abs().max() / exact.abs().max()).item())
@@ -217,7 +217,7 @@ def measure_step(stack: Stack, pool: ExpertPool, device: torch.device) -> dict[s
     u = torch.randn(1, 1, d, device=device, dtype=next(stack.parameters()).dtype)
 
     def routed() -> Tensor:
-        with routing(Plan(pool, Phatgoose(K))):
+        with routing(RoutingPlan(pool, Phatgoose(K))):
             y: Tensor = stack(u)
         return y
 

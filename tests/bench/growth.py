@@ -15,7 +15,7 @@ import time
 import torch
 from torch import Tensor, nn
 
-from router.layer.routed_linear import Plan, RoutedLinear, routing
+from router.layer.routed_linear import RoutedLinear, RoutingPlan, routing
 from router.methods.phatgoose import Phatgoose
 from router.pool.pool import ExpertPool
 from tests.bench.experts import make_expert
@@ -58,7 +58,7 @@ def main() -> None:
 
 def run(model: nn.Module, pool: ExpertPool, u: Tensor) -> Tensor:
     """Answer one request."""
-    with torch.inference_mode(), routing(Plan(pool, Phatgoose(K))):
+    with torch.inference_mode(), routing(RoutingPlan(pool, Phatgoose(K))):
         return model(u)
 
 

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
-from router.layer.routed_linear import Plan, RoutedLinear, routing
+from router.layer.routed_linear import RoutedLinear, RoutingPlan, routing
 from router.methods.phatgoose import Phatgoose
 from router.pool.expert import Expert
 from router.pool.expert_module import ExpertModule
@@ -137,7 +137,7 @@ def measure(
     """
     layers = [RoutedLinear(path, linear) for path, linear in zip(PATHS, linears, strict=True)]
     u = torch.randn(1, tokens, D)
-    with routing(Plan(pool, Phatgoose(K))):
+    with routing(RoutingPlan(pool, Phatgoose(K))):
         y = layers[0](u)[0, :CHECKED_TOKENS].double()
         exact = route(u[0, :CHECKED_TOKENS], linears[0].weight, None, slow, K).y
         took = alternate({"linear": each(linears, u), "routed": each(layers, u)}, rounds=ROUNDS[tokens])
@@ -164,7 +164,7 @@ def against_arrow(linears: list[nn.Linear], pool: ExpertPool, tokens: int) -> fl
     u = torch.randn(1, tokens, D)
     # Tenths of a second a turn, so the rival has few of them.
     rounds = 2 if tokens * len(pool.experts) > _LONG else 5
-    with routing(Plan(pool, Phatgoose(K))):
+    with routing(RoutingPlan(pool, Phatgoose(K))):
         took = alternate({"arrow": each(arrows, u), "routed": each(layers, u)}, rounds=rounds)
     return round(median_ratio(took["arrow"], took["routed"]), 1)
 

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, T5Confi
 
 from router.base.linear import linear_modules
 from router.base.loading import Base
-from router.layer.routed_linear import Plan, routing
+from router.layer.routed_linear import RoutingPlan, routing
 from router.methods.phatgoose import Phatgoose
 from router.model.routed_model import RoutedModel
 from router.pool.pool import ExpertPool
@@ -62,7 +62,7 @@ def _measure(plain: PreTrainedModel) -> dict[str, float]:
 
     def under_plan(call: Callable[[PreTrainedModel, Tensor], object]) -> float:
         def with_experts() -> None:
-            with routing(Plan(pool, Phatgoose(K))):
+            with routing(RoutingPlan(pool, Phatgoose(K))):
                 call(routed.base.model, ids)
 
         took = alternate({"plain": lambda: call(plain, ids), "routed": with_experts}, rounds=ROUNDS)

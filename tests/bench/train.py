@@ -29,10 +29,10 @@ from transformers import (
     set_seed,
 )
 
-from client.data.columns import Columns
+from client.data.columns import DataColumns
 from client.progress import Progress
 from client.training.pipeline import train
-from client.training.plan import Plan
+from client.training.plan import TrainingPlan
 from protocol.signing import Identity
 from protocol.spec import Recipe
 from tests import factories
@@ -64,7 +64,7 @@ def main() -> None:
         ratios, shares = [], []
         for turn in range(ROUNDS + 1):
             recipe = RECIPE if turn else WARM_UP
-            plan = Plan(rows, Columns(), str(base), "it", recipe, pool, turn, "cpu")
+            plan = TrainingPlan(rows, DataColumns(), str(base), "it", recipe, pool, turn, "cpu")
             expert = gates = 0.0
             if turn % 2:  # who comes second finds the caches in another state
                 expert, gates = ours(plan, folder / f"ours-{turn}")
@@ -83,7 +83,7 @@ def main() -> None:
     sys.stdout.write(json.dumps(document) + "\n")
 
 
-def ours(plan: Plan, folder: Path) -> tuple[float, float]:
+def ours(plan: TrainingPlan, folder: Path) -> tuple[float, float]:
     """Run ours.
 
     Returns:

@@ -15,9 +15,9 @@ from client.cli.options import run
 from client.job import produce
 from client.submission.enrolment import enrol
 from client.training import adapters
-from client.training.request import Order
+from client.training.request import TrainingRequest
 from client.workspace import settings as client_settings
-from client.workspace.paths import Workspace
+from client.workspace.paths import ClientWorkspace
 from client.workspace.settings import ClientSettings
 from protocol.atomic import write_whole
 from protocol.bundle import Bundle
@@ -37,7 +37,7 @@ PLANTED = "zanzibar-4711"
 class Site:
     """One contributor, ready to train."""
 
-    workspace: Workspace
+    workspace: ClientWorkspace
     settings: ClientSettings
     pool: Pool
     operator: Identity
@@ -89,7 +89,7 @@ def write_rows(path: Path, rows: int = 120) -> Path:
 def make_site(root: Path, base: Path, pool: Pool, operator: Identity, coordinator: str = "127.0.0.1:1") -> Site:
     """Write a workspace without asking a coordinator."""
     contributor = Identity.generate()
-    workspace = Workspace(root / "workspace")
+    workspace = ClientWorkspace(root / "workspace")
     settings = client_settings.from_flags(
         coordinator=coordinator, pool_key=operator.public.hex, base=str(base), name="anna"
     )
@@ -131,7 +131,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(adapters, "put_on", listening)
-        order = Order(site.data, name="reverse", device="cpu")
+        order = TrainingRequest(site.data, name="reverse", device="cpu")
         bundle = produce(site.workspace, site.settings, order, lambda _: None, NOW)
     return Trained(site, bundle, probe, said[0])
 

@@ -14,15 +14,14 @@ from torch import nn
 from client.job import produce
 from client.progress import Progress
 from client.training import pipeline
-from client.training.request import Order
+from client.training.request import TrainingRequest
 from coordinator.admission.check import check_content
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, GATES, Bundle
 from protocol.compatibility import check_fit
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
 from router.base.loading import load_base
-from router.layer.routed_linear import Plan as Routing
-from router.layer.routed_linear import routing
+from router.layer.routed_linear import RoutingPlan, routing
 from router.methods.single_expert import SingleExpert
 from router.model.routed_model import RoutedModel
 from tests import factories
@@ -55,7 +54,7 @@ def elsewhere(base: Path, family: str, folder: Path, **settings: Any) -> Path:
 
 
 def gates_of(site: Site, adapter: Path | str, **order: Any) -> Bundle:
-    asked = Order(site.data, name="it", device="cpu", adapter=str(adapter), **order)
+    asked = TrainingRequest(site.data, name="it", device="cpu", adapter=str(adapter), **order)
     return produce(site.workspace, site.settings, asked, lambda _: None, NOW)
 
 
@@ -89,7 +88,7 @@ def test_from_a_plain_peft_script_to_a_routed_answer(
     assert set(load_file(bundle.folder / GATES)) == {f"{path}.gate" for path in bundle.spec.modules}
     assert set(bundle.spec.modules) < set(pool.spec.modules) or settings.get("target_modules") == "all-linear"
     routed = RoutedModel.from_bundles(str(base), [bundle], device="cpu")
-    with routing(Routing(routed.generation.pool, SingleExpert(routed.generation.pool.find("it")))):
+    with routing(RoutingPlan(routed.generation.pool, SingleExpert(routed.generation.pool.find("it")))):
         answer = logits_of(routed.base.model, family)
     assert len(routed.generate(["reverse a b c"])) == 1
     for folder in (adapter, bundle.folder):  # as it was, and as it is packed
@@ -129,7 +128,7 @@ def test_gates_go_on_where_they_were_stopped(site: Site, adapter: Path, monkeypa
         if (event.phase, event.step) == ("gates", 5):
             raise KeyboardInterrupt
 
-    order = Order(site.data, device="cpu", adapter=str(adapter), overrides={"gate_steps": 6, "eval_every": 2})
+    order = TrainingRequest(site.data, device="cpu", adapter=str(adapter), overrides={"gate_steps": 6, "eval_every": 2})
     with pytest.raises(KeyboardInterrupt):
         produce(site.workspace, site.settings, order, stop, NOW)
     seen: list[Progress] = []
@@ -153,7 +152,9 @@ def test_an_adapter_that_makes_things_worse_is_noticed(site: Site, adapter: Path
     backwards = {name: -4 * tensor if "lora_B" in name else tensor for name, tensor in weights.items()}
     save_file(backwards, adapter / ADAPTER_WEIGHTS, {"format": "pt"})
     said: list[str] = []
-    order = Order(site.data, device="cpu", adapter=str(adapter), overrides={"gate_steps": 1, "learning_rate": 1e-6})
+    order = TrainingRequest(
+        site.data, device="cpu", adapter=str(adapter), overrides={"gate_steps": 1, "learning_rate": 1e-6}
+    )
     produce(site.workspace, site.settings, order, lambda _: None, NOW, said.append)
     assert "does not help" in said[-1]
     assert Path(said[0].removeprefix("How it went: ")).read_bytes().startswith(b"\x89PNG")

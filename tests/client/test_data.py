@@ -9,7 +9,7 @@ import datasets
 import pytest
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from client.data.columns import Columns
+from client.data.columns import DataColumns
 from client.data.examples import Examples, read_examples, split
 from protocol.errors import Code, Refused
 from protocol.spec import Architecture, Recipe
@@ -57,14 +57,20 @@ def read_path(
     tokenizer: PreTrainedTokenizerBase,
     *,
     architecture: Architecture = "encoder-decoder",
-    columns: Columns | None = None,
+    columns: DataColumns | None = None,
     positions: int | None = None,
     **recipe: Any,
 ) -> Examples:
     scratch = path.parent / "scratch"
     try:
         return read_examples(
-            path, columns or Columns(), tokenizer, architecture, Recipe(**recipe), positions=positions, scratch=scratch
+            path,
+            columns or DataColumns(),
+            tokenizer,
+            architecture,
+            Recipe(**recipe),
+            positions=positions,
+            scratch=scratch,
         )
     finally:
         assert not scratch.exists() or not list(scratch.iterdir())
@@ -118,7 +124,7 @@ def test_a_decoder_sees_one_sequence_and_the_loss_skips_the_prompt(
 
 def test_columns_can_have_other_names(read: Read) -> None:
     row = {"question": "a", "answer": "b"}
-    assert read("rows.jsonl", lines(row, row), columns=Columns("question", "answer")).rows == 2
+    assert read("rows.jsonl", lines(row, row), columns=DataColumns("question", "answer")).rows == 2
 
 
 def test_the_last_turn_of_the_assistant_is_the_target(read: Read, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -7,14 +7,14 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from client.data.columns import Columns
+from client.data.columns import DataColumns
 from client.job import produce
 from client.runs.plot import PICTURE
 from client.runs.record import read_record
 from client.training import adapters, gates, phase, trainer
 from client.training.modules import lay_modules
-from client.training.plan import Plan
-from client.training.request import Order
+from client.training.plan import TrainingPlan
+from client.training.request import TrainingRequest
 from protocol.adapters import Kind
 from protocol.bundle import ADAPTER_WEIGHTS, CARD, GATES
 from router.base.linear import find_linear
@@ -108,7 +108,7 @@ def test_a_joint_bundle_says_so_and_helps(site: Site, cli: Cli) -> None:
 
 def test_joint_and_post_hoc_are_two_experts(site: Site) -> None:
     def trained(name: str, *, joint: bool) -> Path:
-        order = Order(site.data, name=name, device="cpu", overrides=SHORT | {"gate_steps": 10}, joint=joint)
+        order = TrainingRequest(site.data, name=name, device="cpu", overrides=SHORT | {"gate_steps": 10}, joint=joint)
         bundle = produce(site.workspace, site.settings, order, lambda _: None, NOW)
         assert bundle.spec.joint == joint
         return bundle.folder
@@ -118,5 +118,5 @@ def test_joint_and_post_hoc_are_two_experts(site: Site) -> None:
         one, other = load_file(together / name), load_file(after / name)
         assert one.keys() == other.keys()
         assert not any(torch.equal(one[key], other[key]) for key in one)
-    plan = Plan(site.data, Columns(), "", "it", RECIPE, site.pool)
-    assert plan.run_id() != Plan(site.data, Columns(), "", "it", RECIPE, site.pool, joint=True).run_id()
+    plan = TrainingPlan(site.data, DataColumns(), "", "it", RECIPE, site.pool)
+    assert plan.run_id() != TrainingPlan(site.data, DataColumns(), "", "it", RECIPE, site.pool, joint=True).run_id()

@@ -7,14 +7,14 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from client.data.columns import Columns
+from client.data.columns import DataColumns
 from client.job import produce
 from client.progress import Progress
 from client.runs.record import ADAPTER
 from client.training import pipeline
 from client.training.modules import lay_modules, plan_modules
-from client.training.plan import Plan
-from client.training.request import Order, override
+from client.training.plan import TrainingPlan
+from client.training.request import TrainingRequest, override
 from coordinator.admission.check import check_content
 from protocol.adapters import Ia3Module, Kind, Shape
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, GATES
@@ -22,8 +22,7 @@ from protocol.errors import Code, Refused
 from protocol.signing import Identity
 from protocol.spec import Recipe
 from router.base.loading import load_base
-from router.layer.routed_linear import Plan as Routing
-from router.layer.routed_linear import routing
+from router.layer.routed_linear import RoutingPlan, routing
 from router.methods.single_expert import SingleExpert
 from router.model.routed_model import RoutedModel
 from tests import factories
@@ -53,7 +52,7 @@ def test_from_rows_to_an_answer(
     base: Path = request.getfixturevalue(f"{family}_base")
     pool = factories.make_pool(base, operator, SHORT)
     site = make_site(tmp_path, base, pool, operator)
-    order = Order(site.data, name="it", device="cpu", overrides={"kind": kind})
+    order = TrainingRequest(site.data, name="it", device="cpu", overrides={"kind": kind})
     bundle = produce(site.workspace, site.settings, order, lambda _: None, NOW)
     assert bundle.spec.kind == kind
     assert bundle.digest == produce(site.workspace, site.settings, order, lambda _: None, NOW).digest
@@ -63,7 +62,7 @@ def test_from_rows_to_an_answer(
 
     plain = logits_of(load_base(str(base), device="cpu").model, family)
     routed = RoutedModel.from_bundles(str(base), [bundle], device="cpu")
-    with routing(Routing(routed.generation.pool, SingleExpert(routed.generation.pool.find("it")))):
+    with routing(RoutingPlan(routed.generation.pool, SingleExpert(routed.generation.pool.find("it")))):
         answer = logits_of(routed.base.model, family)
     assert (answer - plain).abs().max() > 1e-4
     fresh = load_base(str(base), device="cpu").model
@@ -80,8 +79,8 @@ def test_from_rows_to_an_answer(
 def test_training_goes_on_where_it_was_stopped(site: Site, tmp_path: Path, kind: Kind) -> None:
     recipe = SHORT.model_copy(update={"kind": kind, "eval_every": 1})
 
-    def plan() -> Plan:
-        return Plan(site.data, Columns(), str(site.base), "it", recipe, site.pool, device="cpu")
+    def plan() -> TrainingPlan:
+        return TrainingPlan(site.data, DataColumns(), str(site.base), "it", recipe, site.pool, device="cpu")
 
     def stop(event: Progress) -> None:
         if (event.phase, event.step) == ("expert", 4):

@@ -15,7 +15,7 @@ from client.training import adapters
 from client.training.differential_privacy import PrivateTrainer, example_losses, noise_for, spent
 from client.training.modules import plan_modules
 from client.training.phase import Phase, _arguments
-from client.training.request import Order
+from client.training.request import TrainingRequest
 from client.training.trainer import PhaseTrainer
 from coordinator.admission.check import check_content
 from protocol.bundle import ADAPTER_WEIGHTS, CARD, GATES
@@ -170,7 +170,7 @@ def test_a_private_run_resumes_and_bears_draws_of_nobody(site: Site) -> None:
             raise StoppedError
 
     seen: list[int] = []
-    order = Order(site.data, name="it", device="cpu", overrides={"batch_size": 1}, privacy=PROMISE)
+    order = TrainingRequest(site.data, name="it", device="cpu", overrides={"batch_size": 1}, privacy=PROMISE)
     with pytest.raises(StoppedError):
         produce(site.workspace, site.settings, order, stop, NOW)
     produce(site.workspace, site.settings, order, lambda event: seen.append(event.step), NOW)
@@ -179,7 +179,7 @@ def test_a_private_run_resumes_and_bears_draws_of_nobody(site: Site) -> None:
 
 def test_a_private_expert_is_trained_packed_and_says_so(site: Site) -> None:
     said: list[str] = []
-    order = Order(site.data, name="it", device="cpu", micro_batch=8, privacy=PROMISE)
+    order = TrainingRequest(site.data, name="it", device="cpu", micro_batch=8, privacy=PROMISE)
     bundle = produce(site.workspace, site.settings, order, lambda _: None, NOW, said.append)
     check_content(bundle.folder, site.workspace.pool_file)
     assert bundle.spec.privacy == PROMISE

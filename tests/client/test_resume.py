@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from client.job import produce
 from client.progress import Progress
 from client.training import phase
-from client.training.request import Order
-from client.workspace.paths import Workspace
+from client.training.request import TrainingRequest
+from client.workspace.paths import ClientWorkspace
 from protocol.errors import Code, Refused
 from tests.client.conftest import NOW, Cli, Site
 
@@ -50,7 +50,7 @@ def test_a_killed_client_goes_on_where_it_stopped(site: Site) -> None:
     shutil.copytree(checkpoints[0], torn)
     (torn / phase.COMPLETE).unlink(missing_ok=True)
     seen: list[Progress] = []
-    order = Order(site.data, device="cpu", overrides=FLAGS)
+    order = TrainingRequest(site.data, device="cpu", overrides=FLAGS)
     with site.workspace.lock():  # the dead process holds it no longer
         bundle = produce(site.workspace, site.settings, order, seen.append, NOW)
     expert = [event.step for event in seen if event.phase == "expert"]
@@ -97,7 +97,7 @@ def test_a_second_process_is_sent_away(site: Site, cli: Cli) -> None:
 
 
 def test_a_lock_goes_with_its_process(tmp_path: Path) -> None:
-    with Workspace(tmp_path).lock(), pytest.raises(Refused), Workspace(tmp_path).lock():
+    with ClientWorkspace(tmp_path).lock(), pytest.raises(Refused), ClientWorkspace(tmp_path).lock():
         pass
-    with Workspace(tmp_path).lock():
+    with ClientWorkspace(tmp_path).lock():
         pass

@@ -12,8 +12,8 @@ from transformers import DataCollatorForSeq2Seq
 from client.job import produce
 from client.runs.consent import TELLS, Share
 from client.training import pipeline
-from client.training.request import Order
-from client.workspace.paths import Workspace
+from client.training.request import TrainingRequest
+from client.workspace.paths import ClientWorkspace
 from protocol.bundle import CARD, GATES, Bundle
 from protocol.spec import Statistics
 from router.base.loading import Base, load_base
@@ -30,11 +30,11 @@ def site(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S
     for name in ("_train_expert", "_train_gates"):
         monkeypatch.setattr(pipeline, name, lambda *_: pytest.fail("trained again"))
     shutil.copytree(trained.site.workspace.root, tmp_path / "workspace")
-    return replace(trained.site, workspace=Workspace(tmp_path / "workspace"))
+    return replace(trained.site, workspace=ClientWorkspace(tmp_path / "workspace"))
 
 
 def share(site: Site, *shares: Share) -> Bundle:
-    order = Order(site.data, name="reverse", device="cpu", share=shares)
+    order = TrainingRequest(site.data, name="reverse", device="cpu", share=shares)
     return produce(site.workspace, site.settings, order, lambda _: None, NOW)
 
 

@@ -11,7 +11,7 @@ from client.job import produce
 from client.progress import Progress
 from client.training import phase
 from client.training.plan import Thrift
-from client.training.request import Order
+from client.training.request import TrainingRequest
 from protocol.adapters import Kind
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle
 from protocol.errors import Code, Refused
@@ -41,7 +41,9 @@ def short_site(request: pytest.FixtureRequest, tmp_path: Path, operator: Identit
 
 def trained(site: Site, name: str, *, spread: bool, **order: Any) -> Bundle:
     where: dict[str, Any] = {"device": "auto", "thrift": Thrift(max_memory=SOME)} if spread else {"device": "cpu"}
-    return produce(site.workspace, site.settings, Order(site.data, name=name, **where, **order), lambda _: None, NOW)
+    return produce(
+        site.workspace, site.settings, TrainingRequest(site.data, name=name, **where, **order), lambda _: None, NOW
+    )
 
 
 def assert_alike(one: Bundle, other: Bundle) -> None:
@@ -81,7 +83,7 @@ def test_so_is_one_that_was_stopped_in_both_phases(short_site: Site) -> None:
             raise KeyboardInterrupt
 
     seen: list[Progress] = []
-    order = Order(short_site.data, name="spread", device="auto", thrift=Thrift(max_memory=SOME))
+    order = TrainingRequest(short_site.data, name="spread", device="auto", thrift=Thrift(max_memory=SOME))
     for where in [("expert", 3), ("gates", 4)]:  # noqa: B007 - `stop` looks
         with pytest.raises(KeyboardInterrupt):
             produce(short_site.workspace, short_site.settings, order, stop, NOW)
@@ -109,7 +111,7 @@ def test_several_gpus_take_no_larger_batch(site: Site, monkeypatch: pytest.Monke
     few = {"expert_steps": 4, "gate_steps": 2, "eval_every": 2}
     plain = trained(site, "plain", spread=False, overrides=few)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)  # for which the Trainer would double it
-    order = Order(site.data, name="beside", overrides=few)
+    order = TrainingRequest(site.data, name="beside", overrides=few)
     assert_alike(plain, produce(site.workspace, site.settings, order, lambda _: None, NOW))
 
 
@@ -128,7 +130,7 @@ REFUSED: list[tuple[dict[str, Any], Code, str]] = [
 def test_what_cannot_be_done_is_a_sentence(site: Site, asked: dict[str, Any], code: Code, sentence: str) -> None:
     order: dict[str, Any] = {"device": "auto", "thrift": Thrift(max_memory=SOME), **asked}
     with pytest.raises(Refused, match=sentence) as refused:
-        produce(site.workspace, site.settings, Order(site.data, **order), lambda _: None, NOW)
+        produce(site.workspace, site.settings, TrainingRequest(site.data, **order), lambda _: None, NOW)
     assert refused.value.code is code
 
 

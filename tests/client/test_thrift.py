@@ -12,7 +12,7 @@ from transformers import T5ForConditionalGeneration
 from client.job import produce
 from client.progress import Progress
 from client.training.plan import Thrift
-from client.training.request import Order
+from client.training.request import TrainingRequest
 from coordinator.admission.check import check_content
 from protocol.bundle import ADAPTER_WEIGHTS, CARD, GATES, Bundle
 from protocol.errors import Code, Refused
@@ -32,7 +32,7 @@ def short_site(request: pytest.FixtureRequest, tmp_path: Path, operator: Identit
 
 
 def trained(site: Site, name: str, thrift: Thrift) -> Bundle:
-    order = Order(site.data, name=name, device="cpu", thrift=thrift)
+    order = TrainingRequest(site.data, name=name, device="cpu", thrift=thrift)
     bundle = produce(site.workspace, site.settings, order, lambda _: None, NOW)
     check_content(bundle.folder, site.workspace.pool_file)
     return bundle
@@ -60,7 +60,7 @@ def test_recomputing_activations_changes_nothing(short_site: Site) -> None:
 def test_a_run_that_gets_no_better_stops(site: Site) -> None:
     hopeless = {"learning_rate": 1.0, "expert_steps": 50, "gate_steps": 1, "eval_every": 1, "patience": 3}
     seen: list[Progress] = []
-    order = Order(site.data, device="cpu", overrides=hopeless)
+    order = TrainingRequest(site.data, device="cpu", overrides=hopeless)
     bundle = produce(site.workspace, site.settings, order, seen.append, NOW)
     steps = max(event.step for event in seen if event.phase == "expert")
     assert 3 < steps < 50

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from client.job import produce
 from client.progress import Progress
-from client.training.request import Order
+from client.training.request import TrainingRequest
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, open_bundle
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
@@ -56,8 +56,8 @@ def test_two_processes_go_on_where_one_was_stopped(tmp_path: Path, t5_base: Path
             torch.testing.assert_close(ours[name], tensor, atol=1e-5, rtol=1e-4)
 
 
-def order(site: Site, **asked: Any) -> Order:
-    return Order(site.data, **{"device": "cpu", **asked})
+def order(site: Site, **asked: Any) -> TrainingRequest:
+    return TrainingRequest(site.data, **{"device": "cpu", **asked})
 
 
 REFUSED: list[tuple[dict[str, str], dict[str, Any], str]] = [

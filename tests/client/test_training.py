@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import DataCollatorForSeq2Seq
 
-from client.data.columns import Columns
+from client.data.columns import DataColumns
 from client.data.examples import Examples, read_examples
 from client.progress import Progress
 from client.runs import history
@@ -25,7 +25,9 @@ from tests.client.conftest import PLANTED, RECIPE, Site, Trained
 
 
 def rows_of(data: Path, base: Base, scratch: Path) -> Examples:
-    return read_examples(data, Columns(), base.tokenizer, base.architecture, RECIPE, positions=None, scratch=scratch)
+    return read_examples(
+        data, DataColumns(), base.tokenizer, base.architecture, RECIPE, positions=None, scratch=scratch
+    )
 
 
 def held_out_loss(model: nn.Module, base: Base, data: Path, scratch: Path) -> float:

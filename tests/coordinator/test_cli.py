@@ -21,7 +21,7 @@ from coordinator.workspace import create
 from coordinator.workspace.create import BaseFacts, found
 from coordinator.workspace.locks import exclusive
 from coordinator.workspace.metrics import Metrics
-from coordinator.workspace.paths import Workspace
+from coordinator.workspace.paths import CoordinatorWorkspace
 from deploy.demo.processes import free_port
 from protocol.adapters import Shape
 from protocol.bundle import Bundle
@@ -38,17 +38,17 @@ SHAPES = {"m": Shape(d_in=8, d_out=8)}
 
 
 @pytest.fixture
-def founded(tmp_path: Path) -> tuple[Workspace, Pool]:
+def founded(tmp_path: Path) -> tuple[CoordinatorWorkspace, Pool]:
     return make_workspace(tmp_path / "w", SHAPES)
 
 
 @pytest.fixture
-def workspace(founded: tuple[Workspace, Pool]) -> Workspace:
+def workspace(founded: tuple[CoordinatorWorkspace, Pool]) -> CoordinatorWorkspace:
     return founded[0]
 
 
 @pytest.fixture
-def bundle(founded: tuple[Workspace, Pool], tmp_path: Path, identity: Identity) -> Bundle:
+def bundle(founded: tuple[CoordinatorWorkspace, Pool], tmp_path: Path, identity: Identity) -> Bundle:
     """A quarantined bundle."""
     workspace, pool = founded
     bundle = factories.make_bundle(tmp_path / "b", pool, identity)
@@ -70,7 +70,7 @@ class Program:
         self._capsys, self._monkeypatch = capsys, monkeypatch
         self.out, self.err = "", ""
 
-    def __call__(self, workspace: Workspace | None, *arguments: str) -> int:
+    def __call__(self, workspace: CoordinatorWorkspace | None, *arguments: str) -> int:
         place = ("-w", str(workspace.folder)) if workspace else ()
         self._monkeypatch.setattr(sys, "argv", ["greylag-coordinator", *arguments, *place])
         with pytest.raises(SystemExit) as ended:
@@ -79,7 +79,7 @@ class Program:
         assert "Traceback" not in self.err
         return int(ended.value.code or 0)
 
-    def json(self, workspace: Workspace, *arguments: str) -> Any:
+    def json(self, workspace: CoordinatorWorkspace, *arguments: str) -> Any:
         assert self(workspace, *arguments, "--json") == 0
         document = json.loads(self.out)
         assert document["schema"] == 1
@@ -108,7 +108,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_init_makes_a_workspace_of_a_real_base(program: Program, tmp_path: Path, t5_base: Path) -> None:
-    workspace = Workspace(tmp_path / "pool")
+    workspace = CoordinatorWorkspace(tmp_path / "pool")
     recipe, probe = tmp_path / "recipe.toml", tmp_path / "probe.txt"
     recipe.write_text('rank = 3\ngate_steps = 7\nactivation = "gelu"\n')
     probe.write_text("reverse : a b\n\n copy : c \n")
@@ -149,7 +149,7 @@ def test_init_makes_a_workspace_of_a_real_base(program: Program, tmp_path: Path,
 def test_a_pool_that_asks_for_means_routes_by_them(
     program: Program, tmp_path: Path, t5_base: Path, arguments: list[str], method: str
 ) -> None:
-    workspace = Workspace(tmp_path / "pool")
+    workspace = CoordinatorWorkspace(tmp_path / "pool")
     assert program(workspace, "init", "--name", "birds", "--base", str(t5_base), *arguments) == 0
     pool = read_pool(workspace.pool.read_bytes(), Identity.load(workspace.key).public)
     assert pool.spec.routing.method == method
@@ -177,7 +177,7 @@ def test_a_failed_init_leaves_nothing(
 ) -> None:
     (tmp_path / "unknown.toml").write_text("rnk = 3\n")
     (tmp_path / "empty.txt").write_text("\n")
-    workspace = Workspace(tmp_path / "pool")
+    workspace = CoordinatorWorkspace(tmp_path / "pool")
     given = [argument.format(folder=tmp_path) for argument in arguments]
     assert program(workspace, "init", "--name", "p", "--base", str(t5_base), *given) == status
     assert program.err.splitlines()[-2].startswith("error: ")
@@ -188,7 +188,7 @@ def test_a_failed_init_leaves_nothing(
 def test_an_init_that_breaks_in_the_middle_leaves_what_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workspace = Workspace(tmp_path)
+    workspace = CoordinatorWorkspace(tmp_path)
     (tmp_path / "mine.txt").write_text("mine")
     rename = Path.rename
 
@@ -207,7 +207,7 @@ def test_an_init_that_breaks_in_the_middle_leaves_what_was_there(
 
 
 def test_a_database_with_another_pool_is_refused(
-    founded: tuple[Workspace, Pool], bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    founded: tuple[CoordinatorWorkspace, Pool], bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GREYLAG_COORDINATOR_DATABASE", f"sqlite:///{founded[0].folder / 'registry.db'}")
     with pytest.raises(Refused) as other:
@@ -216,7 +216,7 @@ def test_a_database_with_another_pool_is_refused(
     assert not (tmp_path / "second").exists()
 
 
-def test_experts(program: Program, workspace: Workspace, bundle: Bundle) -> None:
+def test_experts(program: Program, workspace: CoordinatorWorkspace, bundle: Bundle) -> None:
     (listed,) = program.json(workspace, "experts", "ls")["experts"]
     assert (listed["digest"], listed["contributor"], listed["state"]) == (bundle.digest, "ada", "quarantined")
     assert program(workspace, "experts", "ls") == 0
@@ -237,7 +237,7 @@ def test_experts(program: Program, workspace: Workspace, bundle: Bundle) -> None
     refused(program, Code.BUNDLE_UNKNOWN)
 
 
-def test_releases(program: Program, founded: tuple[Workspace, Pool], bundle: Bundle) -> None:
+def test_releases(program: Program, founded: tuple[CoordinatorWorkspace, Pool], bundle: Bundle) -> None:
     workspace, pool = founded
     assert program(workspace, "releases", "show") == 66
     refused(program, Code.RELEASE_UNKNOWN)
@@ -261,7 +261,7 @@ def test_releases(program: Program, founded: tuple[Workspace, Pool], bundle: Bun
     assert bundle.digest in program.out
 
 
-def test_contributors(program: Program, workspace: Workspace, bundle: Bundle) -> None:
+def test_contributors(program: Program, workspace: CoordinatorWorkspace, bundle: Bundle) -> None:
     assert program(workspace, "contributors", "revoke", "ada") == 0
     (listed,) = program.json(workspace, "contributors", "ls")["contributors"]
     assert (listed["name"], listed["state"]) == ("ada", "revoked")
@@ -273,7 +273,7 @@ def test_contributors(program: Program, workspace: Workspace, bundle: Bundle) ->
 
 
 @pytest.mark.parametrize("process", ["serve", "worker"])
-def test_a_second_process_is_refused(program: Program, workspace: Workspace, process: str) -> None:
+def test_a_second_process_is_refused(program: Program, workspace: CoordinatorWorkspace, process: str) -> None:
     with exclusive(workspace, process):
         assert program(workspace, process) == 75
     refused(program, Code.WORKSPACE_BUSY)
@@ -281,16 +281,16 @@ def test_a_second_process_is_refused(program: Program, workspace: Workspace, pro
 
 def test_no_workspace(program: Program, tmp_path: Path) -> None:
     for verb in (["serve"], ["worker"], ["experts", "ls"], ["fsck"], ["migrate"]):
-        assert program(Workspace(tmp_path), *verb) == 78
+        assert program(CoordinatorWorkspace(tmp_path), *verb) == 78
         refused(program, Code.WORKSPACE_MISSING)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_worker_without_its_base(program: Program, workspace: Workspace) -> None:
+def test_a_worker_without_its_base(program: Program, workspace: CoordinatorWorkspace) -> None:
     assert program(workspace, "worker", "--once") == Code.BASE_UNREADABLE.fate.exit
 
 
-def test_another_schema_names_the_command(program: Program, workspace: Workspace) -> None:
+def test_another_schema_names_the_command(program: Program, workspace: CoordinatorWorkspace) -> None:
     (workspace.folder / "registry.db").unlink()
     assert program(workspace, "experts", "ls") == 78
     refused(program, Code.SCHEMA_MISMATCH)
@@ -299,7 +299,7 @@ def test_another_schema_names_the_command(program: Program, workspace: Workspace
     assert program(workspace, "experts", "ls") == 0
 
 
-def test_somebody_elses_pool_or_key(program: Program, workspace: Workspace) -> None:
+def test_somebody_elses_pool_or_key(program: Program, workspace: CoordinatorWorkspace) -> None:
     workspace.key.unlink()
     assert program(workspace, "experts", "ls") == 66
     Identity.generate().save(workspace.key)
@@ -308,7 +308,7 @@ def test_somebody_elses_pool_or_key(program: Program, workspace: Workspace) -> N
     assert program(workspace, "experts", "ls") == 78
 
 
-def test_an_address_for_others_needs_tls(program: Program, workspace: Workspace) -> None:
+def test_an_address_for_others_needs_tls(program: Program, workspace: CoordinatorWorkspace) -> None:
     assert program(workspace, "serve", "--listen", "0.0.0.0:0") == 78
     assert "TLS" in program.err
 
@@ -321,7 +321,13 @@ def test_what_an_operator_chooses_is_signed_into_the_pool(tmp_path: Path) -> Non
     facts = BaseFacts("nowhere", BASE, "encoder-decoder", SHAPES)
     choices = {"recipe": {"rank": 3}, "policy": {"max_rank": 5}, "routing": {"k": 4}}
     pool = found(
-        Workspace(tmp_path), lambda: facts, name="p", choices=choices, settings={}, probe=None, now=datetime.now(UTC)
+        CoordinatorWorkspace(tmp_path),
+        lambda: facts,
+        name="p",
+        choices=choices,
+        settings={},
+        probe=None,
+        now=datetime.now(UTC),
     )
     assert (pool.spec.recipe.rank, pool.spec.policy.max_rank, pool.spec.routing.k) == (3, 5, 4)
 
@@ -342,7 +348,9 @@ def test_the_counters_are_there_for_prometheus() -> None:
         urllib.request.urlopen(f"http://{address}/metrics", timeout=10)
 
 
-def test_a_calibration_has_its_settings_and_its_budget(program: Program, founded: tuple[Workspace, Pool]) -> None:
+def test_a_calibration_has_its_settings_and_its_budget(
+    program: Program, founded: tuple[CoordinatorWorkspace, Pool]
+) -> None:
     workspace, pool = founded
     experts = tuple(ReleasedExpert(name=f"e{at}", contributor="ada", bundle=f"{at:064x}") for at in range(2))
     spec = ReleaseSpec(

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from coordinator.admission import limited_process
 from coordinator.admission.check import check_content
-from coordinator.admission.limited_process import Limits
+from coordinator.admission.limited_process import ProcessLimits
 from coordinator.admission.numerics import check_adapter
 from protocol.adapters import Kind
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, SPEC, Bundle, pack
@@ -290,9 +290,11 @@ def test_a_refusal_crosses_the_sandbox(bundle: Bundle, identity: Identity, pool_
 
 
 @pytest.mark.parametrize(
-    "limits", [Limits(memory_bytes=64 << 20), Limits(cpu_s=0), Limits(wall_s=0.01)], ids=["memory", "cpu", "wall"]
+    "limits",
+    [ProcessLimits(memory_bytes=64 << 20), ProcessLimits(cpu_s=0), ProcessLimits(wall_s=0.01)],
+    ids=["memory", "cpu", "wall"],
 )
-def test_a_sandbox_that_hits_its_limits_is_a_verdict(bundle: Bundle, pool_file: Path, limits: Limits) -> None:
+def test_a_sandbox_that_hits_its_limits_is_a_verdict(bundle: Bundle, pool_file: Path, limits: ProcessLimits) -> None:
     with pytest.raises(Refused) as refused:
         limited_process.check(bundle.folder, pool_file, limits)
     assert refused.value.code is Code.VALIDATOR_FAILED

@@ -23,7 +23,7 @@ from coordinator.storage.blobs import Store
 from coordinator.storage.spool import Spool
 from coordinator.workspace.create import BaseFacts, found
 from coordinator.workspace.fsck import check_store
-from coordinator.workspace.paths import Workspace
+from coordinator.workspace.paths import CoordinatorWorkspace
 from protocol.adapters import LoraModule, Shape
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, GATES, Bundle, pack
 from protocol.documents import Pool, read_pool
@@ -39,15 +39,15 @@ BASE = BaseModelRef(name="base", config="1" * 64, weights="2" * 64, tokenizer="3
 BEFORE_THE_ROW = set(POINTS[: POINTS.index("before-commit") + 1])
 
 
-def make_workspace(folder: Path, modules: dict[str, Shape]) -> tuple[Workspace, Pool]:
+def make_workspace(folder: Path, modules: dict[str, Shape]) -> tuple[CoordinatorWorkspace, Pool]:
     facts = BaseFacts("nowhere", BASE, "encoder-decoder", modules)
-    workspace = Workspace(folder)
+    workspace = CoordinatorWorkspace(folder)
     pool = found(workspace, lambda: facts, name="p", choices={}, settings={}, probe=None, now=datetime.now(UTC))
     return workspace, pool
 
 
 @contextmanager
-def serving(workspace: Workspace, fault: str = "") -> Iterator[tuple[subprocess.Popen[str], grpc.Channel]]:
+def serving(workspace: CoordinatorWorkspace, fault: str = "") -> Iterator[tuple[subprocess.Popen[str], grpc.Channel]]:
     command = [sys.executable, "-m", "coordinator.cli.main", "serve", "-w", str(workspace.folder)]
     process = subprocess.Popen(
         [*command, "--listen", "127.0.0.1:0", "--json", "--json-log"],
@@ -98,7 +98,7 @@ def test_kill_9_loses_nothing(tmp_path: Path, identity: Identity, point: str) ->
     assert findings.leftovers == 0
 
 
-def resubmit(workspace: Workspace, registry: Registry, store: Store, bundle: Bundle) -> bytes:
+def resubmit(workspace: CoordinatorWorkspace, registry: Registry, store: Store, bundle: Bundle) -> bytes:
     """Start again from what the killed process left, and do as a client does."""
     identity, pool = Identity.load(workspace.key), read_pool(workspace.pool.read_bytes())
     spool = Spool(workspace.spool, quota_bytes=1 << 30, floor_bytes=0)
@@ -170,7 +170,7 @@ def test_fsck_finds_and_sweeps(tmp_path: Path, identity: Identity) -> None:
     assert document["orphans"] == ["0" * 64]
 
 
-def run(workspace: Workspace, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(workspace: CoordinatorWorkspace, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "coordinator.cli.main", *arguments, "-w", str(workspace.folder)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 

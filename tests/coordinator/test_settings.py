@@ -2,19 +2,19 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.workspace.paths import Workspace
+from coordinator.workspace.paths import CoordinatorWorkspace
 from coordinator.workspace.settings import load
 from protocol.errors import Code, Refused
 
 
 @pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    workspace = Workspace(tmp_path)
+def workspace(tmp_path: Path) -> CoordinatorWorkspace:
+    workspace = CoordinatorWorkspace(tmp_path)
     workspace.settings.write_text('base = "b"\nlisten = "127.0.0.1:1"\nworker_interval_s = 2.5\ntls_cert = "c.pem"\n')
     return workspace
 
 
-def test_file_then_environment_then_flags(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_then_environment_then_flags(workspace: CoordinatorWorkspace, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load(workspace, listen=None).listen == "127.0.0.1:1"
     monkeypatch.setenv("GREYLAG_COORDINATOR_LISTEN", "127.0.0.1:2")
     assert load(workspace).listen == "127.0.0.1:2"
@@ -22,7 +22,7 @@ def test_file_then_environment_then_flags(workspace: Workspace, monkeypatch: pyt
     assert load(workspace).worker_interval_s == 2.5
 
 
-def test_places_are_in_the_workspace(workspace: Workspace, tmp_path: Path) -> None:
+def test_places_are_in_the_workspace(workspace: CoordinatorWorkspace, tmp_path: Path) -> None:
     settings = load(workspace)
     assert settings.database == f"sqlite:///{tmp_path}/registry.db"
     assert settings.store == str(tmp_path / "store")
@@ -35,7 +35,7 @@ def test_places_are_in_the_workspace(workspace: Workspace, tmp_path: Path) -> No
     ("text", "word"),
     [('base = "b"\nlisen = "x"', "lisen"), ("base = 3", "base"), ("", "base"), ("base = ", "TOML"), ("\xff", "TOML")],
 )
-def test_a_wrong_file_is_one_sentence(workspace: Workspace, text: str, word: str) -> None:
+def test_a_wrong_file_is_one_sentence(workspace: CoordinatorWorkspace, text: str, word: str) -> None:
     workspace.settings.write_bytes(text.encode("latin-1"))
     with pytest.raises(Refused) as refused:
         load(workspace)
@@ -44,7 +44,7 @@ def test_a_wrong_file_is_one_sentence(workspace: Workspace, text: str, word: str
     assert refused.value.hint
 
 
-def test_an_unknown_variable_is_refused(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_variable_is_refused(workspace: CoordinatorWorkspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GREYLAG_COORDINATOR_LISEN", "127.0.0.1:2")
     with pytest.raises(Refused) as refused:
         load(workspace)
@@ -54,5 +54,5 @@ def test_an_unknown_variable_is_refused(workspace: Workspace, monkeypatch: pytes
 
 def test_no_workspace(tmp_path: Path) -> None:
     with pytest.raises(Refused) as refused:
-        load(Workspace(tmp_path))
+        load(CoordinatorWorkspace(tmp_path))
     assert refused.value.code is Code.WORKSPACE_MISSING

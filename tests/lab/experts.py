@@ -16,9 +16,9 @@ from filelock import FileLock
 from client.job import produce
 from client.progress import Progress
 from client.runs.consent import Share
-from client.training.request import Order
+from client.training.request import TrainingRequest
 from client.workspace import settings as client_settings
-from client.workspace.paths import Workspace
+from client.workspace.paths import ClientWorkspace
 from protocol.atomic import write_whole
 from protocol.bundle import Bundle
 from protocol.documents import Pool, read_pool
@@ -74,10 +74,10 @@ def train_expert(
         rows: What the contributor has and nobody else sees.
         seed: Of initialisation and order.
         apart: Folder in the pool's for experts of the same names that are trained in another way.
-        order: What else the client is told; fields of `Order`.
+        order: What else the client is told; fields of `TrainingRequest`.
     """
     pool = read_pool((folder / _POOL_FILE).read_bytes())
-    workspace = Workspace(folder / apart / name)
+    workspace = ClientWorkspace(folder / apart / name)
     settings = client_settings.from_flags(
         coordinator=_NOBODY, pool_key=pool.spec.coordinator, base=str(base), name=name
     )
@@ -87,7 +87,7 @@ def train_expert(
         write_whole(workspace.pool_file, pool.envelope)
         data = workspace.root / "private.jsonl"
         write_whole(data, "".join(json.dumps(row) + "\n" for row in rows).encode())
-        wanted = Order(data, name=name, seed=seed, device="cpu", share=SHARED, **order)
+        wanted = TrainingRequest(data, name=name, seed=seed, device="cpu", share=SHARED, **order)
         clock = _Clock()
         bundle = produce(workspace, settings, wanted, clock, NOW)
         if clock.seconds:

@@ -18,7 +18,7 @@ from protocol.signing import Identity
 from protocol.spec import PoolSpec
 from router.base.linear import linear_modules
 from router.base.loading import Base
-from router.layer.routed_linear import Method, Plan, routing
+from router.layer.routed_linear import Method, RoutingPlan, routing
 from router.methods.base_only import BaseOnly
 from router.methods.merged import Merged
 from router.methods.phatgoose import Phatgoose
@@ -108,7 +108,7 @@ class Family:
         return logits_of(expert.eval(), **self.batch)
 
     def answer(self, method: Method) -> torch.Tensor:
-        with routing(Plan(self.routed.generation.pool, method)):
+        with routing(RoutingPlan(self.routed.generation.pool, method)):
             return logits_of(self.routed.base.model, **self.batch)
 
 

@@ -11,7 +11,7 @@ from protocol.documents import Pool
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
 from router.base.loading import Base
-from router.layer.routed_linear import Plan, routing
+from router.layer.routed_linear import RoutingPlan, routing
 from router.methods.phatgoose import Phatgoose
 from router.model.routed_model import RoutedModel
 from router.pool.calibration import Calibration
@@ -37,7 +37,7 @@ def soft(pool: ExpertPool, found: Calibration, k: int, *, grad: bool = False) ->
 def test_soft_routing_answers_as_the_routed_layer_does(k: int, count: int) -> None:
     pool, _ = make_experts(count, D, OUT, absent=4 if count > 4 else 0, seed=count)
     found, layer, u = drawn(pool), make_layer(D, OUT), torch.randn(3, 5, D)
-    with routing(Plan(pool.calibrated(found), Phatgoose(k))):
+    with routing(RoutingPlan(pool.calibrated(found), Phatgoose(k))):
         expected = layer(u)
     with soft_routing(layer, {"": soft(pool, found, k)[0]}):
         torch.testing.assert_close(layer(u), expected, rtol=1e-4, atol=1e-4)
@@ -47,7 +47,7 @@ def test_soft_routing_answers_as_the_routed_layer_does(k: int, count: int) -> No
 def test_every_kind_of_expert_learns() -> None:
     pool = mixed_kinds(D, OUT)
     found, layer, u = drawn(pool), make_layer(D, OUT), torch.randn(7, D)
-    with routing(Plan(pool.calibrated(found), Phatgoose(2))):
+    with routing(RoutingPlan(pool.calibrated(found), Phatgoose(2))):
         expected = layer(u)
     with soft_routing(layer, {"": soft(pool, found, 2)[0]}):
         torch.testing.assert_close(layer(u), expected, rtol=1e-4, atol=1e-4)
@@ -100,7 +100,7 @@ def rows_of(base: Base) -> dict[str, torch.Tensor]:
 
 
 def loss_of(base: Base, pool: ExpertPool, rows: dict[str, torch.Tensor]) -> float:
-    with torch.inference_mode(), routing(Plan(pool, Phatgoose(2))):
+    with torch.inference_mode(), routing(RoutingPlan(pool, Phatgoose(2))):
         return float(base.model(**rows).loss)
 
 

@@ -14,10 +14,10 @@ from protocol.documents import Pool
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
 from protocol.spec import Routing
-from router.layer.routed_linear import MixedPlan, Plan, routing
+from router.layer.routed_linear import MixedPlan, RoutingPlan, routing
 from router.methods.phatgoose import Phatgoose
 from router.model import planner
-from router.model.releases import KEPT, Generation, Held, listed
+from router.model.releases import KEPT, Generation, Held, listing
 from router.model.routed_model import RoutedModel
 from router.pool.pool import ExpertPool
 from router.query.answer import Answer
@@ -97,9 +97,9 @@ def test_restriction_is_exact_at_one_module(tokens: int) -> None:
     for n in left:
         fewer = fewer.add(pool.experts[n])
     layer, u = make_layer(32, 16), torch.randn(2, tokens, 32)
-    with routing(Plan(seen, Phatgoose(2))):
+    with routing(RoutingPlan(seen, Phatgoose(2))):
         ours = layer(u)
-    with routing(Plan(fewer, Phatgoose(2))):
+    with routing(RoutingPlan(fewer, Phatgoose(2))):
         torch.testing.assert_close(ours, layer(u), rtol=1e-6, atol=1e-6)
 
 
@@ -156,7 +156,7 @@ def test_rows_that_choose_alike_are_routed_together(model: RoutedModel) -> None:
     planned = planner.plan(model.senses, model.held, INPUTS[:4], choices)
     assert [part.inputs for part in planned.parts] == [(0, 2), (1, 3)]
     assert isinstance(planned.plan, MixedPlan)
-    assert isinstance(planner.plan(model.senses, model.held, INPUTS[:1], choices[:1]).plan, Plan)
+    assert isinstance(planner.plan(model.senses, model.held, INPUTS[:1], choices[:1]).plan, RoutingPlan)
 
 
 def test_old_and_new_releases_share_a_batch(
@@ -221,7 +221,7 @@ def test_a_release_goes_on_from_what_has_its_order() -> None:
     turned = first.reordered([expert.digest for expert in reversed(first.experts)])
     fewer = turned.remove(first.experts[0].digest)
     held = Held().followed_by(Generation(first, release=1)).followed_by(Generation(turned, release=2))
-    order = [listed(expert) for expert in first.experts]
+    order = [listing(expert) for expert in first.experts]
     assert held.nearest(order) is first
     assert held.nearest(order[::-1]) is turned
     # Equal ways: the newest. No way without another order: the newest, too.
@@ -276,7 +276,7 @@ def test_choices_and_inputs_are_as_many(model: RoutedModel) -> None:
 def test_flattened_rows_are_told_apart() -> None:
     pool, _ = make_experts(9, 32, 16)
     layer, u = make_layer(32, 16), torch.randn(3, 5, 32)
-    plans = [(Plan(pool, Phatgoose(2)), 2), (Plan(pool, Phatgoose(1)), 1)]
+    plans = [(RoutingPlan(pool, Phatgoose(2)), 2), (RoutingPlan(pool, Phatgoose(1)), 1)]
     with routing(MixedPlan(plans)):
         whole = layer(u)
         flat = layer(u.reshape(15, 32))
@@ -290,8 +290,8 @@ def test_flattened_rows_are_told_apart() -> None:
 def test_rows_that_cannot_be_told_apart_are_refused(shape: tuple[int, ...]) -> None:
     # Such as tokens that a base model hands out among experts of its own.
     pool, _ = make_experts(3, 32, 16)
-    layer, plan = make_layer(32, 16), Plan(pool, Phatgoose(2))
-    with routing(MixedPlan([(plan, 2), (Plan(pool, Phatgoose(1)), 1)])):
+    layer, plan = make_layer(32, 16), RoutingPlan(pool, Phatgoose(2))
+    with routing(MixedPlan([(plan, 2), (RoutingPlan(pool, Phatgoose(1)), 1)])):
         layer(torch.randn(3, 4, 32))
         with pytest.raises(Refused, match="cannot be told apart") as refused:
             layer(torch.randn(shape))

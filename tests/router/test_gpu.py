@@ -11,7 +11,7 @@ from router.layer.autotune import Autotuner
 from router.layer.choice import Choice
 from router.layer.dispatch import dispatch
 from router.layer.kernels import available
-from router.layer.routed_linear import Plan, routing
+from router.layer.routed_linear import RoutingPlan, routing
 from router.methods.context import Asked
 from router.methods.phatgoose import Phatgoose
 from router.methods.registry import resolve
@@ -102,7 +102,7 @@ def test_a_module_that_nobody_touches_has_no_choice() -> None:
     part = ExpertModule(torch.ones(1, 8), torch.ones(4, 1), 1.0, torch.ones(8))
     pool = ExpertPool().add(Expert("0" * 64, "e", "", {"a.q": part, "a.v": part}))
     group = pool.modules["a.q"].group
-    found = topk_gpu.select(group, torch.randn(3, 8), 2)
+    found = topk_gpu.select_on_gpu(group, torch.randn(3, 8), 2)
     assert [choice is None for choice in found] == [path == "a.k" for path in group.store.paths]
 
 
@@ -134,7 +134,7 @@ def test_a_layer_goes_the_way_of_a_gpu(tokens: int, dtype: torch.dtype, monkeypa
     monkeypatch.setattr("router.layer.dispatch.autotuner", Autotuner())
     monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: False)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
-    with routing(Plan(pool, Phatgoose(2))):
+    with routing(RoutingPlan(pool, Phatgoose(2))):
         y = layer(on_device(u))
         assert len(timed) == (6 if dtype == torch.float32 else 12)
         assert torch.equal(layer(on_device(u)), y)
@@ -147,7 +147,7 @@ def test_a_layer_goes_the_way_of_a_gpu(tokens: int, dtype: torch.dtype, monkeypa
 def test_experts_of_every_kind_go_the_way_of_a_gpu(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     layer, u, pool = make_layer(24, 20), torch.randn(tokens, 24), mixed_kinds(24, 20)
     monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: True)
-    with routing(Plan(pool, Phatgoose(3))):
+    with routing(RoutingPlan(pool, Phatgoose(3))):
         torch.testing.assert_close(layer(on_device(u)).as_subclass(Tensor), layer(u))
 
 

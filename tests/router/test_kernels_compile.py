@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from router.layer.choice import Choice
-from router.pool.device_table import Columns, View
+from router.pool.device_table import DeviceColumns, View
 
 triton = pytest.importorskip("triton")
 launch = pytest.importorskip("router.layer.kernels.launch")
@@ -104,8 +104,8 @@ def launch_all(tokens: int, d: int, dtype: torch.dtype, *, k: int, rank: int, bi
     capacity = 512
     seen = torch.ones(1, capacity, dtype=torch.uint8)
     view = View(
-        Columns.zeros(1, capacity), torch.ones(1, dtype=torch.int32), seen, rank, dtype, identity=True, aligned=True,
-        bias=torch.zeros(1, capacity) if biased else None, temperature=torch.ones(1) if biased else None,
+        DeviceColumns.zeros(1, capacity), torch.ones(1, dtype=torch.int32), seen, rank, dtype, identity=True,
+        aligned=True, bias=torch.zeros(1, capacity) if biased else None, temperature=torch.ones(1) if biased else None,
     )  # fmt: skip
     u, y = torch.empty(tokens, d, dtype=dtype), torch.empty(tokens, d, dtype=dtype)
     experts, weights, hidden = launch.choose(view, u, k)

@@ -13,7 +13,7 @@ from router.base.linear import Linear, shape
 from router.layer import experts_cpu
 from router.layer.choice import Choice
 from router.layer.dispatch import offered
-from router.layer.routed_linear import Plan, RoutedLinear, routing
+from router.layer.routed_linear import RoutedLinear, RoutingPlan, routing
 from router.layer.scaling import add_scaled
 from router.methods.merged import Merged
 from router.methods.phatgoose import Phatgoose
@@ -105,7 +105,7 @@ def test_one_expert_is_what_its_paper_says(kind: str, form: str, tokens: int) ->
     linear = linear_of(form)
     pool, (slow,) = make_pool((kind,), 1, linear)
     layer, u = RoutedLinear(PATH, linear), inputs(tokens)
-    with torch.inference_mode(), routing(Plan(pool, SingleExpert(pool.find("e0")))):
+    with torch.inference_mode(), routing(RoutingPlan(pool, SingleExpert(pool.find("e0")))):
         y = layer(u)
     weight, bias = rows_of(linear), linear.bias
     exact = torch.stack([weight.double() @ x + bias.double() + delta(slow, x, weight, bias) for x in u.double()])
@@ -120,7 +120,7 @@ def test_a_pool_of_all_kinds_agrees_with_the_reference(tokens: int, count: int, 
     linear = linear_of("linear", bias=bias)
     pool, slow = make_pool(KINDS, count, linear)
     layer, u = RoutedLinear(PATH, linear), inputs(tokens)
-    with torch.inference_mode(), routing(Plan(pool, Phatgoose(k))):
+    with torch.inference_mode(), routing(RoutingPlan(pool, Phatgoose(k))):
         y = layer(u)
     assert error(y[-20:], route(u[-20:], linear.weight, linear.bias, slow, k).y) <= 1e-6
 
@@ -130,7 +130,7 @@ def test_a_pool_of_one_kind_agrees_with_the_reference(kind: str) -> None:
     linear = linear_of("linear")
     pool, slow = make_pool((kind,), 20, linear)
     layer, u = RoutedLinear(PATH, linear), inputs(12)
-    with torch.inference_mode(), routing(Plan(pool, Phatgoose(2))):
+    with torch.inference_mode(), routing(RoutingPlan(pool, Phatgoose(2))):
         y = layer(u)
     assert error(y, route(u, linear.weight, linear.bias, slow, 2).y) <= 1e-6
 
@@ -154,7 +154,7 @@ def test_whatever_the_widths_the_ranks_and_who_leaves_the_module_alone(seed: int
         pool = pool.add(Expert(f"{number:064x}", f"e{number}", "", {PATH if here else "elsewhere": part}))
         slow += [expert] if here else []
     u = torch.randn(draw.choice((1, 3, 20)), d_in) * draw.choice((0.1, 1, 10)) + draw.choice((0, 0.5))
-    with torch.inference_mode(), routing(Plan(pool, Phatgoose(k))):
+    with torch.inference_mode(), routing(RoutingPlan(pool, Phatgoose(k))):
         y = RoutedLinear(PATH, linear)(u)
     assert error(y, route(u, linear.weight, linear.bias, slow, k).y) <= 1e-6
 
@@ -185,7 +185,7 @@ def test_merged_is_the_mean_of_what_all_add() -> None:
     linear = linear_of("linear")
     pool, slow = make_pool(KINDS, 9, linear)
     layer, u = RoutedLinear(PATH, linear), inputs(5)
-    with torch.inference_mode(), routing(Plan(pool, Merged())):
+    with torch.inference_mode(), routing(RoutingPlan(pool, Merged())):
         y = layer(u)
     exact = torch.stack(
         [linear.weight.double() @ x + linear.bias.double()
@@ -201,7 +201,7 @@ def test_a_plain_generation_stays_what_it_was_when_other_kinds_come(tokens: int)
     layer, u = RoutedLinear(PATH, linear), inputs(tokens)
 
     def answer(pool: ExpertPool) -> Tensor:
-        with torch.inference_mode(), routing(Plan(pool, Phatgoose(2))):
+        with torch.inference_mode(), routing(RoutingPlan(pool, Phatgoose(2))):
             y: Tensor = layer(u)
         return y
 
@@ -234,7 +234,7 @@ def test_vectors_of_many_experts_stay_where_they_are() -> None:
     assert again.outer is not None
     assert (again.outer.data_ptr(), torch.equal(again.outer, kept)) == (place, True)
     layer, u = RoutedLinear(PATH, linear), inputs(30)
-    with torch.inference_mode(), routing(Plan(grown, Phatgoose(3))):
+    with torch.inference_mode(), routing(RoutingPlan(grown, Phatgoose(3))):
         y = layer(u)
     assert error(y, route(u, linear.weight, linear.bias, slow, 3).y) <= 1e-6
 
@@ -277,14 +277,14 @@ def test_bfloat16_is_as_near_as_bfloat16_can_be(tokens: int) -> None:
     linear = linear_of("linear")
     exact_pool, _ = make_pool(KINDS, 14, linear)
     u = inputs(tokens).bfloat16()
-    with torch.inference_mode(), routing(Plan(exact_pool, Phatgoose(3))):
+    with torch.inference_mode(), routing(RoutingPlan(exact_pool, Phatgoose(3))):
         exact = RoutedLinear(PATH, linear)(u.float())
     pool = ExpertPool()
     for expert in exact_pool.experts:
         part = expert.modules[PATH]
         half = ExpertModule(part.a.bfloat16(), part.b.bfloat16(), part.scaling, part.gate, part.activation, part.scales)
         pool = pool.add(Expert(expert.digest, expert.name, "", {PATH: half}))
-    with torch.inference_mode(), routing(Plan(pool, Phatgoose(3))):
+    with torch.inference_mode(), routing(RoutingPlan(pool, Phatgoose(3))):
         y = RoutedLinear(PATH, linear.bfloat16())(u)
     assert y.dtype == torch.bfloat16
     assert (y.float() - exact).abs().max() / exact.abs().max() < 3e-2
@@ -339,6 +339,6 @@ def test_one_token_of_a_plain_pool_takes_the_short_way(monkeypatch: pytest.Monke
     monkeypatch.setattr(experts_cpu, "add_one", lambda *_: calls.append("one"))
     for kinds in (("lora", "rslora"), ("lora", "relu")):
         pool, _ = make_pool(kinds, 4, linear)
-        with torch.inference_mode(), routing(Plan(pool, Phatgoose(2))):
+        with torch.inference_mode(), routing(RoutingPlan(pool, Phatgoose(2))):
             RoutedLinear(PATH, linear)(inputs(1))
     assert calls == ["one"]

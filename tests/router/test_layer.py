@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from router.layer.choice import Choice
-from router.layer.routed_linear import Plan, RoutedLinear, routing
+from router.layer.routed_linear import RoutedLinear, RoutingPlan, routing
 from router.methods.base_only import BaseOnly
 from router.methods.merged import Merged
 from router.methods.phatgoose import Phatgoose
@@ -25,7 +25,7 @@ def test_agrees_with_the_reference(count: int, k: int, bias: bool) -> None:  # n
     pool, slow = make_experts(count, d, o, absent=3 if count > 3 else 0, seed=count)
     layer = make_layer(d, o, bias=bias)
     u = torch.randn(3, 11, d, generator=torch.Generator().manual_seed(k))
-    with routing(Plan(pool, Phatgoose(k))):
+    with routing(RoutingPlan(pool, Phatgoose(k))):
         y = layer(u)
     expected = route(u.reshape(t, d), layer.linear.weight, layer.linear.bias, slow, k)
     error = (y.reshape(t, o).double() - expected.y).abs().max() / expected.y.abs().max()
@@ -42,17 +42,17 @@ def test_no_expert_is_bitwise_the_base() -> None:
     u = torch.randn(5, 7, 32)
     plain = layer.linear(u)
     assert torch.equal(layer(u), plain)
-    with routing(Plan(ExpertPool(), Phatgoose(2))):
+    with routing(RoutingPlan(ExpertPool(), Phatgoose(2))):
         assert torch.equal(layer(u), plain)
     pool, _ = make_experts(4, 32, 16)
-    with routing(Plan(pool, BaseOnly())):
+    with routing(RoutingPlan(pool, BaseOnly())):
         assert torch.equal(layer(u), plain)
 
 
 def test_one_expert_by_name_is_that_expert() -> None:
     pool, slow = make_experts(5, 32, 16)
     layer, u = make_layer(32, 16), torch.randn(9, 32)
-    with routing(Plan(pool, SingleExpert(pool.find("c/e3")))):
+    with routing(RoutingPlan(pool, SingleExpert(pool.find("c/e3")))):
         y = layer(u)
     expected = layer.linear(u) + slow[3].scaling * (u @ slow[3].a.T @ slow[3].b.T)
     torch.testing.assert_close(y, expected)
@@ -61,14 +61,14 @@ def test_one_expert_by_name_is_that_expert() -> None:
 def test_an_expert_that_leaves_the_module_alone_is_bitwise_the_base() -> None:
     pool, _ = make_experts(5, 32, 16, absent=3)
     layer, u = make_layer(32, 16), torch.randn(9, 32)
-    with routing(Plan(pool, SingleExpert(pool.find("e3")))):
+    with routing(RoutingPlan(pool, SingleExpert(pool.find("e3")))):
         assert torch.equal(layer(u), layer.linear(u))
 
 
 def test_merged_is_the_mean_of_outer_products() -> None:
     pool, slow = make_experts(9, 32, 16, absent=4)
     layer, u = make_layer(32, 16), torch.randn(9, 32)
-    with routing(Plan(pool, Merged())):
+    with routing(RoutingPlan(pool, Merged())):
         y = layer(u)
     mean = sum((e.scaling * e.b.double() @ e.a.double() for e in slow), torch.zeros(16, 32, dtype=torch.float64))
     expected = u.double() @ (layer.linear.weight.double() + mean / len(slow)).T
@@ -86,9 +86,9 @@ def test_bfloat16_is_as_near_as_bfloat16_can_be(method: Phatgoose | Merged, toke
         part = expert.modules[PATH]
         part = ExpertModule(part.a.bfloat16(), part.b.bfloat16(), part.scaling, part.gate)
         halved = halved.add(Expert(expert.digest, expert.name, "", {PATH: part}))
-    with routing(Plan(halved, method)):
+    with routing(RoutingPlan(halved, method)):
         y = layer(u)
-    with routing(Plan(pool, method)):
+    with routing(RoutingPlan(pool, method)):
         exact = layer.float()(u.float())
     assert y.dtype == torch.bfloat16
     assert (y.float() - exact).abs().max() / exact.abs().max() < 2e-2

@@ -15,7 +15,7 @@ from protocol.signing import Identity
 from router.base.linear import find_linear
 from router.base.loading import load_base
 from router.layer.choice import Choice
-from router.layer.routed_linear import Plan, routing
+from router.layer.routed_linear import RoutingPlan, routing
 from router.methods.phatgoose import Phatgoose
 from router.methods.single_expert import SingleExpert
 from router.model.recorder import RouteRecorder
@@ -65,14 +65,14 @@ def test_from_bundles_puts_experts_on_in_order(base: Path, tmp_path: Path, ident
 def test_a_single_expert_gives_plain_peft_logits(base: Path, model: RoutedModel, tmp_path: Path) -> None:
     plain = PeftModel.from_pretrained(load_base(str(base), device="cpu").model, tmp_path / "b2").eval()
     pool = model.generation.pool
-    with routing(Plan(pool, SingleExpert(pool.find("ada/e2")))):
+    with routing(RoutingPlan(pool, SingleExpert(pool.find("ada/e2")))):
         ours = logits(model.base.model, model, INPUTS[0])
     torch.testing.assert_close(ours, logits(plain, model, INPUTS[0]), atol=1e-5, rtol=1e-5)
 
 
 def test_without_experts_logits_are_bitwise_the_base(base: Path) -> None:
     routed = RoutedModel.from_base(str(base), device="cpu")
-    with routing(Plan(routed.generation.pool, Phatgoose(2))):
+    with routing(RoutingPlan(routed.generation.pool, Phatgoose(2))):
         ours = logits(routed.base.model, routed, INPUTS[0])
     assert torch.equal(ours, logits(load_base(str(base), device="cpu").model, routed, INPUTS[0]))
 
@@ -120,7 +120,7 @@ def test_score_is_the_mean_log_likelihood(model: RoutedModel) -> None:
     target = [*tokenizer("c b", add_special_tokens=False).input_ids, tokenizer.eos_token_id]
     prompt = tokenizer("a b").input_ids
     pool = model.generation.pool
-    with torch.inference_mode(), routing(Plan(pool, Phatgoose(2))):
+    with torch.inference_mode(), routing(RoutingPlan(pool, Phatgoose(2))):
         if model.base.architecture == "decoder-only":
             out = model.base.model(input_ids=torch.tensor([prompt + target])).logits[0, len(prompt) - 1 : -1]
         else:

@@ -10,7 +10,7 @@ from router.layer import experts_cpu
 from router.layer.autotune import Autotuner
 from router.layer.choice import Choice, CommonChoice
 from router.layer.dispatch import add_experts, dispatch, offered
-from router.layer.routed_linear import Plan, routing
+from router.layer.routed_linear import RoutingPlan, routing
 from router.methods.phatgoose import Phatgoose
 from router.pool.expert import Expert
 from router.pool.expert_module import ExpertModule
@@ -34,7 +34,7 @@ def test_the_layer_agrees_with_the_reference(tokens: int, count: int, k: int) ->
     pool, slow = make_experts(count, 48, 40, absent=3 if count > 3 else 0, seed=count)
     layer = make_layer(48, 40)
     u = torch.randn(1, tokens, 48, generator=torch.Generator().manual_seed(tokens)) + 0.5
-    with routing(Plan(pool, Phatgoose(k))):
+    with routing(RoutingPlan(pool, Phatgoose(k))):
         y = layer(u)
     # The reference takes one token at a time, and its time.
     assert error(y[0, -40:], route(u[0, -40:], layer.linear.weight, None, slow, k).y) <= 1e-6
@@ -147,12 +147,12 @@ def test_everybody_at_once_keeps_its_digits() -> None:
 def test_any_layout_of_the_input_will_do() -> None:
     pool, _ = make_experts(9, 32, 16)
     layer, u = make_layer(32, 16), torch.randn(32, 5, 3).permute(2, 1, 0)
-    with routing(Plan(pool, Phatgoose(2))):
+    with routing(RoutingPlan(pool, Phatgoose(2))):
         torch.testing.assert_close(layer(u), layer(u.contiguous()))
         torch.testing.assert_close(layer(u[0, :1]), layer(u[:1, :1].contiguous())[0])
 
 
 def test_no_pool_at_all_is_no_work() -> None:
     layer, u = make_layer(32, 16), torch.randn(3, 32)
-    with routing(Plan(ExpertPool(), Phatgoose(2))):
+    with routing(RoutingPlan(ExpertPool(), Phatgoose(2))):
         assert torch.equal(layer(u), layer.linear(u))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from protocol.errors import Code, Refused
-from router.layer.routed_linear import Plan, RoutedLinear, routing
+from router.layer.routed_linear import RoutedLinear, RoutingPlan, routing
 from router.methods.phatgoose import Phatgoose
 from router.pool.expert import Expert
 from router.pool.expert_module import ExpertModule, Scales
@@ -35,7 +35,7 @@ def newcomer(number: int, *, rank: int = 3, path: str = PATH, fill: float | None
 
 
 def answer(pool: ExpertPool, u: Tensor) -> Tensor:
-    with torch.inference_mode(), routing(Plan(pool, Phatgoose(2))):
+    with torch.inference_mode(), routing(RoutingPlan(pool, Phatgoose(2))):
         y: Tensor = LAYER(u)
     return y
 
@@ -176,9 +176,9 @@ def test_an_expert_for_whom_memory_ran_out_leaves_nothing_behind(
         layer = RoutedLinear(path, LAYER.linear)
         u = torch.randn(9, D_IN)
         with torch.inference_mode():
-            with routing(Plan(ours, Phatgoose(2))):
+            with routing(RoutingPlan(ours, Phatgoose(2))):
                 y = layer(u)
-            with routing(Plan(expected, Phatgoose(2))):
+            with routing(RoutingPlan(expected, Phatgoose(2))):
                 # Pages may begin at other addresses, by which a product's last bits may differ.
                 torch.testing.assert_close(y, layer(u), atol=1e-5, rtol=1e-5)
 

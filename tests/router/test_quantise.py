@@ -16,7 +16,7 @@ from router.base import quantisation as quantising
 from router.base.linear import linear_modules, weight_of
 from router.base.loading import load_base
 from router.base.quantisation import Bits
-from router.layer.routed_linear import Plan, routing
+from router.layer.routed_linear import RoutingPlan, routing
 from router.methods.phatgoose import Phatgoose
 from router.methods.single_expert import SingleExpert
 from router.model.routed_model import RoutedModel
@@ -53,7 +53,7 @@ def test_experts_of_every_kind_run_on_a_quantised_base(
         bundle = factories.make_bundle(tmp_path / kind, pool, identity, name=kind, kind=kind, seed=number)
         model.append(bundle)
         expert = model.generation.pool.find(kind)
-        with routing(Plan(model.generation.pool, SingleExpert(expert))):
+        with routing(RoutingPlan(model.generation.pool, SingleExpert(expert))):
             answer = logits_of(model.base.model)
         assert (answer - plain).abs().max() > 1e-3
         if kind in ("lora", "dora"):
@@ -62,7 +62,7 @@ def test_experts_of_every_kind_run_on_a_quantised_base(
             # Activations in 8 bits turn a last digit into a step.
             near = 1e-4 if bits == "4bit" else 5e-2
             assert (answer - expected).abs().max() <= near * expected.abs().max()
-    with routing(Plan(model.generation.pool, Phatgoose(2))):
+    with routing(RoutingPlan(model.generation.pool, Phatgoose(2))):
         assert logits_of(model.base.model).isfinite().all()
     assert torch.equal(logits_of(model.base.model), plain)
 

@@ -24,8 +24,8 @@ from router.follow.pull import pull
 from router.follow.workspace import Mirror
 from router.layer import topk_gpu
 from router.layer.choice import Choice
-from router.layer.routed_linear import Plan, routing
-from router.layer.topk import select
+from router.layer.routed_linear import RoutingPlan, routing
+from router.layer.topk import select_experts
 from router.methods import METHODS, NEEDS
 from router.methods.average_activation import AverageActivation, mean
 from router.methods.context import Asked
@@ -72,7 +72,7 @@ def test_means_take_the_place_of_gates(tokens: int, count: int, k: int) -> None:
         if PATH in means:
             expected.append(next(exact)._replace(gate=means[PATH]))
     layer, u = make_layer(32, 24), torch.randn(1, tokens, 32) + 1
-    with routing(Plan(pool, AverageActivation(k))):
+    with routing(RoutingPlan(pool, AverageActivation(k))):
         y = layer(u)[0]
     answer = route(u[0], layer.linear.weight, None, expected, k)
     assert (y.double() - answer.y).abs().max() <= 1e-6 * answer.y.abs().max()
@@ -85,11 +85,11 @@ def test_the_kernels_of_a_gpu_never_take_gates_for_means() -> None:
         means = {path: torch.randn(32) for path in expert.modules}
         pool = pool.add(Expert(expert.digest, expert.name, "", expert.modules, means=means))
     group, u = pool.modules[PATH].group, torch.randn(5, 32)
-    (on_device,), (here,) = topk_gpu.select(group.by(mean), u, 2), select(group.by(mean), u, 2)
+    (on_device,), (here,) = topk_gpu.select_on_gpu(group.by(mean), u, 2), select_experts(group.by(mean), u, 2)
     assert on_device is not None
     assert isinstance(here, Choice)
     assert torch.equal(on_device.experts, here.experts)
-    (by_gates,) = select(group, u, 2)
+    (by_gates,) = select_experts(group, u, 2)
     assert isinstance(by_gates, Choice)
     assert not torch.equal(here.experts, by_gates.experts)
 

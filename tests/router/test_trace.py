@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from router.query.answer import Answer, Answered, ModuleRoute, joined
+from router.query.answer import Answer, Answered, ModuleRoute, merge_answers
 from router.query.attribution import (
     Panel,
     correlation,
@@ -118,7 +118,7 @@ def test_batches_are_joined_by_the_names_of_their_experts() -> None:
         full = np.eye(2, dtype=np.float32)[[at]]
         return Answered(names, (Answer("y", routes=(route("q", [[at]], [[1.0]], full=full),)),))
 
-    found = joined([batch(("ada", "bob"), 1), batch(("bob", "cy"), 0)])
+    found = merge_answers([batch(("ada", "bob"), 1), batch(("bob", "cy"), 0)])
     assert found.experts == EXPERTS
     for answer in found.answers:
         assert expert_shares(answer.routes, found.experts)["bob"] == 1

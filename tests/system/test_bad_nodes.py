@@ -15,7 +15,7 @@ from client.daemon import handlers
 from client.daemon.app import make_app
 from client.daemon.executor import Act
 from client.daemon.handlers import Work
-from client.daemon.state import Place
+from client.daemon.state import DaemonFolder
 from client.workspace import settings as client_settings
 from coordinator.fleet.campaigns.driver import Driver
 from coordinator.fleet.campaigns.start import start
@@ -24,7 +24,7 @@ from coordinator.fleet.simulation.local_grid import LocalGrid, VirtualNode
 from coordinator.fleet.simulation.scratch_pool import Clock, enrol, propose
 from coordinator.registry.registry import Registry
 from coordinator.workspace.context import Opened
-from coordinator.workspace.paths import Workspace
+from coordinator.workspace.paths import CoordinatorWorkspace
 from coordinator.workspace.settings import Settings
 from protocol.atomic import write_whole
 from protocol.documents import Pool
@@ -67,7 +67,7 @@ class Village:
         app = make_app(self.opened.pool, answer_well, lambda _: None)
         self.grid.nodes.append(VirtualNode(enrol(self.opened, "good"), app))
 
-    def join(self, place: Place) -> None:
+    def join(self, place: DaemonFolder) -> None:
         act = Act(place, Work(place, self.opened.pool, device="cpu"))
         node = VirtualNode(enrol(self.opened, "bad"), make_app(self.opened.pool, act, act.log))
         self.grid.nodes.append(node)
@@ -94,8 +94,8 @@ def site(tmp_path: Path, t5_base: Path, t5_pool: Pool, operator: Identity) -> Si
 
 
 @pytest.fixture
-def place(site: Site) -> Place:
-    place = Place(site.workspace)
+def place(site: Site) -> DaemonFolder:
+    place = DaemonFolder(site.workspace)
     place.prepare()
     place.policy.write_text(f'data = "{site.data}"\n{OBEYING}')
     return place
@@ -105,35 +105,35 @@ def place(site: Site) -> Place:
 def village(tmp_path: Path, site: Site) -> Iterator[Village]:
     registry = Registry.open(f"sqlite:///{tmp_path / 'registry.db'}", migrate=True)
     settings = Settings(base="none", database="none", store=str(tmp_path), probe=tmp_path / "none")
-    village = Village(Opened(Workspace(tmp_path), settings, site.pool, site.operator, registry))
+    village = Village(Opened(CoordinatorWorkspace(tmp_path), settings, site.pool, site.operator, registry))
     yield village
     village.grid.close()
     registry.close()
 
 
-Spoil = Callable[[Site, Place, pytest.MonkeyPatch, Path], None]
+Spoil = Callable[[Site, DaemonFolder, pytest.MonkeyPatch, Path], None]
 
 
-def another_base(site: Site, place: Place, patch: pytest.MonkeyPatch, other: Path) -> None:
+def another_base(site: Site, place: DaemonFolder, patch: pytest.MonkeyPatch, other: Path) -> None:
     settings = site.settings.model_copy(update={"base": str(other)})
     write_whole(site.workspace.settings_file, client_settings.dump(settings))
 
 
-def forbids_everything(site: Site, place: Place, patch: pytest.MonkeyPatch, other: Path) -> None:
+def forbids_everything(site: Site, place: DaemonFolder, patch: pytest.MonkeyPatch, other: Path) -> None:
     place.policy.write_text(f'data = "{site.data}"\n{FORBIDDING}')
 
 
-def no_held_out_rows(site: Site, place: Place, patch: pytest.MonkeyPatch, other: Path) -> None:
+def no_held_out_rows(site: Site, place: DaemonFolder, patch: pytest.MonkeyPatch, other: Path) -> None:
     site.data.write_text(json.dumps({"input": PLANTED, "target": PLANTED}) + "\n")
     patch.setattr(handlers, "pull_exactly", lambda *_, **__: Mirror(site.pool, None, ()))  # type: ignore[arg-type]
     patch.setattr(handlers, "pull", lambda *_, **__: Mirror(site.pool, None, ()))  # type: ignore[arg-type]
 
 
-def no_data(site: Site, place: Place, patch: pytest.MonkeyPatch, other: Path) -> None:
+def no_data(site: Site, place: DaemonFolder, patch: pytest.MonkeyPatch, other: Path) -> None:
     site.data.unlink()
 
 
-def full_disk(site: Site, place: Place, patch: pytest.MonkeyPatch, other: Path) -> None:
+def full_disk(site: Site, place: DaemonFolder, patch: pytest.MonkeyPatch, other: Path) -> None:
     def produce(*_: object) -> None:
         raise OSError(errno.ENOSPC, PLANTED)
 
@@ -177,7 +177,7 @@ CASES = (
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.kind} {case.spoil.__name__}")
 def test_a_node_that_cannot_take_part_says_why_and_the_others_go_on(
-    village: Village, site: Site, place: Place, monkeypatch: pytest.MonkeyPatch, llama_base: Path, case: Case
+    village: Village, site: Site, place: DaemonFolder, monkeypatch: pytest.MonkeyPatch, llama_base: Path, case: Case
 ) -> None:
     case.spoil(site, place, monkeypatch, llama_base)
     village.join(place)
@@ -192,7 +192,7 @@ def test_a_node_that_cannot_take_part_says_why_and_the_others_go_on(
     assert not any(PLANTED.encode() in raw for raw in village.wire)
 
 
-def test_a_node_whose_clock_is_apart_says_so(village: Village, place: Place) -> None:
+def test_a_node_whose_clock_is_apart_says_so(village: Village, place: DaemonFolder) -> None:
     village.clock.forward(timedelta(days=-2))
     village.join(place)
     number = village.ask("train")

@@ -29,7 +29,7 @@ MAX_ATTEMPTS = 10
 
 
 @dataclass(frozen=True)
-class Turn:
+class OpenRound:
     """The round that is going on."""
 
     row: Round
@@ -64,16 +64,16 @@ class Calibrations:
         self._opened = opened
         self._rounds, self._fleet = Rounds(opened.registry), Fleet(opened.registry)
 
-    def turn(self, campaign: Campaign) -> Turn | None:
+    def turn(self, campaign: Campaign) -> OpenRound | None:
         """Find the round that is going on; None after the last."""
         rows = self._rounds.of(campaign.number)
         if not is_open(rows):
             return None
         order = order_of(rows[-1].envelope)
         assert order.calibrating is not None  # noqa: S101 - our own row
-        return Turn(rows[-1], order, order.calibrating)
+        return OpenRound(rows[-1], order, order.calibrating)
 
-    def is_over(self, campaign: Campaign, turn: Turn, now: datetime) -> bool:
+    def is_over(self, campaign: Campaign, turn: OpenRound, now: datetime) -> bool:
         """Tell whether nobody is waited for any more: the round's time is up, or whoever was asked has answered."""
         if now >= read_timestamp(turn.row.ends):
             return True
@@ -82,7 +82,7 @@ class Calibrations:
         states = self._fleet.campaigns.states(campaign.number)
         return bool(states) and all(state in FINAL for state in states)
 
-    def close(self, campaign: Campaign, turn: Turn, run: Run, now: datetime) -> None:
+    def close(self, campaign: Campaign, turn: OpenRound, run: Run, now: datetime) -> None:
         """Put together what was learnt, and open the next round; without enough answers or budget that was the last."""
         answers = self._fleet.campaigns.answers(campaign.number)
         facts: dict[str, Any] = {
@@ -108,7 +108,7 @@ class Calibrations:
                     following = self._next_order(turn, file_of(turn.row, content, spent))
         self._rounds.close(turn.row, content, facts, noise=noise, following=following, ends=ends)
 
-    def _pooled(self, turn: Turn, run: Run, updates: list[bytes]) -> tuple[Calibration, Spent | None]:
+    def _pooled(self, turn: OpenRound, run: Run, updates: list[bytes]) -> tuple[Calibration, Spent | None]:
         task, base = turn.task, self._base(turn.order)
         listed = [expert.bundle for expert in base.experts]
         before = self._rounds.content(task.start.sha256) if task.start else None
@@ -129,7 +129,7 @@ class Calibrations:
             raise Refused(Code.RELEASE_UNKNOWN, "The list that was calibrated is gone.")
         return read_release(released.envelope, self._opened.pool).spec
 
-    def _next_order(self, turn: Turn, start: CalibrationFile) -> tuple[Order, bytes]:
+    def _next_order(self, turn: OpenRound, start: CalibrationFile) -> tuple[Order, bytes]:
         task = turn.task.model_copy(update={"number": turn.task.number + 1, "start": start})
         order = turn.order.model_copy(update={"calibrating": task})
         return order, sign_order(order, self._opened.identity)

@@ -10,13 +10,13 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from coordinator.fleet.calibration.rounds import Calibrations, Turn
+from coordinator.fleet.calibration.rounds import Calibrations, OpenRound
 from coordinator.fleet.campaigns import promotion
 from coordinator.fleet.flower import client
 from coordinator.fleet.records.campaigns import FINAL
 from coordinator.fleet.records.fleet import Fleet
 from coordinator.policy.promotion_rule import read_loss, weigh
-from coordinator.registry.tables import Answer, Campaign
+from coordinator.registry.tables import Campaign, CampaignAnswer
 from coordinator.workspace.context import Opened
 from protocol.documents import read_timestamp
 from protocol.errors import Code, Refused
@@ -85,7 +85,7 @@ class Driver:
             self._conclude(campaign)
             client.finish(self._runs.pop(campaign.number))
 
-    def _hear(self, campaign: Campaign, run: client.Run, turn: Turn | None) -> None:
+    def _hear(self, campaign: Campaign, run: client.Run, turn: OpenRound | None) -> None:
         answers = self._fleet.campaigns.answers(campaign.number)
         under_way = {answer.message: (answer, name) for answer, name in answers if answer.message}
         kind: Kind = campaign.kind  # type: ignore[assignment] # written by `start` from a valid order
@@ -104,7 +104,7 @@ class Driver:
             )
             _log.info("heard", campaign=campaign.number, contributor=name, state=reply.state, code=reply.code)
 
-    def _ask(self, campaign: Campaign, run: client.Run, turn: Turn | None) -> None:
+    def _ask(self, campaign: Campaign, run: client.Run, turn: OpenRound | None) -> None:
         now = self._clock()
         envelope, ends = (turn.row.envelope, turn.row.ends) if turn else (campaign.envelope, campaign.expires)
         left = (read_timestamp(ends) - now).total_seconds()
@@ -127,13 +127,13 @@ class Driver:
                 self._fleet.campaigns.asked(campaign.number, node.contributor, message, now=now)
                 _log.info("asked", campaign=campaign.number, contributor=name)
 
-    def _may_ask_again(self, answer: Answer, there: client.Online, now: datetime) -> bool:
+    def _may_ask_again(self, answer: CampaignAnswer, there: client.Online, now: datetime) -> bool:
         asked = read_timestamp(answer.at)
         if answer.state == "asked":
             return there.since is not None and there.since > asked + _SECOND
         return answer.state == "waiting" and (answer.code == "" or now >= asked + self._ask_again)
 
-    def _went_over(self, campaign: Campaign, run: client.Run, turn: Turn | None) -> bool:
+    def _went_over(self, campaign: Campaign, run: client.Run, turn: OpenRound | None) -> bool:
         """Tell whether a campaign is over, after the round that is, if it is."""
         if campaign.kind != "calibrate":
             return self._is_over(campaign)
@@ -180,7 +180,7 @@ class Driver:
         return verdict.reason
 
 
-def numbers(answer: Answer) -> dict[str, float]:
+def numbers(answer: CampaignAnswer) -> dict[str, float]:
     """Read the numbers of an answer."""
     facts = json.loads(answer.facts) if answer.state == "done" else {}
     return {name: value for name, value in facts.items() if isinstance(value, float)}
@@ -203,6 +203,6 @@ def summary(fleet: Fleet, number: int) -> str:
     return "; ".join([*parts, *(f"{what}: {', '.join(sorted(names))}" for what, names in told.items() if names)]) + "."
 
 
-def _waits(answer: Answer) -> bool:
+def _waits(answer: CampaignAnswer) -> bool:
     """Whether the last that a node said is that it cannot now, though it was asked again since."""
     return answer.state in ("waiting", "asked") and answer.code != ""

@@ -19,7 +19,7 @@ OPEN_FOR, ENDS_AFTER = timedelta(minutes=10), timedelta(days=1)
 
 
 @dataclass(frozen=True)
-class Plan:
+class CalibrationPlan:
     """How routers are calibrated."""
 
     strategy: Strategy = "fedavg"
@@ -33,7 +33,13 @@ class Plan:
 
 
 def start(
-    opened: Opened, kind: Kind, *, open_for: timedelta, ends_after: timedelta, now: datetime, plan: Plan | None = None
+    opened: Opened,
+    kind: Kind,
+    *,
+    open_for: timedelta,
+    ends_after: timedelta,
+    now: datetime,
+    plan: CalibrationPlan | None = None,
 ) -> Campaign:
     """Start a campaign.
 
@@ -54,7 +60,7 @@ def start(
     if kind == "evaluate" and candidate is None:
         raise no_candidate("")
     if kind == "calibrate":
-        base, plan = base_of(opened), plan or Plan()
+        base, plan = base_of(opened), plan or CalibrationPlan()
         calibrating = _first_round(opened, base, plan)
         release = None if candidate else base.digest
     order = Order(
@@ -110,7 +116,7 @@ def base_of(opened: Opened) -> Release:
     return read_release(newest.envelope, opened.pool)
 
 
-def _first_round(opened: Opened, base: Release, plan: Plan) -> Calibrating:
+def _first_round(opened: Opened, base: Release, plan: CalibrationPlan) -> Calibrating:
     spec, modules = base.spec, opened.pool.spec.modules
     if spec.routing.method != METHOD:
         raise Refused(

@@ -10,7 +10,7 @@ from sqlalchemy import delete, func, select, update
 from coordinator.fleet.records.rounds import round_of
 from coordinator.registry import journal
 from coordinator.registry.registry import Registry
-from coordinator.registry.tables import Answer, Campaign, Contributor, Node, Update
+from coordinator.registry.tables import Campaign, CampaignAnswer, Contributor, Node, Update
 from protocol.documents import timestamp
 from protocol.errors import Code, Refused
 from protocol.fleet.campaign import Order
@@ -91,25 +91,31 @@ class Campaigns:
                 session.execute(delete(Update).where(Update.campaign == number))
                 journal.record(session, "campaign", str(row.number), state, actor=actor, now=now)
 
-    def answers(self, number: int) -> list[tuple[Answer, str]]:
+    def answers(self, number: int) -> list[tuple[CampaignAnswer, str]]:
         """Where every asked contributor stands, with its name."""
-        query = select(Answer, Contributor.name).join(Contributor, Contributor.key == Answer.contributor)
+        query = select(CampaignAnswer, Contributor.name).join(
+            Contributor, Contributor.key == CampaignAnswer.contributor
+        )
         with self._registry.reading() as session:
-            rows = session.execute(query.where(Answer.campaign == number).order_by(Contributor.name))
+            rows = session.execute(query.where(CampaignAnswer.campaign == number).order_by(Contributor.name))
             return [(answer, name) for answer, name in rows]
 
     def states(self, number: int) -> list[str]:
         """How contributors stand who were asked and whose nodes are in use: nobody waits for the others."""
-        query = select(Answer.state).join(Node, Node.contributor == Answer.contributor).where(Node.state == "active")
+        query = (
+            select(CampaignAnswer.state)
+            .join(Node, Node.contributor == CampaignAnswer.contributor)
+            .where(Node.state == "active")
+        )
         with self._registry.reading() as session:
-            return list(session.scalars(query.where(Answer.campaign == number)))
+            return list(session.scalars(query.where(CampaignAnswer.campaign == number)))
 
     def asked(self, number: int, contributor: str, message: str, *, now: datetime) -> None:
         """Remember that a message is on its way to a contributor's node."""
         with self._registry.writing() as session:
-            row = session.get(Answer, (number, contributor))
+            row = session.get(CampaignAnswer, (number, contributor))
             if row is None:
-                row = Answer(campaign=number, contributor=contributor, attempts=0, code="", facts="{}")
+                row = CampaignAnswer(campaign=number, contributor=contributor, attempts=0, code="", facts="{}")
                 session.add(row)
             row.state, row.message, row.at, row.attempts = "asked", message, timestamp(now), row.attempts + 1
 
@@ -126,7 +132,7 @@ class Campaigns:
     ) -> None:
         """Keep what a node answered; a final answer is never replaced, so a reply that comes twice changes nothing."""
         with self._registry.writing() as session:
-            row = session.get(Answer, (number, contributor))
+            row = session.get(CampaignAnswer, (number, contributor))
             if row is not None and row.state not in FINAL:
                 row.state, row.code, row.message, row.at = state, code, "", timestamp(now)
                 row.facts = json.dumps(facts, sort_keys=True)
@@ -136,5 +142,5 @@ class Campaigns:
     def forget_messages(self, number: int) -> None:
         """Ask again whoever was asked by a run that is over."""
         with self._registry.writing() as session:
-            lost = update(Answer).where(Answer.campaign == number, Answer.state == "asked")
+            lost = update(CampaignAnswer).where(CampaignAnswer.campaign == number, CampaignAnswer.state == "asked")
             session.execute(lost.values(state="waiting", message=""))

@@ -10,7 +10,7 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.orm import undefer
 
 from coordinator.registry.registry import Registry
-from coordinator.registry.tables import Answer, Round, Update
+from coordinator.registry.tables import CampaignAnswer, Round, Update
 from protocol import statement
 from protocol.documents import timestamp
 from protocol.fleet.campaign import ORDER_TYPE, Order
@@ -84,7 +84,9 @@ class Rounds:
             if following is not None:
                 order, envelope = following
                 session.add(round_of(order, envelope, ends))
-                again = update(Answer).where(Answer.campaign == row.campaign, Answer.state == "done")
+                again = update(CampaignAnswer).where(
+                    CampaignAnswer.campaign == row.campaign, CampaignAnswer.state == "done"
+                )
                 session.execute(again.values(state="waiting", code=""))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from coordinator.fleet.records.fleet import Fleet
 from coordinator.registry.registry import Registry
 from coordinator.workspace.context import Opened
-from coordinator.workspace.paths import Workspace
+from coordinator.workspace.paths import CoordinatorWorkspace
 from coordinator.workspace.settings import Settings
 from protocol.adapters import Shape
 from protocol.documents import ENROLMENT_TYPE, Enrolment, sign, sign_pool, timestamp
@@ -59,7 +59,7 @@ def open_pool(folder: Path, policy: Policy | None = None) -> Iterator[Opened]:
     registry = Registry.open(f"sqlite:///{folder / 'registry.db'}", migrate=True)
     settings = Settings(base="none", database="none", store=str(folder), probe=folder / "none")
     try:
-        yield Opened(Workspace(folder), settings, sign_pool(spec, identity), identity, registry)
+        yield Opened(CoordinatorWorkspace(folder), settings, sign_pool(spec, identity), identity, registry)
     finally:
         registry.close()
 

@@ -2,8 +2,8 @@
 
 from alembic import context
 
-from coordinator.registry.tables import Base
+from coordinator.registry.tables import Table
 
-context.configure(connection=context.config.attributes["connection"], target_metadata=Base.metadata)
+context.configure(connection=context.config.attributes["connection"], target_metadata=Table.metadata)
 with context.begin_transaction():
     context.run_migrations()

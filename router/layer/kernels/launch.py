@@ -9,7 +9,7 @@ from triton import knobs
 
 from router.layer.choice import Choice
 from router.layer.kernels.rows import expand, select_shrink, shrink
-from router.layer.kernels.score import moments, route_few, route_many, select
+from router.layer.kernels.score import moments, route_few, route_many, write_topk
 from router.layer.kernels.tiles import expand_tiles, shrink_tiles
 from router.pool.device_table import View
 from router.pool.gate import EPS
@@ -84,7 +84,7 @@ def choose(view: View, u: Tensor, k: int, temperature: float = 1.0) -> tuple[Ten
     weights = u.new_empty(slots, tokens, k, dtype=torch.float32)
     sizes = {"K": k, "KB": kept, "BN": cut.gates, "C": triton.next_power_of_2(candidates), "BIASED": biased}
     if tokens > FEW:
-        select[(tokens, k, slots)](
+        write_topk[(tokens, k, slots)](
             values, rows, unit, divisor, view.count, experts, weights, tokens, view.capacity, **sizes
         )  # fmt: skip
         return experts, weights, None

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from router.layer.kernels.score import best, scale_of
+from router.layer.kernels.score import best_row, scale_of
 
 
 @triton.jit
@@ -45,7 +45,7 @@ def select_shrink(
     t, j, slot = tl.program_id(0).to(tl.int64), tl.program_id(1) % K, tl.program_id(1) // K
     at = slot * tokens + t
     place = at * tl.cdiv(capacity, BN) * KB
-    row, weight = best(values, rows, count, place, scale_of(unit, divisor, t, slot, BIASED), j, K, KB, BN, C)
+    row, weight = best_row(values, rows, count, place, scale_of(unit, divisor, t, slot, BIASED), j, K, KB, BN, C)
     if tl.program_id(2) == 0:
         tl.store(experts + at * K + j, row.to(tl.int64))
         tl.store(weights + at * K + j, weight)

@@ -148,7 +148,7 @@ def keep(values, rows, scores, visible, inside, first, KB: tl.constexpr, BN: tl.
 
 
 @triton.jit
-def best(
+def best_row(
     values, rows, count, place, scale, j,
     K: tl.constexpr, KB: tl.constexpr, BN: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
@@ -188,7 +188,7 @@ def scale_of(unit, divisor, t, slot, BIASED: tl.constexpr):
 
 
 @triton.jit
-def select(
+def write_topk(
     values, rows, unit, divisor, count, experts, weights, tokens, capacity,
     K: tl.constexpr, KB: tl.constexpr, BN: tl.constexpr, C: tl.constexpr, BIASED: tl.constexpr,
 ):  # fmt: skip
@@ -196,6 +196,6 @@ def select(
     t, j = tl.program_id(0).to(tl.int64), tl.program_id(1)
     at = tl.program_id(2) * tokens + t
     scale = scale_of(unit, divisor, t, tl.program_id(2), BIASED)
-    row, weight = best(values, rows, count, at * tl.cdiv(capacity, BN) * KB, scale, j, K, KB, BN, C)
+    row, weight = best_row(values, rows, count, at * tl.cdiv(capacity, BN) * KB, scale, j, K, KB, BN, C)
     tl.store(experts + at * K + j, row.to(tl.int64))
     tl.store(weights + at * K + j, weight)

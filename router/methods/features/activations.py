@@ -5,12 +5,12 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 from torch import Tensor
 
-from router.base.batching import batch, mean_of
+from router.base.batching import batch, masked_mean
 from router.base.loading import Base
 from router.base.module_paths import reads_input, shared_input
 from router.base.tokens import encode_input
 from router.layer.batch_rows import inseparable
-from router.layer.routed_linear import Watch, routing
+from router.layer.routed_linear import InputWatch, routing
 
 _AT_ONCE = 32
 See = Callable[[str, Tensor, Tensor], None]
@@ -69,7 +69,7 @@ class Reader:
             see(path, u.reshape(*mask.shape, -1), mask)
 
         # Without the head, which is a decoder's largest matrix; T5's model has none but itself.
-        with torch.inference_mode(), routing(Watch(watch)):
+        with torch.inference_mode(), routing(InputWatch(watch)):
             model.base_model(**read, use_cache=False)
 
     def pooled(self, texts: Sequence[str], paths: Collection[str]) -> dict[str, Tensor]:
@@ -88,7 +88,7 @@ class Reader:
 
         def see(path: str, u: Tensor, mask: Tensor) -> None:
             if path in found:
-                found[path].append(mean_of(u, mask))
+                found[path].append(masked_mean(u, mask))
 
         self.look(rows, see)
         return {path: torch.cat(means) for path, means in found.items()}

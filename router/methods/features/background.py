@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from protocol.errors import Code, Refused
-from router.base.batching import mean_of
+from router.base.batching import masked_mean
 from router.base.fingerprint import fingerprint
 from router.base.tokens import encode_input, encode_target
 from router.methods.features.activations import Reader
@@ -125,7 +125,7 @@ class PublicText:
 
             def see(path: str, u: Tensor, mask: Tensor) -> None:
                 if path in means:  # noqa: B023 - called before the loop goes on
-                    means[path].append(mean_of(u, mask).cpu())  # noqa: B023
+                    means[path].append(masked_mean(u, mask).cpu())  # noqa: B023
                     # One token a text, each as likely as any other.
                     at = torch.rand(mask.shape, generator=draw).masked_fill(~mask.cpu(), -1).argmax(1)  # noqa: B023
                     tokens[path].append(u[torch.arange(len(u)), at.to(u.device)].float().cpu())  # noqa: B023

@@ -14,7 +14,7 @@ from client.daemon import state as place_module
 from client.daemon.executor import Act
 from client.daemon.handlers import Work
 from client.daemon.policy import DaemonPolicy
-from client.daemon.state import Place
+from client.daemon.state import DaemonFolder
 from client.daemon.supervisor import status
 from client.daemon.task_loop import check_app
 from protocol.atomic import write_whole
@@ -88,15 +88,15 @@ class Hands(Work):
 
 
 @pytest.fixture
-def place(site: Site) -> Place:
-    place = Place(site.workspace)
+def place(site: Site) -> DaemonFolder:
+    place = DaemonFolder(site.workspace)
     place.prepare()
     place.policy.write_text(f'data = "{site.data}"\n[campaigns]\ninfo = "auto"\ntrain = "ask"\nevaluate = "never"\n')
     return place
 
 
 @pytest.fixture
-def hands(place: Place, site: Site) -> Hands:
+def hands(place: DaemonFolder, site: Site) -> Hands:
     return Hands(place, site.pool)
 
 
@@ -110,7 +110,7 @@ def order(kind: str, number: int = 1) -> Order:
     )  # fmt: skip
 
 
-def test_the_policy_comes_before_every_campaign(place: Place, hands: Hands) -> None:
+def test_the_policy_comes_before_every_campaign(place: DaemonFolder, hands: Hands) -> None:
     act = Act(place, hands)
     assert act(order("info")).state == "done"
     assert act(order("train", 2)) == Reply("later", "CONSENT")
@@ -127,13 +127,13 @@ def test_the_policy_comes_before_every_campaign(place: Place, hands: Hands) -> N
     assert "campaign 2 (train): done" in text
 
 
-def test_a_policy_is_read_anew(place: Place, hands: Hands) -> None:
+def test_a_policy_is_read_anew(place: DaemonFolder, hands: Hands) -> None:
     act = Act(place, hands)
     place.policy.write_text(place.policy.read_text().replace('info = "auto"', 'info = "never"'))
     assert act(order("info")).state == "failed"
 
 
-def test_a_full_disk_is_a_reason_to_wait(place: Place, hands: Hands) -> None:
+def test_a_full_disk_is_a_reason_to_wait(place: DaemonFolder, hands: Hands) -> None:
     hands.fault = OSError(28, "No space left on device")
     with pytest.raises(Unavailable) as refused:
         Act(place, hands)(order("info"))
@@ -143,7 +143,7 @@ def test_a_full_disk_is_a_reason_to_wait(place: Place, hands: Hands) -> None:
 
 
 def test_a_disk_that_is_full_for_notes_and_log_is_one_too(
-    place: Place, hands: Hands, monkeypatch: pytest.MonkeyPatch
+    place: DaemonFolder, hands: Hands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     act = Act(place, hands)
 
@@ -163,7 +163,7 @@ def test_a_disk_that_is_full_for_notes_and_log_is_one_too(
 
 
 def test_a_file_that_changed_is_trained_on_again(
-    place: Place, hands: Hands, site: Site, monkeypatch: pytest.MonkeyPatch
+    place: DaemonFolder, hands: Hands, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(executor, "LOOK_AGAIN_S", 0.0)
     text = place.policy.read_text().replace('"ask"', '"auto"')
@@ -193,7 +193,7 @@ def test_a_file_that_changed_is_trained_on_again(
 
 
 def test_training_on_changed_data_that_took_too_long_waits_for_another_change(
-    place: Place, hands: Hands, site: Site, monkeypatch: pytest.MonkeyPatch
+    place: DaemonFolder, hands: Hands, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(executor, "LOOK_AGAIN_S", 0.0)
     place.policy.write_text(f'data = "{site.data}"\n[campaigns]\ntrain = "auto"\n[watch]\nretrain = "auto"\n')
@@ -211,7 +211,9 @@ def test_training_on_changed_data_that_took_too_long_waits_for_another_change(
     assert hands.trained == 1
 
 
-def test_a_failure_to_train_again_is_written_down(place: Place, hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_to_train_again_is_written_down(
+    place: DaemonFolder, hands: Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(executor, "LOOK_AGAIN_S", 0.0)
     place.policy.unlink()
     Act(place, hands).idle()

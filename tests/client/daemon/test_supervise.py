@@ -14,7 +14,7 @@ from client.daemon import child_process as children
 from client.daemon import supervisor
 from client.daemon.child_process import Child
 from client.daemon.policy import check_data, write_policy
-from client.daemon.state import Place
+from client.daemon.state import DaemonFolder
 from client.daemon.supervisor import Daemon, exclusive, notify, status
 from protocol.errors import Code, Refused
 from tests.client.conftest import Cli, Site, make_site
@@ -22,8 +22,8 @@ from tests.client.fake_coordinator import FakeCoordinator, serving
 
 
 @pytest.fixture
-def place(site: Site) -> Place:
-    place = Place(site.workspace)
+def place(site: Site) -> DaemonFolder:
+    place = DaemonFolder(site.workspace)
     place.prepare()
     return place
 
@@ -65,7 +65,7 @@ def test_a_child_that_keeps_dying_is_given_time(tmp_path: Path) -> None:
     assert child.starts == 1
 
 
-def test_a_daemon_that_was_killed_is_told_from_one_that_runs(place: Place) -> None:
+def test_a_daemon_that_was_killed_is_told_from_one_that_runs(place: DaemonFolder) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     place.write_note("status", {"state": "running", "pid": gone.pid})
@@ -74,7 +74,7 @@ def test_a_daemon_that_was_killed_is_told_from_one_that_runs(place: Place) -> No
     assert status(place)["state"] == "running"
 
 
-def test_there_is_one_daemon_a_workspace(place: Place) -> None:
+def test_there_is_one_daemon_a_workspace(place: DaemonFolder) -> None:
     with exclusive(place), pytest.raises(Refused) as refused, exclusive(place):
         pass
     assert refused.value.code is Code.WORKSPACE_BUSY
@@ -99,7 +99,7 @@ def test_the_node_is_bound_and_its_child_is_told_nothing_of_the_data(
     with serving(fake) as address:
         here = make_site(tmp_path / "here", site.base, site.pool, site.operator, address)
         monkeypatch.delenv("GREYLAG_KEY_PASSPHRASE")
-        place = Place(here.workspace)
+        place = DaemonFolder(here.workspace)
         place.prepare()
         write_policy(place.policy, here.data)
         started: list[tuple[list[str], dict[str, str]]] = []
@@ -130,7 +130,7 @@ def test_the_node_is_bound_and_its_child_is_told_nothing_of_the_data(
 
 
 @pytest.fixture
-def daemon(place: Place, site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Daemon, list[str]]]:
+def daemon(place: DaemonFolder, site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Daemon, list[str]]]:
     """A daemon at work whose children sleep, and what it says; nobody is where it connects to."""
     monkeypatch.setattr(supervisor, "LOOK_S", 0.02)
     monkeypatch.setattr(supervisor, "LOOK_AT_FLEET_S", 0.02)
@@ -164,7 +164,7 @@ def told(said: list[str], part: str) -> int:
 
 
 def test_what_the_executor_writes_is_shown_and_a_fleet_that_is_away_is_told_once(
-    daemon: tuple[Daemon, list[str]], place: Place
+    daemon: tuple[Daemon, list[str]], place: DaemonFolder
 ) -> None:
     _, said = daemon
     place.say("campaign 7 (train): begun")
@@ -176,14 +176,14 @@ def test_what_the_executor_writes_is_shown_and_a_fleet_that_is_away_is_told_once
 
 
 def test_the_daemon_outlives_a_full_disk_and_says_so_once(
-    daemon: tuple[Daemon, list[str]], place: Place, monkeypatch: pytest.MonkeyPatch
+    daemon: tuple[Daemon, list[str]], place: DaemonFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     _, said = daemon
     with monkeypatch.context() as patch:
-        patch.setattr(Place, "write_note", full)
+        patch.setattr(DaemonFolder, "write_note", full)
         wait(lambda: told(said, "The disk is full") == 1)
         time.sleep(0.2)
     place.write_note("status", {})
@@ -192,7 +192,7 @@ def test_the_daemon_outlives_a_full_disk_and_says_so_once(
 
 
 def test_a_policy_that_is_broken_meanwhile_is_told_and_stops_nothing(
-    daemon: tuple[Daemon, list[str]], place: Place
+    daemon: tuple[Daemon, list[str]], place: DaemonFolder
 ) -> None:
     _, said = daemon
     text = place.policy.read_text()
@@ -224,7 +224,7 @@ def test_when_the_node_ends_the_coordinator_is_asked_why(
     wait(lambda: told(said, sentence) == 1)
 
 
-def test_a_campaign_that_overruns_is_stopped(place: Place, site: Site, tmp_path: Path) -> None:
+def test_a_campaign_that_overruns_is_stopped(place: DaemonFolder, site: Site, tmp_path: Path) -> None:
     place.policy.write_text(f'data = "{site.data}"\n[limits]\nmax_minutes = 1\n')
     said: list[str] = []
     daemon = Daemon(place, said.append)
@@ -252,7 +252,7 @@ def test_a_person_asks_and_decides(site: Site, cli: Cli) -> None:
     assert "never started" in out
     assert cli("daemon", "--allow", 3, *place)[0] == 0
     assert cli("daemon", "--decline", 4, *place)[0] == 0
-    asked = Place(site.workspace).asked()
+    asked = DaemonFolder(site.workspace).asked()
     assert [(note["number"], note["allowed"]) for note in asked] == [(3, True), (4, False)]
     code, out, _ = cli("daemon", "--status", "--json", *place)
     assert code == 0
@@ -260,7 +260,7 @@ def test_a_person_asks_and_decides(site: Site, cli: Cli) -> None:
 
 
 def test_a_person_reads_what_waits_for_whom(site: Site, cli: Cli) -> None:
-    corner = Place(site.workspace)
+    corner = DaemonFolder(site.workspace)
     waits = {"kind": "train", "allowed": None, "state": "waits", "why": "you have to allow or decline it"}
     corner.write_note("campaign-5", {"number": 5, "until": "2126-11-22T12:00:00Z", **waits})
     corner.write_note("campaign-4", {"number": 4, "until": "2020-11-22T12:00:00Z", **waits})
@@ -289,7 +289,7 @@ def test_the_private_file_is_named_once(site: Site, cli: Cli, tmp_path: Path) ->
     check_data(root / "daemon.toml", site.data)
 
 
-def test_a_secret_that_was_left_half_written_is_not_used(place: Place) -> None:
+def test_a_secret_that_was_left_half_written_is_not_used(place: DaemonFolder) -> None:
     place.secret.write_bytes(b"")
     place.prepare()
     assert len(place.secret.read_bytes()) == 32

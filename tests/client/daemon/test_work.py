@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from client.daemon import handlers
 from client.daemon.handlers import Work
-from client.daemon.policy import DaemonPolicy, Limits, Privacy
-from client.daemon.state import Place
+from client.daemon.policy import CampaignLimits, DaemonPolicy, PrivacyBudget
+from client.daemon.state import DaemonFolder
 from protocol.bundle import open_bundle
 from protocol.documents import timestamp
 from protocol.errors import Code, Refused
@@ -49,7 +49,7 @@ def mirror(trained: Trained, *, empty: bool) -> Mirror:
 
 
 def test_info_tells_a_bucket(site: Site) -> None:
-    reply = Work(Place(site.workspace), site.pool).answer(order(site, "info"), DaemonPolicy(data=site.data))
+    reply = Work(DaemonFolder(site.workspace), site.pool).answer(order(site, "info"), DaemonPolicy(data=site.data))
     assert reply.words["rows"] == "100 to 1,000"
     assert read_reply("info", reply.text, reply.metrics) == reply
 
@@ -57,7 +57,7 @@ def test_info_tells_a_bucket(site: Site) -> None:
 def test_a_candidate_is_scored_against_release_base_and_own_expert(
     trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    site, place = trained.site, Place(trained.site.workspace)
+    site, place = trained.site, DaemonFolder(trained.site.workspace)
     stale = place.releases / BUNDLES / ("9" * 64)
     stale.mkdir(parents=True)
     monkeypatch.setattr(handlers, "pull_exactly", lambda *_, **__: mirror(trained, empty=False))
@@ -75,7 +75,7 @@ def test_before_the_first_release_there_is_the_base(trained: Trained, monkeypatc
     def none(*_: object, **__: object) -> Mirror:
         raise Refused(Code.RELEASE_UNKNOWN, "There is no release yet.")
 
-    site, place = trained.site, Place(trained.site.workspace)
+    site, place = trained.site, DaemonFolder(trained.site.workspace)
     (place.releases / BUNDLES).mkdir(parents=True, exist_ok=True)
     monkeypatch.setattr(handlers, "pull_exactly", lambda *_, **__: mirror(trained, empty=False))
     monkeypatch.setattr(handlers, "pull", none)
@@ -103,7 +103,7 @@ def test_a_round_is_answered_with_numbers_alone(
     monkeypatch: pytest.MonkeyPatch,
     private: bool,  # noqa: FBT001 - a parameter of the test
 ) -> None:
-    site, place = trained.site, Place(trained.site.workspace)
+    site, place = trained.site, DaemonFolder(trained.site.workspace)
     (place.releases / BUNDLES).mkdir(parents=True, exist_ok=True)
     monkeypatch.setattr(handlers, "pull_exactly", lambda *_, **__: mirror(trained, empty=False))
     node, policy = Work(place, site.pool, device="cpu"), DaemonPolicy(data=site.data)
@@ -134,7 +134,7 @@ def furthest(steps: int, rate: float) -> float:
 
 def test_a_round_goes_on_from_the_one_before(trained: Trained, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Two experts, so that there is something to learn; and steps that are long enough to be clipped."""
-    site, place = trained.site, Place(trained.site.workspace)
+    site, place = trained.site, DaemonFolder(trained.site.workspace)
     (place.releases / BUNDLES).mkdir(parents=True, exist_ok=True)
     one = mirror(trained, empty=False)
     other = factories.make_bundle(tmp_path / "other", site.pool, Identity.generate(), name="other", seed=1)
@@ -163,7 +163,9 @@ def test_another_method_is_not_calibrated(trained: Trained, monkeypatch: pytest.
         handlers, "pull_exactly", lambda *_, **__: Mirror(site.pool, sign_candidate(spec, site.operator), one.bundles)
     )
     with pytest.raises(Refused) as refused:
-        Work(Place(site.workspace), site.pool, device="cpu").answer(calibrating(site), DaemonPolicy(data=site.data))
+        Work(DaemonFolder(site.workspace), site.pool, device="cpu").answer(
+            calibrating(site), DaemonPolicy(data=site.data)
+        )
     assert refused.value.code is Code.METHOD_UNKNOWN
 
 
@@ -174,9 +176,9 @@ def test_a_download_has_bounds(trained: Trained, monkeypatch: pytest.MonkeyPatch
 
     site = trained.site
     monkeypatch.setattr(handlers, "pull_exactly", large)
-    policy = DaemonPolicy(data=site.data, limits=Limits(max_download_mb=1))
+    policy = DaemonPolicy(data=site.data, limits=CampaignLimits(max_download_mb=1))
     with pytest.raises(Refused) as refused:
-        Work(Place(site.workspace), site.pool).answer(order(site, "evaluate"), policy)
+        Work(DaemonFolder(site.workspace), site.pool).answer(order(site, "evaluate"), policy)
     assert refused.value.code is Code.CONSENT
 
 
@@ -187,7 +189,7 @@ def test_another_base_is_not_scored(trained: Trained, monkeypatch: pytest.Monkey
     monkeypatch.setattr(handlers, "check_base", other)
     site = trained.site
     with pytest.raises(Refused) as refused:
-        Work(Place(site.workspace), site.pool).answer(order(site, "evaluate"), DaemonPolicy(data=site.data))
+        Work(DaemonFolder(site.workspace), site.pool).answer(order(site, "evaluate"), DaemonPolicy(data=site.data))
     assert refused.value.code is Code.BASE_MISMATCH
 
 
@@ -199,14 +201,14 @@ def test_training_submits_once_however_often_it_is_asked(
     with serving(fake) as address:
         monkeypatch.setenv("GREYLAG_CLIENT_COORDINATOR", address)
         monkeypatch.setattr(handlers, "produce", lambda *_: trained.bundle)
-        node = Work(Place(site.workspace), site.pool)
+        node = Work(DaemonFolder(site.workspace), site.pool)
         replies = [node.answer(order(site, "train"), DaemonPolicy(data=site.data)) for _ in range(2)]
     assert [reply.words["bundle"] for reply in replies] == [trained.bundle.digest] * 2
     assert list(fake.kept) == [trained.bundle.digest]
     assert PLANTED.encode() not in fake.heard
 
 
-PRIVATE = Privacy(epsilon=8.0, delta=1e-3, max_epsilon=8.0)
+PRIVATE = PrivacyBudget(epsilon=8.0, delta=1e-3, max_epsilon=8.0)
 
 
 @pytest.mark.filterwarnings("ignore:Optimal order is the largest alpha")  # as in tests/client/test_private.py
@@ -219,7 +221,7 @@ def test_private_training_spends_once_and_tells_no_loss(
     fake, policy = FakeCoordinator(site.pool, operator), DaemonPolicy(data=site.data, privacy=PRIVATE)
     with serving(fake) as address:
         monkeypatch.setenv("GREYLAG_CLIENT_COORDINATOR", address)
-        node = Work(Place(site.workspace), site.pool, device="cpu")
+        node = Work(DaemonFolder(site.workspace), site.pool, device="cpu")
         replies = [node.answer(order(site, "train"), policy) for _ in range(2)]
         assert len({reply.words["bundle"] for reply in replies}) == len(fake.kept) == 1
         assert all(set(reply.metrics) == {"seconds"} for reply in replies)
@@ -234,7 +236,7 @@ def test_private_training_spends_once_and_tells_no_loss(
 
 
 def test_who_promises_privacy_shares_nothing_without_it(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
-    site, place = trained.site, Place(trained.site.workspace)
+    site, place = trained.site, DaemonFolder(trained.site.workspace)
     (place.releases / BUNDLES).mkdir(parents=True, exist_ok=True)
     monkeypatch.setattr(handlers, "pull_exactly", lambda *_, **__: mirror(trained, empty=False))
     node, policy = Work(place, site.pool, device="cpu"), DaemonPolicy(data=site.data, privacy=PRIVATE)

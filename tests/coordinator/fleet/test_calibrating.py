@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 
 from client.daemon.app import make_app
-from coordinator.fleet.campaigns.start import Plan, start
+from coordinator.fleet.campaigns.start import CalibrationPlan, start
 from coordinator.fleet.records.rounds import Rounds, facts_of, order_of
 from coordinator.fleet.simulation.local_grid import VirtualNode
 from coordinator.fleet.simulation.scratch_pool import enrol, open_pool, propose
@@ -61,7 +61,7 @@ def learning(value: float, seen: list[Calibrating] | None = None) -> Callable[[O
 def begin(town: Town, **changes: object) -> int:
     minute, hour = timedelta(minutes=1), timedelta(hours=1)
     facts: dict[str, object] = {"rounds": 2, "round_minutes": 2.0}
-    plan = Plan(**{**facts, **changes})  # type: ignore[arg-type]
+    plan = CalibrationPlan(**{**facts, **changes})  # type: ignore[arg-type]
     return start(town.opened, "calibrate", open_for=minute, ends_after=hour, now=town.clock(), plan=plan).number
 
 

@@ -13,7 +13,7 @@ from coordinator.policy.lifecycle import State
 from coordinator.registry.registry import Registry
 from coordinator.registry.tables import Candidate
 from coordinator.workspace.context import Opened
-from coordinator.workspace.paths import Workspace as Folder
+from coordinator.workspace.paths import CoordinatorWorkspace
 from coordinator.workspace.settings import Settings
 from protocol.bundle import Bundle
 from protocol.documents import Pool
@@ -43,7 +43,7 @@ class Bench:
     def __init__(self, shop: Workshop, folder: Path) -> None:
         self.shop, self.fleet, self.folder = shop, Fleet(shop.registry), folder
         settings = Settings(base="none", database="none", store=str(folder), probe=folder)
-        self.opened = Opened(Folder(folder), settings, shop.pool, shop.identity, shop.registry)
+        self.opened = Opened(CoordinatorWorkspace(folder), settings, shop.pool, shop.identity, shop.registry)
         self._count = 0
 
     def submit(self, contributor: str = "ada", name: str | None = None) -> Bundle:

@@ -11,14 +11,14 @@ from protocol.errors import Code, Refused
 from router.evaluation import report
 from router.evaluation.compare import Comparing, Comparison, Score
 from router.evaluation.contenders import read_methods
-from router.evaluation.prompts import Limits
+from router.evaluation.prompts import BatchLimits
 from router.evaluation.results import ANSWERS, RESULTS, Nothing, Results
 from router.evaluation.rows import Task
 from router.evaluation.scoring import Judged
 from router.model.routed_model import RoutedModel
 from router.query.request import DEFAULT, RoutingChoice
 
-LIMITS = Limits(batch=4, new_tokens=3)
+LIMITS = BatchLimits(batch=4, new_tokens=3)
 EXPERTS = ["expert:ada/e0", "expert:ada/e1", "expert:ada/e2"]
 
 
@@ -99,7 +99,9 @@ def test_an_expert_that_is_not_there_is_refused_before_anything_runs(model: Rout
 
 
 def test_a_rerun_goes_on_where_it_ended(model: RoutedModel, ranked: Task, written: Task, tmp_path: Path) -> None:
-    def run(methods: list[str], choice: RoutingChoice = DEFAULT, limits: Limits = LIMITS) -> tuple[Comparison, int]:
+    def run(
+        methods: list[str], choice: RoutingChoice = DEFAULT, limits: BatchLimits = LIMITS
+    ) -> tuple[Comparison, int]:
         counting = _Counting(model)
         results = Results(tmp_path, counting, limits)  # type: ignore[arg-type]
         comparison = Comparing(counting, choice, limits, "f1", results, Watching())  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ import torch
 from protocol.errors import Code, Refused
 from router.base.likelihood import Likelihood
 from router.base.tokens import encode_input, encode_target
-from router.evaluation.prompts import Limits, write_prompts
+from router.evaluation.prompts import BatchLimits, write_prompts
 from router.evaluation.rows import Task, read_rows
 from router.evaluation.scoring import judge, likeliest
 from router.layer.routed_linear import routing
@@ -22,7 +22,9 @@ from tests.router.evaluation.conftest import RANKED
 METHODS = ["phatgoose", "expert:ada/e1", "merged", "base"]
 
 
-def judged(model: RoutedModel, task: Task, choice: RoutingChoice, limits: Limits) -> list[tuple[str, dict[str, float]]]:
+def judged(
+    model: RoutedModel, task: Task, choice: RoutingChoice, limits: BatchLimits
+) -> list[tuple[str, dict[str, float]]]:
     counted: list[int] = []
     found = judge(model, task, write_prompts(model.base, task, limits), choice, limits, counted.append)
     assert sum(counted) == len(task.rows)
@@ -56,14 +58,14 @@ def test_the_likeliest_choice_is_taken(model: RoutedModel, ranked: Task, method:
         assert max(means) - sorted(means)[-2] > 1e-4  # else the test could not fail
         taken = row.choices[means.index(max(means))]
         expected.append((taken, {"accuracy": float(taken in row.targets)}))
-    assert judged(model, ranked, choice, Limits(batch=4)) == expected
+    assert judged(model, ranked, choice, BatchLimits(batch=4)) == expected
 
 
 def test_a_long_choice_does_not_lose_for_its_length(model: RoutedModel) -> None:
     """The mean decides: it differs from the sum in some row here."""
     rows = [json.dumps({"input": text, "target": "a", "choices": ["a", "a b c d e f g h"]}) for text in "abcdefgh"]
     (task,) = read_rows(rows, name="t")
-    answers = [answer for answer, _ in judged(model, task, RoutingChoice("base"), Limits())]
+    answers = [answer for answer, _ in judged(model, task, RoutingChoice("base"), BatchLimits())]
     means = [[slow_mean(model, row.input, each, RoutingChoice("base")) for each in row.choices] for row in task.rows]
     lengths = [len(encode_target(model.base.tokenizer, each, model.base.architecture)) for each in task.rows[0].choices]
     assert answers == [task.rows[0].choices[each.index(max(each))] for each in means]
@@ -78,8 +80,10 @@ def test_batches_answer_as_single_rows(
 ) -> None:
     choice = RoutingChoice(method)
     for task in (ranked, written):
-        alone = [judged(model, Task(task.name, (row,)), choice, Limits(batch=1, new_tokens=5))[0] for row in task.rows]
-        assert judged(model, task, choice, Limits(batch=batch, new_tokens=5)) == alone
+        alone = [
+            judged(model, Task(task.name, (row,)), choice, BatchLimits(batch=1, new_tokens=5))[0] for row in task.rows
+        ]
+        assert judged(model, task, choice, BatchLimits(batch=batch, new_tokens=5)) == alone
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3])
@@ -97,7 +101,7 @@ def test_no_more_sequences_than_asked_for_are_in_memory(
     # wraps: the signature tells whether logits may be left out, and so must be seen.
     monkeypatch.setattr(model.base.model, "forward", functools.wraps(forward)(watched))
     for task in (ranked, written):
-        judged(model, task, RoutingChoice("phatgoose"), Limits(batch=batch, new_tokens=2))
+        judged(model, task, RoutingChoice("phatgoose"), BatchLimits(batch=batch, new_tokens=2))
     assert max(seen) == min(batch, 3)
 
 
@@ -109,13 +113,13 @@ def test_the_first_of_equals_is_taken_and_said() -> None:
 def test_figures_that_are_none_are_refused(model: RoutedModel, ranked: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model, "likelihoods", lambda inputs, *_: [Likelihood(math.nan, 1, False)] * len(inputs))
     with pytest.raises(Refused, match=r"method base .* row 2") as refused:
-        judged(model, ranked, RoutingChoice("base"), Limits())
+        judged(model, ranked, RoutingChoice("base"), BatchLimits())
     assert refused.value.code is Code.NOT_FINITE
 
 
 def test_long_inputs_are_cut_at_the_end_that_matters_less(model: RoutedModel) -> None:
     (task,) = read_rows([RANKED[0], RANKED[2], RANKED[1]], name="t")
-    found = write_prompts(model.base, task, Limits(input_tokens=4))
+    found = write_prompts(model.base, task, BatchLimits(input_tokens=4))
     assert (found.cut, found.lengths) == (2, [4, 4, 3])
     kept = ["a b c", "z w v"] if model.base.architecture == "decoder-only" else ["please reverse it", "copy it :"]
     assert found.texts == [*kept, "say d"]
@@ -130,22 +134,22 @@ def test_a_row_beyond_the_models_positions_is_refused(model: RoutedModel) -> Non
         name="t",
     )
     if model.base.architecture == "encoder-decoder":
-        assert write_prompts(model.base, task, Limits()).lengths[1] == 121
+        assert write_prompts(model.base, task, BatchLimits()).lengths[1] == 121
         return
     with pytest.raises(Refused, match=r"Row 2 .* 121 tokens .* 10 for the answer; the model takes 128") as refused:
-        write_prompts(model.base, task, Limits())
+        write_prompts(model.base, task, BatchLimits())
     assert refused.value.code is Code.DATA_TOO_LONG
-    assert write_prompts(model.base, task, Limits(input_tokens=100)).cut == 1
+    assert write_prompts(model.base, task, BatchLimits(input_tokens=100)).cut == 1
 
 
 def test_a_chat_is_asked_as_the_template_writes_it(model: RoutedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     chat = [{"role": "user", "content": "say it"}]
     (task,) = read_rows([json.dumps({"messages": chat, "target": "it"})], name="t")
     tokenizer = model.base.tokenizer
-    assert write_prompts(model.base, task, Limits()).texts == ["user: say it\nassistant:"]
+    assert write_prompts(model.base, task, BatchLimits()).texts == ["user: say it\nassistant:"]
     template = "{% for each in messages %}<s> {{ each.content }} {% endfor %}now"
     monkeypatch.setattr(tokenizer, "chat_template", template)
-    (text,) = write_prompts(model.base, task, Limits()).texts
+    (text,) = write_prompts(model.base, task, BatchLimits()).texts
     assert text == "<s> say it now"
     # The template has written the special tokens, so the tokenizer adds none.
     words = tokenizer.convert_ids_to_tokens(encode_input(tokenizer, text, model.base.architecture))

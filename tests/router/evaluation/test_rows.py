@@ -5,7 +5,7 @@ import json
 import pytest
 
 from protocol.errors import Code, Refused
-from router.evaluation.rows import Row, read_rows
+from router.evaluation.rows import EvaluationRow, read_rows
 
 ROW = {"task": "t", "input": "a", "target": "b"}
 
@@ -14,7 +14,7 @@ def test_rows_are_grouped_by_task_in_the_order_of_the_file() -> None:
     lines = [json.dumps(each) for each in (ROW, {"input": "x", "targets": ["y", "z", "y"]}, ROW)]
     first, second = read_rows([lines[0], "", *lines[1:]], name="mine")
     assert (first.name, [row.number for row in first.rows], first.ranked) == ("t", [1, 4], False)
-    assert second.rows == (Row(number=3, task="mine", input="x", turns=(), targets=("y", "z"), choices=()),)
+    assert second.rows == (EvaluationRow(number=3, task="mine", input="x", turns=(), targets=("y", "z"), choices=()),)
 
 
 def test_a_limit_holds_for_each_task() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from router.layer import experts_gpu
 from router.layer.choice import Choice
 from router.layer.kernels import available, launch
-from router.layer.routed_linear import Plan, routing
+from router.layer.routed_linear import RoutingPlan, routing
 from router.methods.phatgoose import Phatgoose
 from router.pool.expert import Expert
 from router.pool.expert_module import ExpertModule
@@ -110,7 +110,7 @@ def test_a_layer_goes_the_way_of_a_gpu(tokens: int, monkeypatch: pytest.MonkeyPa
     pool, _ = make_experts(5, 48, 40)
     layer, u = make_layer(48, 40), torch.randn(1, tokens, 48)
     monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: True)
-    with routing(Plan(pool, Phatgoose(2, temperature=2.0))):
+    with routing(RoutingPlan(pool, Phatgoose(2, temperature=2.0))):
         y, near = layer(on_device(u)).as_subclass(Tensor), layer(u)
     torch.testing.assert_close(y, near)
 
@@ -121,7 +121,7 @@ def test_experts_of_every_kind(tokens: int, bottleneck: str, monkeypatch: pytest
     offered = experts_gpu.offered(pool.modules[PATH], u)
     assert ("rows" in offered) == (bottleneck == "none")
     monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: True)
-    with routing(Plan(pool, Phatgoose(3))):
+    with routing(RoutingPlan(pool, Phatgoose(3))):
         torch.testing.assert_close(layer(on_device(u)).as_subclass(Tensor), layer(u))
 
 
