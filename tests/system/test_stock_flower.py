@@ -1,7 +1,7 @@
 """What stock Flower 1.41 lets a stranger do to a contributor, with TLS and node authentication on.
 
 The stranger has nothing but the certificate that everybody has. What stops each step here is in
-tests/coordinator/fleet/test_stock.py, tests/client/daemon/test_executor.py and deploy/federation/attacks.py.
+tests/coordinator/fleet/flower/test_stock.py, tests/client/daemon/test_executor.py and deploy/federation/attacks.py.
 """
 
 import hashlib

@@ -1,1 +1,0 @@
-"""Kernels under Triton's interpreter; collected by `tests/router/test_kernels.py` in a process of its own."""

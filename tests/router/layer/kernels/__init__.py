@@ -1,0 +1,1 @@
+"""Kernels under Triton's interpreter; collected by `tests/router/layer/test_kernels.py` in a process of its own."""
