@@ -8,10 +8,10 @@ from pathlib import Path
 from client.bundle import pack
 from client.progress import Report
 from client.runs.plot import draw
-from client.runs.record import ADAPTER, LOSSES, read_record
+from client.runs.record import ADAPTER, LOSSES, finished, read_record
 from client.submission import outbox
-from client.training.plan import TrainingPlan
-from client.training.request import TrainingRequest, check_budget, planned
+from client.training.plan import TrainingPlan, check_budget, make_plan
+from client.training.request import TrainingRequest
 from client.workspace import keys
 from client.workspace.paths import ClientWorkspace
 from client.workspace.settings import ClientSettings
@@ -24,7 +24,7 @@ from router.base.fingerprint import check_base
 def produce(
     workspace: ClientWorkspace,
     settings: ClientSettings,
-    order: TrainingRequest,
+    request: TrainingRequest,
     report: Report,
     now: datetime,
     say: Callable[[str], object] = str,
@@ -34,7 +34,7 @@ def produce(
     Args:
         workspace: Locked by the caller.
         settings: Its settings.
-        order: What to train.
+        request: What to train.
         report: Told after every step.
         now: Time of signing.
         say: Told in sentences what came of it.
@@ -42,25 +42,25 @@ def produce(
     Raises:
         Refused: A code of the data, the base, the key, the recipe or the adapter, or `BUDGET_EXHAUSTED`.
     """
-    plan = planned(workspace, settings, order)
+    plan = make_plan(workspace, settings, request)
     identity = keys.load(workspace.root / settings.key)
     check_base(settings.base, plan.pool.spec.base, workspace.base_cache)
     run = workspace.runs / plan.run_id()
     if read_record(run) is None:
-        check_budget(order, workspace)
+        check_budget(request, (record for _, record in finished(workspace.runs)))
     _train_what_is_missing(plan, run, report)
     for sentence in _result(run, plan):
         say(sentence)
     return _packed(workspace, settings, run, plan, identity, now)
 
 
-def assist(workspace: ClientWorkspace, settings: ClientSettings, order: TrainingRequest) -> None:
+def assist(workspace: ClientWorkspace, settings: ClientSettings, request: TrainingRequest) -> None:
     """Train with a process that packs what comes out (`client.training.distributed`).
 
     Raises:
         Refused: As `produce`.
     """
-    plan = planned(workspace, settings, order)
+    plan = make_plan(workspace, settings, request)
     _train_what_is_missing(plan, workspace.runs / plan.run_id(), lambda _: None)
 
 
@@ -87,7 +87,7 @@ def _result(run: Path, plan: TrainingPlan) -> Iterator[str]:
             f"The adapter names {named}, the pool {plan.pool.spec.base.name}; a name proves nothing, and an adapter "
             "holds no other proof of the weights that it was trained on."
         )
-    if losses["joint" if plan.joint else "gates"] >= losses["base"]:
+    if losses["joint" if record.joint else "gates"] >= losses["base"]:
         yield "On these rows the expert does not help: perhaps it belongs to other rows, or to another base model."
 
 

@@ -45,7 +45,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-DataFlag = Annotated[Path, typer.Option("--data", help="File of examples: JSON Lines, CSV or Parquet.")]
+DataFlag = Annotated[
+    list[Path], typer.Option("--data", help="File of examples: JSON Lines, CSV or Parquet; repeatable.")
+]
 NameFlag = Annotated[str | None, typer.Option("--name", help="The expert's name; default: the contributor's.")]
 InputFlag = Annotated[str | None, typer.Option(help="Column of the inputs; default: that of client.toml.")]
 TargetFlag = Annotated[str | None, typer.Option(help="Column of the targets; default: that of client.toml.")]
@@ -87,7 +89,7 @@ ShareFlag = Annotated[
 ]  # fmt: skip
 
 
-def order_from(
+def request_from(
     *,
     data: DataFlag,
     name: NameFlag = None,
@@ -103,18 +105,19 @@ def order_from(
     **recipe: Any,
 ) -> "TrainingRequest":
     """Read what every verb that trains is told by its flags, and say what will be shared."""
-    from client.training.plan import Thrift
     from client.training.request import TrainingRequest
 
-    thrift = Thrift(dtype, quantise, recompute, packing, read_amounts(max_memory or ()))
-    return TrainingRequest(data, name, seed, device, micro_batch, recipe, tell(share), thrift)
+    return TrainingRequest(
+        tuple(data), name, seed, recipe, share=tell(share), device=device, max_memory=read_amounts(max_memory or ()),
+        micro_batch=micro_batch, dtype=dtype, quantise=quantise, recompute=recompute, packing=packing,
+    )  # fmt: skip
 
 
 def training_flags(verb: Callable[..., None], without: frozenset[str] = frozenset()) -> Callable[..., None]:
-    """Give a verb the flags of `order_from` and of the recipe, but for some; they arrive in its `**flags`."""
+    """Give a verb the flags of `request_from` and of the recipe, but for some; they arrive in its `**flags`."""
     named = [
         entry
-        for each in (order_from, verb)
+        for each in (request_from, verb)
         for entry in inspect.signature(each).parameters.values()
         if entry.kind is not inspect.Parameter.VAR_KEYWORD
     ]
@@ -192,8 +195,8 @@ def train(
     Example: greylag-client train --data notes.jsonl --rank 8
     """
     promise = privacy(epsilon, delta, clip)
-    order = replace(order_from(**flags), privacy=promise, joint=joint)
-    _train(order, progress, workspace, input_column=input_column, target_column=target_column)
+    request = replace(request_from(**flags), privacy=promise, joint=joint)
+    _train(request, progress, workspace, input_column=input_column, target_column=target_column)
 
 
 @app.command()
@@ -216,20 +219,20 @@ def gates(
 
     Example: greylag-client gates --adapter my-lora --data notes.jsonl
     """
-    order = replace(order_from(**flags), adapter=adapter)
-    _train(order, progress, workspace, input_column=input_column, target_column=target_column)
+    request = replace(request_from(**flags), adapter=adapter)
+    _train(request, progress, workspace, input_column=input_column, target_column=target_column)
 
 
-def _train(order: "TrainingRequest", progress: Style, workspace: Path, **columns: str | None) -> None:
+def _train(request: "TrainingRequest", progress: Style, workspace: Path, **columns: str | None) -> None:
     from client.job import assist, produce
 
     place, settings = open_workspace(workspace, **columns)
-    quiet_libraries(settings.base, *([order.adapter] if order.adapter else []))
+    quiet_libraries(settings.base, *([request.adapter] if request.adapter else []))
     if not leads():
-        assist(place, settings, order)
+        assist(place, settings, request)
         return
     with at_work(place), show(progress) as report:
-        bundle = produce(place, settings, order, report, datetime.now(UTC), talk)
+        bundle = produce(place, settings, request, report, datetime.now(UTC), talk)
     talk(f"The bundle {bundle.spec.name} is ready; send it with: greylag-client submit {bundle.spec.name}")
     typer.echo(f"{bundle.digest} {bundle.folder}")
 
@@ -254,12 +257,12 @@ def contribute(
 
     place, settings = open_workspace(workspace, input_column=input_column, target_column=target_column)
     quiet_libraries(settings.base)
-    order = order_from(**flags)
+    request = request_from(**flags)
     if not leads():
-        assist(place, settings, order)
+        assist(place, settings, request)
         return
     with at_work(place), show(progress) as report:
-        bundle = produce(place, settings, order, report, datetime.now(UTC), talk)
+        bundle = produce(place, settings, request, report, datetime.now(UTC), talk)
         record = send_bundle(place, settings, bundle, report, wait=wait, give_up_after=give_up_after)
     show_records([record], as_json=False)
     check_verdict(record)

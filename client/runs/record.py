@@ -1,5 +1,6 @@
 """A finished training run on disk: what packing needs to know, and nothing about the data."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -63,6 +64,13 @@ def read_record(folder: Path) -> RunRecord | None:
 def dump_record(record: RunRecord) -> bytes:
     """Write a record as JSON."""
     return strict_json.dumps(record.model_dump(mode="json"))
+
+
+def finished(runs: Path) -> Iterator[tuple[Path, RunRecord]]:
+    """Go through the finished runs of a workspace, in no order that means anything."""
+    for run in sorted(runs.glob("*")):
+        if (record := read_record(run)) is not None:
+            yield run, record
 
 
 def read_statistics(folder: Path) -> Statistics:

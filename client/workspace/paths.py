@@ -4,10 +4,14 @@ client.toml        settings                     contributor.key    private key, 
 pool.dsse.json     the pool, signed             enrolment.dsse.json  the key's own introduction
 runs/<run-id>/     training in progress         bundles/<name>/    finished bundles
 outbox/            what was submitted           base.json          fingerprint of the base, cached
+split.key          decides which rows are held out, never sent
 """
 
+import os
+import secrets
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +62,18 @@ class ClientWorkspace:
     def outbox(self) -> Path:
         """Records of submitted bundles."""
         return self.root / "outbox"
+
+    def split_key(self) -> bytes:
+        """Read the key that decides which rows are held out; made once, when it is first asked for."""
+        path = self.root / "split.key"
+        if not path.exists():
+            with tempfile.NamedTemporaryFile(dir=self.root, prefix=".split-") as file:  # its owner's alone
+                file.write(secrets.token_bytes(32))
+                file.flush()
+                os.fsync(file.fileno())
+                with suppress(FileExistsError):  # another process was first
+                    os.link(file.name, path)
+        return path.read_bytes()
 
     def pool(self, trusted: str) -> Pool:
         """Read the pool's document.

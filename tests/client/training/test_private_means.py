@@ -119,7 +119,7 @@ def pool_of(site: Site) -> Pool:
 
 def test_a_contributor_may_ask_for_noise_and_the_bundle_says_so(site: Site, quiet: None) -> None:
     settings = site.settings.model_copy(update={"share_epsilon": 4.0})
-    order = TrainingRequest(site.data, name="reverse", device="cpu", share=(Share.MEANS,))
+    order = TrainingRequest((site.data,), name="reverse", device="cpu", share=(Share.MEANS,))
     bundle = produce(site.workspace, settings, order, lambda _: None, NOW)
     means = bundle.spec.statistics.means
     assert means is not None
@@ -148,7 +148,7 @@ def test_a_pool_may_ask_for_means_and_nobody_is_made_to_tell(site: Site, monkeyp
     monkeypatch.setattr(type(site.workspace), "pool", lambda *_: asked)
     for share in ((), (Share.CENTROID,)):
         with pytest.raises(Refused, match="--share means") as refused:
-            produce(site.workspace, site.settings, TrainingRequest(site.data, share=share), lambda _: None, NOW)
+            produce(site.workspace, site.settings, TrainingRequest((site.data,), share=share), lambda _: None, NOW)
         assert refused.value.code is Code.STATISTICS_MISSING
 
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from client.job import produce
 from client.progress import Progress
-from client.training import phase
+from client.training import phase, trainer
 from client.training.request import TrainingRequest
 from client.workspace.paths import ClientWorkspace
 from protocol.errors import Code, Refused
@@ -50,7 +50,7 @@ def test_a_killed_client_goes_on_where_it_stopped(site: Site) -> None:
     shutil.copytree(checkpoints[0], torn)
     (torn / phase.COMPLETE).unlink(missing_ok=True)
     seen: list[Progress] = []
-    order = TrainingRequest(site.data, device="cpu", overrides=FLAGS)
+    order = TrainingRequest((site.data,), device="cpu", overrides=FLAGS)
     with site.workspace.lock():  # the dead process holds it no longer
         bundle = produce(site.workspace, site.settings, order, seen.append, NOW)
     expert = [event.step for event in seen if event.phase == "expert"]
@@ -75,7 +75,7 @@ def test_a_disk_that_fills_up_is_one_sentence(site: Site, cli: Cli, monkeypatch:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(phase, "save_file", full)
+        patch.setattr(trainer, "save_file", full)
         status, out, err = cli(*command)
         assert (status, out) == (Code.STORAGE_FULL.fate.exit, "")
         assert err.count("error: ") == 1
