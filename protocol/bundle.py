@@ -18,9 +18,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from protocol import statement, strict_json
-from protocol.atomic import beside, write_whole
+from protocol import statement
 from protocol.errors import Code, Refused
+from protocol.files import strict_json
+from protocol.files.atomic import sweep, write_whole
 from protocol.signing import MAX_ENVELOPE_BYTES, Identity, PublicKey, Signed
 from protocol.spec import ExpertSpec
 from protocol.statement import Strict
@@ -127,16 +128,16 @@ def pack(folder: Path, spec: ExpertSpec, identity: Identity) -> Bundle:
             names another contributor than the identity.
     """
     for path in (folder / SPEC, folder / ENVELOPE):
-        beside(path).unlink(missing_ok=True)  # left by a kill in the middle of an earlier pack
+        sweep(path)  # left by a kill in the middle of an earlier pack
     write_whole(folder / SPEC, strict_json.dumps(spec.model_dump(mode="json")))
     _check_folder(folder, {*FILES, ENVELOPE} if (folder / ENVELOPE).exists() else FILES)
     sizes = {name: (folder / name).stat().st_size for name in FILES}
     subjects = {name: sha256_of(folder / name) for name in FILES}
     payload = statement.build(BUNDLE_TYPE, subjects, _Predicate(spec=spec, sizes=sizes))
     envelope = identity.sign(payload)
-    read_manifest(envelope)
+    manifest = read_manifest(envelope)
     write_whole(folder / ENVELOPE, envelope)
-    return open_bundle(folder)
+    return Bundle(folder, manifest)
 
 
 def open_bundle(folder: Path) -> Bundle:

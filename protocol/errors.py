@@ -138,6 +138,7 @@ class Code(Enum):
     UNREACHABLE = Fate("UNAVAILABLE", 503, EX_UNAVAILABLE, "The other side cannot be reached.")
     MEMORY_FULL = Fate("RESOURCE_EXHAUSTED", 507, EX_UNAVAILABLE, "The experts do not fit into the machine's memory.")
     STORAGE_FULL = Fate("RESOURCE_EXHAUSTED", 507, EX_IOERR, "The disk is full.")
+    INTERRUPTED = Fate("UNAVAILABLE", 503, EX_TEMPFAIL, "A person stopped it; it goes on from where it was.")
     BUSY = Fate("UNAVAILABLE", 503, EX_TEMPFAIL, "The other side is busy or shutting down.")
     INTERNAL = Fate("INTERNAL", 500, EX_SOFTWARE, "The other side failed; its log says why.")
 

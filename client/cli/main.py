@@ -1,39 +1,42 @@
 """greylag-client: the command line of a contributor."""
 
-import inspect
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
-from client.cli import daemon, keys, submit
+from client.cli import daemon, history, keys, submit
 from client.cli.options import (
-    EXPERT_FLAGS,
+    GatesVerb,
     GiveUpFlag,
     ProgressFlag,
+    TrainingVerb,
+    Verb,
     WaitFlag,
     WorkspaceFlag,
     at_work,
+    in_workspace,
     open_workspace,
-    recipe_flags,
-    run,
-    talk,
 )
 from client.cli.progress import Style, show
-from client.cli.submit import check_verdict, send_bundle, show_records
+from client.cli.submit import submit_bundle
 from client.libraries import quiet_libraries
-from client.progress import GIVE_UP_AFTER_S
+from client.progress import Report
 from client.runs.consent import TELLS, Share
 from client.training.distributed import leads
+from protocol.programs import run, say, with_flags_of
 from router.base.device_map import read_amounts
 from router.base.quantisation import Bits
 
 if TYPE_CHECKING:
     from client.training.request import TrainingRequest
+    from client.workspace.paths import ClientWorkspace
+    from client.workspace.settings import ClientSettings
+    from protocol.bundle import Bundle
     from protocol.spec import Promise
 
 
@@ -89,7 +92,7 @@ ShareFlag = Annotated[
 ]  # fmt: skip
 
 
-def request_from(
+def asked(
     *,
     data: DataFlag,
     name: NameFlag = None,
@@ -102,32 +105,60 @@ def request_from(
     recompute: RecomputeFlag = False,
     packing: PackingFlag = False,
     share: ShareFlag = None,
+    input_column: InputFlag = None,
+    target_column: TargetFlag = None,
+    progress: ProgressFlag = Style.AUTO,
+    workspace: WorkspaceFlag = Path(),
     **recipe: Any,
-) -> "TrainingRequest":
+) -> "Asked":
     """Read what every verb that trains is told by its flags, and say what will be shared."""
     from client.training.request import TrainingRequest
 
-    return TrainingRequest(
+    place, settings = open_workspace(workspace, input_column=input_column, target_column=target_column)
+    request = TrainingRequest(
         tuple(data), name, seed, recipe, share=tell(share), device=device, max_memory=read_amounts(max_memory or ()),
         micro_batch=micro_batch, dtype=dtype, quantise=quantise, recompute=recompute, packing=packing,
     )  # fmt: skip
+    return Asked(place, settings, request, progress)
 
 
-def training_flags(verb: Callable[..., None], without: frozenset[str] = frozenset()) -> Callable[..., None]:
-    """Give a verb the flags of `request_from` and of the recipe, but for some; they arrive in its `**flags`."""
-    named = [
-        entry
-        for each in (request_from, verb)
-        for entry in inspect.signature(each).parameters.values()
-        if entry.kind is not inspect.Parameter.VAR_KEYWORD
-    ]
-    flags = [*named, *recipe_flags(without)]
-    verb.__signature__ = inspect.Signature(flags)  # type: ignore[attr-defined] # read by inspect
-    verb.__annotations__ = {entry.name: entry.annotation for entry in flags} | {"return": None}
-    return verb
+class Asked(NamedTuple):
+    """What a verb that trains was told."""
+
+    place: "ClientWorkspace"
+    settings: "ClientSettings"
+    request: "TrainingRequest"
+    progress: Style
+
+    @contextmanager
+    def trained(self, **more: Any) -> "Iterator[tuple[Bundle, Report] | None]":
+        """Train and pack, in a workspace that stays locked for the block; None for a process that only assists.
+
+        Args:
+            more: Further fields of the request.
+        """
+        from client.job import assist, produce
+
+        place, settings, request, progress = self._replace(request=replace(self.request, **more))
+        quiet_libraries(settings.base, *([request.adapter] if request.adapter else []))
+        if not leads():
+            assist(place, settings, request)
+            yield None
+            return
+        with at_work(place), show(progress) as report:
+            yield produce(place, settings, request, report, datetime.now(UTC), say), report
+
+    def train(self, **more: Any) -> None:
+        """Train and pack, and say how to go on."""
+        with self.trained(**more) as done:
+            if done:
+                bundle, _ = done
+                send = f"The bundle {bundle.spec.name} is ready; send it with: greylag-client submit {bundle.spec.name}"
+                say(in_workspace(send, self.place.root))
+                typer.echo(f"{bundle.digest} {bundle.folder}")
 
 
-@app.command()
+@app.command(cls=Verb)
 def init(
     *,
     coordinator: Annotated[str, typer.Option(help="The coordinator, host:port.")],
@@ -165,17 +196,15 @@ def init(
     with storage():
         joined = join(place, flags, datetime.now(UTC))
     if pool_key is None:
-        talk(f"Trusting the pool's key {joined.pool.spec.coordinator} on first use; compare it with the operator's.")
-    talk(f"Joined the pool {joined.pool.spec.name} as {joined.settings.name}, base model {joined.pool.spec.base.name}.")
+        say(f"Trusting the pool's key {joined.pool.spec.coordinator} on first use; compare it with the operator's.")
+    say(f"Joined the pool {joined.pool.spec.name} as {joined.settings.name}, base model {joined.pool.spec.base.name}.")
     typer.echo(joined.key.hex)
 
 
-@app.command()
-@training_flags
+@app.command(cls=TrainingVerb)
+@with_flags_of(asked)
 def train(
     *,
-    input_column: InputFlag = None,
-    target_column: TargetFlag = None,
     joint: Annotated[
         bool, typer.Option("--joint", help="Train gates together with the expert, to compare: such gates route worse.")
     ] = False,
@@ -184,32 +213,24 @@ def train(
     ] = None,
     delta: Annotated[float | None, typer.Option(help="Its second figure; far less than one in the examples.")] = None,
     clip: Annotated[float, typer.Option(help="Norm to which the gradient of each example is clipped, for it.")] = 1.0,
-    progress: ProgressFlag = Style.AUTO,
-    workspace: WorkspaceFlag = Path(),
     **flags: Any,
 ) -> None:
-    """Train an expert and its gates, and pack them into a signed bundle. Run again to resume.
+    """Train an expert and its gates, and pack them into a signed bundle. Run again to resume; so after Ctrl-C.
 
     Nothing leaves this machine. Prints the bundle's digest and folder.
 
     Example: greylag-client train --data notes.jsonl --rank 8
     """
-    promise = privacy(epsilon, delta, clip)
-    request = replace(request_from(**flags), privacy=promise, joint=joint)
-    _train(request, progress, workspace, input_column=input_column, target_column=target_column)
+    asked(**flags).train(privacy=privacy(epsilon, delta, clip), joint=joint)
 
 
-@app.command()
-@partial(training_flags, without=EXPERT_FLAGS)
+@app.command(cls=GatesVerb)
+@with_flags_of(asked)
 def gates(
     *,
     adapter: Annotated[
         str, typer.Option(help="Folder or Hugging Face id of a LoRA, rsLoRA, DoRA or (IA)3 adapter as PEFT saves it.")
     ],
-    input_column: InputFlag = None,
-    target_column: TargetFlag = None,
-    progress: ProgressFlag = Style.AUTO,
-    workspace: WorkspaceFlag = Path(),
     **flags: Any,
 ) -> None:
     """Train only the gates of an adapter that is there already, and pack both. Run again to resume.
@@ -219,59 +240,26 @@ def gates(
 
     Example: greylag-client gates --adapter my-lora --data notes.jsonl
     """
-    request = replace(request_from(**flags), adapter=adapter)
-    _train(request, progress, workspace, input_column=input_column, target_column=target_column)
+    asked(**flags).train(adapter=adapter)
 
 
-def _train(request: "TrainingRequest", progress: Style, workspace: Path, **columns: str | None) -> None:
-    from client.job import assist, produce
-
-    place, settings = open_workspace(workspace, **columns)
-    quiet_libraries(settings.base, *([request.adapter] if request.adapter else []))
-    if not leads():
-        assist(place, settings, request)
-        return
-    with at_work(place), show(progress) as report:
-        bundle = produce(place, settings, request, report, datetime.now(UTC), talk)
-    talk(f"The bundle {bundle.spec.name} is ready; send it with: greylag-client submit {bundle.spec.name}")
-    typer.echo(f"{bundle.digest} {bundle.folder}")
-
-
-@app.command()
-@training_flags
-def contribute(
-    *,
-    input_column: InputFlag = None,
-    target_column: TargetFlag = None,
-    wait: WaitFlag = False,
-    give_up_after: GiveUpFlag = GIVE_UP_AFTER_S,
-    progress: ProgressFlag = Style.AUTO,
-    workspace: WorkspaceFlag = Path(),
-    **flags: Any,
-) -> None:
+@app.command(cls=TrainingVerb)
+@with_flags_of(asked)
+def contribute(*, wait: WaitFlag = False, give_up_after: GiveUpFlag = None, **flags: Any) -> None:
     """Train, pack and submit in one go. Run again to resume.
 
     Example: greylag-client contribute --data notes.jsonl --wait
     """
-    from client.job import assist, produce
-
-    place, settings = open_workspace(workspace, input_column=input_column, target_column=target_column)
-    quiet_libraries(settings.base)
-    request = request_from(**flags)
-    if not leads():
-        assist(place, settings, request)
-        return
-    with at_work(place), show(progress) as report:
-        bundle = produce(place, settings, request, report, datetime.now(UTC), talk)
-        record = send_bundle(place, settings, bundle, report, wait=wait, give_up_after=give_up_after)
-    show_records([record], as_json=False)
-    check_verdict(record)
+    told = asked(**flags)
+    with told.trained() as done:
+        if done:
+            submit_bundle(told.place, told.settings, *done, wait=wait, give_up_after=give_up_after)
 
 
 def tell(share: list[Share] | None) -> tuple[Share, ...]:
     """Say what each share tells others, before anything is computed."""
     for each in share or () if leads() else ():
-        talk(f"The bundle will tell others {TELLS[each]}")
+        say(f"The bundle will tell others {TELLS[each]}")
     return tuple(share or ())
 
 
@@ -299,8 +287,8 @@ def privacy(epsilon: float | None, delta: float | None, clip: float) -> "Promise
 
 
 # After the verbs above, so that --help lists all of them in the order in which a person comes to them.
-for _verb in (submit.submit, submit.status, submit.verify, daemon.daemon):
-    app.command()(_verb)
+for _verb in (submit.submit, submit.status, history.history, submit.verify, daemon.daemon):
+    app.command(cls=Verb)(_verb)
 app.add_typer(keys.app, name="keys")
 
 

@@ -6,10 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from protocol import statement, strict_json
+from client.runs import history
+from protocol import statement
 from protocol.adapters import Module
 from protocol.bundle import GATES
-from protocol.spec import Dtype, Name, Promise, Recipe, Sha256, Statistics
+from protocol.files import strict_json
+from protocol.files.atomic import write_whole
+from protocol.spec import Dtype, Name, Promise, Recipe, Sha256, Statistics, Timestamp
 from protocol.statement import Strict
 
 ADAPTER = "adapter"
@@ -19,6 +22,7 @@ STATISTICS = "statistics.json"
 
 LOSSES = {"base": "by the base alone", "expert": "with the expert", "gates": "with the expert under its gates"}
 LOSSES["joint"] = LOSSES["gates"]
+_PACKED = "packed.json"
 
 
 class RunRecord(Strict):
@@ -43,6 +47,24 @@ class RunRecord(Strict):
     """Losses on the held-out rows, in nats a token, three digits: of the base alone, with the expert, with it gated."""
     rows: Annotated[str, Field(max_length=40)]
     """How many examples, as a power of ten: an exact count says more about the data than it should."""
+
+    @property
+    def loss(self) -> float:
+        """On the held-out rows, of the expert under its gates."""
+        return self.losses["joint" if self.joint else "gates"]
+
+
+class PackedBundle(Strict):
+    """A bundle that was made of a run, so that it can be made again."""
+
+    digest: Sha256
+    created: Timestamp
+    shared: str
+    """Name of the folder in the run with what is shared and the gates; empty for the run's own."""
+
+
+class _Packed(Strict):
+    bundles: tuple[PackedBundle, ...] = ()
 
 
 def coarse(rows: int) -> str:
@@ -71,6 +93,28 @@ def finished(runs: Path) -> Iterator[tuple[Path, RunRecord]]:
     for run in sorted(runs.glob("*")):
         if (record := read_record(run)) is not None:
             yield run, record
+
+
+def note_packed(run: Path, bundle: PackedBundle) -> None:
+    """Remember that a bundle was made of a run."""
+    known = _Packed(bundles=(*packed_of(run), bundle))
+    write_whole(run / _PACKED, strict_json.dumps(known.model_dump(mode="json")))
+
+
+def packed_of(run: Path) -> tuple[PackedBundle, ...]:
+    """List the bundles that were made of a run."""
+    path = run / _PACKED
+    if not path.is_file():
+        return ()
+    return statement.read(_Packed, strict_json.loads(path.read_bytes(), what=_PACKED), what=_PACKED).bundles
+
+
+def where_stopped(run: Path) -> str:
+    """Tell how far an unfinished run has come; empty for one that begins anew."""
+    for phase in reversed(history.PHASES):
+        if (checkpoint := history.newest_checkpoint(run / phase)) is not None:
+            return f"step {history.step_of(checkpoint)} ({phase})"
+    return "its expert" if (run / ADAPTER).is_dir() else ""
 
 
 def read_statistics(folder: Path) -> Statistics:

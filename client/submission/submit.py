@@ -12,11 +12,11 @@ from client.workspace import keys
 from client.workspace.paths import ClientWorkspace
 from client.workspace.settings import ClientSettings
 from protocol import tensors
-from protocol.atomic import write_whole
-from protocol.bundle import ADAPTER_WEIGHTS, ENVELOPE, GATES, Bundle, open_bundle
+from protocol.bundle import ADAPTER_WEIGHTS, CARD, ENVELOPE, GATES, Bundle, open_bundle
 from protocol.compatibility import check_tensors
 from protocol.documents import Pool
-from protocol.errors import Code, Refused
+from protocol.errors import Code, Refused, Unavailable
+from protocol.files.atomic import write_whole
 from protocol.signing import Signed
 from protocol.v1.intake_pb2 import StatusReply
 from protocol.wire.grpc_status import plain
@@ -67,7 +67,6 @@ def facts(bundle: Bundle) -> dict[str, Any]:
     """List what a bundle is."""
     spec = bundle.spec
     return {
-        "schema": 1,
         "digest": bundle.digest,
         "name": spec.name,
         "contributor": spec.contributor,
@@ -92,7 +91,6 @@ def leaving(bundle: Bundle, enrolment: bytes) -> dict[str, Any]:
     manifest = bundle.manifest
     held = {name: tensors.read_header(bundle.folder / name) for name in (ADAPTER_WEIGHTS, GATES)}
     return {
-        "schema": 1,
         "digest": bundle.digest,
         "files": [
             {"name": name, "bytes": file.size, "sha256": file.sha256} for name, file in sorted(manifest.files.items())
@@ -102,9 +100,16 @@ def leaving(bundle: Bundle, enrolment: bytes) -> dict[str, Any]:
             for name, header in held.items()
             for tensor, info in sorted(header.items())
         ],
+        "card": _told_by((bundle.folder / CARD).read_text(encoding="utf-8")),
         "statement": json.loads(Signed.parse(manifest.envelope).payload),
         "enrolment": json.loads(Signed.parse(enrolment).payload),
     }
+
+
+def _told_by(card: str) -> dict[str, str]:
+    """Read the table of a model card."""
+    rows = (line.strip("| ").split(" | ", 1) for line in card.splitlines() if line.startswith("| ") and " | " in line)
+    return {name.strip(): value for name, value in rows if name.strip("| ")}
 
 
 def enrolment_for(
@@ -176,13 +181,8 @@ def refresh(
         Refused: `BUNDLE_UNKNOWN`.
         Unavailable: `UNREACHABLE` or `BUSY`.
     """
-    by_people = pool.spec.policy.admission == "reviewed"
-
-    def decided(state: str) -> bool:
-        return state in FINAL or (by_people and state == WAITS_FOR_OPERATOR)
-
     if wait:
-        reply: StatusReply = upload.wait(record.digest, coordinator, decided)
+        reply: StatusReply = upload.wait(record.digest, coordinator, lambda state: decided(state, pool))
     else:
         reply = upload.status(record.digest, coordinator)
     heard = record.model_copy(
@@ -196,3 +196,23 @@ def refresh(
     )
     outbox.save(workspace.outbox, heard)
     return heard
+
+
+def decided(state: str, pool: Pool) -> bool:
+    """Tell whether a bundle in this state waits for nobody, or for a person, as the pool's policy may want it."""
+    by_people = pool.spec.policy.admission == "reviewed"
+    return state in FINAL or (by_people and state == WAITS_FOR_OPERATOR)
+
+
+def check_decided(record: outbox.Record, pool: Pool) -> None:
+    """Fail if waiting has ended and nobody has decided about a bundle.
+
+    Raises:
+        Unavailable: `BUSY`.
+    """
+    if not decided(record.state, pool):
+        raise Unavailable(
+            Code.BUSY,
+            f"The coordinator keeps {record.name}, but nobody there has decided about it: it is {record.state}.",
+            "Ask its operator whether greylag-coordinator worker runs, then: greylag-client status --wait",
+        )

@@ -7,6 +7,10 @@ start. The best checkpoint by held-out loss wins.
 
 import math
 import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +25,6 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from client.progress import Progress, Report
 from client.runs import history
@@ -29,7 +32,7 @@ from client.training import distributed
 from client.training.request import TrainingRequest
 from client.training.sequence_packing import pack
 from client.training.trainer import PhaseTrainer, diverged
-from protocol.errors import Code, Refused
+from protocol.errors import Code, Refused, Unavailable
 from protocol.spec import Recipe
 
 if TYPE_CHECKING:
@@ -38,8 +41,6 @@ if TYPE_CHECKING:
 
     from client.data.examples import Examples
 
-COMPLETE = "complete"
-"""Marker of a whole checkpoint, written last."""
 LOG_EVERY = 10
 """Steps between two looks at the training loss (each costs a wait for the device)."""
 
@@ -81,14 +82,15 @@ def run(
     """
     trainer = _trainer(phase, model, tokenizer, examples)
     privacy, recipe = phase.request.privacy, phase.recipe
-    trainer.add_callback(_Checkpoints(phase.folder))
     trainer.add_callback(_Reporter(phase, report))
     if recipe.patience and privacy is None:
         trainer.add_callback(EarlyStoppingCallback(recipe.patience))
     distributed.once(lambda: sweep(phase.folder))
-    last = sweep(phase.folder)
+    last = history.newest_checkpoint(phase.folder)
     try:
-        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        with _interruptible() as asked:
+            trainer.add_callback(_Checkpoints(phase.folder, asked))
+            trainer.train(resume_from_checkpoint=None if last is None else str(last))
     except torch.OutOfMemoryError as error:
         raise Refused(
             Code.SETTINGS_INVALID,
@@ -98,6 +100,12 @@ def run(
     finally:
         if distributed.leads():
             sweep(phase.folder)
+    if asked.is_set():
+        raise Unavailable(
+            Code.INTERRUPTED,
+            f"Training was stopped after step {trainer.state.global_step} ({phase.name}); a checkpoint of it is kept.",
+            "Run the same command again: it continues there.",
+        )
     trainer.take_off()
     loss = trainer.state.best_metric if privacy is None else history.last_loss(trainer.state.log_history)
     if loss is None or not math.isfinite(loss):
@@ -138,22 +146,43 @@ def _trainer(
     return trainer
 
 
-def sweep(folder: Path) -> Path | None:
-    """Throw away checkpoints that were cut off, and return the newest whole one."""
-    whole = []
-    for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        if (checkpoint / COMPLETE).is_file():
-            whole.append(checkpoint)
-        else:
+def sweep(folder: Path) -> None:
+    """Throw away checkpoints that were cut off."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        if not (checkpoint / history.COMPLETE).is_file():
             shutil.rmtree(checkpoint)
-    return max(whole, key=_step, default=None)
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Tell of a first Ctrl-C, so that the step that was begun can be kept; a second one stops at once."""
+    asked = threading.Event()
+
+    def ask(*_: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    alone = distributed.processes() == 1 and threading.current_thread() is threading.main_thread()
+    if not alone or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield asked  # somebody else listens
+        return
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class _Checkpoints(TrainerCallback):
-    """Marks a checkpoint as whole, then lets go of all but the newest and the best."""
+    """Marks a checkpoint as whole, then lets go of all but the newest and the best; asks for one on Ctrl-C."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, asked: threading.Event) -> None:
+        self._folder, self._asked = folder, asked
+
+    def on_step_end(self, _args: TrainingArguments, _state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._asked.is_set():
+            control.should_save = control.should_training_stop = True
 
     def on_train_begin(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
         # A resumed state remembers a path; the workspace may have been moved since.
@@ -164,14 +193,14 @@ class _Checkpoints(TrainerCallback):
         if not distributed.leads():
             return
         newest = self._checkpoint(state.global_step)
-        (newest / COMPLETE).touch()
+        (newest / history.COMPLETE).touch()
         kept = {newest.name, Path(state.best_model_checkpoint or newest).name}
-        for checkpoint in self._folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        for checkpoint in self._folder.glob("checkpoint-*"):
             if checkpoint.name not in kept:
                 shutil.rmtree(checkpoint)
 
     def _checkpoint(self, step: int) -> Path:
-        return self._folder / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+        return self._folder / f"checkpoint-{step}"
 
 
 class _Reporter(TrainerCallback):
@@ -236,7 +265,3 @@ def _arguments(phase: Phase) -> TrainingArguments:
         activation_checkpointing_kwargs={"use_reentrant": False},  # gradients need not reach the embeddings
         seed=request.seed,
     )
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])

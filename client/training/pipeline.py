@@ -21,9 +21,9 @@ from client.training import adapters, distributed, gates, phase, statistics, tra
 from client.training.imported_adapter import write_adapter
 from client.training.plan import TrainingPlan
 from client.training.sequence_packing import check_packing
-from protocol.atomic import write_whole
 from protocol.bundle import GATES
 from protocol.errors import Code, Refused
+from protocol.files.atomic import write_whole
 from router.base.device_map import is_offloaded
 from router.base.linear import find_linear
 from router.base.loading import Base, load_base

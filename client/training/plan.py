@@ -20,12 +20,12 @@ from client.training.modules import plan_modules
 from client.training.request import TrainingRequest
 from client.workspace.paths import ClientWorkspace
 from client.workspace.settings import ClientSettings
-from protocol import strict_json
 from protocol.adapters import Module
 from protocol.bundle import sha256_of
 from protocol.compatibility import check_told
 from protocol.documents import Pool
 from protocol.errors import Code, Refused
+from protocol.files import strict_json
 from protocol.spec import Name, Recipe
 from protocol.statement import first_invalid
 

@@ -7,9 +7,7 @@ outbox/            what was submitted           base.json          fingerprint o
 split.key          decides which rows are held out, never sent
 """
 
-import os
 import secrets
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,7 +17,10 @@ from filelock import FileLock, Timeout
 
 from protocol.documents import Pool, read_pool
 from protocol.errors import Code, Refused
+from protocol.files.atomic import write_secret
 from protocol.signing import PublicKey
+
+_SPLIT_KEY_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -64,16 +65,22 @@ class ClientWorkspace:
         return self.root / "outbox"
 
     def split_key(self) -> bytes:
-        """Read the key that decides which rows are held out; made once, when it is first asked for."""
+        """Read the key that decides which rows are held out; made once, when it is first asked for.
+
+        Raises:
+            Refused: `KEY_UNREADABLE`.
+        """
         path = self.root / "split.key"
-        if not path.exists():
-            with tempfile.NamedTemporaryFile(dir=self.root, prefix=".split-") as file:  # its owner's alone
-                file.write(secrets.token_bytes(32))
-                file.flush()
-                os.fsync(file.fileno())
-                with suppress(FileExistsError):  # another process was first
-                    os.link(file.name, path)
-        return path.read_bytes()
+        with suppress(FileExistsError):
+            write_secret(path, secrets.token_bytes(_SPLIT_KEY_BYTES))
+        key = path.read_bytes()
+        if len(key) != _SPLIT_KEY_BYTES:
+            raise Refused(
+                Code.KEY_UNREADABLE,
+                f"{path} holds no key of {_SPLIT_KEY_BYTES} bytes.",
+                "Restore it from a copy; without it, rows that were trained on may be held out.",
+            )
+        return key
 
     def pool(self, trusted: str) -> Pool:
         """Read the pool's document.

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from client.cli.options import RECIPE_FLAGS
+from client.cli.main import app as client_app
 from client.submission import outbox
 from client.workspace import settings as client_settings
 from client.workspace.settings import ClientSettings
+from coordinator.cli.main import app as coordinator_app
 from protocol.bundle import ADAPTER_WEIGHTS, FILES, open_bundle
 from protocol.documents import Pool
 from protocol.errors import Code
@@ -324,10 +326,16 @@ def test_a_bundle_that_was_trained_passes_verify(cli: Cli, trained: Trained) -> 
     assert cli("verify", trained.bundle.folder)[0] == 0
 
 
-def test_the_flags_of_the_recipe_are_its_fields() -> None:
-    assert set(RECIPE_FLAGS) == set(Recipe.model_fields)
-    for name, (kind, _) in RECIPE_FLAGS.items():
-        assert isinstance(getattr(Recipe(), name), kind)
+def test_the_flags_of_the_recipe_are_its_fields(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    for app, verb, without in (
+        (client_app, "train", set()), (client_app, "contribute", set()), (coordinator_app, "init", set()),
+        (client_app, "gates", {"kind", "rank", "alpha", "activation", "expert_steps"}),
+    ):  # fmt: skip
+        shown = CliRunner().invoke(app, [verb, "-h"]).output
+        for name, field in Recipe.model_fields.items():
+            assert (f"--{name.replace('_', '-')} " in shown) == (name not in without)
+            assert (str(field.description)[:40] in shown) == (name not in without)
 
 
 def test_the_command_line_is_quick_to_load() -> None:

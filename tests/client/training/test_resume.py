@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 
 from client.job import produce
 from client.progress import Progress
-from client.training import phase, trainer
+from client.runs import history
+from client.training import trainer
 from client.training.request import TrainingRequest
 from client.workspace.paths import ClientWorkspace
 from protocol.errors import Code, Refused
@@ -48,7 +49,7 @@ def test_a_killed_client_goes_on_where_it_stopped(site: Site) -> None:
     assert checkpoints
     torn = checkpoints[0].with_name("checkpoint-159")
     shutil.copytree(checkpoints[0], torn)
-    (torn / phase.COMPLETE).unlink(missing_ok=True)
+    (torn / history.COMPLETE).unlink(missing_ok=True)
     seen: list[Progress] = []
     order = TrainingRequest((site.data,), device="cpu", overrides=FLAGS)
     with site.workspace.lock():  # the dead process holds it no longer

@@ -159,13 +159,14 @@ def test_a_checkpoint_that_was_cut_off_is_thrown_away(site: Site, tmp_path: Path
     recipe = RECIPE.model_copy(update={"eval_every": 2})
     folder = tmp_path / "run"
     run_line(folder, base, site, recipe, [], steps=4)
-    newest = phase.sweep(folder)
+    newest = history.newest_checkpoint(folder)
     assert newest is not None
     assert newest.name == "checkpoint-4"
     torn = folder / "checkpoint-6"
     torn.mkdir()
     (torn / trainer.TRAINABLE).write_bytes(b"half")
-    assert phase.sweep(folder) == newest
+    phase.sweep(folder)
+    assert history.newest_checkpoint(folder) == newest
     assert not torn.exists()
     torn.mkdir()
     seen: list[Progress] = []
@@ -187,8 +188,9 @@ def test_a_run_survives_a_move_of_its_folder(site: Site, tmp_path: Path) -> None
 def test_a_checkpoint_holds_only_what_is_trained(site: Site, tmp_path: Path) -> None:
     base = load_base(str(site.base), device="cpu")
     run_line(tmp_path / "run", base, site, RECIPE, [], steps=2)
-    newest = phase.sweep(tmp_path / "run")
+    newest = history.newest_checkpoint(tmp_path / "run")
     assert newest is not None
+    assert all(path.stat().st_mode & 0o077 == 0 for path in [newest, *newest.iterdir()])  # optimizer.pt, too
     assert list(load_file(newest / trainer.TRAINABLE)) == ["w"]
 
 
