@@ -1,6 +1,7 @@
 """Behind the verbs `submit`, `status` and `verify`: what would leave, what left, and what became of it."""
 
 import json
+import re
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -108,8 +109,7 @@ def leaving(bundle: Bundle, enrolment: bytes) -> dict[str, Any]:
 
 def _told_by(card: str) -> dict[str, str]:
     """Read the table of a model card."""
-    rows = (line.strip("| ").split(" | ", 1) for line in card.splitlines() if line.startswith("| ") and " | " in line)
-    return {name.strip(): value for name, value in rows if name.strip("| ")}
+    return dict(re.findall(r"^\| ([^|]*[^|\s]) \| (.+) \|$", card, re.MULTILINE))
 
 
 def enrolment_for(

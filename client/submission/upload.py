@@ -160,9 +160,7 @@ def wait(digest: str, coordinator: Coordinator, decided: Callable[[str], bool]) 
                 return reply
             if passed >= QUIET_S and not told:
                 told = True
-                coordinator.say(
-                    f"Nobody at {coordinator.address} has decided yet; waiting, up to {patience:g} s in all."
-                )
+                coordinator.say(f"Nobody at {coordinator.address} has decided yet. Waiting for up to {patience:g} s.")
         coordinator.sleep(POLL_S)
 
 

@@ -24,7 +24,7 @@ def test_from_private_data_to_a_routed_answer(
             place = town.join(name, through=wire.port)
             data = write_rows(tmp_path / f"{name}.jsonl", marker=SECRET)
             succeed("client", "train", "-w", place, "--data", data, "--seed", "1" if name == "ada" else "2")
-            dry_run = succeed("client", "submit", "-w", place, "--dry-run")
+            dry_run = succeed("client", "submit", "-w", place, "--dry-run", "--json")
             assert SECRET not in dry_run
             assert "lora_A" in dry_run
             before = len(wire.sent)
