@@ -120,7 +120,7 @@ def submit(
                 _check_unchanged(bundle)
                 damaged = True
                 continue
-            patience.after(error, progressed=transfer.furthest > held)
+            patience.after(error, progressed=transfer.furthest > held, reached=transfer.answered)
 
 
 def status(digest: str, coordinator: Coordinator) -> StatusReply:
@@ -171,6 +171,8 @@ class _Transfer:
         self._bundle, self._enrolment, self._report = bundle, enrolment, report
         self.furthest = 0
         """Most bytes that the coordinator was seen to hold."""
+        self.answered = False
+        """Whether the coordinator was ever there."""
 
     def attempt(self, coordinator: Coordinator) -> bytes:
         """Go once through Enrol, Begin, Put and Commit; return the receipt."""
@@ -178,6 +180,7 @@ class _Transfer:
         with connect(coordinator.address, coordinator.ca) as channel:
             intake = IntakeStub(channel)
             intake.Enrol(EnrolRequest(envelope=self._enrolment), timeout=DEADLINE_S)
+            self.answered = True
             begun = intake.Begin(BeginRequest(envelope=manifest.envelope), timeout=DEADLINE_S)
             missing = self._missing(begun)
             if begun.receipt:
@@ -224,17 +227,16 @@ class _Patience:
     def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator = coordinator
         self._pause_s = FIRST_PAUSE_S
-        self._last_progress, self._reached = coordinator.clock(), False
+        self._last_progress = coordinator.clock()
 
-    def after(self, error: GreylagError, *, progressed: bool) -> None:
+    def after(self, error: GreylagError, *, progressed: bool, reached: bool) -> None:
         """Sleep before another attempt, or raise the error if there is to be none."""
         now = self._coordinator.clock()
-        self._reached = self._reached or progressed or error.code is not Code.UNREACHABLE
         if progressed:
             self._last_progress, self._pause_s = now, FIRST_PAUSE_S
         if error.code not in _BEGIN_AGAIN:
             raise error
-        patience_s = self._coordinator.patience_s(reached=self._reached)
+        patience_s = self._coordinator.patience_s(reached=reached or error.code is not Code.UNREACHABLE)
         if now - self._last_progress + self._pause_s > patience_s:
             raise error
         if self._pause_s == FIRST_PAUSE_S:

@@ -31,7 +31,7 @@ from client.runs import history
 from client.training import distributed
 from client.training.request import TrainingRequest
 from client.training.sequence_packing import pack
-from client.training.trainer import PhaseTrainer, diverged
+from client.training.trainer import TRAINABLE, PhaseTrainer, diverged, restore
 from protocol.errors import Code, Refused, Unavailable
 from protocol.spec import Recipe
 
@@ -90,7 +90,12 @@ def run(
     try:
         with _interruptible() as asked:
             trainer.add_callback(_Checkpoints(phase.folder, asked))
-            trainer.train(resume_from_checkpoint=None if last is None else str(last))
+            if last is None or history.step_of(last) < phase.steps:
+                trainer.train(resume_from_checkpoint=None if last is None else str(last))
+            else:  # for which the Trainer would take another step
+                trainer.state = TrainerState.load_from_json(str(last / "trainer_state.json"))
+                best = last if privacy else last.with_name(f"checkpoint-{trainer.state.best_global_step}")
+                restore(model, best / TRAINABLE)
     except torch.OutOfMemoryError as error:
         raise Refused(
             Code.SETTINGS_INVALID,
@@ -193,7 +198,7 @@ class _Checkpoints(TrainerCallback):
         if not distributed.leads():
             return
         newest = self._checkpoint(state.global_step)
-        (newest / history.COMPLETE).touch()
+        (newest / history.COMPLETE).touch(mode=0o600)
         kept = {newest.name, Path(state.best_model_checkpoint or newest).name}
         for checkpoint in self._folder.glob("checkpoint-*"):
             if checkpoint.name not in kept:
