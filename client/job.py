@@ -8,28 +8,22 @@ from pathlib import Path
 from client.bundle import pack
 from client.progress import Report
 from client.runs.plot import draw
-from client.runs.record import (
-    ADAPTER,
-    LOSSES,
-    PackedBundle,
-    RunRecord,
-    finished,
-    note_packed,
-    packed_of,
-    read_record,
-    where_stopped,
-)
+from client.runs.record import ADAPTER, LOSSES, RunRecord, finished, read_record, where_stopped
 from client.submission import outbox
 from client.training.plan import TrainingPlan, check_budget, make_plan
 from client.training.request import TrainingRequest
 from client.workspace import keys
 from client.workspace.paths import ClientWorkspace
 from client.workspace.settings import ClientSettings
-from protocol.bundle import ADAPTER_WEIGHTS, ENVELOPE, GATES, Bundle, open_bundle, read_manifest, sha256_of
+from protocol.bundle import ADAPTER_WEIGHTS, ENVELOPE, GATES, Bundle, Manifest, open_bundle, read_manifest, sha256_of
 from protocol.documents import Pool
 from protocol.errors import Code, Refused
+from protocol.files.atomic import write_whole
 from protocol.signing import Identity
 from router.base.fingerprint import check_base
+
+_PACKED = "packed"
+"""Folder of a run with the envelopes of the bundles that were made of it."""
 
 
 def produce(
@@ -81,10 +75,14 @@ def assist(workspace: ClientWorkspace, settings: ClientSettings, request: Traini
     _train_what_is_missing(plan, workspace.runs / plan.run_id(), lambda _: None)
 
 
-def made(workspace: ClientWorkspace) -> list[tuple[PackedBundle, Path, RunRecord]]:
+def made(workspace: ClientWorkspace) -> list[tuple[Manifest, Path, RunRecord]]:
     """List all bundles that were made here, each with its run, oldest first."""
-    found = ((each, run, record) for run, record in finished(workspace.runs) for each in packed_of(run))
-    return sorted(found, key=lambda entry: (entry[0].created, entry[0].digest))
+    found = [
+        (read_manifest(path.read_bytes()), run, record)
+        for run, record in finished(workspace.runs)
+        for path in run.glob(f"{_PACKED}/*")
+    ]
+    return sorted(found, key=lambda entry: (entry[0].spec.created, entry[0].digest))
 
 
 def bring_back(workspace: ClientWorkspace, settings: ClientSettings, digest: str, now: datetime) -> Bundle:
@@ -99,16 +97,18 @@ def bring_back(workspace: ClientWorkspace, settings: ClientSettings, digest: str
     Raises:
         Refused: `BUNDLE_UNKNOWN`, or as `client.bundle.pack.pack_run`.
     """
-    runs = {(run, each.shared) for each, run, _ in made(workspace) if each.digest.startswith(digest)}
-    if len(runs) != 1:
+    found = [(manifest, run) for manifest, run, _ in made(workspace) if manifest.digest.startswith(digest)]
+    if len(found) != 1:
         raise Refused(
             Code.BUNDLE_UNKNOWN,
-            f"{len(runs)} experts that were trained here have a bundle whose digest begins with {digest!r:.80}.",
+            f"{len(found)} bundles that were made here have a digest that begins with {digest!r:.80}.",
             "Give one that this lists: greylag-client history",
         )
-    ((run, shared),) = runs
+    ((manifest, run),) = found
+    gates = manifest.files[GATES].sha256
+    shared = next(path.parent for path in run.rglob(GATES) if sha256_of(path) == gates)
     identity = keys.load(workspace.root / settings.key)
-    return _pack(workspace, settings, run, run / shared, workspace.pool(settings.pool_key), identity, now)
+    return _pack(workspace, settings, run, shared, workspace.pool(settings.pool_key), identity, now)
 
 
 def _train_what_is_missing(plan: TrainingPlan, run: Path, report: Report) -> None:
@@ -140,7 +140,7 @@ def _result(run: Path, plan: TrainingPlan) -> Iterator[str]:
 
 def _compared(workspace: ClientWorkspace, run: Path, bundle: Bundle) -> Iterator[str]:
     """Say if an expert is worse than the one whose place it takes."""
-    earlier = {each.digest: record for each, _, record in made(workspace)}.get(bundle.spec.supersedes or "")
+    earlier = next((record for each, _, record in made(workspace) if each.digest == bundle.spec.supersedes), None)
     record = read_record(run)
     if earlier is not None and record is not None and earlier.loss < record.loss:
         yield (
@@ -184,8 +184,7 @@ def _pack(
     bundle = pack.pack_run(
         run, shared, workspace.bundles, pool, identity, license_id=settings.license, supersedes=supersedes, now=now
     )
-    beside = "" if shared == run else shared.name
-    note_packed(run, PackedBundle(digest=bundle.digest, created=bundle.spec.created, shared=beside))
+    write_whole(run / _PACKED / f"{bundle.digest}.json", bundle.manifest.envelope)
     return bundle
 
 

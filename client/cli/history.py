@@ -52,7 +52,7 @@ def _listed(place: "ClientWorkspace") -> list[dict[str, Any]]:
 
     found: dict[str, dict[str, Any]] = {
         each.digest: {
-            "digest": each.digest, "name": record.name, "date": each.created, "loss": record.loss,
+            "digest": each.digest, "name": record.name, "date": each.spec.created, "loss": record.loss,
             "state": "not submitted", "release": 0,
         }
         for each, _, record in made(place)

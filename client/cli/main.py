@@ -48,65 +48,58 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-DataFlag = Annotated[
-    list[Path], typer.Option("--data", help="File of examples: JSON Lines, CSV or Parquet; repeatable.")
-]
-NameFlag = Annotated[str | None, typer.Option("--name", help="The expert's name; default: the contributor's.")]
-InputFlag = Annotated[str | None, typer.Option(help="Column of the inputs; default: that of client.toml.")]
-TargetFlag = Annotated[str | None, typer.Option(help="Column of the targets; default: that of client.toml.")]
-DeviceFlag = Annotated[
-    Literal["cpu", "cuda", "auto"] | None,
-    typer.Option(
-        help="Where to train; default: a GPU where there is one. auto spreads the base over all, memory, disk."
-    ),
-]
-MaxMemoryFlag = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="With --device auto: most that the base takes of a GPU or of memory, as in 0=20GiB or cpu=8GiB; "
-        "repeatable. Default: nine tenths of what is free."
-    ),
-]
-MicroBatchFlag = Annotated[int | None, typer.Option(min=1, help="Examples in memory at once; default: the batch.")]
-DtypeFlag = Annotated[
-    Literal["float32", "bfloat16"] | None,
-    typer.Option(help="What the base computes in; default: its files' dtype. Experts are float32."),
-]
-QuantiseFlag = Annotated[Bits | None, typer.Option(help="Bits of the base's weights (QLoRA); default: those of dtype.")]
-RecomputeFlag = Annotated[
-    bool, typer.Option("--recompute", help="Compute activations again instead of keeping them: slower, less memory.")
-]
-PackingFlag = Annotated[
-    bool, typer.Option("--packing", help="Let short examples share rows, for decoders: quicker, learns the same.")
-]
-SeedFlag = Annotated[
-    int, typer.Option(min=0, max=2**32 - 1, help="Seed of the initial weights and the order of examples.")
-]
-ShareFlag = Annotated[
-    list[Share] | None,
-    typer.Option(
-        "--share", help="Statistics of the data to put into the bundle, for other routing methods; repeatable. "
-        "means tell which words the data are made of (all-means: best), a centroid what the inputs are about. "
-        "Default: nothing.",
-    ),
-]  # fmt: skip
-
 
 def asked(
     *,
-    data: DataFlag,
-    name: NameFlag = None,
-    seed: SeedFlag = 0,
-    device: DeviceFlag = None,
-    max_memory: MaxMemoryFlag = None,
-    micro_batch: MicroBatchFlag = None,
-    dtype: DtypeFlag = None,
-    quantise: QuantiseFlag = None,
-    recompute: RecomputeFlag = False,
-    packing: PackingFlag = False,
-    share: ShareFlag = None,
-    input_column: InputFlag = None,
-    target_column: TargetFlag = None,
+    data: Annotated[list[Path], typer.Option(help="File of examples: JSON Lines, CSV or Parquet; repeatable.")],
+    name: Annotated[str | None, typer.Option(help="The expert's name; default: the contributor's.")] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Seed of the initial weights and the order of examples.")
+    ] = 0,
+    device: Annotated[
+        Literal["cpu", "cuda", "auto"] | None,
+        typer.Option(
+            help="Where to train; default: a GPU where there is one. auto spreads the base over all, memory, disk."
+        ),
+    ] = None,
+    max_memory: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --device auto: most that the base takes of a GPU or of memory, as in 0=20GiB or cpu=8GiB; "
+            "repeatable. Default: nine tenths of what is free."
+        ),
+    ] = None,
+    micro_batch: Annotated[
+        int | None, typer.Option(min=1, help="Examples in memory at once; default: the batch.")
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16"] | None,
+        typer.Option(help="What the base computes in; default: its files' dtype. Experts are float32."),
+    ] = None,
+    quantise: Annotated[
+        Bits | None, typer.Option(help="Bits of the base's weights (QLoRA); default: those of dtype.")
+    ] = None,
+    recompute: Annotated[
+        bool,
+        typer.Option("--recompute", help="Compute activations again instead of keeping them: slower, less memory."),
+    ] = False,
+    packing: Annotated[
+        bool, typer.Option("--packing", help="Let short examples share rows, for decoders: quicker, learns the same.")
+    ] = False,
+    share: Annotated[
+        list[Share] | None,
+        typer.Option(
+            help="Statistics of the data to put into the bundle, for other routing methods; repeatable. means tell "
+            "which words the data are made of (all-means: best), a centroid what the inputs are about. Default: "
+            "nothing."
+        ),
+    ] = None,
+    input_column: Annotated[
+        str | None, typer.Option(help="Column of the inputs; default: that of client.toml.")
+    ] = None,
+    target_column: Annotated[
+        str | None, typer.Option(help="Column of the targets; default: that of client.toml.")
+    ] = None,
     progress: ProgressFlag = Style.AUTO,
     workspace: WorkspaceFlag = Path(),
     **recipe: Any,
@@ -269,21 +262,15 @@ def privacy(epsilon: float | None, delta: float | None, clip: float) -> "Promise
     Raises:
         Refused: `SETTINGS_INVALID`.
     """
-    from pydantic import ValidationError
-
+    from client.training.plan import from_flags
     from protocol.errors import Code, Refused
     from protocol.spec import Promise
-    from protocol.statement import first_invalid
 
     if epsilon is None and delta is None:
         return None
     if epsilon is None or delta is None:
         raise Refused(Code.SETTINGS_INVALID, "--epsilon and --delta go together.", "Give both, or neither.")
-    try:
-        return Promise(epsilon=epsilon, delta=delta, clip=clip)
-    except ValidationError as error:
-        name, reason = first_invalid(error)
-        raise Refused(Code.SETTINGS_INVALID, f"--{name} is out of range: {reason}.", "Give another value.") from error
+    return from_flags(Promise, {"epsilon": epsilon, "delta": delta, "clip": clip})
 
 
 # After the verbs above, so that --help lists all of them in the order in which a person comes to them.

@@ -11,8 +11,7 @@ from protocol import statement
 from protocol.adapters import Module
 from protocol.bundle import GATES
 from protocol.files import strict_json
-from protocol.files.atomic import write_whole
-from protocol.spec import Dtype, Name, Promise, Recipe, Sha256, Statistics, Timestamp
+from protocol.spec import Dtype, Name, Promise, Recipe, Sha256, Statistics
 from protocol.statement import Strict
 
 ADAPTER = "adapter"
@@ -22,7 +21,6 @@ STATISTICS = "statistics.json"
 
 LOSSES = {"base": "by the base alone", "expert": "with the expert", "gates": "with the expert under its gates"}
 LOSSES["joint"] = LOSSES["gates"]
-_PACKED = "packed.json"
 
 
 class RunRecord(Strict):
@@ -54,19 +52,6 @@ class RunRecord(Strict):
         return self.losses["joint" if self.joint else "gates"]
 
 
-class PackedBundle(Strict):
-    """A bundle that was made of a run, so that it can be made again."""
-
-    digest: Sha256
-    created: Timestamp
-    shared: str
-    """Name of the folder in the run with what is shared and the gates; empty for the run's own."""
-
-
-class _Packed(Strict):
-    bundles: tuple[PackedBundle, ...] = ()
-
-
 def coarse(rows: int) -> str:
     """Name the power of ten that a number of rows falls into."""
     if rows < 100:  # noqa: PLR2004 - the first bucket
@@ -93,20 +78,6 @@ def finished(runs: Path) -> Iterator[tuple[Path, RunRecord]]:
     for run in sorted(runs.glob("*")):
         if (record := read_record(run)) is not None:
             yield run, record
-
-
-def note_packed(run: Path, bundle: PackedBundle) -> None:
-    """Remember that a bundle was made of a run."""
-    known = _Packed(bundles=(*packed_of(run), bundle))
-    write_whole(run / _PACKED, strict_json.dumps(known.model_dump(mode="json")))
-
-
-def packed_of(run: Path) -> tuple[PackedBundle, ...]:
-    """List the bundles that were made of a run."""
-    path = run / _PACKED
-    if not path.is_file():
-        return ()
-    return statement.read(_Packed, strict_json.loads(path.read_bytes(), what=_PACKED), what=_PACKED).bundles
 
 
 def where_stopped(run: Path) -> str:

@@ -27,6 +27,7 @@ from protocol.files.atomic import write_whole
 from router.base.device_map import is_offloaded
 from router.base.linear import find_linear
 from router.base.loading import Base, load_base
+from router.training.gated_linear import attach_gates, gate_tuners
 
 
 def train(plan: TrainingPlan, folder: Path, report: Report) -> None:
@@ -103,24 +104,20 @@ class _Run:
             distributed.once(lambda: write_adapter(adapter, self.folder / ADAPTER, plan.pool.spec))
             return
         set_seed(plan.request.seed)
-        linears = {path: find_linear(base.model, path) for path in plan.modules}
+        linears, rest = {path: find_linear(base.model, path) for path in plan.modules}, (self.examples, self.report)
         expert = adapters.put_on(base, plan.recipe, plan.modules)
         if plan.request.joint:
-            vectors = gates.train_jointly(self._phase("joint"), base, linears, self.examples, self.report)
-            _check_finite(vectors, "gates")
-            distributed.once(lambda: gates.save(vectors, self.folder / GATES))
+            self._save_gates(gates.train(self._phase("joint"), base, gate_tuners(base.model, linears), *rest))
         else:
-            phase.run(self._phase("expert"), expert.model, base.tokenizer, self.examples, self.report)
+            phase.run(self._phase("expert"), expert.model, base.tokenizer, *rest)
         _check_finite(trainer.trainable(expert.model), "expert")
         distributed.once(lambda: expert.save(self.folder / ADAPTER, plan.pool.spec.base.name))
         expert.take_off()
 
     def train_gates(self) -> None:
         """Train the gates of an expert that lies in the run's folder."""
-        adapter, modules = self.folder / ADAPTER, self.plan.modules
-        vectors = gates.train(self._phase("gates"), self.base, adapter, modules, self.examples, self.report)
-        _check_finite(vectors, "gates")
-        distributed.once(lambda: gates.save(vectors, self.folder / GATES))
+        gated = attach_gates(self.base.model, self.folder / ADAPTER, self.plan.modules)
+        self._save_gates(gates.train(self._phase("gates"), self.base, gated, self.examples, self.report))
 
     def finish(self) -> None:
         """Write what the bundle tells beside the expert, then the record, and throw the checkpoints away."""
@@ -143,6 +140,10 @@ class _Run:
         write_whole(folder / RECORD, dump_record(record))
         for checkpoints in history.PHASES:
             shutil.rmtree(folder / checkpoints, ignore_errors=True)
+
+    def _save_gates(self, vectors: Mapping[str, torch.Tensor]) -> None:
+        _check_finite(vectors, "gates")
+        distributed.once(lambda: gates.save(vectors, self.folder / GATES))
 
     def _phase(self, name: str) -> phase.Phase:
         return phase.Phase(name, self.folder / name, self.plan.request, self.plan.recipe, self._noise)

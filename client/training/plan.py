@@ -27,7 +27,7 @@ from protocol.documents import Pool
 from protocol.errors import Code, Refused
 from protocol.files import strict_json
 from protocol.spec import Name, Recipe
-from protocol.statement import first_invalid
+from protocol.statement import Document, first_invalid
 
 PRIVATE_KINDS = ("lora", "rslora")
 """Kinds of experts that can be trained with differential privacy."""
@@ -105,21 +105,29 @@ def make_plan(workspace: ClientWorkspace, settings: ClientSettings, request: Tra
 
 
 def override(recipe: Recipe, overrides: Mapping[str, object]) -> Recipe:
-    """Replace fields of a recipe.
+    """Replace fields of a recipe; None leaves one as it is.
 
     Raises:
         Refused: `SETTINGS_INVALID`, naming the flag.
     """
     given = {name: value for name, value in overrides.items() if value is not None}
+    return from_flags(Recipe, {**recipe.model_dump(), **given})
+
+
+def from_flags(document: type[Document], fields: Mapping[str, object]) -> Document:
+    """Make a recipe, or a promise, of what flags say.
+
+    Raises:
+        Refused: `SETTINGS_INVALID`, naming the flag.
+    """
     try:
-        return Recipe.model_validate({**recipe.model_dump(), **given})
+        return document.model_validate(fields)
     except ValidationError as error:
         name, reason = first_invalid(error)
-        flag = "--" + name.replace("_", "-")
         raise Refused(
             Code.SETTINGS_INVALID,
-            f"{flag} is wrong: {reason}.",
-            "Give another value, or leave it out to take the pool's.",
+            f"--{name.replace('_', '-')} is wrong: {reason}.",
+            "Give another value, or leave it out to take the default.",
         ) from error
 
 

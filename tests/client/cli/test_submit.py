@@ -208,7 +208,7 @@ def test_who_retrains_worse_is_told_and_goes_back(
     assert [(row["digest"], row["release"]) for row in listed][-1] == (back.digest, 3)
     assert len(listed) == 3
     status, _, err = cli("history", "--bring-back", "x", "-w", root)
-    assert (status, "0 experts" in err) == (Code.BUNDLE_UNKNOWN.fate.exit, True)
+    assert (status, "0 bundles" in err) == (Code.BUNDLE_UNKNOWN.fate.exit, True)
 
 
 def test_a_better_expert_supersedes_the_one_that_was_submitted(

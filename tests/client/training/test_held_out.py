@@ -40,9 +40,13 @@ def test_evaluation_never_sees_a_row_that_was_trained_on(
         seen.update(map(tuple, examples.train["input_ids"]))
         return run(work, model, tokenizer, examples, *rest)  # type: ignore[arg-type] # as it came
 
+    def score(_: object, pairs: list[Pair], *__: object) -> float:
+        judged.extend(pairs)
+        return 1.0
+
     judged: list[Pair] = []
     monkeypatch.setattr(phase, "run", watch)
-    monkeypatch.setattr(handlers, "_loss", lambda _, pairs, *__: judged.extend(pairs) or 1.0)
+    monkeypatch.setattr(handlers, "_loss", score)
     monkeypatch.setattr(handlers, "pull_exactly", lambda *_, **__: mirror(trained, empty=True))
     monkeypatch.setattr(handlers, "pull", lambda *_, **__: mirror(trained, empty=True))
     place = DaemonFolder(site.workspace)

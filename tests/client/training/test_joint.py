@@ -72,7 +72,7 @@ def test_both_learn_and_nothing_else(site: Site, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(phase, "run", watch)
     recipe = RECIPE.model_copy(update={"expert_steps": 6, "eval_every": 3})
     work = phase.Phase("joint", tmp_path / "joint", TrainingRequest((), device="cpu"), recipe)
-    vectors = gates.train_jointly(work, base, linears, rows_of(site.data, base), lambda _: None)
+    vectors = gates.train(work, base, gate_tuners(base.model, linears), rows_of(site.data, base), lambda _: None)
     assert len(started) == 3 * len(modules)
     assert set(vectors) == {f"{path}.gate" for path in modules}
     expert.take_off()

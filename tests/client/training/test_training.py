@@ -23,6 +23,7 @@ from protocol.bundle import ADAPTER_CONFIG, CARD, FILES, GATES, open_bundle
 from protocol.errors import Code, Refused
 from protocol.spec import Recipe
 from router.base.loading import Base, load_base
+from router.training.gated_linear import attach_gates
 from tests.client.conftest import PLANTED, RECIPE, SPLIT_KEY, Site, Trained
 
 ON_CPU = TrainingRequest((), device="cpu")
@@ -95,7 +96,9 @@ def test_only_gates_learn_in_the_second_phase(
     work = phase.Phase("gates", tmp_path / "gates", ON_CPU, RECIPE.model_copy(update={"gate_steps": 3}))
     modules = dict(trained.bundle.spec.modules)
     examples = rows_of(trained.site.data, base)
-    vectors = gates.train(work, base, trained.bundle.folder, modules, examples, lambda _: None)
+    vectors = gates.train(
+        work, base, attach_gates(base.model, trained.bundle.folder, modules), examples, lambda _: None
+    )
     assert set(started) == set(vectors)
     assert all(bool((tensor == 0).all()) for tensor in started.values())  # sigmoid(0 . u) = 0.5
     assert all(bool((tensor != 0).any()) for tensor in vectors.values())
@@ -233,7 +236,11 @@ def test_a_batch_in_parts_learns_the_same(family: str, request: pytest.FixtureRe
         write_adapter(adapter, path)
         work = phase.Phase("gates", tmp_path / f"gates-{micro_batch}", replace(ON_CPU, micro_batch=micro_batch), recipe)
         modules = {path: LoraModule(d_in=32, d_out=32, rank=4, alpha=8.0)}
-        vectors.append(gates.train(work, base, adapter, modules, examples, lambda _: None)[f"{path}.gate"])
+        vectors.append(
+            gates.train(work, base, attach_gates(base.model, adapter, modules), examples, lambda _: None)[
+                f"{path}.gate"
+            ]
+        )
     assert vectors[0].abs().max() > 1e-3
     torch.testing.assert_close(vectors[0], vectors[1], rtol=1e-3, atol=1e-6)
 
