@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,6 +68,15 @@ def test_a_killed_client_goes_on_where_it_stopped(site: Site) -> None:
     assert (same.digest, again) == (bundle.digest, [])
 
 
+@pytest.fixture
+def listening() -> Iterator[None]:
+    """Ctrl-C means what it does in a fresh process, whatever other tests have left."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("listening")
 def test_ctrl_c_keeps_the_step_and_the_same_command_goes_on(site: Site) -> None:
     def stop(event: Progress) -> None:
         seen.append(event)
@@ -97,6 +107,7 @@ def test_ctrl_c_keeps_the_step_and_the_same_command_goes_on(site: Site) -> None:
             torch.testing.assert_close(tensor, other[key])
 
 
+@pytest.mark.usefixtures("listening")
 def test_a_second_ctrl_c_stops_at_once(site: Site) -> None:
     def stop(_: Progress) -> None:
         signal.raise_signal(signal.SIGINT)
