@@ -12,7 +12,6 @@ from protocol.errors import Code, GreylagError, Refused, Unavailable
 DOMAIN = "greylag"
 _DETAILS_KEY = "grpc-status-details-bin"
 _MAX_TEXT = 1000  # gRPC refuses more than 16 KiB of trailing metadata, and carries a sentence twice
-_TRY_AGAIN = frozenset({Code.UNREACHABLE, Code.STORAGE_FULL, Code.BUSY, Code.INTERNAL})
 
 
 class RpcStatus(NamedTuple):
@@ -57,8 +56,7 @@ def _from_details(raw: bytes) -> GreylagError | None:
     if not ours or info.reason not in Code.__members__:
         return None
     code = Code[info.reason]
-    family = Unavailable if code in _TRY_AGAIN else Refused
-    return family(code, plain(status.message), plain(info.metadata.get("hint", "")))
+    return code.family(code, plain(status.message), plain(info.metadata.get("hint", "")))
 
 
 def _from_transport(code: grpc.StatusCode, details: str, address: str) -> GreylagError:
