@@ -13,6 +13,7 @@ from cryptography.x509 import load_pem_x509_certificates
 from protocol.errors import Code, Refused
 from protocol.wire.chunks import MAX_MESSAGE_BYTES
 from protocol.wire.grpc_status import from_rpc_error
+from protocol.wire.reachability import find_fault
 
 DEADLINE_S = 60.0
 """Deadline of a call that moves no file, in seconds."""
@@ -42,6 +43,7 @@ OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.service_config", json.dumps(_RETRY)),
     ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.min_reconnect_backoff_ms", 5_000),  # which is also how long a connection may take to come about
     ("grpc.enable_http_proxy", 0),
 )
 
@@ -70,7 +72,10 @@ def connect(address: str, ca: Path | None = None) -> Iterator[grpc.Channel]:
         with channel:
             yield channel
     except grpc.RpcError as error:
-        raise from_rpc_error(error, address) from error
+        told = from_rpc_error(error, address)
+        if told.code is Code.UNREACHABLE:
+            told = find_fault(address, ca, tls=credentials is not None) or told
+        raise told from error
 
 
 def is_loopback(address: str) -> bool:

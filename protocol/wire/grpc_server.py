@@ -115,8 +115,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
                 Code.INTERNAL, "The other side failed on this request.", "Ask its operator for the log."
             )
         self._count(error.code)
-        status = to_status(error)
-        await context.abort(status.code, status.details, status.trailing_metadata)
+        await context.abort_with_status(to_status(error))
 
 
 def _parse_each(parse: Any) -> Any:

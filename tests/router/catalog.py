@@ -97,6 +97,4 @@ def serving(catalog: Catalog) -> Iterator[str]:
 
 
 def _abort(context: Any, error: GreylagError) -> None:
-    status = to_status(error)
-    context.set_trailing_metadata(status.trailing_metadata)
-    context.abort(status.code, status.details)
+    context.abort_with_status(to_status(error))
