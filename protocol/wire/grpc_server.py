@@ -16,9 +16,9 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from protocol.errors import Code, GreylagError, Refused, Unavailable
 from protocol.wire.chunks import MAX_MESSAGE_BYTES
-from protocol.wire.grpc_client import STREAM_DEADLINE_S, check_address, is_loopback
+from protocol.wire.grpc_client import IDLE_S, STREAM_DEADLINE_S, check_address, is_loopback
 from protocol.wire.grpc_status import to_status
-from protocol.wire.peer import IDLE_S, Context, Peer
+from protocol.wire.peer import Context, Peer
 from protocol.wire.places import Places
 
 DRAIN_S = 20.0
@@ -51,7 +51,7 @@ class Listen:
         certificate: Certificate chain, PEM. Needed for anything but loopback.
         key: Its private key, PEM.
         max_concurrent_calls: Calls beyond this many are refused at once (`BUSY`); one peer has a share of them.
-        idle_s: How long a peer may take for a message, in seconds; see `protocol.wire.peer.IDLE_S`.
+        idle_s: How long a peer may keep us waiting, in seconds; see `protocol.wire.peer.Peer`.
         call_s: How long a call may take, in seconds.
     """
 

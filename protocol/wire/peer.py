@@ -12,13 +12,11 @@ import psutil
 from google.protobuf.message import Message
 
 from protocol.errors import Code, Unavailable
+from protocol.wire.grpc_client import IDLE_S, LEAST_BYTES
 from protocol.wire.places import network_of
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Result = TypeVar("Result")
-IDLE_S = 30.0
-"""How long a peer may keep the other side waiting for every `LEAST_BYTES`, in seconds."""
-LEAST_BYTES = 64 << 10
 
 
 class Peer:
@@ -26,7 +24,7 @@ class Peer:
 
     Args:
         context: The call, of a handler of two streams.
-        idle_s: Instead of `IDLE_S`.
+        idle_s: How long it may keep us waiting for every `LEAST_BYTES`, in seconds.
     """
 
     def __init__(self, context: Context, idle_s: float = IDLE_S) -> None:
