@@ -37,7 +37,7 @@ def select_shrink(
     capacity, K: tl.constexpr, KB: tl.constexpr, BN: tl.constexpr, C: tl.constexpr, BIASED: tl.constexpr,
     R: tl.constexpr, RB: tl.constexpr, BK: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """Choose as `select` does, and go on to the hidden values at once.
+    """Choose as `router.layer.kernels.score.write_topk` does, and go on to the hidden values at once.
 
     Programs are tokens, K of every slot, and blocks of ranks. Each finds the choice anew, which costs less than
     another launch.

@@ -20,7 +20,7 @@ from router.pool.expert_module import ExpertModule
 from router.pool.gate import standardise
 from router.pool.pool import ExpertPool
 from tests.router.experts import PATH, choice_of, error, in_dtype, make_experts, make_layer, mixed_kinds
-from tests.router.on_device import NothingIsAsked, on_device
+from tests.router.on_device import NothingIsAsked, on_device, without_kernels
 from tests.router.reference import route
 
 WAYS = {"gathered": experts_gpu.add_gathered, "grouped": experts_gpu.add_grouped}
@@ -28,7 +28,7 @@ WAYS = {"gathered": experts_gpu.add_gathered, "grouped": experts_gpu.add_grouped
 
 @pytest.fixture(autouse=True)
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(available, "kernels", lambda dtype: None)
+    without_kernels(monkeypatch)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -106,7 +106,7 @@ def test_a_module_that_nobody_touches_has_no_choice() -> None:
     assert [choice is None for choice in found] == [path == "a.k" for path in group.store.paths]
 
 
-@pytest.mark.parametrize("missing", ["shutil.which", "router.layer.experts_gpu.find_spec"])
+@pytest.mark.parametrize("missing", ["shutil.which", "router.layer.kernels.available.find_spec"])
 def test_without_triton_or_a_compiler_there_are_no_kernels(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     monkeypatch.setattr(missing, lambda name: None)
