@@ -1,7 +1,8 @@
 """Ways to choose experts and to add what they contribute on a GPU, none of which waits for the device.
 
 Triton's kernels where there is Triton, else plain PyTorch. All of it depends on shapes and on what the host knows
-of a generation, never on values, so it can be captured in a CUDA graph; calibration is left out there.
+of a generation, never on values, so it can be captured in a CUDA graph; calibration is left out there. An expert that
+fills a row up at weight zero may be computed with, but nothing of it reaches y.
 """
 
 import torch
@@ -58,8 +59,8 @@ def add_gathered(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) ->
         mine, total = u[now], torch.zeros_like(y[now], dtype=torch.float32)
         for page in _filled(module):
             place = keys[now] - page.first
-            # Filled, since a factor that nobody here chose may not be finite.
-            elsewhere = ((place < 0) | (place >= len(page.a)))[:, :, None]
+            # Filled, since a factor that nobody here chose may not be finite, nor what it makes of a token.
+            elsewhere = ((place < 0) | (place >= len(page.a)) | (shares[now] == 0))[:, :, None]
             place = place.clamp(0, len(page.a) - 1)
             hidden = torch.einsum("td,tkrd->tkr", mine, page.a[place])
             hidden = activated(hidden, page.activation).float() * shares[now, :, None]
@@ -78,7 +79,7 @@ def add_grouped(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> 
     for page in _filled(module):
         places = len(page.a)
         place = keys - page.first
-        place = torch.where((place >= 0) & (place < places), place, places)
+        place = torch.where((place >= 0) & (place < places) & (shares.view(-1) != 0), place, places)
         ordered, order = torch.sort(place, stable=True)
         ends = torch.searchsorted(ordered, torch.arange(places, device=u.device), right=True).int()
         inputs = u.index_select(0, order.div(k, rounding_mode="floor"))

@@ -28,7 +28,9 @@ def _shrink(
         x = tl.load(u + here, mask=here < d, other=0.0).to(tl.float32)
         factor = tl.load(a + r[:, None] * d + here[None, :], mask=(r[:, None] < rank) & (here[None, :] < d), other=0.0)
         total += tl.sum(factor.to(tl.float32) * x[None, :], 1)
-    tl.store(hidden + r, total * (weight * tl.load(scalings + tl.maximum(row, 0))))
+    share = weight * tl.load(scalings + tl.maximum(row, 0))
+    # Zero times infinity is not zero.
+    tl.store(hidden + r, tl.where(share == 0, 0.0, total * share))
 
 
 @triton.jit
