@@ -51,10 +51,10 @@ def offered(module: ModuleExperts, u: Tensor) -> dict[str, experts_cpu.Path]:
     paths: dict[str, experts_cpu.Path] = {"sorted": experts_cpu.add_sorted}
     if len(u) <= _FEW_TOKENS:
         paths["one by one"] = experts_cpu.add_one_by_one
-    extent = module.extent
-    if module.whole and len(module) * extent.rank <= _FEW_RANKS:
+    shapes = module.shapes
+    if module.whole and len(module) * shapes.rank <= _FEW_RANKS:
         paths["concatenated"] = experts_cpu.add_concatenated
-    if u.dtype in _GROUPED_DTYPES and extent.step_bytes % _ALIGNED_BYTES == 0 and not extent.bare:
+    if u.dtype in _GROUPED_DTYPES and shapes.step_bytes % _ALIGNED_BYTES == 0 and not shapes.bare:
         paths["grouped"] = experts_cpu.add_grouped
     return paths
 

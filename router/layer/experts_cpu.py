@@ -50,11 +50,11 @@ def add_sorted(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> N
     chosen, counts = (found.tolist() for found in torch.unique_consecutive(ordered, return_counts=True))
     inputs = u.index_select(0, tokens)
     # One buffer for hidden values of all ranks, so that one product weighs them all.
-    hidden = u.new_empty(len(tokens), module.extent.rank)
+    hidden = u.new_empty(len(tokens), module.shapes.rank)
     parts = [module.part(row) for row in chosen]
     pieces = list(torch.split(hidden, counts))
     for at, (part, mine) in enumerate(zip(parts, torch.split(inputs, counts), strict=True)):
-        if len(part.a) < module.extent.rank:
+        if len(part.a) < module.shapes.rank:
             pieces[at] = pieces[at][:, : len(part.a)]
         torch.mm(mine, part.a_t, out=pieces[at])
         if part.activation is not None:

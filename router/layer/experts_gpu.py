@@ -50,7 +50,7 @@ def add_tiles(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> No
 
 def add_gathered(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> None:
     """Copy the factors of every token's experts, u [t, d] and y [t, o], a few tokens at a time."""
-    k, widest = choice.experts.shape[1], max(1, module.extent.rank) * max(u.shape[1], y.shape[1])
+    k, widest = choice.experts.shape[1], max(1, module.shapes.rank) * max(u.shape[1], y.shape[1])
     step = max(1, _GATHERED // (k * widest))
     shares = choice.weights * module.scalings[choice.experts]
     keys = module.keys[choice.experts]

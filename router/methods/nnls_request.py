@@ -151,7 +151,7 @@ class ByRequest:
         table = self._tables[module]
         if not isinstance(table, Choice):
             return table
-        self._rows.entries(module.group.store.paths[module.slot], u)
+        self._rows.entries(module.path, u)
         tokens = u.shape[:-1].numel() // len(self._kept)
         if tokens == 1:
             return table

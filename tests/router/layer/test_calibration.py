@@ -32,8 +32,7 @@ def calibrate(pool: ExpertPool, *paths: str, seed: int = 0) -> Calibration:
 
 def exact(u: torch.Tensor, slow: list[ReferenceExpert], module: ModuleExperts, found: Calibration, k: int) -> Routed:
     """Route by the reference, which knows the experts of one module alone."""
-    path = module.group.store.paths[module.slot]
-    (mine,) = [found.over([expert.digest for expert in module.experts], [path])]
+    (mine,) = [found.over([expert.digest for expert in module.experts], [module.path])]
     biases = mine.bias[0].tolist()
     temperature = float(np.exp(mine.log_temperature[0]))
     return route(u, torch.zeros(OUT, D), None, slow, k, biases=biases, temperature=temperature)
