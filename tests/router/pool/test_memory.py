@@ -9,7 +9,6 @@ from protocol.adapters import BottleneckModule, LoraModule, Module
 from protocol.documents import Pool
 from protocol.errors import Code, Unavailable
 from protocol.signing import Identity
-from router.base import memory
 from router.model.routed_model import RoutedModel
 from router.pool import capacity
 from router.pool.expert import Expert
@@ -125,20 +124,3 @@ def test_memory_that_runs_out_all_the_same_is_said_in_words(
     assert model.digests == (first.digest,)
     model.append(second)
     assert len(model.digests) == 2
-
-
-@pytest.mark.parametrize(("limit", "used", "free"), [("3000", "1000", 2400), ("3000", "4000", 0)])
-def test_a_container_has_less_than_the_machine(
-    limit: str, used: str, free: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "memory.max").write_text(f"{limit}\n")
-    (tmp_path / "memory.current").write_text(f"{used}\n")
-    (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 400\n")
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
-    assert memory.free_bytes(CPU) == free
-
-
-def test_a_container_without_a_limit_has_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "memory.max").write_text("max\n")
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
-    assert 1 << 26 < memory.free_bytes(CPU) < 1 << 50
