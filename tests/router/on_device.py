@@ -1,16 +1,7 @@
 """Stand-ins for a GPU, so that a CPU can walk the way of one."""
 
-import pytest
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-
-from router.layer import experts_gpu, topk_gpu
-
-
-def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave a GPU's way to plain PyTorch."""
-    for module in (experts_gpu, topk_gpu):
-        monkeypatch.setattr(module, "kernels", lambda _dtype: None)
 
 
 class OnDevice(Tensor):

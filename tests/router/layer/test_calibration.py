@@ -11,13 +11,13 @@ from safetensors.numpy import load, save
 from protocol.errors import Code, Refused
 from router.layer import topk_gpu
 from router.layer.choice import Choice, CommonChoice
+from router.layer.kernels import available
 from router.methods.average_activation import AverageActivation
 from router.methods.phatgoose import Phatgoose
 from router.pool.calibration import MAX_BIAS, Calibration
 from router.pool.module_view import ModuleExperts
 from router.pool.pool import ExpertPool
 from tests.router.experts import PATH, SIBLINGS, make_experts, siblings
-from tests.router.on_device import without_kernels
 from tests.router.reference import ReferenceExpert, Routed, route
 
 D, OUT = 48, 8
@@ -62,7 +62,7 @@ Way = Callable[..., Choice | CommonChoice | None]
 @pytest.fixture(params=[on_cpu, as_on_gpu])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Way:
     """Choose on the CPU, or in plain PyTorch as on a GPU."""
-    without_kernels(monkeypatch)
+    monkeypatch.setattr(available, "kernels", lambda _: None)
     found: Way = request.param
     return found
 

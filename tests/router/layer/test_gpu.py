@@ -20,7 +20,7 @@ from router.pool.expert_module import ExpertModule
 from router.pool.gate import standardise
 from router.pool.pool import ExpertPool
 from tests.router.experts import PATH, choice_of, error, in_dtype, make_experts, make_layer, mixed_kinds
-from tests.router.on_device import NothingIsAsked, on_device, without_kernels
+from tests.router.on_device import NothingIsAsked, on_device
 from tests.router.reference import route
 
 WAYS = {"gathered": experts_gpu.add_gathered, "grouped": experts_gpu.add_grouped}
@@ -28,7 +28,7 @@ WAYS = {"gathered": experts_gpu.add_gathered, "grouped": experts_gpu.add_grouped
 
 @pytest.fixture(autouse=True)
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_kernels(monkeypatch)
+    monkeypatch.setattr(available, "kernels", lambda dtype: None)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from router.layer import experts_gpu
 from router.layer.choice import Choice
-from router.layer.kernels import launch
+from router.layer.kernels import available, launch
 from router.layer.routed_linear import RoutingPlan, routing
 from router.methods.phatgoose import Phatgoose
 from router.pool.expert import Expert
@@ -16,7 +16,7 @@ from router.pool.expert_module import ExpertModule
 from router.pool.module_view import ModuleExperts
 from router.pool.pool import ExpertPool
 from tests.router.experts import PATH, choice_of, error, in_dtype, make_experts, make_layer, mixed_kinds
-from tests.router.on_device import NothingIsAsked, on_device, without_kernels
+from tests.router.on_device import NothingIsAsked, on_device
 from tests.router.reference import ReferenceExpert, route
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter's inf - inf
@@ -148,7 +148,7 @@ def test_a_warm_path_asks_the_device_nothing(tokens: int, kernels: str, monkeypa
     pool = pool.remove(pool.experts[1].digest)
     module, u, y = pool.modules[PATH], torch.randn(tokens, 32), torch.zeros(tokens, 16)
     if kernels == "plain":
-        without_kernels(monkeypatch)
+        monkeypatch.setattr(available, "kernels", lambda _: None)
     ways: list[Way] = (
         [experts_gpu.add_rows, experts_gpu.add_tiles]
         if kernels == "kernels"
