@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from protocol.errors import Code, Refused
+from protocol.files.atomic import write_whole
 from protocol.spec import BaseModelRef
 
 TOKENIZER_FILES = (
@@ -243,11 +243,5 @@ def _read_cache(cache: Path, stamp: list[Any]) -> BaseModelRef | None:
 
 
 def _write_cache(cache: Path, stamp: list[Any], ref: BaseModelRef) -> None:
-    temporary = cache.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps({"stamp": stamp, "base": ref.model_dump()}))
-        temporary.replace(cache)
-    except OSError:  # a full or read-only disk: computed again the next time
-        with suppress(OSError):
-            temporary.unlink()
+    with suppress(OSError):  # a full or read-only disk: computed again the next time
+        write_whole(cache, json.dumps({"stamp": stamp, "base": ref.model_dump()}).encode())

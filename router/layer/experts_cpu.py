@@ -15,7 +15,7 @@ from router.layer.choice import Choice, CommonChoice
 from router.pool.expert_module import activated
 from router.pool.module_view import ModuleExperts
 
-Path = Callable[[ModuleExperts, Tensor, Choice, Tensor], None]
+Way = Callable[[ModuleExperts, Tensor, Choice, Tensor], None]
 
 
 def add_one(module: ModuleExperts, u: Tensor, choice: CommonChoice, y: Tensor) -> None:

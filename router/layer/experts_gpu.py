@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from router.layer.choice import Choice
-from router.layer.experts_cpu import Path
+from router.layer.experts_cpu import Way
 from router.layer.kernels import available
 from router.pool.expert_module import activated
 from router.pool.module_view import ModuleExperts
@@ -24,16 +24,16 @@ _ALIGNED_BYTES = 16
 _FEW_TOKENS = 64
 
 
-def offered(module: ModuleExperts, u: Tensor) -> dict[str, Path]:
+def offered(module: ModuleExperts, u: Tensor) -> dict[str, Way]:
     """List by name the ways that can serve inputs u [t, d]; the first goes where nothing can be measured."""
     view = module.group.view
     if available.kernels(u.dtype) is not None and view.identity and view.dtype == u.dtype:
         few, many = ("rows", add_rows), ("tiles", add_tiles)
         return dict([few, many] if len(u) <= _FEW_TOKENS else [many, few])
-    paths: dict[str, Path] = {"gathered": add_gathered}
+    ways: dict[str, Way] = {"gathered": add_gathered}
     if _groups_on_device(module, u):
-        paths["grouped"] = add_grouped
-    return paths
+        ways["grouped"] = add_grouped
+    return ways
 
 
 def add_rows(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> None:

@@ -17,7 +17,7 @@ from protocol.errors import Code, Refused
 from protocol.spec import BaseModelRef
 from protocol.tensors import ADAPTER_PREFIX, CENTROID, TensorInfo
 from router.base.linear import Linear, computing_like
-from router.pool.conversion import make_part
+from router.pool.conversion import make_expert_module
 from router.pool.expert_module import ExpertModule
 from router.pool.gate import standardise
 
@@ -74,7 +74,7 @@ def load_expert(
     Raises:
         Refused: `TENSOR_HEADER`, `TENSOR_NAMES`, `TENSOR_SHAPE` or `TENSOR_DTYPE` for tensors that are not the
             spec's, `NOT_FINITE` for numbers that are not, or that `dtype` cannot hold, `CONSTANT_GATE`, and as
-            `make_part`.
+            `make_expert_module`.
     """
     adapter = _mapped(bundle.folder / ADAPTER_WEIGHTS, headers.adapter_tensors(bundle.spec))
     gates = _mapped(bundle.folder / GATES, headers.gate_tensors(bundle.spec))
@@ -92,7 +92,7 @@ def load_expert(
         tensors = {name: finite(key, adapter[key], like.dtype) for name, key in keys.items()}
         # In float64, once: a gate of large mean would lose digits in float32.
         gate = standardise(_varied(f"{path}.gate", gates[f"{path}.gate"], bundle)).float()
-        modules[path] = make_part(path, module, tensors, linears[path], gate.to(like.device), like)
+        modules[path] = make_expert_module(path, module, tensors, linears[path], gate.to(like.device), like)
         if path in told_means:
             mean = _varied(f"{path}.mean", gates[f"{path}.mean"], bundle).float()
             means[path] = finite(f"{path}.mean", mean, torch.float16).to(like.device)

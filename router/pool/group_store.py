@@ -7,7 +7,7 @@ from functools import cached_property
 
 import torch
 
-from router.pool.device_table import Table
+from router.pool.device_table import DeviceTable
 from router.pool.expert import Expert
 from router.pool.expert_module import ExpertModule
 from router.pool.module_store import ModuleStore
@@ -39,9 +39,9 @@ class GroupStore:
         self._deriving = threading.Lock()
 
     @cached_property
-    def table(self) -> Table:
+    def table(self) -> DeviceTable:
         """Where everybody is, for a device that finds experts by itself."""
-        return Table([module.parts for module in self.modules])
+        return DeviceTable([module.parts for module in self.modules])
 
     def derived(self, prototype: Prototype, rows: int) -> GatePages:
         """Return vectors of another kind than gates, of the first rows at least.

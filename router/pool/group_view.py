@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from router.pool.calibration import Calibration
-from router.pool.device_table import GroupCalibration, View
+from router.pool.device_table import DeviceView, GroupCalibration
 from router.pool.group_store import KEPT_PROTOTYPES, GroupStore
 from router.pool.module_store import ModuleStore
 from router.pool.pages import GatePages
@@ -124,7 +124,7 @@ class RouteGroup:
         return replace(self, calibration=found)
 
     @cached_property
-    def view(self) -> View:
+    def view(self) -> DeviceView:
         """What this generation sees of the table."""
         return self.store.table.view(self.length, self.hidden, self.calibration)
 

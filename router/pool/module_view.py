@@ -66,7 +66,7 @@ class ModuleExperts:
         return pages if pages is not None and pages.since < self.group.length else None
 
     @property
-    def whole(self) -> bool:
+    def all_seen(self) -> bool:
         """Whether every row, and so every place in the factor pages, is seen."""
         return not self.group.hidden
 

@@ -53,7 +53,7 @@ def on_cpu(module: ModuleExperts, u: torch.Tensor, k: int, temperature: float = 
 
 
 def as_on_gpu(module: ModuleExperts, u: torch.Tensor, k: int, temperature: float = 1.0) -> Choice | None:
-    return topk_gpu.select_on_gpu(module.group, u, k, temperature)[module.slot]
+    return topk_gpu.choose_on_gpu(module.group, u, k, temperature)[module.slot]
 
 
 Way = Callable[..., Choice | CommonChoice | None]

@@ -8,7 +8,7 @@ import torch
 
 from router.base.module_paths import shared_input
 from router.layer.choice import Choice, CommonChoice
-from router.layer.topk import select_experts
+from router.layer.topk import choose_topk
 from router.methods.phatgoose import Phatgoose
 from router.pool.expert import Expert
 from router.pool.expert_module import ExpertModule
@@ -27,7 +27,7 @@ def test_large_means_change_no_choice(tokens: int, ratio: int, count: int) -> No
     pool, slow = make_experts(count, D, 8)
     u = torch.randn(tokens, D, generator=torch.Generator().manual_seed(count)) + ratio
     exact = route(u, torch.zeros(8, D), None, slow, 2)
-    experts, weights = as_lists(select_experts(pool.modules[PATH].group, u, 2)[0])
+    experts, weights = as_lists(choose_topk(pool.modules[PATH].group, u, 2)[0])
     for row in range(tokens):
         if exact.gaps[row] > 1e-5:
             assert experts[row] == exact.experts[row]
@@ -39,7 +39,7 @@ def test_large_means_change_no_choice(tokens: int, ratio: int, count: int) -> No
 def test_ties_go_to_whoever_came_first(tokens: int, count: int) -> None:
     gate = torch.randn(D, generator=torch.Generator().manual_seed(0))
     pool = pool_of([-gate, *[gate] * count])
-    experts, weights = as_lists(select_experts(pool.modules[PATH].group, gate.repeat(tokens, 1), 2)[0])
+    experts, weights = as_lists(choose_topk(pool.modules[PATH].group, gate.repeat(tokens, 1), 2)[0])
     assert experts == [[1, 2]] * tokens
     assert weights == [[0.5, 0.5]] * tokens
 
@@ -48,7 +48,7 @@ def test_ties_go_to_whoever_came_first(tokens: int, count: int) -> None:
 def test_a_constant_gate_scores_zero(tokens: int) -> None:
     gate = torch.randn(D, generator=torch.Generator().manual_seed(0))
     pool = pool_of([-gate, torch.full((D,), 7.0), gate])
-    assert as_lists(select_experts(pool.modules[PATH].group, gate.repeat(tokens, 1), 2)[0])[0] == [[2, 1]] * tokens
+    assert as_lists(choose_topk(pool.modules[PATH].group, gate.repeat(tokens, 1), 2)[0])[0] == [[2, 1]] * tokens
 
 
 @pytest.mark.parametrize("tokens", [1, 9])
@@ -57,7 +57,7 @@ def test_a_broken_activation_gives_no_finite_answer(tokens: int, value: float) -
     pool, _ = make_experts(5, D, 8)
     u = torch.randn(tokens, D)
     u[0, 3] = value
-    assert all(math.isnan(weight) for weight in as_lists(select_experts(pool.modules[PATH].group, u, 2)[0])[1][0])
+    assert all(math.isnan(weight) for weight in as_lists(choose_topk(pool.modules[PATH].group, u, 2)[0])[1][0])
 
 
 @pytest.mark.parametrize("tokens", [2, 9])
@@ -79,9 +79,9 @@ def test_a_broken_activation_gets_nobody_who_is_not_there(tokens: int, count: in
 def test_scores_are_held_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     pool, _ = make_experts(20, D, 8, absent=3)
     u, group = torch.randn(50, D), pool.modules[PATH].group
-    whole = select_experts(group, u, 2)[0]
+    whole = choose_topk(group, u, 2)[0]
     monkeypatch.setattr("router.layer.topk._SCORES", 21 * 8)
-    pieces = select_experts(group, u, 2)[0]
+    pieces = choose_topk(group, u, 2)[0]
     assert isinstance(whole, Choice)
     assert isinstance(pieces, Choice)
     assert torch.equal(whole.experts, pieces.experts)
@@ -95,7 +95,7 @@ def test_pages_of_gates_are_one_to_the_reader(monkeypatch: pytest.MonkeyPatch) -
     for tokens in (1, 9):
         u = torch.randn(tokens, D)
         exact = route(u, torch.zeros(8, D), None, slow, 3)
-        assert as_lists(select_experts(pool.modules[PATH].group, u, 3)[0])[0] == exact.experts
+        assert as_lists(choose_topk(pool.modules[PATH].group, u, 3)[0])[0] == exact.experts
 
 
 def test_names_tell_who_reads_the_same_input() -> None:
@@ -148,9 +148,9 @@ def test_modules_that_share_an_input_share_one_product(monkeypatch: pytest.Monke
 
     def counted(group: RouteGroup, u: torch.Tensor, k: int, temperature: float) -> list[Choice | CommonChoice | None]:
         calls.append(u)
-        return select_experts(group, u, k, temperature)
+        return choose_topk(group, u, k, temperature)
 
-    monkeypatch.setattr("router.methods.phatgoose.select_experts", counted)
+    monkeypatch.setattr("router.methods.phatgoose.choose_topk", counted)
     method, u, other = Phatgoose(2), torch.randn(3, D), torch.randn(3, D)
     for path in SIBLINGS:
         method.choose(pool.modules[path], u)
