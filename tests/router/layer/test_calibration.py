@@ -14,7 +14,7 @@ from router.layer.choice import Choice, CommonChoice
 from router.layer.kernels import available
 from router.methods.average_activation import AverageActivation
 from router.methods.phatgoose import Phatgoose
-from router.pool.calibration import MAX_BIAS, Calibration
+from router.pool.calibration import MAX_BIAS, MAX_LOG_TEMPERATURE, Calibration
 from router.pool.module_view import ModuleExperts
 from router.pool.pool import ExpertPool
 from tests.router.experts import PATH, SIBLINGS, make_experts, siblings
@@ -196,6 +196,7 @@ def spoiled(**changes: object) -> bytes:
         (spoiled(**{"a.bias": np.array([0, np.nan], np.float32)}), Code.NOT_FINITE),
         (spoiled(**{"a.bias": np.array([0, 2 * MAX_BIAS], np.float32)}), Code.NOT_FINITE),
         (spoiled(**{"a.log_temperature": np.array([np.inf], np.float32)}), Code.NOT_FINITE),
+        (spoiled(**{"a.log_temperature": np.array([2 * MAX_LOG_TEMPERATURE], np.float32)}), Code.NOT_FINITE),
     ],
 )
 def test_another_file_is_refused(content: bytes, code: Code) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import weakref
 
 import pytest
 import torch
@@ -160,3 +161,51 @@ def test_modules_that_share_an_input_share_one_product(monkeypatch: pytest.Monke
     method.choose(pool.modules["a.k"], other)
     method.choose(pool.modules["a.k"], other.neg_())
     assert len(calls) == 4
+
+
+@pytest.mark.parametrize("tokens", [1, 9])
+@pytest.mark.parametrize("count", [3, 7, 64, 1000])
+def test_of_equals_at_the_cut_the_first_is_taken(tokens: int, count: int) -> None:
+    # One feature alone, so that equal gates have equal products wherever they stand in a matrix.
+    best, other, u = (torch.zeros(D) for _ in range(3))
+    best[3], other[3:6], u[3] = 1, 1, 1
+    pool = pool_of([-best, *[other] * count, best])
+    experts, _ = as_lists(choose_topk(pool.modules[PATH].group, u.repeat(tokens, 1), 2)[0])
+    assert experts == [[count + 1, 1]] * tokens
+
+
+@pytest.mark.parametrize("tokens", [1, 9])
+@pytest.mark.parametrize("size", [1e-2, 3e-3, 1e-4])
+def test_a_quiet_token_is_weighed_as_the_formula_says(tokens: int, size: float) -> None:
+    pool, slow = make_experts(5, D, 8)
+    u = size * torch.randn(tokens, D, generator=torch.Generator().manual_seed(tokens))
+    exact = route(u, torch.zeros(8, D), None, slow, 2)
+    _, weights = as_lists(choose_topk(pool.modules[PATH].group, u, 2)[0])
+    for found, wanted in zip(weights, exact.weights, strict=True):
+        assert found == pytest.approx(wanted, abs=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [1, 9])
+def test_whoever_leaves_a_module_alone_is_not_its_best_among_the_unwilling(tokens: int) -> None:
+    u = torch.randn(D, generator=torch.Generator().manual_seed(0))
+    pool = ExpertPool()
+    for number, expert in enumerate(pool_of([u, -u, -u + 0.1 * torch.randn(D)], "a.q", "a.k").experts):
+        parts = {path: part for path, part in expert.modules.items() if path == "a.q" or number}
+        pool = pool.add(dataclasses.replace(expert, modules=parts))
+    # Scores of those who are there are below zero, which is what a place without a gate would score.
+    experts, _ = as_lists(Phatgoose(1).choose(pool.modules["a.k"], u.repeat(tokens, 1)))
+    assert {row for (row,) in experts} <= {1, 2}
+
+
+def test_a_decision_is_for_one_generation_and_holds_no_activation() -> None:
+    gates, u = torch.randn(4, D), torch.randn(3, D)
+    old = pool_of([*gates, -u[0], -u[0]], "a.q", "a.k")
+    new = old.add(dataclasses.replace(pool_of([u[0]], "a.q", "a.k").experts[0], digest="f" * 64))
+    method = Phatgoose(1)
+    method.choose(old.modules["a.q"], u)
+    found = method.choose(new.modules["a.k"], u)
+    assert as_lists(found)[0][0] == [6]
+    method.choose(new.modules["a.q"], u)
+    held = weakref.ref(u)
+    del u
+    assert held() is None
