@@ -22,10 +22,12 @@ def record(  # one parameter a column
     reason: GreylagError | None = None,
 ) -> None:
     """Append one event; the session remembers it for whoever acts after the commit."""
-    number, latest = session.execute(select(func.max(Event.number), func.max(Event.at))).one()
+    # Both by the table's own key: a search for the latest time would read every event there ever was.
+    newest = select(func.max(Event.number)).scalar_subquery()
+    latest = session.scalars(select(Event).where(Event.number == newest)).one_or_none()
     event = Event(
-        number=(number or 0) + 1,
-        at=max(timestamp(now), latest or ""),
+        number=latest.number + 1 if latest else 1,
+        at=max(timestamp(now), latest.at if latest else ""),
         kind=kind,
         subject=subject,
         step=step,
