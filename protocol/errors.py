@@ -66,6 +66,7 @@ class Code(Enum):
 
     # What a pool takes.
     NAME_TAKEN = Fate("ALREADY_EXISTS", 409, EX_DATAERR, "The name belongs to another contributor.")
+    NAME_MISLEADING = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "The name looks like a key.")
     WRONG_POOL = Fate("FAILED_PRECONDITION", 409, EX_DATAERR, "The bundle was made for another pool.")
     BASE_MISMATCH = Fate("FAILED_PRECONDITION", 409, EX_DATAERR, "The base model is not the pool's.")
     MODULE_UNKNOWN = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "The expert touches a module that the base lacks.")
