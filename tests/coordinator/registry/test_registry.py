@@ -11,6 +11,7 @@ from coordinator.policy.lifecycle import Standing, State
 from coordinator.registry.registry import Registry
 from coordinator.registry.tables import Contributor, Event
 from protocol.bundle import Bundle
+from protocol.compatibility import Submitted
 from protocol.documents import Enrolment, Pool
 from protocol.errors import Code, Refused
 from protocol.release import ReleasedExpert, ReleaseSpec, sign_release
@@ -151,11 +152,12 @@ def test_standing(registry: Registry, pool: Pool, identity: Identity, clock: Clo
     keep(registry, first, clock)
     registry.uploads.begin(second.manifest, check=nothing, token=b"t", expires=clock() + timedelta(hours=1))
     third = resign(second, identity, name="three")
-    assert registry.uploads.standing(third.manifest) == Standing("active", live=(("one", first.digest),), uploads=1)
+    kept = {"one": [Submitted(first.digest, "received")]}
+    assert registry.uploads.standing(third.manifest) == Standing("active", earlier=kept, uploads=1)
     assert registry.uploads.standing(copy.manifest) == Standing("active", twin=1)
     registry.bundles.move(first.digest, State.REFUSED, actor="worker", now=clock())
     assert registry.uploads.standing(copy.manifest).twin is None
-    assert registry.uploads.standing(third.manifest).live == ()
+    assert registry.uploads.standing(third.manifest).earlier == {"one": [Submitted(first.digest, "refused")]}
 
 
 def test_a_life_step_by_step(registry: Registry, pool: Pool, identity: Identity, bundle: Bundle, clock: Clock) -> None:
