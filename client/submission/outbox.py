@@ -5,11 +5,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from protocol import compatibility, statement, strict_json
-from protocol.atomic import write_whole
+from protocol import compatibility, statement
 from protocol.compatibility import Submitted
 from protocol.documents import Receipt
 from protocol.errors import Code, Refused
+from protocol.files import strict_json
+from protocol.files.atomic import write_whole
 from protocol.spec import Name, Sha256, Timestamp
 from protocol.statement import Strict
 
