@@ -36,6 +36,8 @@ _STEPS = {
     State.YANKED: set(),
 }
 
+WAITING = frozenset({State.RECEIVED, State.VERIFIED, State.QUARANTINED, State.ACCEPTED})
+"""States from which a bundle may still come into a release."""
 PUBLIC = frozenset({State.ACCEPTED, State.RELEASED, State.SUPERSEDED})
 """States whose bytes anyone may fetch; superseded ones stay, so that a node that follows an earlier
 release can still complete it."""

@@ -7,10 +7,11 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from coordinator.faults import fault_point
-from coordinator.policy.lifecycle import PUBLIC, Standing, State
+from coordinator.policy.lifecycle import PUBLIC, WAITING, Standing, State
 from coordinator.registry import journal
+from coordinator.registry.cascades import overtake
 from coordinator.registry.standing import read_standing
-from coordinator.registry.tables import BundleFile, BundleRow, Upload
+from coordinator.registry.tables import BundleFile, BundleRow, Contributor, Event, Upload
 from coordinator.registry.transactions import Transactions
 from protocol.bundle import Manifest
 from protocol.documents import timestamp
@@ -129,13 +130,26 @@ class Bundles:
         with self._registry.reading() as session:
             return session.scalars(query).first()
 
+    def of_revoked_keys(self) -> list[BundleRow]:
+        """Bundles that wait for something and whose contributors' keys were revoked, in order of arrival."""
+        query = select(BundleRow).join(Contributor).where(Contributor.state == "revoked", BundleRow.state.in_(WAITING))
+        with self._registry.reading() as session:
+            return list(session.scalars(query.order_by(BundleRow.sequence)))
+
+    def check_failed(self, digest: str, reason: GreylagError, *, now: datetime) -> int:
+        """Remember that the check of a bundle came to no verdict, and return how often that happened."""
+        with self._registry.writing() as session:
+            journal.record(session, "check", digest, "failed", actor="worker", now=now, reason=reason)
+            failed = select(func.count()).where(Event.subject == digest, Event.kind == "check")
+            return session.scalars(failed).one()
+
     def move(
         self, digest: str, *steps: State, actor: str, now: datetime, reason: GreylagError | None = None
     ) -> BundleRow:
         """Take a bundle through one or more steps of its life, in one transaction.
 
         Raises:
-            Refused: `BUNDLE_UNKNOWN` or `STATE_CHANGE`.
+            Refused: `BUNDLE_UNKNOWN`, `STATE_CHANGE` or `KEY_REVOKED`.
         """
         with self._registry.writing() as session:
             row = bundle_row(session, digest)
@@ -147,6 +161,8 @@ class Bundles:
                 )
             for step in steps:
                 journal.take_step(session, row, step, actor=actor, now=now, reason=reason)
+            if State.REFUSED in steps:
+                overtake(session, now=now, listing=digest)
             return row
 
 

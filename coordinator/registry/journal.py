@@ -6,9 +6,9 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from coordinator.policy.lifecycle import State, check_step
-from coordinator.registry.tables import BundleRow, Event
+from coordinator.registry.tables import BundleRow, Contributor, Event
 from protocol.documents import timestamp
-from protocol.errors import GreylagError
+from protocol.errors import Code, GreylagError, Refused
 
 
 def record(  # one parameter a column
@@ -46,9 +46,13 @@ def take_step(
     """Take a bundle one step further.
 
     Raises:
-        Refused: `STATE_CHANGE`.
+        Refused: `STATE_CHANGE`, or `KEY_REVOKED` for a step into a release by a key that was revoked meanwhile.
     """
     check_step(row.digest, State(row.state), step)
+    if step in (State.ACCEPTED, State.RELEASED) and session.get_one(Contributor, row.contributor).state != "active":
+        raise Refused(
+            Code.KEY_REVOKED, f"The key behind bundle {row.digest[:16]} was revoked.", "The worker goes on without it."
+        )
     row.state = step
     if reason is not None:
         row.code, row.message, row.hint = reason.code.name, reason.message, reason.hint

@@ -44,7 +44,7 @@ class Releases:
 
         Raises:
             Refused: `STATE_CHANGE` if a bundle or the newest release changed meanwhile, so that the list is
-                not exactly what is released.
+                not exactly what is released; `KEY_REVOKED` if the key of one that is new in it was revoked.
         """
         number = release.spec.number
         with self._registry.writing() as session:
