@@ -78,7 +78,6 @@ def main(folder: str, pool: str, limits: str) -> None:
     """Be the process."""
     _limit(ProcessLimits(**json.loads(limits)))
     from coordinator.admission.check import check_content  # noqa: PLC0415 - whatever is imported is limited too
-
     from protocol.documents import read_pool  # noqa: PLC0415
 
     read_pool(Path(pool).read_bytes())  # what is wrong with it is no bundle's fault

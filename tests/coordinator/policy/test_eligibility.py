@@ -29,9 +29,7 @@ def refusal(manifest: Manifest, pool: Pool, standing: Standing = ACTIVE) -> Refu
 
 def standing(**held: list[str]) -> Standing:
     """Whoever holds names with these bundles."""
-    return Standing(
-        "active", earlier={name: [Submitted(digest, "released") for digest in held[name]] for name in held}
-    )
+    return Standing("active", earlier={name: [Submitted(digest, "released") for digest in held[name]] for name in held})
 
 
 def change(manifest: Manifest, **facts: Any) -> Manifest:
