@@ -46,7 +46,7 @@ def migrate(*, workspace: WorkspaceOption = Path()) -> None:
 
     Example: greylag-coordinator migrate -w pool
     """
-    from coordinator.registry.registry import Registry
+    from coordinator.registry.database import upgrade
     from coordinator.workspace.locks import exclusive
     from coordinator.workspace.paths import CoordinatorWorkspace
     from coordinator.workspace.settings import load
@@ -55,5 +55,5 @@ def migrate(*, workspace: WorkspaceOption = Path()) -> None:
     place = CoordinatorWorkspace(workspace)
     settings = load(place)
     with exclusive(place, "serve"), exclusive(place, "worker"):
-        Registry.open(settings.database, migrate=True).close()
+        upgrade(settings.database)
     say("The registry has the schema of this version.")

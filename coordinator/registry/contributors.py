@@ -79,9 +79,3 @@ class Contributors:
                 if state == "revoked":
                     revoke_nodes(session, found.key, actor="operator", now=now)
             return found
-
-    @property
-    def is_empty(self) -> bool:
-        """No key has ever enrolled, so nothing else can be here either."""
-        with self._registry.reading() as session:
-            return session.scalar(select(Contributor.key).limit(1)) is None

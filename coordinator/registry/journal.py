@@ -20,7 +20,7 @@ def record(  # one parameter a column
     actor: str,
     now: datetime,
     reason: GreylagError | None = None,
-) -> None:
+) -> Event:
     """Append one event; the session remembers it for whoever acts after the commit."""
     # Both by the table's own key: a search for the latest time would read every event there ever was.
     newest = select(func.max(Event.number)).scalar_subquery()
@@ -38,6 +38,7 @@ def record(  # one parameter a column
     session.add(event)
     session.flush()
     session.info.setdefault("events", []).append(event)
+    return event
 
 
 def take_step(

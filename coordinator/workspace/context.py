@@ -11,7 +11,7 @@ from coordinator.registry.tables import Event
 from coordinator.workspace.metrics import Metrics
 from coordinator.workspace.paths import CoordinatorWorkspace
 from coordinator.workspace.settings import Settings
-from protocol.documents import Pool, read_pool
+from protocol.documents import Pool, read_pool, read_timestamp
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
 
@@ -34,7 +34,8 @@ def opened(workspace: CoordinatorWorkspace, settings: Settings, metrics: Metrics
     """Open a workspace and close it again.
 
     Raises:
-        Refused: `KEY_UNREADABLE`, `WORKSPACE_MISSING`, `UNTRUSTED`, `SCHEMA_MISMATCH`, or any code of an envelope.
+        Refused: `KEY_UNREADABLE`, `WORKSPACE_MISSING`, `UNTRUSTED`, `SCHEMA_MISMATCH`, `SETTINGS_INVALID` for the
+            database of another pool, or any code of an envelope.
         Unavailable: `BUSY` if the database does not answer.
     """
     identity = Identity.load(workspace.key)
@@ -47,6 +48,7 @@ def opened(workspace: CoordinatorWorkspace, settings: Settings, metrics: Metrics
     pool = read_pool(envelope, trusted=identity.public)
     registry = Registry.open(settings.database, _announce(metrics))
     try:
+        registry.claim(pool.digest, now=read_timestamp(pool.spec.created))
         yield Opened(workspace, settings, pool, identity, registry)
     finally:
         registry.close()
