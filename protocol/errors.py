@@ -132,6 +132,7 @@ class Code(Enum):
     WORKSPACE_EXISTS = Fate("ALREADY_EXISTS", 409, EX_CANTCREAT, "There is a workspace here already.")
     WORKSPACE_MISSING = Fate("NOT_FOUND", 404, EX_CONFIG, "There is no workspace here yet.")
     SCHEMA_MISMATCH = Fate("FAILED_PRECONDITION", 409, EX_CONFIG, "The registry was written by another version.")
+    REGISTRY_OLDER = Fate("FAILED_PRECONDITION", 409, EX_CONFIG, "The registry is older than what left it.")
     NOT_TRAINED = Fate("FAILED_PRECONDITION", 409, EX_USAGE, "There is no finished bundle here yet.")
     UNTRUSTED = Fate("UNAUTHENTICATED", 401, EX_NOPERM, "The coordinator is not the one that this machine trusts.")
 

@@ -84,6 +84,11 @@ class Bundles:
         with self._registry.reading() as session:
             return bundle_row(session, digest)
 
+    def newest(self) -> BundleRow | None:
+        """The bundle that came last."""
+        with self._registry.reading() as session:
+            return session.scalars(select(BundleRow).order_by(BundleRow.sequence.desc()).limit(1)).first()
+
     def by_prefix(self, digest: str) -> BundleRow:
         """Find a bundle by the first eight or more digits of its digest.
 

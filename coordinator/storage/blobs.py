@@ -9,6 +9,8 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -91,7 +93,7 @@ class Store:
                 digest = hashlib.sha256()
                 while block := file.read(_BLOCK_BYTES):
                     digest.update(block)
-        except FileNotFoundError:
+        except OSError:  # nothing there, or a disk that cannot read it any more
             return False
         if digest.hexdigest() != sha256:
             return False
@@ -115,6 +117,17 @@ class Store:
             if is_sha256(name := path.rpartition("/")[2]):
                 yield name
 
+    def kept_since(self, sha256: str) -> datetime:
+        """When a file came to lie here; a copy of the store counts as new.
+
+        Raises:
+            FileNotFoundError: Nothing lies under the digest.
+        """
+        if self._local:
+            return datetime.fromtimestamp(Path(self._key(sha256)).stat().st_ctime, UTC)
+        modified: datetime = self._fs.modified(self._key(sha256))
+        return modified.astimezone(UTC)
+
     def remove(self, sha256: str) -> None:
         """Drop a file that nothing needs."""
         self._verified.pop(sha256, None)
@@ -124,7 +137,8 @@ class Store:
         """Drop what interrupted calls of `put` left, and return how many files that were."""
         leftovers = [path for path in self._fs.find(self._root) if path.rpartition("/")[2].startswith(_TEMPORARY)]
         for path in leftovers:
-            self._fs.rm_file(path)
+            with suppress(OSError):  # whatever this one has, the others can go
+                self._fs.rm_file(path)
         return len(leftovers)
 
     def _key(self, sha256: str) -> str:
