@@ -1,6 +1,5 @@
 """Which database and store a pool lives in: said once, found again, never another pool's, never a second one."""
 
-import json
 import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +16,7 @@ from protocol.errors import Code, Refused
 from protocol.signing import Identity
 from tests import factories
 from tests.coordinator.cli.test_main import SHAPES, Program, program, refused
-from tests.coordinator.cli.test_processes import BASE, run, serving
+from tests.coordinator.cli.test_processes import BASE, serving
 from tests.coordinator.contributor import Contributor
 
 __all__ = ["program"]
@@ -118,12 +117,12 @@ def test_a_password_is_for_the_operators_eyes(tmp_path: Path, database_url: str)
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_postgresql_by_environment_only(
-    tmp_path: Path, database_url: str, t5_base: Path, identity: Identity, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    program: Program, tmp_path: Path, database_url: str, t5_base: Path, identity: Identity,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     monkeypatch.setenv("GREYLAG_COORDINATOR_DATABASE", database_url)
     workspace = CoordinatorWorkspace(tmp_path / "w")
-    made = run(workspace, "init", "--name", "p", "--base", str(t5_base))
-    assert made.returncode == 0, made.stderr
+    assert program(workspace, "init", "--name", "p", "--base", str(t5_base)) == 0
     pool = read_pool(workspace.pool.read_bytes())
     bundle = factories.make_bundle(tmp_path / "b", pool, identity)
     with serving(workspace) as (_, channel):
@@ -131,10 +130,9 @@ def test_postgresql_by_environment_only(
         ada.enrol(pool, "ada")
         ada.submit(bundle)
     for verb in (["worker", "--once"], ["fsck"]):
-        done = run(workspace, *verb)
-        assert done.returncode == 0, done.stderr
-    (listed,) = json.loads(run(workspace, "experts", "ls", "--json").stdout)["experts"]
+        assert program(workspace, *verb) == 0, program.err
+    (listed,) = program.json(workspace, "experts", "ls")["experts"]
     assert (listed["digest"], listed["state"]) == (bundle.digest, "released")
     monkeypatch.delenv("GREYLAG_COORDINATOR_DATABASE")  # init wrote it down
-    assert json.loads(run(workspace, "experts", "ls", "--json").stdout)["experts"] == [listed]
+    assert program.json(workspace, "experts", "ls")["experts"] == [listed]
     assert not (workspace.folder / "registry.db").exists()
