@@ -12,7 +12,7 @@ from coordinator.registry import journal
 from coordinator.registry.cascades import overtake
 from coordinator.registry.standing import read_standing
 from coordinator.registry.tables import BundleFile, BundleRow, Contributor, Event, Upload
-from coordinator.registry.transactions import Transactions
+from coordinator.registry.transactions import Subject
 from protocol.bundle import Manifest
 from protocol.documents import timestamp
 from protocol.errors import Code, GreylagError, Refused
@@ -20,15 +20,8 @@ from protocol.errors import Code, GreylagError, Refused
 _UNIQUE_PREFIX = 8
 
 
-class Bundles:
-    """Every bundle that was ever acknowledged.
-
-    Args:
-        registry: Opens the transactions.
-    """
-
-    def __init__(self, registry: Transactions) -> None:
-        self._registry = registry
+class Bundles(Subject):
+    """Every bundle that was ever acknowledged."""
 
     def keep(
         self,

@@ -8,22 +8,15 @@ from sqlalchemy import select
 from coordinator.registry import journal
 from coordinator.registry.cascades import revoke_nodes
 from coordinator.registry.tables import Contributor
-from coordinator.registry.transactions import Transactions
+from coordinator.registry.transactions import Subject
 from protocol.documents import Enrolment, timestamp
 from protocol.errors import Code, Refused
 
 _KEY = re.compile(r"[0-9a-f]{64}")
 
 
-class Contributors:
-    """Everyone who ever enrolled.
-
-    Args:
-        registry: Opens the transactions.
-    """
-
-    def __init__(self, registry: Transactions) -> None:
-        self._registry = registry
+class Contributors(Subject):
+    """Everyone who ever enrolled."""
 
     def enrol(self, enrolment: Enrolment, envelope: bytes, *, state: str, now: datetime) -> str:
         """Remember a key under its name, and return its state; a known pair stays as it is.

@@ -118,12 +118,16 @@ def upgrade(url: str) -> None:
 
 def _parse(url: str) -> URL:
     try:
-        parsed = make_url(url)
-    except ArgumentError as error:
-        raise _bad_url(url) from error
-    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
-        raise _bad_url(url)
-    return parsed
+        if (parsed := make_url(url)).get_backend_name() in ("sqlite", "postgresql"):
+            return parsed
+    except ArgumentError:
+        pass
+    scheme = url.partition(":")[0][:40]  # the rest may hold a password
+    raise Refused(
+        Code.SETTINGS_INVALID,
+        f"The database URL ({scheme}:...) names no database that is spoken to here.",
+        "Write sqlite:///FILE or postgresql://USER@HOST/NAME.",
+    )
 
 
 def _file(parsed: URL) -> Path:
@@ -135,15 +139,6 @@ def _no_registry(what: str) -> Refused:
         Code.WORKSPACE_MISSING,
         what,
         "Restore it from a copy, or name the pool's own: `database` in coordinator.toml, GREYLAG_COORDINATOR_DATABASE.",
-    )
-
-
-def _bad_url(url: str) -> Refused:
-    scheme = url.partition(":")[0][:40]  # the rest may hold a password
-    return Refused(
-        Code.SETTINGS_INVALID,
-        f"The database URL ({scheme}:...) names no database that is spoken to here.",
-        "Write sqlite:///FILE or postgresql://USER@HOST/NAME.",
     )
 
 

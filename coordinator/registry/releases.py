@@ -11,20 +11,13 @@ from coordinator.registry import journal
 from coordinator.registry.bundles import bundle_row
 from coordinator.registry.cascades import overtake
 from coordinator.registry.tables import BundleRow, ReleaseRow
-from coordinator.registry.transactions import Transactions
+from coordinator.registry.transactions import Subject
 from protocol.errors import Code, Refused
 from protocol.release import Release
 
 
-class Releases:
-    """Every release.
-
-    Args:
-        registry: Opens the transactions.
-    """
-
-    def __init__(self, registry: Transactions) -> None:
-        self._registry = registry
+class Releases(Subject):
+    """Every release."""
 
     def publish(
         self,

@@ -81,3 +81,14 @@ class Transactions:
             events: Iterable[Event] = session.info.get("events", ())
         for event in events:
             self._on_event(event)
+
+
+class Subject:
+    """What a registry knows of one subject.
+
+    Args:
+        registry: Opens the transactions.
+    """
+
+    def __init__(self, registry: Transactions) -> None:
+        self._registry = registry

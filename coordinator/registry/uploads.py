@@ -8,20 +8,13 @@ from sqlalchemy import func, select
 from coordinator.policy.lifecycle import Standing
 from coordinator.registry.standing import read_standing
 from coordinator.registry.tables import Upload
-from coordinator.registry.transactions import Transactions
+from coordinator.registry.transactions import Subject
 from protocol.bundle import Manifest, read_manifest
 from protocol.documents import timestamp
 
 
-class Uploads:
-    """Bundles on their way.
-
-    Args:
-        registry: Opens the transactions.
-    """
-
-    def __init__(self, registry: Transactions) -> None:
-        self._registry = registry
+class Uploads(Subject):
+    """Bundles on their way."""
 
     def standing(self, manifest: Manifest) -> Standing:
         """Read what bears on a new bundle."""

@@ -96,7 +96,6 @@ class Worker:
         for find, work in (
             (bundles.of_revoked_keys, self._turn_away),
             (partial(bundles.all, State.RECEIVED), self._verify),
-            (partial(bundles.all, State.VERIFIED), self._quarantine),
             (partial(bundles.all, State.QUARANTINED), self._admit),
             (partial(bundles.all, State.ACCEPTED), self._release),
         ):
@@ -157,10 +156,6 @@ class Worker:
         _log.warning("check failed", bundle=row.digest, how=str(error), tried=tried)
         self._pause(row)
         return False
-
-    def _quarantine(self, row: BundleRow) -> bool:
-        self._registry.bundles.move(row.digest, State.QUARANTINED, actor="worker", now=self._clock())
-        return True
 
     def _admit(self, row: BundleRow) -> bool:
         if self._pool.spec.policy.admission != "open":

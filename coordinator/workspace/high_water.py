@@ -44,8 +44,8 @@ class HighWater:
         """Set both marks where the registry is."""
         release, row = self._registry.releases.find(), self._registry.bundles.newest()
         for path, content in (
-            (self._published, release and release.envelope),
-            (self._acknowledged, row and row.receipt),
+            (self._published, release.envelope if release else None),
+            (self._acknowledged, row.receipt if row else None),
         ):
             if content is None:
                 path.unlink(missing_ok=True)

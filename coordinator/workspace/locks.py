@@ -41,7 +41,7 @@ def exclusive(workspace: CoordinatorWorkspace, process: str) -> Iterator[None]:
 
 
 def is_at_work(workspace: CoordinatorWorkspace, process: str) -> bool:
-    """Tell whether a process of a kind works in a workspace, on this machine; none that starts meanwhile is kept out."""
+    """Tell whether a process of a kind works in a workspace, on this machine; it keeps nobody out."""
     lock = FileLock(workspace.lock(process))
     try:
         with lock.acquire(blocking=False):

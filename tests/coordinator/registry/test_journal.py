@@ -1,6 +1,7 @@
 """What a step costs when the journal is long: counted in what the database reads, not in time."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, event, insert, text
@@ -32,7 +33,7 @@ def engine(database_url: str) -> Iterator[Engine]:
 
 
 def test_a_step_reads_no_more_when_the_journal_is_long(engine: Engine, pool: Pool, clock: Clock) -> None:
-    asked: list[tuple[str, object]] = []
+    asked: list[tuple[str, Any]] = []
     event.listen(engine, "before_cursor_execute", lambda _1, _2, sql, values, *_: asked.append((sql, values)))
     key = Identity.generate().public.hex
     enrolment = Enrolment(pool=pool.digest, name="ada", key=key, created=NOW)
