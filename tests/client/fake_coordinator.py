@@ -142,9 +142,7 @@ class FakeCoordinator(intake_pb2_grpc.IntakeServicer, catalog_pb2_grpc.CatalogSe
 
     @staticmethod
     def _abort(error: GreylagError, context: grpc.ServicerContext) -> None:
-        status = to_status(error)
-        context.set_trailing_metadata(status.trailing_metadata)
-        context.abort(status.code, status.details)
+        context.abort_with_status(to_status(error))
 
 
 @contextmanager

@@ -239,7 +239,7 @@ def test_trying_again_is_said_once(bundle: Bundle, identity: Identity, t5_pool: 
     with pytest.raises(Unavailable):
         send(bundle, identity, nobody, t5_pool)
     assert len(clock.pauses) > 1
-    assert said == ["127.0.0.1:1 does not answer (UNAVAILABLE). Trying again for up to 2 s."]
+    assert said == ["Nothing listens at 127.0.0.1:1. Trying again for up to 2 s."]
 
 
 def test_waiting_ends_with_the_verdict(
