@@ -68,6 +68,7 @@ class Code(Enum):
 
     # What a pool takes.
     NAME_TAKEN = Fate("ALREADY_EXISTS", 409, EX_DATAERR, "The name belongs to another contributor.")
+    NAME_MISLEADING = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "The name looks like a key.")
     WRONG_POOL = Fate("FAILED_PRECONDITION", 409, EX_DATAERR, "The bundle was made for another pool.")
     BASE_MISMATCH = Fate("FAILED_PRECONDITION", 409, EX_DATAERR, "The base model is not the pool's.")
     MODULE_UNKNOWN = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "The expert touches a module that the base lacks.")
@@ -133,6 +134,7 @@ class Code(Enum):
     WORKSPACE_EXISTS = Fate("ALREADY_EXISTS", 409, EX_CANTCREAT, "There is a workspace here already.")
     WORKSPACE_MISSING = Fate("NOT_FOUND", 404, EX_CONFIG, "There is no workspace here yet.")
     SCHEMA_MISMATCH = Fate("FAILED_PRECONDITION", 409, EX_CONFIG, "The registry was written by another version.")
+    REGISTRY_OLDER = Fate("FAILED_PRECONDITION", 409, EX_CONFIG, "The registry is older than what left it.")
     NOT_TRAINED = Fate("FAILED_PRECONDITION", 409, EX_USAGE, "There is no finished bundle here yet.")
     UNTRUSTED = Fate("UNAUTHENTICATED", 401, EX_NOPERM, "The coordinator is not the one that this machine trusts.")
 
