@@ -1,7 +1,7 @@
 """A federation without sockets: nodes in this process, real messages, everything that crosses recorded."""
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -113,30 +113,3 @@ class LocalGrid(Grid):
         sent = message_to_proto(reply).SerializeToString()
         self._on_wire(sent)
         return message_from_proto(MessageProto.FromString(sent))
-
-
-class LocalEngine:
-    """Virtual nodes in threads of this process, for machines without Ray.
-
-    Args:
-        app: Answers for all of them.
-        publics: Their keys, by number.
-    """
-
-    name = "in process"
-
-    def __init__(self, app: ClientApp, publics: Sequence[str]) -> None:
-        self._grid = LocalGrid([VirtualNode(public, app, up=False) for public in publics])
-
-    def as_run(self) -> Run:
-        """Be the run of a campaign."""
-        return self._grid.as_run()
-
-    def come(self, numbers: Iterable[int]) -> None:
-        """Let nodes appear."""
-        for number in numbers:
-            self._grid.nodes[number].up = True
-
-    def close(self) -> None:
-        """Let the threads go."""
-        self._grid.close()

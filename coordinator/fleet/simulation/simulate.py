@@ -2,21 +2,18 @@
 
 import random
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import psutil
 
 from coordinator.fleet.campaigns.driver import ASK_AGAIN_S, Driver
 from coordinator.fleet.campaigns.start import ENDS_AFTER, OPEN_FOR, start
-from coordinator.fleet.flower.client import Run
 from coordinator.fleet.records.campaigns import FINAL
 from coordinator.fleet.records.fleet import Fleet
-from coordinator.fleet.simulation import ray_engine
-from coordinator.fleet.simulation.local_grid import LocalEngine
+from coordinator.fleet.simulation.local_grid import LocalGrid, VirtualNode
 from coordinator.fleet.simulation.scratch_pool import Clock, enrol, open_pool, propose
 from coordinator.fleet.simulation.virtual_nodes import VirtualApp
 from coordinator.workspace.context import Opened
@@ -44,24 +41,7 @@ class Crowd:
     """Of who fails, who is late, and the figures that nodes tell."""
 
 
-class Engine(Protocol):
-    """What runs virtual nodes."""
-
-    name: str
-
-    def as_run(self) -> Run:
-        """Be the run of a campaign."""
-
-    def come(self, numbers: Iterable[int]) -> None:
-        """Let nodes appear."""
-
-    def close(self) -> None:
-        """Let everything go."""
-
-
-def simulate(
-    folder: Path, kind: Kind, crowd: Crowd, policy: Policy | None = None, *, ray: bool | None = None
-) -> dict[str, Any]:
+def simulate(folder: Path, kind: Kind, crowd: Crowd, policy: Policy | None = None) -> dict[str, Any]:
     """Run a campaign over virtual nodes to its end; whenever nobody is at work, the clock jumps ahead.
 
     Args:
@@ -69,7 +49,6 @@ def simulate(
         kind: Of the campaign.
         crowd: The virtual contributors.
         policy: The pool's; that of a new pool, unless given.
-        ray: Whether Flower's engine on Ray runs the nodes; None for where Ray is installed.
 
     Raises:
         Unavailable: `BUSY` if it does not come to an end.
@@ -81,40 +60,27 @@ def simulate(
     with open_pool(folder, policy) as opened:
         publics = [enrol(opened, f"node-{number:04}") for number in range(crowd.nodes)]
         app = VirtualApp(opened.pool, dying, crowd.seed)
-        on_ray = ray_engine.is_here() if ray is None else ray
-        nodes: Engine = ray_engine.RayEngine(app, publics) if on_ray else LocalEngine(app, publics)
+        grid = LocalGrid([VirtualNode(public, app, up=at not in tardy) for at, public in enumerate(publics)])
         try:
-            nodes.come(order[: len(order) - len(tardy)])
             if kind in _ABOUT_EXPERTS:
                 propose(opened, clock(), _ABOUT_EXPERTS[kind])
             number = start(opened, kind, open_for=OPEN_FOR, ends_after=ENDS_AFTER, now=clock()).number
-            driver, fleet = Driver(opened, nodes.as_run, clock=clock), Fleet(opened.registry)
+            driver, fleet = Driver(opened, grid.as_run, clock=clock), Fleet(opened.registry)
             while fleet.campaigns.find(number).state == "running":
                 driver.step()
-                peak = max(peak, resident())
+                peak = max(peak, psutil.Process().memory_info().rss)
                 if not any(answer.state == "asked" for answer, _ in fleet.campaigns.answers(number)):
-                    nodes.come(tardy)
+                    for at in tardy:
+                        grid.nodes[at].up = True
                     clock.forward(timedelta(seconds=ASK_AGAIN_S))
                 if time.monotonic() - began > LIMIT_S:
                     raise Unavailable(Code.BUSY, f"The simulation does not end within {LIMIT_S:.0f} s.")
                 time.sleep(_PAUSE_S)
         finally:
-            nodes.close()
-        facts = {"engine": nodes.name, "nodes": crowd.nodes, "failing": len(dying), "late": len(tardy)}
+            grid.close()
+        facts = {"nodes": crowd.nodes, "failing": len(dying), "late": len(tardy)}
         seconds = round(time.monotonic() - began, 1)
         return facts | _outcome(opened, number) | {"seconds": seconds, "peak_mb": peak >> 20}
-
-
-def resident() -> int:
-    """Add up the memory of this process and its descendants, in bytes."""
-    this = psutil.Process()
-    total = 0
-    for process in (this, *this.children(recursive=True)):
-        try:
-            total += process.memory_info().rss
-        except psutil.NoSuchProcess:
-            continue
-    return total
 
 
 def _outcome(opened: Opened, number: int) -> dict[str, Any]:
