@@ -46,7 +46,7 @@ def start(
     Args:
         opened: The workspace.
         kind: What is asked; `evaluate` is about the open candidate, `calibrate` about it or else the newest release.
-        open_for: How long nodes that come late are asked, too.
+        open_for: How long nodes that come late are asked, too; in rounds there is always room.
         ends_after: When it ends, whoever is silent.
         now: The time.
         plan: Of a `calibrate`.
@@ -73,8 +73,7 @@ def start(
         created=timestamp(now),
         expires=timestamp(now + max(ends_after, open_for)),
     )
-    first = max(open_for, timedelta(minutes=plan.round_minutes if plan else 0))
-    round_ends = now + min(first, max(ends_after, open_for))
+    round_ends = now + min(timedelta(minutes=plan.round_minutes if plan else 0), max(ends_after, open_for))
     return fleet.campaigns.start(
         order, sign_order(order, opened.identity), open_for=open_for, round_ends=round_ends, now=now
     )

@@ -100,8 +100,11 @@ class Candidates:
 
 
 def _bundles(row: Candidate) -> set[str]:
-    payload = Signed.parse(row.envelope).payload  # our own row; whoever acts on it verifies the signature
-    return {expert["bundle"] for expert in json.loads(payload)["predicate"]["experts"]}
+    try:
+        payload = Signed.parse(row.envelope).payload  # our own row; whoever acts on it verifies the signature
+        return {expert["bundle"] for expert in json.loads(payload)["predicate"]["experts"]}
+    except (Refused, ValueError, LookupError, TypeError):
+        return set()  # a row that is damaged lists nothing, and holds up no other
 
 
 def _decide(session: Session, decision: Decision, envelope: bytes, *, now: datetime) -> None:

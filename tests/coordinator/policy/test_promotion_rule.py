@@ -60,11 +60,11 @@ def test_liars_never_decide_against_an_honest_majority(nodes: int, liars: int, l
 
 
 def test_what_one_node_says_moves_the_verdict_by_no_more_than_noise() -> None:
-    """Whatever the honest ones measure: a candidate that a liar carries costs the middle of them a tenth of a margin."""
+    """Whatever the others measure: a candidate that a liar carries costs their middle a tenth of a margin."""
     for honest in itertools.product((-0.2, -0.004, 0.0, 0.004, 0.006, 0.2), repeat=3):
         verdict = weigh([*losses(*honest), Loss(-FAR, FAR)], RULE)
         assert verdict is not None
-        assert not verdict.promoted or sorted(honest)[0] + sorted(honest)[1] <= 2 * 0.005 + 1e-12
+        assert not verdict.promoted or sum(sorted(honest)[:2]) <= 2 * 0.005 + 1e-12
 
 
 def test_where_nobody_may_be_hurt_one_word_holds_back() -> None:

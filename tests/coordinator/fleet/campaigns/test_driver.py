@@ -13,7 +13,8 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
 from client.daemon.app import make_app
-from coordinator.fleet.campaigns.driver import MAX_CRASHES, Driver, summary
+from coordinator.fleet.campaigns.conclusion import summary
+from coordinator.fleet.campaigns.driver import MAX_CRASHES, Driver
 from coordinator.fleet.campaigns.start import start
 from coordinator.fleet.flower.client import Run
 from coordinator.fleet.records.fleet import Fleet
