@@ -1,11 +1,13 @@
 """greylag-router: fetch releases, ask the routed model, keep one running."""
 
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from protocol.programs import print_json, run, say
 from router.cli import evaluate, look
 from router.cli.options import (
     BaseModel,
@@ -22,12 +24,8 @@ from router.cli.options import (
     Workspace,
     asking,
     choice_flags,
-    print_json,
     read_choice,
     read_inputs,
-    say,
-    sentences,
-    start,
 )
 from router.query.limits import DEFAULT_NEW_TOKENS
 
@@ -44,10 +42,9 @@ app.command("lm-eval", context_settings={"allow_extra_args": True, "ignore_unkno
 
 
 def main() -> None:
-    """Run the program; every refusal ends in one sentence and a documented exit status."""
-    start()
-    with sentences():
-        app()
+    """Run the program."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which of its parts are not there
+    run(app)
 
 
 @app.command()
@@ -84,7 +81,7 @@ def pull(
         say(f"Trusting the pool's key {mirror.pool.spec.coordinator} on first use; compare it with the operator's.")
     if json_:
         experts = [expert.model_dump() for expert in release.experts]
-        print_json({"schema": 1, "pool": mirror.pool.spec.name, "release": release.number, "experts": experts})
+        print_json({"pool": mirror.pool.spec.name, "release": release.number, "experts": experts})
     else:
         sys.stdout.write(f"Release {release.number} of {mirror.pool.spec.name}: {len(release.experts)} experts.\n")
         for expert in release.experts:
@@ -173,7 +170,7 @@ def serve(
             save(workspace, settings)
         address = f"{settings.listen.rpartition(':')[0]}:{port}"
         if json_:
-            print_json({"schema": 1, "address": address})
+            print_json({"address": address})
         say(f"Answering at {address}; stop with Ctrl-C.")
 
     settings = load(
@@ -193,7 +190,7 @@ def methods(*, json_: Json = False) -> None:
     from router.methods import METHODS
 
     if json_:
-        print_json({"schema": 1, "methods": METHODS})
+        print_json({"methods": METHODS})
     else:
         for name, line in METHODS.items():
             sys.stdout.write(f"{name:<20} {line}\n")

@@ -4,7 +4,6 @@ What lies where: `router.follow.workspace`.
 """
 
 import errno
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,11 +13,11 @@ from pathlib import Path
 
 import grpc
 
-from protocol.atomic import write_whole
 from protocol.bundle import ENVELOPE, Bundle, Manifest, SignedFile, check_file, open_bundle, read_manifest
 from protocol.compatibility import check_fit, check_tensors
 from protocol.documents import Pool, read_pool
 from protocol.errors import Code, Refused, Unavailable
+from protocol.files.atomic import sync, write_whole
 from protocol.release import CalibrationFile, Release, check_fresh, read_candidate, read_release
 from protocol.signing import PublicKey
 from protocol.v1 import catalog_pb2
@@ -170,7 +169,7 @@ def _pull_calibration(folder: Path, source: _Source, file: CalibrationFile) -> C
     path = folder / CALIBRATIONS / file.sha256
     path.parent.mkdir(exist_ok=True)
     _pull_file(path, source, SignedFile(file.sha256, file.size))
-    _sync(path)
+    sync(path)
     return Calibration.load(path.read_bytes())
 
 
@@ -209,7 +208,7 @@ def _open_part(part: Path, manifest: Manifest) -> None:
         shutil.rmtree(part)
         raise
     for name in (*manifest.files, ENVELOPE):
-        _sync(part / name)
+        sync(part / name)
 
 
 def _pull_file(path: Path, source: _Source, file: SignedFile) -> None:
@@ -265,11 +264,3 @@ def _reach(folder: Path, address: str, ca: Path | None, on_bytes: Callable[[int]
         raise Refused(
             Code.SETTINGS_INVALID, f"{folder} cannot be written: {error.strerror}.", "Choose another folder."
         ) from error
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
