@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 from client.daemon.policy import DaemonPolicy
 from client.daemon.state import DaemonFolder
+from client.daemon.welcome import check_welcome
 from client.job import produce
 from client.progress import Progress
 from client.runs.record import coarse
 from client.submission import submit, upload
-from client.training.request import TrainingRequest as TrainingOrder
+from client.training.request import TrainingRequest
 from client.workspace import settings as client_settings
 from client.workspace.settings import ClientSettings
 from protocol.documents import Pool
@@ -94,11 +95,12 @@ class Work:
         workspace = self.place.workspace
         now = datetime.now(UTC)
         with workspace.lock():
-            asked = TrainingOrder(policy.data, device=self.device)
+            asked = TrainingRequest(policy.data, device=self.device)
             if (privacy := policy.privacy) is not None:
                 asked = replace(asked, privacy=privacy.promise, max_epsilon=privacy.max_epsilon)
-            bundle = produce(workspace, settings, asked, report, now)
             coordinator = upload.Coordinator(settings.coordinator, settings.ca, PATIENCE_S)
+            check_welcome(workspace, settings, self.pool, coordinator)
+            bundle = produce(workspace, settings, asked, report, now)
             enrolment = submit.enrolment_for(workspace, settings, bundle, self.pool, now, keep=True)
             submit.send(workspace, bundle, enrolment, self.pool, coordinator, report)
         metrics = {"seconds": round(time.monotonic() - began, 1)}
