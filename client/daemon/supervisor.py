@@ -234,7 +234,7 @@ class Daemon:
             "status",
             {
                 "state": state, "why": why or self._trouble or self._away, "pid": os.getpid(),
-                "born": _born(os.getpid()), "at": timestamp(datetime.now(UTC)), "fleet": self._fleet,
+                "born": psutil.Process().create_time(), "at": timestamp(datetime.now(UTC)), "fleet": self._fleet,
                 "node": pids[0], "executor": pids[1], "restarts": restarts,
             },
         )  # fmt: skip
@@ -291,17 +291,12 @@ def notify(message: str) -> None:
             channel.sendto(message.encode(), "\0" + address[1:] if address.startswith("@") else address)
 
 
-def _born(pid: int) -> float | None:
-    """When a process began, whoever's it is; None if there is none."""
-    try:
-        return psutil.Process(pid).create_time()
-    except psutil.NoSuchProcess:
-        return None
-
-
 def _is_alive(written: dict[str, Any]) -> bool:
-    """Tell whether the process that wrote a status is there, and is no other that has its number now."""
-    return written.get("born") is not None and written["born"] == _born(written.get("pid", 0))
+    """Tell whether the process that wrote a status is there, whoever's it is, and no other has its number now."""
+    try:
+        return bool(psutil.Process(written["pid"]).create_time() == written["born"])
+    except (KeyError, psutil.Error):
+        return False
 
 
 def _free_port() -> int:

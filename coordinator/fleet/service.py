@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -120,12 +121,12 @@ def step(opened: Opened, superlink: client.Superlink, driver: Driver, let_in: di
     Raises:
         httpx.HTTPError: Flower's server does not answer.
     """
-
-    def evaluate() -> None:
-        if (due := start_due(opened, now=now)) is not None:
-            _log.info("evaluation begins", campaign=due.number, candidate=due.candidate)
-
-    for part in (lambda: _let_in(Fleet(opened.registry), superlink, let_in), evaluate, driver.step):
+    parts: tuple[Callable[[], object], ...] = (
+        partial(_let_in, Fleet(opened.registry), superlink, let_in),
+        partial(start_due, opened, now=now),
+        driver.step,
+    )
+    for part in parts:
         try:
             part()
         except httpx.HTTPError:

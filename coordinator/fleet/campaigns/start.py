@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+import structlog
+
 from coordinator.fleet.records.candidates import no_candidate
 from coordinator.fleet.records.fleet import Fleet
 from coordinator.fleet.records.rounds import Rounds
@@ -16,6 +18,7 @@ from router.pool.calibration import METHOD, Calibration
 
 OPEN_FOR, ENDS_AFTER = timedelta(minutes=10), timedelta(days=1)
 """How long a campaign goes on unless its operator says otherwise."""
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,9 @@ def start_due(opened: Opened, *, now: datetime) -> Campaign | None:
     about = [campaign for campaign in fleet.campaigns.all() if campaign.candidate == candidate.digest]
     if any(campaign.kind == "evaluate" or campaign.state == "running" for campaign in about):
         return None
-    return start(opened, "evaluate", open_for=OPEN_FOR, ends_after=ENDS_AFTER, now=now)
+    campaign = start(opened, "evaluate", open_for=OPEN_FOR, ends_after=ENDS_AFTER, now=now)
+    _log.info("evaluation begins", campaign=campaign.number, candidate=campaign.candidate)
+    return campaign
 
 
 def base_of(opened: Opened) -> Release:

@@ -15,7 +15,6 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run as FlowerRun
 
 from coordinator.fleet.flower.client import Run
-from coordinator.fleet.simulation.virtual_nodes import NUMBER
 
 
 @dataclass
@@ -25,6 +24,8 @@ class VirtualNode:
     public: str
     app: ClientApp
     up: bool = True
+    dies: bool = False
+    """Over every message."""
     since: str | None = None
     """When it connected, as ISO 8601."""
     state: RecordDict = field(default_factory=RecordDict)
@@ -106,9 +107,9 @@ class LocalGrid(Grid):
 
     def _deliver(self, raw: bytes, number: int) -> Message:
         message, node = message_from_proto(MessageProto.FromString(raw)), self.nodes[number - 1]
-        if not node.up:
+        if node.dies or not node.up:
             return Message(Error(ErrorCode.NODE_UNAVAILABLE, "Node Unavailable"), reply_to=message)
-        context = Context(run_id=1, node_id=number, node_config={NUMBER: number - 1}, state=node.state, run_config={})
+        context = Context(run_id=1, node_id=number, node_config={}, state=node.state, run_config={})
         reply = node.app(message, context)
         sent = message_to_proto(reply).SerializeToString()
         self._on_wire(sent)
