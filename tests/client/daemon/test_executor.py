@@ -289,6 +289,18 @@ def test_training_on_changed_data_that_took_too_long_is_tried_with_more_time(
     assert hands.trained == 1
 
 
+def test_a_campaign_whose_training_failed_counts_as_none(
+    place: DaemonFolder, hands: Hands, site: Site, watching: Act
+) -> None:
+    hands.fault = Unavailable(Code.UNREACHABLE, "Away.")
+    with pytest.raises(Unavailable):
+        watching(order("train"))
+    site.data.write_text(site.data.read_text().replace("reverse", "turn"))
+    watching.idle()
+    assert hands.trained == 0
+    assert not (place.folder / "trained.bin").exists()
+
+
 def test_an_outage_over_a_training_on_changed_data_is_waited_out(
     place: DaemonFolder, hands: Hands, site: Site, watching: Act
 ) -> None:

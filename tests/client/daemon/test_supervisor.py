@@ -151,7 +151,7 @@ def test_the_node_is_bound_and_its_child_is_told_nothing_of_the_data(
         monkeypatch.setattr(children, "FIRST_PAUSE_S", 0.01)
         stopped = threading.Event()
         daemon = Daemon(place, lambda _: None)
-        thread = threading.Thread(target=daemon.run, args=(stopped,))
+        thread = threading.Thread(target=daemon.run, args=(stopped,), daemon=True)
         thread.start()
         wait(lambda: place.note("status").get("state") == "running")
         assert status(place)["state"] == "running"
