@@ -151,6 +151,12 @@ def test_config_mismatch(bundle: Bundle, identity: Identity, pool_file: Path, ch
     assert refused.code is Code.CONFIG_MISMATCH
 
 
+def test_true_is_no_rank_of_one(tmp_path: Path, pool: Pool, identity: Identity, pool_file: Path) -> None:
+    bundle = factories.make_bundle(tmp_path / "one", pool, identity, rank=1)
+    check_content(bundle.folder, pool_file)
+    assert refusal(set_config(bundle, identity, r=True), pool_file).code is Code.CONFIG_MISMATCH
+
+
 def test_a_target_that_covers_more_than_the_spec(
     tmp_path: Path, pool: Pool, identity: Identity, pool_file: Path
 ) -> None:
