@@ -1,5 +1,6 @@
 """Asks, before hours of training, whether what comes of them could be taken."""
 
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from client.submission import outbox, submit
@@ -9,7 +10,7 @@ from client.workspace import keys
 from client.workspace.paths import ClientWorkspace
 from client.workspace.settings import ClientSettings
 from protocol.documents import Pool
-from protocol.errors import Code, Refused
+from protocol.errors import Code, Refused, Unavailable
 from protocol.v1.intake_pb2 import EnrolRequest
 from protocol.v1.intake_pb2_grpc import IntakeStub
 from protocol.wire.grpc_client import DEADLINE_S, connect
@@ -21,7 +22,8 @@ _OVER = ("refused", "superseded", "yanked")
 def check_welcome(workspace: ClientWorkspace, settings: ClientSettings, pool: Pool, coordinator: Coordinator) -> None:
     """Ask whether the key is in force, what became of earlier bundles, and whether there is room for one more.
 
-    What is heard is kept, so that the next bundle supersedes what really holds its name.
+    What is heard is kept, so that the next bundle supersedes what really holds its name. Where nobody answers, nothing
+    is known: what is trained meanwhile is kept, and sent when somebody does.
 
     Args:
         workspace: Locked by the caller.
@@ -31,8 +33,12 @@ def check_welcome(workspace: ClientWorkspace, settings: ClientSettings, pool: Po
 
     Raises:
         Refused: `KEY_PENDING`, `QUOTA`, or what the coordinator refuses the key or the name with.
-        Unavailable: `UNREACHABLE` or `BUSY`.
     """
+    with suppress(Unavailable):
+        _ask(workspace, settings, pool, coordinator)
+
+
+def _ask(workspace: ClientWorkspace, settings: ClientSettings, pool: Pool, coordinator: Coordinator) -> None:
     identity = keys.load(workspace.root / settings.key)
     envelope = enrolled(workspace, pool, settings.name, identity.public)
     envelope = envelope or enrol(pool, settings.name, identity, datetime.now(UTC))

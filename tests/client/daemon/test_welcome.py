@@ -58,12 +58,16 @@ def asked(tmp_path: Path, site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterat
     [
         Refused(Code.KEY_REVOKED, "The key was revoked."),
         Refused(Code.NAME_TAKEN, "The name belongs to another contributor."),
-        Unavailable(Code.STORAGE_FULL, "Not now."),
     ],
 )
 def test_nobody_trains_for_a_coordinator_that_would_not_take_it(asked: Asked, error: GreylagError) -> None:
     asked.fake.fail["Enrol"] = [error]
     assert (asked.train(), asked.trained) == (error.code, 0)
+    assert (asked.train(), asked.trained) == (Code.DATA_EMPTY, 1)
+
+
+def test_where_nobody_answers_training_goes_on(asked: Asked) -> None:
+    asked.fake.fail["Enrol"] = [Unavailable(Code.STORAGE_FULL, "Not now.")]
     assert (asked.train(), asked.trained) == (Code.DATA_EMPTY, 1)
 
 

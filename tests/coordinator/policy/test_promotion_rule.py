@@ -67,6 +67,15 @@ def test_what_one_node_says_moves_the_verdict_by_no_more_than_noise() -> None:
         assert not verdict.promoted or sum(sorted(honest)[:2]) <= 2 * 0.005 + 1e-12
 
 
+@pytest.mark.parametrize(
+    ("lie", "told"), [(Loss(-FAR, 1.0), "-0.5000"), (Loss(FAR, 1.0), "+7.5000"), (Loss(FAR, -FAR), "+8.0000")]
+)
+def test_a_loss_is_taken_for_no_more_than_a_loss_can_be(lie: Loss, told: str) -> None:
+    verdict = weigh([Loss(1.0, 1.0), lie], RULE)
+    assert verdict is not None
+    assert f"median change of loss {told} nats a token over 2 nodes" in verdict.reason
+
+
 def test_where_nobody_may_be_hurt_one_word_holds_back() -> None:
     verdict = weigh(losses(-0.1, -0.1, -0.1, -0.1, 0.2), RULE.model_copy(update={"max_hurt": 0.0}))
     assert verdict is not None
