@@ -15,6 +15,7 @@ from protocol.programs import print_json, say
 if TYPE_CHECKING:
     from coordinator.workspace.create import BaseFacts
     from protocol.documents import Pool
+    from protocol.statement import Strict
 
 
 def _option(panel: str, text: str) -> Any:
@@ -67,27 +68,26 @@ def init(
 
     Example: greylag-coordinator init -w pool --name notes --base google/t5-v1_1-small --rank 8
     """
+    given = {flag: value for flag, value in locals().items() if value is not None}
     from coordinator.workspace.create import check_absent, found
     from coordinator.workspace.paths import CoordinatorWorkspace
+    from protocol.spec import Policy, Recipe, Routing
     from protocol.wire.grpc_client import check_address
 
     check_absent(place := CoordinatorWorkspace(workspace))
-    method = _checked_method(method, statistics or ())
-    flags = {
-        "kind": kind, "rank": rank, "alpha": alpha, "learning_rate": learning_rate,
-        "expert_steps": expert_steps, "gate_steps": gate_steps, "batch_size": batch_size, "eval_every": eval_every,
-        "held_out": held_out, "max_input_tokens": max_input_tokens, "max_target_tokens": max_target_tokens,
+    given |= {
+        "max_experts_per_contributor": max_experts, "promotion": {"when": promotion},
+        "statistics": tuple(statistics or ()), "method": _checked_method(method, statistics or ()),
     }  # fmt: skip
-    policy = {
-        "enrolment": enrolment, "admission": admission, "max_rank": max_rank,
-        "max_bundle_bytes": max_bundle_bytes, "max_experts_per_contributor": max_experts, "release_days": release_days,
-        "promotion": {"when": promotion}, "statistics": tuple(statistics or ()),
-    }  # fmt: skip
-    fields = (_read_toml(recipe) if recipe else {}) | _given(flags)
+
+    def of(part: "type[Strict]") -> dict[str, Any]:
+        return {field: given[field] for field in part.model_fields if given.get(field) is not None}
+
     pool = found(
         place, partial(_study, base), name=name, probe=probe,
         settings={"listen": listen and check_address(listen), "database": database, "store": store},
-        choices={"recipe": fields, "policy": _given(policy), "routing": _given({"method": method, "k": k})},
+        choices={"recipe": (_read_toml(recipe) if recipe else {}) | of(Recipe), "policy": of(Policy),
+                 "routing": of(Routing)},
         now=datetime.now(UTC),
     )  # fmt: skip
     _announce(pool, place.folder, as_json=as_json)
@@ -122,10 +122,6 @@ def _checked_method(method: str | None, statistics: Sequence[str]) -> str | None
             f"Add --statistics {needed}, so that every bundle must tell them.",
         )
     return method
-
-
-def _given(flags: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in flags.items() if value is not None}
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
