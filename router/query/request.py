@@ -6,7 +6,7 @@ Needs no torch, so that the doors read and refuse a choice before the model wake
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -97,12 +97,12 @@ def read_requests(lines: Iterable[str], default: RoutingChoice = DEFAULT) -> lis
     Raises:
         Refused: `REQUEST_INVALID`, naming the line.
     """
-    return [_read(line, number, default) for number, line in enumerate(lines, 1) if line.strip()]
+    where = "Line {} of the requests"
+    read = strict_json.read_lines(lines, where, Code.REQUEST_INVALID)
+    return [_read(fields, where.format(number), default) for number, fields in read]
 
 
-def _read(line: str, number: int, default: RoutingChoice) -> Request:
-    where = f"Line {number} of the requests"
-    fields = strict_json.loads(line.encode(), what=where, code=Code.REQUEST_INVALID)
+def _read(fields: Any, where: str, default: RoutingChoice) -> Request:
     if not isinstance(fields, dict) or not isinstance(fields.get("input"), str):
         raise Refused(
             Code.REQUEST_INVALID,
