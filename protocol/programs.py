@@ -40,23 +40,6 @@ def run(program: Callable[[], Any]) -> None:
         raise SystemExit(error.code.fate.exit) from None
 
 
-def with_flags_of(*others: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a verb the flags of other functions, before its own; what it does not name arrives in its `**flags`."""
-
-    def decorate(verb: Callable[..., Any]) -> Callable[..., Any]:
-        flags = [
-            flag
-            for each in (*others, verb)
-            for flag in inspect.signature(each).parameters.values()
-            if flag.kind is not inspect.Parameter.VAR_KEYWORD
-        ]
-        verb.__signature__ = inspect.Signature(flags)  # type: ignore[attr-defined] # read by inspect
-        verb.__annotations__ = {flag.name: flag.annotation for flag in flags} | {"return": None}
-        return verb
-
-    return decorate
-
-
 def end_child(process: "subprocess.Popen[Any]", *, at_once: bool = False) -> None:
     """End a process that was started with pipes, by force if it does not go, and put its pipes away.
 
@@ -77,6 +60,23 @@ def end_child(process: "subprocess.Popen[Any]", *, at_once: bool = False) -> Non
         if pipe is not None:
             with suppress(BrokenPipeError):
                 pipe.close()
+
+
+def with_flags_of(*others: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a verb the flags of other functions, before its own; what it does not name arrives in its `**flags`."""
+
+    def decorate(verb: Callable[..., Any]) -> Callable[..., Any]:
+        flags = [
+            flag
+            for each in (*others, verb)
+            for flag in inspect.signature(each).parameters.values()
+            if flag.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
+        verb.__signature__ = inspect.Signature(flags)  # type: ignore[attr-defined] # read by inspect
+        verb.__annotations__ = {flag.name: flag.annotation for flag in flags} | {"return": None}
+        return verb
+
+    return decorate
 
 
 def say(sentence: str) -> None:

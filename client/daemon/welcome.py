@@ -9,14 +9,12 @@ from client.submission.upload import Coordinator
 from client.workspace import keys
 from client.workspace.paths import ClientWorkspace
 from client.workspace.settings import ClientSettings
+from protocol.compatibility import HOLDING
 from protocol.documents import Pool
 from protocol.errors import Code, Refused, Unavailable
 from protocol.v1.intake_pb2 import EnrolRequest
 from protocol.v1.intake_pb2_grpc import IntakeStub
 from protocol.wire.grpc_client import DEADLINE_S, connect
-
-_OVER = ("refused", "superseded", "yanked")
-"""States that no bundle leaves, and in which it holds no place of its contributor's."""
 
 
 def check_welcome(workspace: ClientWorkspace, settings: ClientSettings, pool: Pool, coordinator: Coordinator) -> None:
@@ -47,9 +45,9 @@ def _ask(workspace: ClientWorkspace, settings: ClientSettings, pool: Pool, coord
     if state != "active":
         raise Refused(Code.KEY_PENDING, "The key waits for an operator's approval.", "Ask the pool's operator.")
     records = outbox.load(workspace.outbox)
-    heard = [_heard(workspace, record, pool, coordinator) for record in records if record.state not in _OVER]
+    heard = [_heard(workspace, record, pool, coordinator) for record in records if record.state in HOLDING]
     limit = pool.spec.policy.max_experts_per_contributor
-    if len(others := {record.name for record in heard if record.state not in _OVER} - {settings.name}) >= limit:
+    if len(others := {record.name for record in heard if record.state in HOLDING} - {settings.name}) >= limit:
         raise Refused(
             Code.QUOTA, f"A contributor may hold {limit} experts; this one holds {len(others)} others.",
             "Supersede one of them.",
