@@ -59,11 +59,15 @@ class BaseModelRef(Strict):
     config: Sha256
     weights: Sha256
     tokenizer: Sha256
+    tokenizer_settings: Annotated[Sha256 | None, Field(exclude_if=lambda digest: digest is None)] = None
+    """Special tokens, chat templates and the like; documents from before there was this do not tell."""
 
-    def differing_part(self, other: "BaseModelRef") -> Literal["config", "weights", "tokenizer"] | None:
-        """Name the first part whose content differs; None if the two are the same model."""
-        parts: tuple[Literal["config", "weights", "tokenizer"], ...] = ("config", "weights", "tokenizer")
-        return next((part for part in parts if getattr(self, part) != getattr(other, part)), None)
+    def differing_part(self, other: "BaseModelRef") -> str | None:
+        """Name the first part whose content differs, of those that both tell; None if the two are the same model."""
+        parts = (
+            (part, getattr(self, part), getattr(other, part)) for part in type(self).model_fields if part != "name"
+        )
+        return next((part for part, mine, theirs in parts if mine and theirs and mine != theirs), None)
 
 
 class Recipe(Strict):
@@ -123,7 +127,7 @@ class Promotion(Strict):
     margin: Annotated[float, Field(ge=0)] = 0.05
     """A node that loses more than this, in nats a token, against the newest release counts as hurt."""
     max_hurt: Annotated[float, Field(ge=0, le=1)] = 0.25
-    """Largest share of the answering nodes that may be hurt; the mean over all must not rise in any case."""
+    """Largest share of the answering nodes that may be hurt; one of three or more always may, unless this is 0."""
 
 
 class Policy(Strict):

@@ -9,7 +9,7 @@ import typer
 from client.cli.options import GiveUpFlag, JsonFlag, ProgressFlag, WaitFlag, WorkspaceFlag, at_work, open_workspace
 from client.cli.progress import Style, show
 from client.progress import Report
-from protocol.errors import Code, Refused
+from protocol.errors import Code
 from protocol.programs import print_json, say
 
 if TYPE_CHECKING:
@@ -142,13 +142,13 @@ def _check_verdict(record: "Record") -> None:
     """Fail with the verdict's own code if the bundle was refused.
 
     Raises:
-        Refused: The verdict's code.
+        GreylagError: The verdict's code.
     """
     from client.submission.outbox import REFUSED
 
     if record.state == REFUSED:
         code = Code.__members__.get(record.code, Code.REQUEST_INVALID)
-        raise Refused(code, record.message or "The bundle was refused.", record.hint)
+        raise code.family(code, record.message or "The bundle was refused.", record.hint)
 
 
 def _public(record: "Record") -> dict[str, Any]:

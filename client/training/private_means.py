@@ -48,7 +48,7 @@ def means(
     Returns:
         [d] float32 by path, of those modules alone that see prompts.
     """
-    reader, public = model.senses.mixtures.reader, model.senses.mixtures.public
+    reader, public = model.features.mixtures.reader, model.features.mixtures.public
     told = [path for path in modules if reader.of_prompt(path)]
     sources = list(dict.fromkeys(reader.sources[path] for path in told))
     spreads = {path: public.spread(path, "pooled") for path in sources}

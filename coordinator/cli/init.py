@@ -70,6 +70,8 @@ def init(
     k: Annotated[int | None, _policy("Experts that answer a token, at every module.")] = None,
     release_days: Annotated[int | None, _policy("Days until a release expires; it is renewed before.")] = None,
     listen: Annotated[str | None, typer.Option(help="Address of `serve`, host:port; default: loopback only.")] = None,
+    database: Annotated[str | None, typer.Option(help="URL of the registry; default: SQLite here.")] = None,
+    store: Annotated[str | None, typer.Option(help="Folder or URL of the bundles' bytes; default: here.")] = None,
     probe: Annotated[Path | None, typer.Option(help="Public text to try experts on, one input a line.")] = None,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = Path(),
@@ -93,7 +95,7 @@ def init(
     fields = (_read_toml(recipe) if recipe else {}) | _given(recipe_flags)
     pool = found(
         place, partial(_study, base), name=name, probe=probe,
-        settings={"listen": check_address(listen)} if listen else {},
+        settings={"listen": listen and check_address(listen), "database": database, "store": store},
         choices={"recipe": fields, "policy": _given(policy), "routing": _given({"method": method, "k": k})},
         now=datetime.now(UTC),
     )  # fmt: skip

@@ -134,7 +134,7 @@ class Comparing:
 
     def _try(self, method: str, choice: RoutingChoice, found: Comparison) -> None:
         try:
-            plan(self.model.senses, self.model.held, ["a"], [choice])
+            plan(self.model.features, self.model.held, ["a"], [choice])
         except Refused as error:
             if error.code not in _SKIPPED:
                 raise

@@ -78,7 +78,7 @@ class Results:
             "version": version("greylag"),
             "base": self._base,
             "weights": str(base.model.dtype) + str(getattr(base.model.config, "quantization_config", "")),
-            "embedding": self._model.senses.embedder.ref.model_dump() if self._model.senses.embedder.ref else None,
+            "embedding": self._model.features.embedder.ref.model_dump() if self._model.features.embedder.ref else None,
             "routing": generation.settings.model_dump(mode="json"),
             "experts": [expert.digest for expert in generation.pool.experts],
             "choice": {**asdict(choice), "method": method, "k": k, "release": None},

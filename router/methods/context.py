@@ -4,15 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from protocol.errors import Code, Refused
-from router.methods.features.extractor import Senses
+from router.methods.features.extractor import Features
 from router.methods.features.mixture import Shares
+from router.pool.expert import Expert
 from router.pool.pool import ExpertPool
 
 _NAMED = 5
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class MethodContext:
     """A few inputs that are to be routed by one choice."""
 
     pool: ExpertPool
@@ -25,38 +26,37 @@ class Asked:
     """Divides a method's scores before its softmax."""
     argument: str = ""
     """What stands behind the colon of the method's name."""
-    senses: Senses | None = None
+    features: Features | None = None
     """For methods that read the inputs first."""
 
-    def with_argument(self, argument: str) -> "Asked":
+    def with_argument(self, argument: str) -> "MethodContext":
         """Return the same with what stands behind the colon."""
         return replace(self, argument=argument)
 
-    def only_factors(self) -> "Asked":
+    def only_factors(self) -> "MethodContext":
         """Return the same, for a method that looks at the update s B A itself.
 
         Raises:
             Refused: `KIND_UNSUPPORTED` if an expert does more than that.
         """
-        others = [expert.full_name for expert in self.pool.experts if not expert.plain]
-        if others:
-            raise Refused(
-                Code.KIND_UNSUPPORTED,
-                f"The method scores updates s B A; {len(others)} experts are of another kind: {shortened(others)}.",
-                "Deny them, or choose another method.",
-            )
+        self.refuse_any(
+            [expert for expert in self.pool.experts if not expert.plain],
+            Code.KIND_UNSUPPORTED,
+            "The method scores updates s B A; {n} experts are of another kind",
+            "Deny them, or choose another method.",
+        )
         return self
 
     @property
-    def seen(self) -> Senses:
+    def seen(self) -> Features:
         """What the inputs are read with.
 
         Raises:
             ValueError: There is nothing.
         """
-        if self.senses is None:
+        if self.features is None:
             raise ValueError("the method reads inputs, and there is nothing to read them with")
-        return self.senses
+        return self.features
 
     def shares(self) -> Shares:
         """Solve the inputs as mixtures of the experts, of which there is one at least.
@@ -77,22 +77,31 @@ class Asked:
         Raises:
             Refused: `STATISTICS_MISSING`, naming them.
         """
-        silent = [
-            expert.full_name
-            for expert in self.pool.experts
-            if not expert.means or (whole and len(expert.means) < len(expert.modules))
-        ]
-        if silent:
-            raise Refused(
-                Code.STATISTICS_MISSING,
-                f"{method} needs the means of every expert{' at every module' if whole else ''}; {len(silent)} tell "
-                f"none: {shortened(silent)}.",
-                "Deny these, or choose another method; contributors share means with: greylag-client train --share "
-                f"{'all-means' if whole else 'means'}",
-            )
+        silent = (
+            (lambda expert: len(expert.means) < len(expert.modules)) if whole else (lambda expert: not expert.means)
+        )
+        self.refuse_any(
+            list(filter(silent, self.pool.experts)),
+            Code.STATISTICS_MISSING,
+            f"{method} needs the means of every expert{' at every module' if whole else ''}; {{n}} tell none",
+            "Deny these, or choose another method; contributors share means with: greylag-client train --share "
+            f"{'all-means' if whole else 'means'}",
+        )
 
+    @staticmethod
+    def refuse_any(experts: Sequence[Expert], code: Code, reason: str, hint: str) -> None:
+        """Refuse a request for the sake of some experts; nothing to do where there are none.
 
-def shortened(names: Sequence[str]) -> str:
-    """List a few of many names."""
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+        Args:
+            experts: Those that do not fit.
+            code: What is wrong with them.
+            reason: The same in words, `{n}` for their number; a few of their names follow.
+            hint: What to do.
+
+        Raises:
+            Refused: The code.
+        """
+        if experts:
+            names = ", ".join(expert.full_name for expert in experts[:_NAMED])
+            more = f" and {len(experts) - _NAMED} more" if len(experts) > _NAMED else ""
+            raise Refused(code, f"{reason.replace('{n}', str(len(experts)), 1)}: {names}{more}.", hint)

@@ -264,7 +264,7 @@ class RoutedModel(ExpertSet):
                 Code.REQUEST_INVALID, "A request needs at least one input, and no empty one.", "Leave empty inputs out."
             )
         count_tokens(self.base, inputs)  # before a method reads them
-        return plan(self.senses, self.held, inputs, one_each(choice, len(inputs)))
+        return plan(self.features, self.held, inputs, one_each(choice, len(inputs)))
 
     def losses(self, inputs: Sequence[str], targets: Sequence[str], choice: Choices = DEFAULT) -> list[float]:
         """Mean negative log-likelihood of each input's one target, in nats a token, its end token among them.
@@ -293,7 +293,7 @@ class RoutedModel(ExpertSet):
         Raises:
             Refused: As `router.model.planner.plan`.
         """
-        planned = plan(self.senses, self.held, inputs, one_each(choice, len(inputs)))
+        planned = plan(self.features, self.held, inputs, one_each(choice, len(inputs)))
         with routing(planned.plan):
             scored = likelihoods(self.base, [pairs[at] for at in planned.order])
         return [each for _, each in sorted(zip(planned.order, scored, strict=True))]

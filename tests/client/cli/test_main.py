@@ -93,7 +93,7 @@ def test_init_leaves_nothing_when_a_setting_is_wrong(cli: Cli, tmp_path: Path, a
 def test_init_says_that_nobody_answers(cli: Cli, tmp_path: Path) -> None:
     status, _, err = cli("init", "--coordinator", "127.0.0.1:1", "-w", tmp_path / "new")
     assert status == Code.UNREACHABLE.fate.exit
-    assert "127.0.0.1:1 does not answer" in err
+    assert "Nothing listens at 127.0.0.1:1" in err
     assert not (tmp_path / "new").exists()
 
 

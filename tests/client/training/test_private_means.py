@@ -80,7 +80,7 @@ def test_one_row_moves_the_mean_as_far_as_noise_reckons_with(
 
     def whitened(some: list[list[int]]) -> Tensor:
         found = private_means.means(model, paths, [batch(some[:6]), batch(some[6:])], noise)
-        reader, public = model.senses.mixtures.reader, model.senses.mixtures.public
+        reader, public = model.features.mixtures.reader, model.features.mixtures.public
         sources = list(dict.fromkeys(reader.sources.values()))
         for path in paths:
             assert torch.equal(found[path], found[reader.sources[path]])
@@ -106,7 +106,7 @@ def test_noise_is_as_large_as_it_must_be_and_never_twice_the_same(llama_base: Pa
     model, path = RoutedModel(base), "model.layers.1.mlp.down_proj"
     noise = Noise(epsilon=1.0, delta=1e-5, rows=4)
     rows = [batch([[5, 6, 7], [8, 9], [10], [11, 12]])]
-    spread = model.senses.mixtures.public.spread(path, "pooled")
+    spread = model.features.mixtures.public.spread(path, "pooled")
     found = torch.stack([private_means.means(model, [path], rows, noise)[path] for _ in range(60)])
     assert len({tuple(row) for row in found.tolist()}) == 60
     flat = spread.raised(found - found.mean(0), RIDGE, -0.5) / math.sqrt(len(spread.mean))

@@ -17,6 +17,7 @@ from coordinator.fleet.records.fleet import Fleet
 from coordinator.fleet.records.rounds import order_of
 from coordinator.policy.lifecycle import State
 from coordinator.registry.registry import Registry
+from coordinator.registry.tables import ReleaseRow
 from coordinator.workspace import create
 from coordinator.workspace.create import BaseFacts, found
 from coordinator.workspace.locks import exclusive
@@ -33,6 +34,7 @@ from protocol.signing import Identity
 from tests import factories
 from tests.coordinator.cli.test_processes import BASE, make_workspace
 from tests.coordinator.contributor import NOW
+from tests.coordinator.registry.test_database import add_migration
 
 SHAPES = {"m": Shape(d_in=8, d_out=8)}
 
@@ -259,6 +261,12 @@ def test_releases(program: Program, founded: tuple[CoordinatorWorkspace, Pool], 
     for verb in (["releases", "ls"], ["releases", "show", "1"]):
         assert program(workspace, *verb) == 0
     assert bundle.digest in program.out
+    registry = Registry.open(f"sqlite:///{workspace.folder / 'registry.db'}")
+    with registry.writing() as session:
+        session.add(ReleaseRow(number=2, digest="0" * 64, envelope=b"rotten"))
+    registry.close()
+    assert [row["number"] for row in program.json(workspace, "releases", "ls")["releases"]] == [1]
+    assert "Release 2 cannot be read" in program.err
 
 
 def test_contributors(program: Program, workspace: CoordinatorWorkspace, bundle: Bundle) -> None:
@@ -290,8 +298,10 @@ def test_a_worker_without_its_base(program: Program, workspace: CoordinatorWorks
     assert program(workspace, "worker", "--once") == Code.BASE_UNREADABLE.fate.exit
 
 
-def test_another_schema_names_the_command(program: Program, workspace: CoordinatorWorkspace) -> None:
-    (workspace.folder / "registry.db").unlink()
+def test_another_schema_names_the_command(
+    program: Program, workspace: CoordinatorWorkspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_migration(tmp_path, monkeypatch)
     assert program(workspace, "experts", "ls") == 78
     refused(program, Code.SCHEMA_MISMATCH)
     assert "greylag-coordinator migrate" in program.err

@@ -17,7 +17,7 @@ from protocol.release import sign_release
 from protocol.signing import Identity
 from protocol.spec import Routing
 from protocol.v1.chunk_pb2 import Chunk
-from protocol.wire import chunks
+from protocol.wire import chunks, grpc_client
 from router.follow import pull as pulling
 from router.follow import workspace
 from router.follow.pull import pull
@@ -55,6 +55,21 @@ def test_a_cut_stream_continues_where_it_broke(
     pull(tmp_path / "node", address)
     offsets = [offset for _, offset in catalog.fetched]
     assert len([offset for offset in offsets if offset]) == 3
+
+
+def test_a_byte_at_a_time_is_given_up_and_continued_elsewhen(
+    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grpc_client, "IDLE_S", 0.1)
+    catalog.publish(bundles[:1], number=1)
+    catalog.drips = True
+    with pytest.raises(Unavailable, match=f"{address} stood still") as failed:
+        pull(tmp_path / "node", address)
+    assert failed.value.code is Code.UNREACHABLE
+    catalog.drips = False
+    catalog.fetched.clear()
+    pull(tmp_path / "node", address)
+    assert catalog.fetched[0][1] > 0
 
 
 def test_a_stream_that_stays_cut_is_unavailable_and_keeps_what_came(

@@ -93,10 +93,10 @@ def pooled(base: Base, text: str, paths: Sequence[str]) -> dict[str, Tensor]:
 
 def slow_shares(base: Base, model: RoutedModel, inputs: Sequence[str], experts: Sequence[Expert]) -> list[Floats]:
     """Every formula as it stands, over sets of experts one by one."""
-    sources = set(model.senses.mixtures.reader.sources.values())
+    sources = set(model.features.mixtures.reader.sources.values())
     causal = base.architecture == "decoder-only"
     paths = sorted(path for path in sources if path in experts[0].means and (causal or reads_input(path)))
-    tokens = model.senses.mixtures.public._tokens()[0]
+    tokens = model.features.mixtures.public._tokens()[0]
     seen = [pooled(base, base.tokenizer.decode(ids, skip_special_tokens=True), paths) for ids in tokens]
     asked = [pooled(base, text, paths) for text in inputs]
     n = len(experts)
@@ -128,7 +128,7 @@ def slow_nnls(gram: Floats, target: Floats) -> Floats:
 
 
 def shares(model: RoutedModel, inputs: Sequence[str], pool: ExpertPool | None = None) -> Shares:
-    return model.senses.mixtures.shares(pool or model.generation.pool, inputs)
+    return model.features.mixtures.shares(pool or model.generation.pool, inputs)
 
 
 def test_shares_are_those_of_the_formulas(base: Path, model: RoutedModel) -> None:
@@ -225,7 +225,7 @@ def test_what_is_decoded_after_a_cache_is_what_a_whole_pass_says(method: str, mo
     """Token by token after what is cached, as all at once: the target of the highest likelihood is what is written."""
     base, choice = model.base, RoutingChoice(method)
     answer = model.answer(INPUTS[:1], choice, max_new_tokens=4, explain=True).answers[0]
-    planned = plan(model.senses, model.held, INPUTS[:1], [choice])
+    planned = plan(model.features, model.held, INPUTS[:1], [choice])
     ids = base.tokenizer.convert_tokens_to_ids([*answer.input_tokens, *answer.output_tokens])
     with torch.inference_mode(), routing(planned.plan):
         logits = base.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
@@ -235,9 +235,9 @@ def test_what_is_decoded_after_a_cache_is_what_a_whole_pass_says(method: str, mo
 
 @pytest.mark.parametrize("method", METHODS)
 def test_nobody_is_chosen_where_nobody_fits(base: Path, method: str, model: RoutedModel) -> None:
-    plain, public = load_base(str(base), device="cpu"), model.senses.mixtures.public
+    plain, public = load_base(str(base), device="cpu"), model.features.mixtures.public
     seen = pooled(plain, INPUTS[0], list(model.generation.pool.experts[0].modules))
-    sources = model.senses.mixtures.reader.sources
+    sources = model.features.mixtures.reader.sources
 
     def opposite(expert: Expert) -> dict[str, Tensor]:
         return {
@@ -326,20 +326,20 @@ def test_public_text_is_read_once_a_base(
     kept = tmp_path / "workspace" / "base.json"
     kept.parent.mkdir()
     first = RoutedModel.from_base(str(t5_base), device="cpu", cache=kept)
-    path = next(path for path in first.senses.mixtures.reader.sources if reads_input(path))
-    found = first.senses.mixtures.public.spread(path, "pooled")
+    path = next(path for path in first.features.mixtures.reader.sources if reads_input(path))
+    found = first.features.mixtures.public.spread(path, "pooled")
     (file,) = kept.parent.glob("public-*.safetensors")
     look = Mock(side_effect=Reader.look)
     monkeypatch.setattr(Reader, "look", look)
     second = RoutedModel.from_base(str(t5_base), device="cpu", cache=kept)
-    for mine, theirs in zip(second.senses.mixtures.public.spread(path, "pooled"), found, strict=True):
+    for mine, theirs in zip(second.features.mixtures.public.spread(path, "pooled"), found, strict=True):
         assert torch.equal(mine, theirs)
     look.assert_not_called()
     file.write_bytes(file.read_bytes()[:1000])
     third = RoutedModel.from_base(str(t5_base), device="cpu", cache=kept)
     monkeypatch.undo()
     monkeypatch.setattr("router.methods.features.background.TEXTS", 80)
-    for mine, theirs in zip(third.senses.mixtures.public.spread(path, "pooled"), found, strict=True):
+    for mine, theirs in zip(third.features.mixtures.public.spread(path, "pooled"), found, strict=True):
         assert torch.equal(mine, theirs)
 
 
@@ -347,9 +347,9 @@ def test_an_operator_may_name_public_text(t5_base: Path, tmp_path: Path) -> None
     (tmp_path / "text").write_text("".join(f"{text}\n\n" for text in (*KINDS, *INPUTS)))
     model = RoutedModel.from_base(str(t5_base), device="cpu", public=tmp_path / "text")
     plain = load_base(str(t5_base), device="cpu")
-    path = next(path for path in model.senses.mixtures.reader.sources if reads_input(path))
+    path = next(path for path in model.features.mixtures.reader.sources if reads_input(path))
     means = torch.stack([pooled(plain, text, [path])[path] for text in (*KINDS, *INPUTS)])
-    found = model.senses.mixtures.public.spread(path, "pooled")
+    found = model.features.mixtures.public.spread(path, "pooled")
     torch.testing.assert_close(found.mean, means.mean(0), rtol=1e-4, atol=1e-5)
     one = torch.cov(means.double().T)
     vector = torch.ones(1, len(found.mean))
