@@ -147,7 +147,10 @@ def read_inputs(text: list[str] | None, requests: str | None, choice: "RoutingCh
             raise _not_text() from error
         return [Request(line, choice) for line in text]
     lines = read_lines(requests or "-")
-    return read_requests(lines, choice) if requests else [Request(line, choice) for line in lines]
+    asked = read_requests(lines, choice) if requests else [Request(line, choice) for line in lines]
+    if not asked:
+        raise Refused(Code.REQUEST_INVALID, "There is nothing to ask.", "Give one input a line.")
+    return asked
 
 
 def read_lines(path: str) -> list[str]:
