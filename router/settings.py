@@ -26,6 +26,8 @@ class RouterSettings(BaseSettings):
     """The coordinator, `host:port`."""
     base: str
     """The pool's base model: folder or Hugging Face id."""
+    pool_key: str | None = None
+    """The key that must sign the pool, 64 hexadecimal digits; without it, the one seen first is trusted from then on."""
     ca: Path | None = None
     """The coordinator's CA certificate, PEM; without one, the system's."""
     device: str | None = None

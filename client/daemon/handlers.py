@@ -21,6 +21,7 @@ from protocol.documents import Pool
 from protocol.errors import Code, Refused
 from protocol.fleet.campaign import Order
 from protocol.fleet.reply import Reply
+from protocol.signing import PublicKey
 from router.base.fingerprint import check_base
 from router.follow.pull import pull, pull_calibration, pull_exactly
 from router.follow.workspace import BUNDLES, CALIBRATIONS
@@ -112,7 +113,7 @@ class Work:
         candidate = self._fetch(order, policy, settings, count)
         folder, where = self.place.releases, settings.coordinator
         try:
-            current: Mirror | None = pull(folder, where, ca=settings.ca, on_bytes=count)
+            current: Mirror | None = pull(folder, where, ca=settings.ca, pool_key=self._key, on_bytes=count)
         except Refused as error:
             if error.code is not Code.RELEASE_UNKNOWN:
                 raise
@@ -168,7 +169,19 @@ class Work:
         check_base(settings.base, self.pool.spec.base, self.place.workspace.base_cache)
         read_rows(policy.data, self.place.folder)
         folder, where = self.place.releases, settings.coordinator
-        return pull_exactly(folder, where, digest, released=order.release is not None, ca=settings.ca, on_bytes=count)
+        return pull_exactly(
+            folder,
+            where,
+            digest,
+            released=order.release is not None,
+            ca=settings.ca,
+            pool_key=self._key,
+            on_bytes=count,
+        )
+
+    @property
+    def _key(self) -> PublicKey:
+        return PublicKey.from_hex(self.pool.spec.coordinator)
 
     def _loaded(self, settings: ClientSettings) -> "RoutedModel":
         from router.model.routed_model import RoutedModel  # noqa: PLC0415 - seconds of import, once a process

@@ -15,6 +15,7 @@ from router.cli.options import (
     Embedding,
     Json,
     NewTokens,
+    PoolKey,
     Quantise,
     Saved,
     Server,
@@ -56,10 +57,7 @@ def pull(
     workspace: Workspace = Path(),
     coordinator: Coordinator = None,
     base: BaseModel = None,
-    pool_key: Annotated[
-        str | None,
-        typer.Option(help="The key that must sign the pool, 64 hexadecimal digits; default: the key seen first."),
-    ] = None,
+    pool_key: PoolKey = None,
     ca: Ca = None,
     json_: Json = False,
 ) -> None:
@@ -68,20 +66,15 @@ def pull(
     Example: greylag-router pull --coordinator pool.example.org:7443 --ca cert.pem --base google/t5-v1_1-small
     """
     from protocol.signing import PublicKey
-    from router.base.fingerprint import check_base
     from router.follow import pull as pulling
-    from router.follow.workspace import FINGERPRINT, POOL
     from router.settings import load, save
 
-    settings = load(workspace, coordinator=coordinator, base=base, ca=ca)
-    trusted = PublicKey.from_hex(pool_key) if pool_key else None
-    first = not (workspace / POOL).exists()
-    mirror = pulling.pull(workspace, settings.coordinator, ca=settings.ca, pool_key=trusted)
-    check_base(settings.base, mirror.pool.spec.base, workspace / FINGERPRINT)
+    settings = load(workspace, coordinator=coordinator, base=base, pool_key=pool_key, ca=ca)
+    key = PublicKey.from_hex(settings.pool_key) if settings.pool_key else None
+    where = settings.coordinator
+    mirror = pulling.pull(workspace, where, ca=settings.ca, pool_key=key, base=settings.base, say=say)
     save(workspace, settings)
     release = mirror.release.spec
-    if first and trusted is None:
-        say(f"Trusting the pool's key {mirror.pool.spec.coordinator} on first use; compare it with the operator's.")
     if json_:
         experts = [expert.model_dump() for expert in release.experts]
         print_json({"schema": 1, "pool": mirror.pool.spec.name, "release": release.number, "experts": experts})
@@ -156,6 +149,7 @@ def serve(
     follow_interval_s: Annotated[float | None, typer.Option(help="Seconds between two looks for a release.")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM; needed beyond loopback.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
+    pool_key: PoolKey = None,
     ca: Ca = None,
     device: Device = None,
     quantise: Quantise = None,
@@ -178,7 +172,7 @@ def serve(
 
     settings = load(
         workspace, coordinator=coordinator, base=base, listen=listen, follow_interval_s=follow_interval_s,
-        tls_cert=tls_cert, tls_key=tls_key, ca=ca, device=device, quantise=quantise,
+        tls_cert=tls_cert, tls_key=tls_key, pool_key=pool_key, ca=ca, device=device, quantise=quantise,
     )  # fmt: skip
     _configure_logs()
     run(workspace, settings, on_ready)

@@ -30,12 +30,14 @@ BaseModel = Annotated[
     typer.Option("--base", help="The pool's base model, a folder or Hugging Face id; default: that of router.toml."),
 ]
 Ca = Annotated[Path | None, typer.Option(help="CA certificate of the other side, PEM; default: the system's.")]
+PoolKey = Annotated[
+    str | None,
+    typer.Option(help="The key that must sign the pool, 64 hexadecimal digits; default: the key seen first."),
+]
 Device = Annotated[
     str | None,
     typer.Option(help="Torch device, or auto for all GPUs, then memory, then disk; default: a GPU or the CPU."),
 ]
-
-
 Quantise = Annotated[
     Bits | None, typer.Option(help="Hold the base's weights in 4bit or 8bit; default: as its files have them.")
 ]

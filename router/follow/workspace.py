@@ -6,6 +6,7 @@ releases/<number>...  every release that was fetched whole
 bundles/<digest>/     its bundles; kept when a later release drops them
 calibrations/<digest> biases and temperatures of its routers, where it has any
 .fingerprint.json     what the base model is by content; may be deleted at any time
+.pull.lock            held by the pull at work
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from protocol.release import Release, read_release
 from router.pool.calibration import Calibration
 
 POOL, RELEASE, BUNDLES, FINGERPRINT = "pool.dsse.json", "release.dsse.json", "bundles", ".fingerprint.json"
-RELEASES, CALIBRATIONS = "releases", "calibrations"
+RELEASES, CALIBRATIONS, LOCK = "releases", "calibrations", ".pull.lock"
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from platformdirs import user_cache_path
 
 from protocol.bundle import Bundle
 from protocol.errors import Code, Refused
+from protocol.signing import PublicKey
 from router.base.batching import TokenPair, count_tokens, encode_pairs
 from router.base.fingerprint import check_base, display_name, first_line
 from router.base.likelihood import Likelihood, likelihoods
@@ -114,6 +115,7 @@ class RoutedModel(ExpertSet):
         *,
         folder: Path | None = None,
         ca: Path | None = None,
+        pool_key: PublicKey | None = None,
         **options: Unpack[Options],
     ) -> "RoutedModel":
         """Fetch the newest release of a coordinator and load it.
@@ -123,6 +125,7 @@ class RoutedModel(ExpertSet):
             base: Folder or Hub id of the pool's base model.
             folder: Where releases are kept; without one, the user's cache.
             ca: The coordinator's CA certificate, PEM.
+            pool_key: The key that must sign the pool; without one, the key seen first, which is logged, is trusted.
             options: As in `from_base`; the cache is in the folder unless it is named.
 
         Raises:
@@ -131,7 +134,7 @@ class RoutedModel(ExpertSet):
         """
         kept = folder or user_cache_path("greylag") / coordinator.replace(":", "-")
         options.setdefault("cache", kept / FINGERPRINT)
-        return cls.from_mirror(base, pull(kept, coordinator, ca=ca), **options)
+        return cls.from_mirror(base, pull(kept, coordinator, ca=ca, pool_key=pool_key, base=base), **options)
 
     @classmethod
     def from_pretrained(
