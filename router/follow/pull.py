@@ -68,7 +68,6 @@ def pull(
     pool_key: PublicKey | None = None,
     base: str | None = None,
     held: Mirror | None = None,
-    now: datetime | None = None,
     on_bytes: Callable[[int], None] = lambda _: None,
     say: Say = _warn,
 ) -> Mirror:
@@ -84,7 +83,6 @@ def pull(
         pool_key: The key that must sign the pool; without one, the key pinned at the first pull.
         base: The base model that the pool must be for: folder or Hub id.
         held: What an earlier pull returned: its bundles are not read again.
-        now: The time; only tests give one.
         on_bytes: Called with the size of every chunk that arrives.
         say: Told which key is trusted on first use, and that another pull is waited for.
 
@@ -104,7 +102,7 @@ def pull(
             wanted = catalog_pb2.GetReleaseRequest(number=number)
             return read_release(source.catalog.GetRelease(wanted, timeout=DEADLINE_S).envelope, pool)
 
-        check_fresh(release, seen=_seen(folder, pool), now=now or datetime.now(UTC), earlier=earlier)
+        check_fresh(release, seen=_seen(folder, pool), now=datetime.now(UTC), earlier=earlier)
         if held is not None and held.release.digest == release.digest:
             return held
         mirror = _pull_mirror(folder, source, pool, release, held)
