@@ -27,7 +27,7 @@ class RouterSettings(BaseSettings):
     base: str
     """The pool's base model: folder or Hugging Face id."""
     pool_key: str | None = None
-    """The key that must sign the pool, 64 hexadecimal digits; without it, the one seen first is trusted from then on."""
+    """The key that must sign the pool, 64 hexadecimal digits; without it, the one seen first."""
     ca: Path | None = None
     """The coordinator's CA certificate, PEM; without one, the system's."""
     device: str | None = None

@@ -169,15 +169,8 @@ class Work:
         check_base(settings.base, self.pool.spec.base, self.place.workspace.base_cache)
         read_rows(policy.data, self.place.folder)
         folder, where = self.place.releases, settings.coordinator
-        return pull_exactly(
-            folder,
-            where,
-            digest,
-            released=order.release is not None,
-            ca=settings.ca,
-            pool_key=self._key,
-            on_bytes=count,
-        )
+        ca, released = settings.ca, order.release is not None
+        return pull_exactly(folder, where, digest, released=released, ca=ca, pool_key=self._key, on_bytes=count)
 
     @property
     def _key(self) -> PublicKey:

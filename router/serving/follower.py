@@ -21,7 +21,7 @@ class Follower:
 
     Args:
         model: The running model.
-        fetch: Brings the newest release onto this machine, as `router.follow.pull.pull` does, given what it brought last.
+        fetch: Given what it brought last, brings the newest release onto this machine, as `router.follow.pull.pull`.
         interval_s: Seconds between two rounds.
         held: What was fetched before.
     """

@@ -11,11 +11,12 @@ from typer.testing import CliRunner
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
 from router.cli.main import app
+from router.follow import pull as pulling
 from router.follow.pull import pull
 from router.follow.workspace import FINGERPRINT
 from router.settings import FILE, RouterSettings, load, save
 from tests import factories
-from tests.router.catalog import Catalog
+from tests.router.catalog import Catalog, clock_at
 from tests.router.verbs import call
 
 
@@ -102,10 +103,13 @@ def test_what_cannot_be_chosen_is_refused(node: Path, arguments: list[str], code
     assert refused.value.code is code
 
 
-def test_an_expired_release_on_disk_is_said(catalog: Catalog, address: str, t5_base: Path, tmp_path: Path) -> None:
+def test_an_expired_release_on_disk_is_said(
+    catalog: Catalog, address: str, t5_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     held = list(catalog.bundles.values())
     catalog.publish(held, number=2, created="2020-01-01T00:00:00Z", expires="2020-01-02T00:00:00Z")
-    pull(tmp_path / "node", address, now=datetime(2020, 1, 1, tzinfo=UTC))
+    monkeypatch.setattr(pulling, "datetime", clock_at(datetime(2020, 1, 1, tzinfo=UTC)))
+    pull(tmp_path / "node", address)
     (tmp_path / "node" / "router.toml").write_text(f'coordinator = "{address}"\nbase = "{t5_base}"\n')
     asked = call("ask", "-w", tmp_path / "node", "--device", "cpu", "--max-new-tokens", 3, "a b")
     assert "Release 2 expired at 2020-01-02T00:00:00Z" in asked.stderr

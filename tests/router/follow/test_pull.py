@@ -30,7 +30,7 @@ from router.model.routed_model import RoutedModel
 from router.query.request import RoutingChoice
 from router.serving.follower import Follower
 from tests import factories
-from tests.router.catalog import Catalog, serving
+from tests.router.catalog import Catalog, clock_at, serving
 
 
 def test_a_release_arrives_whole(catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path) -> None:
@@ -148,12 +148,14 @@ def test_never_sideways_across_releases_that_were_skipped(
 
 
 def test_an_expired_release_is_no_news_but_what_is_here_stays(
-    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path
+    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     catalog.publish(bundles, number=1, expires="2026-12-01T00:00:00Z")
-    pull(tmp_path / "node", address, now=datetime(2026, 11, 30, tzinfo=UTC))
+    monkeypatch.setattr(pulling, "datetime", clock_at(datetime(2026, 11, 30, tzinfo=UTC)))
+    pull(tmp_path / "node", address)
+    monkeypatch.setattr(pulling, "datetime", clock_at(datetime(2026, 12, 2, tzinfo=UTC)))
     with pytest.raises(Refused) as refused:
-        pull(tmp_path / "node", address, now=datetime(2026, 12, 2, tzinfo=UTC))
+        pull(tmp_path / "node", address)
     assert refused.value.code is Code.RELEASE_EXPIRED
     assert len(open_mirror(tmp_path / "node").bundles) == 3
 
@@ -268,12 +270,14 @@ def test_of_two_pulls_in_one_folder_one_waits_for_the_other(
         began.set()
         assert waits.wait(10)
 
+    def hear(sentence: str) -> None:
+        if "waiting" in sentence:
+            waits.set()
+
     with ThreadPoolExecutor(2) as threads:
         first = threads.submit(pull, folder, address, on_bytes=hold)
         assert began.wait(10)
-        second = threads.submit(
-            pull, folder, address, say=lambda sentence: waits.set() if "waiting" in sentence else None
-        )
+        second = threads.submit(pull, folder, address, say=hear)
         assert first.result(20).release.digest == second.result(20).release.digest
     assert waits.is_set()
     names = [sha for sha, _ in catalog.fetched]
@@ -292,14 +296,9 @@ def test_a_pull_for_another_base_fetches_no_bundle(
 
 
 def test_the_key_that_is_trusted_is_shown_or_given(
-    catalog: Catalog,
-    address: str,
-    bundles: list[Bundle],
-    tmp_path: Path,
-    t5_base: Path,
-    caplog: pytest.LogCaptureFixture,
+    catalog: Catalog, address: str, tmp_path: Path, t5_base: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    catalog.publish(bundles, number=1)
+    catalog.publish([], number=1)
     key, stranger = catalog.identity.public, Identity.generate().public
     with pytest.raises(Refused) as refused:
         RoutedModel.from_release(address, str(t5_base), folder=tmp_path / "a", pool_key=stranger, device="cpu")
