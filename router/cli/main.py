@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from protocol.errors import Refused
 from router.cli import evaluate, look
 from router.cli.options import (
     BaseModel,
@@ -82,6 +83,39 @@ def pull(
         sys.stdout.write(f"Release {release.number} of {mirror.pool.spec.name}: {len(release.experts)} experts.\n")
         for expert in release.experts:
             sys.stdout.write(f"  {expert.contributor}/{expert.name}  {expert.bundle[:16]}\n")
+
+
+@app.command()
+def check(
+    *,
+    workspace: Workspace = Path(),
+    sample: Annotated[
+        int | None, typer.Option(min=1, help="Read so many bundles, drawn at random; default: all of them.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Read again what was pulled, byte by byte, and name what is damaged.
+
+    Example: greylag-router check -w node --sample 10
+    """
+    from router.follow.workspace import check_disk
+
+    found = check_disk(workspace, sample)
+    if json_:
+        damaged = [
+            {"digest": digest, "code": error.code.name, "message": error.message}
+            for digest, error in found.damaged.items()
+        ]
+        print_json({"schema": 1, "held": found.held, "read": found.read, "damaged": damaged})
+    else:
+        sys.stdout.write(f"Read {found.read} of {found.held}; {len(found.damaged)} are damaged.\n")
+        for digest, error in found.damaged.items():
+            sys.stdout.write(f"  {digest[:16]}  {error.message}\n")
+    if found.damaged:
+        code = next(iter(found.damaged.values())).code
+        raise Refused(
+            code, f"{len(found.damaged)} of {found.read} are damaged.", "Fetch them with: greylag-router pull"
+        )
 
 
 @app.command()

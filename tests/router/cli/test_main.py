@@ -1,6 +1,7 @@
 """The verbs of greylag-router, in this process."""
 
 import json
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from protocol.bundle import GATES
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
 from router.cli.main import app
 from router.follow import pull as pulling
 from router.follow.pull import pull
-from router.follow.workspace import FINGERPRINT
+from router.follow.workspace import BUNDLES, FINGERPRINT
 from router.settings import FILE, RouterSettings, load, save
 from tests import factories
 from tests.router.catalog import Catalog, clock_at
@@ -85,6 +87,27 @@ def test_a_file_of_requests_chooses_line_by_line(node: Path, tmp_path: Path) -> 
     assert (first["release"], first["method"], first["shares"]["ada/reverse"]) == (1, "merged", 1)
     assert (second["release"], second["method"], sum(second["shares"].values())) == (2, "base", 0)
     assert (third["release"], third["method"], third["shares"]["ada/copy"]) == (2, "merged", 1)
+
+
+def test_what_lies_on_disk_is_checked_when_asked(node: Path, tmp_path: Path) -> None:
+    assert json.loads(call("check", "-w", node, "--json").stdout) == {
+        "schema": 1, "held": 2, "read": 2, "damaged": []
+    }  # fmt: skip
+    first, second = sorted((node / BUNDLES).iterdir())
+    gates = first / GATES
+    gates.write_bytes(gates.read_bytes()[:-1] + b"?")
+    result = CliRunner().invoke(app, ["check", "-w", str(node), "--json"])
+    assert [each["digest"] for each in json.loads(result.stdout)["damaged"]] == [first.name]
+    assert isinstance(result.exception, Refused)
+    assert result.exception.code is Code.DIGEST_MISMATCH
+    shutil.rmtree(second)
+    with pytest.raises(Refused, match="1 of 1 are damaged"):
+        call("check", "-w", node, "--sample", 1)
+    call("pull", "-w", node)
+    assert "Read 2 of 2; 0 are damaged." in call("check", "-w", node).stdout
+    with pytest.raises(Refused) as refused:
+        call("check", "-w", tmp_path / "nowhere")
+    assert refused.value.code is Code.WORKSPACE_MISSING
 
 
 @pytest.mark.parametrize(
