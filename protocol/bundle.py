@@ -18,9 +18,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from protocol import statement, strict_json
-from protocol.atomic import beside, write_whole
+from protocol import statement
 from protocol.errors import Code, Refused
+from protocol.files import strict_json
+from protocol.files.atomic import sweep, write_whole
 from protocol.signing import MAX_ENVELOPE_BYTES, Identity, PublicKey, Signed
 from protocol.spec import ExpertSpec
 from protocol.statement import Strict
@@ -127,7 +128,7 @@ def pack(folder: Path, spec: ExpertSpec, identity: Identity) -> Bundle:
             names another contributor than the identity.
     """
     for path in (folder / SPEC, folder / ENVELOPE):
-        beside(path).unlink(missing_ok=True)  # left by a kill in the middle of an earlier pack
+        sweep(path)  # left by a kill in the middle of an earlier pack
     write_whole(folder / SPEC, strict_json.dumps(spec.model_dump(mode="json")))
     _check_folder(folder, {*FILES, ENVELOPE} if (folder / ENVELOPE).exists() else FILES)
     sizes = {name: (folder / name).stat().st_size for name in FILES}

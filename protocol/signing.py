@@ -9,7 +9,6 @@ re-encoded without breaking its signature, so a document's identity is the diges
 import base64
 import binascii
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +29,9 @@ from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import VerificationError
 from securesystemslib.signer import CryptoSigner, Signature, SSlibKey
 
-from protocol import strict_json
 from protocol.errors import Code, Refused
+from protocol.files import strict_json
+from protocol.files.atomic import write_secret
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 MAX_SIGNATURES = 8
@@ -162,16 +162,7 @@ class Identity:
         protection: KeySerializationEncryption = (
             BestAvailableEncryption(passphrase.encode()) if passphrase else NoEncryption()
         )
-        text = self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, protection)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError:
-            path.unlink()  # half a key would block its name for ever
-            raise
+        write_secret(path, self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, protection))
 
     def sign(self, payload: bytes) -> bytes:
         """Put a payload into a signed envelope (JSON bytes)."""

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from protocol import strict_json
 from protocol.errors import Code, Refused
+from protocol.files import strict_json
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 _SHA256 = re.compile(r"[0-9a-f]{64}")

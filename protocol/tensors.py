@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from protocol import strict_json
 from protocol.errors import Code, Refused
+from protocol.files import strict_json
 from protocol.spec import ExpertSpec
 
 ADAPTER_PREFIX = "base_model.model."

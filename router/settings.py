@@ -1,26 +1,23 @@
 """What a user may set: router.toml < GREYLAG_ROUTER_... < flags."""
 
-import os
 from pathlib import Path
 from typing import Any
 
-import tomli_w
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from protocol.errors import Code, Refused
-from protocol.statement import first_invalid
+from protocol.files.atomic import write_whole
+from protocol.settings import dump_settings, read_settings
 from router.base.loading import Loading
 from router.base.quantisation import Bits
 
 FILE = "router.toml"
-PREFIX = "GREYLAG_ROUTER_"
 
 
 class RouterSettings(BaseSettings):
     """Where releases come from and how they are served."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, toml_file=FILE)
+    model_config = SettingsConfigDict(env_prefix="GREYLAG_ROUTER_", extra="forbid", frozen=True)
 
     coordinator: str
     """The coordinator, `host:port`."""
@@ -56,18 +53,6 @@ class RouterSettings(BaseSettings):
         """How the base is held in memory."""
         return Loading(device=self.device, max_memory=self.max_memory, quantise=self.quantise)
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - not a source here
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - not a source here
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags before environment before file."""
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
-
 
 def load(folder: Path, **flags: Any) -> RouterSettings:
     """Read the settings of a workspace.
@@ -79,35 +64,14 @@ def load(folder: Path, **flags: Any) -> RouterSettings:
     Raises:
         Refused: `SETTINGS_INVALID` with the setting and what is wrong with it.
     """
-    for name in os.environ:
-        if name.startswith(PREFIX) and name.removeprefix(PREFIX).lower() not in RouterSettings.model_fields:
-            raise Refused(Code.SETTINGS_INVALID, f"There is no setting {name}.", "Correct the environment variable.")
-
-    class Here(RouterSettings):
-        model_config = SettingsConfigDict(toml_file=folder / FILE)
-
-    try:
-        return Here(**{name: value for name, value in flags.items() if value is not None})
-    except ValidationError as error:
-        name, reason = first_invalid(error)
-        raise Refused(
-            Code.SETTINGS_INVALID,
-            f"The setting {name} is wrong: {reason}.",
-            f"Give --{name.replace('_', '-')}, set {PREFIX}{name.upper()}, or write it in {folder / FILE}.",
-        ) from error
-    except (OSError, ValueError) as error:
-        raise Refused(
-            Code.SETTINGS_INVALID, f"{folder / FILE} cannot be read: {error}.", "Correct the file."
-        ) from error
+    return read_settings(RouterSettings, flags, folder / FILE)
 
 
 def save(folder: Path, settings: RouterSettings) -> None:
     """Write the settings that differ from their defaults, for the next command, which may run elsewhere."""
-    folder.mkdir(parents=True, exist_ok=True)
     paths = {name: getattr(settings, name) for name in ("ca", "public_text", "tls_cert", "tls_key")}
     absolute: dict[str, object] = {name: path.resolve() for name, path in paths.items() if path}
     models = {name: getattr(settings, name) for name in ("base", "embedding")}
     absolute |= {name: str(Path(model).resolve()) for name, model in models.items() if model and Path(model).is_dir()}
     settings = settings.model_copy(update=absolute)
-    values = settings.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
-    (folder / FILE).write_text(tomli_w.dumps(values))
+    write_whole(folder / FILE, dump_settings(settings))

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from client.cli.options import JsonFlag, WorkspaceFlag, open_workspace, put_json, talk
+from client.cli.options import JsonFlag, WorkspaceFlag, open_workspace
 from client.libraries import quiet_libraries
+from protocol.programs import print_json, say
 
 if TYPE_CHECKING:
     from client.daemon.state import DaemonFolder
@@ -39,7 +40,7 @@ def daemon(
         number = allow or decline
         name = f"campaign-{number}"
         corner.write_note(name, {"number": number, **corner.note(name), "allowed": bool(allow)})
-        talk(f"Campaign {number} is {'allowed; it begins when it is asked for again' if allow else 'declined'}.")
+        say(f"Campaign {number} is {'allowed; it begins when it is asked for again' if allow else 'declined'}.")
     else:
         quiet_libraries(settings.base)
         _run(corner, data)
@@ -54,14 +55,14 @@ def _run(corner: "DaemonFolder", data: Path | None) -> None:
 
     if data is not None and not corner.policy.exists():
         write_policy(corner.policy, data)
-        talk(f"Wrote {corner.policy}; it decides what campaigns may do here.")
+        say(f"Wrote {corner.policy}; it decides what campaigns may do here.")
     elif data is not None:
         check_data(corner.policy, data)
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
     with exclusive(corner):
-        Daemon(corner, talk).run(stopped)
+        Daemon(corner, say).run(stopped)
 
 
 def _show_status(corner: "DaemonFolder", *, as_json: bool) -> None:
@@ -70,7 +71,7 @@ def _show_status(corner: "DaemonFolder", *, as_json: bool) -> None:
 
     found = status(corner)
     if as_json:
-        put_json(found)
+        print_json(found)
         return
     typer.echo(f"daemon   {found['state']}, last seen {found['at'] or 'never'}")
     typer.echo(f"fleet    {found['fleet'] or 'none yet'}")
@@ -80,4 +81,4 @@ def _show_status(corner: "DaemonFolder", *, as_json: bool) -> None:
         why = f": {asked['why']}" if asked.get("why") else ""
         typer.echo(f"campaign {asked['number']} ({asked.get('kind', 'not asked yet')}) {asked.get('state', '')}{why}")
         if asked.get("state") == "waits" and asked.get("why") == YOURS:
-            talk(f"         greylag-client daemon -w {corner.workspace.root} --allow {asked['number']}  (or --decline)")
+            say(f"         greylag-client daemon -w {corner.workspace.root} --allow {asked['number']}  (or --decline)")

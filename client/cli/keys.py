@@ -4,7 +4,8 @@ from pathlib import Path
 
 import typer
 
-from client.cli.options import JsonFlag, WorkspaceFlag, at_work, open_workspace, put_json
+from client.cli.options import JsonFlag, WorkspaceFlag, at_work, open_workspace
+from protocol.programs import print_json
 
 app = typer.Typer(help="Show or make the contributor's key.", no_args_is_help=True)
 
@@ -20,7 +21,7 @@ def show(*, as_json: JsonFlag = False, workspace: WorkspaceFlag = Path()) -> Non
     place, settings = open_workspace(workspace)
     public = keys.load(place.root / settings.key).public
     if as_json:
-        put_json({"schema": 1, "key": public.hex, "keyid": public.keyid, "openssh": public.openssh})
+        print_json({"key": public.hex, "keyid": public.keyid, "openssh": public.openssh})
     else:
         typer.echo(f"key     {public.hex}\nkeyid   {public.keyid}\nopenssh {public.openssh}")
 

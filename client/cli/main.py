@@ -20,8 +20,6 @@ from client.cli.options import (
     at_work,
     open_workspace,
     recipe_flags,
-    run,
-    talk,
 )
 from client.cli.progress import Style, show
 from client.cli.submit import check_verdict, send_bundle, show_records
@@ -29,6 +27,7 @@ from client.libraries import quiet_libraries
 from client.progress import GIVE_UP_AFTER_S
 from client.runs.consent import TELLS, Share
 from client.training.distributed import leads
+from protocol.programs import run, say
 from router.base.device_map import read_amounts
 from router.base.quantisation import Bits
 
@@ -162,8 +161,8 @@ def init(
     with storage():
         joined = join(place, flags, datetime.now(UTC))
     if pool_key is None:
-        talk(f"Trusting the pool's key {joined.pool.spec.coordinator} on first use; compare it with the operator's.")
-    talk(f"Joined the pool {joined.pool.spec.name} as {joined.settings.name}, base model {joined.pool.spec.base.name}.")
+        say(f"Trusting the pool's key {joined.pool.spec.coordinator} on first use; compare it with the operator's.")
+    say(f"Joined the pool {joined.pool.spec.name} as {joined.settings.name}, base model {joined.pool.spec.base.name}.")
     typer.echo(joined.key.hex)
 
 
@@ -229,8 +228,8 @@ def _train(order: "TrainingRequest", progress: Style, workspace: Path, **columns
         assist(place, settings, order)
         return
     with at_work(place), show(progress) as report:
-        bundle = produce(place, settings, order, report, datetime.now(UTC), talk)
-    talk(f"The bundle {bundle.spec.name} is ready; send it with: greylag-client submit {bundle.spec.name}")
+        bundle = produce(place, settings, order, report, datetime.now(UTC), say)
+    say(f"The bundle {bundle.spec.name} is ready; send it with: greylag-client submit {bundle.spec.name}")
     typer.echo(f"{bundle.digest} {bundle.folder}")
 
 
@@ -259,7 +258,7 @@ def contribute(
         assist(place, settings, order)
         return
     with at_work(place), show(progress) as report:
-        bundle = produce(place, settings, order, report, datetime.now(UTC), talk)
+        bundle = produce(place, settings, order, report, datetime.now(UTC), say)
         record = send_bundle(place, settings, bundle, report, wait=wait, give_up_after=give_up_after)
     show_records([record], as_json=False)
     check_verdict(record)
@@ -268,7 +267,7 @@ def contribute(
 def tell(share: list[Share] | None) -> tuple[Share, ...]:
     """Say what each share tells others, before anything is computed."""
     for each in share or () if leads() else ():
-        talk(f"The bundle will tell others {TELLS[each]}")
+        say(f"The bundle will tell others {TELLS[each]}")
     return tuple(share or ())
 
 

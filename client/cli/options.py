@@ -1,18 +1,14 @@
 """What all verbs of the command line share: flags, settings, errors as sentences."""
 
 import inspect
-import json
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from client.cli.progress import Style
-from protocol.errors import GreylagError, from_os_error
 
 if TYPE_CHECKING:
     from client.workspace.paths import ClientWorkspace
@@ -86,29 +82,3 @@ def at_work(workspace: "ClientWorkspace") -> Iterator[None]:
 
     with storage(), workspace.lock():
         yield
-
-
-def talk(text: str) -> None:
-    """Say something to the person: stderr."""
-    # Not typer.echo, which writes past the bars that rich may be drawing there.
-    sys.stderr.write(text + "\n")
-
-
-def put_json(value: Any) -> None:
-    """Write one JSON document: stdout."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def run(app: typer.Typer) -> None:
-    """Run a program; an error of the table becomes a sentence, a hint and an exit status."""
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # else the library narrates handshakes on stderr
-    try:
-        try:
-            app()
-        except OSError as error:
-            raise from_os_error(error) from error
-    except GreylagError as error:
-        talk(f"error: {error.message} [{error.code.name}]")
-        if error.hint:
-            talk(f"hint: {error.hint}")
-        raise SystemExit(error.code.fate.exit) from None

@@ -1,4 +1,4 @@
-"""The verbs that talk about finished bundles: submit, status, verify."""
+"""The verbs that say about finished bundles: submit, status, verify."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -6,20 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from client.cli.options import (
-    GiveUpFlag,
-    JsonFlag,
-    ProgressFlag,
-    WaitFlag,
-    WorkspaceFlag,
-    at_work,
-    open_workspace,
-    put_json,
-    talk,
-)
+from client.cli.options import GiveUpFlag, JsonFlag, ProgressFlag, WaitFlag, WorkspaceFlag, at_work, open_workspace
 from client.cli.progress import Style, show
 from client.progress import GIVE_UP_AFTER_S, Report
 from protocol.errors import Code, Refused
+from protocol.programs import print_json, say
 
 if TYPE_CHECKING:
     from client.submission.outbox import Record
@@ -77,10 +68,10 @@ def status(
 
     place, settings = open_workspace(workspace)
     pool = place.pool(settings.pool_key)
-    coordinator = upload.Coordinator(settings.coordinator, settings.ca, give_up_after, talk)
+    coordinator = upload.Coordinator(settings.coordinator, settings.ca, give_up_after, say)
     records = outbox.load(place.outbox)
     if not records:
-        talk("Nothing was submitted from here yet.")
+        say("Nothing was submitted from here yet.")
     show_records([submit.refresh(place, record, pool, coordinator, wait=wait) for record in records], as_json=as_json)
 
 
@@ -93,7 +84,7 @@ def verify(bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")], 
 
     facts = submit.facts(submit.verify(bundle))
     if as_json:
-        put_json(facts)
+        print_json(facts)
     else:
         for name, value in facts.items():
             if name != "schema":
@@ -113,17 +104,17 @@ def send_bundle(
     from client.submission import submit, upload
 
     pool = place.pool(settings.pool_key)
-    coordinator = upload.Coordinator(settings.coordinator, settings.ca, give_up_after, talk)
+    coordinator = upload.Coordinator(settings.coordinator, settings.ca, give_up_after, say)
     enrolment = submit.enrolment_for(place, settings, bundle, pool, datetime.now(UTC), keep=True)
     record = submit.send(place, bundle, enrolment, pool, coordinator, report)
-    talk(f"The coordinator keeps {record.name}; receipt number {record.sequence}.")
+    say(f"The coordinator keeps {record.name}; receipt number {record.sequence}.")
     return submit.refresh(place, record, pool, coordinator, wait=True) if wait else record
 
 
 def show_records(records: "list[Record]", *, as_json: bool) -> None:
     """Print what became of bundles."""
     if as_json:
-        put_json({"schema": 1, "bundles": [_public(record) for record in records]})
+        print_json({"bundles": [_public(record) for record in records]})
     else:
         for record in records:
             released = f", first in release {record.release}" if record.release else ""
@@ -150,7 +141,7 @@ def _public(record: "Record") -> dict[str, Any]:
 
 def _show_leaving(leaving: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
-        put_json(leaving)
+        print_json(leaving)
         return
     typer.echo(f"bundle {leaving['digest']}")
     for file in leaving["files"]:
@@ -158,6 +149,6 @@ def _show_leaving(leaving: dict[str, Any], *, as_json: bool) -> None:
     for tensor in leaving["tensors"]:
         typer.echo(f"tensor {tensor['name']} {tensor['dtype']} {tensor['shape']}")
     typer.echo("statement, signed by the contributor's key:")
-    put_json(leaving["statement"])
+    print_json(leaving["statement"])
     typer.echo("enrolment, signed by the contributor's key:")
-    put_json(leaving["enrolment"])
+    print_json(leaving["enrolment"])

@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from protocol.atomic import write_whole
+from protocol.files.atomic import write_whole
 
 _DIGEST_BYTES = 8
 

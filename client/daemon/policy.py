@@ -34,8 +34,8 @@ from typing import Annotated, Literal, NamedTuple
 import tomli_w
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from protocol.atomic import write_whole
 from protocol.errors import Code, Refused
+from protocol.files.atomic import write_whole
 from protocol.fleet.campaign import Kind
 from protocol.spec import Promise
 from protocol.statement import first_invalid

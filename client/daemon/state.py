@@ -1,21 +1,19 @@
 """The daemon's own corner of a workspace: its keys, what was asked, how it stands, what it did."""
 
 import json
-import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from client.workspace.paths import ClientWorkspace
-from protocol.atomic import write_whole
+from protocol.files.atomic import renew_secret, write_whole
 from protocol.fleet.node_key import NodeKey
 
 WORKING = "working"
 """Note about the campaign that is being worked for."""
 UNASKED = "campaign-0"
 """Note about training on changed data that was stopped; it counts as campaign 0, which nobody asked for."""
-_SECRET_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -72,10 +70,7 @@ class DaemonFolder:
     def prepare(self) -> NodeKey:
         """Make a secret, and folder and node key where they are missing."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # A new one each time: one that a kill left half written would keep nobody out.
-        self.secret.unlink(missing_ok=True)
-        self.secret.touch(mode=0o600)
-        self.secret.write_bytes(secrets.token_bytes(_SECRET_BYTES))
+        renew_secret(self.secret)
         if not self.node_key.exists():
             NodeKey.generate().save(self.node_key)
         return NodeKey.load(self.node_key)

@@ -252,7 +252,7 @@ def status(place: DaemonFolder) -> dict[str, Any]:
         for each in place.asked()
     ]
     return {
-        "schema": 1, "state": state, "why": found.get("why", ""), "fleet": found.get("fleet", ""),
+        "state": state, "why": found.get("why", ""), "fleet": found.get("fleet", ""),
         "at": found.get("at", ""), "restarts": found.get("restarts", 0), "working": place.note(WORKING) or None,
         "campaigns": campaigns,
     }  # fmt: skip

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from protocol import strict_json
-from protocol.atomic import write_whole
+from protocol.files import strict_json
+from protocol.files.atomic import write_whole
 
 PHASES = ("base", "expert", "gates", "joint")
 """`base` is not trained, and `joint` stands for expert and gates in one."""

@@ -5,9 +5,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from protocol import statement, strict_json
+from protocol import statement
 from protocol.adapters import Module
 from protocol.bundle import GATES
+from protocol.files import strict_json
 from protocol.spec import Dtype, Name, Promise, Recipe, Sha256, Statistics
 from protocol.statement import Strict
 

@@ -11,9 +11,10 @@ from client.workspace import keys
 from client.workspace import settings as client_settings
 from client.workspace.paths import ClientWorkspace
 from client.workspace.settings import ClientSettings
-from protocol.atomic import write_whole
 from protocol.documents import Pool, read_pool
 from protocol.errors import Code, Refused
+from protocol.files.atomic import write_whole
+from protocol.settings import dump_settings
 from protocol.signing import PublicKey
 from router.base.fingerprint import check_base
 
@@ -73,7 +74,7 @@ def _found(workspace: ClientWorkspace, pool: Pool, flags: Mapping[str, object], 
         )
         write_whole(workspace.pool_file, pool.envelope)
         write_whole(workspace.enrolment_file, enrol(pool, settings.name, identity, now))
-        write_whole(workspace.settings_file, client_settings.dump(settings))
+        write_whole(workspace.settings_file, dump_settings(settings))
     except BaseException:
         for path in (workspace.pool_file, workspace.enrolment_file, *([key_file] if made else [])):
             path.unlink(missing_ok=True)

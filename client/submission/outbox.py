@@ -5,10 +5,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from protocol import statement, strict_json
-from protocol.atomic import write_whole
+from protocol import statement
 from protocol.documents import Receipt
 from protocol.errors import Code, Refused
+from protocol.files import strict_json
+from protocol.files.atomic import write_whole
 from protocol.spec import Name, Sha256, Timestamp
 from protocol.statement import Strict
 

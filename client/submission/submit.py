@@ -12,11 +12,11 @@ from client.workspace import keys
 from client.workspace.paths import ClientWorkspace
 from client.workspace.settings import ClientSettings
 from protocol import tensors
-from protocol.atomic import write_whole
 from protocol.bundle import ADAPTER_WEIGHTS, ENVELOPE, GATES, Bundle, open_bundle
 from protocol.compatibility import check_tensors
 from protocol.documents import Pool
 from protocol.errors import Code, Refused
+from protocol.files.atomic import write_whole
 from protocol.signing import Signed
 from protocol.v1.intake_pb2 import StatusReply
 from protocol.wire.grpc_status import plain
@@ -67,7 +67,6 @@ def facts(bundle: Bundle) -> dict[str, Any]:
     """List what a bundle is."""
     spec = bundle.spec
     return {
-        "schema": 1,
         "digest": bundle.digest,
         "name": spec.name,
         "contributor": spec.contributor,
@@ -92,7 +91,6 @@ def leaving(bundle: Bundle, enrolment: bytes) -> dict[str, Any]:
     manifest = bundle.manifest
     held = {name: tensors.read_header(bundle.folder / name) for name in (ADAPTER_WEIGHTS, GATES)}
     return {
-        "schema": 1,
         "digest": bundle.digest,
         "files": [
             {"name": name, "bytes": file.size, "sha256": file.sha256} for name, file in sorted(manifest.files.items())

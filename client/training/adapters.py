@@ -10,12 +10,12 @@ from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from protocol import strict_json
 from protocol.adapter_config import TASKS
 from protocol.adapters import BOTTLENECK_TYPE, BottleneckModule, Ia3Module, Module
-from protocol.atomic import write_whole
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from protocol.errors import Code, Refused
+from protocol.files import strict_json
+from protocol.files.atomic import write_whole
 from protocol.spec import Architecture, Recipe
 from router.base.device_map import is_offloaded
 from router.base.linear import find_linear, seeming_at_hand

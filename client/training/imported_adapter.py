@@ -17,12 +17,12 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from protocol import strict_json
 from protocol.adapter_config import IA3_KEYS, LORA_KEYS, TASKS, at_module, first_unsupported
 from protocol.adapters import Ia3Module, Module
-from protocol.atomic import write_whole
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, sha256_of
 from protocol.errors import Code, Refused
+from protocol.files import strict_json
+from protocol.files.atomic import write_whole
 from protocol.spec import Dtype, PoolSpec
 from protocol.statement import first_invalid
 from protocol.tensors import ADAPTER_PREFIX, TensorInfo, read_header

@@ -22,9 +22,9 @@ from client.training.modules import plan_modules
 from client.training.plan import TrainingPlan
 from client.training.sequence_packing import check_packing
 from protocol.adapters import Module
-from protocol.atomic import write_whole
 from protocol.bundle import GATES
 from protocol.errors import Code, Refused
+from protocol.files.atomic import write_whole
 from protocol.spec import Promise, Recipe
 from router.base.device_map import is_offloaded
 from router.base.linear import find_linear

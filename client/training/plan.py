@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from client.data.columns import DataColumns
 from client.runs.consent import NOTHING, Sharing
-from protocol import strict_json
 from protocol.bundle import sha256_of
 from protocol.documents import Pool
 from protocol.errors import Code, Refused
+from protocol.files import strict_json
 from protocol.spec import Dtype, Promise, Recipe
 from router.base.quantisation import Bits
 

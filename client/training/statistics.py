@@ -13,9 +13,9 @@ from client.progress import Progress, Report
 from client.runs.consent import Share, Sharing
 from client.runs.record import STATISTICS
 from client.training import gates, private_means, trainer
-from protocol import strict_json
-from protocol.atomic import write_whole
 from protocol.bundle import GATES
+from protocol.files import strict_json
+from protocol.files.atomic import write_whole
 from protocol.spec import Centroid, Means, Noise, Statistics
 from protocol.tensors import CENTROID
 from router.base.loading import Base

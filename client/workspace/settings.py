@@ -1,32 +1,22 @@
 """Settings of a workspace: client.toml < environment GREYLAG_CLIENT_... < flags."""
 
-import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import tomli_w
-from pydantic import Field, StringConstraints, ValidationError, field_validator
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
-)
+from pydantic import Field, StringConstraints, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from client.data.columns import DataColumns
 from protocol.errors import Code, Refused
+from protocol.settings import read_settings
 from protocol.spec import KeyHex, Line, Name
-from protocol.statement import first_invalid
 from protocol.wire.grpc_client import check_address
-
-PREFIX = "GREYLAG_CLIENT_"
 
 
 class ClientSettings(BaseSettings):
     """What one contributor chose; the coordinator's side of things stands in the pool document."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="GREYLAG_CLIENT_", extra="forbid", frozen=True)
 
     coordinator: str
     """Address of the coordinator, `host:port`."""
@@ -81,20 +71,7 @@ def read(path: Path, **flags: object) -> ClientSettings:
             f"{path.parent.resolve()} is no workspace yet: it holds no {path.name}.",
             "Make one with: greylag-client init --coordinator HOST:PORT",
         )
-
-    class Located(ClientSettings):
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the library's signature
-            file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the library's signature
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, path)
-
-    return _build(Located, flags, where=str(path))
+    return read_settings(ClientSettings, flags, path)
 
 
 def from_flags(**flags: object) -> ClientSettings:
@@ -103,35 +80,4 @@ def from_flags(**flags: object) -> ClientSettings:
     Raises:
         Refused: `SETTINGS_INVALID`, naming the setting.
     """
-    return _build(ClientSettings, flags, where="the command line")
-
-
-def dump(settings: ClientSettings) -> bytes:
-    """Write settings as TOML."""
-    return tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True)).encode()
-
-
-def _check_environment() -> None:
-    # pydantic-settings ignores variables that it does not know; a misspelt one should not be ignored.
-    for name in os.environ:
-        if name.startswith(PREFIX) and name.removeprefix(PREFIX).lower() not in ClientSettings.model_fields:
-            known = ", ".join(PREFIX + field.upper() for field in ClientSettings.model_fields)
-            raise Refused(Code.SETTINGS_INVALID, f"There is no setting {name}.", f"Known are {known}.")
-
-
-def _build(cls: type[ClientSettings], flags: Mapping[str, object], *, where: str) -> ClientSettings:
-    _check_environment()
-    try:
-        given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
-        return cls(**given)
-    except ValidationError as error:
-        name, reason = first_invalid(error)
-        raise Refused(
-            Code.SETTINGS_INVALID,
-            f"The setting {name} is wrong: {reason}.",
-            f"Correct {where}, {PREFIX}{name.upper()} or the flag.",
-        ) from error
-    except (OSError, ValueError) as error:
-        raise Refused(
-            Code.SETTINGS_INVALID, f"{where} cannot be read: {error}.", "Correct it, or start a new workspace."
-        ) from error
+    return read_settings(ClientSettings, flags)

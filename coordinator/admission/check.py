@@ -4,10 +4,11 @@ from pathlib import Path
 
 from coordinator.admission import numerics
 from coordinator.admission.peft_config import check_config
-from protocol import strict_json, tensors
+from protocol import tensors
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ENVELOPE, GATES, SPEC, check_spec, read_manifest
 from protocol.documents import read_pool
 from protocol.errors import Code
+from protocol.files import strict_json
 
 
 def check_content(folder: Path, pool: Path) -> None:

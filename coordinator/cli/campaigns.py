@@ -15,11 +15,10 @@ from coordinator.cli.output import (
     ReasonOption,
     WorkspaceOption,
     configure_logs,
-    emit,
     opened_workspace,
-    say,
     table,
 )
+from protocol.programs import print_json, say
 
 if TYPE_CHECKING:
     from coordinator.fleet.records.fleet import Fleet
@@ -77,7 +76,7 @@ def fleet(
     def ready(port: int) -> None:
         say(f"Taking daemons of pool {open_.pool.spec.name} on port {port}; stop with Ctrl-C.")
         if as_json:
-            emit({"port": port, "pool": open_.pool.digest})
+            print_json({"port": port, "pool": open_.pool.digest})
 
     with exclusive(place, "fleet"), opened(place, settings) as open_:
         run(open_, stopped, clock=_now, on_ready=ready, interval_s=settings.worker_interval_s, ask_again_s=ask_again)
@@ -139,7 +138,7 @@ def campaign_start(
     say(f"Campaign {row.number} ({row.kind}) runs until {row.expires}; see: greylag-coordinator campaign show")
     _check_driven(workspace)
     if as_json:
-        emit({"campaign": _facts(row)})
+        print_json({"campaign": _facts(row)})
 
 
 @campaign.command("ls")
@@ -151,7 +150,7 @@ def campaign_ls(*, as_json: JsonOption = False, workspace: WorkspaceOption = Pat
     with opened_workspace(workspace) as open_:
         rows = [_facts(row) for row in _fleet(open_).campaigns.all()]
     if as_json:
-        emit({"campaigns": rows})
+        print_json({"campaigns": rows})
     else:
         shown = ("number", "kind", "state", "created", "conclusion")
         table(shown, ([row[column] for column in shown] for row in rows))
@@ -178,7 +177,9 @@ def campaign_show(
         _check_driven(workspace)
     if as_json:
         plan = task.model_dump(mode="json") if task else None
-        emit({"campaign": _facts(row), "answers": answers, "calibrating": plan, "rounds": rounds, "summary": said})
+        print_json(
+            {"campaign": _facts(row), "answers": answers, "calibrating": plan, "rounds": rounds, "summary": said}
+        )
     else:
         private = task.privacy if task else None
         budget = {"budget": f"epsilon {private.max_epsilon:g} at delta {private.delta:g}"} if private else {}
@@ -209,7 +210,7 @@ def campaign_log(
         for event in sorted(events, key=lambda event: event.number)
     ]
     if as_json:
-        emit({"events": lines})
+        print_json({"events": lines})
     else:
         table(("at", "kind", "step", "by", "why"), (list(line.values()) for line in lines))
 
@@ -249,7 +250,7 @@ def candidates_ls(*, as_json: JsonOption = False, workspace: WorkspaceOption = P
                 }
             )  # fmt: skip
     if as_json:
-        emit({"candidates": rows})
+        print_json({"candidates": rows})
     else:
         table(("digest", "state", "experts", "by", "reason"), (list(row.values()) for row in rows))
 

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coordinator.cli.output import JsonOption, ReasonOption, WorkspaceOption, emit, opened_workspace, say, table
+from coordinator.cli.output import JsonOption, ReasonOption, WorkspaceOption, opened_workspace, table
 from protocol.errors import Code, Refused
+from protocol.programs import print_json, say
 
 if TYPE_CHECKING:
     from coordinator.registry.tables import BundleRow, Contributor, Event
@@ -30,7 +31,7 @@ def experts_ls(*, as_json: JsonOption = False, workspace: WorkspaceOption = Path
         names = {row.key: row.name for row in open_.registry.contributors.all()}
         rows = [_expert(row, names) for row in open_.registry.bundles.all()]
     if as_json:
-        emit({"experts": rows})
+        print_json({"experts": rows})
     else:
         shown = ("sequence", "digest", "contributor", "name", "state", "release", "code")
         table(shown, ([_short(row[column]) for column in shown] for row in rows))
@@ -54,7 +55,7 @@ def experts_show(digest: DigestArgument, *, as_json: JsonOption = False, workspa
         "modules": len(manifest.spec.modules), "license": manifest.spec.license, "supersedes": manifest.spec.supersedes,
     }  # fmt: skip
     if as_json:
-        emit({"expert": facts, "events": [_event(event) for event in events]})
+        print_json({"expert": facts, "events": [_event(event) for event in events]})
     else:
         table(("field", "value"), facts.items())
         table(("at", "step", "by", "why"), ((e.at, e.step, e.actor, e.message) for e in events))
@@ -109,7 +110,7 @@ def releases_ls(*, as_json: JsonOption = False, workspace: WorkspaceOption = Pat
         for digest, spec in specs
     ]  # fmt: skip
     if as_json:
-        emit({"releases": rows})
+        print_json({"releases": rows})
     else:
         shown = ("number", "digest", "experts", "created", "expires")
         table(shown, ([_short(row[column]) for column in shown] for row in rows))
@@ -138,7 +139,7 @@ def releases_show(
             )
         release = read_release(row.envelope, open_.pool)
     if as_json:
-        emit({"digest": release.digest, "release": release.spec.model_dump(mode="json")})
+        print_json({"digest": release.digest, "release": release.spec.model_dump(mode="json")})
     else:
         table(("expert", "contributor", "bundle"), ((e.name, e.contributor, e.bundle) for e in release.spec.experts))
 
@@ -152,7 +153,7 @@ def contributors_ls(*, as_json: JsonOption = False, workspace: WorkspaceOption =
     with opened_workspace(workspace) as open_:
         rows = [_contributor(row) for row in open_.registry.contributors.all()]
     if as_json:
-        emit({"contributors": rows})
+        print_json({"contributors": rows})
     else:
         table(
             ("name", "state", "enrolled", "key"),

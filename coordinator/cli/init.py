@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from coordinator.cli.output import JsonOption, WorkspaceOption, emit, say
+from coordinator.cli.output import JsonOption, WorkspaceOption
 from protocol.errors import Code, Refused
+from protocol.programs import print_json, say
 
 if TYPE_CHECKING:
     from coordinator.workspace.create import BaseFacts
@@ -101,7 +102,7 @@ def _announce(pool: "Pool", folder: Path, *, as_json: bool) -> None:
     say(f"Pool {pool.spec.name} ({len(pool.spec.modules)} modules) is in {folder.resolve()}.")
     say(f"Its key is {pool.spec.coordinator}. Next: greylag-coordinator serve, greylag-coordinator worker")
     if as_json:
-        emit({"name": pool.spec.name, "pool": pool.digest, "key": pool.spec.coordinator})
+        print_json({"name": pool.spec.name, "pool": pool.digest, "key": pool.spec.coordinator})
 
 
 def _checked_method(method: str | None, statistics: Sequence[str]) -> str | None:

@@ -1,18 +1,14 @@
 """greylag-coordinator: runs a pool."""
 
-import os
-import sys
-
 import typer
 
 from coordinator.cli.campaigns import campaign, candidates, fleet
 from coordinator.cli.experts import contributors, experts, releases
 from coordinator.cli.init import init
-from coordinator.cli.output import say
 from coordinator.cli.processes import serve, worker
 from coordinator.cli.simulate import simulate
 from coordinator.cli.upkeep import fsck, migrate
-from protocol.errors import GreylagError, from_os_error
+from protocol.programs import run
 
 app = typer.Typer(
     help="Run a pool: take experts in, judge them, publish releases.",
@@ -32,18 +28,8 @@ app.add_typer(candidates, name="candidates")
 
 
 def main() -> None:
-    """Run the program; every refusal ends in one sentence and a documented exit status."""
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # else the library narrates handshakes on stderr
-    try:
-        try:
-            app()
-        except OSError as error:
-            raise from_os_error(error) from error
-    except GreylagError as error:
-        say(f"error: {error.message} [{error.code.name}]")
-        if error.hint:
-            say(f"hint: {error.hint}")
-        sys.exit(error.code.fate.exit)
+    """Run the program."""
+    run(app)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """What every verb shares: where the workspace is, one JSON document or one table on stdout, talk on stderr."""
 
-import json
 import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,8 +12,6 @@ import typer
 if TYPE_CHECKING:
     from coordinator.workspace.context import Opened
 
-SCHEMA = 1
-"""Version of the JSON documents."""
 _PIPE_WIDTH = 200
 MOST_LETTERS = 500
 """Longest reason of an operator; a signed decision takes no more."""
@@ -40,12 +37,6 @@ ReasonOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
-def emit(document: dict[str, Any]) -> None:
-    """Write one JSON document to stdout at once."""
-    sys.stdout.write(json.dumps({"schema": SCHEMA, **document}) + "\n")
-    sys.stdout.flush()
-
-
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write a table to stdout."""
     from rich import box
@@ -58,12 +49,6 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         drawn.add_row(*(Text(str(cell)) for cell in row))  # Text: names are not markup
     # A pipe has no width; whatever reads it should get whole digests.
     Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(drawn)
-
-
-def say(sentence: str) -> None:
-    """Talk to the person at the terminal."""
-    sys.stderr.write(sentence + "\n")
-    sys.stderr.flush()
 
 
 def configure_logs(*, as_json: bool, level: int = logging.INFO) -> None:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coordinator.cli.output import CertOption, JsonOption, KeyOption, WorkspaceOption, configure_logs, emit, say
+from coordinator.cli.output import CertOption, JsonOption, KeyOption, WorkspaceOption, configure_logs
+from protocol.programs import print_json, say
 
 if TYPE_CHECKING:
     from coordinator.review.worker import Worker
@@ -56,7 +57,7 @@ def serve(
     def ready(address: str) -> None:
         say(f"Serving pool {open_.pool.spec.name} on {address}; stop with Ctrl-C.")
         if as_json:
-            emit({"address": address, "pool": open_.pool.digest})
+            print_json({"address": address, "pool": open_.pool.digest})
 
     counters = Metrics()
     with (

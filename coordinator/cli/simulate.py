@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from coordinator.cli.campaigns import Kind
-from coordinator.cli.output import JsonOption, WorkspaceOption, configure_logs, emit, opened_workspace, table
+from coordinator.cli.output import JsonOption, WorkspaceOption, configure_logs, opened_workspace, table
+from protocol.programs import print_json
 
 
 def simulate(
@@ -56,7 +57,7 @@ def simulate(
         crowd = simulation.Crowd(simulate, failing, late, seed)
         told = simulation.simulate(Path(folder), kind, crowd, policy)
     if as_json:
-        emit(told)
+        print_json(told)
     else:
         table(
             ("field", "value"),

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from coordinator.cli.output import JsonOption, WorkspaceOption, configure_logs, emit, say
+from coordinator.cli.output import JsonOption, WorkspaceOption, configure_logs
 from protocol.errors import Code, Refused
+from protocol.programs import print_json, say
 
 
 def fsck(*, as_json: JsonOption = False, workspace: WorkspaceOption = Path()) -> None:
@@ -30,7 +31,7 @@ def fsck(*, as_json: JsonOption = False, workspace: WorkspaceOption = Path()) ->
         f"Dropped: {len(findings.orphans)} orphans, {findings.leftovers} incomplete files."
     )
     if as_json:
-        emit({"healthy": findings.healthy, **asdict(findings)})
+        print_json({"healthy": findings.healthy, **asdict(findings)})
     if not findings.healthy:
         first = (findings.missing + findings.damaged)[0]
         raise Refused(

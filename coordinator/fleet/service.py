@@ -1,6 +1,5 @@
 """The process `fleet`: keeps Flower's server up, its list of keys equal to ours, and every campaign going."""
 
-import secrets
 import threading
 from collections.abc import Callable
 from datetime import datetime
@@ -17,6 +16,7 @@ from coordinator.fleet.flower.supervisor import Link
 from coordinator.fleet.records.fleet import Fleet
 from coordinator.workspace.context import Opened
 from protocol.errors import Code, GreylagError, Refused
+from protocol.files.atomic import renew_secret
 
 _log = structlog.get_logger(__name__)
 
@@ -40,10 +40,7 @@ def configure(opened: Opened) -> LinkConfig:
         )
     folder.mkdir(mode=0o700, exist_ok=True)
     secret = folder / "secret"
-    # A new one each time: one that a kill left half written would keep nobody out.
-    secret.unlink(missing_ok=True)
-    secret.touch(mode=0o600)
-    secret.write_bytes(secrets.token_bytes(32))
+    renew_secret(secret)
     return LinkConfig(
         listen=settings.fleet_listen,
         certificate=str(settings.tls_cert),

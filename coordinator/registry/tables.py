@@ -10,7 +10,7 @@ _DIGEST = String(64)
 _TIME = String(20)
 
 
-class Table(DeclarativeBase):
+class RegistryTable(DeclarativeBase):
     """Declares every table; constraints carry names so that migrations can find them."""
 
     metadata = MetaData(
@@ -23,7 +23,7 @@ class Table(DeclarativeBase):
     )
 
 
-class Contributor(Table):
+class Contributor(RegistryTable):
     """A key under a name."""
 
     __tablename__ = "contributors"
@@ -38,7 +38,7 @@ class Contributor(Table):
     enrolled: Mapped[str] = mapped_column(_TIME)
 
 
-class Upload(Table):
+class Upload(RegistryTable):
     """An upload session: bytes may arrive, nothing is kept yet."""
 
     __tablename__ = "uploads"
@@ -51,7 +51,7 @@ class Upload(Table):
     expires: Mapped[str] = mapped_column(_TIME)
 
 
-class BundleRow(Table):
+class BundleRow(RegistryTable):
     """A bundle whose bytes are all in the store."""
 
     __tablename__ = "bundles"
@@ -73,7 +73,7 @@ class BundleRow(Table):
     """First release that holds it; 0 for none."""
 
 
-class BundleFile(Table):
+class BundleFile(RegistryTable):
     """One file of a bundle by content."""
 
     __tablename__ = "bundle_files"
@@ -84,7 +84,7 @@ class BundleFile(Table):
     size: Mapped[int] = mapped_column(BigInteger)
 
 
-class ReleaseRow(Table):
+class ReleaseRow(RegistryTable):
     """A signed release."""
 
     __tablename__ = "releases"
@@ -94,7 +94,7 @@ class ReleaseRow(Table):
     envelope: Mapped[bytes] = mapped_column(LargeBinary)
 
 
-class Node(Table):
+class Node(RegistryTable):
     """The key of a contributor's daemon."""
 
     __tablename__ = "nodes"
@@ -111,7 +111,7 @@ class Node(Table):
     bound: Mapped[str] = mapped_column(_TIME)
 
 
-class Candidate(Table):
+class Candidate(RegistryTable):
     """A list of experts that may become the newest release."""
 
     __tablename__ = "candidates"
@@ -125,7 +125,7 @@ class Candidate(Table):
     """The last signed decision about it."""
 
 
-class Campaign(Table):
+class Campaign(RegistryTable):
     """One question to all nodes."""
 
     __tablename__ = "campaigns"
@@ -147,7 +147,7 @@ class Campaign(Table):
     """One sentence."""
 
 
-class CampaignAnswer(Table):
+class CampaignAnswer(RegistryTable):
     """Where one contributor's node stands in one campaign."""
 
     __tablename__ = "answers"
@@ -166,7 +166,7 @@ class CampaignAnswer(Table):
     """What it answered, as JSON: numbers, digests and words of the reply's schema."""
 
 
-class Round(Table):
+class Round(RegistryTable):
     """One round of a campaign that goes in rounds."""
 
     __tablename__ = "rounds"
@@ -186,7 +186,7 @@ class Round(Table):
     """Who took part and who was late, as JSON."""
 
 
-class Update(Table):
+class Update(RegistryTable):
     """What a node learnt in the round that is going on; gone when the round is over."""
 
     __tablename__ = "updates"
@@ -197,7 +197,7 @@ class Update(Table):
     """float32 numbers."""
 
 
-class Event(Table):
+class Event(RegistryTable):
     """One step of anything, in the order of commits; written once, never changed."""
 
     __tablename__ = "events"

@@ -5,7 +5,6 @@ cut once it has returned: the file is synced, renamed into place, and its folder
 """
 
 import hashlib
-import os
 import re
 import shutil
 import uuid
@@ -18,6 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from coordinator.faults import fault_point
 from protocol.errors import Code, Refused, Unavailable
+from protocol.files.atomic import sync
 
 _BLOCK_BYTES = 1 << 20
 _TEMPORARY = ".incoming-"
@@ -142,15 +142,15 @@ class Store:
         final.parent.mkdir(exist_ok=True)
         try:
             _link_or_copy(path, temporary)
-            _sync(temporary)
+            sync(temporary)
             fault_point("blob-linked")
             # Also over a file that is there already: these bytes were just checked, those were not.
             temporary.replace(final)
             fault_point("blob-renamed")
         finally:
             temporary.unlink(missing_ok=True)  # renaming one link of a file over another leaves both
-        _sync(final.parent)
-        _sync(Path(self._root))
+        sync(final.parent)
+        sync(Path(self._root))
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
@@ -160,11 +160,3 @@ def _link_or_copy(source: Path, target: Path) -> None:
         raise
     except OSError:  # another file system, or one without links
         shutil.copyfile(source, target)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

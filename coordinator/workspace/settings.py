@@ -1,30 +1,20 @@
 """What an operator may set: coordinator.toml < GREYLAG_COORDINATOR_... < flags."""
 
-import os
-import tomllib
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
-from pydantic_settings import (
-    BaseSettings,
-    InitSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
-)
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from coordinator.workspace.paths import CoordinatorWorkspace
 from protocol.errors import Code, Refused
-from protocol.statement import first_invalid
-
-PREFIX = "GREYLAG_COORDINATOR_"
+from protocol.settings import read_settings
 
 
 class Settings(BaseSettings):
     """Settings of one coordinator."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="GREYLAG_COORDINATOR_", extra="forbid", frozen=True)
 
     base: str
     """Folder or Hugging Face id of the base model; its content must be the pool's."""
@@ -78,7 +68,7 @@ def load(workspace: CoordinatorWorkspace, **flags: Any) -> Settings:
             f"{workspace.folder.resolve()} is no coordinator's workspace.",
             "Go to one, name one with --workspace, or make one with: greylag-coordinator init",
         )
-    settings = read(workspace, **{name: value for name, value in flags.items() if value is not None})
+    settings = read(workspace, **flags)
     paths = {name: getattr(settings, name) for name in ("probe", "tls_cert", "tls_key")}
     return settings.model_copy(update={name: path and workspace.folder / path for name, path in paths.items()})
 
@@ -89,40 +79,10 @@ def read(workspace: CoordinatorWorkspace, **given: Any) -> Settings:
     Raises:
         Refused: `SETTINGS_INVALID`, naming the setting.
     """
-    # pydantic-settings ignores variables that it does not know; a misspelt one should not be ignored.
-    for name in os.environ:
-        if name.startswith(PREFIX) and name.removeprefix(PREFIX).lower() not in Settings.model_fields:
-            raise Refused(Code.SETTINGS_INVALID, f"There is no setting {name}.", "Correct the environment variable.")
     folder = workspace.folder.resolve()
     places = {
         "database": f"sqlite:///{folder / 'registry.db'}",
         "store": str(folder / "store"),
         "probe": folder / "probe.txt",
     }
-
-    class _Merged(Settings):
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-            file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            file = TomlConfigSettingsSource(settings_cls, workspace.settings)
-            return init_settings, env_settings, file, InitSettingsSource(settings_cls, places)
-
-    try:
-        return _Merged(**given)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise Refused(
-            Code.SETTINGS_INVALID, f"{workspace.settings} is not TOML: {error}.", "Correct the file."
-        ) from error
-    except ValidationError as error:
-        name, reason = first_invalid(error)
-        raise Refused(
-            Code.SETTINGS_INVALID,
-            f"The setting {name} is wrong: {reason}.",
-            f"Correct {workspace.settings}, {PREFIX}{name.upper()} or the flag.",
-        ) from error
+    return read_settings(Settings, given, workspace.settings, places)

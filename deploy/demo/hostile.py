@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from deploy.demo.federation import Federation
-from protocol import strict_json
 from protocol.bundle import ADAPTER_WEIGHTS, ENVELOPE, Bundle, Manifest, open_bundle, pack
 from protocol.documents import ENROLMENT_TYPE, Enrolment, sign, timestamp
 from protocol.errors import Code, GreylagError, Refused
+from protocol.files import strict_json
 from protocol.signing import Identity, Signed
 from protocol.tensors import adapter_tensors
 from protocol.v1 import intake_pb2

@@ -5,7 +5,6 @@ do the other's work, so each signs the other, once, under a domain of its own: w
 can bind nothing.
 """
 
-import os
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +25,7 @@ from pydantic import StringConstraints
 from protocol import statement
 from protocol.documents import read_timestamp, timestamp
 from protocol.errors import Code, Refused
+from protocol.files.atomic import write_secret
 from protocol.signing import Identity, PublicKey, Signed
 from protocol.spec import KeyHex, Sha256, Timestamp
 from protocol.statement import Strict
@@ -86,9 +86,7 @@ class NodeKey:
         Raises:
             FileExistsError: There is a file already.
         """
-        text = self._key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(text)
+        write_secret(path, self._key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
 
     def prove(self, pool: str, contributor: PublicKey) -> str:
         """Sign a contributor's key for a pool, given by its digest."""

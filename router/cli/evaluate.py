@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from protocol.errors import Code, Refused
+from protocol.programs import print_json, say
 from router.cli.options import (
     BaseModel,
     Device,
@@ -19,10 +20,8 @@ from router.cli.options import (
     Saved,
     Workspace,
     choice_flags,
-    print_json,
     read_choice,
     read_lines,
-    say,
 )
 from router.query.limits import DEFAULT_NEW_TOKENS
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from protocol.errors import Code, Refused
+from protocol.programs import print_json, say
 from router.cli.options import (
     BaseModel,
     Ca,
@@ -21,11 +22,9 @@ from router.cli.options import (
     Workspace,
     asking,
     choice_flags,
-    print_json,
     read_choice,
     read_inputs,
     read_lines,
-    say,
 )
 from router.query.limits import DEFAULT_NEW_TOKENS
 
@@ -142,7 +141,7 @@ def export(
     exported = model.export_lora(out, inputs, asked[0].choice, rank=rank, max_new_tokens=max_new_tokens)
     if json_:
         print_json(
-            {"schema": 1, "folder": str(out), "modules": exported.modules, "rank": exported.rank,
+            {"folder": str(out), "modules": exported.modules, "rank": exported.rank,
              "kept": exported.kept, "shares": exported.shares}
         )  # fmt: skip
     say(f"Wrote {out}: rank {exported.rank} at {exported.modules} modules keeps {exported.kept:.1%} of the mixture.")
@@ -165,7 +164,7 @@ def save(
     model = load_model(workspace, None, [], {"base": base, "device": "cpu"}, say)
     identity = model.save_pretrained(out, with_base=with_base)
     if json_:
-        print_json({"schema": 1, "folder": str(out), "identity": identity, "experts": len(model.digests)})
+        print_json({"folder": str(out), "identity": identity, "experts": len(model.digests)})
     say(f"Wrote {out}: {len(model.digests)} experts, model {identity}.")
 
 

@@ -1,5 +1,6 @@
 """greylag-router: fetch releases, ask the routed model, keep one running."""
 
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from protocol.errors import Refused
+from protocol.programs import print_json, run, say
 from router.cli import evaluate, look
 from router.cli.options import (
     BaseModel,
@@ -24,12 +26,8 @@ from router.cli.options import (
     Workspace,
     asking,
     choice_flags,
-    print_json,
     read_choice,
     read_inputs,
-    say,
-    sentences,
-    start,
 )
 from router.query.limits import DEFAULT_NEW_TOKENS
 
@@ -46,10 +44,9 @@ app.command("lm-eval", context_settings={"allow_extra_args": True, "ignore_unkno
 
 
 def main() -> None:
-    """Run the program; every refusal ends in one sentence and a documented exit status."""
-    start()
-    with sentences():
-        app()
+    """Run the program."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which of its parts are not there
+    run(app)
 
 
 @app.command()
@@ -78,7 +75,7 @@ def pull(
     release = mirror.release.spec
     if json_:
         experts = [expert.model_dump() for expert in release.experts]
-        print_json({"schema": 1, "pool": mirror.pool.spec.name, "release": release.number, "experts": experts})
+        print_json({"pool": mirror.pool.spec.name, "release": release.number, "experts": experts})
     else:
         sys.stdout.write(f"Release {release.number} of {mirror.pool.spec.name}: {len(release.experts)} experts.\n")
         for expert in release.experts:
@@ -106,7 +103,7 @@ def check(
             {"digest": digest, "code": error.code.name, "message": error.message}
             for digest, error in found.damaged.items()
         ]
-        print_json({"schema": 1, "held": found.held, "read": found.read, "damaged": damaged})
+        print_json({"held": found.held, "read": found.read, "damaged": damaged})
     else:
         sys.stdout.write(f"Read {found.read} of {found.held}; {len(found.damaged)} are damaged.\n")
         for digest, error in found.damaged.items():
@@ -201,7 +198,7 @@ def serve(
             save(workspace, settings)
         address = f"{settings.listen.rpartition(':')[0]}:{port}"
         if json_:
-            print_json({"schema": 1, "address": address})
+            print_json({"address": address})
         say(f"Answering at {address}; stop with Ctrl-C.")
 
     settings = load(
@@ -221,7 +218,7 @@ def methods(*, json_: Json = False) -> None:
     from router.methods import METHODS
 
     if json_:
-        print_json({"schema": 1, "methods": METHODS})
+        print_json({"methods": METHODS})
     else:
         for name, line in METHODS.items():
             sys.stdout.write(f"{name:<20} {line}\n")

@@ -1,19 +1,16 @@
 """What all verbs of the command line share: flags, the model they ask, errors as sentences."""
 
 import inspect
-import json
-import logging
-import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from protocol.errors import Code, GreylagError, Refused, from_os_error
+from protocol.errors import Code, Refused
+from protocol.programs import say
 from router.base.quantisation import Bits
 from router.query.limits import MAX_NEW_TOKENS
 
@@ -108,21 +105,6 @@ def read_choice(flags: dict[str, Any]) -> "RoutingChoice":
     return RoutingChoice(**{**flags, **lists})
 
 
-@contextmanager
-def sentences() -> Iterator[None]:
-    """End the program with one sentence and a documented exit status where something is refused."""
-    try:
-        try:
-            yield
-        except OSError as error:
-            raise from_os_error(error) from error
-    except GreylagError as error:
-        say(f"error: {error.message} [{error.code.name}]")
-        if error.hint:
-            say(f"hint: {error.hint}")
-        raise SystemExit(error.code.fate.exit) from None
-
-
 def read_inputs(text: list[str] | None, requests: str | None, choice: "RoutingChoice") -> "list[Request]":
     """Read what is asked: inputs of the command line, of stdin, or JSON Lines with choices of their own.
 
@@ -207,21 +189,3 @@ def asking(
     from router.model.opening import load_model
 
     return load_model(workspace, saved, releases, settings, say).answer
-
-
-def start() -> None:
-    """Prepare the process for a verb."""
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # else the library narrates handshakes on stderr
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which of its parts are not there
-
-
-def say(sentence: str) -> None:
-    """Talk to the person, on stderr."""
-    sys.stderr.write(sentence + "\n")
-    sys.stderr.flush()
-
-
-def print_json(document: dict[str, Any]) -> None:
-    """Print the one document of a verb, on stdout."""
-    sys.stdout.write(json.dumps(document) + "\n")
-    sys.stdout.flush()

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from protocol import strict_json
 from protocol.errors import Code, Refused
+from protocol.files import strict_json
 from protocol.statement import Strict, first_invalid
 from router.evaluation.rows import Task, read_row
 from router.query.limits import MAX_NEW_TOKENS

@@ -34,7 +34,6 @@ def as_markdown(found: Comparison) -> str:
 def as_json(found: Comparison) -> dict[str, Any]:
     """Build the document of `evaluate --json`; figures in [0, 1]."""
     return {
-        "schema": 1,
         "tasks": {
             task.name: {
                 "rows": len(task.rows),

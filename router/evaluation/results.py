@@ -12,7 +12,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from protocol import strict_json
+from protocol.files import strict_json
 from router.base.fingerprint import fingerprint
 from router.evaluation.compare import Score
 from router.evaluation.prompts import BatchLimits

@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from protocol import strict_json
 from protocol.errors import Code, Refused
+from protocol.files import strict_json
 from protocol.statement import Strict, first_invalid
 from router.base.tokens import ASSISTANT
 

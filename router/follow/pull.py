@@ -5,7 +5,6 @@ What lies where: `router.follow.workspace`.
 
 import errno
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,11 +15,11 @@ from pathlib import Path
 import grpc
 from filelock import FileLock, Timeout
 
-from protocol.atomic import write_whole
 from protocol.bundle import ENVELOPE, Bundle, Manifest, SignedFile, check_file, open_bundle, read_manifest
 from protocol.compatibility import check_fit, check_tensors
 from protocol.documents import Pool, read_pool
 from protocol.errors import Code, Refused, Unavailable
+from protocol.files.atomic import sync, write_whole
 from protocol.release import CalibrationFile, Release, check_fresh, read_candidate, read_release
 from protocol.signing import PublicKey
 from protocol.v1 import catalog_pb2
@@ -206,7 +205,7 @@ def _pull_calibration(folder: Path, source: _Source, file: CalibrationFile) -> C
     path = folder / CALIBRATIONS / file.sha256
     path.parent.mkdir(exist_ok=True)
     _pull_file(path, source, SignedFile(file.sha256, file.size))
-    _sync(path)
+    sync(path)
     return Calibration.load(path.read_bytes())
 
 
@@ -248,7 +247,7 @@ def _open_part(part: Path, manifest: Manifest) -> Bundle:
         shutil.rmtree(part)
         raise
     for name in (*manifest.files, ENVELOPE):
-        _sync(part / name)
+        sync(part / name)
     return bundle
 
 
@@ -317,11 +316,3 @@ def _reach(
         raise Refused(
             Code.SETTINGS_INVALID, f"{folder} cannot be written: {error.strerror}.", "Choose another folder."
         ) from error
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from router.layer.choice import Choice
 from router.layer.experts_cpu import Path
-from router.layer.kernels.available import beside, contiguous_rows, kernels, launcher
+from router.layer.kernels import available
 from router.pool.expert_module import activated
 from router.pool.module_view import ModuleExperts
 from router.pool.pages import FactorPage
@@ -26,7 +26,7 @@ _FEW_TOKENS = 64
 def offered(module: ModuleExperts, u: Tensor) -> dict[str, Path]:
     """List by name the ways that can serve inputs u [t, d]; the first goes where nothing can be measured."""
     view = module.group.view
-    if kernels(u.dtype) is not None and view.identity and view.dtype == u.dtype:
+    if available.kernels(u.dtype) is not None and view.identity and view.dtype == u.dtype:
         few, many = ("rows", add_rows), ("tiles", add_tiles)
         return dict([few, many] if len(u) <= _FEW_TOKENS else [many, few])
     paths: dict[str, Path] = {"gathered": add_gathered}
@@ -37,14 +37,14 @@ def offered(module: ModuleExperts, u: Tensor) -> dict[str, Path]:
 
 def add_rows(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> None:
     """Serve token by token, u [t, d] and y [t, o]."""
-    with beside(u):
-        launcher().add_rows(module.group.view, module.slot, contiguous_rows(u), choice, y)
+    with available.beside(u):
+        available.launcher().add_rows(module.group.view, module.slot, available.contiguous_rows(u), choice, y)
 
 
 def add_tiles(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> None:
     """Sort tokens, u [t, d] and y [t, o], by expert, and serve them tile by tile."""
-    with beside(u):
-        launcher().add_tiles(module.group.view, module.slot, contiguous_rows(u), choice, y)
+    with available.beside(u):
+        available.launcher().add_tiles(module.group.view, module.slot, available.contiguous_rows(u), choice, y)
 
 
 def add_gathered(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from router.layer.choice import Choice, concatenate
-from router.layer.kernels.available import beside, contiguous_rows, kernels
+from router.layer.kernels import available
 from router.pool.gate import standardise
 from router.pool.group_view import RouteGroup
 
@@ -29,14 +29,16 @@ def select_on_gpu(group: RouteGroup, u: Tensor, k: int, temperature: float = 1.0
         k: Experts a token.
         temperature: As in `router.layer.topk.select_experts`.
     """
-    triton, view = kernels(u.dtype), group.view
+    triton, view = available.kernels(u.dtype), group.view
     # The kernels find gates by themselves, and nothing but gates.
     if triton is None or group.prototype is not None or k > triton.MOST or view.dtype != u.dtype:
         step = max(1, _SCORES // ((group.length + 1) * len(group.counts)))
         parts = [_select(group, chunk, k, temperature) for chunk in torch.split(u, step)]
         return [concatenate(choices) for choices in zip(*parts, strict=True)]
-    with beside(u):
-        experts, weights, hidden = triton.choose(view, contiguous_rows(u), min(k, max(group.counts)), temperature)
+    with available.beside(u):
+        experts, weights, hidden = triton.choose(
+            view, available.contiguous_rows(u), min(k, max(group.counts)), temperature
+        )
     found: list[Choice | None] = []
     for slot, count in enumerate(group.counts):
         few = slice(min(k, count))

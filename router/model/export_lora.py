@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from protocol.adapter_config import TASKS
-from protocol.atomic import new_folder
 from protocol.bundle import ADAPTER_WEIGHTS
 from protocol.errors import Code, Refused
+from protocol.files.atomic import new_folder
 from protocol.spec import Architecture
 from protocol.tensors import ADAPTER_PREFIX
 from router.pool.expert import Expert

@@ -14,10 +14,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from protocol import strict_json
-from protocol.atomic import new_folder
 from protocol.bundle import Bundle, open_bundle
 from protocol.errors import Code, Refused
+from protocol.files import strict_json
+from protocol.files.atomic import new_folder
 from protocol.spec import BaseModelRef, Routing, Sha256, Version
 from protocol.statement import Strict, read
 from router.base.fingerprint import FILES, fingerprint, locate

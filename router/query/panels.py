@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from protocol import strict_json
 from protocol.errors import Code, Refused
+from protocol.files import strict_json
 from protocol.statement import first_invalid
 from router.query.answer import Answered
 from router.query.attribution import Panel

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from protocol import strict_json
 from protocol.errors import Code, Refused
+from protocol.files import strict_json
 from protocol.statement import first_invalid
 
 MAX_K = 64

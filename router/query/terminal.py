@@ -19,7 +19,6 @@ _SHOWN = 3
 def as_json(answered: Answered, *, explain: bool) -> dict[str, Any]:
     """Build the document of `ask --json`."""
     return {
-        "schema": 1,
         "answers": [_answer_json(answer, answered.experts, explain=explain) for answer in answered.answers],
     }
 

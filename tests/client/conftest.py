@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from client.cli.main import app
-from client.cli.options import run
 from client.job import produce
 from client.submission.enrolment import enrol
 from client.training import adapters
@@ -19,9 +18,11 @@ from client.training.request import TrainingRequest
 from client.workspace import settings as client_settings
 from client.workspace.paths import ClientWorkspace
 from client.workspace.settings import ClientSettings
-from protocol.atomic import write_whole
 from protocol.bundle import Bundle
 from protocol.documents import Pool
+from protocol.files.atomic import write_whole
+from protocol.programs import run
+from protocol.settings import dump_settings
 from protocol.signing import Identity
 from protocol.spec import Recipe
 from tests import factories
@@ -96,7 +97,7 @@ def make_site(root: Path, base: Path, pool: Pool, operator: Identity, coordinato
     write_whole(workspace.pool_file, pool.envelope)
     write_whole(workspace.enrolment_file, enrol(pool, "anna", contributor, NOW))
     contributor.save(workspace.root / "contributor.key")
-    write_whole(workspace.settings_file, client_settings.dump(settings))
+    write_whole(workspace.settings_file, dump_settings(settings))
     return Site(workspace, settings, pool, operator, contributor, base, write_rows(root / "rows.jsonl"))
 
 

@@ -3,13 +3,14 @@
 import ast
 import re
 import statistics
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from tests.house.sources import ROOMS, ROOT, python_files
 
-FILE_LINES, FILE_MEDIAN, FUNCTION_LINES, PARAMETERS = 400, 150, 60, 7
+FILE_LINES, FILE_MEDIAN, FUNCTION_LINES, PARAMETERS, FILES = 400, 150, 60, 7, 14
 FORBIDDEN_NAMES = {"common", "utils", "helpers", "core", "manager", "misc", "base_utils"}
 # The words are put together here so that this file does not hold them.
 FORBIDDEN_TEXT = re.compile("|".join([r"\bimport " + "pickle", r"torch\." + r"load\(", "TO" + "DO", "FIX" + "ME"]))
@@ -20,6 +21,19 @@ def test_files_are_small() -> None:
     lengths = {path.relative_to(ROOT): path.read_text().count("\n") for path in [*SOURCES, *python_files("tests")]}
     assert {path: lines for path, lines in lengths.items() if lines > FILE_LINES} == {}
     assert statistics.median(lengths.values()) <= FILE_MEDIAN
+
+
+def test_packages_are_small() -> None:
+    files = Counter(path.parent.relative_to(ROOT) for path in python_files(*ROOMS) if path.name != "__init__.py")
+    del files[Path("router/methods")]  # where a method is a file
+    assert {folder: number for folder, number in files.items() if number > FILES} == {}
+
+
+def test_every_package_says_what_it_holds() -> None:
+    folders = {path.parent for path in python_files(*ROOMS)} - {ROOT / "coordinator/registry/migrations"}
+    assert [
+        folder for folder in folders if not ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
+    ] == []
 
 
 def test_functions_are_small() -> None:

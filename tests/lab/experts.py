@@ -19,9 +19,9 @@ from client.runs.consent import Share
 from client.training.request import TrainingRequest
 from client.workspace import settings as client_settings
 from client.workspace.paths import ClientWorkspace
-from protocol.atomic import write_whole
 from protocol.bundle import Bundle
 from protocol.documents import Pool, read_pool
+from protocol.files.atomic import write_whole
 from protocol.signing import Identity
 from protocol.spec import Recipe
 from tests import factories

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
 
-from protocol.atomic import write_whole
 from protocol.bundle import Bundle, open_bundle
+from protocol.files.atomic import write_whole
 from protocol.spec import Architecture, Recipe
 from router.base.fingerprint import fingerprint
 from router.model.routed_model import RoutedModel

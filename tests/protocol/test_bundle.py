@@ -344,7 +344,7 @@ def test_what_would_not_open_is_not_signed(tmp_path: Path, spec: ExpertSpec, sig
 def test_a_pack_that_was_killed_is_repeated(tmp_path: Path) -> None:
     folder = unsigned(tmp_path / "bundle")
     for name in (SPEC, ENVELOPE):
-        (folder / f".{name}.tmp").write_text("half")
+        (folder / f".{name}.4711.tmp").write_text("half")
     assert bundle.open_bundle(bundle.pack(folder, expert(), CONTRIBUTOR).folder).spec == expert()
 
 

@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol import statement, strict_json
+from protocol import statement
 from protocol.adapters import LoraModule, Shape
 from protocol.errors import Code, Refused
+from protocol.files import strict_json
 from protocol.spec import BaseModelRef, ExpertSpec, Policy, PoolSpec, Recipe, Routing
 from protocol.tensors import adapter_tensors
 from tests.protocol.samples import BASE, expert, pool

@@ -16,7 +16,6 @@ from client.daemon.app import make_app
 from client.daemon.executor import Act
 from client.daemon.handlers import Work
 from client.daemon.state import DaemonFolder
-from client.workspace import settings as client_settings
 from coordinator.fleet.campaigns.driver import Driver
 from coordinator.fleet.campaigns.start import start
 from coordinator.fleet.records.fleet import Fleet
@@ -26,11 +25,12 @@ from coordinator.registry.registry import Registry
 from coordinator.workspace.context import Opened
 from coordinator.workspace.paths import CoordinatorWorkspace
 from coordinator.workspace.settings import Settings
-from protocol.atomic import write_whole
 from protocol.documents import Pool
 from protocol.errors import Code
+from protocol.files.atomic import write_whole
 from protocol.fleet.campaign import Kind, Order
 from protocol.fleet.reply import Reply
+from protocol.settings import dump_settings
 from protocol.signing import Identity
 from router.follow.workspace import Mirror
 from tests.client.conftest import PLANTED, Site, make_site, operator, t5_pool
@@ -116,7 +116,7 @@ Spoil = Callable[[Site, DaemonFolder, pytest.MonkeyPatch, Path], None]
 
 def another_base(site: Site, place: DaemonFolder, patch: pytest.MonkeyPatch, other: Path) -> None:
     settings = site.settings.model_copy(update={"base": str(other)})
-    write_whole(site.workspace.settings_file, client_settings.dump(settings))
+    write_whole(site.workspace.settings_file, dump_settings(settings))
 
 
 def forbids_everything(site: Site, place: DaemonFolder, patch: pytest.MonkeyPatch, other: Path) -> None:

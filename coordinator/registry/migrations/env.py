@@ -2,8 +2,8 @@
 
 from alembic import context
 
-from coordinator.registry.tables import Table
+from coordinator.registry.tables import RegistryTable
 
-context.configure(connection=context.config.attributes["connection"], target_metadata=Table.metadata)
+context.configure(connection=context.config.attributes["connection"], target_metadata=RegistryTable.metadata)
 with context.begin_transaction():
     context.run_migrations()

@@ -17,9 +17,9 @@ from client.daemon.policy import DaemonPolicy
 from client.daemon.state import DaemonFolder
 from client.daemon.supervisor import status
 from client.daemon.task_loop import check_app
-from protocol.atomic import write_whole
 from protocol.documents import Pool, timestamp
 from protocol.errors import Code, Refused, Unavailable
+from protocol.files.atomic import write_whole
 from protocol.fleet.campaign import APP_DIGEST, Order, app_bundle
 from protocol.fleet.reply import Reply
 from protocol.signing import Identity

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from client.job import produce
 from client.progress import Progress
-from client.training import phase
+from client.training import phase, trainer
 from client.training.request import TrainingRequest
 from client.workspace.paths import ClientWorkspace
 from protocol.errors import Code, Refused
@@ -75,7 +75,7 @@ def test_a_disk_that_fills_up_is_one_sentence(site: Site, cli: Cli, monkeypatch:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(phase, "save_file", full)
+        patch.setattr(trainer, "save_file", full)
         status, out, err = cli(*command)
         assert (status, out) == (Code.STORAGE_FULL.fate.exit, "")
         assert err.count("error: ") == 1

@@ -6,6 +6,7 @@ import pytest
 
 from client.workspace import settings
 from protocol.errors import Code, Refused
+from protocol.settings import dump_settings
 
 KEY = "ab" * 32
 
@@ -13,13 +14,13 @@ KEY = "ab" * 32
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     given = settings.from_flags(coordinator="127.0.0.1:7000", pool_key=KEY, base="base", name="anna")
-    (tmp_path / "client.toml").write_bytes(settings.dump(given))
+    (tmp_path / "client.toml").write_bytes(dump_settings(given))
     return tmp_path / "client.toml"
 
 
 def test_file_below_environment_below_flags(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.read(path).input_column == "input"
-    path.write_text(path.read_text().replace('input_column = "input"', 'input_column = "file"'))
+    path.write_text(path.read_text() + 'input_column = "file"\n')
     assert settings.read(path).input_column == "file"
     monkeypatch.setenv("GREYLAG_CLIENT_INPUT_COLUMN", "environment")
     assert settings.read(path, input_column=None).input_column == "environment"
@@ -40,7 +41,7 @@ def refusal(path: Path) -> Refused:
         ('pool_key = "abc"', "pool_key"),
         ('name = "No Name"', "name"),
         ("license = 3", "license"),
-        ("half a line", "cannot be read"),
+        ("half a line", "is not TOML"),
     ],
 )
 def test_a_wrong_file_is_a_sentence(path: Path, line: str, words: str) -> None:

@@ -8,7 +8,7 @@ from alembic.runtime.migration import MigrationContext
 
 from coordinator.registry import database
 from coordinator.registry.registry import Registry
-from coordinator.registry.tables import Table
+from coordinator.registry.tables import RegistryTable
 from protocol.errors import Code, GreylagError, Refused, Unavailable
 
 
@@ -16,7 +16,7 @@ def test_migrations_make_the_declared_tables(database_url: str) -> None:
     engine = database.connect(database_url)
     database.migrate(engine)
     with engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), Table.metadata) == []
+        assert compare_metadata(MigrationContext.configure(connection), RegistryTable.metadata) == []
     engine.dispose()
 
 

@@ -267,7 +267,7 @@ def test_a_race_to_begin_is_decided_where_it_is_written(
 ) -> None:
     ada, limit = join(identity), served.pool.spec.policy.max_experts_per_contributor
     # What all see who look before anybody has written.
-    monkeypatch.setattr(served.registry, "standing", lambda _: Standing("active"))
+    monkeypatch.setattr(served.registry.uploads, "standing", lambda _: Standing("active"))
     for number in range(limit):
         ada.begin(resign(bundle, identity, name=f"e{number}"))
     assert refusal(lambda: ada.begin(resign(bundle, identity, name="more"))).code is Code.QUOTA

@@ -106,7 +106,7 @@ def test_a_module_that_nobody_touches_has_no_choice() -> None:
     assert [choice is None for choice in found] == [path == "a.k" for path in group.store.paths]
 
 
-@pytest.mark.parametrize("missing", ["shutil.which", "router.layer.experts_gpu.find_spec"])
+@pytest.mark.parametrize("missing", ["shutil.which", "router.layer.kernels.available.find_spec"])
 def test_without_triton_or_a_compiler_there_are_no_kernels(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     monkeypatch.setattr(missing, lambda name: None)

@@ -23,7 +23,7 @@ KERNELS = (
     "moments",
     "route_few",
     "route_many",
-    "select",
+    "write_topk",
     "select_shrink",
     "shrink",
     "expand",

@@ -150,7 +150,7 @@ def test_modules_that_share_an_input_share_one_product(monkeypatch: pytest.Monke
         calls.append(u)
         return select_experts(group, u, k, temperature)
 
-    monkeypatch.setattr("router.methods.phatgoose.select", counted)
+    monkeypatch.setattr("router.methods.phatgoose.select_experts", counted)
     method, u, other = Phatgoose(2), torch.randn(3, D), torch.randn(3, D)
     for path in SIBLINGS:
         method.choose(pool.modules[path], u)

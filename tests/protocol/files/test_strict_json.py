@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol import strict_json
 from protocol.errors import Code, Refused
+from protocol.files import strict_json
 from tests.protocol.strategies import few, many
 
 unicode = st.text(st.characters(codec="utf-8"))

@@ -1,0 +1,1 @@
+"""What is read and written on one machine: strict JSON, secrets, files that appear whole."""

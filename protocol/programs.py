@@ -1,0 +1,44 @@
+"""What the three programs share: one JSON document on stdout, talk on stderr, errors as sentences."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from protocol.errors import GreylagError, from_os_error
+from protocol.printable import printable
+
+SCHEMA = 1
+"""Version of the JSON documents."""
+
+
+def run(program: Callable[[], Any]) -> None:
+    """Run a program; an error of the table becomes a sentence, a hint and an exit status.
+
+    Raises:
+        SystemExit: With the documented status of what was refused.
+    """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # else the library narrates handshakes on stderr
+    try:
+        try:
+            program()
+        except OSError as error:
+            raise from_os_error(error) from error
+    except GreylagError as error:
+        say(f"error: {error.message} [{error.code.name}]")
+        if error.hint:
+            say(f"hint: {error.hint}")
+        raise SystemExit(error.code.fate.exit) from None
+
+
+def say(sentence: str) -> None:
+    """Talk to the person at the terminal, on stderr."""
+    sys.stderr.write(printable(sentence) + "\n")
+    sys.stderr.flush()
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """Print the one document of a verb, on stdout."""
+    sys.stdout.write(json.dumps({"schema": SCHEMA, **document}) + "\n")
+    sys.stdout.flush()
