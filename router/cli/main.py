@@ -20,6 +20,7 @@ from router.cli.options import (
     NewTokens,
     PoolKey,
     Quantise,
+    Requests,
     Saved,
     Server,
     Texts,
@@ -120,10 +121,7 @@ def check(
 def ask(
     text: Texts = None,
     *,
-    requests: Annotated[
-        str | None,
-        typer.Option(help="JSON Lines, each an input with its routing choice; - reads stdin. Flags fill gaps."),
-    ] = None,
+    requests: Requests = None,
     workspace: Workspace = Path(),
     server: Server = None,
     saved: Saved = None,
@@ -190,7 +188,8 @@ def serve(
 
     Example: greylag-router serve -w node --listen 127.0.0.1:7444
     """
-    from router.serving.process import run
+    from protocol.wire.grpc_server import Listen, check_listen
+    from router.methods import find_allowed
     from router.settings import FILE, load, save
 
     def on_ready(port: int) -> None:
@@ -205,7 +204,12 @@ def serve(
         workspace, coordinator=coordinator, base=base, listen=listen, follow_interval_s=follow_interval_s,
         tls_cert=tls_cert, tls_key=tls_key, pool_key=pool_key, ca=ca, device=device, quantise=quantise,
     )  # fmt: skip
+    # Before the model, and torch, wake.
+    find_allowed(settings.methods)
+    check_listen(Listen(settings.listen, settings.tls_cert, settings.tls_key))
     _configure_logs()
+    from router.serving.process import run
+
     run(workspace, settings, on_ready)
 
 

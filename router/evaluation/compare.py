@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 from protocol.errors import Code, Refused
+from router.base.batching import read_prompts
 from router.evaluation.contenders import BEST_INDIVIDUAL, ORACLE
 from router.evaluation.metrics import ACCURACY
 from router.evaluation.prompts import BatchLimits, Prompts, write_prompts
@@ -138,7 +139,7 @@ class Comparing:
 
     def _try(self, choice: RoutingChoice) -> Refused | None:
         try:
-            plan(self.model.senses, self.model.held, ["a"], [choice])
+            plan(self.model.senses, self.model.held, read_prompts(self.model.base, ["a"]), [choice])
         except Refused as error:
             if error.code not in _SKIPPED:
                 raise

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -66,10 +67,12 @@ def _run(workspace: Path, settings: RouterSettings, on_ready: Callable[[int], No
         cache=workspace / FINGERPRINT,
         **settings.loading,
     )
+    model.held = replace(model.held, answers_expired=settings.answer_expired)
     follower = Follower(model, fetch, interval_s=settings.follow_interval_s, held=mirror)
     follower.start()
     try:
         listen = Listen(settings.listen, settings.tls_cert, settings.tls_key)
-        asyncio.run(serve(listen, QueryService(model).register, on_ready=on_ready))
+        service = QueryService(model, settings.allowance)
+        asyncio.run(serve(listen, service.register, on_ready=on_ready, healthy=lambda: model.held.answering))
     finally:
         follower.stop()

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import socket
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -147,6 +150,34 @@ def test_a_missing_and_an_unknown_setting_are_sentences(tmp_path: Path) -> None:
     (tmp_path / "router.toml").write_text('cordinator = "a:1"\n')
     with pytest.raises(Refused, match=r"setting cordinator is wrong: there is no such entry\."):
         load(tmp_path, base="b", coordinator="a:1")
+
+
+def torch_woke(*arguments: object) -> tuple[str, bool]:
+    """The error that a verb ends in, in a process of its own, and whether torch was imported on the way."""
+    program = (
+        "import sys; from router.cli.main import main\n"
+        "try: main()\nfinally: sys.stdout.write(str('torch' in sys.modules))"
+    )
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode != 0
+    return done.stderr, done.stdout == "True"
+
+
+def test_what_can_be_refused_at_once_is_refused_before_torch_wakes(tmp_path: Path) -> None:
+    (tmp_path / "asked.jsonl").write_text('{"input": "a", "method": "nope"}')
+    for asked in (("--method", "nope", "a"), ("--requests", tmp_path / "asked.jsonl")):
+        said, woke = torch_woke("ask", "-w", tmp_path, *asked)
+        assert ("METHOD_UNKNOWN" in said, woke) == (True, False)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        said, woke = torch_woke(
+            "serve", "-w", tmp_path, "--coordinator", "127.0.0.1:1", "--base", "x", "--listen", listen
+        )
+    assert ("Cannot listen" in said, woke) == (True, False)
+    (tmp_path / "router.toml").write_text('coordinator = "127.0.0.1:1"\nbase = "x"\nmethods = ["nope"]\n')
+    said, woke = torch_woke("serve", "-w", tmp_path)
+    assert ("METHOD_UNKNOWN" in said, woke) == (True, False)
 
 
 def test_methods_are_listed() -> None:
