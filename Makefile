@@ -44,6 +44,10 @@ test: lint $(STAMP) ## Everything that must hold before a change lands (some eig
 test-all: lint $(STAMP) ## As test, with the slow tests
 	$(BIN)/python -m pytest -n 2 -m ""
 
+.PHONY: mutants
+mutants: $(STAMP) ## Plant faults one at a time and see that the tests notice (ten minutes)
+	@$(BIN)/python -m tests.mutants
+
 .PHONY: lint
 lint: $(STAMP) ## Style, types and import contracts
 	$(BIN)/ruff check .

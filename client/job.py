@@ -1,4 +1,4 @@
-"""The verb `train`: from a workspace and a data file to a signed bundle."""
+"""From a workspace and private files to a signed bundle, and from an earlier run to its bundle again."""
 
 import gc
 from collections.abc import Callable, Iterator
@@ -8,23 +8,28 @@ from pathlib import Path
 from client.bundle import pack
 from client.progress import Report
 from client.runs.plot import draw
-from client.runs.record import ADAPTER, LOSSES, read_record
+from client.runs.record import ADAPTER, LOSSES, RunRecord, finished, read_record, where_stopped
 from client.submission import outbox
-from client.training.plan import TrainingPlan
-from client.training.request import TrainingRequest, check_budget, planned
+from client.training.plan import TrainingPlan, check_budget, make_plan
+from client.training.request import TrainingRequest
 from client.workspace import keys
 from client.workspace.paths import ClientWorkspace
 from client.workspace.settings import ClientSettings
-from protocol.bundle import ADAPTER_WEIGHTS, ENVELOPE, GATES, Bundle, open_bundle, sha256_of
-from protocol.errors import Refused
+from protocol.bundle import ADAPTER_WEIGHTS, ENVELOPE, GATES, Bundle, Manifest, open_bundle, read_manifest, sha256_of
+from protocol.documents import Pool
+from protocol.errors import Code, Refused
+from protocol.files.atomic import write_whole
 from protocol.signing import Identity
 from router.base.fingerprint import check_base
+
+_PACKED = "packed"
+"""Folder of a run with the envelopes of the bundles that were made of it."""
 
 
 def produce(
     workspace: ClientWorkspace,
     settings: ClientSettings,
-    order: TrainingRequest,
+    request: TrainingRequest,
     report: Report,
     now: datetime,
     say: Callable[[str], object] = str,
@@ -34,34 +39,76 @@ def produce(
     Args:
         workspace: Locked by the caller.
         settings: Its settings.
-        order: What to train.
+        request: What to train.
         report: Told after every step.
         now: Time of signing.
         say: Told in sentences what came of it.
 
     Raises:
         Refused: A code of the data, the base, the key, the recipe or the adapter, or `BUDGET_EXHAUSTED`.
+        Unavailable: `INTERRUPTED`.
     """
-    plan = planned(workspace, settings, order)
+    plan = make_plan(workspace, settings, request)
     identity = keys.load(workspace.root / settings.key)
     check_base(settings.base, plan.pool.spec.base, workspace.base_cache)
     run = workspace.runs / plan.run_id()
     if read_record(run) is None:
-        check_budget(order, workspace)
+        check_budget(request, (record for _, record in finished(workspace.runs)))
+        if stopped := where_stopped(run):
+            say(f"Continuing a training that was stopped after {stopped}.")
     _train_what_is_missing(plan, run, report)
     for sentence in _result(run, plan):
         say(sentence)
-    return _packed(workspace, settings, run, plan, identity, now)
+    bundle = _pack(workspace, settings, run, plan.sharing.folder(run), plan.pool, identity, now)
+    for sentence in _compared(workspace, run, bundle):
+        say(sentence)
+    return bundle
 
 
-def assist(workspace: ClientWorkspace, settings: ClientSettings, order: TrainingRequest) -> None:
+def assist(workspace: ClientWorkspace, settings: ClientSettings, request: TrainingRequest) -> None:
     """Train with a process that packs what comes out (`client.training.distributed`).
 
     Raises:
         Refused: As `produce`.
     """
-    plan = planned(workspace, settings, order)
+    plan = make_plan(workspace, settings, request)
     _train_what_is_missing(plan, workspace.runs / plan.run_id(), lambda _: None)
+
+
+def made(workspace: ClientWorkspace) -> list[tuple[Manifest, Path, RunRecord]]:
+    """List all bundles that were made here, each with its run, oldest first."""
+    found = [
+        (read_manifest(path.read_bytes()), run, record)
+        for run, record in finished(workspace.runs)
+        for path in run.glob(f"{_PACKED}/*")
+    ]
+    return sorted(found, key=lambda entry: (entry[0].spec.created, entry[0].digest))
+
+
+def bring_back(workspace: ClientWorkspace, settings: ClientSettings, digest: str, now: datetime) -> Bundle:
+    """Pack an earlier expert anew, as the one that takes the place of what was submitted last under its name.
+
+    Args:
+        workspace: Locked by the caller.
+        settings: Its settings.
+        digest: Of a bundle that was made here, or how it begins.
+        now: Time of signing.
+
+    Raises:
+        Refused: `BUNDLE_UNKNOWN`, or as `client.bundle.pack.pack_run`.
+    """
+    found = [(manifest, run) for manifest, run, _ in made(workspace) if manifest.digest.startswith(digest)]
+    if len(found) != 1:
+        raise Refused(
+            Code.BUNDLE_UNKNOWN,
+            f"{len(found)} bundles that were made here have a digest that begins with {digest!r:.80}.",
+            "Give one that this lists: greylag-client history",
+        )
+    ((manifest, run),) = found
+    gates = manifest.files[GATES].sha256
+    shared = next(path.parent for path in run.rglob(GATES) if sha256_of(path) == gates)
+    identity = keys.load(workspace.root / settings.key)
+    return _pack(workspace, settings, run, shared, workspace.pool(settings.pool_key), identity, now)
 
 
 def _train_what_is_missing(plan: TrainingPlan, run: Path, report: Report) -> None:
@@ -87,8 +134,19 @@ def _result(run: Path, plan: TrainingPlan) -> Iterator[str]:
             f"The adapter names {named}, the pool {plan.pool.spec.base.name}; a name proves nothing, and an adapter "
             "holds no other proof of the weights that it was trained on."
         )
-    if losses["joint" if plan.joint else "gates"] >= losses["base"]:
+    if record.loss >= losses["base"]:
         yield "On these rows the expert does not help: perhaps it belongs to other rows, or to another base model."
+
+
+def _compared(workspace: ClientWorkspace, run: Path, bundle: Bundle) -> Iterator[str]:
+    """Say if an expert is worse than the one whose place it takes."""
+    earlier = next((record for each, _, record in made(workspace) if each.digest == bundle.spec.supersedes), None)
+    record = read_record(run)
+    if earlier is not None and record is not None and earlier.loss < record.loss:
+        yield (
+            f"Its loss on held-out rows is {record.loss:.3f}; it takes the place of one with {earlier.loss:.3f}. "
+            "Earlier experts are listed, and brought back, by: greylag-client history"
+        )
 
 
 def _import_training() -> Callable[[TrainingPlan, Path, Report], None]:
@@ -103,35 +161,40 @@ def _import_training() -> Callable[[TrainingPlan, Path, Report], None]:
     return train
 
 
-def _packed(
+def _pack(
     workspace: ClientWorkspace,
     settings: ClientSettings,
     run: Path,
-    plan: TrainingPlan,
+    shared: Path,
+    pool: Pool,
     identity: Identity,
     now: datetime,
 ) -> Bundle:
     """Pack a run, unless the very same expert lies packed already: a rerun changes nothing."""
-    name, pool = plan.name, plan.pool
-    folder = workspace.bundles / name
-    records, shared = outbox.load(workspace.outbox), plan.sharing.folder(run)
-    earlier: Bundle | None = None
-    if (folder / ENVELOPE).is_file():
-        try:
-            earlier = open_bundle(folder)
-        except Refused:
-            earlier = None  # damaged on disk; packed anew
-    supersedes = outbox.predecessor(records, name)
-    if earlier is not None and _holds(earlier, run, shared):
+    record = read_record(run)
+    name = "" if record is None else record.name
+    records = outbox.load(workspace.outbox)
+    earlier = _packed_already(workspace.bundles / name, run, shared)
+    if earlier is not None:
         same = outbox.predecessor(records, name, but=earlier.digest)
         facts = (earlier.spec.supersedes, earlier.spec.license, earlier.spec.contributor, earlier.spec.pool)
         if facts == (same, settings.license, identity.public.hex, pool.digest):
             return earlier
-    return pack.pack_run(
+    supersedes = outbox.predecessor(records, name)
+    bundle = pack.pack_run(
         run, shared, workspace.bundles, pool, identity, license_id=settings.license, supersedes=supersedes, now=now
     )
+    write_whole(run / _PACKED / f"{bundle.digest}.json", bundle.manifest.envelope)
+    return bundle
 
 
-def _holds(bundle: Bundle, run: Path, shared: Path) -> bool:
-    files = {ADAPTER_WEIGHTS: run / ADAPTER / ADAPTER_WEIGHTS, GATES: shared / GATES}
-    return all(bundle.manifest.files[name].sha256 == sha256_of(path) for name, path in files.items())
+def _packed_already(folder: Path, run: Path, shared: Path) -> Bundle | None:
+    """Open the bundle that lies in a folder if it holds the tensors of a run; one that is damaged is packed anew."""
+    try:
+        manifest = read_manifest((folder / ENVELOPE).read_bytes())
+        files = {ADAPTER_WEIGHTS: run / ADAPTER / ADAPTER_WEIGHTS, GATES: shared / GATES}
+        if any(manifest.files[name].sha256 != sha256_of(path) for name, path in files.items()):
+            return None
+        return open_bundle(folder)
+    except (OSError, Refused):
+        return None

@@ -135,9 +135,9 @@ def pack(folder: Path, spec: ExpertSpec, identity: Identity) -> Bundle:
     subjects = {name: sha256_of(folder / name) for name in FILES}
     payload = statement.build(BUNDLE_TYPE, subjects, _Predicate(spec=spec, sizes=sizes))
     envelope = identity.sign(payload)
-    read_manifest(envelope)
+    manifest = read_manifest(envelope)
     write_whole(folder / ENVELOPE, envelope)
-    return open_bundle(folder)
+    return Bundle(folder, manifest)
 
 
 def open_bundle(folder: Path) -> Bundle:

@@ -2,9 +2,11 @@
 
 The envelope alone decides the first, before a byte is stored: a coordinator asks it of what it is to
 take in, and a router of what it is to fetch; what a release lists is not for that reason fit to load.
+Which bundle of a contributor the next one of its name supersedes is decided here for both sides, too.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 from protocol import tensors
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle, Manifest
@@ -18,6 +20,57 @@ _SMALLEST_HEADER_BYTES = 2
 MAX_MEAN = 65504.0
 """Largest number in a mean input: what float16 holds, in which every base can run."""
 _MIN_GATE_STD, _ROUNDING = 1e-8, 1e-6
+
+HOLDING = frozenset({"received", "verified", "quarantined", "accepted", "released"})
+"""States in which a bundle holds its name."""
+
+
+class Submitted(NamedTuple):
+    """A bundle that its contributor submitted, as far as its name's next one is concerned."""
+
+    digest: str
+    state: str
+    """The last that is known."""
+
+
+def predecessor(earlier: Sequence[Submitted]) -> str | None:
+    """Say which bundle the next one of a name supersedes: the newest that holds the name; None if it is free.
+
+    Args:
+        earlier: All that one contributor submitted under one name, oldest first.
+    """
+    return next((bundle.digest for bundle in reversed(earlier) if bundle.state in HOLDING), None)
+
+
+def check_succession(name: str, supersedes: str | None, earlier: Sequence[Submitted]) -> None:
+    """Hold what a new bundle supersedes against what was submitted under its name.
+
+    The newest one may always be named: a contributor who has not heard yet that it was refused or yanked knows of
+    nothing that could be lost.
+
+    Args:
+        name: The bundle's name.
+        supersedes: Digest of what it supersedes; None for nothing.
+        earlier: As for `predecessor`.
+
+    Raises:
+        Refused: `SUPERSEDES_UNKNOWN` or `VERSION_REUSED`.
+    """
+    current = predecessor(earlier)
+    if supersedes == current or (earlier and supersedes == earlier[-1].digest):
+        return
+    if supersedes is None:
+        raise Refused(
+            Code.VERSION_REUSED,
+            f"The name {name!r} is in use by bundle {str(current)[:16]}.",
+            "Choose another name, or say that the new bundle supersedes that one.",
+        )
+    raise Refused(
+        Code.SUPERSEDES_UNKNOWN,
+        f"{supersedes[:16]} is not this contributor's current bundle named {name!r}; "
+        + (f"{current[:16]} is." if current else "there is none."),
+        "Submit from the workspace that made the current one, or choose another name.",
+    )
 
 
 def is_constant(mean: float, std: float) -> bool:

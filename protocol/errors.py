@@ -27,6 +27,8 @@ class Fate(NamedTuple):
     """Exit status of a command (sysexits.h)."""
     meaning: str
     """One sentence for the reference table in docs/errors.md."""
+    again: bool = False
+    """The family: whether nobody is at fault, so that the same request may succeed later."""
 
 
 class Code(Enum):
@@ -66,6 +68,7 @@ class Code(Enum):
 
     # What a pool takes.
     NAME_TAKEN = Fate("ALREADY_EXISTS", 409, EX_DATAERR, "The name belongs to another contributor.")
+    NAME_MISLEADING = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "The name looks like a key.")
     WRONG_POOL = Fate("FAILED_PRECONDITION", 409, EX_DATAERR, "The bundle was made for another pool.")
     BASE_MISMATCH = Fate("FAILED_PRECONDITION", 409, EX_DATAERR, "The base model is not the pool's.")
     MODULE_UNKNOWN = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "The expert touches a module that the base lacks.")
@@ -132,32 +135,46 @@ class Code(Enum):
     WORKSPACE_EXISTS = Fate("ALREADY_EXISTS", 409, EX_CANTCREAT, "There is a workspace here already.")
     WORKSPACE_MISSING = Fate("NOT_FOUND", 404, EX_CONFIG, "There is no workspace here yet.")
     SCHEMA_MISMATCH = Fate("FAILED_PRECONDITION", 409, EX_CONFIG, "The registry was written by another version.")
+    REGISTRY_OLDER = Fate("FAILED_PRECONDITION", 409, EX_CONFIG, "The registry is older than what left it.")
     NOT_TRAINED = Fate("FAILED_PRECONDITION", 409, EX_USAGE, "There is no finished bundle here yet.")
     UNTRUSTED = Fate("UNAUTHENTICATED", 401, EX_NOPERM, "The coordinator is not the one that this machine trusts.")
 
     # Nobody's fault; try again.
-    UNREACHABLE = Fate("UNAVAILABLE", 503, EX_UNAVAILABLE, "The other side cannot be reached.")
-    MEMORY_FULL = Fate("RESOURCE_EXHAUSTED", 507, EX_UNAVAILABLE, "The experts do not fit into the machine's memory.")
-    STORAGE_FULL = Fate("RESOURCE_EXHAUSTED", 507, EX_IOERR, "The disk is full.")
-    BUSY = Fate("UNAVAILABLE", 503, EX_TEMPFAIL, "The other side is busy or shutting down.")
-    INTERNAL = Fate("INTERNAL", 500, EX_SOFTWARE, "The other side failed; its log says why.")
+    UNREACHABLE = Fate("UNAVAILABLE", 503, EX_UNAVAILABLE, "The other side cannot be reached.", again=True)
+    MEMORY_FULL = Fate(
+        "RESOURCE_EXHAUSTED", 507, EX_UNAVAILABLE, "The experts do not fit into the machine's memory.", again=True
+    )
+    STORAGE_FULL = Fate("RESOURCE_EXHAUSTED", 507, EX_IOERR, "The disk is full.", again=True)
+    STORE_DAMAGED = Fate("DATA_LOSS", 500, EX_IOERR, "The coordinator lost or changed what it keeps.", again=True)
+    INTERRUPTED = Fate(
+        "UNAVAILABLE", 503, EX_TEMPFAIL, "A person stopped it; it goes on from where it was.", again=True
+    )
+    BUSY = Fate("UNAVAILABLE", 503, EX_TEMPFAIL, "The other side is busy or shutting down.", again=True)
+    INTERNAL = Fate("INTERNAL", 500, EX_SOFTWARE, "The other side failed; its log says why.", again=True)
 
     @property
     def fate(self) -> Fate:
         """How the doors report this code."""
         return self.value
 
+    @property
+    def family(self) -> type["GreylagError"]:
+        """The class of its errors."""
+        return Unavailable if self.fate.again else Refused
+
 
 class GreylagError(Exception):
     """An error that a person can act on.
 
     Args:
-        code: The reason; decides exit, HTTP and gRPC status.
+        code: The reason; decides exit, HTTP and gRPC status, and which of the two classes is right.
         message: One public sentence: what, where, expected, found. Never private data.
         hint: What to do next, often a command to type.
     """
 
     def __init__(self, code: Code, message: str, hint: str = "") -> None:
+        if type(self) is not code.family:
+            raise ValueError(f"{code.name} is no {type(self).__name__}")
         super().__init__(message)
         self.code, self.message, self.hint = code, message, hint
 

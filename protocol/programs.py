@@ -1,5 +1,6 @@
 """What the three programs share: one JSON document on stdout, talk on stderr, errors as sentences."""
 
+import inspect
 import json
 import os
 import sys
@@ -30,6 +31,23 @@ def run(program: Callable[[], Any]) -> None:
         if error.hint:
             say(f"hint: {error.hint}")
         raise SystemExit(error.code.fate.exit) from None
+
+
+def with_flags_of(*others: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a verb the flags of other functions, before its own; what it does not name arrives in its `**flags`."""
+
+    def decorate(verb: Callable[..., Any]) -> Callable[..., Any]:
+        flags = [
+            flag
+            for each in (*others, verb)
+            for flag in inspect.signature(each).parameters.values()
+            if flag.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
+        verb.__signature__ = inspect.Signature(flags)  # type: ignore[attr-defined] # read by inspect
+        verb.__annotations__ = {flag.name: flag.annotation for flag in flags} | {"return": None}
+        return verb
+
+    return decorate
 
 
 def say(sentence: str) -> None:

@@ -8,7 +8,7 @@ import re
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from protocol.adapters import Activation, Alpha, Kind, Module, Rank, Shape
 from protocol.statement import Strict
@@ -59,11 +59,15 @@ class BaseModelRef(Strict):
     config: Sha256
     weights: Sha256
     tokenizer: Sha256
+    tokenizer_settings: Annotated[Sha256 | None, Field(exclude_if=lambda digest: digest is None)] = None
+    """Special tokens, chat templates and the like; documents from before there was this do not tell."""
 
-    def differing_part(self, other: "BaseModelRef") -> Literal["config", "weights", "tokenizer"] | None:
-        """Name the first part whose content differs; None if the two are the same model."""
-        parts: tuple[Literal["config", "weights", "tokenizer"], ...] = ("config", "weights", "tokenizer")
-        return next((part for part in parts if getattr(self, part) != getattr(other, part)), None)
+    def differing_part(self, other: "BaseModelRef") -> str | None:
+        """Name the first part whose content differs, of those that both tell; None if the two are the same model."""
+        parts = (
+            (part, getattr(self, part), getattr(other, part)) for part in type(self).model_fields if part != "name"
+        )
+        return next((part for part, mine, theirs in parts if mine and theirs and mine != theirs), None)
 
 
 class Recipe(Strict):
@@ -73,25 +77,44 @@ class Recipe(Strict):
     1000 steps for the expert and 100 for the gates, LoRA scale 1 / r, which is `alpha = 1`).
     """
 
+    # The docstrings are also what the doors say of their flags.
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     kind: Kind = "lora"
+    """What an expert is: lora, rslora, dora, ia3 or bottleneck."""
     rank: Rank = 16
+    """Rank r of every module; (IA)3 has none."""
     alpha: Alpha = 1.0
+    """An expert is scaled by alpha / rank, for rslora by alpha / sqrt(rank)."""
     activation: Activation = "relu"
-    """Of bottleneck adapters."""
+    """What stands inside a bottleneck adapter: relu or gelu."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-3
+    """Peak learning rate of AdamW."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.06
+    """Share of the steps over which the learning rate rises, 0 to 1."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Weight decay of AdamW."""
     expert_steps: Annotated[int, Field(ge=1, le=10_000_000)] = 1000
+    """Optimiser steps for the expert."""
     gate_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 100
+    """Optimiser steps for its gates."""
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 32
+    """Examples a step."""
     eval_every: Annotated[int, Field(ge=1, le=1_000_000)] = 100
-    """Steps between two looks at the held-out split; the best checkpoint is kept."""
+    """Steps between two looks at the held-out rows; the best checkpoint is kept."""
     patience: Annotated[int, Field(ge=0, le=1_000_000)] = 0
-    """Looks at the held-out split without a better loss after which a phase stops; 0 never stops early."""
+    """Looks without a better loss after which a phase stops; 0 trains all the steps."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of the contributor's rows kept back from training."""
+    """Share of the contributor's rows held out, 0 to 1."""
     max_input_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 512
+    """Longest accepted input, in tokens."""
     max_target_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 512
+    """Longest accepted target, in tokens."""
+
+
+def recipe_fields() -> dict[str, tuple[type, str]]:
+    """Tell type and meaning of each field of a recipe, of which the doors make flags."""
+    return {name: (type(field.default), field.description or "") for name, field in Recipe.model_fields.items()}
 
 
 class Promotion(Strict):

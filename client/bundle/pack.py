@@ -70,11 +70,12 @@ def pack_run(
         for source in (run / ADAPTER / ADAPTER_CONFIG, run / ADAPTER / ADAPTER_WEIGHTS, shared / GATES):
             shutil.copyfile(source, partial / source.name)
         (partial / CARD).write_text(render_card(record, pool, license_id, statistics), encoding="utf-8")
-        check_tensors(bundle.pack(partial, spec, identity))
+        packed = bundle.pack(partial, spec, identity)
+        check_tensors(packed)
         _put(partial, bundles / record.name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return bundle.open_bundle(bundles / record.name)
+    return Bundle(bundles / record.name, packed.manifest)
 
 
 def _put(partial: Path, folder: Path) -> None:

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import typer
 
-from client.cli.options import JsonFlag, WorkspaceFlag, at_work, open_workspace
+from client.cli.options import JsonFlag, Verb, WorkspaceFlag, at_work, open_workspace
 from protocol.programs import print_json
 
 app = typer.Typer(help="Show or make the contributor's key.", no_args_is_help=True)
 
 
-@app.command()
+@app.command(cls=Verb)
 def show(*, as_json: JsonFlag = False, workspace: WorkspaceFlag = Path()) -> None:
     """Print the public key of the workspace.
 
@@ -26,7 +26,7 @@ def show(*, as_json: JsonFlag = False, workspace: WorkspaceFlag = Path()) -> Non
         typer.echo(f"key     {public.hex}\nkeyid   {public.keyid}\nopenssh {public.openssh}")
 
 
-@app.command()
+@app.command(cls=Verb)
 def new(*, workspace: WorkspaceFlag = Path()) -> None:
     """Make a key for a workspace that has none; `init` then takes it.
 

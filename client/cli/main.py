@@ -1,38 +1,42 @@
 """greylag-client: the command line of a contributor."""
 
-import inspect
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
-from client.cli import daemon, keys, submit
+from client.cli import daemon, history, keys, submit
 from client.cli.options import (
-    EXPERT_FLAGS,
+    GatesVerb,
     GiveUpFlag,
     ProgressFlag,
+    TrainingVerb,
+    Verb,
     WaitFlag,
     WorkspaceFlag,
     at_work,
+    in_workspace,
     open_workspace,
-    recipe_flags,
 )
 from client.cli.progress import Style, show
-from client.cli.submit import check_verdict, send_bundle, show_records
+from client.cli.submit import submit_bundle
 from client.libraries import quiet_libraries
-from client.progress import GIVE_UP_AFTER_S
+from client.progress import Report
 from client.runs.consent import TELLS, Share
 from client.training.distributed import leads
-from protocol.programs import run, say
+from protocol.programs import run, say, with_flags_of
 from router.base.device_map import read_amounts
 from router.base.quantisation import Bits
 
 if TYPE_CHECKING:
     from client.training.request import TrainingRequest
+    from client.workspace.paths import ClientWorkspace
+    from client.workspace.settings import ClientSettings
+    from protocol.bundle import Bundle
     from protocol.spec import Promise
 
 
@@ -44,86 +48,110 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-DataFlag = Annotated[Path, typer.Option("--data", help="File of examples: JSON Lines, CSV or Parquet.")]
-NameFlag = Annotated[str | None, typer.Option("--name", help="The expert's name; default: the contributor's.")]
-InputFlag = Annotated[str | None, typer.Option(help="Column of the inputs; default: that of client.toml.")]
-TargetFlag = Annotated[str | None, typer.Option(help="Column of the targets; default: that of client.toml.")]
-DeviceFlag = Annotated[
-    Literal["cpu", "cuda", "auto"] | None,
-    typer.Option(
-        help="Where to train; default: a GPU where there is one. auto spreads the base over all, memory, disk."
-    ),
-]
-MaxMemoryFlag = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="With --device auto: most that the base takes of a GPU or of memory, as in 0=20GiB or cpu=8GiB; "
-        "repeatable. Default: nine tenths of what is free."
-    ),
-]
-MicroBatchFlag = Annotated[int | None, typer.Option(min=1, help="Examples in memory at once; default: the batch.")]
-DtypeFlag = Annotated[
-    Literal["float32", "bfloat16"] | None,
-    typer.Option(help="What the base computes in; default: its files' dtype. Experts are float32."),
-]
-QuantiseFlag = Annotated[Bits | None, typer.Option(help="Bits of the base's weights (QLoRA); default: those of dtype.")]
-RecomputeFlag = Annotated[
-    bool, typer.Option("--recompute", help="Compute activations again instead of keeping them: slower, less memory.")
-]
-PackingFlag = Annotated[
-    bool, typer.Option("--packing", help="Let short examples share rows, for decoders: quicker, learns the same.")
-]
-SeedFlag = Annotated[
-    int, typer.Option(min=0, max=2**32 - 1, help="Seed of the initial weights and the order of examples.")
-]
-ShareFlag = Annotated[
-    list[Share] | None,
-    typer.Option(
-        "--share", help="Statistics of the data to put into the bundle, for other routing methods; repeatable. "
-        "means tell which words the data are made of (all-means: best), a centroid what the inputs are about. "
-        "Default: nothing.",
-    ),
-]  # fmt: skip
 
-
-def order_from(
+def asked(
     *,
-    data: DataFlag,
-    name: NameFlag = None,
-    seed: SeedFlag = 0,
-    device: DeviceFlag = None,
-    max_memory: MaxMemoryFlag = None,
-    micro_batch: MicroBatchFlag = None,
-    dtype: DtypeFlag = None,
-    quantise: QuantiseFlag = None,
-    recompute: RecomputeFlag = False,
-    packing: PackingFlag = False,
-    share: ShareFlag = None,
+    data: Annotated[list[Path], typer.Option(help="File of examples: JSON Lines, CSV or Parquet; repeatable.")],
+    name: Annotated[str | None, typer.Option(help="The expert's name; default: the contributor's.")] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Seed of the initial weights and the order of examples.")
+    ] = 0,
+    device: Annotated[
+        Literal["cpu", "cuda", "auto"] | None,
+        typer.Option(
+            help="Where to train; default: a GPU where there is one. auto spreads the base over all, memory, disk."
+        ),
+    ] = None,
+    max_memory: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --device auto: most that the base takes of a GPU or of memory, as in 0=20GiB or cpu=8GiB; "
+            "repeatable. Default: nine tenths of what is free."
+        ),
+    ] = None,
+    micro_batch: Annotated[
+        int | None, typer.Option(min=1, help="Examples in memory at once; default: the batch.")
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16"] | None,
+        typer.Option(help="What the base computes in; default: its files' dtype. Experts are float32."),
+    ] = None,
+    quantise: Annotated[
+        Bits | None, typer.Option(help="Bits of the base's weights (QLoRA); default: those of dtype.")
+    ] = None,
+    recompute: Annotated[
+        bool,
+        typer.Option("--recompute", help="Compute activations again instead of keeping them: slower, less memory."),
+    ] = False,
+    packing: Annotated[
+        bool, typer.Option("--packing", help="Let short examples share rows, for decoders: quicker, learns the same.")
+    ] = False,
+    share: Annotated[
+        list[Share] | None,
+        typer.Option(
+            help="Statistics of the data to put into the bundle, for other routing methods; repeatable. means tell "
+            "which words the data are made of (all-means: best), a centroid what the inputs are about. Default: "
+            "nothing."
+        ),
+    ] = None,
+    input_column: Annotated[
+        str | None, typer.Option(help="Column of the inputs; default: that of client.toml.")
+    ] = None,
+    target_column: Annotated[
+        str | None, typer.Option(help="Column of the targets; default: that of client.toml.")
+    ] = None,
+    progress: ProgressFlag = Style.AUTO,
+    workspace: WorkspaceFlag = Path(),
     **recipe: Any,
-) -> "TrainingRequest":
+) -> "Asked":
     """Read what every verb that trains is told by its flags, and say what will be shared."""
-    from client.training.plan import Thrift
     from client.training.request import TrainingRequest
 
-    thrift = Thrift(dtype, quantise, recompute, packing, read_amounts(max_memory or ()))
-    return TrainingRequest(data, name, seed, device, micro_batch, recipe, tell(share), thrift)
+    place, settings = open_workspace(workspace, input_column=input_column, target_column=target_column)
+    request = TrainingRequest(
+        tuple(data), name, seed, recipe, share=tell(share), device=device, max_memory=read_amounts(max_memory or ()),
+        micro_batch=micro_batch, dtype=dtype, quantise=quantise, recompute=recompute, packing=packing,
+    )  # fmt: skip
+    return Asked(place, settings, request, progress)
 
 
-def training_flags(verb: Callable[..., None], without: frozenset[str] = frozenset()) -> Callable[..., None]:
-    """Give a verb the flags of `order_from` and of the recipe, but for some; they arrive in its `**flags`."""
-    named = [
-        entry
-        for each in (order_from, verb)
-        for entry in inspect.signature(each).parameters.values()
-        if entry.kind is not inspect.Parameter.VAR_KEYWORD
-    ]
-    flags = [*named, *recipe_flags(without)]
-    verb.__signature__ = inspect.Signature(flags)  # type: ignore[attr-defined] # read by inspect
-    verb.__annotations__ = {entry.name: entry.annotation for entry in flags} | {"return": None}
-    return verb
+class Asked(NamedTuple):
+    """What a verb that trains was told."""
+
+    place: "ClientWorkspace"
+    settings: "ClientSettings"
+    request: "TrainingRequest"
+    progress: Style
+
+    @contextmanager
+    def trained(self, **more: Any) -> "Iterator[tuple[Bundle, Report] | None]":
+        """Train and pack, in a workspace that stays locked for the block; None for a process that only assists.
+
+        Args:
+            more: Further fields of the request.
+        """
+        from client.job import assist, produce
+
+        place, settings, request, progress = self._replace(request=replace(self.request, **more))
+        quiet_libraries(settings.base, *([request.adapter] if request.adapter else []))
+        if not leads():
+            assist(place, settings, request)
+            yield None
+            return
+        with at_work(place), show(progress) as report:
+            yield produce(place, settings, request, report, datetime.now(UTC), say), report
+
+    def train(self, **more: Any) -> None:
+        """Train and pack, and say how to go on."""
+        with self.trained(**more) as done:
+            if done:
+                bundle, _ = done
+                send = f"The bundle {bundle.spec.name} is ready; send it with: greylag-client submit {bundle.spec.name}"
+                say(in_workspace(send, self.place.root))
+                typer.echo(f"{bundle.digest} {bundle.folder}")
 
 
-@app.command()
+@app.command(cls=Verb)
 def init(
     *,
     coordinator: Annotated[str, typer.Option(help="The coordinator, host:port.")],
@@ -166,12 +194,10 @@ def init(
     typer.echo(joined.key.hex)
 
 
-@app.command()
-@training_flags
+@app.command(cls=TrainingVerb)
+@with_flags_of(asked)
 def train(
     *,
-    input_column: InputFlag = None,
-    target_column: TargetFlag = None,
     joint: Annotated[
         bool, typer.Option("--joint", help="Train gates together with the expert, to compare: such gates route worse.")
     ] = False,
@@ -180,32 +206,24 @@ def train(
     ] = None,
     delta: Annotated[float | None, typer.Option(help="Its second figure; far less than one in the examples.")] = None,
     clip: Annotated[float, typer.Option(help="Norm to which the gradient of each example is clipped, for it.")] = 1.0,
-    progress: ProgressFlag = Style.AUTO,
-    workspace: WorkspaceFlag = Path(),
     **flags: Any,
 ) -> None:
-    """Train an expert and its gates, and pack them into a signed bundle. Run again to resume.
+    """Train an expert and its gates, and pack them into a signed bundle. Run again to resume; so after Ctrl-C.
 
     Nothing leaves this machine. Prints the bundle's digest and folder.
 
     Example: greylag-client train --data notes.jsonl --rank 8
     """
-    promise = privacy(epsilon, delta, clip)
-    order = replace(order_from(**flags), privacy=promise, joint=joint)
-    _train(order, progress, workspace, input_column=input_column, target_column=target_column)
+    asked(**flags).train(privacy=privacy(epsilon, delta, clip), joint=joint)
 
 
-@app.command()
-@partial(training_flags, without=EXPERT_FLAGS)
+@app.command(cls=GatesVerb)
+@with_flags_of(asked)
 def gates(
     *,
     adapter: Annotated[
         str, typer.Option(help="Folder or Hugging Face id of a LoRA, rsLoRA, DoRA or (IA)3 adapter as PEFT saves it.")
     ],
-    input_column: InputFlag = None,
-    target_column: TargetFlag = None,
-    progress: ProgressFlag = Style.AUTO,
-    workspace: WorkspaceFlag = Path(),
     **flags: Any,
 ) -> None:
     """Train only the gates of an adapter that is there already, and pack both. Run again to resume.
@@ -215,53 +233,20 @@ def gates(
 
     Example: greylag-client gates --adapter my-lora --data notes.jsonl
     """
-    order = replace(order_from(**flags), adapter=adapter)
-    _train(order, progress, workspace, input_column=input_column, target_column=target_column)
+    asked(**flags).train(adapter=adapter)
 
 
-def _train(order: "TrainingRequest", progress: Style, workspace: Path, **columns: str | None) -> None:
-    from client.job import assist, produce
-
-    place, settings = open_workspace(workspace, **columns)
-    quiet_libraries(settings.base, *([order.adapter] if order.adapter else []))
-    if not leads():
-        assist(place, settings, order)
-        return
-    with at_work(place), show(progress) as report:
-        bundle = produce(place, settings, order, report, datetime.now(UTC), say)
-    say(f"The bundle {bundle.spec.name} is ready; send it with: greylag-client submit {bundle.spec.name}")
-    typer.echo(f"{bundle.digest} {bundle.folder}")
-
-
-@app.command()
-@training_flags
-def contribute(
-    *,
-    input_column: InputFlag = None,
-    target_column: TargetFlag = None,
-    wait: WaitFlag = False,
-    give_up_after: GiveUpFlag = GIVE_UP_AFTER_S,
-    progress: ProgressFlag = Style.AUTO,
-    workspace: WorkspaceFlag = Path(),
-    **flags: Any,
-) -> None:
+@app.command(cls=TrainingVerb)
+@with_flags_of(asked)
+def contribute(*, wait: WaitFlag = False, give_up_after: GiveUpFlag = None, **flags: Any) -> None:
     """Train, pack and submit in one go. Run again to resume.
 
     Example: greylag-client contribute --data notes.jsonl --wait
     """
-    from client.job import assist, produce
-
-    place, settings = open_workspace(workspace, input_column=input_column, target_column=target_column)
-    quiet_libraries(settings.base)
-    order = order_from(**flags)
-    if not leads():
-        assist(place, settings, order)
-        return
-    with at_work(place), show(progress) as report:
-        bundle = produce(place, settings, order, report, datetime.now(UTC), say)
-        record = send_bundle(place, settings, bundle, report, wait=wait, give_up_after=give_up_after)
-    show_records([record], as_json=False)
-    check_verdict(record)
+    told = asked(**flags)
+    with told.trained() as done:
+        if done:
+            submit_bundle(told.place, told.settings, *done, wait=wait, give_up_after=give_up_after)
 
 
 def tell(share: list[Share] | None) -> tuple[Share, ...]:
@@ -277,26 +262,20 @@ def privacy(epsilon: float | None, delta: float | None, clip: float) -> "Promise
     Raises:
         Refused: `SETTINGS_INVALID`.
     """
-    from pydantic import ValidationError
-
+    from client.training.plan import from_flags
     from protocol.errors import Code, Refused
     from protocol.spec import Promise
-    from protocol.statement import first_invalid
 
     if epsilon is None and delta is None:
         return None
     if epsilon is None or delta is None:
         raise Refused(Code.SETTINGS_INVALID, "--epsilon and --delta go together.", "Give both, or neither.")
-    try:
-        return Promise(epsilon=epsilon, delta=delta, clip=clip)
-    except ValidationError as error:
-        name, reason = first_invalid(error)
-        raise Refused(Code.SETTINGS_INVALID, f"--{name} is out of range: {reason}.", "Give another value.") from error
+    return from_flags(Promise, {"epsilon": epsilon, "delta": delta, "clip": clip})
 
 
 # After the verbs above, so that --help lists all of them in the order in which a person comes to them.
-for _verb in (submit.submit, submit.status, submit.verify, daemon.daemon):
-    app.command()(_verb)
+for _verb in (submit.submit, submit.status, history.history, submit.verify, daemon.daemon):
+    app.command(cls=Verb)(_verb)
 app.add_typer(keys.app, name="keys")
 
 

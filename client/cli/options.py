@@ -1,14 +1,19 @@
-"""What all verbs of the command line share: flags, settings, errors as sentences."""
+"""What all verbs of the command line share: flags, settings, hints."""
 
-import inspect
+import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
+import click
 import typer
+from typer.core import TyperCommand, TyperOption
 
 from client.cli.progress import Style
+from protocol.errors import GreylagError
 
 if TYPE_CHECKING:
     from client.workspace.paths import ClientWorkspace
@@ -20,46 +25,63 @@ WorkspaceFlag = Annotated[
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 WaitFlag = Annotated[bool, typer.Option("--wait", help="Wait for the verdict.")]
 GiveUpFlag = Annotated[
-    float, typer.Option(min=0, help="Seconds without any progress, or of waiting, after which to give up.")
+    float | None,
+    typer.Option(
+        min=0,
+        help="Seconds without any progress, or of waiting, after which to give up; default: 600, but a few where "
+        "nobody answers from the start.",
+    ),
 ]
 ProgressFlag = Annotated[Style, typer.Option(help="How to show progress on stderr.")]
 
-# Named here, too, so that --help needs no pydantic; a test holds the names against the Recipe.
-RECIPE_FLAGS: dict[str, tuple[type, str]] = {
-    "kind": (str, "What the expert is: lora, rslora, dora, ia3 or bottleneck."),
-    "rank": (int, "Rank r of every module; (IA)3 has none."),
-    "alpha": (float, "The expert is scaled by alpha / rank, for rslora by alpha / sqrt(rank)."),
-    "activation": (str, "What stands inside a bottleneck adapter: relu or gelu."),
-    "learning_rate": (float, "Peak learning rate of AdamW."),
-    "warmup_ratio": (float, "Share of the steps over which the learning rate rises, 0 to 1."),
-    "weight_decay": (float, "Weight decay of AdamW."),
-    "expert_steps": (int, "Optimiser steps for the expert."),
-    "gate_steps": (int, "Optimiser steps for its gates."),
-    "batch_size": (int, "Examples a step."),
-    "eval_every": (int, "Steps between two looks at the held-out rows."),
-    "patience": (int, "Looks without a better loss after which to stop; 0 trains all the steps."),
-    "held_out": (float, "Share of the rows held out, 0 to 1."),
-    "max_input_tokens": (int, "Longest accepted input, in tokens."),
-    "max_target_tokens": (int, "Longest accepted target, in tokens."),
-}
+
+class Verb(TyperCommand):
+    """A verb whose hints carry the workspace that it was given."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the verb."""
+        try:
+            return super().invoke(ctx)
+        except GreylagError as error:
+            error.hint = in_workspace(error.hint, ctx.params.get("workspace", Path()))
+            raise
 
 
-EXPERT_FLAGS = frozenset({"kind", "rank", "alpha", "activation", "expert_steps"})
-"""Of no use where the expert is there already."""
+class TrainingVerb(Verb):
+    """A verb with a flag for each field of the recipe."""
+
+    without: frozenset[str] = frozenset()
+    """Fields that it has no use for."""
+
+    @cached_property
+    def _recipe_flags(self) -> list[TyperOption]:
+        from protocol.spec import recipe_fields  # pydantic: not before the verb, or its help, is asked for
+
+        return [
+            TyperOption(
+                param_decls=[name, f"--{name.replace('_', '-')}"], type=kind, help=text,
+                rich_help_panel="Recipe (default: the pool's)",
+            )
+            for name, (kind, text) in recipe_fields().items()
+            if name not in self.without
+        ]  # fmt: skip
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """List the flags."""
+        return [*super().get_params(ctx), *self._recipe_flags]
 
 
-def recipe_flags(without: frozenset[str]) -> list[inspect.Parameter]:
-    """One flag for each field of the recipe, but for some."""
-    return [
-        inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=Annotated[kind | None, typer.Option(help=text, rich_help_panel="Recipe (default: the pool's)")],
-        )
-        for name, (kind, text) in RECIPE_FLAGS.items()
-        if name not in without
-    ]
+class GatesVerb(TrainingVerb):
+    """Where the expert is there already."""
+
+    without = frozenset({"kind", "rank", "alpha", "activation", "expert_steps"})
+
+
+def in_workspace(text: str, workspace: Path) -> str:
+    """Add the workspace that was given to commands in a sentence, so that they can be typed as they stand."""
+    if workspace == Path() or "-w " in text:
+        return text
+    return re.sub(r"greylag-client (?!verify)[a-z]+", rf"\g<0> -w {shlex.quote(str(workspace))}", text)
 
 
 def open_workspace(root: Path, **flags: object) -> "tuple[ClientWorkspace, ClientSettings]":

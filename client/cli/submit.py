@@ -1,4 +1,4 @@
-"""The verbs that say about finished bundles: submit, status, verify."""
+"""The verbs about finished bundles: submit, status, verify."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,8 +8,8 @@ import typer
 
 from client.cli.options import GiveUpFlag, JsonFlag, ProgressFlag, WaitFlag, WorkspaceFlag, at_work, open_workspace
 from client.cli.progress import Style, show
-from client.progress import GIVE_UP_AFTER_S, Report
-from protocol.errors import Code, Refused
+from client.progress import Report
+from protocol.errors import Code
 from protocol.programs import print_json, say
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def submit(
     *,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would leave; send nothing.")] = False,
     wait: WaitFlag = False,
-    give_up_after: GiveUpFlag = GIVE_UP_AFTER_S,
+    give_up_after: GiveUpFlag = None,
     progress: ProgressFlag = Style.AUTO,
     as_json: JsonFlag = False,
     workspace: WorkspaceFlag = Path(),
@@ -44,19 +44,21 @@ def submit(
         chosen = submit.choose(place, bundle)
         pool = place.pool(settings.pool_key)
         enrolment = submit.enrolment_for(place, settings, chosen, pool, datetime.now(UTC), keep=False)
-        _show_leaving(submit.leaving(chosen, enrolment), as_json=as_json)
+        leaving = submit.leaving(chosen, enrolment)
+        if as_json:
+            print_json(leaving)
+        else:
+            _show_leaving(leaving, settings)
         return
     with at_work(place), show(progress) as report:
         chosen = submit.choose(place, bundle)
-        record = send_bundle(place, settings, chosen, report, wait=wait, give_up_after=give_up_after)
-    show_records([record], as_json=as_json)
-    check_verdict(record)
+        submit_bundle(place, settings, chosen, report, wait=wait, give_up_after=give_up_after, as_json=as_json)
 
 
 def status(
     *,
     wait: WaitFlag = False,
-    give_up_after: GiveUpFlag = GIVE_UP_AFTER_S,
+    give_up_after: GiveUpFlag = None,
     as_json: JsonFlag = False,
     workspace: WorkspaceFlag = Path(),
 ) -> None:
@@ -72,7 +74,10 @@ def status(
     records = outbox.load(place.outbox)
     if not records:
         say("Nothing was submitted from here yet.")
-    show_records([submit.refresh(place, record, pool, coordinator, wait=wait) for record in records], as_json=as_json)
+    records = [submit.refresh(place, record, pool, coordinator, wait=wait) for record in records]
+    _show_records(records, as_json=as_json)
+    for record in records if wait else ():
+        submit.check_decided(record, pool)
 
 
 def verify(bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")], *, as_json: JsonFlag = False) -> None:
@@ -91,16 +96,22 @@ def verify(bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")], 
                 typer.echo(f"{name:<12} {value}")
 
 
-def send_bundle(
+def submit_bundle(
     place: "ClientWorkspace",
     settings: "ClientSettings",
     bundle: "Bundle",
     report: Report,
     *,
     wait: bool,
-    give_up_after: float,
-) -> "Record":
-    """Submit a bundle and, if asked, wait for its verdict."""
+    give_up_after: float | None,
+    as_json: bool = False,
+) -> None:
+    """Submit a bundle, wait for its verdict if asked, and print what became of it.
+
+    Raises:
+        Refused: What the coordinator refuses with; after waiting, the verdict's own code.
+        Unavailable: `UNREACHABLE`, `BUSY` if nobody has decided, or `STORAGE_FULL`.
+    """
     from client.submission import submit, upload
 
     pool = place.pool(settings.pool_key)
@@ -108,10 +119,15 @@ def send_bundle(
     enrolment = submit.enrolment_for(place, settings, bundle, pool, datetime.now(UTC), keep=True)
     record = submit.send(place, bundle, enrolment, pool, coordinator, report)
     say(f"The coordinator keeps {record.name}; receipt number {record.sequence}.")
-    return submit.refresh(place, record, pool, coordinator, wait=True) if wait else record
+    if wait:
+        record = submit.refresh(place, record, pool, coordinator, wait=True)
+    _show_records([record], as_json=as_json)
+    _check_verdict(record)
+    if wait:
+        submit.check_decided(record, pool)
 
 
-def show_records(records: "list[Record]", *, as_json: bool) -> None:
+def _show_records(records: "list[Record]", *, as_json: bool) -> None:
     """Print what became of bundles."""
     if as_json:
         print_json({"bundles": [_public(record) for record in records]})
@@ -122,33 +138,32 @@ def show_records(records: "list[Record]", *, as_json: bool) -> None:
             typer.echo(f"{record.digest[:12]} {record.name} {record.state}{released}{reason}")
 
 
-def check_verdict(record: "Record") -> None:
+def _check_verdict(record: "Record") -> None:
     """Fail with the verdict's own code if the bundle was refused.
 
     Raises:
-        Refused: The verdict's code.
+        GreylagError: The verdict's code.
     """
     from client.submission.outbox import REFUSED
 
     if record.state == REFUSED:
         code = Code.__members__.get(record.code, Code.REQUEST_INVALID)
-        raise Refused(code, record.message or "The bundle was refused.", record.hint)
+        raise code.family(code, record.message or "The bundle was refused.", record.hint)
 
 
 def _public(record: "Record") -> dict[str, Any]:
     return record.model_dump(mode="json", exclude={"schema_version", "receipt"})
 
 
-def _show_leaving(leaving: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        print_json(leaving)
-        return
-    typer.echo(f"bundle {leaving['digest']}")
-    for file in leaving["files"]:
-        typer.echo(f"file   {file['name']:<28} {file['bytes']:>12} bytes  sha256 {file['sha256']}")
-    for tensor in leaving["tensors"]:
-        typer.echo(f"tensor {tensor['name']} {tensor['dtype']} {tensor['shape']}")
-    typer.echo("statement, signed by the contributor's key:")
-    print_json(leaving["statement"])
-    typer.echo("enrolment, signed by the contributor's key:")
-    print_json(leaving["enrolment"])
+def _show_leaving(leaving: dict[str, Any], settings: "ClientSettings") -> None:
+    """Say in ten lines what leaves, the table of the card among them, which others see first."""
+    spec, enrolment = leaving["statement"]["predicate"]["spec"], leaving["enrolment"]["predicate"]
+    files = leaving["files"]
+    place = f"in the place of {spec['supersedes'][:12]}" if spec["supersedes"] else "in no other's place"
+    for line in (
+        f"to {settings.coordinator}: the bundle {spec['name']}, {leaving['digest'][:12]}, {place}",
+        f"{len(files)} files, {sum(file['bytes'] for file in files):,} bytes; --json lists them, and all tensors",
+        f"signed by the key {enrolment['key'][:16]}, which enrols as {enrolment['name']}; license {spec['license']}",
+        *(f"the card tells: {name}: {value}" for name, value in leaving["card"].items()),
+    ):
+        typer.echo(line)

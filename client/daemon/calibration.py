@@ -3,7 +3,6 @@
 import hashlib
 import random
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DataCollatorForSeq2Seq
 
-from client.data.columns import DataColumns
+from client.data.columns import DataSource
 from client.data.examples import read_examples
 from protocol.errors import Code, Refused
 from protocol.fleet.campaign import Calibrating
@@ -35,10 +34,7 @@ def take_steps(
     mirror: Mirror,
     start: Calibration | None,
     task: Calibrating,
-    data: Path,
-    columns: DataColumns,
-    *,
-    scratch: Path,
+    source: DataSource,
 ) -> bytes:
     """Train biases and temperatures on the rows that training takes; those that it holds back are for `evaluate`.
 
@@ -47,9 +43,7 @@ def take_steps(
         mirror: Says in which order their biases are told.
         start: What the round starts from; None for zeros.
         task: The round.
-        data: The private file.
-        columns: Its columns.
-        scratch: Folder for temporary files; nothing stays in it.
+        source: The private file.
 
     Returns:
         All numbers of the calibration, float32.
@@ -71,9 +65,7 @@ def take_steps(
             Code.ORDER_INVALID, f"The order asks for {task.numbers} numbers; the release has {len(start.vector)}.",
             "Tell the pool's operator.",
         )  # fmt: skip
-    examples = read_examples(
-        data, columns, base.tokenizer, base.architecture, pool.recipe, positions=base.positions, scratch=scratch
-    )
+    examples = read_examples(source, base.tokenizer, base.architecture, pool.recipe, positions=base.positions)
     seed = hashlib.sha256(f"{mirror.release.digest} {task.number}".encode()).digest()
     batches = _batches(base, examples.train, task.steps, random.Random(seed))  # noqa: S311 - no secret
     experts = model.generation.pool

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 from client.daemon.policy import DaemonPolicy
 from client.daemon.state import DaemonFolder
+from client.data.columns import DataSource
 from client.job import produce
 from client.progress import Progress
-from client.runs.record import coarse
+from client.runs.record import coarse, finished
 from client.submission import submit, upload
-from client.training.request import TrainingRequest as TrainingOrder
+from client.training.request import TrainingRequest
 from client.workspace import settings as client_settings
 from client.workspace.settings import ClientSettings
 from protocol.documents import Pool
@@ -70,9 +71,9 @@ class Work:
         import torch  # noqa: PLC0415
 
         from client.bundle.pack import tool_version  # noqa: PLC0415
-        from client.data.files import read_rows  # noqa: PLC0415
+        from client.data.files import count_rows  # noqa: PLC0415
 
-        rows = len(read_rows(policy.data, self.place.folder))
+        rows = count_rows(policy.data)
         words = {
             "version": tool_version(), "device": "cuda" if torch.cuda.is_available() else "cpu", "rows": coarse(rows),
         }  # fmt: skip
@@ -95,7 +96,7 @@ class Work:
         workspace = self.place.workspace
         now = datetime.now(UTC)
         with workspace.lock():
-            asked = TrainingOrder(policy.data, device=self.device)
+            asked = TrainingRequest((policy.data,), device=self.device)
             if (privacy := policy.privacy) is not None:
                 asked = replace(asked, privacy=privacy.promise, max_epsilon=privacy.max_epsilon)
             bundle = produce(workspace, settings, asked, report, now)
@@ -118,8 +119,8 @@ class Work:
             if error.code is not Code.RELEASE_UNKNOWN:
                 raise
             current = None
-        model, recipe = self._loaded(settings), self.pool.spec.recipe
-        pairs = held_out_pairs(policy.data, settings.columns, model.base.tokenizer, recipe, scratch=folder)
+        model = self._loaded(settings)
+        pairs = held_out_pairs(self._source(policy, settings), model.base.tokenizer, self._held_out())
         losses: dict[str, float] = {}
         if current is not None:
             model.take_up(current)
@@ -152,7 +153,7 @@ class Work:
             start = pull_calibration(self.place.releases, where, task.start, ca=ca, on_bytes=count)
         model = self._loaded(settings)
         model.take_up(mirror)
-        update = take_steps(model, mirror, start, task, policy.data, settings.columns, scratch=self.place.releases)
+        update = take_steps(model, mirror, start, task, self._source(policy, settings))
         keep_only(self.place.releases, set(model.digests))
         metrics = {"seconds": round(time.monotonic() - began, 1)}
         return Reply(words={"round": str(task.number)}, metrics=metrics, update=update)
@@ -161,13 +162,13 @@ class Work:
         self, order: Order, policy: DaemonPolicy, settings: ClientSettings, count: Callable[[int], None]
     ) -> "Mirror":
         """Fetch the list of experts that an order is about; not for data that cannot be read."""
-        from client.data.files import read_rows  # noqa: PLC0415 - seconds of import, once a process
+        from client.data.files import count_rows  # noqa: PLC0415 - seconds of import, once a process
 
         digest = order.candidate or order.release
         if digest is None:
             raise Refused(Code.ORDER_INVALID, "The order names no list of experts.", "Tell the pool's operator.")
         check_base(settings.base, self.pool.spec.base, self.place.workspace.base_cache)
-        read_rows(policy.data, self.place.folder)
+        count_rows(policy.data)
         folder, where = self.place.releases, settings.coordinator
         ca, released = settings.ca, order.release is not None
         return pull_exactly(folder, where, digest, released=released, ca=ca, pool_key=self._key, on_bytes=count)
@@ -175,6 +176,14 @@ class Work:
     @property
     def _key(self) -> PublicKey:
         return PublicKey.from_hex(self.pool.spec.coordinator)
+
+    def _source(self, policy: DaemonPolicy, settings: ClientSettings) -> DataSource:
+        return DataSource((policy.data,), settings.columns, self.place.workspace.split_key())
+
+    def _held_out(self) -> float:
+        """The share of rows that no training of this workspace has seen."""
+        own = (record.recipe.held_out for _, record in finished(self.place.workspace.runs))
+        return min([self.pool.spec.recipe.held_out, *own])
 
     def _loaded(self, settings: ClientSettings) -> "RoutedModel":
         from router.model.routed_model import RoutedModel  # noqa: PLC0415 - seconds of import, once a process

@@ -7,34 +7,40 @@ tokenizer's own chat template or, where it has none, as lines `role: content` th
 `assistant:`. Where the template allows it, a decoder learns the assistant's earlier turns, too
 (`client.data.chat`).
 
+A row is held out, or not, by its content alone, through a hash under the workspace's own key: rows
+that come, go or move change nothing for the others, and a row that stands twice falls on one side.
+
 No sentence of a refusal ever quotes a cell.
 """
 
+import hashlib
+import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from client.data.chat import encode_chat
-from client.data.columns import DataColumns
+from client.data.columns import DataColumns, DataSource
 from protocol.errors import Code, Refused
 from protocol.spec import Architecture, Recipe
 from router.base.tokens import ASSISTANT, IGNORED, Templated, encode_input, encode_target, write_prompt
 
-# Read when `datasets` is first imported: it opens files here and asks nobody.
+# Read when `datasets` is first imported.
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import datasets
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
-from client.data.files import lacks, read_rows
+from client.data.files import Row, lacks, read_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_SPLIT_SEED = 2402_05859  # any constant: every rerun must hold back the same rows
+_DIGEST_BYTES = 8
 
 
 class Pair(NamedTuple):
@@ -44,7 +50,7 @@ class Pair(NamedTuple):
     """`Templated` if a chat template wrote it."""
     target: str
     turns: tuple[dict[str, str], ...] = ()
-    """The chat that a template wrote, up to the target."""
+    """The chat, up to the target, if it is one."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ class Examples:
 
     @property
     def rows(self) -> int:
-        """Rows of the file."""
+        """Rows of the files."""
         return len(self.train) + len(self.held_out)
 
 
@@ -70,209 +76,200 @@ class TokenLimits(NamedTuple):
 
 
 def read_examples(
-    path: Path,
-    columns: DataColumns,
+    source: DataSource,
     tokenizer: "PreTrainedTokenizerBase",
     architecture: Architecture,
     recipe: Recipe,
     *,
     positions: int | None,
-    scratch: Path,
 ) -> Examples:
-    """Open, check, tokenise and split a data file.
+    """Open, check, tokenise and split the private files.
 
     Args:
-        path: JSON Lines, CSV or Parquet.
-        columns: Names of the columns.
+        source: The files.
         tokenizer: The base model's.
         architecture: Decides how prompt and target become one example.
         recipe: Limits of length and share of held-out rows.
         positions: Most tokens that the model takes at once; None for no limit.
-        scratch: Folder for temporary files; nothing stays in it.
 
     Raises:
         Refused: `DATA_UNREADABLE`, `DATA_COLUMNS`, `DATA_EMPTY` or `DATA_TOO_LONG`.
     """
-    rows = read_rows(path, scratch)
-    extract = _extractor(rows, columns, tokenizer, path.name, architecture)
-    _check_count(len(rows), path.name)
     limits = TokenLimits(recipe.max_input_tokens, recipe.max_target_tokens, positions)
-    tokenised = _tokenise(rows, extract, tokenizer, architecture, limits, name=path.name)
-    train, held_out = split(len(tokenised), recipe.held_out)
-    return Examples(tokenised.select(train), tokenised.select(held_out))
+    places, encoded = [], []
+    for where, pair in _pairs(source, tokenizer, architecture):
+        places.append(_place(source.split_key, pair))
+        encoded.append([np.asarray(part, np.int32) for part in _encode(pair, tokenizer, architecture, limits, where)])
+    held = split(places, recipe.held_out)
+    train, held_out = (
+        _table(each for each, is_held in zip(encoded, held, strict=True) if is_held == side) for side in (False, True)
+    )
+    return Examples(train, held_out)
 
 
-def held_out_pairs(
-    path: Path, columns: DataColumns, tokenizer: "PreTrainedTokenizerBase", recipe: Recipe, *, scratch: Path
-) -> list[Pair]:
+def held_out_pairs(source: DataSource, tokenizer: "PreTrainedTokenizerBase", held_out: float) -> list[Pair]:
     """Read, as text, the rows that training holds back.
 
     Args:
-        path: As in `read_examples`, and so on.
-        columns: Names of the columns.
+        source: The files.
         tokenizer: The base model's.
-        recipe: Share of held-out rows.
-        scratch: Folder for temporary files; nothing stays in it.
+        held_out: Share that is held back; of a smaller share, the rows are among those of a larger one.
 
     Raises:
         Refused: `DATA_UNREADABLE`, `DATA_COLUMNS` or `DATA_EMPTY`.
     """
-    rows = read_rows(path, scratch)
-    extract = _extractor(rows, columns, tokenizer, path.name, "decoder-only")  # which takes what others take, too
-    _check_count(len(rows), path.name)
-    pairs = []
-    for number in split(len(rows), recipe.held_out)[1]:
-        pair = extract(rows[number])
-        if pair is None:
-            raise lacks(number + 1, path.name)
-        pairs.append(pair)
-    return pairs
+    # Which takes what others take, too.
+    pairs = [pair for _, pair in _pairs(source, tokenizer, "decoder-only")]
+    held = split([_place(source.split_key, pair) for pair in pairs], held_out)
+    return [pair for pair, is_held in zip(pairs, held, strict=True) if is_held]
 
 
-def _check_count(rows: int, name: str) -> None:
-    if rows < 2:  # noqa: PLR2004 - one to train on, one held out
-        raise Refused(
-            Code.DATA_EMPTY,
-            f"{name} holds {rows} rows; at least 2 are needed, since one is held out.",
-            "Add examples.",
-        )
+def split(places: list[float], share: float) -> list[bool]:
+    """Say of each row whether it is held back: those below the share, or the lowest one where none is.
 
-
-def split(rows: int, held_out: float) -> tuple[list[int], list[int]]:
-    """Choose the rows to train on and those to hold back, the same ones each time.
+    A row that was trained on is never held back once other rows have come: the lowest place only falls.
 
     Args:
-        rows: Number of rows, at least 2.
-        held_out: Share to hold back; at least one row is held back and at least one is not.
+        places: Of the rows, 0 to 1, as their content has it.
+        share: To hold back.
+
+    Raises:
+        Refused: `DATA_EMPTY` if there would be nothing to train on.
     """
-    count = min(max(1, round(rows * held_out)), rows - 1)
-    order = np.random.default_rng(_SPLIT_SEED).permutation(rows)
-    return sorted(order[count:].tolist()), sorted(order[:count].tolist())
+    if len(set(places)) < 2:  # noqa: PLR2004 - one to train on, one held out
+        raise Refused(
+            Code.DATA_EMPTY,
+            f"The data hold {len(set(places))} rows that differ; at least 2 are needed, since one is held out.",
+            "Add examples.",
+        )
+    limit = max(share, np.nextafter(min(places), 1.0))
+    held = [place < limit for place in places]
+    if all(held):
+        raise Refused(
+            Code.DATA_EMPTY,
+            f"All {len(places)} rows fall among the {share:g} that are held out, and none is left to train on.",
+            "Add examples, or give a smaller --held-out.",
+        )
+    return held
+
+
+def _place(key: bytes, pair: Pair) -> float:
+    """Find where in [0, 1) the content of a row falls."""
+    content = json.dumps(pair.turns or (pair.prompt, pair.target)).encode()
+    digest = hashlib.blake2b(content, key=key, digest_size=_DIGEST_BYTES).digest()
+    return int.from_bytes(digest) / 256**_DIGEST_BYTES
+
+
+def _table(rows: Iterable[list[NDArray[np.int32]]]) -> datasets.Dataset:
+    input_ids, labels = zip(*rows, strict=True)
+    token = pa.list_(pa.int32())
+    return datasets.Dataset(pa.table({"input_ids": pa.array(input_ids, token), "labels": pa.array(labels, token)}))
+
+
+def _pairs(
+    source: DataSource, tokenizer: "PreTrainedTokenizerBase", architecture: Architecture
+) -> Iterator[tuple[str, Pair]]:
+    """Read all rows of all files; the first row of each says which columns it has."""
+    for path in source.files:
+        extract: Callable[[Row], Pair | None] | None = None
+        for row in read_rows(path):
+            extract = extract or _extractor(row.fields, source.columns, tokenizer, path.name, architecture)
+            pair = extract(row)
+            if pair is None:
+                raise lacks(row.where)
+            yield row.where, pair
+        if extract is None:
+            raise Refused(Code.DATA_EMPTY, f"{path.name} holds no rows.", "Add examples.")
 
 
 def _extractor(
-    rows: datasets.Dataset,
+    first: Mapping[str, Any],
     columns: DataColumns,
     tokenizer: "PreTrainedTokenizerBase",
     name: str,
     architecture: Architecture,
-) -> Callable[[dict[str, Any]], Pair | None]:
-    """Decide once how a row becomes a pair; the result is None for a row without both halves."""
-    found = rows.features
-    if columns.input in found and columns.target in found:
-        for column in (columns.input, columns.target):
-            if not _is_text(found[column]):
-                raise Refused(
-                    Code.DATA_COLUMNS, f"The column {column} of {name} holds no text.", "Write every value as a string."
-                )
-        return lambda row: _from_columns(row[columns.input], row[columns.target])
-    if columns.messages in found:
-        if not _is_chat(found[columns.messages]):
-            raise Refused(
-                Code.DATA_COLUMNS,
-                f"The column {columns.messages} of {name} is no list of messages.",
-                'Write it as [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}].',
-            )
-        return lambda row: _from_messages(row[columns.messages], tokenizer)
-    if columns.text in found and _is_text(found[columns.text]) and architecture == "decoder-only":
-        return lambda row: _from_text(row[columns.text])
+) -> Callable[[Row], Pair | None]:
+    """Decide once a file how a row becomes a pair; the result is None for a row without both halves."""
+    if columns.input in first and columns.target in first:
+        return lambda row: _from_columns(*(_text(row, column) for column in (columns.input, columns.target)))
+    if columns.messages in first:
+        return lambda row: _from_messages(_turns(row, columns.messages), tokenizer)
+    if columns.text in first and architecture == "decoder-only":
+        # The prompt is what the tokenizer begins with; all that follows is learnt.
+        return lambda row: Pair("", text) if (text := _text(row, columns.text)).strip() else None
     raise Refused(
         Code.DATA_COLUMNS,
-        f"{name} has the columns {', '.join(sorted(found))[:200]}; expected {columns.input} and {columns.target}, "
+        f"{name} has the columns {', '.join(sorted(first))[:200]}; expected {columns.input} and {columns.target}, "
         f"or {columns.messages}{f', or {columns.text}' if architecture == 'decoder-only' else ''}.",
         "Name them with --input-column and --target-column.",
     )
 
 
-def _is_text(feature: Any) -> bool:
-    return getattr(feature, "dtype", None) in ("string", "large_string")
+def _text(row: Row, column: str) -> str:
+    """Read a cell; one that is not there is empty."""
+    found = row.fields.get(column)
+    if found is None:
+        return ""
+    return _checked(found, f"{row.where}: {column}", "Write every value as a string.")
 
 
-def _is_chat(feature: Any) -> bool:
-    fields = getattr(feature, "feature", None)
-    return isinstance(fields, dict) and all(_is_text(fields.get(name)) for name in ("role", "content"))
+def _checked(found: Any, what: str, hint: str) -> str:
+    try:
+        if isinstance(found, str):
+            found.encode()  # half a surrogate pair is no text
+            return found
+    except UnicodeEncodeError:
+        pass
+    raise Refused(Code.DATA_COLUMNS, f"{what} holds no text.", hint)
 
 
-def _from_columns(prompt: str | None, target: str | None) -> Pair | None:
-    if not (prompt and prompt.strip() and target and target.strip()):
-        return None
-    return Pair(prompt, target)
-
-
-def _from_text(text: str | None) -> Pair | None:
-    # The prompt is what the tokenizer begins with; all that follows is learnt.
-    return Pair("", text) if text and text.strip() else None
-
-
-def _from_messages(messages: Sequence[dict[str, str]] | None, tokenizer: "PreTrainedTokenizerBase") -> Pair | None:
-    turns = messages or []
-    last = max((place for place, turn in enumerate(turns) if turn["role"] == ASSISTANT), default=0)
-    before, target = turns[:last], turns[last]["content"] if turns else None
-    if not before or not target or not target.strip() or any(not turn["content"] for turn in before):
-        return None
-    text = write_prompt(tokenizer, before)
-    return Pair(text, target, tuple(turns[: last + 1]) if isinstance(text, Templated) else ())
-
-
-def _tokenise(
-    rows: datasets.Dataset,
-    extract: Callable[[dict[str, Any]], Pair | None],
-    tokenizer: "PreTrainedTokenizerBase",
-    architecture: Architecture,
-    limits: TokenLimits,
-    *,
-    name: str,
-) -> datasets.Dataset:
-    lay_out = _apart if architecture == "encoder-decoder" else _joined
-
-    def batch(columns: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[list[int]]]:
-        input_ids, labels = [], []
-        for number, row in zip(numbers, _rows(columns), strict=True):
-            pair = extract(row)
-            if pair is None:
-                raise lacks(number + 1, name)
-            where = f"Row {number + 1} of {name}"
-            prompt = encode_input(tokenizer, pair.prompt, architecture)
-            target = encode_target(tokenizer, pair.target, architecture)
-            ids, wanted = lay_out(prompt, target, limits, where)
-            if pair.turns and architecture == "decoder-only":
-                ids, wanted = encode_chat(tokenizer, pair.turns) or (ids, wanted)
-                _check_length(len(ids), limits.model or len(ids), f"{where}: the chat")
-            input_ids.append(ids)
-            labels.append(wanted)
-        return {"input_ids": input_ids, "labels": labels}
-
-    token = datasets.List(datasets.Value("int32"))
-    return rows.map(
-        batch,
-        batched=True,
-        with_indices=True,
-        remove_columns=rows.column_names,
-        features=datasets.Features({"input_ids": token, "labels": token}),
-        keep_in_memory=True,
-        new_fingerprint="tokenised",  # else the tokenizer is pickled to compute one
+def _turns(row: Row, column: str) -> list[dict[str, str]]:
+    """Read a chat; one that is not there is empty."""
+    found, hint = (
+        row.fields.get(column),
+        ('Write it as [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}].'),
     )
+    if not isinstance(found, list | None) or not all(isinstance(turn, dict) for turn in found or ()):
+        raise Refused(Code.DATA_COLUMNS, f"{row.where}: {column} is no list of messages.", hint)
+    return [
+        {
+            "role": _checked(turn.get("role"), f"{row.where}: the role of message {number}", hint),
+            "content": _checked(turn.get("content"), f"{row.where}: the content of message {number}", hint),
+        }
+        for number, turn in enumerate(found or (), 1)
+    ]
 
 
-def _rows(columns: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
-    names = list(columns)
-    for values in zip(*columns.values(), strict=True):
-        yield dict(zip(names, values, strict=True))
+def _from_columns(prompt: str, target: str) -> Pair | None:
+    return Pair(prompt, target) if prompt.strip() and target.strip() else None
 
 
-def _apart(prompt: list[int], target: list[int], limits: TokenLimits, where: str) -> tuple[list[int], list[int]]:
-    """Encoder-decoder: the prompt goes to the encoder, the target is predicted."""
-    _check_length(len(prompt), min(limits.input, limits.model or limits.input), f"{where}: the input")
-    _check_length(len(target), min(limits.target, limits.model or limits.target), f"{where}: the target")
-    return prompt, target
+def _from_messages(turns: list[dict[str, str]], tokenizer: "PreTrainedTokenizerBase") -> Pair | None:
+    last = max((place for place, turn in enumerate(turns) if turn["role"] == ASSISTANT), default=0)
+    before = turns[:last]
+    if not before or not turns[last]["content"].strip() or any(not turn["content"] for turn in before):
+        return None
+    return Pair(write_prompt(tokenizer, before), turns[last]["content"], tuple(turns[: last + 1]))
 
 
-def _joined(prompt: list[int], target: list[int], limits: TokenLimits, where: str) -> tuple[list[int], list[int]]:
-    """Decoder-only: one sequence; the loss skips the prompt, expert and gates act on all of it."""
+def _encode(
+    pair: Pair, tokenizer: "PreTrainedTokenizerBase", architecture: Architecture, limits: TokenLimits, where: str
+) -> tuple[list[int], list[int]]:
+    """Lay an example out as tokens and labels."""
+    prompt = encode_input(tokenizer, pair.prompt, architecture)
+    target = encode_target(tokenizer, pair.target, architecture)
+    most = limits.model or len(prompt) + len(target)
+    if architecture == "encoder-decoder":  # the prompt goes to the encoder, the target is predicted
+        _check_length(len(prompt), min(limits.input, most), f"{where}: the input")
+        _check_length(len(target), min(limits.target, most), f"{where}: the target")
+        return prompt, target
+    # One sequence; the loss skips the prompt, expert and gates act on all of it.
     _check_length(len(prompt), limits.input, f"{where}: the input")
     _check_length(len(target), limits.target, f"{where}: the target")
-    if limits.model is not None:
-        _check_length(len(prompt) + len(target), limits.model, f"{where}: input and target together")
+    _check_length(len(prompt) + len(target), most, f"{where}: input and target together")
+    if isinstance(pair.prompt, Templated) and (whole := encode_chat(tokenizer, pair.turns)):
+        _check_length(len(whole[0]), limits.model or len(whole[0]), f"{where}: the chat")
+        return whole
     return prompt + target, [IGNORED] * len(prompt) + target
 
 

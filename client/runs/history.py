@@ -10,9 +10,22 @@ from protocol.files.atomic import write_whole
 
 PHASES = ("base", "expert", "gates", "joint")
 """`base` is not trained, and `joint` stands for expert and gates in one."""
+COMPLETE = "complete"
+"""Marker of a whole checkpoint, written last."""
 _OPENINGS = "openings.json"
 TRAINED, HELD_OUT = "loss", "eval_loss"
 """What the Trainer calls a loss on the rows of the last steps, and one on the held-out rows."""
+
+
+def newest_checkpoint(phase: Path) -> Path | None:
+    """Find the newest whole checkpoint in a phase's folder; a kill may have left others."""
+    whole = (marker.parent for marker in phase.glob(f"checkpoint-*/{COMPLETE}"))
+    return max(whole, key=step_of, default=None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Tell after which step a checkpoint was written."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def write(phase: Path, log: Iterable[Mapping[str, Any]]) -> None:

@@ -1,10 +1,12 @@
 """A finished training run on disk: what packing needs to know, and nothing about the data."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from client.runs import history
 from protocol import statement
 from protocol.adapters import Module
 from protocol.bundle import GATES
@@ -44,6 +46,11 @@ class RunRecord(Strict):
     rows: Annotated[str, Field(max_length=40)]
     """How many examples, as a power of ten: an exact count says more about the data than it should."""
 
+    @property
+    def loss(self) -> float:
+        """On the held-out rows, of the expert under its gates."""
+        return self.losses["joint" if self.joint else "gates"]
+
 
 def coarse(rows: int) -> str:
     """Name the power of ten that a number of rows falls into."""
@@ -64,6 +71,21 @@ def read_record(folder: Path) -> RunRecord | None:
 def dump_record(record: RunRecord) -> bytes:
     """Write a record as JSON."""
     return strict_json.dumps(record.model_dump(mode="json"))
+
+
+def finished(runs: Path) -> Iterator[tuple[Path, RunRecord]]:
+    """Go through the finished runs of a workspace, in no order that means anything."""
+    for run in sorted(runs.glob("*")):
+        if (record := read_record(run)) is not None:
+            yield run, record
+
+
+def where_stopped(run: Path) -> str:
+    """Tell how far an unfinished run has come; empty for one that begins anew."""
+    for phase in reversed(history.PHASES):
+        if (checkpoint := history.newest_checkpoint(run / phase)) is not None:
+            return f"step {history.step_of(checkpoint)} ({phase})"
+    return "its expert" if (run / ADAPTER).is_dir() else ""
 
 
 def read_statistics(folder: Path) -> Statistics:

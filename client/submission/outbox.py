@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from protocol import statement
+from protocol import compatibility, statement
+from protocol.compatibility import Submitted
 from protocol.documents import Receipt
 from protocol.errors import Code, Refused
 from protocol.files import strict_json
@@ -61,9 +62,9 @@ def load(folder: Path) -> list[Record]:
 
 
 def predecessor(records: list[Record], name: str, *, but: str | None = None) -> str | None:
-    """Return the digest of the newest bundle of a name that was not refused, other than `but`."""
-    digests = [r.digest for r in records if r.name == name and r.state != REFUSED and r.digest != but]
-    return digests[-1] if digests else None
+    """Return the digest of what the next bundle of a name supersedes, were `but` never submitted."""
+    earlier = [Submitted(each.digest, each.state) for each in records if each.name == name and each.digest != but]
+    return compatibility.predecessor(earlier)
 
 
 def _read(path: Path) -> Record:

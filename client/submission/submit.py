@@ -1,6 +1,7 @@
 """Behind the verbs `submit`, `status` and `verify`: what would leave, what left, and what became of it."""
 
 import json
+import re
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ from client.workspace import keys
 from client.workspace.paths import ClientWorkspace
 from client.workspace.settings import ClientSettings
 from protocol import tensors
-from protocol.bundle import ADAPTER_WEIGHTS, ENVELOPE, GATES, Bundle, open_bundle
+from protocol.bundle import ADAPTER_WEIGHTS, CARD, ENVELOPE, GATES, Bundle, open_bundle
 from protocol.compatibility import check_tensors
 from protocol.documents import Pool
-from protocol.errors import Code, Refused
+from protocol.errors import Code, Refused, Unavailable
 from protocol.files.atomic import write_whole
 from protocol.signing import Signed
 from protocol.v1.intake_pb2 import StatusReply
@@ -100,9 +101,15 @@ def leaving(bundle: Bundle, enrolment: bytes) -> dict[str, Any]:
             for name, header in held.items()
             for tensor, info in sorted(header.items())
         ],
+        "card": _told_by((bundle.folder / CARD).read_text(encoding="utf-8")),
         "statement": json.loads(Signed.parse(manifest.envelope).payload),
         "enrolment": json.loads(Signed.parse(enrolment).payload),
     }
+
+
+def _told_by(card: str) -> dict[str, str]:
+    """Read the table of a model card."""
+    return dict(re.findall(r"^\| ([^|]*[^|\s]) \| (.+) \|$", card, re.MULTILINE))
 
 
 def enrolment_for(
@@ -174,13 +181,8 @@ def refresh(
         Refused: `BUNDLE_UNKNOWN`.
         Unavailable: `UNREACHABLE` or `BUSY`.
     """
-    by_people = pool.spec.policy.admission == "reviewed"
-
-    def decided(state: str) -> bool:
-        return state in FINAL or (by_people and state == WAITS_FOR_OPERATOR)
-
     if wait:
-        reply: StatusReply = upload.wait(record.digest, coordinator, decided)
+        reply: StatusReply = upload.wait(record.digest, coordinator, lambda state: decided(state, pool))
     else:
         reply = upload.status(record.digest, coordinator)
     heard = record.model_copy(
@@ -194,3 +196,23 @@ def refresh(
     )
     outbox.save(workspace.outbox, heard)
     return heard
+
+
+def decided(state: str, pool: Pool) -> bool:
+    """Tell whether a bundle in this state waits for nobody, or for a person, as the pool's policy may want it."""
+    by_people = pool.spec.policy.admission == "reviewed"
+    return state in FINAL or (by_people and state == WAITS_FOR_OPERATOR)
+
+
+def check_decided(record: outbox.Record, pool: Pool) -> None:
+    """Fail if waiting has ended and nobody has decided about a bundle.
+
+    Raises:
+        Unavailable: `BUSY`.
+    """
+    if not decided(record.state, pool):
+        raise Unavailable(
+            Code.BUSY,
+            f"The coordinator keeps {record.name}, but nobody there has decided about it: it is {record.state}.",
+            "Ask its operator whether greylag-coordinator worker runs, then: greylag-client status --wait",
+        )

@@ -33,6 +33,10 @@ from protocol.wire.grpc_client import DEADLINE_S, STREAM_DEADLINE_S, connect
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 POLL_S = 1.0
+UNKNOWN_S = 3.0
+"""Patience with an address where nobody has answered yet, in seconds."""
+QUIET_S = 10.0
+"""Seconds of waiting for a verdict after which that is said."""
 _BEGIN_AGAIN = {
     Code.UNREACHABLE, Code.BUSY, Code.INTERNAL, Code.SESSION_UNKNOWN, Code.OFFSET_MISMATCH,
     Code.MISSING_RANGES, Code.CHUNK_CORRUPT,
@@ -47,7 +51,8 @@ class Coordinator:
     Args:
         address: `host:port`.
         ca: CA certificate, PEM.
-        give_up_after_s: Seconds without any progress after which a transfer fails.
+        give_up_after_s: Seconds without any progress after which a transfer or a wait ends; None for ten minutes, but
+            a few seconds where nobody has answered yet, since the address may be wrong.
         say: Told once when trying again begins.
         sleep: Waits for seconds.
         clock: A monotonic clock, in seconds.
@@ -55,10 +60,20 @@ class Coordinator:
 
     address: str
     ca: Path | None = None
-    give_up_after_s: float = GIVE_UP_AFTER_S
+    give_up_after_s: float | None = None
     say: Callable[[str], None] = lambda _: None
     sleep: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
+
+    def patience_s(self, *, reached: bool) -> float:
+        """Seconds without progress after which to give up.
+
+        Args:
+            reached: Whether the coordinator has answered before.
+        """
+        if self.give_up_after_s is not None:
+            return self.give_up_after_s
+        return GIVE_UP_AFTER_S if reached else UNKNOWN_S
 
 
 def fetch_pool(coordinator: Coordinator) -> bytes:
@@ -105,7 +120,7 @@ def submit(
                 _check_unchanged(bundle)
                 damaged = True
                 continue
-            patience.after(error, progressed=transfer.furthest > held)
+            patience.after(error, progressed=transfer.furthest > held, reached=transfer.answered)
 
 
 def status(digest: str, coordinator: Coordinator) -> StatusReply:
@@ -131,17 +146,21 @@ def wait(digest: str, coordinator: Coordinator, decided: Callable[[str], bool]) 
         Refused: `BUNDLE_UNKNOWN`.
         Unavailable: `UNREACHABLE` or `BUSY` at the end of patience.
     """
-    end = coordinator.clock() + coordinator.give_up_after_s
+    began, reached, told = coordinator.clock(), False, False
     while True:
-        over = coordinator.clock() >= end
+        passed, patience = coordinator.clock() - began, coordinator.patience_s(reached=reached)
         try:
             reply = status(digest, coordinator)
         except Unavailable:
-            if over:
+            if passed >= patience:
                 raise
         else:
-            if over or decided(reply.state):
+            reached = True
+            if passed >= coordinator.patience_s(reached=True) or decided(reply.state):
                 return reply
+            if passed >= QUIET_S and not told:
+                told = True
+                coordinator.say(f"Nobody at {coordinator.address} has decided yet. Waiting for up to {patience:g} s.")
         coordinator.sleep(POLL_S)
 
 
@@ -152,6 +171,8 @@ class _Transfer:
         self._bundle, self._enrolment, self._report = bundle, enrolment, report
         self.furthest = 0
         """Most bytes that the coordinator was seen to hold."""
+        self.answered = False
+        """Whether the coordinator was ever there."""
 
     def attempt(self, coordinator: Coordinator) -> bytes:
         """Go once through Enrol, Begin, Put and Commit; return the receipt."""
@@ -159,6 +180,7 @@ class _Transfer:
         with connect(coordinator.address, coordinator.ca) as channel:
             intake = IntakeStub(channel)
             intake.Enrol(EnrolRequest(envelope=self._enrolment), timeout=DEADLINE_S)
+            self.answered = True
             begun = intake.Begin(BeginRequest(envelope=manifest.envelope), timeout=DEADLINE_S)
             missing = self._missing(begun)
             if begun.receipt:
@@ -207,17 +229,18 @@ class _Patience:
         self._pause_s = FIRST_PAUSE_S
         self._last_progress = coordinator.clock()
 
-    def after(self, error: GreylagError, *, progressed: bool) -> None:
+    def after(self, error: GreylagError, *, progressed: bool, reached: bool) -> None:
         """Sleep before another attempt, or raise the error if there is to be none."""
         now = self._coordinator.clock()
         if progressed:
             self._last_progress, self._pause_s = now, FIRST_PAUSE_S
         if error.code not in _BEGIN_AGAIN:
             raise error
-        if now - self._last_progress + self._pause_s > self._coordinator.give_up_after_s:
+        patience_s = self._coordinator.patience_s(reached=reached or error.code is not Code.UNREACHABLE)
+        if now - self._last_progress + self._pause_s > patience_s:
             raise error
         if self._pause_s == FIRST_PAUSE_S:
-            self._coordinator.say(f"{error.message} Trying again for up to {self._coordinator.give_up_after_s:g} s.")
+            self._coordinator.say(f"{error.message} Trying again for up to {patience_s:g} s.")
         # Jitter keeps many clients from coming back in the same moment.
         self._coordinator.sleep(self._pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
@@ -225,8 +248,11 @@ class _Patience:
 
 def _check_receipt(envelope: bytes, bundle: Bundle, pool: Pool) -> Receipt:
     receipt = read_receipt(envelope, pool)
-    if (receipt.bundle, receipt.contributor, receipt.pool) != (bundle.digest, bundle.spec.contributor, pool.digest):
-        raise Refused(Code.UNTRUSTED, "The coordinator's receipt is for another bundle.", "Tell its operator.")
+    for what, found, expected in (
+        ("bundle", receipt.bundle, bundle.digest), ("contributor", receipt.contributor, bundle.spec.contributor),
+    ):  # fmt: skip
+        if found != expected:
+            raise Refused(Code.UNTRUSTED, f"The coordinator's receipt is for another {what}.", "Tell its operator.")
     return receipt
 
 

@@ -1,7 +1,6 @@
 """What is trained beside a frozen base: an expert of any kind, through PEFT where PEFT has it."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
@@ -15,7 +14,7 @@ from protocol.adapters import BOTTLENECK_TYPE, BottleneckModule, Ia3Module, Modu
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from protocol.errors import Code, Refused
 from protocol.files import strict_json
-from protocol.files.atomic import write_whole
+from protocol.files.atomic import new_folder, write_whole
 from protocol.spec import Architecture, Recipe
 from router.base.device_map import is_offloaded
 from router.base.linear import find_linear, seeming_at_hand
@@ -73,17 +72,16 @@ class _PeftTuner:
         self._modules = modules
 
     def save(self, folder: Path, base_name: str) -> None:
-        partial = _empty(folder)
         self.model.peft_config["default"].base_model_name_or_path = base_name
-        self.model.save_pretrained(str(partial), save_embedding_layers=False)
-        config = partial / ADAPTER_CONFIG
-        # PEFT shortens a long list of modules to suffixes; the full names say what was trained.
-        fields = json.loads(config.read_bytes())
-        write_whole(config, strict_json.dumps({**fields, "target_modules": sorted(self._modules)}))
-        for path in partial.iterdir():
-            if path.name not in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-                path.unlink()
-        partial.rename(folder)
+        with new_folder(folder) as partial:
+            self.model.save_pretrained(str(partial), save_embedding_layers=False)
+            config = partial / ADAPTER_CONFIG
+            # PEFT shortens a long list of modules to suffixes; the full names say what was trained.
+            fields = json.loads(config.read_bytes())
+            write_whole(config, strict_json.dumps({**fields, "target_modules": sorted(self._modules)}))
+            for path in partial.iterdir():
+                if path.name not in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+                    path.unlink()
 
     def take_off(self) -> None:
         self.model.unload()
@@ -97,14 +95,12 @@ class _BottleneckTuner:
         )
 
     def save(self, folder: Path, base_name: str) -> None:
-        partial = _empty(folder)
-        partial.mkdir(parents=True)
         fields = {
             "base_model_name_or_path": base_name, "peft_type": BOTTLENECK_TYPE, "target_modules": sorted(self._placed),
         }  # fmt: skip
-        write_whole(partial / ADAPTER_CONFIG, strict_json.dumps(fields))
-        save_bottlenecks(self._placed, partial)
-        partial.rename(folder)
+        with new_folder(folder) as partial:
+            write_whole(partial / ADAPTER_CONFIG, strict_json.dumps(fields))
+            save_bottlenecks(self._placed, partial)
 
     def take_off(self) -> None:
         detach_bottlenecks(self.model, self._placed)
@@ -125,9 +121,3 @@ def _config(recipe: Recipe, modules: Mapping[str, Module], architecture: Archite
         target_modules=targets,
         task_type=task,
     )
-
-
-def _empty(folder: Path) -> Path:
-    partial = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    return partial

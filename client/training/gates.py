@@ -16,11 +16,8 @@ from torch import Tensor
 from client.progress import Report
 from client.runs import history
 from client.training import distributed, phase
-from protocol.adapters import Module
-from protocol.spec import Recipe
-from router.base.linear import Linear
 from router.base.loading import Base
-from router.training.gated_linear import GatedLinear, attach_gates, detach_gates, gate_tuners
+from router.training.gated_linear import GatedLinear, detach_gates
 
 if TYPE_CHECKING:
     import datasets
@@ -32,65 +29,22 @@ _LOOKED_AT = 8
 
 
 def train(
-    work: phase.Phase,
-    base: Base,
-    adapter: Path,
-    modules: Mapping[str, Module],
-    examples: "Examples",
-    recipe: Recipe,
-    report: Report,
+    work: phase.Phase, base: Base, gated: Mapping[str, GatedLinear], examples: "Examples", report: Report
 ) -> dict[str, Tensor]:
-    """Train the gates of a saved expert.
+    """Train gates, and whatever else can learn in the model.
 
     Args:
         work: The phase; names the folder of checkpoints.
-        base: The base model; as it was when this returns.
-        adapter: Folder with PEFT's adapter_model.safetensors.
-        modules: The expert's modules by path.
+        base: The base model; as it was, but for the gates and what learns beside them, when this returns.
+        gated: Its modules with a gate in front of an expert, by path.
         examples: Tokenised examples.
-        recipe: Steps, batch and learning rate.
         report: Told after every step.
 
     Returns:
         Gates by tensor name `{module path}.gate`, float32 [d_in].
     """
-    return _train(work, base, attach_gates(base.model, adapter, modules), examples, recipe, report)
-
-
-def train_jointly(
-    work: phase.Phase,
-    base: Base,
-    linears: Mapping[str, Linear],
-    examples: "Examples",
-    recipe: Recipe,
-    report: Report,
-) -> dict[str, Tensor]:
-    """Train gates together with an expert that is on the base.
-
-    Args:
-        work: As in `train`.
-        base: The base model with an untrained expert on it, a trained one when this returns.
-        linears: The base's own modules, by the paths where the expert stands.
-        examples: Tokenised examples.
-        recipe: Batch and learning rate.
-        report: Told after every step.
-
-    Returns:
-        As `train`.
-    """
-    return _train(work, base, gate_tuners(base.model, linears), examples, recipe, report)
-
-
-def _train(
-    work: phase.Phase,
-    base: Base,
-    gated: Mapping[str, GatedLinear],
-    examples: "Examples",
-    recipe: Recipe,
-    report: Report,
-) -> dict[str, Tensor]:
     try:
-        phase.run(work, base.model, base.tokenizer, examples.train, examples.held_out, recipe, report)
+        phase.run(work, base.model, base.tokenizer, examples, report)
         openings = _openings(base, gated, examples.held_out)
         distributed.once(lambda: history.write_openings(work.folder.parent, openings))
         return {f"{path}.gate": layer.gate.detach().to("cpu", torch.float32).clone() for path, layer in gated.items()}

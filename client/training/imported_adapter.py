@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from protocol.adapters import Ia3Module, Module
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, sha256_of
 from protocol.errors import Code, Refused
 from protocol.files import strict_json
-from protocol.files.atomic import write_whole
+from protocol.files.atomic import new_folder, write_whole
 from protocol.spec import Dtype, PoolSpec
 from protocol.statement import first_invalid
 from protocol.tensors import ADAPTER_PREFIX, TensorInfo, read_header
@@ -107,13 +106,11 @@ def write_adapter(adapter: Adapter, folder: Path, pool: PoolSpec) -> None:
                 f"The adapter adds nothing at {_path_of(name)}, so no gate can be trained there.",
                 "Train it on, or save it without that module.",
             )
-    partial = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     dtype = getattr(torch, adapter.dtype)
-    save_file({name: tensor.to(dtype) for name, tensor in tensors.items()}, partial / ADAPTER_WEIGHTS, {"format": "pt"})
-    write_whole(partial / ADAPTER_CONFIG, strict_json.dumps(_config(adapter, pool)))
-    partial.rename(folder)
+    with new_folder(folder) as partial:
+        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+        save_file(tensors, partial / ADAPTER_WEIGHTS, {"format": "pt"})
+        write_whole(partial / ADAPTER_CONFIG, strict_json.dumps(_config(adapter, pool)))
 
 
 def _locate(name_or_path: str) -> Path:

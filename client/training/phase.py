@@ -7,6 +7,10 @@ start. The best checkpoint by held-out loss wins.
 
 import math
 import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,23 +25,22 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from client.progress import Progress, Report
 from client.runs import history
 from client.training import distributed
+from client.training.request import TrainingRequest
 from client.training.sequence_packing import pack
-from client.training.trainer import PhaseTrainer, diverged
-from protocol.errors import Code, Refused
-from protocol.spec import Promise, Recipe
+from client.training.trainer import TRAINABLE, PhaseTrainer, diverged, restore
+from protocol.errors import Code, Refused, Unavailable
+from protocol.spec import Recipe
 
 if TYPE_CHECKING:
-    import datasets
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-COMPLETE = "complete"
-"""Marker of a whole checkpoint, written last."""
+    from client.data.examples import Examples
+
 LOG_EVERY = 10
 """Steps between two looks at the training loss (each costs a wait for the device)."""
 
@@ -49,29 +52,22 @@ class Phase:
     name: str
     """One of `history.PHASES`."""
     folder: Path
-    steps: int
-    seed: int
-    device: str | None = None
-    """`cpu` keeps training off a GPU; None takes what there is."""
-    micro_batch: int | None = None
-    """Examples in memory at once, a divisor of this process's part of the batch; None takes all of it."""
-    recompute: bool = False
-    """Activations are computed again for the backward pass, not kept."""
-    packing: bool = False
-    """Examples of a batch share rows, without seeing each other."""
-    privacy: Promise | None = None
-    """What is promised to every example that is trained on."""
+    request: TrainingRequest
+    recipe: Recipe
     noise: float = 0.0
-    """What keeps the promise, as a multiple of the norm to which gradients are clipped."""
+    """What keeps the request's promise of privacy, as a multiple of the norm to which gradients are clipped."""
+
+    @property
+    def steps(self) -> int:
+        """Steps that the phase takes at most."""
+        return {"base": 0, "gates": self.recipe.gate_steps}.get(self.name, self.recipe.expert_steps)
 
 
 def run(
     phase: Phase,
     model: "nn.Module",
     tokenizer: "PreTrainedTokenizerBase",
-    train: "datasets.Dataset",
-    held_out: "datasets.Dataset",
-    recipe: Recipe,
+    examples: "Examples",
     report: Report,
 ) -> float:
     """Train, resuming from the last whole checkpoint; leaves the best weights in the model.
@@ -84,90 +80,114 @@ def run(
     Raises:
         Refused: `NOT_FINITE` if training diverged.
     """
-    trainer = _trainer(phase, model, tokenizer, held_out, recipe, train)
-    trainer.add_callback(_Checkpoints(phase.folder))
+    trainer = _trainer(phase, model, tokenizer, examples)
+    privacy, recipe = phase.request.privacy, phase.recipe
     trainer.add_callback(_Reporter(phase, report))
-    if recipe.patience and phase.privacy is None:
+    if recipe.patience and privacy is None:
         trainer.add_callback(EarlyStoppingCallback(recipe.patience))
     distributed.once(lambda: sweep(phase.folder))
-    last = sweep(phase.folder)
+    last = history.newest_checkpoint(phase.folder)
     try:
-        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        with _interruptible() as asked:
+            trainer.add_callback(_Checkpoints(phase.folder, asked))
+            if last is None or history.step_of(last) < phase.steps:
+                trainer.train(resume_from_checkpoint=None if last is None else str(last))
+            else:  # for which the Trainer would take another step
+                trainer.state = TrainerState.load_from_json(str(last / "trainer_state.json"))
+                best = last if privacy else last.with_name(f"checkpoint-{trainer.state.best_global_step}")
+                restore(model, best / TRAINABLE)
     except torch.OutOfMemoryError as error:
         raise Refused(
             Code.SETTINGS_INVALID,
-            f"The device has too little memory for {phase.micro_batch or recipe.batch_size} examples at once.",
+            f"The device has too little memory for {phase.request.micro_batch or recipe.batch_size} examples at once.",
             "Give a smaller --micro-batch (the batch stays the same, in more parts), --recompute or --quantise 4bit.",
         ) from error
     finally:
         if distributed.leads():
             sweep(phase.folder)
+    if asked.is_set():
+        raise Unavailable(
+            Code.INTERRUPTED,
+            f"Training was stopped after step {trainer.state.global_step} ({phase.name}); a checkpoint of it is kept.",
+            "Run the same command again: it continues there.",
+        )
     trainer.take_off()
-    loss = trainer.state.best_metric if phase.privacy is None else history.last_loss(trainer.state.log_history)
+    loss = trainer.state.best_metric if privacy is None else history.last_loss(trainer.state.log_history)
     if loss is None or not math.isfinite(loss):
         raise diverged(phase.name)
     distributed.once(lambda: history.write(phase.folder, trainer.state.log_history))
     return float(loss)
 
 
-def measure(
-    phase: Phase,
-    model: "nn.Module",
-    tokenizer: "PreTrainedTokenizerBase",
-    held_out: "datasets.Dataset",
-    recipe: Recipe,
-) -> None:
+def measure(phase: Phase, model: "nn.Module", tokenizer: "PreTrainedTokenizerBase", examples: "Examples") -> None:
     """Note the held-out loss of a model that is not trained, as the history of a phase of no steps."""
-    trainer = _trainer(phase, model, tokenizer, held_out, recipe)
+    trainer = _trainer(phase, model, tokenizer, examples)
     trainer.evaluate()
     distributed.once(lambda: history.write(phase.folder, trainer.state.log_history))
 
 
 def _trainer(
-    phase: Phase,
-    model: "nn.Module",
-    tokenizer: "PreTrainedTokenizerBase",
-    held_out: "datasets.Dataset",
-    recipe: Recipe,
-    train: "datasets.Dataset | None" = None,
-) -> "PhaseTrainer":
+    phase: Phase, model: "nn.Module", tokenizer: "PreTrainedTokenizerBase", examples: "Examples"
+) -> PhaseTrainer:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked, so any token serves
     if getattr(model, "is_quantized", False):
         vars(model)["_hf_peft_config_loaded"] = True  # the Trainer asks whether anything there can learn
+    request, batch = phase.request, phase.recipe.batch_size
     options = {
-        "model": model, "args": _arguments(phase, recipe), "train_dataset": train, "eval_dataset": held_out,
-        "data_collator": pack if phase.packing else DataCollatorForSeq2Seq(tokenizer),
+        "model": model, "args": _arguments(phase), "train_dataset": examples.train, "eval_dataset": examples.held_out,
+        "data_collator": pack if request.packing else DataCollatorForSeq2Seq(tokenizer),
     }  # fmt: skip
-    if phase.privacy is None:
+    if request.privacy is None:
         trainer = PhaseTrainer(**options)
     else:
         from client.training.differential_privacy import PrivateTrainer  # noqa: PLC0415 - opacus, which is an extra
 
-        micro_batch = phase.micro_batch or recipe.batch_size
+        micro_batch = request.micro_batch or batch
         trainer = PrivateTrainer(
-            **options, privacy=phase.privacy, noise=phase.noise, batch=recipe.batch_size, micro_batch=micro_batch
+            **options, privacy=request.privacy, noise=phase.noise, batch=batch, micro_batch=micro_batch
         )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def sweep(folder: Path) -> Path | None:
-    """Throw away checkpoints that were cut off, and return the newest whole one."""
-    whole = []
-    for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        if (checkpoint / COMPLETE).is_file():
-            whole.append(checkpoint)
-        else:
+def sweep(folder: Path) -> None:
+    """Throw away checkpoints that were cut off."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        if not (checkpoint / history.COMPLETE).is_file():
             shutil.rmtree(checkpoint)
-    return max(whole, key=_step, default=None)
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Tell of a first Ctrl-C, so that the step that was begun can be kept; a second one stops at once."""
+    asked = threading.Event()
+
+    def ask(*_: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    alone = distributed.processes() == 1 and threading.current_thread() is threading.main_thread()
+    if not alone or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield asked  # somebody else listens
+        return
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class _Checkpoints(TrainerCallback):
-    """Marks a checkpoint as whole, then lets go of all but the newest and the best."""
+    """Marks a checkpoint as whole, then lets go of all but the newest and the best; asks for one on Ctrl-C."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, asked: threading.Event) -> None:
+        self._folder, self._asked = folder, asked
+
+    def on_step_end(self, _args: TrainingArguments, _state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._asked.is_set():
+            control.should_save = control.should_training_stop = True
 
     def on_train_begin(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
         # A resumed state remembers a path; the workspace may have been moved since.
@@ -178,14 +198,14 @@ class _Checkpoints(TrainerCallback):
         if not distributed.leads():
             return
         newest = self._checkpoint(state.global_step)
-        (newest / COMPLETE).touch()
+        (newest / history.COMPLETE).touch(mode=0o600)
         kept = {newest.name, Path(state.best_model_checkpoint or newest).name}
-        for checkpoint in self._folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        for checkpoint in self._folder.glob("checkpoint-*"):
             if checkpoint.name not in kept:
                 shutil.rmtree(checkpoint)
 
     def _checkpoint(self, step: int) -> Path:
-        return self._folder / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+        return self._folder / f"checkpoint-{step}"
 
 
 class _Reporter(TrainerCallback):
@@ -212,9 +232,10 @@ class _Arguments(TrainingArguments):
         return min(1, super().n_gpu)
 
 
-def _arguments(phase: Phase, recipe: Recipe) -> TrainingArguments:
-    mine, private = recipe.batch_size // distributed.processes(), phase.privacy is not None
-    micro_batch = phase.micro_batch or mine
+def _arguments(phase: Phase) -> TrainingArguments:
+    request, recipe = phase.request, phase.recipe
+    mine, private = recipe.batch_size // distributed.processes(), request.privacy is not None
+    micro_batch = request.micro_batch or mine
     return _Arguments(
         output_dir=str(phase.folder),
         max_steps=phase.steps,
@@ -243,13 +264,9 @@ def _arguments(phase: Phase, recipe: Recipe) -> TrainingArguments:
         log_level="error",
         remove_unused_columns=False,
         label_names=["labels"],
-        dataloader_pin_memory=torch.cuda.is_available() and phase.device != "cpu",
-        use_cpu=phase.device == "cpu",
-        activation_checkpointing=phase.recompute and phase.steps > 0,
+        dataloader_pin_memory=torch.cuda.is_available() and request.device != "cpu",
+        use_cpu=request.device == "cpu",
+        activation_checkpointing=request.recompute and phase.steps > 0,
         activation_checkpointing_kwargs={"use_reentrant": False},  # gradients need not reach the embeddings
-        seed=phase.seed,
+        seed=request.seed,
     )
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])

@@ -1,13 +1,14 @@
-"""From a data file to a trained expert with gates, in one resumable run.
+"""From private files to a trained expert with gates, in one resumable run.
 
 Each part (expert, gates, record) is written beside its place and renamed whole, so a run that was
 stopped anywhere continues with the first part that is not there.
 """
 
 import shutil
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from transformers import set_seed
@@ -18,20 +19,15 @@ from client.runs import history
 from client.runs.record import ADAPTER, RECORD, RunRecord, coarse, dump_record
 from client.training import adapters, distributed, gates, phase, statistics, trainer
 from client.training.imported_adapter import write_adapter
-from client.training.modules import plan_modules
 from client.training.plan import TrainingPlan
 from client.training.sequence_packing import check_packing
-from protocol.adapters import Module
 from protocol.bundle import GATES
 from protocol.errors import Code, Refused
 from protocol.files.atomic import write_whole
-from protocol.spec import Promise, Recipe
 from router.base.device_map import is_offloaded
 from router.base.linear import find_linear
 from router.base.loading import Base, load_base
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from router.training.gated_linear import attach_gates, gate_tuners
 
 
 def train(plan: TrainingPlan, folder: Path, report: Report) -> None:
@@ -43,163 +39,126 @@ def train(plan: TrainingPlan, folder: Path, report: Report) -> None:
         report: Told after every step.
 
     Raises:
-        Refused: A code of the data, `RANK_OUT_OF_BOUNDS`, `BASE_UNREADABLE`, `SETTINGS_INVALID`, `MODULE_UNKNOWN`,
-            `KIND_UNSUPPORTED`, `NOT_FINITE` or `NO_EFFECT`.
+        Refused: A code of the data, `BASE_UNREADABLE`, `SETTINGS_INVALID`, `MODULE_UNKNOWN`, `KIND_UNSUPPORTED`,
+            `NOT_FINITE` or `NO_EFFECT`.
     """
-    adapter = plan.adapter
-    modules = plan_modules(plan.pool.spec, plan.recipe) if adapter is None else adapter.modules
-    if plan.device == "cuda" and not torch.cuda.is_available():
+    request = plan.request
+    if request.device == "cuda" and not torch.cuda.is_available():
         raise Refused(Code.SETTINGS_INVALID, "There is no CUDA device here.", "Leave out --device cuda.")
     folder.mkdir(parents=True, exist_ok=True)
-    device, thrift = distributed.join(plan.device), plan.thrift
     base = load_base(
-        plan.base, device=device, max_memory=thrift.max_memory, dtype=thrift.dtype, quantise=thrift.quantise
+        plan.settings.base,
+        device=distributed.join(request.device),
+        max_memory=request.max_memory,
+        dtype=request.dtype,
+        quantise=request.quantise,
     )
     if is_offloaded(base.model):
         plan = _for_offloading(plan)
-    if plan.thrift.recompute and not base.model.supports_gradient_checkpointing:
+    if plan.request.recompute and not base.model.supports_gradient_checkpointing:
         raise Refused(
             Code.SETTINGS_INVALID,
             f"A model of the type {base.model.config.model_type} cannot compute activations again, which --recompute "
             "and an offloaded base ask for.",
             "Give a smaller --micro-batch, --quantise 4bit, or more with --max-memory.",
         )
-    if thrift.packing:
+    if request.packing:
         check_packing(base)
-    examples = read_examples(
-        plan.data,
-        plan.columns,
-        base.tokenizer,
-        base.architecture,
-        plan.recipe,
-        positions=base.positions,
-        scratch=folder,
-    )
-    noise = 0.0 if plan.privacy is None else _noise(plan.privacy, plan.recipe, len(examples.train))
+    examples = read_examples(plan.source, base.tokenizer, base.architecture, plan.recipe, positions=base.positions)
+    run = _Run(plan, folder, base, examples, report)
     if not (folder / ADAPTER).is_dir():
-        if plan.joint:
-            _train_jointly(plan, base, examples, modules, folder, report)
-        elif adapter is None:
-            _train_expert(plan, base, examples, modules, folder, report, noise)
-        else:
-            _measure_base(plan, base, examples, folder)
-            distributed.once(lambda: write_adapter(adapter, folder / ADAPTER, plan.pool.spec))
+        run.make_expert()
     if not (folder / GATES).is_file():
-        _train_gates(plan, base, examples, modules, folder, report, noise)
+        run.train_gates()
     if distributed.leads():
-        _finish(plan, base, examples, modules, folder, report)
-
-
-def _finish(
-    plan: TrainingPlan, base: Base, examples: Examples, modules: "Mapping[str, Module]", folder: Path, report: Report
-) -> None:
-    """Write what the bundle tells beside the expert, then the record, and throw the checkpoints away."""
-    if not (plan.sharing.folder(folder) / GATES).is_file():
-        statistics.write(plan.sharing, folder, base, examples.train, list(modules), report)
-    record = RunRecord(
-        name=plan.name,
-        pool=plan.pool.digest,
-        recipe=plan.recipe,
-        modules=dict(modules),
-        dtype="float32" if plan.adapter is None else plan.adapter.dtype,
-        adopted=plan.adapter is not None,
-        joint=plan.joint,
-        privacy=plan.privacy,
-        steps=history.steps(folder),
-        losses=history.losses(folder, last=plan.privacy is not None),
-        rows=coarse(examples.rows),
-    )
-    write_whole(folder / RECORD, dump_record(record))
-    for checkpoints in history.PHASES:
-        shutil.rmtree(folder / checkpoints, ignore_errors=True)
+        run.finish()
 
 
 def _for_offloading(plan: TrainingPlan) -> TrainingPlan:
     """Compute activations again: else the backward pass would want every weight that was fetched for the forward."""
-    if plan.privacy is not None:
+    if plan.request.privacy is not None:
         raise Refused(
             Code.SETTINGS_INVALID,
             "--epsilon goes without an offloaded base: each example is seen once, and all weights are kept for that.",
             "Give more with --max-memory, or hold the base in fewer bits with --quantise.",
         )
-    return replace(plan, thrift=replace(plan.thrift, recompute=True))
+    return replace(plan, request=replace(plan.request, recompute=True))
 
 
-def _train_expert(
-    plan: TrainingPlan,
-    base: Base,
-    examples: Examples,
-    modules: "Mapping[str, Module]",
-    folder: Path,
-    report: Report,
-    noise: float,
-) -> None:
-    set_seed(plan.seed)
-    expert = adapters.put_on(base, plan.recipe, modules)
-    work = replace(_phase(plan, "expert", folder), noise=noise)
-    phase.run(work, expert.model, base.tokenizer, examples.train, examples.held_out, plan.recipe, report)
-    _check_finite(trainer.trainable(expert.model), "expert")
-    distributed.once(lambda: expert.save(folder / ADAPTER, plan.pool.spec.base.name))
-    expert.take_off()
+@dataclass(frozen=True)
+class _Run:
+    """What every part of a run is made from."""
+
+    plan: TrainingPlan
+    folder: Path
+    base: Base
+    examples: Examples
+    report: Report
+
+    def make_expert(self) -> None:
+        """Train the expert, with its gates if both are trained together, or take one that was trained elsewhere."""
+        plan, base, adapter = self.plan, self.base, self.plan.adapter
+        if adapter is not None:
+            # It may come from another base: this tells what it is worth.
+            phase.measure(self._phase("base"), base.model, base.tokenizer, self.examples)
+            distributed.once(lambda: write_adapter(adapter, self.folder / ADAPTER, plan.pool.spec))
+            return
+        set_seed(plan.request.seed)
+        linears, rest = {path: find_linear(base.model, path) for path in plan.modules}, (self.examples, self.report)
+        expert = adapters.put_on(base, plan.recipe, plan.modules)
+        if plan.request.joint:
+            self._save_gates(gates.train(self._phase("joint"), base, gate_tuners(base.model, linears), *rest))
+        else:
+            phase.run(self._phase("expert"), expert.model, base.tokenizer, *rest)
+        _check_finite(trainer.trainable(expert.model), "expert")
+        distributed.once(lambda: expert.save(self.folder / ADAPTER, plan.pool.spec.base.name))
+        expert.take_off()
+
+    def train_gates(self) -> None:
+        """Train the gates of an expert that lies in the run's folder."""
+        gated = attach_gates(self.base.model, self.folder / ADAPTER, self.plan.modules)
+        self._save_gates(gates.train(self._phase("gates"), self.base, gated, self.examples, self.report))
+
+    def finish(self) -> None:
+        """Write what the bundle tells beside the expert, then the record, and throw the checkpoints away."""
+        plan, folder, request = self.plan, self.folder, self.plan.request
+        if not (plan.sharing.folder(folder) / GATES).is_file():
+            statistics.write(plan.sharing, folder, self.base, self.examples.train, list(plan.modules), self.report)
+        record = RunRecord(
+            name=plan.name,
+            pool=plan.pool.digest,
+            recipe=plan.recipe,
+            modules=dict(plan.modules),
+            dtype="float32" if plan.adapter is None else plan.adapter.dtype,
+            adopted=plan.adapter is not None,
+            joint=request.joint,
+            privacy=request.privacy,
+            steps=history.steps(folder),
+            losses=history.losses(folder, last=request.privacy is not None),
+            rows=coarse(self.examples.rows),
+        )
+        write_whole(folder / RECORD, dump_record(record))
+        for checkpoints in history.PHASES:
+            shutil.rmtree(folder / checkpoints, ignore_errors=True)
+
+    def _save_gates(self, vectors: Mapping[str, torch.Tensor]) -> None:
+        _check_finite(vectors, "gates")
+        distributed.once(lambda: gates.save(vectors, self.folder / GATES))
+
+    def _phase(self, name: str) -> phase.Phase:
+        return phase.Phase(name, self.folder / name, self.plan.request, self.plan.recipe, self._noise)
+
+    @cached_property
+    def _noise(self) -> float:
+        recipe, privacy = self.plan.recipe, self.plan.request.privacy
+        if privacy is None:
+            return 0.0
+        from client.training.differential_privacy import noise_for  # noqa: PLC0415 - opacus, which is an extra
+
+        steps = recipe.expert_steps + recipe.gate_steps
+        return noise_for(privacy, len(self.examples.train), recipe.batch_size, steps)
 
 
-def _train_gates(
-    plan: TrainingPlan,
-    base: Base,
-    examples: Examples,
-    modules: "Mapping[str, Module]",
-    folder: Path,
-    report: Report,
-    noise: float,
-) -> None:
-    work = replace(_phase(plan, "gates", folder), noise=noise)
-    vectors = gates.train(work, base, folder / ADAPTER, modules, examples, plan.recipe, report)
-    _check_finite(vectors, "gates")
-    distributed.once(lambda: gates.save(vectors, folder / GATES))
-
-
-def _train_jointly(
-    plan: TrainingPlan, base: Base, examples: Examples, modules: "Mapping[str, Module]", folder: Path, report: Report
-) -> None:
-    set_seed(plan.seed)
-    linears = {path: find_linear(base.model, path) for path in modules}
-    expert = adapters.put_on(base, plan.recipe, modules)
-    work = _phase(plan, "joint", folder)
-    vectors = gates.train_jointly(work, base, linears, examples, plan.recipe, report)
-    _check_finite(vectors | trainer.trainable(expert.model), "expert")
-    distributed.once(lambda: gates.save(vectors, folder / GATES))
-    distributed.once(lambda: expert.save(folder / ADAPTER, plan.pool.spec.base.name))
-    expert.take_off()
-
-
-def _measure_base(plan: TrainingPlan, base: Base, examples: Examples, folder: Path) -> None:
-    # Gates are trained on an expert that came from elsewhere, perhaps from another base: this tells what it is worth.
-    work = _phase(plan, "base", folder)
-    phase.measure(work, base.model, base.tokenizer, examples.held_out, plan.recipe)
-
-
-def _phase(plan: TrainingPlan, name: str, folder: Path) -> phase.Phase:
-    recipe = plan.recipe
-    steps = {"expert": recipe.expert_steps, "gates": recipe.gate_steps, "joint": recipe.expert_steps}.get(name, 0)
-    return phase.Phase(
-        name,
-        folder / name,
-        steps,
-        plan.seed,
-        plan.device,
-        plan.micro_batch,
-        recompute=plan.thrift.recompute,
-        packing=plan.thrift.packing,
-        privacy=plan.privacy,
-    )
-
-
-def _noise(privacy: Promise, recipe: Recipe, rows: int) -> float:
-    from client.training.differential_privacy import noise_for  # noqa: PLC0415 - opacus, which is an extra
-
-    return noise_for(privacy, rows, recipe.batch_size, recipe.expert_steps + recipe.gate_steps)
-
-
-def _check_finite(tensors: "Mapping[str, torch.Tensor]", name: str) -> None:
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+def _check_finite(tensors: Mapping[str, torch.Tensor], name: str) -> None:
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise trainer.diverged(name)

@@ -2,10 +2,10 @@
 
 Every row's vector, all its modules' inputs together in the metric of public text, is clipped to one length; the mean
 over n rows then changes by at most 2 C / n when one row is another, and Gaussian noise of a scale that the analytic
-Gaussian mechanism gives for that change makes it (epsilon, delta)-differentially private. The number of rows is taken
-for known. Modules that read one input share one noisy vector. Each new release of means spends its epsilon again.
+Gaussian mechanism (arXiv 1805.06530, as dp-accounting has it) gives for that change makes it (epsilon, delta)-
+differentially private. The number of rows is taken for known. Modules that read one input share one noisy vector. Each
+new release of means spends its epsilon again.
 
-Source: B. Balle, Y.-X. Wang, "Improving the Gaussian Mechanism for Differential Privacy", arXiv 1805.06530, theorem 8.
 Noise is drawn in floating point, which a determined reader may look into (Mironov, CCS 2012).
 """
 
@@ -14,6 +14,7 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+from dp_accounting import get_sigma_gaussian
 from torch import Tensor
 
 from protocol.spec import Noise
@@ -25,37 +26,12 @@ DELTA = 1e-5
 CLIP = 1.0
 """Length to which a row is cut; that of public texts is 1 in the mean square."""
 _COUNTS = (1, 2, 5)
-_HALVINGS = 200
 
 
 def counted(rows: int) -> int:
     """Round a number of rows down to 1, 2 or 5 times a power of ten, since it is told."""
     scale = 10 ** (len(str(rows)) - 1)
     return max(count * scale for count in _COUNTS if count * scale <= rows)
-
-
-def noise_scale(epsilon: float, delta: float) -> float:
-    """Find the least standard deviation that makes a change of length 1 (epsilon, delta)-private.
-
-    Args:
-        epsilon: Above 0.
-        delta: Above 0, below 1.
-    """
-
-    def normal(x: float) -> float:
-        return math.erfc(-x / math.sqrt(2)) / 2
-
-    def told(scale: float) -> float:
-        apart, shift = 1 / (2 * scale), epsilon * scale
-        return normal(apart - shift) - math.exp(epsilon) * normal(-apart - shift)
-
-    low, high = 0.0, 1.0
-    while told(high) > delta:
-        high *= 2
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if middle == 0 or told(middle) > delta else (low, middle)
-    return high
 
 
 def means(
@@ -72,7 +48,7 @@ def means(
     Returns:
         [d] float32 by path, of those modules alone that see prompts.
     """
-    reader, public = model.senses.mixtures.reader, model.senses.mixtures.public
+    reader, public = model.features.mixtures.reader, model.features.mixtures.public
     told = [path for path in modules if reader.of_prompt(path)]
     sources = list(dict.fromkeys(reader.sources[path] for path in told))
     spreads = {path: public.spread(path, "pooled") for path in sources}
@@ -89,7 +65,7 @@ def means(
         total += (vectors * (CLIP / lengths.clamp(min=CLIP))).sum(0)
     # Nobody may draw the same noise again, so the seed of a run has no part in it.
     draw = torch.Generator().manual_seed(secrets.randbits(63))
-    scale = 2 * CLIP / noise.rows * noise_scale(noise.epsilon, noise.delta)
+    scale = 2 * CLIP / noise.rows * get_sigma_gaussian(noise.epsilon, noise.delta)
     noisy = total / noise.rows + scale * torch.randn(len(total), generator=draw, dtype=torch.float64)
     found = {
         path: spreads[path].mean + spreads[path].raised(part.unsqueeze(0) * units[path], RIDGE, 0.5)[0]

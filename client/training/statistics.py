@@ -12,7 +12,7 @@ from transformers import DataCollatorForSeq2Seq
 from client.progress import Progress, Report
 from client.runs.consent import Share, Sharing
 from client.runs.record import STATISTICS
-from client.training import gates, private_means, trainer
+from client.training import gates, trainer
 from protocol.bundle import GATES
 from protocol.files import strict_json
 from protocol.files.atomic import write_whole
@@ -79,6 +79,8 @@ def _means(
     """Average [d] by path, with noise where it is asked for, and say what was done."""
     if sharing.epsilon is None:
         return mean_inputs(base, modules, _batches(base, rows, report)), Means(modules=tuple(modules))
+    from client.training import private_means  # noqa: PLC0415 - dp-accounting, which is an extra
+
     rows = _spread(rows, private_means.counted(len(rows)))
     noise = Noise(epsilon=sharing.epsilon, delta=private_means.DELTA, rows=len(rows))
     vectors = private_means.means(RoutedModel(base), modules, _batches(base, rows, report), noise)

@@ -1,5 +1,6 @@
 """Hugging Face's Trainer, over the few parameters that a phase trains."""
 
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,13 @@ class PhaseTrainer(Trainer):
 
     def take_off(self) -> None:
         """Leave the model as it came; here nothing was put on it."""
+
+    def _save_checkpoint(self, model: "nn.Module", trial: Any) -> None:
+        before = os.umask(0o077)  # what is learnt from private data is its owner's alone
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            os.umask(before)
 
     def _save(self, output_dir: str | None = None, _state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from protocol.errors import Code, GreylagError, Refused, Unavailable
+from protocol.errors import GreylagError, from_os_error
 
 
 @contextmanager
@@ -22,23 +22,12 @@ def storage() -> Iterator[None]:
         raise
     except Exception as error:
         cause = _os_error(error)
-        if cause is None:
+        if cause is None or cause.errno not in _DISK:
             raise
-        if cause.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise Unavailable(
-                Code.STORAGE_FULL,
-                "The disk of the workspace is full; nothing half-written was kept.",
-                "Make room, then run the same command again: it continues where it stopped.",
-            ) from error
-        if cause.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise Refused(
-                Code.SETTINGS_INVALID,
-                f"{cause.filename or 'The workspace'} cannot be written: {cause.strerror}.",
-                "Check the folder's permissions, or choose another with --workspace.",
-            ) from error
-        raise
+        raise from_os_error(cause) from error
 
 
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 # safetensors and torch.save report a failed write without its errno; torch only by its source file.
 _FULL = ("No space left on device", "inline_container.cc")
 

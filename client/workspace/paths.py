@@ -4,10 +4,12 @@ client.toml        settings                     contributor.key    private key, 
 pool.dsse.json     the pool, signed             enrolment.dsse.json  the key's own introduction
 runs/<run-id>/     training in progress         bundles/<name>/    finished bundles
 outbox/            what was submitted           base.json          fingerprint of the base, cached
+split.key          decides which rows are held out, never sent
 """
 
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +17,10 @@ from filelock import FileLock, Timeout
 
 from protocol.documents import Pool, read_pool
 from protocol.errors import Code, Refused
+from protocol.files.atomic import write_secret
 from protocol.signing import PublicKey
+
+_SPLIT_KEY_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,24 @@ class ClientWorkspace:
     def outbox(self) -> Path:
         """Records of submitted bundles."""
         return self.root / "outbox"
+
+    def split_key(self) -> bytes:
+        """Read the key that decides which rows are held out; made once, when it is first asked for.
+
+        Raises:
+            Refused: `KEY_UNREADABLE`.
+        """
+        path = self.root / "split.key"
+        with suppress(FileExistsError):
+            write_secret(path, secrets.token_bytes(_SPLIT_KEY_BYTES))
+        key = path.read_bytes()
+        if len(key) != _SPLIT_KEY_BYTES:
+            raise Refused(
+                Code.KEY_UNREADABLE,
+                f"{path} holds no key of {_SPLIT_KEY_BYTES} bytes.",
+                "Restore it from a copy; without it, rows that were trained on may be held out.",
+            )
+        return key
 
     def pool(self, trusted: str) -> Pool:
         """Read the pool's document.

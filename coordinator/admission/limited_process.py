@@ -26,6 +26,10 @@ class ProcessLimits:
     wall_s: float = 300.0
 
 
+class CheckFailedError(Exception):
+    """A check that came to no verdict: too slow, killed, or broken. It may be the machine's fault: try again."""
+
+
 def check(folder: Path, pool: Path, limits: ProcessLimits = ProcessLimits()) -> None:
     """Check the content of a bundle in a subprocess.
 
@@ -35,8 +39,8 @@ def check(folder: Path, pool: Path, limits: ProcessLimits = ProcessLimits()) -> 
         limits: What the process may use.
 
     Raises:
-        Refused: What `content.check_content` refuses with, or `VALIDATOR_FAILED` if the process was
-            killed, crashed or did not answer.
+        Refused: What `check_content` refuses with.
+        CheckFailedError: The process was killed, crashed or did not answer.
     """
     command = [sys.executable, "-P", "-B", "-m", __name__, str(folder.resolve()), str(pool.resolve())]
     try:
@@ -50,25 +54,17 @@ def check(folder: Path, pool: Path, limits: ProcessLimits = ProcessLimits()) -> 
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise _failed(f"took longer than {limits.wall_s:g} s") from error
+        raise CheckFailedError(f"took longer than {limits.wall_s:g} s") from error
     if done.returncode != 0:
-        raise _failed(f"ended with status {done.returncode}")
+        raise CheckFailedError(f"ended with status {done.returncode}")
     try:
         answer = json.loads(done.stdout)
         if answer is None:
             return
         refusal = Refused(Code[answer["code"]], answer["message"], answer["hint"])
     except (ValueError, KeyError, TypeError) as error:
-        raise _failed("gave no answer") from error
+        raise CheckFailedError("gave no answer") from error
     raise refusal
-
-
-def _failed(how: str) -> Refused:
-    return Refused(
-        Code.VALIDATOR_FAILED,
-        f"The check of the bundle's content {how}.",
-        "Pack the bundle again; if it stays like this, ask the pool's operator.",
-    )
 
 
 def _limit(limits: ProcessLimits) -> None:
@@ -82,7 +78,9 @@ def main(folder: str, pool: str, limits: str) -> None:
     """Be the process."""
     _limit(ProcessLimits(**json.loads(limits)))
     from coordinator.admission.check import check_content  # noqa: PLC0415 - whatever is imported is limited too
+    from protocol.documents import read_pool  # noqa: PLC0415
 
+    read_pool(Path(pool).read_bytes())  # what is wrong with it is no bundle's fault
     answer = None
     try:
         check_content(Path(folder), Path(pool))

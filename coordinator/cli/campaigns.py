@@ -79,6 +79,7 @@ def fleet(
             print_json({"port": port, "pool": open_.pool.digest})
 
     with exclusive(place, "fleet"), opened(place, settings) as open_:
+        open_.high_water.check()
         run(open_, stopped, clock=_now, on_ready=ready, interval_s=settings.worker_interval_s, ask_again_s=ask_again)
 
 

@@ -6,12 +6,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coordinator.cli.output import JsonOption, ReasonOption, WorkspaceOption, opened_workspace, table
+from coordinator.cli.output import (
+    JsonOption,
+    ReasonOption,
+    WorkspaceOption,
+    fields,
+    opened_workspace,
+    show_rows,
+    table,
+)
 from protocol.errors import Code, Refused
 from protocol.programs import print_json, say
 
 if TYPE_CHECKING:
-    from coordinator.registry.tables import BundleRow, Contributor, Event
+    from coordinator.registry.tables import BundleRow
 
 experts = typer.Typer(help="Show and decide what becomes of bundles.", no_args_is_help=True)
 releases = typer.Typer(help="Show signed releases.", no_args_is_help=True)
@@ -30,11 +38,8 @@ def experts_ls(*, as_json: JsonOption = False, workspace: WorkspaceOption = Path
     with opened_workspace(workspace) as open_:
         names = {row.key: row.name for row in open_.registry.contributors.all()}
         rows = [_expert(row, names) for row in open_.registry.bundles.all()]
-    if as_json:
-        print_json({"experts": rows})
-    else:
-        shown = ("sequence", "digest", "contributor", "name", "state", "release", "code")
-        table(shown, ([_short(row[column]) for column in shown] for row in rows))
+    shown = ("sequence", "digest", "contributor", "name", "state", "release", "code")
+    show_rows("experts", shown, rows, as_json=as_json)
 
 
 @experts.command("show")
@@ -55,7 +60,8 @@ def experts_show(digest: DigestArgument, *, as_json: JsonOption = False, workspa
         "modules": len(manifest.spec.modules), "license": manifest.spec.license, "supersedes": manifest.spec.supersedes,
     }  # fmt: skip
     if as_json:
-        print_json({"expert": facts, "events": [_event(event) for event in events]})
+        told = [fields(event, "number", "at", "step", "actor", "code", "message") for event in events]
+        print_json({"expert": facts, "events": told})
     else:
         table(("field", "value"), facts.items())
         table(("at", "step", "by", "why"), ((e.at, e.step, e.actor, e.message) for e in events))
@@ -67,9 +73,7 @@ def experts_accept(digest: DigestArgument, *, workspace: WorkspaceOption = Path(
 
     Example: greylag-coordinator experts accept 3f9a0c21
     """
-    from coordinator.policy.lifecycle import State
-
-    _decide(workspace, digest, State.ACCEPTED)
+    _decide(workspace, digest, "accepted")
 
 
 @experts.command("refuse")
@@ -78,9 +82,7 @@ def experts_refuse(digest: DigestArgument, *, reason: ReasonOption, workspace: W
 
     Example: greylag-coordinator experts refuse 3f9a0c21 --reason "The card does not say what it is for."
     """
-    from coordinator.policy.lifecycle import State
-
-    _decide(workspace, digest, State.REFUSED, reason)
+    _decide(workspace, digest, "refused", reason)
 
 
 @experts.command("yank")
@@ -89,9 +91,7 @@ def experts_yank(digest: DigestArgument, *, reason: ReasonOption, workspace: Wor
 
     Example: greylag-coordinator experts yank 3f9a0c21 --reason "Answers with insults."
     """
-    from coordinator.policy.lifecycle import State
-
-    _decide(workspace, digest, State.YANKED, reason)
+    _decide(workspace, digest, "yanked", reason)
 
 
 @releases.command("ls")
@@ -105,15 +105,10 @@ def releases_ls(*, as_json: JsonOption = False, workspace: WorkspaceOption = Pat
     with opened_workspace(workspace) as open_:
         specs = [(row.digest, read_release(row.envelope, open_.pool).spec) for row in open_.registry.releases.all()]
     rows = [
-        {"number": spec.number, "digest": digest, "experts": len(spec.experts), "created": spec.created,
-         "expires": spec.expires}
+        fields(spec, "number", "created", "expires") | {"digest": digest, "experts": len(spec.experts)}
         for digest, spec in specs
-    ]  # fmt: skip
-    if as_json:
-        print_json({"releases": rows})
-    else:
-        shown = ("number", "digest", "experts", "created", "expires")
-        table(shown, ([_short(row[column]) for column in shown] for row in rows))
+    ]
+    show_rows("releases", ("number", "digest", "experts", "created", "expires"), rows, as_json=as_json)
 
 
 @releases.command("show")
@@ -150,15 +145,10 @@ def contributors_ls(*, as_json: JsonOption = False, workspace: WorkspaceOption =
 
     Example: greylag-coordinator contributors ls
     """
+    shown = ("name", "state", "enrolled", "key")
     with opened_workspace(workspace) as open_:
-        rows = [_contributor(row) for row in open_.registry.contributors.all()]
-    if as_json:
-        print_json({"contributors": rows})
-    else:
-        table(
-            ("name", "state", "enrolled", "key"),
-            ([row["name"], row["state"], row["enrolled"], row["key"]] for row in rows),
-        )
+        rows = [fields(row, *shown) for row in open_.registry.contributors.all()]
+    show_rows("contributors", shown, rows, as_json=as_json)
 
 
 @contributors.command("approve")
@@ -194,20 +184,5 @@ def _set_contributor(folder: Path, who: str, state: str) -> None:
 
 
 def _expert(row: "BundleRow", names: dict[str, str]) -> dict[str, Any]:
-    return {
-        "sequence": row.sequence, "digest": row.digest, "contributor": names[row.contributor], "name": row.name,
-        "state": row.state, "release": row.release, "code": row.code,
-    }  # fmt: skip
-
-
-def _contributor(row: "Contributor") -> dict[str, str]:
-    return {"name": row.name, "state": row.state, "enrolled": row.enrolled, "key": row.key}
-
-
-def _event(event: "Event") -> dict[str, Any]:
-    return {"number": event.number, "at": event.at, "step": event.step, "actor": event.actor, "code": event.code,
-            "message": event.message}  # fmt: skip
-
-
-def _short(value: Any) -> Any:
-    return value[:16] if isinstance(value, str) and len(value) == 64 else value  # noqa: PLR2004 - a digest
+    known = fields(row, "sequence", "digest", "name", "state", "release", "code")
+    return known | {"contributor": names[row.contributor]}

@@ -2,50 +2,61 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import click
 import typer
+from typer.core import TyperCommand, TyperOption
 
 from coordinator.cli.output import JsonOption, WorkspaceOption
 from protocol.errors import Code, Refused
-from protocol.programs import print_json, say
+from protocol.programs import print_json, say, with_flags_of
 
 if TYPE_CHECKING:
     from coordinator.workspace.create import BaseFacts
     from protocol.documents import Pool
 
 
-def _option(panel: str, text: str) -> Any:
-    return typer.Option(help=text, rich_help_panel=panel)
+def _policy(text: str) -> Any:
+    return typer.Option(help=text, rich_help_panel="Policy")
 
 
-_recipe = partial(_option, "Recipe (default: the paper's)")
-_policy = partial(_option, "Policy")
+class InitVerb(TyperCommand):
+    """The verb with a flag for each field of the recipe; they arrive in its `**recipe_flags`."""
+
+    @cached_property
+    def _recipe_flags(self) -> list[TyperOption]:
+        from protocol.spec import recipe_fields  # pydantic: not before the verb, or its help, is asked for
+
+        return [
+            TyperOption(
+                param_decls=[name, f"--{name.replace('_', '-')}"], type=kind, help=text, rich_help_panel=_RECIPE
+            )
+            for name, (kind, text) in recipe_fields().items()
+        ]
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """List the flags."""
+        return [*super().get_params(ctx), *self._recipe_flags]
 
 
+_RECIPE = "Recipe (default: the paper's)"
 Enrolment = Literal["open", "approved"]
 Admission = Literal["open", "reviewed"]
 When = Literal["at-once", "evaluated"]
 
 
+@with_flags_of()
 def init(
     *,
     name: Annotated[str, typer.Option(help="The pool's name: a to z, digits, dots, dashes, underscores.")],
     base: Annotated[str, typer.Option(help="Base model: a folder or a Hugging Face id.")],
-    recipe: Annotated[Path | None, _recipe("TOML file with fields of the recipe; flags win over it.")] = None,
-    kind: Annotated[str | None, _recipe("What an expert is: lora, rslora, dora, ia3 or bottleneck.")] = None,
-    rank: Annotated[int | None, _recipe("Rank r of every module; (IA)3 has none.")] = None,
-    alpha: Annotated[float | None, _recipe("An expert is scaled by alpha / rank.")] = None,
-    learning_rate: Annotated[float | None, _recipe("Peak learning rate of AdamW.")] = None,
-    expert_steps: Annotated[int | None, _recipe("Optimiser steps for the expert.")] = None,
-    gate_steps: Annotated[int | None, _recipe("Optimiser steps for its gates.")] = None,
-    batch_size: Annotated[int | None, _recipe("Examples a step.")] = None,
-    eval_every: Annotated[int | None, _recipe("Steps between two looks at the held-out rows.")] = None,
-    held_out: Annotated[float | None, _recipe("Share of the rows held out, 0 to 1.")] = None,
-    max_input_tokens: Annotated[int | None, _recipe("Longest accepted input, in tokens.")] = None,
-    max_target_tokens: Annotated[int | None, _recipe("Longest accepted target, in tokens.")] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(help="TOML file with fields of the recipe; flags win over it.", rich_help_panel=_RECIPE),
+    ] = None,
     enrolment: Annotated[Enrolment, _policy("Who may submit: any key, or approved ones.")] = "open",
     admission: Annotated[Admission, _policy("What is let in: all that passes, or what is accepted.")] = "open",
     max_rank: Annotated[int | None, _policy("Largest rank that is taken.")] = None,
@@ -57,9 +68,12 @@ def init(
     k: Annotated[int | None, _policy("Experts that answer a token, at every module.")] = None,
     release_days: Annotated[int | None, _policy("Days until a release expires; it is renewed before.")] = None,
     listen: Annotated[str | None, typer.Option(help="Address of `serve`, host:port; default: loopback only.")] = None,
+    database: Annotated[str | None, typer.Option(help="URL of the registry; default: SQLite here.")] = None,
+    store: Annotated[str | None, typer.Option(help="Folder or URL of the bundles' bytes; default: here.")] = None,
     probe: Annotated[Path | None, typer.Option(help="Public text to try experts on, one input a line.")] = None,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = Path(),
+    **recipe_flags: Any,
 ) -> None:
     """Make a workspace: a key, an empty registry, and a pool with recipe, policy and k, signed once and for all.
 
@@ -71,20 +85,15 @@ def init(
 
     check_absent(place := CoordinatorWorkspace(workspace))
     method = _checked_method(method, statistics or ())
-    flags = {
-        "kind": kind, "rank": rank, "alpha": alpha, "learning_rate": learning_rate,
-        "expert_steps": expert_steps, "gate_steps": gate_steps, "batch_size": batch_size, "eval_every": eval_every,
-        "held_out": held_out, "max_input_tokens": max_input_tokens, "max_target_tokens": max_target_tokens,
-    }  # fmt: skip
     policy = {
         "enrolment": enrolment, "admission": admission, "max_rank": max_rank,
         "max_bundle_bytes": max_bundle_bytes, "max_experts_per_contributor": max_experts, "release_days": release_days,
         "promotion": {"when": promotion}, "statistics": tuple(statistics or ()),
     }  # fmt: skip
-    fields = (_read_toml(recipe) if recipe else {}) | _given(flags)
+    fields = (_read_toml(recipe) if recipe else {}) | _given(recipe_flags)
     pool = found(
         place, partial(_study, base), name=name, probe=probe,
-        settings={"listen": check_address(listen)} if listen else {},
+        settings={"listen": listen and check_address(listen), "database": database, "store": store},
         choices={"recipe": fields, "policy": _given(policy), "routing": _given({"method": method, "k": k})},
         now=datetime.now(UTC),
     )  # fmt: skip

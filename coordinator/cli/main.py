@@ -4,7 +4,7 @@ import typer
 
 from coordinator.cli.campaigns import campaign, candidates, fleet
 from coordinator.cli.experts import contributors, experts, releases
-from coordinator.cli.init import init
+from coordinator.cli.init import InitVerb, init
 from coordinator.cli.processes import serve, worker
 from coordinator.cli.simulate import simulate
 from coordinator.cli.upkeep import fsck, migrate
@@ -17,7 +17,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (init, serve, worker, fleet, fsck, migrate):
+app.command(cls=InitVerb)(init)
+for verb in (serve, worker, fleet, fsck, migrate):
     app.command()(verb)
 app.add_typer(experts, name="experts")
 app.add_typer(releases, name="releases")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from protocol.programs import print_json
+
 if TYPE_CHECKING:
     from coordinator.workspace.context import Opened
 
@@ -49,6 +51,19 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         drawn.add_row(*(Text(str(cell)) for cell in row))  # Text: names are not markup
     # A pipe has no width; whatever reads it should get whole digests.
     Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(drawn)
+
+
+def show_rows(kind: str, columns: Sequence[str], rows: Sequence[dict[str, Any]], *, as_json: bool) -> None:
+    """Write rows as a document, whole, or as a table of some columns with digests cut short."""
+    if as_json:
+        print_json({kind: rows})
+    else:
+        table(columns, ([str(row[name])[:16] if name == "digest" else row[name] for name in columns] for row in rows))
+
+
+def fields(row: object, *names: str) -> dict[str, Any]:
+    """Take columns out of a row."""
+    return {name: getattr(row, name) for name in names}
 
 
 def configure_logs(*, as_json: bool, level: int = logging.INFO) -> None:

@@ -1,8 +1,10 @@
 """The two processes: `serve` takes bundles in and hands releases out, `worker` judges and publishes."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +14,7 @@ from protocol.programs import print_json, say
 if TYPE_CHECKING:
     from coordinator.review.worker import Worker
     from coordinator.workspace.context import Opened
+    from coordinator.workspace.metrics import Metrics
 
 MetricsOption = Annotated[
     str | None, typer.Option(help="host:port where GET /metrics answers, in plain HTTP; default: nowhere.")
@@ -37,34 +40,14 @@ def serve(
     Example: greylag-coordinator serve -w pool --tls-cert cert.pem --tls-key key.pem
     """
     from coordinator.serving.server import serve_workspace
-    from coordinator.workspace.context import opened
-    from coordinator.workspace.locks import exclusive
-    from coordinator.workspace.metrics import Metrics
-    from coordinator.workspace.paths import CoordinatorWorkspace
-    from coordinator.workspace.settings import load
-
-    configure_logs(as_json=json_log)
-    place = CoordinatorWorkspace(workspace)
-    settings = load(
-        place,
-        listen=listen,
-        tls_cert=tls_cert and tls_cert.absolute(),
-        tls_key=tls_key and tls_key.absolute(),
-        metrics=metrics,
-        fleet_address=fleet,
-    )
 
     def ready(address: str) -> None:
         say(f"Serving pool {open_.pool.spec.name} on {address}; stop with Ctrl-C.")
         if as_json:
             print_json({"address": address, "pool": open_.pool.digest})
 
-    counters = Metrics()
-    with (
-        exclusive(place, "serve"),
-        counters.exposed(settings.metrics),
-        opened(place, settings, counters) as open_,
-    ):
+    flags = {"listen": listen, "tls_cert": tls_cert, "tls_key": tls_key, "metrics": metrics, "fleet_address": fleet}
+    with _working(workspace, "serve", json_log=json_log, **flags) as (open_, counters):
         serve_workspace(open_, counters, clock=_now, on_ready=ready)
 
 
@@ -82,6 +65,22 @@ def worker(
     import signal
     import threading
 
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+    with _working(workspace, "worker", json_log=json_log, worker_metrics=metrics) as (open_, _):
+        work = _worker(open_)
+        say(f"Working for pool {open_.pool.spec.name}.")
+        if once:
+            while not stopped.is_set() and work.step(stopped):
+                pass
+        else:
+            work.run(stopped, interval_s=open_.settings.worker_interval_s)
+
+
+@contextmanager
+def _working(folder: Path, process: str, *, json_log: bool, **flags: Any) -> "Iterator[tuple[Opened, Metrics]]":
+    """Be the one process of a kind in a workspace, if its registry knows all that left it."""
     from coordinator.workspace.context import opened
     from coordinator.workspace.locks import exclusive
     from coordinator.workspace.metrics import Metrics
@@ -89,24 +88,15 @@ def worker(
     from coordinator.workspace.settings import load
 
     configure_logs(as_json=json_log)
-    place = CoordinatorWorkspace(workspace)
-    settings = load(place, worker_metrics=metrics)
-    stopped = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopped.set())
-    counters = Metrics()
-    with (
-        exclusive(place, "worker"),
-        counters.exposed(settings.worker_metrics),
-        opened(place, settings, counters) as open_,
-    ):
-        work = _worker(open_)
-        say(f"Working for pool {open_.pool.spec.name}.")
-        if once:
-            while not stopped.is_set() and work.step(stopped):
-                pass
-        else:
-            work.run(stopped, interval_s=settings.worker_interval_s)
+    place, counters = CoordinatorWorkspace(folder), Metrics()
+    settings = load(
+        place, **{name: flag.absolute() if isinstance(flag, Path) else flag for name, flag in flags.items()}
+    )
+    address = settings.metrics if process == "serve" else settings.worker_metrics
+    with exclusive(place, process), counters.exposed(address), opened(place, settings, counters) as open_:
+        open_.high_water.check()
+        open_.high_water.level()
+        yield open_, counters
 
 
 def _worker(open_: "Opened") -> "Worker":

@@ -1,16 +1,34 @@
 """The verbs that keep a workspace in order: `fsck` and `migrate`."""
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from coordinator.cli.output import JsonOption, WorkspaceOption, configure_logs
 from protocol.errors import Code, Refused
 from protocol.programs import print_json, say
 
+if TYPE_CHECKING:
+    from coordinator.workspace.fsck import Findings
 
-def fsck(*, as_json: JsonOption = False, workspace: WorkspaceOption = Path()) -> None:
-    """Verify every stored byte, and drop what no bundle needs. Stop serve first.
 
-    Example: greylag-coordinator fsck -w pool
+def fsck(
+    *,
+    delete: Annotated[
+        float | None,
+        typer.Option(min=0, help="Drop files that nothing needs and that lie there for more than so many days."),
+    ] = None,
+    adopt: Annotated[
+        bool, typer.Option("--adopt", help="Go on from an older registry that was restored, after what was published.")
+    ] = False,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = Path(),
+) -> None:
+    """Verify every stored byte, and whether the registry knows all that left here. Stop serve and worker first.
+
+    Example: greylag-coordinator fsck -w pool --delete 30
     """
     from dataclasses import asdict
 
@@ -22,23 +40,34 @@ def fsck(*, as_json: JsonOption = False, workspace: WorkspaceOption = Path()) ->
     from coordinator.workspace.settings import load
 
     configure_logs(as_json=False)
-    place = CoordinatorWorkspace(workspace)
-    settings = load(place)
-    with exclusive(place, "serve"), opened(place, settings) as open_:
-        findings = check_store(open_.registry, Store(settings.store))
-    say(
-        f"{findings.files} files are needed: {len(findings.missing)} missing, {len(findings.damaged)} damaged. "
-        f"Dropped: {len(findings.orphans)} orphans, {findings.leftovers} incomplete files."
+    place, now = CoordinatorWorkspace(workspace), datetime.now(UTC)
+    settings, age = load(place), None if delete is None else timedelta(days=delete)
+    with exclusive(place, "serve"), exclusive(place, "worker"), opened(place, settings) as open_:
+        if adopt:
+            open_.high_water.adopt(now=now)
+        found = check_store(open_.registry, Store(settings.store), now=now, delete=age)
+        release, receipts = open_.high_water.lost_release(), open_.high_water.lost_receipts()
+        say(_in_words(found))
+        if as_json:
+            lost = {"lost_release": release.spec.number if release else None, "lost_receipts": receipts}
+            print_json({"healthy": found.healthy and not release and not receipts, **asdict(found), **lost})
+        if not found.healthy:
+            first = (found.missing + found.damaged)[0]
+            raise Refused(
+                Code.DIGEST_MISMATCH,
+                f"The store lost or changed {len(found.missing + found.damaged)} files, such as {first[:16]}.",
+                "Restore them from a copy of the store, or yank the bundles that need them.",
+            )
+        open_.high_water.check()
+
+
+def _in_words(found: "Findings") -> str:
+    old = len(found.orphans) - len(found.young) - len(found.dropped)
+    return (
+        f"{found.files} files are needed: {len(found.missing)} missing, {len(found.damaged)} damaged. "
+        f"Nothing needs {len(found.orphans)} others: {len(found.young)} came after the newest bundle and stay; "
+        f"{len(found.dropped)} were dropped; {old} stay until --delete DAYS drops them."
     )
-    if as_json:
-        print_json({"healthy": findings.healthy, **asdict(findings)})
-    if not findings.healthy:
-        first = (findings.missing + findings.damaged)[0]
-        raise Refused(
-            Code.DIGEST_MISMATCH,
-            f"The store lost or changed {len(findings.missing) + len(findings.damaged)} files, such as {first[:16]}.",
-            "Restore them from a copy of the store, or yank the bundles that need them.",
-        )
 
 
 def migrate(*, workspace: WorkspaceOption = Path()) -> None:
@@ -46,7 +75,7 @@ def migrate(*, workspace: WorkspaceOption = Path()) -> None:
 
     Example: greylag-coordinator migrate -w pool
     """
-    from coordinator.registry.registry import Registry
+    from coordinator.registry.database import upgrade
     from coordinator.workspace.locks import exclusive
     from coordinator.workspace.paths import CoordinatorWorkspace
     from coordinator.workspace.settings import load
@@ -55,5 +84,5 @@ def migrate(*, workspace: WorkspaceOption = Path()) -> None:
     place = CoordinatorWorkspace(workspace)
     settings = load(place)
     with exclusive(place, "serve"), exclusive(place, "worker"):
-        Registry.open(settings.database, migrate=True).close()
+        upgrade(settings.database)
     say("The registry has the schema of this version.")

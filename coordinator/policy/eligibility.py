@@ -2,7 +2,7 @@
 
 from coordinator.policy.lifecycle import Standing
 from protocol.bundle import Manifest
-from protocol.compatibility import check_fit
+from protocol.compatibility import check_fit, check_succession, predecessor
 from protocol.documents import Pool
 from protocol.errors import Code, Refused
 
@@ -27,20 +27,8 @@ def judge_standing(manifest: Manifest, pool: Pool, standing: Standing) -> None:
             `DUPLICATE_OF` or `QUOTA`.
     """
     judge_contributor(standing.contributor)
-    spec = manifest.spec
-    current = next((digest for name, digest in reversed(standing.live) if name == spec.name), None)
-    if spec.supersedes is not None and spec.supersedes != current:
-        raise Refused(
-            Code.SUPERSEDES_UNKNOWN,
-            f"{spec.supersedes[:16]} is not this contributor's current bundle named {spec.name!r}.",
-            "See what is there with: greylag-client status",
-        )
-    if current is not None and spec.supersedes is None:
-        raise Refused(
-            Code.VERSION_REUSED,
-            f"The name {spec.name!r} is in use by bundle {current[:16]}.",
-            "Choose another name, or say that the new bundle supersedes that one.",
-        )
+    name = manifest.spec.name
+    check_succession(name, manifest.spec.supersedes, standing.earlier.get(name, ()))
     if standing.twin is not None:
         raise Refused(
             Code.DUPLICATE_OF,
@@ -48,7 +36,8 @@ def judge_standing(manifest: Manifest, pool: Pool, standing: Standing) -> None:
             "Submit an expert that you trained yourself.",
         )
     limit = pool.spec.policy.max_experts_per_contributor
-    held = len({name for name, _ in standing.live} - {spec.name}) + standing.uploads
+    held = sum(predecessor(earlier) is not None for other, earlier in standing.earlier.items() if other != name)
+    held += standing.uploads
     if held >= limit:
         raise Refused(
             Code.QUOTA,

@@ -1,8 +1,10 @@
 """A bundle's life: its states, the steps between them, and what earlier lives mean for a new one."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 
+from protocol.compatibility import Submitted
 from protocol.errors import Code, Refused
 
 
@@ -34,8 +36,8 @@ _STEPS = {
     State.YANKED: set(),
 }
 
-LIVE = frozenset({State.RECEIVED, State.VERIFIED, State.QUARANTINED, State.ACCEPTED, State.RELEASED})
-"""States that hold a name and count against a quota."""
+WAITING = frozenset({State.RECEIVED, State.VERIFIED, State.QUARANTINED, State.ACCEPTED})
+"""States from which a bundle may still come into a release."""
 PUBLIC = frozenset({State.ACCEPTED, State.RELEASED, State.SUPERSEDED})
 """States whose bytes anyone may fetch; superseded ones stay, so that a node that follows an earlier
 release can still complete it."""
@@ -57,8 +59,8 @@ class Standing:
 
     contributor: str | None
     """State of the contributor's key: active, pending, revoked; None for an unknown key."""
-    live: tuple[tuple[str, str], ...] = ()
-    """(name, digest) of this contributor's other live bundles, oldest first."""
+    earlier: Mapping[str, Sequence[Submitted]] = field(default_factory=dict)
+    """What else this contributor submitted, by name, oldest first."""
     uploads: int = 0
     """How many other bundles this contributor has begun to upload."""
     twin: int | None = None

@@ -25,7 +25,7 @@ def next_release(
     previous: Release | None,
     *,
     accepted: Sequence[ReleasedExpert],
-    gone: AbstractSet[str],
+    held: AbstractSet[str],
     now: datetime,
     calibration: CalibrationFile | None = None,
 ) -> ReleaseSpec | None:
@@ -38,16 +38,16 @@ def next_release(
         pool: The pool.
         previous: The newest release, if there is one.
         accepted: Experts to add, oldest first.
-        gone: Digests of bundles that must not be in any new release (yanked, superseded).
+        held: Digests of the bundles that may be in a release: accepted and released ones.
         now: The time.
         calibration: Biases and temperatures; None for those of the newest release, if it has any.
     """
     before = previous.spec.experts if previous else ()
     calibrated_before = previous.spec.calibration if previous else None
     calibration = calibration or calibrated_before
-    listed = {expert.bundle: expert for expert in before if expert.bundle not in gone}
+    listed = {expert.bundle: expert for expert in before if expert.bundle in held}
     for new in accepted:
-        if new.bundle in gone or new.bundle in listed:
+        if new.bundle not in held or new.bundle in listed:
             continue
         for old in list(listed.values()):
             if (old.contributor, old.name) == (new.contributor, new.name):

@@ -7,11 +7,12 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from coordinator.faults import fault_point
-from coordinator.policy.lifecycle import PUBLIC, Standing, State
+from coordinator.policy.lifecycle import PUBLIC, WAITING, Standing, State
 from coordinator.registry import journal
+from coordinator.registry.cascades import overtake
 from coordinator.registry.standing import read_standing
-from coordinator.registry.tables import BundleFile, BundleRow, Upload
-from coordinator.registry.transactions import Transactions
+from coordinator.registry.tables import BundleFile, BundleRow, Contributor, Event, Upload
+from coordinator.registry.transactions import Subject
 from protocol.bundle import Manifest
 from protocol.documents import timestamp
 from protocol.errors import Code, GreylagError, Refused
@@ -19,15 +20,8 @@ from protocol.errors import Code, GreylagError, Refused
 _UNIQUE_PREFIX = 8
 
 
-class Bundles:
-    """Every bundle that was ever acknowledged.
-
-    Args:
-        registry: Opens the transactions.
-    """
-
-    def __init__(self, registry: Transactions) -> None:
-        self._registry = registry
+class Bundles(Subject):
+    """Every bundle that was ever acknowledged."""
 
     def keep(
         self,
@@ -83,6 +77,11 @@ class Bundles:
         with self._registry.reading() as session:
             return bundle_row(session, digest)
 
+    def newest(self) -> BundleRow | None:
+        """The bundle that came last."""
+        with self._registry.reading() as session:
+            return session.scalars(select(BundleRow).order_by(BundleRow.sequence.desc()).limit(1)).first()
+
     def by_prefix(self, digest: str) -> BundleRow:
         """Find a bundle by the first eight or more digits of its digest.
 
@@ -129,13 +128,26 @@ class Bundles:
         with self._registry.reading() as session:
             return session.scalars(query).first()
 
+    def of_revoked_keys(self) -> list[BundleRow]:
+        """Bundles that wait for something and whose contributors' keys were revoked, in order of arrival."""
+        query = select(BundleRow).join(Contributor).where(Contributor.state == "revoked", BundleRow.state.in_(WAITING))
+        with self._registry.reading() as session:
+            return list(session.scalars(query.order_by(BundleRow.sequence)))
+
+    def check_failed(self, digest: str, reason: GreylagError, *, now: datetime) -> int:
+        """Remember that the check of a bundle came to no verdict, and return how often that happened."""
+        with self._registry.writing() as session:
+            journal.record(session, "check", digest, "failed", actor="worker", now=now, reason=reason)
+            failed = select(func.count()).where(Event.subject == digest, Event.kind == "check")
+            return session.scalars(failed).one()
+
     def move(
         self, digest: str, *steps: State, actor: str, now: datetime, reason: GreylagError | None = None
     ) -> BundleRow:
         """Take a bundle through one or more steps of its life, in one transaction.
 
         Raises:
-            Refused: `BUNDLE_UNKNOWN` or `STATE_CHANGE`.
+            Refused: `BUNDLE_UNKNOWN`, `STATE_CHANGE` or `KEY_REVOKED`.
         """
         with self._registry.writing() as session:
             row = bundle_row(session, digest)
@@ -147,6 +159,8 @@ class Bundles:
                 )
             for step in steps:
                 journal.take_step(session, row, step, actor=actor, now=now, reason=reason)
+            if State.REFUSED in steps:
+                overtake(session, now=now, listing=digest)
             return row
 
 

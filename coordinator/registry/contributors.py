@@ -1,5 +1,6 @@
 """Keys, their names, and whether they may submit."""
 
+import re
 from datetime import datetime
 
 from sqlalchemy import select
@@ -7,26 +8,21 @@ from sqlalchemy import select
 from coordinator.registry import journal
 from coordinator.registry.cascades import revoke_nodes
 from coordinator.registry.tables import Contributor
-from coordinator.registry.transactions import Transactions
+from coordinator.registry.transactions import Subject
 from protocol.documents import Enrolment, timestamp
 from protocol.errors import Code, Refused
 
+_KEY = re.compile(r"[0-9a-f]{64}")
 
-class Contributors:
-    """Everyone who ever enrolled.
 
-    Args:
-        registry: Opens the transactions.
-    """
-
-    def __init__(self, registry: Transactions) -> None:
-        self._registry = registry
+class Contributors(Subject):
+    """Everyone who ever enrolled."""
 
     def enrol(self, enrolment: Enrolment, envelope: bytes, *, state: str, now: datetime) -> str:
         """Remember a key under its name, and return its state; a known pair stays as it is.
 
         Raises:
-            Refused: `NAME_TAKEN` or `KEY_REVOKED`.
+            Refused: `NAME_TAKEN`, `NAME_MISLEADING` or `KEY_REVOKED`.
         """
         with self._registry.writing() as session:
             if (known := session.get(Contributor, enrolment.key)) is not None:
@@ -35,6 +31,8 @@ class Contributors:
                 if known.name != enrolment.name:
                     raise Refused(Code.NAME_TAKEN, f"This key is enrolled as {known.name!r} already.", "Use that name.")
                 return known.state
+            if _KEY.fullmatch(enrolment.name):
+                raise Refused(Code.NAME_MISLEADING, "A name may not look like a key.", "Choose another name.")
             if session.scalar(select(Contributor.key).where(Contributor.name == enrolment.name)):
                 raise Refused(Code.NAME_TAKEN, f"The name {enrolment.name!r} is taken.", "Choose another name.")
             session.add(
@@ -56,15 +54,14 @@ class Contributors:
             return list(session.scalars(select(Contributor).order_by(Contributor.enrolled, Contributor.key)))
 
     def set_state(self, name_or_key: str, state: str, *, now: datetime) -> Contributor:
-        """Approve (active) or revoke a key, and with it its nodes.
+        """Approve (active) or revoke a key, and with it its nodes; 64 digits are a key, whoever is named like it.
 
         Raises:
             Refused: `KEY_UNKNOWN`.
         """
         with self._registry.writing() as session:
-            found = session.scalar(
-                select(Contributor).where((Contributor.name == name_or_key) | (Contributor.key == name_or_key))
-            )
+            column = Contributor.key if _KEY.fullmatch(name_or_key) else Contributor.name
+            found = session.scalar(select(Contributor).where(column == name_or_key))
             if found is None:
                 raise Refused(
                     Code.KEY_UNKNOWN, f"No contributor {name_or_key!r}.", "Try: greylag-coordinator contributors ls"
@@ -75,8 +72,3 @@ class Contributors:
                 if state == "revoked":
                     revoke_nodes(session, found.key, actor="operator", now=now)
             return found
-
-    @property
-    def is_empty(self) -> bool:
-        """No key has ever enrolled, so nothing else can be here either."""
-        return not self.all()

@@ -15,6 +15,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as NoConnectionError
 
+from coordinator.registry.tables import RegistryTable
 from protocol.errors import Code, Refused, Unavailable
 
 READ_ONLY = {"read_only": True}
@@ -29,55 +30,115 @@ def connect(url: str) -> Engine:
     Raises:
         Refused: `SETTINGS_INVALID` for another database than SQLite or PostgreSQL.
     """
-    try:
-        parsed = make_url(url)
-    except ArgumentError as error:
-        raise _bad_url(url) from error
-    match parsed.get_backend_name():
-        case "sqlite":
-            return _sqlite(parsed)
-        case "postgresql":
-            return create_engine(
-                parsed.set(drivername="postgresql+psycopg"),
-                pool_pre_ping=True,  # a restarted server costs one reconnection, not one failed call
-                connect_args={"connect_timeout": _LOCK_WAIT_S, "client_encoding": "utf8"},
-            )
-    raise _bad_url(url)
+    parsed = _parse(url)
+    if parsed.get_backend_name() == "sqlite":
+        return _sqlite(parsed)
+    return create_engine(
+        parsed.set(drivername="postgresql+psycopg"),
+        pool_pre_ping=True,  # a restarted server costs one reconnection, not one failed call
+        connect_args={"connect_timeout": _LOCK_WAIT_S, "client_encoding": "utf8"},
+    )
+
+
+def anchor(url: str) -> str:
+    """Write a database's URL so that it means the same in every folder."""
+    parsed = _parse(url)
+    if parsed.get_backend_name() == "sqlite":
+        parsed = parsed.set(database=str(_file(parsed)))
+    return parsed.render_as_string(hide_password=False)
+
+
+def check_place(url: str, *, new: bool) -> None:
+    """Refuse a file that is not there, which SQLite would make, or for a new one a folder that is not there.
+
+    Raises:
+        Refused: `WORKSPACE_MISSING` or `SETTINGS_INVALID`.
+    """
+    if (parsed := _parse(url)).get_backend_name() != "sqlite":
+        return
+    file = _file(parsed)
+    if not new and not file.is_file():
+        raise _no_registry(f"The registry's database {file} is missing.")
+    if not file.parent.is_dir():
+        raise Refused(Code.SETTINGS_INVALID, f"The database's folder {file.parent} is missing.", "Make it first.")
 
 
 def migrate(engine: Engine) -> None:
-    """Bring the schema to what this version needs."""
+    """Make the tables in an empty database, or bring an older schema to what this version needs."""
     with engine.begin() as connection:
         config = Config()
         config.set_main_option("script_location", str(_MIGRATIONS))
         config.attributes["connection"] = connection
+        if MigrationContext.configure(connection).get_current_revision() is None:
+            RegistryTable.metadata.create_all(connection)
+            command.stamp(config, "head")
         command.upgrade(config, "head")
 
 
-def check_schema(engine: Engine) -> None:
-    """Refuse a schema that is older or newer than this version (`SCHEMA_MISMATCH`)."""
+def check_schema(engine: Engine, *, older: bool = False) -> None:
+    """Refuse a database without a registry, and a schema that is newer or, unless `older` may be, older.
+
+    Raises:
+        Refused: `WORKSPACE_MISSING` or `SCHEMA_MISMATCH`.
+    """
     with engine.connect() as connection:
         found = MigrationContext.configure(connection).get_current_revision()
     script = ScriptDirectory(str(_MIGRATIONS))
     expected = script.get_current_head()
-    if found == expected:
+    if found is None:
+        raise _no_registry("The database holds no registry.")
+    known = found in {revision.revision for revision in script.walk_revisions()}
+    if found == expected or (known and older):
         return
-    known = found is None or found in {revision.revision for revision in script.walk_revisions()}
     raise Refused(
         Code.SCHEMA_MISMATCH,
-        f"The registry's schema is at revision {found or 'none'}; this version needs {expected}.",
+        f"The registry's schema is at revision {found}; this version needs {expected}.",
         "Stop serve and worker, save a copy of the registry, then run: greylag-coordinator migrate"
         if known
         else "A newer version wrote it: install that version of greylag again.",
     )
 
 
-def _bad_url(url: str) -> Refused:
+def upgrade(url: str) -> None:
+    """Bring the registry that is in a database to the schema of this version.
+
+    Raises:
+        Refused: `WORKSPACE_MISSING` where there is none, or as `Transactions.open`.
+        Unavailable: `BUSY` if the database does not answer.
+    """
+    check_place(url, new=False)
+    engine = connect(url)
+    try:
+        with translated():
+            check_schema(engine, older=True)
+            migrate(engine)
+    finally:
+        engine.dispose()
+
+
+def _parse(url: str) -> URL:
+    try:
+        if (parsed := make_url(url)).get_backend_name() in ("sqlite", "postgresql"):
+            return parsed
+    except ArgumentError:
+        pass
     scheme = url.partition(":")[0][:40]  # the rest may hold a password
-    return Refused(
+    raise Refused(
         Code.SETTINGS_INVALID,
         f"The database URL ({scheme}:...) names no database that is spoken to here.",
         "Write sqlite:///FILE or postgresql://USER@HOST/NAME.",
+    )
+
+
+def _file(parsed: URL) -> Path:
+    return Path(parsed.database or "registry.db").absolute()
+
+
+def _no_registry(what: str) -> Refused:
+    return Refused(
+        Code.WORKSPACE_MISSING,
+        what,
+        "Restore it from a copy, or name the pool's own: `database` in coordinator.toml, GREYLAG_COORDINATOR_DATABASE.",
     )
 
 
@@ -105,10 +166,15 @@ def _sqlite(url: URL) -> Engine:
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Turn a failing database into an error that says to try again."""
+    """Turn a failing database into an error that says what to correct, or to try again."""
     try:
         yield
     except (DBAPIError, NoConnectionError) as error:
-        if isinstance(error, DBAPIError) and re.search("is full|No space left", str(error.orig)):
+        said = str(error.orig) if isinstance(error, DBAPIError) else ""
+        if re.search("is full|No space left", said):
             raise Unavailable(Code.STORAGE_FULL, "The registry's disk is full.", "Try again later.") from error
+        if wrong := re.search(r"FATAL:\s+((?:database|role|password) .*)", said):
+            raise Refused(
+                Code.SETTINGS_INVALID, f"PostgreSQL says: {wrong[1]}.", "Correct the database's URL."
+            ) from error
         raise Unavailable(Code.BUSY, "The registry's database does not answer.", "Try again in a minute.") from error

@@ -1,15 +1,18 @@
 """The registry: the only home of rows."""
 
 from collections.abc import Callable
+from datetime import datetime
 
 from sqlalchemy import Engine, select
 
+from coordinator.registry import journal
 from coordinator.registry.bundles import Bundles
 from coordinator.registry.contributors import Contributors
 from coordinator.registry.releases import Releases
 from coordinator.registry.tables import Event
 from coordinator.registry.transactions import Transactions
 from coordinator.registry.uploads import Uploads
+from protocol.errors import Code, Refused
 
 
 class Registry(Transactions):
@@ -26,6 +29,30 @@ class Registry(Transactions):
         self.uploads = Uploads(self)
         self.bundles = Bundles(self)
         self.releases = Releases(self)
+
+    def claim(self, pool: str, *, now: datetime) -> None:
+        """Make an empty registry a pool's for ever; the first event says whose it is.
+
+        Raises:
+            Refused: `SETTINGS_INVALID` if it is another pool's.
+        """
+        first = self.first_event()
+        if first is None:
+            with self.writing() as session:
+                first = session.get(Event, 1) or journal.record(
+                    session, "pool", pool, "founded", actor="operator", now=now
+                )
+        if first.kind == "pool" and first.subject != pool:
+            raise Refused(
+                Code.SETTINGS_INVALID,
+                f"The database holds the registry of another pool, {first.subject[:16]}.",
+                "Correct the setting `database`.",
+            )
+
+    def first_event(self) -> Event | None:
+        """The first line of the journal; None for a registry that nobody has used."""
+        with self.reading() as session:
+            return session.get(Event, 1)
 
     def events(self, subject: str | None = None) -> list[Event]:
         """The journal, or what it says of one key or digest."""

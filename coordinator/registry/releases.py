@@ -11,20 +11,13 @@ from coordinator.registry import journal
 from coordinator.registry.bundles import bundle_row
 from coordinator.registry.cascades import overtake
 from coordinator.registry.tables import BundleRow, ReleaseRow
-from coordinator.registry.transactions import Transactions
+from coordinator.registry.transactions import Subject
 from protocol.errors import Code, Refused
 from protocol.release import Release
 
 
-class Releases:
-    """Every release.
-
-    Args:
-        registry: Opens the transactions.
-    """
-
-    def __init__(self, registry: Transactions) -> None:
-        self._registry = registry
+class Releases(Subject):
+    """Every release."""
 
     def publish(
         self,
@@ -44,25 +37,37 @@ class Releases:
 
         Raises:
             Refused: `STATE_CHANGE` if a bundle or the newest release changed meanwhile, so that the list is
-                not exactly what is released.
+                not exactly what is released; `KEY_REVOKED` if the key of one that is new in it was revoked.
         """
         number = release.spec.number
         with self._registry.writing() as session:
             newest = session.scalar(select(func.max(ReleaseRow.number))) or 0
             if newest + 1 != number:
                 raise Refused(Code.STATE_CHANGE, f"Release {number} cannot follow release {newest}.")
-            session.add(ReleaseRow(number=number, digest=release.digest, envelope=release.envelope))
             decide(session)
-            overtake(session, now=now)
-            journal.record(session, "release", release.digest, str(number), actor="worker", now=now)
-            for digest, step in steps.items():
-                if row := bundle_row(session, digest):
-                    journal.take_step(session, row, step, actor="worker", now=now)
-                    if step is State.RELEASED:
-                        row.release, row.code, row.message, row.hint = number, "", "", ""
+            _store(session, release, steps, actor="worker", now=now)
             released = set(session.scalars(select(BundleRow.digest).where(BundleRow.state == State.RELEASED)))
             if released != {expert.bundle for expert in release.spec.experts}:
                 raise Refused(Code.STATE_CHANGE, f"Release {number} does not list what is released.")
+
+    def adopt(self, release: Release, steps: Mapping[str, State], *, now: datetime) -> None:
+        """Take in a release that a newer registry published; the next one leaves out what this one does not hold.
+
+        Args:
+            release: The release.
+            steps: The step of each bundle that is here, by digest.
+            now: The time.
+
+        Raises:
+            Refused: `STATE_CHANGE` if it is not newer than the newest here.
+        """
+        with self._registry.writing() as session:
+            newest = session.scalar(select(func.max(ReleaseRow.number))) or 0
+            if newest >= release.spec.number:
+                raise Refused(
+                    Code.STATE_CHANGE, f"Another release {release.spec.number} is here.", "Restore a newer registry."
+                )
+            _store(session, release, steps, actor="operator", now=now)
 
     def find(self, number: int = 0) -> ReleaseRow | None:
         """Find a release by number, or the newest (0)."""
@@ -80,3 +85,15 @@ class Releases:
         """All releases, oldest first."""
         with self._registry.reading() as session:
             return list(session.scalars(select(ReleaseRow).order_by(ReleaseRow.number)))
+
+
+def _store(session: Session, release: Release, steps: Mapping[str, State], *, actor: str, now: datetime) -> None:
+    number = release.spec.number
+    session.add(ReleaseRow(number=number, digest=release.digest, envelope=release.envelope))
+    overtake(session, now=now)
+    journal.record(session, "release", release.digest, str(number), actor=actor, now=now)
+    for digest, step in steps.items():
+        if row := bundle_row(session, digest):
+            journal.take_step(session, row, step, actor=actor, now=now)
+            if step is State.RELEASED:
+                row.release, row.code, row.message, row.hint = number, "", "", ""

@@ -3,20 +3,23 @@
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from coordinator.policy.lifecycle import LIVE, Standing, State
+from coordinator.policy.lifecycle import Standing, State
 from coordinator.registry.tables import BundleFile, BundleRow, Contributor, Upload
 from protocol.bundle import ADAPTER_WEIGHTS, Manifest
+from protocol.compatibility import Submitted
 
 
 def read_standing(session: Session, manifest: Manifest) -> Standing:
-    """Read a contributor's state, live bundles and uploads, and whose weights are the same."""
+    """Read a contributor's state, bundles and uploads, and whose weights are the same."""
     key, digest = manifest.spec.contributor, manifest.digest
     contributor = session.get(Contributor, key)
-    live = session.execute(
-        select(BundleRow.name, BundleRow.digest)
-        .where(BundleRow.contributor == key, BundleRow.state.in_(LIVE), BundleRow.digest != digest)
+    earlier: dict[str, list[Submitted]] = {}
+    for name, other, state in session.execute(
+        select(BundleRow.name, BundleRow.digest, BundleRow.state)
+        .where(BundleRow.contributor == key, BundleRow.digest != digest)
         .order_by(BundleRow.sequence)
-    )
+    ):
+        earlier.setdefault(name, []).append(Submitted(other, state))
     uploads = session.scalar(
         select(func.count()).select_from(Upload).where(Upload.contributor == key, Upload.digest != digest)
     )
@@ -32,7 +35,7 @@ def read_standing(session: Session, manifest: Manifest) -> Standing:
     )
     return Standing(
         contributor=contributor.state if contributor else None,
-        live=tuple((name, other) for name, other in live),
+        earlier=earlier,
         uploads=uploads or 0,
         twin=twin,
     )

@@ -44,9 +44,11 @@ class Transactions:
             migrate: Make or upgrade the schema first.
 
         Raises:
-            Refused: `SETTINGS_INVALID`, or `SCHEMA_MISMATCH` for an older or newer schema.
+            Refused: `SETTINGS_INVALID`, `WORKSPACE_MISSING` where there is no registry, or `SCHEMA_MISMATCH` for an
+                older or newer schema.
             Unavailable: `BUSY` if the database does not answer.
         """
+        database.check_place(url, new=migrate)
         engine = database.connect(url)
         try:
             with database.translated():
@@ -79,3 +81,14 @@ class Transactions:
             events: Iterable[Event] = session.info.get("events", ())
         for event in events:
             self._on_event(event)
+
+
+class Subject:
+    """What a registry knows of one subject.
+
+    Args:
+        registry: Opens the transactions.
+    """
+
+    def __init__(self, registry: Transactions) -> None:
+        self._registry = registry

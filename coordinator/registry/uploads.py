@@ -8,20 +8,13 @@ from sqlalchemy import func, select
 from coordinator.policy.lifecycle import Standing
 from coordinator.registry.standing import read_standing
 from coordinator.registry.tables import Upload
-from coordinator.registry.transactions import Transactions
-from protocol.bundle import Manifest
+from coordinator.registry.transactions import Subject
+from protocol.bundle import Manifest, read_manifest
 from protocol.documents import timestamp
 
 
-class Uploads:
-    """Bundles on their way.
-
-    Args:
-        registry: Opens the transactions.
-    """
-
-    def __init__(self, registry: Transactions) -> None:
-        self._registry = registry
+class Uploads(Subject):
+    """Bundles on their way."""
 
     def standing(self, manifest: Manifest) -> Standing:
         """Read what bears on a new bundle."""
@@ -69,6 +62,12 @@ class Uploads:
         """Digests of every upload session, expired ones too."""
         with self._registry.reading() as session:
             return set(session.scalars(select(Upload.digest)))
+
+    def files(self) -> set[str]:
+        """The sha256 of every file that upload sessions may still bring or have brought."""
+        with self._registry.reading() as session:
+            envelopes = list(session.scalars(select(Upload.envelope)))
+        return {file.sha256 for envelope in envelopes for file in read_manifest(envelope).files.values()}
 
     def expire(self, *, now: datetime) -> list[str]:
         """Forget sessions whose time is over, and return their digests."""

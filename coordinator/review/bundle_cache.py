@@ -44,7 +44,7 @@ class Cache:
             return open_bundle(folder)
         except (GreylagError, FileNotFoundError) as error:
             raise Unavailable(
-                Code.DIGEST_MISMATCH,
+                Code.STORE_DAMAGED,
                 f"The store lost or changed bytes of bundle {row.digest[:16]}.",
                 "Run: greylag-coordinator fsck",
             ) from error

@@ -68,7 +68,7 @@ class Reviewer:
         try:
             model = self.hold([expert for expert in experts if expert.bundle != new.bundle])
         except Refused as error:  # the base or an older expert: not the new one's fault
-            raise Unavailable(error.code, error.message, error.hint) from error
+            raise Unavailable(Code.INTERNAL, error.message, error.hint) from error
         try:
             model.append(self._open(new.bundle), name=new.name, contributor=new.contributor)
             return model.probe(self._probe)
@@ -80,5 +80,5 @@ class Reviewer:
     def _open(self, digest: str) -> Bundle:
         row = self._registry.bundles.find(digest)
         if row is None:
-            raise Unavailable(Code.BUNDLE_UNKNOWN, f"The registry lost bundle {digest[:16]}.", "Restore the registry.")
+            raise Unavailable(Code.STORE_DAMAGED, f"The registry lost bundle {digest[:16]}.", "Restore the registry.")
         return self._cache.open(row)

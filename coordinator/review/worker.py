@@ -2,12 +2,13 @@
 
 import threading
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
+from functools import partial
 
 import structlog
 
+from coordinator.admission.limited_process import CheckFailedError
 from coordinator.fleet.records.fleet import Fleet
-from coordinator.policy.eligibility import judge_contributor
 from coordinator.policy.lifecycle import State
 from coordinator.policy.next_release import next_release, steps_to
 from coordinator.registry.registry import Registry
@@ -16,7 +17,7 @@ from coordinator.review.bundle_cache import Cache
 from coordinator.review.probe import Reviewer
 from protocol.bundle import Bundle
 from protocol.documents import Pool
-from protocol.errors import Code, Refused, Unavailable
+from protocol.errors import Code, GreylagError, Refused
 from protocol.release import (
     CalibrationFile,
     Release,
@@ -29,18 +30,22 @@ from protocol.release import (
 )
 from protocol.signing import Identity
 
+TRIES = 4
+"""How often a check that comes to no verdict is tried."""
+_PAUSE, _LONGEST_PAUSE = timedelta(minutes=1), timedelta(hours=1)
+"""First and longest pause before a bundle is worked on again that broke the worker's work."""
 _log = structlog.get_logger(__name__)
 
 
 class Worker:
-    """Works off the registry; holds nothing that a restart would not find again.
+    """Works off the registry; all that a restart forgets are pauses.
 
     Args:
         pool: The pool.
         identity: Signs releases.
         registry: Rows.
         cache: Opens bundles as verified folders.
-        check: The content check; raises `Refused`.
+        check: The content check; raises `Refused`, or `CheckFailedError` for no verdict.
         reviewer: Tries experts on the model.
         clock: Tells the time.
     """
@@ -59,21 +64,24 @@ class Worker:
         self._pool, self._identity, self._registry = pool, identity, registry
         self._fleet = Fleet(registry)
         self._cache, self._check, self._reviewer, self._clock = cache, check, reviewer, clock
+        self._put_off: dict[str, tuple[timedelta, datetime]] = {}
 
     def run(self, stopped: threading.Event, *, interval_s: float) -> None:
-        """Work until told to stop; stops between two bundles.
+        """Work until told to stop, whatever happens; stops between two bundles.
 
         Args:
             stopped: Set to stop.
             interval_s: Pause when there is nothing to do, in seconds.
         """
         while not stopped.is_set():
+            busy = False
             try:
                 busy = self.step(stopped)
-            except (Refused, Unavailable) as error:
-                # Nothing about a single bundle: the database rests, or an operator yanked between two looks.
+            except GreylagError as error:
+                # Nothing about a single bundle: the database rests, or the newest release cannot be read.
                 _log.warning("waiting", code=error.code.name, message=error.message)
-                busy = False
+            except Exception:  # noqa: BLE001 - a pool whose worker ended waits until somebody looks
+                _log.exception("failed")
             if not busy:
                 stopped.wait(interval_s)
 
@@ -81,56 +89,77 @@ class Worker:
         """Do what there is to do now, and tell whether anything was done.
 
         Raises:
-            Unavailable: The registry cannot be reached.
+            GreylagError: The registry cannot be reached or read.
         """
         done = False
-        for state, work in (
-            (State.RECEIVED, self._verify),
-            (State.VERIFIED, self._quarantine),
-            (State.QUARANTINED, self._admit),
-            (State.ACCEPTED, self._release),
+        bundles = self._registry.bundles
+        for find, work in (
+            (bundles.of_revoked_keys, self._turn_away),
+            (partial(bundles.all, State.RECEIVED), self._verify),
+            (partial(bundles.all, State.QUARANTINED), self._admit),
+            (partial(bundles.all, State.ACCEPTED), self._release),
         ):
-            for row in self._registry.bundles.all(state):
+            for row in find():
                 if stopped is not None and stopped.is_set():
                     return done
                 done = self._attempt(row, work) or done
         return self._tidy() or done
 
     def _attempt(self, row: BundleRow, work: Callable[[BundleRow], bool]) -> bool:
-        """Work on one bundle; what is wrong with it or with its bytes does not hold up the others."""
+        """Work on one bundle; what goes wrong, whatever it is, neither holds up the others nor is a verdict."""
+        if row.digest in self._put_off and self._clock() < self._put_off[row.digest][1]:
+            return False
         try:
             return work(row)
-        except Refused as error:
-            if error.code is not Code.STATE_CHANGE:
-                return self._refuse(row, error)
-            # An operator decided meanwhile; the next round sees it.
-            _log.info("overtaken", bundle=row.digest, message=error.message)
-        except Unavailable as error:
+        except GreylagError as error:  # lost bytes, a full disk, a rotten row; or an operator was quicker
             _log.warning("skipped", bundle=row.digest, code=error.code.name, message=error.message)
         except Exception:  # noqa: BLE001 - whatever a bundle sets off must not stop the worker
             _log.exception("failed", bundle=row.digest)
+            self._pause(row)
         return False
 
-    def _refuse(self, row: BundleRow, reason: Refused) -> bool:
-        self._registry.bundles.move(row.digest, State.REFUSED, actor="worker", reason=reason, now=self._clock())
+    def _pause(self, row: BundleRow) -> None:
+        """Leave a bundle alone for a while, each time for longer; a restart forgets it."""
+        pause = min(2 * self._put_off[row.digest][0], _LONGEST_PAUSE) if row.digest in self._put_off else _PAUSE
+        self._put_off[row.digest] = pause, self._clock() + pause
+
+    def _refuse(self, row: BundleRow, verdict: Refused) -> bool:
+        self._registry.bundles.move(row.digest, State.REFUSED, actor="worker", reason=verdict, now=self._clock())
         self._cache.drop(row.digest)
+        self._put_off.pop(row.digest, None)
         return True
 
+    def _turn_away(self, row: BundleRow) -> bool:
+        return self._refuse(row, Refused(Code.KEY_REVOKED, "The key was revoked.", "Ask the pool's operator."))
+
     def _verify(self, row: BundleRow) -> bool:
-        self._check(self._cache.open(row))
+        bundle = self._cache.open(row)
+        try:
+            self._check(bundle)
+        except Refused as verdict:
+            return self._refuse(row, verdict)
+        except CheckFailedError as error:
+            return self._check_failed(row, error)
         self._registry.bundles.move(row.digest, State.VERIFIED, State.QUARANTINED, actor="worker", now=self._clock())
         return True
 
-    def _quarantine(self, row: BundleRow) -> bool:
-        self._registry.bundles.move(row.digest, State.QUARANTINED, actor="worker", now=self._clock())
-        return True
+    def _check_failed(self, row: BundleRow, error: CheckFailedError) -> bool:
+        """Check again later; what fails every time is the bundle's fault."""
+        verdict = Refused(
+            Code.VALIDATOR_FAILED,
+            f"The check of the bundle's content {error}, each of {TRIES} times.",
+            "Ask the pool's operator, whose machine may be too small for it.",
+        )
+        tried = self._registry.bundles.check_failed(row.digest, verdict, now=self._clock())
+        if tried >= TRIES:
+            return self._refuse(row, verdict)
+        _log.warning("check failed", bundle=row.digest, how=str(error), tried=tried)
+        self._pause(row)
+        return False
 
     def _admit(self, row: BundleRow) -> bool:
         if self._pool.spec.policy.admission != "open":
             return False  # an operator decides: greylag-coordinator experts accept
-        # A stolen key may have been revoked since its bundle came.
-        contributor = self._registry.contributors.find(row.contributor)
-        judge_contributor(contributor.state if contributor else None)
         self._registry.bundles.move(row.digest, State.ACCEPTED, actor="worker", now=self._clock())
         return True
 
@@ -141,7 +170,8 @@ class Worker:
         spec = self._next([new])
         if spec is None:
             return False
-        self._try(spec, new)
+        if verdict := self._try(spec, new):
+            return self._refuse(row, verdict)
         self._publish(spec)
         return True
 
@@ -153,7 +183,8 @@ class Worker:
         spec = self._next([*(self._released(other) for other in beside), new], self._proposed_calibration())
         if spec is None:
             return False
-        self._try(spec, new)
+        if verdict := self._try(spec, new):
+            return self._refuse(row, verdict)
         candidate = sign_candidate(spec, self._identity)
         self._fleet.candidates.propose(candidate, now=self._clock())
         _log.info("proposed", candidate=candidate.digest, experts=len(spec.experts))
@@ -170,9 +201,14 @@ class Worker:
             raise LookupError(f"bundle {row.digest} has no contributor row")
         return ReleasedExpert(name=row.name, contributor=contributor.name, bundle=row.digest)
 
-    def _try(self, spec: ReleaseSpec, new: ReleasedExpert) -> None:
-        loss = self._reviewer.try_expert(spec.experts, new)
+    def _try(self, spec: ReleaseSpec, new: ReleasedExpert) -> Refused | None:
+        """Run the model with a new expert; what it is refused for, if it is."""
+        try:
+            loss = self._reviewer.try_expert(spec.experts, new)
+        except Refused as verdict:
+            return verdict
         _log.info("probed", bundle=new.bundle, loss_nats=loss, experts=len(spec.experts))
+        return None
 
     def _tidy(self) -> bool:
         """Publish a release that leaves out what was yanked, or that renews the last one in time."""
@@ -182,8 +218,8 @@ class Worker:
         return spec is not None
 
     def _next(self, accepted: list[ReleasedExpert], calibration: CalibrationFile | None = None) -> ReleaseSpec | None:
-        gone, now = self._registry.bundles.digests(State.YANKED, State.SUPERSEDED, State.REFUSED), self._clock()
-        return next_release(self._pool, self._newest(), accepted=accepted, gone=gone, now=now, calibration=calibration)
+        held, now = self._registry.bundles.digests(State.ACCEPTED, State.RELEASED), self._clock()
+        return next_release(self._pool, self._newest(), accepted=accepted, held=held, now=now, calibration=calibration)
 
     def _newest(self) -> Release | None:
         row = self._registry.releases.find()

@@ -3,21 +3,23 @@
 
 import asyncio
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncIterator
+from io import BytesIO
+from typing import IO
 
 from coordinator.fleet.records.candidates import no_candidate
 from coordinator.fleet.records.fleet import Fleet
 from coordinator.fleet.records.rounds import Rounds
 from coordinator.policy.lifecycle import PUBLIC
 from coordinator.registry.registry import Registry
-from coordinator.serving.streams import Context, Streams
 from coordinator.storage.blobs import Store, is_sha256
 from protocol.documents import Pool
 from protocol.errors import Code, Refused
 from protocol.v1 import catalog_pb2, catalog_pb2_grpc
 from protocol.v1.chunk_pb2 import Chunk
 from protocol.wire.chunks import CHUNK_BYTES
+from protocol.wire.peer import Context
+from protocol.wire.places import Places
 
 _MAX_RELEASE_NUMBER = (1 << 31) - 1
 
@@ -29,11 +31,11 @@ class CatalogService(catalog_pb2_grpc.CatalogServicer):
         pool: The pool.
         registry: Rows.
         store: Bytes.
+        streams: Files on their way at once.
     """
 
-    def __init__(self, pool: Pool, registry: Registry, store: Store) -> None:
-        self._pool, self._registry, self._store = pool, registry, store
-        self._streams = Streams()
+    def __init__(self, pool: Pool, registry: Registry, store: Store, streams: Places) -> None:
+        self._pool, self._registry, self._store, self._streams = pool, registry, store, streams
 
     async def GetPool(self, request: catalog_pb2.GetPoolRequest, context: Context) -> catalog_pb2.GetPoolReply:
         """Show the signed pool."""
@@ -69,12 +71,6 @@ class CatalogService(catalog_pb2_grpc.CatalogServicer):
 
     async def Fetch(self, request: catalog_pb2.FetchRequest, context: Context) -> AsyncIterator[Chunk]:
         """Send a file of a public bundle, or a calibration, from an offset."""
-        with self._streams.one():
-            async with aclosing(self._fetch(request)) as chunks:
-                async for chunk in chunks:
-                    yield chunk
-
-    async def _fetch(self, request: catalog_pb2.FetchRequest) -> AsyncGenerator[Chunk]:
         sha256, offset = _digest(request.sha256), request.offset
         calibration = await asyncio.to_thread(Rounds(self._registry).content, sha256)
         size = len(calibration) if calibration else await asyncio.to_thread(self._registry.bundles.public_size, sha256)
@@ -82,24 +78,21 @@ class CatalogService(catalog_pb2_grpc.CatalogServicer):
             raise _no_bundle(sha256)
         if offset > size:
             raise Refused(Code.REQUEST_INVALID, f"The file has {size} bytes; byte {offset} was asked for.")
+        with self._streams.one(context.peer()), await self._open(sha256, calibration, offset) as file:
+            while data := await asyncio.to_thread(file.read, CHUNK_BYTES):
+                yield Chunk(offset=offset, data=data, crc32=zlib.crc32(data))
+                offset += len(data)
+
+    async def _open(self, sha256: str, calibration: bytes | None, offset: int) -> IO[bytes]:
         if calibration:
-            for at in range(offset, size, CHUNK_BYTES):
-                data = calibration[at : at + CHUNK_BYTES]
-                yield Chunk(offset=at, data=data, crc32=zlib.crc32(data))
-            return
+            return BytesIO(calibration[offset:])
         if not await asyncio.to_thread(self._store.verify, sha256):
             raise Refused(
                 Code.DIGEST_MISMATCH,
                 f"The stored file {sha256[:16]} is damaged, so it is not served.",
                 "Tell the pool's operator, who should run: greylag-coordinator fsck",
             )
-        file = await asyncio.to_thread(self._store.open, sha256, offset)
-        try:
-            while data := await asyncio.to_thread(file.read, CHUNK_BYTES):
-                yield Chunk(offset=offset, data=data, crc32=zlib.crc32(data))
-                offset += len(data)
-        finally:
-            file.close()
+        return await asyncio.to_thread(self._store.open, sha256, offset)
 
 
 def _digest(text: str) -> str:

@@ -7,13 +7,14 @@ from contextlib import contextmanager
 from functools import partial
 
 from coordinator.serving.intake import Intake
-from coordinator.serving.streams import Context, Streams
 from coordinator.storage.spool import Appender, Spool
 from protocol.bundle import SignedFile
 from protocol.errors import Code, Refused, Unavailable
 from protocol.v1 import intake_pb2, intake_pb2_grpc
 from protocol.wire.chunks import check_chunk
 from protocol.wire.grpc_server import to_end
+from protocol.wire.peer import Context
+from protocol.wire.places import Places
 
 SERVICES = ("greylag.v1.Intake", "greylag.v1.Catalog")
 
@@ -24,14 +25,13 @@ class IntakeService(intake_pb2_grpc.IntakeServicer):
     Args:
         intake: Decides.
         spool: Where the bytes of `Put` go.
-        idle_timeout_s: Longest silence of a stream, in seconds.
+        streams: Files on their way at once; the rest of a server's calls is left to short ones.
     """
 
-    def __init__(self, intake: Intake, spool: Spool, *, idle_timeout_s: float) -> None:
-        self._intake, self._spool, self._idle_timeout_s = intake, spool, idle_timeout_s
+    def __init__(self, intake: Intake, spool: Spool, streams: Places) -> None:
+        self._intake, self._spool, self._streams = intake, spool, streams
         # What is being written: (digest, name) by Put, (digest, "") by Commit. Touched by the event loop only.
         self._busy: set[tuple[str, str]] = set()
-        self._streams = Streams()
 
     async def Enrol(self, request: intake_pb2.EnrolRequest, context: Context) -> intake_pb2.EnrolReply:
         """Present a key."""
@@ -45,12 +45,8 @@ class IntakeService(intake_pb2_grpc.IntakeServicer):
 
     async def Put(self, requests: AsyncIterator[intake_pb2.PutRequest], context: Context) -> intake_pb2.PutReply:
         """Append a stream of chunks to one file."""
-        with self._streams.one():
-            return await self._put(requests)
-
-    async def _put(self, requests: AsyncIterator[intake_pb2.PutRequest]) -> intake_pb2.PutReply:
-        first = await self._next(requests)
-        if first is None or first.WhichOneof("part") != "start":
+        first = await anext(requests)
+        if first.WhichOneof("part") != "start":
             raise Refused(Code.BAD_WIRE, "A stream of chunks starts with the file that it is for.")
         start = first.start
         manifest = await asyncio.to_thread(self._intake.session, start.digest, start.token)
@@ -58,7 +54,7 @@ class IntakeService(intake_pb2_grpc.IntakeServicer):
             raise Refused(
                 Code.FILE_NOT_ALLOWED, f"{start.name!r:.200} has no place in a bundle.", "Pack the bundle again."
             )
-        with self._claim(start.digest, start.name):
+        with self._streams.one(context.peer()), self._claim(start.digest, start.name):
             appender = await asyncio.to_thread(self._open, start.digest, start.name)
             try:
                 await self._append(requests, appender, manifest.files[start.name])
@@ -86,21 +82,12 @@ class IntakeService(intake_pb2_grpc.IntakeServicer):
     async def _append(
         self, requests: AsyncIterator[intake_pb2.PutRequest], appender: Appender, file: SignedFile
     ) -> None:
-        while (request := await self._next(requests)) is not None:
+        async for request in requests:
             if request.WhichOneof("part") != "chunk":
                 raise Refused(Code.BAD_WIRE, "A stream of chunks has one start.")
             data = check_chunk(request.chunk, offset=appender.offset, size=file.size)
             await asyncio.to_thread(appender.write, data)
         await asyncio.to_thread(appender.sync)
-
-    async def _next(self, requests: AsyncIterator[intake_pb2.PutRequest]) -> intake_pb2.PutRequest | None:
-        try:
-            async with asyncio.timeout(self._idle_timeout_s):
-                return await anext(requests, None)
-        except TimeoutError as error:
-            raise Unavailable(
-                Code.BUSY, f"No chunk arrived for {self._idle_timeout_s:g} s.", "Submit again; it continues."
-            ) from error
 
     def _open(self, digest: str, name: str) -> Appender:
         try:

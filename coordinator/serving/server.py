@@ -16,7 +16,10 @@ from coordinator.workspace.context import Opened
 from coordinator.workspace.metrics import Metrics
 from protocol.v1 import catalog_pb2_grpc, intake_pb2_grpc
 from protocol.wire.grpc_server import Listen, serve
+from protocol.wire.places import Places
 
+_STREAMS = 24
+"""Files on their way in, and as many out, at once."""
 _log = structlog.get_logger(__name__)
 
 
@@ -53,9 +56,10 @@ def serve_workspace(
     store.sweep_leftovers()
 
     def register(server: grpc.aio.Server) -> Sequence[str]:
-        intake_service = IntakeService(intake, spool, idle_timeout_s=settings.idle_timeout_s)
+        intake_service = IntakeService(intake, spool, Places(_STREAMS))
         intake_pb2_grpc.add_IntakeServicer_to_server(intake_service, server)
-        catalog_pb2_grpc.add_CatalogServicer_to_server(CatalogService(opened.pool, opened.registry, store), server)
+        catalog_service = CatalogService(opened.pool, opened.registry, store, Places(_STREAMS))
+        catalog_pb2_grpc.add_CatalogServicer_to_server(catalog_service, server)
         return SERVICES
 
     def ready(port: int) -> None:
@@ -63,5 +67,5 @@ def serve_workspace(
         _log.info("serving", address=address, pool=opened.pool.digest)
         on_ready(address)
 
-    listen = Listen(settings.listen, settings.tls_cert, settings.tls_key)
+    listen = Listen(settings.listen, settings.tls_cert, settings.tls_key, idle_s=settings.idle_timeout_s)
     asyncio.run(serve(listen, register, count=metrics.refused, on_ready=ready))

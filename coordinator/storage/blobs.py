@@ -9,8 +9,10 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import fsspec.core
 from fsspec.implementations.local import LocalFileSystem
@@ -19,7 +21,6 @@ from coordinator.faults import fault_point
 from protocol.errors import Code, Refused, Unavailable
 from protocol.files.atomic import sync
 
-_BLOCK_BYTES = 1 << 20
 _TEMPORARY = ".incoming-"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -48,7 +49,6 @@ class Store:
                 Code.SETTINGS_INVALID, f"The store {url!r} cannot be used: {error}.", "Correct the setting `store`."
             ) from error
         self._local = isinstance(self._fs, LocalFileSystem)
-        self._verified: dict[str, Any] = {}
 
     def put(self, path: Path, sha256: str) -> None:
         """Keep a file whose digest was checked. The file itself stays; its bytes must not change afterwards.
@@ -79,24 +79,12 @@ class Store:
         return file
 
     def verify(self, sha256: str) -> bool:
-        """Tell whether the bytes under a digest are there and have that digest.
-
-        The verdict is remembered for as long as the file looks untouched (size and time).
-        """
+        """Tell whether the bytes under a digest are there, can be read, and have that digest."""
         try:
-            stamp = self._stamp(sha256)
-            if self._verified.get(sha256) == stamp:
-                return True
             with self.open(sha256) as file:
-                digest = hashlib.sha256()
-                while block := file.read(_BLOCK_BYTES):
-                    digest.update(block)
-        except FileNotFoundError:
+                return hashlib.file_digest(file, "sha256").hexdigest() == sha256  # type: ignore[arg-type] # as fsspec's
+        except OSError:
             return False
-        if digest.hexdigest() != sha256:
-            return False
-        self._verified[sha256] = stamp
-        return True
 
     def copy_to(self, sha256: str, target: Path) -> None:
         """Bring a file to a local path: by hard link where that works, else by copying.
@@ -115,26 +103,31 @@ class Store:
             if is_sha256(name := path.rpartition("/")[2]):
                 yield name
 
+    def kept_since(self, sha256: str) -> datetime:
+        """When a file came to lie here; a copy of the store counts as new.
+
+        Raises:
+            FileNotFoundError: Nothing lies under the digest.
+        """
+        if self._local:
+            return datetime.fromtimestamp(Path(self._key(sha256)).stat().st_ctime, UTC)
+        modified: datetime = self._fs.modified(self._key(sha256))
+        return modified.astimezone(UTC)
+
     def remove(self, sha256: str) -> None:
         """Drop a file that nothing needs."""
-        self._verified.pop(sha256, None)
         self._fs.rm_file(self._key(sha256))
 
     def sweep_leftovers(self) -> int:
         """Drop what interrupted calls of `put` left, and return how many files that were."""
         leftovers = [path for path in self._fs.find(self._root) if path.rpartition("/")[2].startswith(_TEMPORARY)]
         for path in leftovers:
-            self._fs.rm_file(path)
+            with suppress(OSError):  # whatever this one has, the others can go
+                self._fs.rm_file(path)
         return len(leftovers)
 
     def _key(self, sha256: str) -> str:
         return f"{self._root}/{sha256[:2]}/{sha256}"
-
-    def _stamp(self, sha256: str) -> Any:
-        if not self._local:
-            return self._fs.info(self._key(sha256))["size"]
-        status = Path(self._key(sha256)).stat()
-        return status.st_size, status.st_mtime_ns, status.st_ino
 
     def _put_local(self, path: Path, sha256: str) -> None:
         final = Path(self._key(sha256))

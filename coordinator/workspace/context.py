@@ -1,6 +1,6 @@
 """Opens a workspace: what every command needs of it, and the locks that keep two processes apart."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -8,10 +8,11 @@ import structlog
 
 from coordinator.registry.registry import Registry
 from coordinator.registry.tables import Event
+from coordinator.workspace.high_water import HighWater
 from coordinator.workspace.metrics import Metrics
 from coordinator.workspace.paths import CoordinatorWorkspace
 from coordinator.workspace.settings import Settings
-from protocol.documents import Pool, read_pool
+from protocol.documents import Pool, read_pool, read_timestamp
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
 
@@ -28,13 +29,19 @@ class Opened:
     identity: Identity
     registry: Registry
 
+    @property
+    def high_water(self) -> HighWater:
+        """How far the pool had come."""
+        return HighWater(self.workspace, self.registry, self.pool)
+
 
 @contextmanager
 def opened(workspace: CoordinatorWorkspace, settings: Settings, metrics: Metrics | None = None) -> Iterator[Opened]:
     """Open a workspace and close it again.
 
     Raises:
-        Refused: `KEY_UNREADABLE`, `WORKSPACE_MISSING`, `UNTRUSTED`, `SCHEMA_MISMATCH`, or any code of an envelope.
+        Refused: `KEY_UNREADABLE`, `WORKSPACE_MISSING`, `UNTRUSTED`, `SCHEMA_MISMATCH`, `SETTINGS_INVALID` for the
+            database of another pool, or any code of an envelope.
         Unavailable: `BUSY` if the database does not answer.
     """
     identity = Identity.load(workspace.key)
@@ -45,19 +52,22 @@ def opened(workspace: CoordinatorWorkspace, settings: Settings, metrics: Metrics
             Code.WORKSPACE_MISSING, f"{workspace.pool} cannot be read: {error.strerror}.", "Restore it from a copy."
         ) from error
     pool = read_pool(envelope, trusted=identity.public)
-    registry = Registry.open(settings.database, _announce(metrics))
-    try:
-        yield Opened(workspace, settings, pool, identity, registry)
-    finally:
-        registry.close()
 
-
-def _announce(metrics: Metrics | None) -> Callable[[Event], None]:
     def announce(event: Event) -> None:
         _log.info(event.kind, subject=event.subject, step=event.step, actor=event.actor, code=event.code)
         if metrics is not None and event.kind == "bundle":
             metrics.stepped(event.step)
             if event.code:
                 metrics.refused(Code[event.code])
+        try:
+            open_.high_water.rise(event)
+        except OSError as error:  # what happened has happened; the next event or start tries again
+            _log.warning("not remembered", error=str(error))
 
-    return announce
+    registry = Registry.open(settings.database, announce)
+    open_ = Opened(workspace, settings, pool, identity, registry)
+    try:
+        registry.claim(pool.digest, now=read_timestamp(pool.spec.created))
+        yield open_
+    finally:
+        registry.close()

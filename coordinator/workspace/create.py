@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -11,12 +12,14 @@ from typing import Any
 import tomli_w
 from pydantic import ValidationError
 
+from coordinator.registry.database import anchor
 from coordinator.registry.registry import Registry
 from coordinator.workspace.paths import CoordinatorWorkspace
 from coordinator.workspace.settings import read
 from protocol.adapters import Shape
-from protocol.documents import Pool, sign_pool, timestamp
+from protocol.documents import Pool, read_timestamp, sign_pool, timestamp
 from protocol.errors import Code, Refused, from_os_error
+from protocol.files.atomic import write_secret
 from protocol.fleet.campaign import APP_DIGEST
 from protocol.signing import Identity
 from protocol.spec import Architecture, BaseModelRef, Name, Policy, PoolSpec, Recipe, Routing
@@ -88,7 +91,8 @@ def found(
         study: Reads the base model, when everything else was checked.
         name: The pool's name.
         choices: Under `recipe`, `policy` and `routing`, the fields that differ from the defaults.
-        settings: Entries of coordinator.toml that differ from the defaults.
+        settings: Entries of coordinator.toml; None for the default. A database and a store outside of the workspace
+            are written down also where the environment names them.
         probe: Public text, one input a line; without it, a few sentences of our own.
         now: The time.
 
@@ -119,7 +123,8 @@ def found(
         created=timestamp(now),
     )
     pool = sign_pool(spec, identity)
-    _write(workspace, identity, pool, probe=lines, settings={"base": base.location, **settings})
+    given = {name: value for name, value in settings.items() if value is not None}
+    _write(workspace, identity, pool, probe=lines, settings={"base": base.location, **given})
     return pool
 
 
@@ -135,10 +140,13 @@ def _write(
             identity.save(draft.key)
             draft.pool.write_bytes(pool.envelope)
             (draft.folder / "probe.txt").write_text("\n".join(probe) + "\n", encoding="utf-8")
-            draft.settings.write_text(tomli_w.dumps(settings), encoding="utf-8")
-            # An external database is migrated where it is; SQLite's file moves in with the rest.
-            _prepare_registry(read(draft).database)
-            _move_in(draft, workspace)
+            used = read(draft, **settings)
+            # An external database is made where it is; SQLite's file moves in with the rest.
+            _make_registry(used.database)
+            elsewhere = {"database": anchor(used.database), "store": _anchor(used.store)}
+            settings |= {name: url for name, url in elsewhere.items() if str(draft.folder.resolve()) not in url}
+            write_secret(draft.settings, tomli_w.dumps(settings).encode())
+            _move_in(draft, workspace, pool)
     except BaseException as error:
         if not existed:
             shutil.rmtree(workspace.folder, ignore_errors=True)
@@ -176,26 +184,29 @@ def read_probe(path: Path) -> list[str]:
     return lines
 
 
-def _prepare_registry(url: str) -> None:
-    registry = Registry.open(url, migrate=True)
-    try:
-        if not registry.contributors.is_empty:
+def _make_registry(url: str) -> None:
+    with closing(Registry.open(url, migrate=True)) as registry:
+        if registry.first_event() is not None:
             raise Refused(
                 Code.WORKSPACE_EXISTS, "The database holds the registry of another pool.", "Give an empty database."
             )
-    finally:
-        registry.close()
 
 
-def _move_in(draft: CoordinatorWorkspace, workspace: CoordinatorWorkspace) -> None:
-    """Move a finished workspace into place; the settings file comes last and makes it one."""
+def _anchor(store: str) -> str:
+    return store if "://" in store else str(Path(store).absolute())
+
+
+def _move_in(draft: CoordinatorWorkspace, workspace: CoordinatorWorkspace, pool: Pool) -> None:
+    """Move a finished workspace into place; the settings file makes it one, and then the registry is the pool's."""
     moved: list[Path] = []
     names = sorted((path.name for path in draft.folder.iterdir()), key=lambda name: name == draft.settings.name)
     try:
         for name in names:
             (draft.folder / name).rename(workspace.folder / name)
             moved.append(workspace.folder / name)
-    except OSError:
+        with closing(Registry.open(read(workspace).database)) as registry:
+            registry.claim(pool.digest, now=read_timestamp(pool.spec.created))
+    except BaseException:
         for path in moved:
             path.unlink()
         raise

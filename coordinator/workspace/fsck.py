@@ -1,25 +1,30 @@
 """Is every byte that the registry promises there and right? And what is there that nothing needs?"""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 from coordinator.registry.registry import Registry
 from coordinator.storage.blobs import Store
+from protocol.documents import read_timestamp
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What a check of the store found."""
+    """What a check of the store found; files are named by their digests."""
 
     files: int
     """Files that bundles need."""
     missing: tuple[str, ...]
-    """Digests that bundles need and nothing lies under."""
+    """What bundles need and is not there."""
     damaged: tuple[str, ...]
-    """Digests under which other bytes lie."""
+    """Under what other bytes lie, or none that can be read."""
     orphans: tuple[str, ...]
-    """Digests that no bundle needs: dropped."""
-    leftovers: int
-    """Incomplete files that were dropped."""
+    """What neither a bundle nor an open upload needs."""
+    young: tuple[str, ...]
+    """Orphans that came after the newest bundle, which a newer registry may know: always kept."""
+    dropped: tuple[str, ...]
+    """Orphans that are gone now."""
 
     @property
     def healthy(self) -> bool:
@@ -27,20 +32,34 @@ class Findings:
         return not self.missing and not self.damaged
 
 
-def check_store(registry: Registry, store: Store) -> Findings:
-    """Digest every stored file, and drop orphans and leftovers.
+def check_store(registry: Registry, store: Store, *, now: datetime, delete: timedelta | None = None) -> Findings:
+    """Digest every stored file, and drop old orphans if asked to.
 
-    Must not run beside `serve`: between a store and its row every new file is an orphan.
+    Args:
+        registry: Knows what is needed.
+        store: Where the files are; must not be written meanwhile if anything is to be dropped.
+        now: The time.
+        delete: Age from which on orphans are dropped; None to drop none.
     """
-    needed = registry.bundles.files()
     present = set(store.digests())
-    orphans = sorted(present - needed.keys())
-    for sha256 in orphans:
-        store.remove(sha256)
+    needed, newest = registry.bundles.files(), registry.bundles.newest()
+    horizon = read_timestamp(newest.received) if newest else datetime.min.replace(tzinfo=UTC)
+    orphans = {sha256: store.kept_since(sha256) for sha256 in present - needed.keys() - registry.uploads.files()}
+    old = [sha256 for sha256, since in orphans.items() if delete is not None and since < min(horizon, now - delete)]
     return Findings(
         files=len(needed),
         missing=tuple(sorted(needed.keys() - present)),
         damaged=tuple(sha256 for sha256 in sorted(needed.keys() & present) if not store.verify(sha256)),
-        orphans=tuple(orphans),
-        leftovers=store.sweep_leftovers(),
+        orphans=tuple(sorted(orphans)),
+        young=tuple(sorted(sha256 for sha256, since in orphans.items() if since >= horizon)),
+        dropped=tuple(sorted(_drop(store, old))),
     )
+
+
+def _drop(store: Store, digests: list[str]) -> Iterator[str]:
+    for sha256 in digests:
+        try:
+            store.remove(sha256)
+        except OSError:
+            continue
+        yield sha256

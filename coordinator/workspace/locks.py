@@ -8,6 +8,9 @@ from filelock import FileLock, Timeout
 from coordinator.workspace.paths import CoordinatorWorkspace
 from protocol.errors import Code, Refused
 
+_LOOK_S = 0.5
+"""For less than that somebody holds a lock who only looks whether it is free, in seconds."""
+
 
 @contextmanager
 def exclusive(workspace: CoordinatorWorkspace, process: str) -> Iterator[None]:
@@ -18,7 +21,7 @@ def exclusive(workspace: CoordinatorWorkspace, process: str) -> Iterator[None]:
     """
     lock = FileLock(workspace.lock(process))
     try:
-        lock.acquire(blocking=False)
+        lock.acquire(timeout=_LOOK_S)
     except Timeout as error:
         raise Refused(
             Code.WORKSPACE_BUSY,
@@ -38,7 +41,7 @@ def exclusive(workspace: CoordinatorWorkspace, process: str) -> Iterator[None]:
 
 
 def is_at_work(workspace: CoordinatorWorkspace, process: str) -> bool:
-    """Tell whether a process of a kind works in a workspace, on this machine."""
+    """Tell whether a process of a kind works in a workspace, on this machine; it keeps nobody out."""
     lock = FileLock(workspace.lock(process))
     try:
         with lock.acquire(blocking=False):

@@ -26,6 +26,16 @@ class CoordinatorWorkspace:
         return self.folder / "pool.dsse.json"
 
     @property
+    def published(self) -> Path:
+        """The newest release that left the workspace."""
+        return self.folder / "published.dsse.json"
+
+    @property
+    def acknowledged(self) -> Path:
+        """The newest receipt that left the workspace."""
+        return self.folder / "acknowledged.dsse.json"
+
+    @property
     def spool(self) -> Path:
         """Files on their way in."""
         return self.folder / "spool"

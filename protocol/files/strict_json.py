@@ -7,6 +7,7 @@ then disagree. Here all of that is refused: what is read is I-JSON (RFC 7493).
 
 import json
 import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from protocol.errors import Code, Refused
@@ -41,6 +42,25 @@ def loads(raw: bytes, *, what: str, code: Code = Code.ENVELOPE_SCHEMA, max_bytes
     except ValueError as error:
         raise Refused(code, f"{what} is not strict JSON: {error}.") from error
     return value
+
+
+def read_lines(lines: Iterable[str], what: str, code: Code) -> Iterator[tuple[int, Any]]:
+    """Parse JSON Lines strictly; blank lines are passed over.
+
+    Args:
+        lines: One value a line.
+        what: Name of a line, for the sentence of a refusal: "Line {} of the requests".
+        code: Code of a refusal.
+
+    Yields:
+        The line's number, from 1, and its value.
+
+    Raises:
+        Refused: As `loads`, naming the line.
+    """
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield number, loads(line.encode(), what=what.format(number), code=code)
 
 
 def dumps(value: Any) -> bytes:

@@ -3,21 +3,26 @@
 import ipaddress
 import json
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 from cryptography.x509 import load_pem_x509_certificates
 
-from protocol.errors import Code, Refused
+from protocol.errors import Code, Refused, Unavailable
 from protocol.wire.chunks import MAX_MESSAGE_BYTES
 from protocol.wire.grpc_status import from_rpc_error
+from protocol.wire.reachability import find_fault
 
 DEADLINE_S = 60.0
 """Deadline of a call that moves no file, in seconds."""
 STREAM_DEADLINE_S = 3600.0
 """Deadline of a call that moves one file, in seconds."""
+IDLE_S, LEAST_BYTES = 30.0, 64 << 10
+"""How long one side waits for so many bytes of the other before it gives up, in seconds."""
 
 # Exponential back-off with jitter, inside gRPC: only UNAVAILABLE is retried, and only for calls that
 # may be repeated. Put carries a stream that cannot be replayed; upload.py resumes it by offset.
@@ -42,6 +47,7 @@ OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.service_config", json.dumps(_RETRY)),
     ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.min_reconnect_backoff_ms", 5_000),  # which is also how long a connection may take to come about
     ("grpc.enable_http_proxy", 0),
 )
 
@@ -70,7 +76,44 @@ def connect(address: str, ca: Path | None = None) -> Iterator[grpc.Channel]:
         with channel:
             yield channel
     except grpc.RpcError as error:
-        raise from_rpc_error(error, address) from error
+        told = from_rpc_error(error, address)
+        if told.code is Code.UNREACHABLE:
+            told = find_fault(address, ca, tls=credentials is not None) or told
+        raise told from error
+
+
+def paced(stream: Any, address: str) -> Iterator[Any]:
+    """Pass on the messages of a call, unless fewer than `LEAST_BYTES` come in `IDLE_S` seconds.
+
+    Args:
+        stream: The call, as a stub returns it.
+        address: Whom it went to, for the sentence.
+
+    Raises:
+        Unavailable: `UNREACHABLE`.
+    """
+    moved, over, slow = 0, threading.Event(), False
+
+    def watch() -> None:
+        nonlocal moved, slow
+        while not over.wait(IDLE_S) and not slow:
+            moved, slow = 0, moved < LEAST_BYTES
+        if slow:
+            stream.cancel()
+
+    threading.Thread(target=watch, name="pace", daemon=True).start()
+    try:
+        for message in stream:
+            moved += message.ByteSize()
+            yield message
+    except grpc.RpcError as error:
+        if not slow:
+            raise
+        raise Unavailable(
+            Code.UNREACHABLE, f"{address} stood still for {IDLE_S:g} s.", "Try again; files continue."
+        ) from error
+    finally:
+        over.set()
 
 
 def is_loopback(address: str) -> bool:

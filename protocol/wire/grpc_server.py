@@ -4,8 +4,9 @@ import asyncio
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import suppress
+from contextlib import aclosing, nullcontext, suppress
 from dataclasses import dataclass
+from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,8 +17,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from protocol.errors import Code, GreylagError, Refused, Unavailable
 from protocol.wire.chunks import MAX_MESSAGE_BYTES
-from protocol.wire.grpc_client import STREAM_DEADLINE_S, check_address, is_loopback
+from protocol.wire.grpc_client import IDLE_S, STREAM_DEADLINE_S, check_address, is_loopback
 from protocol.wire.grpc_status import to_status
+from protocol.wire.peer import Context, Peer
+from protocol.wire.places import Places
 
 DRAIN_S = 20.0
 """How long calls in flight may take to finish after a stop signal, in seconds."""
@@ -31,9 +34,10 @@ _OPTIONS = (
     ("grpc.so_reuseport", 0),
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 30_000),
-    # Whoever leaves a reply unread, or a request unsent, keeps a call open until its connection is cut.
-    ("grpc.max_connection_age_ms", 600_000),
-    ("grpc.max_connection_age_grace_ms", round(1000 * STREAM_DEADLINE_S)),
+    # Who connects and then says little or nothing.
+    ("grpc.server_handshake_timeout_ms", 20_000),
+    ("grpc.max_connection_idle_ms", 600_000),
+    ("grpc.max_concurrent_streams", 128),
 )
 _HEALTH_S = 1.0
 Result = TypeVar("Result")
@@ -42,72 +46,94 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Listen:
-    """Where a server listens.
+    """Where a server listens, to how many, and how patiently.
 
     Args:
         address: `host:port`; port 0 takes a free one.
         certificate: Certificate chain, PEM. Needed for anything but loopback.
         key: Its private key, PEM.
-        max_concurrent_calls: Calls beyond this many are refused at once (RESOURCE_EXHAUSTED).
+        max_concurrent_calls: Calls beyond this many are refused at once (`BUSY`); one peer has a share of them.
+        idle_s: How long a peer may keep us waiting, in seconds; see `protocol.wire.peer.Peer`.
+        call_s: How long a call may take, in seconds.
     """
 
     address: str
     certificate: Path | None = None
     key: Path | None = None
     max_concurrent_calls: int = 64
+    idle_s: float = IDLE_S
+    call_s: float = STREAM_DEADLINE_S
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Turns our errors into status codes, counts them, and hides everything else behind INTERNAL."""
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Bounds calls in number and time, and turns errors into status codes; what is no error of ours, into INTERNAL.
 
-    def __init__(self, count: Callable[[Code], None]) -> None:
-        self._count = count
+    Every call is handled as one of two streams, whatever it is for the client, since only then gRPC leaves it to
+    us how long a request may take to come and a reply to be taken.
+
+    Args:
+        listen: How many calls, and how patiently.
+        count: Called with the code of every refusal.
+    """
+
+    def __init__(self, listen: Listen, count: Callable[[Code], None]) -> None:
+        self._listen, self._count = listen, count
+        most = listen.max_concurrent_calls
+        # A call has no place before its request is there. Health has its own, so that a full server is seen alive.
+        self._arriving, self._calls, self._watches = Places(2 * most), Places(most), Places(most)
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        """Wrap a handler of any of the three kinds that we serve."""
+        """Wrap a handler of any kind."""
         handler = await continuation(handler_call_details)
-        if handler is None or handler_call_details.method.startswith("/grpc.health."):
-            return handler  # the health service reports in gRPC's own words
-        # Requests are parsed inside the wrapper, so that garbage is refused with a code of ours.
-        parse, make = handler.request_deserializer, grpc.unary_unary_rpc_method_handler
-        wrapped: Any
-        if handler.response_streaming:
-            wrapped, make = self._wrap_stream(handler.unary_stream, parse), grpc.unary_stream_rpc_method_handler
-        elif handler.request_streaming:
-            wrapped, make = (
-                self._wrap_unary(handler.stream_unary, _parse_each(parse)),
-                grpc.stream_unary_rpc_method_handler,
-            )
-        else:
-            wrapped = self._wrap_unary(handler.unary_unary, parse)
-        return make(wrapped, None, handler.response_serializer)
+        if handler is None:
+            return None
+        places: Places | None = self._calls
+        if handler_call_details.method.startswith("/grpc.health."):
+            places = self._watches if handler.response_streaming else None
 
-    def _wrap_unary(self, behaviour: Any, parse: Any) -> Any:
-        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        async def call(_: object, context: Context) -> None:
+            peer = Peer(context, self._listen.idle_s)
             try:
-                return await behaviour(parse(request), context)
+                async with asyncio.timeout(self._listen.call_s) as whole:
+                    await self._answer(handler, places, peer, context)
+            except (grpc.aio.AbortError, grpc.aio.InternalError):
+                raise  # the handler's own end, or the client is gone
             except Exception as error:  # noqa: BLE001 - gRPC would send its text to the client
-                await self._abort(error, context)
+                late = Unavailable(Code.BUSY, "The call took too long.", "Try again; files continue.")
+                await peer.abort(to_status(self._told(late if whole.expired() else error)))
 
-        return call
+        return grpc.stream_stream_rpc_method_handler(call, None, handler.response_serializer)
 
-    def _wrap_stream(self, behaviour: Any, parse: Any) -> Any:
-        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            try:
-                async for reply in behaviour(parse(request), context):
-                    yield reply
-            except Exception as error:  # noqa: BLE001 - as above
-                await self._abort(error, context)
+    async def _answer(self, handler: Any, places: Places | None, peer: Peer, context: Context) -> None:
+        with self._arriving.one(context.peer()):
+            message = await peer.read()
+        if message is None:
+            raise Refused(Code.BAD_WIRE, "The call ends before its request.")
+        first = handler.request_deserializer(message)
 
-        return call
+        async def requests() -> AsyncIterator[Any]:
+            yield first
+            while (message := await peer.read()) is not None:
+                yield handler.request_deserializer(message)
 
-    async def _abort(self, error: Exception, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        if isinstance(error, grpc.aio.AbortError):
-            raise error
+        with places.one(context.peer()) if places else nullcontext():
+            behaviour = handler.unary_unary or handler.unary_stream or handler.stream_unary
+            request = requests() if handler.request_streaming else first
+            if iscoroutinefunction(handler.unary_stream):  # health's Watch, which writes by itself
+                await behaviour(request, peer)
+            elif handler.response_streaming:
+                async with aclosing(behaviour(request, context)) as replies:
+                    async for reply in replies:
+                        await peer.write(reply)
+            else:
+                await peer.write(await behaviour(request, context))
+
+    def _told(self, error: Exception) -> GreylagError:
+        """Say what the other side may know of an error, and keep the rest for the log."""
         if isinstance(error, DecodeError):
             error = Refused(Code.BAD_WIRE, "The message cannot be parsed.", "Do both sides run the same version?")
         if isinstance(error, GreylagError):
@@ -118,16 +144,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
                 Code.INTERNAL, "The other side failed on this request.", "Ask its operator for the log."
             )
         self._count(error.code)
-        status = to_status(error)
-        await context.abort(status.code, status.details, status.trailing_metadata)
-
-
-def _parse_each(parse: Any) -> Any:
-    async def parsed(requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
-        async for request in requests:
-            yield parse(request)
-
-    return parsed
+        return error
 
 
 async def to_end(work: Callable[[], Result]) -> Result:
@@ -163,11 +180,7 @@ async def serve(
         Refused: `SETTINGS_INVALID` if the address cannot be listened on, or the certificate and its
             key cannot be used.
     """
-    server = grpc.aio.server(
-        interceptors=[ErrorInterceptor(count)],
-        options=_OPTIONS,
-        maximum_concurrent_rpcs=listen.max_concurrent_calls,
-    )
+    server = grpc.aio.server(interceptors=[CallInterceptor(listen, count)], options=_OPTIONS)
     monitor = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(monitor, server)
     services = (*register(server), "")
@@ -177,16 +190,20 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     await server.start()
-    await _tell(monitor, services, healthy=healthy())
+    said = healthy()
+    await _tell(monitor, services, healthy=said)
     on_ready(port)
     try:
         while not stopped.is_set():
             with suppress(TimeoutError):
                 await asyncio.wait_for(stopped.wait(), _HEALTH_S)
-            await _tell(monitor, services, healthy=healthy())
+            # Only what is new, since a watcher who does not read holds it up.
+            if healthy() != said and not stopped.is_set():
+                said = not said
+                await _tell(monitor, services, healthy=said)
     finally:
-        await monitor.enter_graceful_shutdown()
-        await server.stop(DRAIN_S)
+        # At once, since a watcher who does not read keeps the monitor from telling the others.
+        await asyncio.gather(monitor.enter_graceful_shutdown(), server.stop(DRAIN_S))
 
 
 async def _tell(monitor: health.aio.HealthServicer, services: Sequence[str], *, healthy: bool) -> None:

@@ -1,14 +1,14 @@
-"""Which base model this is: digests of its config, weights and tokenizer."""
+"""Which base model this is: digests of its config, weights, tokenizer, and what its tokenizer is told."""
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from protocol.errors import Code, Refused
+from protocol.files.atomic import write_whole
 from protocol.spec import BaseModelRef
 
 TOKENIZER_FILES = (
@@ -28,6 +28,14 @@ FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 
 # Written by the library that saved the model, not facts about it.
 _VOLATILE_CONFIG = {"_name_or_path", "transformers_version", "torch_dtype", "dtype"}
+_VOLATILE_SETTINGS = {
+    *("_commit_hash", "_name_or_path", "name_or_path", "transformers_version", "backend", "is_local"),
+    *("local_files_only", "tokenizer_file", "vocab_file", "merges_file", "special_tokens_map_file"),
+}
+_SETTINGS = "tokenizer_config.json"
+_TEMPLATE, _TEMPLATES = "chat_template.jinja", "additional_chat_templates/*.jinja"
+_CLASSES = {"PreTrainedTokenizer": "TokenizersBackend"}
+"""Names of one and the same class in versions 4 and 5 of the library, less `Fast`."""
 
 
 _BLOCK_BYTES = 1 << 22
@@ -90,6 +98,7 @@ def fingerprint(name_or_path: str, cache: Path | None = None) -> BaseModelRef:
             config=_config_digest(folder),
             weights=_weights_digest(folder),
             tokenizer=_tokenizer_digest(folder),
+            tokenizer_settings=_settings_digest(folder),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # files may hold anything
         raise unreadable(name_or_path, first_line(error)) from error
@@ -140,7 +149,10 @@ def display_name(name_or_path: str) -> str:
 
 def _config_digest(folder: Path) -> str:
     config = json.loads((folder / "config.json").read_bytes())
-    facts = {key: value for key, value in config.items() if key not in _VOLATILE_CONFIG}
+    return _digest_of({key: value for key, value in config.items() if key not in _VOLATILE_CONFIG})
+
+
+def _digest_of(facts: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -159,6 +171,30 @@ def tokenizer_files(folder: Path) -> list[str]:
         # transformers would make up an empty tokenizer for some architectures.
         raise ValueError("no tokenizer file found")
     return present
+
+
+def _settings_digest(folder: Path) -> str:
+    path = folder / _SETTINGS
+    settings = json.loads(path.read_bytes()) if path.is_file() else {}
+    templates = settings.pop("chat_template", None) or []
+    templates = [{"name": "default", "template": templates}] if isinstance(templates, str) else templates
+    named = {each["name"]: each["template"] for each in templates}
+    named |= {path.stem: path.read_text("utf-8") for path in folder.glob(_TEMPLATES)}
+    if (folder / _TEMPLATE).is_file():
+        named["default"] = (folder / _TEMPLATE).read_text("utf-8")
+    facts = {key: _content(value) for key, value in settings.items() if key not in _VOLATILE_SETTINGS}
+    if (folder / TOKENIZER_FILES[0]).is_file():
+        facts.pop("added_tokens_decoder", None)  # which repeats what that file holds
+    name = str(facts.pop("tokenizer_class", "")).removesuffix("Fast")
+    told = {key: value for key, value in facts.items() if value is not None}
+    return _digest_of(told | {"tokenizer_class": _CLASSES.get(name, name), "chat_templates": named})
+
+
+def _content(value: Any) -> Any:
+    """Reduce a token to its content, as the library does when it saves a tokenizer again."""
+    if isinstance(value, dict) and value.get("__type") == "AddedToken":
+        return value["content"]
+    return [_content(each) for each in value] if isinstance(value, list) else value
 
 
 def _weights_digest(folder: Path) -> str:
@@ -185,9 +221,15 @@ def _tensor_digests(path: Path) -> Iterator[str]:
 
 
 def _stamp(folder: Path) -> list[Any]:
-    names = ("config.json", *TOKENIZER_FILES)
-    files = [folder / name for name in names if (folder / name).is_file()] + sorted(folder.glob("*.safetensors"))
-    return [str(folder.resolve()), *([path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files)]
+    names = ("config.json", _SETTINGS, _TEMPLATE, *TOKENIZER_FILES)
+    files = [folder / name for name in names if (folder / name).is_file()]
+    files += sorted([*folder.glob("*.safetensors"), *folder.glob(_TEMPLATES)])
+    # What is told of a base comes first: a cache from before something was added is of no use.
+    return [
+        [*BaseModelRef.model_fields],
+        str(folder.resolve()),
+        *([path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files),
+    ]
 
 
 def _read_cache(cache: Path, stamp: list[Any]) -> BaseModelRef | None:
@@ -201,11 +243,5 @@ def _read_cache(cache: Path, stamp: list[Any]) -> BaseModelRef | None:
 
 
 def _write_cache(cache: Path, stamp: list[Any], ref: BaseModelRef) -> None:
-    temporary = cache.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps({"stamp": stamp, "base": ref.model_dump()}))
-        temporary.replace(cache)
-    except OSError:  # a full or read-only disk: computed again the next time
-        with suppress(OSError):
-            temporary.unlink()
+    with suppress(OSError):  # a full or read-only disk: computed again the next time
+        write_whole(cache, json.dumps({"stamp": stamp, "base": ref.model_dump()}).encode())

@@ -138,16 +138,14 @@ def find_linear(model: nn.Module, path: str) -> Linear:
     return module
 
 
-def device_of(linear: "Linear") -> "torch.device":
+def device_of(linear: Linear) -> torch.device:
     """Tell where a linear module computes."""
-    import torch  # noqa: PLC0415
-
     where = getattr(getattr(linear, "_hf_hook", None), "execution_device", None)
     return torch.device(where) if linear.weight.is_meta and where is not None else linear.weight.device
 
 
 @contextmanager
-def at_hand(linear: "Linear") -> Iterator[None]:
+def at_hand(linear: Linear) -> Iterator[None]:
     """Have a module's weight and bias where it computes, to be read."""
     if not linear.weight.is_meta:
         yield
@@ -159,13 +157,11 @@ def at_hand(linear: "Linear") -> Iterator[None]:
 
 
 @contextmanager
-def seeming_at_hand(linears: Iterable["Linear"]) -> Iterator[None]:
+def seeming_at_hand(linears: Iterable[Linear]) -> Iterator[None]:
     """Have weights that are elsewhere seem to lie where their modules compute, without their numbers.
 
     PEFT puts an adapter where it finds the module's weight.
     """
-    from torch import nn  # noqa: PLC0415
-
     away = {linear: linear.weight for linear in linears if linear.weight.is_meta}
     for linear, weight in away.items():
         seeming = weight.new_empty(1, device=device_of(linear)).expand(weight.shape)

@@ -1,1 +1,1 @@
-"""A release on somebody's own tasks: rows, what is right, every method on the same rows, and the table of it."""
+"""A release on somebody's own tasks: rows, what is right, every method, the table; imports `model` and below."""

@@ -139,7 +139,7 @@ class Comparing:
 
     def _try(self, choice: RoutingChoice) -> Refused | None:
         try:
-            plan(self.model.senses, self.model.held, read_prompts(self.model.base, ["a"]), [choice])
+            plan(self.model.features, self.model.held, read_prompts(self.model.base, ["a"]), [choice])
         except Refused as error:
             if error.code not in _SKIPPED:
                 raise

@@ -83,14 +83,12 @@ def read_rows(lines: Iterable[str], *, name: str, limit: int | None = None) -> l
         Refused: `TASK_ROW`, naming the line, or `DATA_EMPTY`.
     """
     by_task: dict[str, list[EvaluationRow]] = {}
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            value = strict_json.loads(line.encode(), what=f"Row {number} of the tasks", code=Code.TASK_ROW)
-            row = read_row(value, number=number, name=name)
-            mine = by_task.setdefault(row.task, [])
-            if mine and bool(mine[0].choices) != bool(row.choices):
-                raise _wrong(number, f"task {row.task!r} has rows with choices and rows without", "Make it two tasks.")
-            mine.append(row)
+    for number, value in strict_json.read_lines(lines, "Row {} of the tasks", Code.TASK_ROW):
+        row = read_row(value, number=number, name=name)
+        mine = by_task.setdefault(row.task, [])
+        if mine and bool(mine[0].choices) != bool(row.choices):
+            raise _wrong(number, f"task {row.task!r} has rows with choices and rows without", "Make it two tasks.")
+        mine.append(row)
     if not by_task:
         raise Refused(
             Code.DATA_EMPTY,

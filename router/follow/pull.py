@@ -25,7 +25,7 @@ from protocol.signing import PublicKey
 from protocol.v1 import catalog_pb2
 from protocol.v1.catalog_pb2_grpc import CatalogStub
 from protocol.wire.chunks import check_chunk
-from protocol.wire.grpc_client import DEADLINE_S, STREAM_DEADLINE_S, connect
+from protocol.wire.grpc_client import DEADLINE_S, STREAM_DEADLINE_S, connect, paced
 from protocol.wire.grpc_status import from_rpc_error
 from router.base.fingerprint import check_base
 from router.follow.workspace import (
@@ -280,7 +280,7 @@ def _continue_file(path: Path, source: _Source, file: SignedFile, offset: int) -
     wanted = catalog_pb2.FetchRequest(sha256=file.sha256, offset=offset)
     stream = source.catalog.Fetch(wanted, timeout=STREAM_DEADLINE_S)
     with path.open("ab") as out:
-        for chunk in stream:
+        for chunk in paced(stream, source.address):
             data = check_chunk(chunk, offset=offset, size=file.size)
             out.write(data)
             offset += len(data)

@@ -1,1 +1,1 @@
-"""Choosing experts for a token and adding what they say, on the CPU and on the GPU."""
+"""Choosing experts for a token and adding what they say, on the CPU and on the GPU; imports `pool` and `base`."""

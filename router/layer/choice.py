@@ -27,7 +27,7 @@ class CommonChoice(NamedTuple):
     """k; they sum to 1 unless the method wants it otherwise."""
 
 
-def concatenate(choices: Iterable[Choice | CommonChoice | None]) -> Choice | None:
+def concatenate_choices(choices: Iterable[Choice | CommonChoice | None]) -> Choice | None:
     """Put together what was chosen for one piece of the tokens after the other, each [t, k]; None for nobody."""
     pieces = [choice for choice in choices if isinstance(choice, Choice)]
     if not pieces:

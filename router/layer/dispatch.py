@@ -29,34 +29,34 @@ def dispatch(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> Non
         choice: Experts and weights [t, k].
         y: [t, o].
     """
-    paths = offered(module, u)
+    ways = offered(module, u)
     kind = (
-        u.dtype, u.shape[1], y.shape[1], len(u).bit_length(), len(module).bit_length(), tuple(paths),
+        u.dtype, u.shape[1], y.shape[1], len(u).bit_length(), len(module).bit_length(), tuple(ways),
     )  # fmt: skip
     name = autotuner.known(kind)
     if name is None and u.is_cuda and torch.cuda.is_current_stream_capturing():
         # Nothing can be timed in here. Whoever captures runs the model first, which settles it as a rule.
-        name = next(iter(paths))
+        name = next(iter(ways))
     if name is None:
         scratch = torch.zeros_like(y)
-        calls = {name: partial(path, module, u, choice, scratch) for name, path in paths.items()}
+        calls = {name: partial(way, module, u, choice, scratch) for name, way in ways.items()}
         name = autotuner.settle(kind, calls, u)
-    paths[name](module, u, choice, y)
+    ways[name](module, u, choice, y)
 
 
-def offered(module: ModuleExperts, u: Tensor) -> dict[str, experts_cpu.Path]:
+def offered(module: ModuleExperts, u: Tensor) -> dict[str, experts_cpu.Way]:
     """List by name the ways that can serve inputs u [t, d]."""
     if u.is_cuda:
         return experts_gpu.offered(module, u)
-    paths: dict[str, experts_cpu.Path] = {"sorted": experts_cpu.add_sorted}
+    ways: dict[str, experts_cpu.Way] = {"sorted": experts_cpu.add_sorted}
     if len(u) <= _FEW_TOKENS:
-        paths["one by one"] = experts_cpu.add_one_by_one
-    extent = module.extent
-    if module.whole and len(module) * extent.rank <= _FEW_RANKS:
-        paths["concatenated"] = experts_cpu.add_concatenated
-    if u.dtype in _GROUPED_DTYPES and extent.step_bytes % _ALIGNED_BYTES == 0 and not extent.bare:
-        paths["grouped"] = experts_cpu.add_grouped
-    return paths
+        ways["one by one"] = experts_cpu.add_one_by_one
+    shapes = module.shapes
+    if module.all_seen and len(module) * shapes.rank <= _FEW_RANKS:
+        ways["concatenated"] = experts_cpu.add_concatenated
+    if u.dtype in _GROUPED_DTYPES and shapes.step_bytes % _ALIGNED_BYTES == 0 and not shapes.bare:
+        ways["grouped"] = experts_cpu.add_grouped
+    return ways
 
 
 def add_experts(module: ModuleExperts, u: Tensor, choice: Choice | CommonChoice, y: Tensor) -> Tensor:

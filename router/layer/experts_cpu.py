@@ -1,7 +1,8 @@
 """Ways to add the chosen experts' contributions in place; which is quickest depends on the shape of the work.
 
 Each takes the experts of a module, inputs u [t, d], choices, and outputs y [t, o] in float32 or in the dtype
-of u, and adds to y the sum over chosen z of w_z s_z B_z f_z(A_z u). Only chosen experts can reach y.
+of u, and adds to y the sum over chosen z of w_z s_z B_z f_z(A_z u). Only chosen experts can reach y; whoever stands
+in a choice at weight zero is not one of them, and not computed with, since zero times infinity is not zero.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from router.layer.choice import Choice, CommonChoice
 from router.pool.expert_module import activated
 from router.pool.module_view import ModuleExperts
 
-Path = Callable[[ModuleExperts, Tensor, Choice, Tensor], None]
+Way = Callable[[ModuleExperts, Tensor, Choice, Tensor], None]
 
 
 def add_one(module: ModuleExperts, u: Tensor, choice: CommonChoice, y: Tensor) -> None:
@@ -22,15 +23,16 @@ def add_one(module: ModuleExperts, u: Tensor, choice: CommonChoice, y: Tensor) -
     parts = module.parts
     for row, weight in zip(choice.experts, choice.weights, strict=True):
         part = parts[row]
-        if part is not None:
+        if weight and part is not None:
             y.addmv_(part.b, torch.mv(part.a, u), alpha=weight * part.scaling)
 
 
 def add_common(module: ModuleExperts, u: Tensor, choice: CommonChoice, y: Tensor) -> None:
     """Give all tokens, u [t, d] and y [t, o], the same experts."""
     for row, weight in zip(choice.experts, choice.weights, strict=True):
-        part = module.part(row)
-        _add_product(y, activated(torch.mm(u, part.a_t), part.activation), part.b_t, weight * part.scaling)
+        if weight:
+            part = module.part(row)
+            _add_product(y, activated(torch.mm(u, part.a_t), part.activation), part.b_t, weight * part.scaling)
 
 
 def add_one_by_one(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> None:
@@ -44,24 +46,21 @@ def add_one_by_one(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) 
 
 def add_sorted(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> None:
     """Sort tokens, u [t, d] and y [t, o], by expert: two matrix products for each expert that was chosen."""
-    flat = choice.experts.flatten()
-    ordered, order = torch.sort(flat, stable=True)
-    k = choice.experts.shape[1]
-    tokens = order.div(k, rounding_mode="floor")
+    ordered, tokens, shares = _in_order(module, choice, choice.experts)
     chosen, counts = (found.tolist() for found in torch.unique_consecutive(ordered, return_counts=True))
     inputs = u.index_select(0, tokens)
     # One buffer for hidden values of all ranks, so that one product weighs them all.
-    hidden = u.new_empty(len(flat), module.extent.rank)
+    hidden = u.new_empty(len(tokens), module.shapes.rank)
     parts = [module.part(row) for row in chosen]
     pieces = list(torch.split(hidden, counts))
     for at, (part, mine) in enumerate(zip(parts, torch.split(inputs, counts), strict=True)):
-        if len(part.a) < module.extent.rank:
+        if len(part.a) < module.shapes.rank:
             pieces[at] = pieces[at][:, : len(part.a)]
         torch.mm(mine, part.a_t, out=pieces[at])
         if part.activation is not None:
             pieces[at].copy_(activated(pieces[at], part.activation))
-    hidden.mul_(_shares(module, choice, order, hidden))
-    outputs = u.new_empty(len(flat), y.shape[1])
+    hidden.mul_(shares.to(hidden.dtype))
+    outputs = u.new_empty(len(tokens), y.shape[1])
     for part, piece, out in zip(parts, pieces, torch.split(outputs, counts), strict=True):
         torch.mm(piece, part.b_t, out=out)
     y.index_add_(0, tokens, outputs.to(y.dtype))
@@ -69,9 +68,8 @@ def add_sorted(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> N
 
 def add_grouped(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> None:
     """Sort tokens, u [t, d] and y [t, o], by place: two grouped products a page, however many experts it holds."""
-    keys, order = torch.sort(module.keys[choice.experts.flatten()], stable=True)
-    tokens = order.div(choice.experts.shape[1], rounding_mode="floor")
-    shares = _shares(module, choice, order, u)
+    keys, tokens, shares = _in_order(module, choice, module.keys[choice.experts])
+    shares = shares.to(u.dtype)
     inputs = u.index_select(0, tokens)
     outputs = u.new_empty(len(keys), y.shape[1])
     start = 0
@@ -115,7 +113,20 @@ def _add_product(y: Tensor, hidden: Tensor, b_t: Tensor, weight: float) -> None:
         y.add_(torch.mm(hidden, b_t), alpha=weight)
 
 
-def _shares(module: ModuleExperts, choice: Choice, order: Tensor, like: Tensor) -> Tensor:
-    """Return [t * k, 1], weight times scaling, in the order in which tokens were sorted."""
-    shares = choice.weights * module.scalings[choice.experts]
-    return shares.flatten().index_select(0, order).unsqueeze(1).to(like.dtype)
+def _in_order(module: ModuleExperts, choice: Choice, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sort what was chosen.
+
+    Args:
+        module: The experts.
+        choice: Experts and weights [t, k].
+        keys: [t, k], what to sort by.
+
+    Returns:
+        Keys [n] and tokens [n], and weights times scalings [n, 1] float32; n is t * k but for weights of zero.
+    """
+    keys, order = torch.sort(keys.flatten(), stable=True)
+    shares = (choice.weights * module.scalings[choice.experts]).flatten().index_select(0, order)
+    if not bool(shares.all()):
+        some = shares != 0
+        keys, order, shares = keys[some], order[some], shares[some]
+    return keys, order.div(choice.experts.shape[1], rounding_mode="floor"), shares.unsqueeze(1)

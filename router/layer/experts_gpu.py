@@ -1,7 +1,8 @@
 """Ways to choose experts and to add what they contribute on a GPU, none of which waits for the device.
 
 Triton's kernels where there is Triton, else plain PyTorch. All of it depends on shapes and on what the host knows
-of a generation, never on values, so it can be captured in a CUDA graph; calibration is left out there.
+of a generation, never on values, so it can be captured in a CUDA graph; calibration is left out there. An expert that
+fills a row up at weight zero may be computed with, but nothing of it reaches y.
 """
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from router.layer.choice import Choice
-from router.layer.experts_cpu import Path
+from router.layer.experts_cpu import Way
 from router.layer.kernels import available
 from router.pool.expert_module import activated
 from router.pool.module_view import ModuleExperts
@@ -23,16 +24,16 @@ _ALIGNED_BYTES = 16
 _FEW_TOKENS = 64
 
 
-def offered(module: ModuleExperts, u: Tensor) -> dict[str, Path]:
+def offered(module: ModuleExperts, u: Tensor) -> dict[str, Way]:
     """List by name the ways that can serve inputs u [t, d]; the first goes where nothing can be measured."""
     view = module.group.view
     if available.kernels(u.dtype) is not None and view.identity and view.dtype == u.dtype:
         few, many = ("rows", add_rows), ("tiles", add_tiles)
         return dict([few, many] if len(u) <= _FEW_TOKENS else [many, few])
-    paths: dict[str, Path] = {"gathered": add_gathered}
+    ways: dict[str, Way] = {"gathered": add_gathered}
     if _groups_on_device(module, u):
-        paths["grouped"] = add_grouped
-    return paths
+        ways["grouped"] = add_grouped
+    return ways
 
 
 def add_rows(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> None:
@@ -49,7 +50,7 @@ def add_tiles(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> No
 
 def add_gathered(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> None:
     """Copy the factors of every token's experts, u [t, d] and y [t, o], a few tokens at a time."""
-    k, widest = choice.experts.shape[1], max(1, module.extent.rank) * max(u.shape[1], y.shape[1])
+    k, widest = choice.experts.shape[1], max(1, module.shapes.rank) * max(u.shape[1], y.shape[1])
     step = max(1, _GATHERED // (k * widest))
     shares = choice.weights * module.scalings[choice.experts]
     keys = module.keys[choice.experts]
@@ -58,8 +59,8 @@ def add_gathered(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) ->
         mine, total = u[now], torch.zeros_like(y[now], dtype=torch.float32)
         for page in _filled(module):
             place = keys[now] - page.first
-            # Filled, since a factor that nobody here chose may not be finite.
-            elsewhere = ((place < 0) | (place >= len(page.a)))[:, :, None]
+            # Filled, since a factor that nobody here chose may not be finite, nor what it makes of a token.
+            elsewhere = ((place < 0) | (place >= len(page.a)) | (shares[now] == 0))[:, :, None]
             place = place.clamp(0, len(page.a) - 1)
             hidden = torch.einsum("td,tkrd->tkr", mine, page.a[place])
             hidden = activated(hidden, page.activation).float() * shares[now, :, None]
@@ -78,7 +79,7 @@ def add_grouped(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> 
     for page in _filled(module):
         places = len(page.a)
         place = keys - page.first
-        place = torch.where((place >= 0) & (place < places), place, places)
+        place = torch.where((place >= 0) & (place < places) & (shares.view(-1) != 0), place, places)
         ordered, order = torch.sort(place, stable=True)
         ends = torch.searchsorted(ordered, torch.arange(places, device=u.device), right=True).int()
         inputs = u.index_select(0, order.div(k, rounding_mode="floor"))

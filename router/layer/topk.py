@@ -1,11 +1,23 @@
 """Which experts: one routing product for all modules that read the same input.
 
+What comes out, at a module with experts z that each have a gate v_z, factors A_z, B_z and scaling s_z:
+
+    standardise(x) = (x - mean x) / sqrt(var x + eps)          over features; var is biased, eps = 1e-5
+    a_z = standardise(v_z) . standardise(u)                    affinity of an activation u
+    score_z = a_z / sqrt(d) + bias_z                           bias_z and tau are 0 and 1 but in a calibrated release
+    E = the k largest score_z                                  ties go to who came first; everybody where fewer than k
+    w_z = exp(score_z / tau) / sum over e in E of exp(score_e / tau)
+    y = W u + b + sum over z in E of w_z s_z B_z A_z u         other kinds than LoRA: `router.pool.expert_module`
+
+`tests/router/reference.py` computes just this in float64, one token after the other, and every quicker way, here and
+in `router.layer.dispatch`, is held against it.
+
 Since a standardised gate has mean zero, `vbar . ubar = (vbar . u) / sigma`: the order of the raw products is
 the order of the scores, and sigma, one number a token, is wanted in the softmax alone. It comes from |u|^2 and
 from the mean, which the row of 1 / d in front of the gates yields with the same product. Where the mean is
 large against sigma that difference would lose digits; there the activation itself is standardised.
 
-A calibrated release adds b to a score in units of the softmax, so sigma sqrt(d) b to the raw product.
+A calibrated release adds its bias to a score in units of the softmax, so sigma sqrt(d) bias to the raw product.
 """
 
 import math
@@ -16,8 +28,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from router.layer import topk_gpu
-from router.layer.choice import Choice, CommonChoice, concatenate
-from router.layer.topk_single import TRUSTED, select_one
+from router.layer.choice import Choice, CommonChoice, concatenate_choices
+from router.layer.topk_single import TRUSTED, choose_for_one
 from router.pool.gate import EPS, standardise
 from router.pool.group_view import RouteGroup
 from router.pool.module_view import ModuleExperts
@@ -25,10 +37,10 @@ from router.pool.module_view import ModuleExperts
 _SCORES = 1 << 20
 """Scores held at a time, so that memory does not grow with the pool."""
 
-Selected = list[Choice | CommonChoice | None]
+Decision = list[Choice | CommonChoice | None]
 
 
-def select_experts(group: RouteGroup, u: Tensor, k: int, temperature: float = 1.0) -> Selected:
+def choose_topk(group: RouteGroup, u: Tensor, k: int, temperature: float = 1.0) -> Decision:
     """Choose the k best experts at every module of a group, in float32 whatever the model computes in.
 
     bfloat16 scores would change the chosen pair for 0.5 to 2.8 % of tokens.
@@ -44,9 +56,9 @@ def select_experts(group: RouteGroup, u: Tensor, k: int, temperature: float = 1.
     """
     d = u.shape[-1]
     if u.is_cuda:
-        return list(topk_gpu.select_on_gpu(group, u.reshape(-1, d), k, temperature))
+        return list(topk_gpu.choose_on_gpu(group, u.reshape(-1, d), k, temperature))
     if u.numel() == d:
-        found = select_one(group, u, k, temperature)
+        found = choose_for_one(group, u, k, temperature)
         if found is not None:
             return [*found]
     return in_pieces(
@@ -54,7 +66,7 @@ def select_experts(group: RouteGroup, u: Tensor, k: int, temperature: float = 1.
     )
 
 
-def in_pieces(u: Tensor, scores: int, decide: Callable[[Tensor, int], Selected]) -> Selected:
+def in_pieces(u: Tensor, scores: int, decide: Callable[[Tensor, int], Decision]) -> Decision:
     """Decide for many tokens in pieces, so that the memory for scores stays bounded.
 
     Args:
@@ -67,10 +79,10 @@ def in_pieces(u: Tensor, scores: int, decide: Callable[[Tensor, int], Selected])
     if len(tokens) <= step:
         return decide(tokens, 0)
     parts = [decide(chunk, at * step) for at, chunk in enumerate(torch.split(tokens, step))]
-    return [concatenate(choices) for choices in zip(*parts, strict=True)]
+    return [concatenate_choices(choices) for choices in zip(*parts, strict=True)]
 
 
-def _select_many(group: RouteGroup, u: Tensor, k: int, temperature: float) -> Selected:
+def _select_many(group: RouteGroup, u: Tensor, k: int, temperature: float) -> Decision:
     d, slots = u.shape[1], len(group.counts)
     scores = products(group, u)
     mean_squared = scores[:, :1].square()
@@ -86,7 +98,7 @@ def _select_many(group: RouteGroup, u: Tensor, k: int, temperature: float) -> Se
         table[:, : len(calibration.bias)].addcmul_(unit.reciprocal()[:, :, None], calibration.bias)
     if temperature != 1:
         unit.div_(temperature)
-    found: Selected = []
+    found: Decision = []
     for slot, count in enumerate(group.counts):
         if count:
             rows, scores = _best(_seen(ModuleExperts(group, slot), table[:, :, slot]), min(k, count))
@@ -123,7 +135,7 @@ def _seen(module: ModuleExperts, scores: Tensor) -> Tensor:
     return scores
 
 
-def choose_by_score(module: ModuleExperts, scores: Tensor, k: int, temperature: float) -> Choice:
+def choose_by_scores(module: ModuleExperts, scores: Tensor, k: int, temperature: float) -> Choice:
     """Choose by scores that are wanted as they are.
 
     Args:
@@ -139,7 +151,7 @@ def choose_by_score(module: ModuleExperts, scores: Tensor, k: int, temperature: 
 def _best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return rows and scores [t, k] of the best, the lowest row first among equals."""
     if scores.is_cuda:
-        return topk_gpu.sorted_topk(scores, k)
+        return topk_gpu.stable_topk(scores, k)
     found, rows = scores.topk(min(k + 1, scores.shape[1]), dim=1)
     if bool((found[:, 1:] == found[:, :-1]).any()):
         # topk leaves the order of equal scores open, a stable sort does not.

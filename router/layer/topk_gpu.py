@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from router.layer.choice import Choice, concatenate
+from router.layer.choice import Choice, concatenate_choices
 from router.layer.kernels import available
 from router.pool.gate import standardise
 from router.pool.group_view import RouteGroup
@@ -20,21 +20,21 @@ _SCORES = 1 << 24
 _precision = Lock()  # the setting is the process's
 
 
-def select_on_gpu(group: RouteGroup, u: Tensor, k: int, temperature: float = 1.0) -> list[Choice | None]:
+def choose_on_gpu(group: RouteGroup, u: Tensor, k: int, temperature: float = 1.0) -> list[Choice | None]:
     """Choose the k best experts at every module of a group.
 
     Args:
         group: The modules and their experts.
         u: [t, d].
         k: Experts a token.
-        temperature: As in `router.layer.topk.select_experts`.
+        temperature: As in `router.layer.topk.choose_topk`.
     """
     triton, view = available.kernels(u.dtype), group.view
     # The kernels find gates by themselves, and nothing but gates.
     if triton is None or group.prototype is not None or k > triton.MOST or view.dtype != u.dtype:
         step = max(1, _SCORES // ((group.length + 1) * len(group.counts)))
         parts = [_select(group, chunk, k, temperature) for chunk in torch.split(u, step)]
-        return [concatenate(choices) for choices in zip(*parts, strict=True)]
+        return [concatenate_choices(choices) for choices in zip(*parts, strict=True)]
     with available.beside(u):
         experts, weights, hidden = triton.choose(
             view, available.contiguous_rows(u), min(k, max(group.counts)), temperature
@@ -48,7 +48,7 @@ def select_on_gpu(group: RouteGroup, u: Tensor, k: int, temperature: float = 1.0
     return found
 
 
-def sorted_topk(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def stable_topk(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return rows and scores [t, k] of the best, the lowest row first among equals.
 
     Score and row make one integer, so that no two are equal: topk leaves open in which order equals come.
@@ -73,7 +73,7 @@ def _select(group: RouteGroup, u: Tensor, k: int, temperature: float) -> list[Ch
     found: list[Choice | None] = []
     for slot, count in enumerate(group.counts):
         seen = group.view.seen[slot, : group.length] > 0
-        rows, highest = sorted_topk(table[:, :, slot].masked_fill(~seen, -torch.inf), min(k, count))
+        rows, highest = stable_topk(table[:, :, slot].masked_fill(~seen, -torch.inf), min(k, count))
         here = temperature if calibration is None else temperature * calibration.temperatures[slot]
         found.append(Choice(rows, torch.softmax(highest / (d**0.5 * here), dim=1)) if count else None)
     return found

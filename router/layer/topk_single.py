@@ -39,15 +39,15 @@ _SPARE = 8
 _SHORTEST, _LONGEST = 2.0**-6, 2.0**15
 """Lengths of u between which halves hold it, and its products."""
 
-Decided = list[CommonChoice | None]
+Decision = list[CommonChoice | None]
 Floats = NDArray[np.float32]
 
 
-def select_one(group: RouteGroup, u: Tensor, k: int, temperature: float) -> Decided | None:
+def choose_for_one(group: RouteGroup, u: Tensor, k: int, temperature: float) -> Decision | None:
     """Choose the k best experts for u [..., d], one token, at every module of a group.
 
     Returns:
-        As `router.layer.topk.select_experts`; None where the token's mean is large, or a figure is not finite.
+        As `router.layer.topk.choose_topk`; None where the token's mean is large, or a figure is not finite.
     """
     u = _vector(u)
     d, size = len(u), group.length * len(group.counts)
@@ -61,7 +61,7 @@ def select_one(group: RouteGroup, u: Tensor, k: int, temperature: float) -> Deci
     return _WAYS[name](group, u, k, temperature)
 
 
-def _by_all(group: RouteGroup, u: Tensor, k: int, temperature: float) -> Decided | None:
+def _by_all(group: RouteGroup, u: Tensor, k: int, temperature: float) -> Decision | None:
     """Score everybody in float32 for u [d]."""
     d, slots, calibration = len(u), len(group.counts), group.calibration
     scores, numbers = products_of_one(group, u)
@@ -70,10 +70,10 @@ def _by_all(group: RouteGroup, u: Tensor, k: int, temperature: float) -> Decided
         return None
     if calibration is not None:
         scores[slots : slots + len(calibration.flat)] += calibration.flat * scale
-    return best_of_one(group, scores, k, _units(group, scale, temperature))
+    return topk_of_one(group, scores, k, _units(group, scale, temperature))
 
 
-def _by_likely(group: RouteGroup, u: Tensor, k: int, temperature: float) -> Decided | None:
+def _by_likely(group: RouteGroup, u: Tensor, k: int, temperature: float) -> Decision | None:
     """Score everybody in half precision for u [d], then in float32 whoever may be among the best."""
     d, slots, numbers = len(u), len(group.counts), u.numpy()
     squares = float(numbers.dot(numbers))
@@ -96,7 +96,7 @@ def _by_likely(group: RouteGroup, u: Tensor, k: int, temperature: float) -> Deci
         score = float(group.vector(slots + at).dot(numbers)) / root
         return score + float(biases[at]) if at < len(biases) else score
 
-    found: Decided = []
+    found: Decision = []
     for slot, unit in enumerate(_units(group, scale / root, temperature)):
         most, places = min(k, group.counts[slot]), range(slot, len(scores) - slots, slots)
         likely = _likely(_seen(group, scores, slot), most, off, places, exact)
@@ -179,7 +179,7 @@ def products_of_one(group: RouteGroup, u: Tensor) -> tuple[Floats, Floats]:
     return scores.numpy(), u.numpy()
 
 
-def best_of_one(group: RouteGroup, scores: Floats, k: int, units: Sequence[float]) -> Decided:
+def topk_of_one(group: RouteGroup, scores: Floats, k: int, units: Sequence[float]) -> Decision:
     """Choose one token's experts at every module of a group.
 
     Args:
@@ -188,7 +188,7 @@ def best_of_one(group: RouteGroup, scores: Floats, k: int, units: Sequence[float
         k: Experts at most. Ties go to the expert that came first.
         units: What scores are multiplied with before the softmax, by slot.
     """
-    found: Decided = []
+    found: Decision = []
     for slot, count in enumerate(group.counts):
         mine = _seen(group, scores, slot)
         best: list[tuple[float, int]] = []

@@ -10,7 +10,7 @@ divides by 10 sqrt(d) instead, which makes the k weights nearly equal: ask for t
 
 from torch import Tensor
 
-from router.layer.topk import Selected, choose_by_score, in_pieces, products
+from router.layer.topk import Decision, choose_by_scores, in_pieces, products
 from router.methods.shared_decision import SharedDecision
 from router.pool.group_view import RouteGroup
 from router.pool.module_view import ModuleExperts
@@ -30,16 +30,16 @@ class Arrow(SharedDecision):
         super().__init__()
         self._k, self._temperature, self._prototypes = k, temperature, prototypes
 
-    def select(self, group: RouteGroup, u: Tensor) -> Selected:
+    def decide(self, group: RouteGroup, u: Tensor) -> Decision:
         """Score every direction against every token of u [..., d] and keep the best k."""
         seen = group.by(self._prototypes)
 
-        def decide(tokens: Tensor, _start: int) -> Selected:
+        def decide(tokens: Tensor, _start: int) -> Decision:
             slots = len(seen.counts)
             table = products(seen, tokens)[:, slots:].abs_().view(len(tokens), seen.length, slots)
             modules = [ModuleExperts(seen, slot) for slot in range(slots)]
             return [
-                choose_by_score(module, table[:, :, module.slot], self._k, self._temperature) if len(module) else None
+                choose_by_scores(module, table[:, :, module.slot], self._k, self._temperature) if len(module) else None
                 for module in modules
             ]
 

@@ -9,7 +9,7 @@ form.
 
 from torch import Tensor
 
-from router.layer.topk import Selected
+from router.layer.topk import Decision
 from router.methods.phatgoose import Phatgoose
 from router.pool.expert import Expert
 from router.pool.gate import standardise
@@ -25,6 +25,6 @@ def mean(expert: Expert, path: str) -> Tensor | None:
 class AverageActivation(Phatgoose):
     """The k experts whose mean inputs agree most with a token."""
 
-    def select(self, group: RouteGroup, u: Tensor) -> Selected:
+    def decide(self, group: RouteGroup, u: Tensor) -> Decision:
         """Score every mean against every token of u [..., d] and keep the best k."""
-        return super().select(group.by(mean), u)
+        return super().decide(group.by(mean), u)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from protocol.errors import Code, Refused
 from router.base.batching import PromptLike
-from router.methods.features.extractor import Senses
+from router.methods.features.extractor import Features
 from router.methods.features.mixture import Shares
 from router.pool.pool import ExpertPool
 
@@ -13,7 +13,7 @@ _NAMED = 5
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class MethodContext:
     """A few inputs that are to be routed by one choice."""
 
     pool: ExpertPool
@@ -26,14 +26,14 @@ class Asked:
     """Divides a method's scores before its softmax."""
     argument: str = ""
     """What stands behind the colon of the method's name."""
-    senses: Senses | None = None
+    features: Features | None = None
     """For methods that read the inputs first."""
 
-    def with_argument(self, argument: str) -> "Asked":
+    def with_argument(self, argument: str) -> "MethodContext":
         """Return the same with what stands behind the colon."""
         return replace(self, argument=argument)
 
-    def only_factors(self) -> "Asked":
+    def only_factors(self) -> "MethodContext":
         """Return the same, for a method that looks at the update s B A itself.
 
         Raises:
@@ -49,15 +49,15 @@ class Asked:
         return self
 
     @property
-    def seen(self) -> Senses:
+    def seen(self) -> Features:
         """What the inputs are read with.
 
         Raises:
             ValueError: There is nothing.
         """
-        if self.senses is None:
+        if self.features is None:
             raise ValueError("the method reads inputs, and there is nothing to read them with")
-        return self.senses
+        return self.features
 
     def shares(self) -> Shares:
         """Solve the inputs as mixtures of the experts, of which there is one at least.

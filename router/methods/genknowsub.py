@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from router.layer.choice import Choice
-from router.layer.topk import Selected
+from router.layer.topk import Decision
 from router.methods.arrow import Arrow
 from router.methods.shared_decision import SharedDecision
 from router.pool.expert import Expert
@@ -40,12 +40,12 @@ class GenKnowSub(SharedDecision):
         self._common: dict[RouteGroup, list[Tensor]] = {}
         """Rows of the general experts, by slot."""
 
-    def select(self, group: RouteGroup, u: Tensor) -> Selected:
+    def decide(self, group: RouteGroup, u: Tensor) -> Decision:
         """Choose by direction among the others for every token of u [..., d], and take the general experts off."""
         if group not in self._others:
             self._others[group] = group.without(self._digests)
             self._common[group] = [self._rows(ModuleExperts(group, slot), u) for slot in range(len(group.counts))]
-        chosen = self._arrow.select(self._others[group], u)
+        chosen = self._arrow.decide(self._others[group], u)
         return [self._less(common, choice) for common, choice in zip(self._common[group], chosen, strict=True)]
 
     def _rows(self, module: ModuleExperts, u: Tensor) -> Tensor:

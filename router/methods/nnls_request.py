@@ -4,7 +4,7 @@ Source: this project's laboratory (`tests/lab`); the decomposition is `router.me
     fixed for all tokens and modules of a request, the answer's among them, before its first routed token: so what is
     cached of a prompt and what is decoded after it agree. Two rules turn shares c into weights:
 
-    nnls-request      mass = 1 + clip((s - .65) / .2, 0, 1), s the share of the two largest c in their sum;
+    nnls-request      mass = 1 + clip((q - .65) / .2, 0, 1), q the share of the two largest c in their sum;
                       kept are the k largest above a quarter of the largest; w = min(1, mass c / sum of kept c)
     nnls-fixed:MASS   the k largest; w = min(1, MASS c / sum of kept c)
 
@@ -27,7 +27,7 @@ from router.layer.batch_rows import BatchRows
 from router.layer.choice import Choice, CommonChoice
 from router.layer.routed_linear import RoutingPlan
 from router.methods.base_only import BaseOnly
-from router.methods.context import Asked
+from router.methods.context import MethodContext
 from router.methods.features.nnls import Floats
 from router.pool.module_view import ModuleExperts
 
@@ -44,7 +44,7 @@ _ENOUGH = 4
 """Experts for an unfamiliar request; more blur what it consists of."""
 
 
-def by_request(asked: Asked, mass: float | None = None) -> list[RoutingPlan]:
+def by_request(asked: MethodContext, mass: float | None = None) -> list[RoutingPlan]:
     """Plan each input by the experts it is a mixture of.
 
     Args:
@@ -151,7 +151,7 @@ class ByRequest:
         table = self._tables[module]
         if not isinstance(table, Choice):
             return table
-        self._rows.entries(module.group.store.paths[module.slot], u)
+        self._rows.entries(module.path, u)
         tokens = u.shape[:-1].numel() // len(self._kept)
         if tokens == 1:
             return table

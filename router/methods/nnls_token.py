@@ -21,10 +21,10 @@ from torch import Tensor
 from router.layer.batch_rows import BatchRows
 from router.layer.choice import Choice, CommonChoice
 from router.layer.routed_linear import RoutingPlan
-from router.layer.topk import Selected, choose_by_score, in_pieces, products
-from router.layer.topk_single import best_of_one, products_of_one
+from router.layer.topk import Decision, choose_by_scores, in_pieces, products
+from router.layer.topk_single import products_of_one, topk_of_one
 from router.methods.base_only import BaseOnly
-from router.methods.context import Asked
+from router.methods.context import MethodContext
 from router.methods.features.background import PublicText
 from router.methods.features.mixture import Shares
 from router.methods.nnls_request import familiar, found_mass, wider
@@ -76,7 +76,7 @@ class ScaledGate:
         return gate / (_DEVIATIONS * deviation) if deviation > 0 else None
 
 
-def by_token(asked: Asked, kind: type[Discriminant | ScaledGate]) -> list[RoutingPlan]:
+def by_token(asked: MethodContext, kind: type[Discriminant | ScaledGate]) -> list[RoutingPlan]:
     """Plan each input by its mixture and its tokens; inputs that are equally familiar share a plan.
 
     Args:
@@ -124,7 +124,7 @@ class ByToken(SharedDecision):
         prototype: What a token is compared with.
     """
 
-    def __init__(self, asked: Asked, shares: Shares, prototype: Discriminant | ScaledGate) -> None:
+    def __init__(self, asked: MethodContext, shares: Shares, prototype: Discriminant | ScaledGate) -> None:
         super().__init__()
         self._k, self._temperature = asked.k, asked.temperature * _SHARP
         self._shares, self._prototype = shares, prototype
@@ -133,7 +133,7 @@ class ByToken(SharedDecision):
         self._rows = BatchRows(len(shares.shares))
         self._seen: dict[RouteGroup, _Seen] = {}
 
-    def select(self, group: RouteGroup, u: Tensor) -> Selected:
+    def decide(self, group: RouteGroup, u: Tensor) -> Decision:
         """Score every expert for every token of u, shaped as `BatchRows.entries` takes it, [..., d]; keep the best."""
         seen = self._seen.get(group)
         if seen is None:
@@ -143,16 +143,18 @@ class ByToken(SharedDecision):
             self._rows.entries(group.store.paths[0], u)
         tokens = u.shape[:-1].numel()
         if tokens == 1 and not u.is_cuda:
-            return self._select_one(seen, u)
+            return self._decide_for_one(seen, u)
         of = torch.arange(rows, device=u.device).repeat_interleave(tokens // rows)
 
-        def decide(chunk: Tensor, start: int) -> Selected:
+        def decide(chunk: Tensor, start: int) -> Decision:
             mine = of[start : start + len(chunk)]
             table = products(seen.group, chunk - seen.centre)[:, slots:].view(len(chunk), -1, slots)
             scores = table.mul_(_TOKEN).add_(seen.shares[mine].unsqueeze(2))
             modules = [ModuleExperts(group, slot) for slot in range(slots)]
             return [
-                self._capped(choose_by_score(module, scores[:, :, module.slot], self._k, self._temperature), mine, seen)
+                self._capped(
+                    choose_by_scores(module, scores[:, :, module.slot], self._k, self._temperature), mine, seen
+                )
                 if len(module)
                 else None
                 for module in modules
@@ -174,13 +176,13 @@ class ByToken(SharedDecision):
             torch.tensor(alike, device=device),
         )
 
-    def _select_one(self, seen: _Seen, u: Tensor) -> Selected:
+    def _decide_for_one(self, seen: _Seen, u: Tensor) -> Decision:
         scores, _ = products_of_one(seen.group, u - seen.centre)
         scores *= _TOKEN
         slots = len(seen.group.counts)
         scores[slots:].reshape(-1, slots)[:] += seen.shares.numpy().T
         mass, alike = self._masses.item(), seen.alike.numpy()
-        found = best_of_one(seen.group, scores, self._k, [1 / self._temperature] * slots)
+        found = topk_of_one(seen.group, scores, self._k, [1 / self._temperature] * slots)
         return [choice and _capped_one(choice, mass, alike[choice.experts].tolist()) for choice in found]
 
     def _capped(self, choice: Choice, of: Tensor, seen: _Seen) -> Choice:

@@ -8,7 +8,7 @@ Score: vbar_z . ubar, both standardised over features; weights softmax(score / (
 
 from torch import Tensor
 
-from router.layer.topk import Selected, select_experts
+from router.layer.topk import Decision, choose_topk
 from router.methods.shared_decision import SharedDecision
 from router.pool.group_view import RouteGroup
 
@@ -25,6 +25,6 @@ class Phatgoose(SharedDecision):
         super().__init__()
         self._k, self._temperature = k, temperature
 
-    def select(self, group: RouteGroup, u: Tensor) -> Selected:
+    def decide(self, group: RouteGroup, u: Tensor) -> Decision:
         """Score every gate against every token of u [..., d] and keep the best k."""
-        return select_experts(group, u, self._k, self._temperature)
+        return choose_topk(group, u, self._k, self._temperature)

@@ -8,7 +8,7 @@ from router.methods import find_method
 from router.methods.arrow import Arrow
 from router.methods.average_activation import AverageActivation
 from router.methods.base_only import BaseOnly
-from router.methods.context import Asked
+from router.methods.context import MethodContext
 from router.methods.genknowsub import GenKnowSub
 from router.methods.lag import Lag
 from router.methods.merged import Merged
@@ -21,20 +21,20 @@ from router.methods.single_expert import SingleExpert
 from router.methods.spectr import Spectr
 from router.methods.uniform import Uniform
 
-Maker = Callable[[Asked], RoutingPlan | Sequence[RoutingPlan]]
+Maker = Callable[[MethodContext], RoutingPlan | Sequence[RoutingPlan]]
 
 
-def _average(asked: Asked) -> RoutingPlan:
+def _average(asked: MethodContext) -> RoutingPlan:
     pool = averaged(asked.only_factors().pool)
     return RoutingPlan(pool, SingleExpert(pool.experts[0]) if asked.pool.experts else BaseOnly())
 
 
-def _by_means(asked: Asked) -> RoutingPlan:
+def _by_means(asked: MethodContext) -> RoutingPlan:
     asked.check_means("average-activation", whole=True)
     return RoutingPlan(asked.pool, AverageActivation(asked.k, asked.temperature))
 
 
-def _subtracted(asked: Asked) -> RoutingPlan:
+def _subtracted(asked: MethodContext) -> RoutingPlan:
     generals = {asked.only_factors().pool.find(name.strip()) for name in asked.argument.split(",")}
     if len(generals) == len(asked.pool.experts):
         raise Refused(Code.EXPERTS_EXHAUSTED, "Beside the general experts there is no other.", "Name fewer of them.")
@@ -63,7 +63,7 @@ _MAKERS: dict[str, Maker] = {
 }
 
 
-def resolve(method: str, asked: Asked) -> list[RoutingPlan]:
+def resolve(method: str, asked: MethodContext) -> list[RoutingPlan]:
     """Turn a method's name into plans.
 
     Args:

@@ -12,12 +12,12 @@ from protocol.spec import BaseModelRef
 from router.base.batching import read_prompts
 from router.layer.routed_linear import RoutingPlan
 from router.methods.base_only import BaseOnly
-from router.methods.context import Asked, shortened
+from router.methods.context import MethodContext, shortened
 from router.methods.features.embedder import Embedder
 from router.methods.single_expert import SingleExpert
 
 
-def nearest(asked: Asked) -> list[RoutingPlan]:
+def nearest(asked: MethodContext) -> list[RoutingPlan]:
     """Plan each input for the expert nearest to it; of equals the first.
 
     Raises:
@@ -38,7 +38,7 @@ def nearest(asked: Asked) -> list[RoutingPlan]:
     return [plans[at] for at in first]
 
 
-def _check_centroids(asked: Asked, embedder: Embedder) -> None:
+def _check_centroids(asked: MethodContext, embedder: Embedder) -> None:
     silent = [expert.full_name for expert in asked.pool.experts if expert.centroid is None]
     if silent:
         raise Refused(

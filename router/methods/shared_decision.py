@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from torch import Tensor
 
 from router.layer.choice import Choice, CommonChoice
-from router.layer.topk import Selected
+from router.layer.topk import Decision
 from router.pool.group_view import RouteGroup
 from router.pool.module_view import ModuleExperts
 
@@ -22,7 +22,7 @@ class SharedDecision(ABC):
         self._waiting: dict[int, Choice | CommonChoice | None] = {}
 
     @abstractmethod
-    def select(self, group: RouteGroup, u: Tensor) -> Selected:
+    def decide(self, group: RouteGroup, u: Tensor) -> Decision:
         """Choose experts for u [..., d] at every module of a group; None where nobody is taken."""
 
     def choose(self, module: ModuleExperts, u: Tensor) -> Choice | CommonChoice | None:
@@ -32,11 +32,11 @@ class SharedDecision(ABC):
         """
         group, slot = module.group, module.slot
         if len(group.counts) == 1:
-            return self.select(group, u)[0]
+            return self.decide(group, u)[0]
         if u is not self._u or group is not self._group or slot not in self._waiting:
             self._group, self._u = group, u
             # The layer asks wherever anybody is, also where the method takes nobody.
-            self._waiting = {at: choice for at, choice in enumerate(self.select(group, u)) if group.counts[at]}
+            self._waiting = {at: choice for at, choice in enumerate(self.decide(group, u)) if group.counts[at]}
         # Each decision is used once, so that a tensor that is written over between two calls is read again.
         choice = self._waiting.pop(slot)
         if not self._waiting:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from router.layer.choice import Choice, CommonChoice
-from router.layer.topk import Selected, choose_by_score, in_pieces
+from router.layer.topk import Decision, choose_by_scores, in_pieces
 from router.pool.expert_module import ExpertModule
 from router.pool.module_view import ModuleExperts
 
@@ -34,11 +34,11 @@ class Spectr:
         """Score every expert's update of every token of u [..., d] and keep the best k."""
         length = module.group.length
 
-        def decide(tokens: Tensor, _start: int) -> Selected:
+        def decide(tokens: Tensor, _start: int) -> Decision:
             scores = tokens.new_full((len(tokens), length), -torch.inf)
             for row in module.rows:
                 scores[:, row] = update_norms(module.part(row), tokens)
-            return [choose_by_score(module, scores, self._k, self._temperature)]
+            return [choose_by_scores(module, scores, self._k, self._temperature)]
 
         return in_pieces(u, length, decide)[0]
 

@@ -11,8 +11,8 @@ from router.base.loading import Base
 from router.base.memory import memory_watched
 from router.follow.workspace import Mirror
 from router.layer.routed_linear import RoutedLinear, routed_linears
-from router.methods.context import Asked
-from router.methods.features.extractor import Senses
+from router.methods.context import MethodContext
+from router.methods.features.extractor import Features
 from router.methods.registry import resolve
 from router.model.releases import Generation, Held, listing
 from router.pool.capacity import check_room
@@ -44,7 +44,7 @@ class ExpertSet:
         self.places = {path: device_of(linear) for path, linear in linears.items()}
         for path, linear in linears.items():
             base.model.set_submodule(path, RoutedLinear(path, linear))
-        self.senses = Senses.of_base(base, tuple(linears), embedding=embedding, public=public, cache=cache)
+        self.features = Features.of_base(base, tuple(linears), embedding=embedding, public=public, cache=cache)
 
     @property
     def generation(self) -> Generation:
@@ -114,5 +114,5 @@ class ExpertSet:
             for (_, name, contributor), bundle in new:
                 pool = pool.add(self.load(bundle, name=name, contributor=contributor))
             pool = pool.reordered([digest for digest, _, _ in wanted]).calibrated(mirror.calibration)
-            resolve(release.routing.method, Asked(pool, k=release.routing.k, senses=self.senses))
+            resolve(release.routing.method, MethodContext(pool, k=release.routing.k, features=self.features))
             self.held = self.held.followed_by(Generation.of(release, pool))

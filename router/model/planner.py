@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from router.base.batching import PromptLike
 from router.layer.routed_linear import Method, MixedPlan, RoutingPlan
-from router.methods.context import Asked
-from router.methods.features.extractor import Senses
+from router.methods.context import MethodContext
+from router.methods.features.extractor import Features
 from router.methods.registry import resolve
 from router.model.recorder import RouteRecorder
 from router.model.releases import Generation, Held
@@ -25,7 +25,7 @@ class Part:
     method: str
     generation: Generation
     plan: RoutingPlan
-    asked: Asked
+    asked: MethodContext
     """What the method was resolved for."""
 
     def unbounded(self) -> Method:
@@ -87,11 +87,11 @@ class Planned:
         return Planned(tuple(watched(part) for part in self.parts))
 
 
-def plan(senses: Senses, held: Held, inputs: Sequence[PromptLike], choices: Sequence[RoutingChoice]) -> Planned:
+def plan(features: Features, held: Held, inputs: Sequence[PromptLike], choices: Sequence[RoutingChoice]) -> Planned:
     """Decide how each input is routed.
 
     Args:
-        senses: For methods that read the inputs first.
+        features: For methods that read the inputs first.
         held: The releases that may be asked for.
         inputs: What is asked.
         choices: One for each input.
@@ -107,7 +107,7 @@ def plan(senses: Senses, held: Held, inputs: Sequence[PromptLike], choices: Sequ
     for settled, positions in alike.items():
         generation, method, k, temperature, allow, deny = settled
         pool = generation.pool.allowing(allow, deny)
-        asked = Asked(pool, [inputs[at] for at in positions], k, temperature, senses=senses)
+        asked = MethodContext(pool, [inputs[at] for at in positions], k, temperature, features=features)
         by_plan: dict[RoutingPlan, list[int]] = {}
         for at, each in zip(positions, resolve(method, asked), strict=True):
             by_plan.setdefault(each, []).append(at)

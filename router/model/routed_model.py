@@ -284,7 +284,7 @@ class RoutedModel(ExpertSet):
         return prompts
 
     def _planned(self, prompts: Sequence[Prompt], choice: Choices) -> Planned:
-        return plan(self.senses, self.held, prompts, one_each(choice, len(prompts)))
+        return plan(self.features, self.held, prompts, one_each(choice, len(prompts)))
 
     def prepared(self, choice: RoutingChoice) -> bool:
         """Tell whether a request of this choice finds worked out what its method needs once."""
@@ -341,7 +341,7 @@ class RoutedModel(ExpertSet):
         Raises:
             Refused: As `router.model.planner.plan`.
         """
-        planned = plan(self.senses, self.held, inputs, one_each(choice, len(inputs)))
+        planned = plan(self.features, self.held, inputs, one_each(choice, len(inputs)))
         with routing(planned.plan):
             scored = likelihoods(self.base, [pairs[at] for at in planned.order])
         return [each for _, each in sorted(zip(planned.order, scored, strict=True))]

@@ -1,7 +1,7 @@
 """What federated calibration learns: a bias for each module and expert, and a temperature for each module.
 
-A module scores expert z by s_z = a_z / sqrt(d) + b_z, a_z as in `router.pool.gate`, takes the k best, and weighs them
-by softmax(s / tau). Biases b are in units of that softmax, so that one step means the same at modules of any width; the
+A module scores expert z by a_z / sqrt(d) + bias_z, a_z as in `router.pool.gate`, takes the k best, and weighs them by
+softmax(score / tau). Biases are in units of that softmax, so that one step means the same at modules of any width; the
 temperature is kept as log tau. Zeros everywhere are plain PHATGOOSE.
 
 The file (safetensors) names experts by bundle, so it serves longer and shorter lists as well: an expert that it does

@@ -20,7 +20,7 @@ from router.base.linear import Linear, bias_of, weight_of
 from router.pool.expert_module import ExpertModule, Scales
 
 
-def make_part(
+def make_expert_module(
     path: str, module: Module, tensors: Mapping[str, Tensor], linear: Linear, gate: Tensor, like: Tensor
 ) -> ExpertModule:
     """Make one expert ready to run at one module.

@@ -82,7 +82,7 @@ class GroupCalibration:
 
 
 @dataclass(frozen=True, eq=False)
-class View:
+class DeviceView:
     """What one generation sees of a table."""
 
     columns: DeviceColumns
@@ -108,7 +108,7 @@ class View:
         """Rows for which there is room."""
         return self.seen.shape[1]
 
-    def follow(self, newer: "View") -> None:
+    def follow(self, newer: "DeviceView") -> None:
         """Go on to another generation in place, for those who hold on to these tensors: captured graphs.
 
         Raises:
@@ -124,7 +124,7 @@ class View:
                 held.copy_(new)
 
 
-class Table:
+class DeviceTable:
     """The columns of a group, which follow its store.
 
     Args:
@@ -143,7 +143,7 @@ class Table:
         self._host = DeviceColumns.zeros(len(parts), 0)
         self._columns = self._host
 
-    def view(self, length: int, hidden: Sequence[int], calibration: GroupCalibration | None = None) -> View:
+    def view(self, length: int, hidden: Sequence[int], calibration: GroupCalibration | None = None) -> DeviceView:
         """See the first rows of the table but for some that are hidden."""
         # A view outlives the forward pass in which it may be made.
         with self._lock, torch.inference_mode(mode=False):
@@ -158,7 +158,7 @@ class Table:
                 bias = torch.zeros(seen.shape, dtype=torch.float32, device=self._device)
                 bias[:, : len(calibration.bias)] = calibration.bias.T
                 temperature = calibration.temperature.clone()
-            return View(
+            return DeviceView(
                 self._columns, count, seen.to(self._device), self._rank, self._dtype, self._identity, self._aligned,
                 bias, temperature,
             )  # fmt: skip

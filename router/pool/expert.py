@@ -7,19 +7,22 @@ from pathlib import Path
 from types import MappingProxyType
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
+from protocol import tensors as headers
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle
-from protocol.compatibility import check_tensors, is_constant
+from protocol.compatibility import is_constant
 from protocol.errors import Code, Refused
 from protocol.spec import BaseModelRef
-from protocol.tensors import ADAPTER_PREFIX, CENTROID
+from protocol.tensors import ADAPTER_PREFIX, CENTROID, TensorInfo
 from router.base.linear import Linear, computing_like
-from router.pool.conversion import make_part
+from router.pool.conversion import make_expert_module
 from router.pool.expert_module import ExpertModule
 from router.pool.gate import standardise
+
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+"""By safetensors' codes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,13 +74,14 @@ def load_expert(
     Raises:
         Refused: `TENSOR_HEADER`, `TENSOR_NAMES`, `TENSOR_SHAPE` or `TENSOR_DTYPE` for tensors that are not the
             spec's, `NOT_FINITE` for numbers that are not, or that `dtype` cannot hold, `CONSTANT_GATE`, and as
-            `make_part`.
+            `make_expert_module`.
     """
-    check_tensors(bundle)
-    adapter, gates = load_file(bundle.folder / ADAPTER_WEIGHTS), load_file(bundle.folder / GATES)
+    adapter = _mapped(bundle.folder / ADAPTER_WEIGHTS, headers.adapter_tensors(bundle.spec))
+    gates = _mapped(bundle.folder / GATES, headers.gate_tensors(bundle.spec))
 
     def finite(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-        if not tensor.to(dtype).isfinite().all():
+        # By the largest numbers, since a copy in that dtype is made later.
+        if not max(map(abs, torch.stack(tensor.aminmax()).tolist())) <= torch.finfo(dtype).max:
             raise Refused(Code.NOT_FINITE, f"{name} of bundle {bundle.digest[:16]} is not finite in {dtype}.")
         return tensor
 
@@ -88,7 +92,7 @@ def load_expert(
         tensors = {name: finite(key, adapter[key], like.dtype) for name, key in keys.items()}
         # In float64, once: a gate of large mean would lose digits in float32.
         gate = standardise(_varied(f"{path}.gate", gates[f"{path}.gate"], bundle)).float()
-        modules[path] = make_part(path, module, tensors, linears[path], gate.to(like.device), like)
+        modules[path] = make_expert_module(path, module, tensors, linears[path], gate.to(like.device), like)
         if path in told_means:
             mean = _varied(f"{path}.mean", gates[f"{path}.mean"], bundle).float()
             means[path] = finite(f"{path}.mean", mean, torch.float16).to(like.device)
@@ -104,6 +108,19 @@ def load_expert(
         centroid,
         told.embedding if told else None,
     )
+
+
+def _mapped(path: Path, expected: Mapping[str, TensorInfo]) -> dict[str, Tensor]:
+    """Read a safetensors file by its header, which is held against the exact expected tensors; parsed once."""
+    found = headers.check(path, expected)
+    content = torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8)
+    tensors = {}
+    for name, info in found.items():
+        numbers, dtype = content[info.offset : info.offset + info.nbytes], _DTYPES[info.dtype]
+        # A header of odd length leaves numbers where they cannot be read.
+        numbers = numbers.clone() if info.offset % dtype.itemsize else numbers
+        tensors[name] = numbers.view(dtype).view(info.shape)
+    return tensors
 
 
 def _varied(name: str, tensor: Tensor, bundle: Bundle) -> Tensor:

@@ -1,46 +1,28 @@
 """Modules that read the same input, and the experts there: one store, many generations of views."""
 
-import math
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 
-from router.pool.device_table import Table
+from router.pool.device_table import DeviceTable
 from router.pool.expert import Expert
-from router.pool.expert_module import ExpertModule, Scales
-from router.pool.pages import Column, FactorPages, GatePages, VectorPages
+from router.pool.expert_module import ExpertModule
+from router.pool.module_store import ModuleStore
+from router.pool.pages import GatePages
 from router.pool.prototypes import Prototype
 
 KEPT_PROTOTYPES = 4
 """Kinds of vectors beside the gates that are kept at once; a request may name one of its own."""
 
 
-class Extent(NamedTuple):
-    """What shapes the factors of a module's first rows have, all of them together."""
-
-    rank: int = 0
-    """The largest."""
-    bare: bool = False
-    """Whether some have rank 0."""
-    step_bytes: int = 0
-    """Bytes by which all rows of all factors are apart, as their greatest common divisor."""
-
-    def with_part(self, part: ExpertModule) -> "Extent":
-        """Take one part more into account."""
-        (r, d), o = part.a.shape, len(part.b)
-        step_bytes = math.gcd(self.step_bytes, math.gcd(r, d, o) * part.a.itemsize)
-        return Extent(max(self.rank, r), self.bare or not r, step_bytes)
-
-
 class GroupStore:
     """All that was ever added for a few modules that share an input; only grows.
 
-    One row an expert, over all of the group's modules (slots). An expert that leaves a module alone has
-    an empty place there. Whoever appends holds the pool's lock; whoever reads knows how many rows to read.
+    One row an expert, over all of the group's modules (slots). Whoever appends holds the pool's lock; whoever reads
+    knows how many rows to read.
 
     Args:
         paths: The modules, one slot each.
@@ -48,29 +30,18 @@ class GroupStore:
     """
 
     def __init__(self, paths: Sequence[str], part: ExpertModule) -> None:
-        device = part.gate.device
         self.paths = tuple(paths)
         self.experts: list[Expert] = []
-        self.parts: tuple[list[ExpertModule | None], ...] = tuple([] for _ in paths)
-        self.absent: tuple[list[int], ...] = tuple([] for _ in paths)
-        """Rows without a part, by slot."""
-        self.special: tuple[list[int], ...] = tuple([] for _ in paths)
-        """Rows whose part is more than plain factors, by slot."""
-        self.extents: tuple[list[Extent], ...] = tuple([] for _ in paths)
-        """By slot and row, of that row and all before it: what a generation knows does not change as others grow."""
-        self.gates = GatePages(len(paths), len(part.gate), device)
+        self.modules = tuple(ModuleStore(path, part.gate.device) for path in paths)
+        """By slot."""
+        self.gates = GatePages(len(paths), len(part.gate), part.gate.device)
         self._derived: OrderedDict[Prototype, GatePages] = OrderedDict()
         self._deriving = threading.Lock()
-        self.factors: list[FactorPages | None] = [None for _ in paths]
-        self.keys = tuple(Column(torch.int64, device) for _ in paths)
-        self.scalings = tuple(Column(torch.float32, device) for _ in paths)
-        self.vectors: tuple[dict[str, VectorPages], ...] = tuple({} for _ in paths)
-        """Vectors by slot and by name in `Scales`; made when the first expert has one."""
 
     @cached_property
-    def table(self) -> Table:
+    def table(self) -> DeviceTable:
         """Where everybody is, for a device that finds experts by itself."""
-        return Table(self.parts)
+        return DeviceTable([module.parts for module in self.modules])
 
     def derived(self, prototype: Prototype, rows: int) -> GatePages:
         """Return vectors of another kind than gates, of the first rows at least.
@@ -88,17 +59,6 @@ class GroupStore:
                 self._derived.popitem(last=False)
             return pages
 
-    def pages_at(self, slot: int) -> FactorPages:
-        """Return the factors of a slot.
-
-        Raises:
-            ValueError: No expert ever touched its module.
-        """
-        pages = self.factors[slot]
-        if pages is None:
-            raise ValueError(f"no expert touches {self.paths[slot]}")
-        return pages
-
     def reserve(self, parts: Mapping[str, ExpertModule]) -> None:
         """Make room for one expert's parts.
 
@@ -108,25 +68,8 @@ class GroupStore:
             ValueError: A part is of other widths than those that are here.
         """
         self.gates.reserve()
-        for slot, path in enumerate(self.paths):
-            part = parts.get(path)
-            for column in (self.keys[slot], self.scalings[slot]):
-                column.reserve()
-            self._reserve_scales(slot, (part and part.scales) or Scales())
-            if part is not None:
-                pages = self.factors[slot] or FactorPages(part.a.shape[1], len(part.b), part.a)
-                pages.reserve(part.a, part.b, part.activation)
-                self.factors[slot] = pages
-
-    def _reserve_scales(self, slot: int, scales: Scales) -> None:
-        known = self.vectors[slot]
-        for name, vector in scales._asdict().items():
-            pages = known.get(name)
-            if pages is None and vector is not None:
-                pages = VectorPages(len(vector), len(self.experts), vector.device)
-            if pages is not None:
-                pages.reserve(vector)
-                known[name] = pages
+        for module in self.modules:
+            module.reserve(parts.get(module.path))
 
     def append(self, expert: Expert, parts: Mapping[str, ExpertModule]) -> dict[str, ExpertModule]:
         """Copy one expert's parts into the pages, where `reserve` made room for them.
@@ -134,30 +77,12 @@ class GroupStore:
         Returns:
             The parts where they are now.
         """
-        row = len(self.experts)
         gates = self.gates.append([parts[path].gate if path in parts else None for path in self.paths])
         placed = {}
-        for slot, path in enumerate(self.paths):
-            part, key = parts.get(path), -1
-            if part is None:
-                self.absent[slot].append(row)
-                self.parts[slot].append(None)
-                self._append_scales(slot, None)
-            else:
-                key, a, b = self.pages_at(slot).append(part.a, part.b, part.activation)
-                scales = self._append_scales(slot, part.scales)
-                placed[path] = ExpertModule(a, b, part.scaling, gates[slot], part.activation, scales)
-                self.parts[slot].append(placed[path])
-                if not part.plain:
-                    self.special[slot].append(row)
-            extent = self.extents[slot][-1] if row else Extent()
-            self.extents[slot].append(extent.with_part(part) if part else extent)
-            self.keys[slot].append(key)
-            self.scalings[slot].append(part.scaling if part else 0.0)
+        for module, gate in zip(self.modules, gates, strict=True):
+            part = module.append(parts.get(module.path), gate)
+            if part is not None:
+                placed[module.path] = part
         # Last of all, since its length says how many rows are whole.
         self.experts.append(expert)
         return placed
-
-    def _append_scales(self, slot: int, scales: Scales | None) -> Scales | None:
-        placed = {name: pages.append(getattr(scales, name, None)) for name, pages in self.vectors[slot].items()}
-        return None if scales is None else Scales(**placed)

@@ -1,7 +1,7 @@
 """Modules that read the same input, as one release sees them."""
 
 from bisect import bisect_left
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from router.pool.calibration import Calibration
-from router.pool.device_table import GroupCalibration, View
+from router.pool.device_table import DeviceView, GroupCalibration
 from router.pool.group_store import KEPT_PROTOTYPES, GroupStore
+from router.pool.module_store import ModuleStore
 from router.pool.pages import GatePages
 from router.pool.prototypes import Prototype
 
@@ -42,7 +43,7 @@ class RouteGroup:
         """See the row that was appended last, too."""
         row = len(self.store.experts) - 1
         others = tuple(range(self.length, row))
-        counts = tuple(n + (parts[row] is not None) for n, parts in zip(self.counts, self.store.parts, strict=True))
+        counts = tuple(n + (module.parts[row] is not None) for n, module in self._counted)
         return replace(self, length=row + 1, hidden=self.hidden + others, counts=counts)
 
     def without(self, digests: Collection[str]) -> "RouteGroup":
@@ -50,9 +51,13 @@ class RouteGroup:
         gone = [row for row in self.rows if self.store.experts[row].digest in digests]
         if not gone:
             return self
-        left = zip(self.counts, self.store.parts, strict=True)
-        counts = tuple(n - sum(parts[row] is not None for row in gone) for n, parts in left)
+        counts = tuple(n - sum(module.parts[row] is not None for row in gone) for n, module in self._counted)
         return replace(self, hidden=(*self.hidden, *gone), counts=counts)
+
+    @property
+    def _counted(self) -> Iterable[tuple[int, ModuleStore]]:
+        """Number of experts and store of each module."""
+        return zip(self.counts, self.store.modules, strict=True)
 
     def by(self, prototype: Prototype) -> "RouteGroup":
         """See the same experts, by other vectors than their gates; the last few kinds are kept."""
@@ -76,11 +81,11 @@ class RouteGroup:
     @cached_property
     def gaps(self) -> bool:
         """Whether there are rows to pass over."""
-        return bool(self.hidden) or any(self.store.absent)
+        return bool(self.hidden) or any(module.absent for module in self.store.modules)
 
     def absent(self, slot: int) -> list[int]:
         """Return the rows of experts that leave a slot's module alone."""
-        rows = self.store.absent[slot]
+        rows = self.store.modules[slot].absent
         return rows if not rows or rows[-1] < self.length else rows[: bisect_left(rows, self.length)]
 
     @cached_property
@@ -119,7 +124,7 @@ class RouteGroup:
         return replace(self, calibration=found)
 
     @cached_property
-    def view(self) -> View:
+    def view(self) -> DeviceView:
         """What this generation sees of the table."""
         return self.store.table.view(self.length, self.hidden, self.calibration)
 

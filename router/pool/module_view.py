@@ -8,8 +8,8 @@ from torch import Tensor
 
 from router.pool.expert import Expert
 from router.pool.expert_module import ExpertModule
-from router.pool.group_store import Extent
 from router.pool.group_view import RouteGroup
+from router.pool.module_store import FactorShapes, ModuleStore
 from router.pool.pages import FactorPage, VectorPages
 
 
@@ -22,7 +22,19 @@ class ModuleExperts:
     """
 
     group: RouteGroup
+    """The modules that read the same input, this one among them."""
     slot: int
+    """Its place among them."""
+
+    @cached_property
+    def store(self) -> ModuleStore:
+        """All that was ever added here, by whatever generation."""
+        return self.group.store.modules[self.slot]
+
+    @property
+    def path(self) -> str:
+        """The module's."""
+        return self.store.path
 
     def __len__(self) -> int:
         """Number of experts."""
@@ -45,16 +57,16 @@ class ModuleExperts:
     @cached_property
     def plain(self) -> bool:
         """Whether every expert is plain factors, s B A u, and nothing else."""
-        special = self.group.store.special[self.slot]
+        special = self.store.special
         return not special or special[0] >= self.group.length
 
     def vectors(self, name: str) -> VectorPages | None:
         """Return the pages of one field of `Scales`; None where no expert has it."""
-        pages = self.group.store.vectors[self.slot].get(name)
+        pages = self.store.vectors.get(name)
         return pages if pages is not None and pages.since < self.group.length else None
 
     @property
-    def whole(self) -> bool:
+    def all_seen(self) -> bool:
         """Whether every row, and so every place in the factor pages, is seen."""
         return not self.group.hidden
 
@@ -71,7 +83,7 @@ class ModuleExperts:
     @cached_property
     def parts(self) -> list[ExpertModule | None]:
         """Parts by row; the list is shared by all generations, so it may be longer than this one."""
-        return self.group.store.parts[self.slot]
+        return self.store.parts
 
     def part(self, row: int) -> ExpertModule:
         """Return the part in a row.
@@ -81,7 +93,7 @@ class ModuleExperts:
         """
         part = self.parts[row]
         if part is None:
-            raise ValueError(f"row {row} has no expert for {self.group.store.paths[self.slot]}")
+            raise ValueError(f"row {row} has no expert for {self.path}")
         return part
 
     def expert(self, row: int) -> Expert:
@@ -96,17 +108,17 @@ class ModuleExperts:
     @cached_property
     def scalings(self) -> Tensor:
         """[n], by row, float32."""
-        return self.group.store.scalings[self.slot].first(self.group.length)
+        return self.store.scalings.first(self.group.length)
 
     @cached_property
     def keys(self) -> Tensor:
         """[n], by row, int64, where each row's factors are in `pages`; -1 where an expert leaves the module alone."""
-        return self.group.store.keys[self.slot].first(self.group.length)
+        return self.store.keys.first(self.group.length)
 
     @property
     def pages(self) -> list[FactorPage]:
         """Factor pages, shared by all generations."""
-        return self.group.store.pages_at(self.slot).pages
+        return self.store.pages
 
     @cached_property
     def filled(self) -> tuple[tuple[FactorPage, int], ...]:
@@ -116,6 +128,6 @@ class ModuleExperts:
         return tuple((page, places) for page, places in held if places)
 
     @cached_property
-    def extent(self) -> Extent:
+    def shapes(self) -> FactorShapes:
         """The shapes of all factors that this generation knows, some perhaps removed since."""
-        return self.group.store.extents[self.slot][self.group.length - 1]
+        return self.store.shapes[self.group.length - 1]

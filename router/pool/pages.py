@@ -4,6 +4,26 @@ Pages are append-only: a row, once written, is not written again, and a page tha
 instead of a bigger copy. So whatever a request reads stays where it is and what it is, however many experts
 arrive meanwhile. Rows are reserved before they are needed; the operating system hands out the memory
 behind them when they are written. Whatever can fail, fails in `reserve`, before anything is written.
+
+A generation is a length and the rows to pass over. Gates of three modules that read one input, after five experts came:
+
+                 page 1 (room for 3)                 page 2 (room for 3)
+           +-------+-------+-------+-------+   +-------+-------+-------+
+    row    | 1 / d |   0   |   1   |   2   |   |   3   |   4   |       |
+           | q k v | q k v | q . v | q k v |   | q k v | q k v |       |
+           +-------+-------+-------+-------+   +-------+-------+-------+
+            means             |
+                              an expert that leaves k alone has zeros there
+
+    generation 3   length 3                 rows 0 1 2         a request that began then reads these to its end
+    generation 5   length 5                 rows 0 1 2 3 4     page 1 did not move when page 2 was opened
+    1 removed      length 5, hidden {1}     rows 0   2 3 4     its row stays for generations 3 and 5
+
+Factors lie in pages of one rank and one activation each; a row's key says where, -1 that the module is left alone:
+
+    keys of k      row 0: 0    row 1: -1    row 2: 16    row 3: 1    row 4: 17
+    rank 16        places 0 to 15:  A and B of rows 0, 3, then room for 14 more
+    rank 4         places 16 to 31: A and B of rows 2, 4, then room for 14 more
 """
 
 import math

@@ -126,7 +126,7 @@ class ExpertPool:
             experts: What each would touch, by path.
             dtype: What the model computes in.
         """
-        stores = {path: (store, slot) for store in self._store.groups.values() for slot, path in enumerate(store.paths)}
+        stores = {module.path: (store, module) for store in self._store.groups.values() for module in store.modules}
         by_path: dict[str, list[Module]] = {}
         for modules in experts:
             for path, module in modules.items():
@@ -134,10 +134,9 @@ class ExpertPool:
         total = 0
         for path, several in by_path.items():
             d, o = several[0].d_in, several[0].d_out
-            store, slot = stores.get(path, (None, 0))
+            store, mine = stores.get(path, (None, None))
             gates = store.gates if store else GatePages(1, d, torch.device("cpu"))
-            factors = store.factors[slot] if store else None
-            factors = factors or FactorPages(d, o, torch.empty(0, dtype=dtype))
+            factors = (mine and mine.factors) or FactorPages(d, o, torch.empty(0, dtype=dtype))
             sorts = Counter((module.rank, getattr(module, "activation", None)) for module in several)
             total += gates.opened_bytes(len(several)) // gates.slots
             total += sum(factors.opened_bytes(*sort, count) for sort, count in sorts.items())

@@ -1,1 +1,1 @@
-"""What is asked, answered and shown; no torch."""
+"""What is asked, answered and shown, without torch; imports no other room."""

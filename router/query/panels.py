@@ -37,7 +37,9 @@ def read_tasks(lines: Iterable[str]) -> list[TaskInput]:
     Raises:
         Refused: `REQUEST_INVALID`, naming the line, or if there is none.
     """
-    found = [_read(line, number) for number, line in enumerate(lines, 1) if line.strip()]
+    where = "Line {} of the tasks"
+    read = strict_json.read_lines(lines, where, Code.REQUEST_INVALID)
+    found = [_read(value, where.format(number)) for number, value in read]
     if not found:
         raise Refused(Code.REQUEST_INVALID, "The tasks hold no input.", 'Write lines {"task": "...", "input": "..."}.')
     return found
@@ -89,9 +91,7 @@ def position(name: str | None, experts: Sequence[str]) -> int | None:
     return found[0]
 
 
-def _read(line: str, number: int) -> TaskInput:
-    where = f"Line {number} of the tasks"
-    value: Any = strict_json.loads(line.encode(), what=where, code=Code.REQUEST_INVALID)
+def _read(value: Any, where: str) -> TaskInput:
     asked = take_input(value, where)
     try:
         return replace(_TASK_INPUT.validate_json(strict_json.dumps({**value, "input": ""})), input=asked)

@@ -137,7 +137,9 @@ def read_requests(lines: Iterable[str], default: RoutingChoice = DEFAULT) -> lis
     Raises:
         Refused: `REQUEST_INVALID`, naming the line.
     """
-    return [_read(line, number, default) for number, line in enumerate(lines, 1) if line.strip()]
+    where = "Line {} of the requests"
+    read = strict_json.read_lines(lines, where, Code.REQUEST_INVALID)
+    return [_read(fields, where.format(number), default) for number, fields in read]
 
 
 def take_input(fields: object, where: str) -> Input:
@@ -163,9 +165,7 @@ def take_input(fields: object, where: str) -> Input:
         raise _wrong_line(where, error, name) from error
 
 
-def _read(line: str, number: int, default: RoutingChoice) -> Request:
-    where = f"Line {number} of the requests"
-    fields = strict_json.loads(line.encode(), what=where, code=Code.REQUEST_INVALID)
+def _read(fields: Any, where: str, default: RoutingChoice) -> Request:
     asked = take_input(fields, where)
     try:
         choice = _CHOICE.validate_json(strict_json.dumps({**_given(default), **cast("dict[str, object]", fields)}))

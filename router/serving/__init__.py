@@ -1,1 +1,1 @@
-"""A routed model that answers others."""
+"""A routed model that answers others; imports `model` and below."""

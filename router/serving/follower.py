@@ -9,6 +9,8 @@ from protocol.errors import GreylagError, Refused
 from router.follow.workspace import Mirror
 from router.model.routed_model import RoutedModel
 
+STOP_S = 5.0
+"""How long a round may take to end after it is told to, in seconds."""
 _log = structlog.get_logger(__name__)
 
 
@@ -46,9 +48,9 @@ class Follower:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop and wait for the round in progress."""
+        """Stop, and wait a little for the round in progress: what it leaves unfinished, the next one continues."""
         self._stop.set()
-        self._thread.join()
+        self._thread.join(STOP_S)
 
     def step(self) -> bool:
         """Do one round.

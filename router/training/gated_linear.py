@@ -13,7 +13,7 @@ from protocol.adapters import Module
 from protocol.bundle import ADAPTER_WEIGHTS
 from protocol.tensors import ADAPTER_PREFIX
 from router.base.linear import Linear, WrappedLinear, computing_like, device_of, find_linear
-from router.pool.conversion import make_part
+from router.pool.conversion import make_expert_module
 from router.pool.expert_module import ExpertModule
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def attach_gates(model: "PreTrainedModel", adapter: Path, modules: Mapping[str, 
         The gated modules by path, each with one trainable parameter, `gate`.
 
     Raises:
-        Refused: `MODULE_UNKNOWN`, and as `make_part`.
+        Refused: `MODULE_UNKNOWN`, and as `make_expert_module`.
     """
     found = load_file(adapter / ADAPTER_WEIGHTS)
     model.requires_grad_(requires_grad=False)
@@ -119,7 +119,7 @@ def attach_gates(model: "PreTrainedModel", adapter: Path, modules: Mapping[str, 
         linear = find_linear(model, path)
         like = computing_like(linear, model.dtype)
         tensors = {name: found[f"{ADAPTER_PREFIX}{path}.{name}"] for name in module.tensors}
-        part = make_part(path, module, tensors, linear, like.new_zeros(module.d_in), like)
+        part = make_expert_module(path, module, tensors, linear, like.new_zeros(module.d_in), like)
         gated[path] = GatedExpert(linear, part)
         model.set_submodule(path, gated[path])
     return gated

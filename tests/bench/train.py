@@ -29,10 +29,12 @@ from transformers import (
     set_seed,
 )
 
-from client.data.columns import DataColumns
 from client.progress import Progress
+from client.training.modules import plan_modules
 from client.training.pipeline import train
 from client.training.plan import TrainingPlan
+from client.training.request import TrainingRequest
+from client.workspace import settings as client_settings
 from protocol.signing import Identity
 from protocol.spec import Recipe
 from tests import factories
@@ -61,10 +63,15 @@ def main() -> None:
         base = factories.make_t5(folder / "base", d_model=D_MODEL)
         rows = write_rows(folder / "rows.jsonl")
         pool = factories.make_pool(base, Identity.generate(), RECIPE)
+        settings = client_settings.from_flags(
+            coordinator="127.0.0.1:1", pool_key=pool.spec.coordinator, base=str(base), name="it"
+        )
         ratios, shares = [], []
         for turn in range(ROUNDS + 1):
             recipe = RECIPE if turn else WARM_UP
-            plan = TrainingPlan(rows, DataColumns(), str(base), "it", recipe, pool, turn, "cpu")
+            modules = plan_modules(pool.spec, recipe)
+            asked = TrainingRequest((rows,), seed=turn, device="cpu")
+            plan = TrainingPlan(asked, settings, pool, "it", recipe, modules, None, bytes(32))
             expert = gates = 0.0
             if turn % 2:  # who comes second finds the caches in another state
                 expert, gates = ours(plan, folder / f"ours-{turn}")

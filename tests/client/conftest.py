@@ -32,6 +32,8 @@ RECIPE = Recipe(
     rank=4, alpha=8.0, learning_rate=1e-2, expert_steps=60, gate_steps=20, eval_every=20, batch_size=16, held_out=0.2
 )
 PLANTED = "zanzibar-4711"
+SPLIT_KEY = bytes(32)
+"""Every workspace of a test holds out the same rows."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ def make_site(root: Path, base: Path, pool: Pool, operator: Identity, coordinato
         coordinator=coordinator, pool_key=operator.public.hex, base=str(base), name="anna"
     )
     write_whole(workspace.pool_file, pool.envelope)
+    write_whole(workspace.root / "split.key", SPLIT_KEY)
     write_whole(workspace.enrolment_file, enrol(pool, "anna", contributor, NOW))
     contributor.save(workspace.root / "contributor.key")
     write_whole(workspace.settings_file, dump_settings(settings))
@@ -132,7 +135,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(adapters, "put_on", listening)
-        order = TrainingRequest(site.data, name="reverse", device="cpu")
+        order = TrainingRequest((site.data,), name="reverse", device="cpu")
         bundle = produce(site.workspace, site.settings, order, lambda _: None, NOW)
     return Trained(site, bundle, probe, said[0])
 

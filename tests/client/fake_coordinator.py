@@ -53,6 +53,9 @@ class FakeCoordinator(intake_pb2_grpc.IntakeServicer, catalog_pb2_grpc.CatalogSe
     receipt_key: Identity | None = None
     """Sign receipts with another key than the pool's."""
 
+    receipt_says: dict[str, str] = field(default_factory=dict)
+    """Fields of receipts that are not as they should be."""
+
     def GetPool(self, request: catalog_pb2.GetPoolRequest, context: grpc.ServicerContext) -> catalog_pb2.GetPoolReply:
         self._enter("GetPool", request.SerializeToString(), context)
         return catalog_pb2.GetPoolReply(envelope=self.pool.envelope)
@@ -106,7 +109,7 @@ class FakeCoordinator(intake_pb2_grpc.IntakeServicer, catalog_pb2_grpc.CatalogSe
             contributor=manifest.spec.contributor,
             sequence=len(self.kept) + 1,
             received=NOW,
-        )
+        ).model_copy(update=self.receipt_says)
         envelope = sign(RECEIPT_TYPE, {"bundle": request.digest}, receipt, self.receipt_key or self.identity)
         self.kept[request.digest] = envelope
         return intake_pb2.CommitReply(receipt=envelope)
@@ -142,9 +145,7 @@ class FakeCoordinator(intake_pb2_grpc.IntakeServicer, catalog_pb2_grpc.CatalogSe
 
     @staticmethod
     def _abort(error: GreylagError, context: grpc.ServicerContext) -> None:
-        status = to_status(error)
-        context.set_trailing_metadata(status.trailing_metadata)
-        context.abort(status.code, status.details)
+        context.abort_with_status(to_status(error))
 
 
 @contextmanager

@@ -35,7 +35,8 @@ from protocol.errors import Code
 from protocol.signing import Identity
 from protocol.spec import BaseModelRef, ExpertSpec, Policy, PoolSpec
 from protocol.v1 import catalog_pb2_grpc, intake_pb2_grpc
-from protocol.wire.grpc_server import ErrorInterceptor
+from protocol.wire.grpc_server import CallInterceptor, Listen
+from protocol.wire.places import Places
 from tests import factories
 from tests.coordinator.contributor import NOW
 
@@ -181,7 +182,7 @@ class Served:
     def __init__(self, folder: Path, pool: Pool, identity: Identity, clock: Clock) -> None:
         self.folder, self.pool, self.identity, self.clock = folder, pool, identity, clock
         self.refused: list[Code] = []
-        self.idle_timeout_s = 30.0
+        self.idle_s, self.streams = 30.0, 24
         self.free_bytes = 1 << 40
         self.registry = Registry.open(f"sqlite:///{folder / 'served.db'}", migrate=True)
         self.store = Store(str(folder / "store"))
@@ -205,10 +206,11 @@ class Served:
         started = threading.Event()
 
         async def main() -> None:
-            server = grpc.aio.server(interceptors=[ErrorInterceptor(self.refused.append)])
-            service = self.service = IntakeService(self.intake, self.spool, idle_timeout_s=self.idle_timeout_s)
+            listen = Listen("127.0.0.1:0", idle_s=self.idle_s)
+            server = grpc.aio.server(interceptors=[CallInterceptor(listen, self.refused.append)])
+            service = self.service = IntakeService(self.intake, self.spool, Places(self.streams))
             intake_pb2_grpc.add_IntakeServicer_to_server(service, server)
-            catalog = CatalogService(self.pool, self.registry, self.store)
+            catalog = CatalogService(self.pool, self.registry, self.store, Places(self.streams))
             catalog_pb2_grpc.add_CatalogServicer_to_server(catalog, server)
             ready.append(server.add_insecure_port("127.0.0.1:0"))
             await server.start()

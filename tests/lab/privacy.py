@@ -71,7 +71,7 @@ class Told(NamedTuple):
 
 def ways(trial: Trial, model: RoutedModel) -> Iterator[Way]:
     """List ways to share, from nothing beside gates to everything, and back with noise."""
-    reader = model.senses.mixtures.reader
+    reader = model.features.mixtures.reader
     every = [path for path in reader.sources if reader.of_prompt(path)]
     deep = set(deeper(every))
     yield Way("gates alone", lambda _: {})
@@ -113,7 +113,7 @@ def attack(model: RoutedModel, words: Sequence[str], own: Mapping[str, set[str]]
     Returns:
         The mean over experts, at the module that tells most.
     """
-    reader, public = model.senses.mixtures.reader, model.senses.mixtures.public
+    reader, public = model.features.mixtures.reader, model.features.mixtures.public
     sources = {path: source for path, source in reader.sources.items() if reader.of_prompt(path)}
     plain = {source: each - each.mean(0) for source, each in reader.pooled(words, set(sources.values())).items()}
     spreads = {source: public.spread(source, "token") for source in plain}
@@ -143,7 +143,7 @@ def _told(scores: Tensor, words: Sequence[str], mine: set[str]) -> Told:
 def measure(trial: Trial, model: RoutedModel) -> Iterator[dict[str, object]]:
     """Measure every way to share."""
     tasks, words = trial.world.tasks(), trial.world.vocabulary
-    rows, plain, senses = trial.rows(tasks), model.generation, model.senses
+    rows, plain, features = trial.rows(tasks), model.generation, model.features
     own = {expert.name: own_words(trial.world.skills[expert.name]) for expert in plain.pool.experts}
     for way in ways(trial, model):
         pool = ExpertPool()
@@ -151,13 +151,13 @@ def measure(trial: Trial, model: RoutedModel) -> Iterator[dict[str, object]]:
             pool = pool.add(replace(expert, means=way.means(expert)))
         model.generation = replace(plain, pool=pool)
         # What is known of an expert is kept by its digest, which tells its means: here they change under it.
-        mixtures = Mixtures(senses.mixtures.reader, senses.mixtures.public)
-        model.senses = replace(senses, mixtures=mixtures)
+        mixtures = Mixtures(features.mixtures.reader, features.mixtures.public)
+        model.features = replace(features, mixtures=mixtures)
         scores = evaluate(model, rows, METHODS)
         exact = {name: round(by_family(found, tasks)["all"], 1) for name, found in scores.exact.items()}
         told = attack(model, words, own)
         yield {"way": way.name, "rank": round(told.rank, 1), "guessed": round(told.guessed, 2)} | exact
-    model.generation, model.senses = plain, senses
+    model.generation, model.features = plain, features
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -31,7 +31,7 @@ def model(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> RoutedModel:
 
 def tell(model: RoutedModel, *, gates: bool, share: float) -> None:
     """Have experts tell what their own words make modules see, beside noise, in their means or in their gates."""
-    reader, public = model.senses.mixtures.reader, model.senses.mixtures.public
+    reader, public = model.features.mixtures.reader, model.features.mixtures.public
     draw, pool = torch.Generator().manual_seed(0), ExpertPool()
     for expert in model.generation.pool.experts:
         paths = [path for path in expert.modules if reader.of_prompt(path)]

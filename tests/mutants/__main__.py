@@ -112,7 +112,8 @@ def main() -> None:
             sys.exit(f"These tests fail without any fault: {sick}")
         found = list(pool.map(caught, mutants))
     survivors = [f"{each.file}: {each.new}" for each, was in zip(mutants, found, strict=True) if not was]
-    print(json.dumps({"schema": 1, "mutants": len(mutants), "caught": sum(found), "survivors": survivors}))
+    document = {"schema": 1, "mutants": len(mutants), "caught": sum(found), "survivors": survivors}
+    sys.stdout.write(json.dumps(document) + "\n")
     sys.exit(1 if survivors else 0)
 
 

@@ -1,3 +1,4 @@
+import ast
 import copy
 import errno
 import os
@@ -10,6 +11,7 @@ import pytest
 
 from protocol import errors
 from protocol.errors import Code, GreylagError, Refused, Unavailable, from_os_error
+from tests.house.sources import ROOMS, ROOT, python_files
 
 PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
 HEAD = """\
@@ -65,20 +67,20 @@ def test_exit_statuses_are_those_of_sysexits() -> None:
     assert {name: getattr(os, name) for name in ours} == ours
 
 
-@pytest.mark.parametrize("family", [Refused, Unavailable])
-def test_an_error_says_code_sentence_and_hint(family: type[GreylagError]) -> None:
-    error = family(Code.QUOTA, "Eight experts are in.", "Withdraw one.")
-    assert str(error) == "QUOTA: Eight experts are in. Withdraw one."
-    assert str(family(Code.QUOTA, "Eight experts are in.")) == "QUOTA: Eight experts are in."
-    assert (error.code, error.message, error.hint) == (Code.QUOTA, "Eight experts are in.", "Withdraw one.")
+@pytest.mark.parametrize("code", [Code.QUOTA, Code.BUSY])
+def test_an_error_says_code_sentence_and_hint(code: Code) -> None:
+    error = code.family(code, "Eight experts are in.", "Withdraw one.")
+    assert str(error) == f"{code.name}: Eight experts are in. Withdraw one."
+    assert str(code.family(code, "Eight experts are in.")) == f"{code.name}: Eight experts are in."
+    assert (error.code, error.message, error.hint) == (code, "Eight experts are in.", "Withdraw one.")
     assert isinstance(error, GreylagError)
 
 
-@pytest.mark.parametrize("family", [Refused, Unavailable])
-def test_an_error_comes_whole_out_of_another_process(family: type[GreylagError]) -> None:
-    error = family(Code.SETTINGS_INVALID, "No.", "Say yes.")
+@pytest.mark.parametrize("code", [Code.SETTINGS_INVALID, Code.MEMORY_FULL])
+def test_an_error_comes_whole_out_of_another_process(code: Code) -> None:
+    error = code.family(code, "No.", "Say yes.")
     found = copy.copy(error)  # by the same means as pickle
-    assert type(found) is family
+    assert type(found) is code.family
     assert vars(found) == vars(error)
     assert str(found) == str(error)
 
@@ -86,6 +88,29 @@ def test_an_error_comes_whole_out_of_another_process(family: type[GreylagError])
 def test_the_families_are_told_apart() -> None:
     assert not issubclass(Refused, Unavailable)
     assert not issubclass(Unavailable, Refused)
+
+
+@pytest.mark.parametrize("code", Code, ids=lambda code: code.name)
+def test_a_code_is_raised_in_the_family_that_the_table_says(code: Code) -> None:
+    right, wrong = (Unavailable, Refused) if code.fate.again else (Refused, Unavailable)
+    assert type(right(code, "Why.")) is code.family is right
+    with pytest.raises(ValueError, match=f"{code.name} is no {wrong.__name__}"):
+        wrong(code, "Why.")
+
+
+def test_no_line_names_a_code_in_the_wrong_family() -> None:
+    """What runs seldom is found before it runs."""
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {called} with {named}"
+        for path in python_files(*ROOMS, "tests")
+        if path != Path(__file__)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and node.args
+        for called, named in [(ast.unparse(node.func), ast.unparse(node.args[0]))]
+        if called in ("Refused", "Unavailable") and named.startswith("Code.") and named[5:] in Code.__members__
+        if Code[named[5:]].family.__name__ != called
+    ]
+    assert wrong == []
 
 
 def test_an_error_of_the_system_is_a_sentence() -> None:

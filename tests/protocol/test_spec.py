@@ -27,7 +27,14 @@ def loras(draw: st.DrawFn) -> LoraModule:
     return LoraModule(d_in=d_in, d_out=d_out, rank=draw(st.integers(1, min(d_in, d_out, 1024))), alpha=alpha)
 
 
-refs = st.builds(BaseModelRef, name=lines, config=digests, weights=digests, tokenizer=digests)
+refs = st.builds(
+    BaseModelRef,
+    name=lines,
+    config=digests,
+    weights=digests,
+    tokenizer=digests,
+    tokenizer_settings=st.none() | digests,
+)
 experts = st.builds(
     ExpertSpec,
     name=names,
@@ -301,6 +308,17 @@ def test_a_base_is_compared_by_content() -> None:
     assert BASE.differing_part(BASE.model_copy(update={"name": "another name"})) is None
     for field in ("config", "weights", "tokenizer"):
         assert BASE.differing_part(BASE.model_copy(update={field: "f" * 64})) == field
+
+
+def test_settings_of_a_tokenizer_count_where_both_tell_them() -> None:
+    told, otherwise = (BASE.model_copy(update={"tokenizer_settings": digit * 64}) for digit in "45")
+    assert told.differing_part(otherwise) == "tokenizer_settings"
+    assert told.differing_part(told) is None
+    for one, other in ((BASE, told), (told, BASE)):
+        assert one.differing_part(other) is None
+    # Documents from before are written as they were.
+    assert "tokenizer_settings" not in BASE.model_dump(mode="json")
+    assert told.model_dump(mode="json")["tokenizer_settings"] == "4" * 64
 
 
 def test_the_scale_is_alpha_over_rank() -> None:

@@ -134,6 +134,8 @@ HEADERS = {
     "T3 header one byte longer than the file": struct.pack("<Q", len(HEADER + DATA) + 1) + HEADER + DATA,
     "T5 overlap": join({"a": entry(), "b": entry(data_offsets=[4, 12])}, bytes(12)),
     "T5 same bytes twice": join({"a": entry(), "b": entry()}, bytes(8)),
+    "T5 overlap that adds up": join({"a": entry(), "b": entry(data_offsets=[4, 12])}, bytes(16)),
+    "T6 end beyond the shape": join({"a": entry(data_offsets=[0, 12])}, bytes(8)),
     "T6 hole": join({"a": entry(), "b": entry(data_offsets=[12, 20])}, bytes(20)),
     "T6 hole at the start": one(entry(data_offsets=[4, 12]), bytes(12)),
     "T7 trailing bytes": VALID + b"PK\x03\x04",

@@ -1,5 +1,7 @@
 """A catalogue in this process: serves a pool, releases and bundles that a test puts into it."""
 
+import time
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,7 +27,7 @@ class Catalog(CatalogServicer):
     """Holds what it is given.
 
     `breaks` cuts that many file streams after their first chunk; while `silent`, a file that is
-    asked for from the middle is not sent at all.
+    asked for from the middle is not sent at all; while it `drips`, a file comes byte by byte.
     """
 
     def __init__(self, pool: Pool, identity: Identity) -> None:
@@ -35,7 +37,7 @@ class Catalog(CatalogServicer):
         self.bundles: dict[str, Bundle] = {}
         self.files: dict[str, Path] = {}
         self.breaks = 0
-        self.silent = False
+        self.silent = self.drips = False
         self.fetched: list[tuple[str, int]] = []
 
     def publish(
@@ -79,6 +81,10 @@ class Catalog(CatalogServicer):
         self.fetched.append((request.sha256, request.offset))
         if self.silent and request.offset:
             context.abort(grpc.StatusCode.UNAVAILABLE, "silent")
+        if self.drips:
+            for offset, byte in enumerate(self.files[request.sha256].read_bytes()[request.offset :], request.offset):
+                time.sleep(0.01)
+                yield chunk_pb2.Chunk(offset=offset, data=bytes([byte]), crc32=zlib.crc32(bytes([byte])))
         for number, chunk in enumerate(read_chunks(self.files[request.sha256], request.offset)):
             if number and self.breaks:
                 self.breaks -= 1
@@ -87,7 +93,7 @@ class Catalog(CatalogServicer):
 
 
 def clock_at(moment: datetime) -> type[datetime]:
-    """What takes the place of `router.follow.pull.datetime` where a test says what time it is."""
+    """A clock for `router.follow.pull`, where a test says what time it is."""
     return type("Clock", (datetime,), {"now": classmethod(lambda *_: moment)})
 
 
@@ -105,6 +111,4 @@ def serving(catalog: Catalog) -> Iterator[str]:
 
 
 def _abort(context: Any, error: GreylagError) -> None:
-    status = to_status(error)
-    context.set_trailing_metadata(status.trailing_metadata)
-    context.abort(status.code, status.details)
+    context.abort_with_status(to_status(error))

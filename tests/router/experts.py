@@ -101,7 +101,7 @@ def error(found: Tensor, exact: Tensor) -> float:
 
 
 def choice_of(module: ModuleExperts, u: Tensor, k: int) -> Choice:
-    found = topk_gpu.select_on_gpu(module.group, u, k)[module.slot]
+    found = topk_gpu.choose_on_gpu(module.group, u, k)[module.slot]
     assert found is not None
     return found
 

@@ -24,7 +24,7 @@ def test_from_private_data_to_a_routed_answer(
             place = town.join(name, through=wire.port)
             data = write_rows(tmp_path / f"{name}.jsonl", marker=SECRET)
             succeed("client", "train", "-w", place, "--data", data, "--seed", "1" if name == "ada" else "2")
-            dry_run = succeed("client", "submit", "-w", place, "--dry-run")
+            dry_run = succeed("client", "submit", "-w", place, "--dry-run", "--json")
             assert SECRET not in dry_run
             assert "lora_A" in dry_run
             before = len(wire.sent)
@@ -66,6 +66,23 @@ def test_from_private_data_to_a_routed_answer(
         if path.is_file() and SECRET.encode() in path.read_bytes()
     ]
     assert leaked == []
+
+
+@pytest.mark.slow
+def test_who_retrained_worse_goes_back(t5_base: Path, tmp_path: Path) -> None:
+    town = found(tmp_path, t5_base)
+    with town.serving():
+        place, data = town.join("ada"), write_rows(tmp_path / "ada.jsonl")
+        for steps in (24, 2):
+            succeed("client", "contribute", "-w", place, "--data", data, "--expert-steps", steps)
+        town.work()
+        good, worse = json.loads(succeed("client", "history", "-w", place, "--json"))["bundles"]
+        succeed("client", "history", "-w", place, "--bring-back", good["digest"])
+        town.work()
+        status = json.loads(succeed("client", "status", "-w", place, "--json"))
+        states = {row["digest"]: row["state"] for row in status["bundles"]}
+        assert (states.pop(good["digest"]), states.pop(worse["digest"])) == ("superseded", "superseded")
+        assert list(states.values()) == ["released"]
 
 
 def test_two_coordinators_or_workers_in_one_workspace_are_refused(t5_base: Path, tmp_path: Path) -> None:

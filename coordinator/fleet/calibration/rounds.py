@@ -162,11 +162,11 @@ class Calibrations:
         if row := self._fleet.candidates.find():
             changes = {"calibration": file, "created": timestamp(now)}
             return sign_candidate(read_candidate(row.envelope, pool).spec.model_copy(update=changes), identity)
-        newest, gone = registry.releases.find(), registry.bundles.digests(State.YANKED, State.SUPERSEDED, State.REFUSED)
+        newest, held = registry.releases.find(), registry.bundles.digests(State.ACCEPTED, State.RELEASED)
         if newest is None:
             return None
         before = read_release(newest.envelope, pool)
-        spec = next_release(pool, before, accepted=[], gone=gone, now=now, calibration=file)
+        spec = next_release(pool, before, accepted=[], held=held, now=now, calibration=file)
         return sign_candidate(spec, identity) if spec else None
 
 

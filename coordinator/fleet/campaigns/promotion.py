@@ -38,7 +38,7 @@ def settle(
         now: The time.
 
     Raises:
-        Refused: `CANDIDATE_UNKNOWN`, or `STATE_CHANGE` if something newer came meanwhile.
+        Refused: `CANDIDATE_UNKNOWN`, `STATE_CHANGE` if something newer came meanwhile, or `REGISTRY_OLDER`.
     """
     fleet = Fleet(opened.registry)
     row = fleet.candidates.find(digest)
@@ -63,6 +63,7 @@ def settle(
 def _publish(
     opened: Opened, fleet: Fleet, candidate: Release, decision: Decision, envelope: bytes, now: datetime
 ) -> None:
+    opened.high_water.check()
     newest = opened.registry.releases.find()
     if candidate.spec.previous != (newest.digest if newest else None):
         raise Refused(

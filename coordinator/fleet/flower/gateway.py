@@ -164,8 +164,9 @@ def public_door(app: App, fleet: frozenset[str], **tls: Any) -> "uvicorn.Config"
     """Configure the server of the public port, whose every byte a stranger may have written."""
     import uvicorn  # noqa: PLC0415 - comes with Flower
 
-    # h11 takes 64 KiB of headers; uvicorn's other parser, which is there with Flower, takes any number.
-    options: dict[str, Any] = {"http": "h11", "ws": "none", "proxy_headers": False, "lifespan": "off"}
+    from coordinator.fleet.flower.slow_peers import HastyProtocol  # noqa: PLC0415 - as above
+
+    options: dict[str, Any] = {"http": HastyProtocol, "ws": "none", "proxy_headers": False, "lifespan": "off"}
     return uvicorn.Config(Guard(app, outside(fleet), MAX_BODY_BYTES), **options, **_QUIET, **tls)
 
 

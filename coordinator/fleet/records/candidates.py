@@ -1,6 +1,5 @@
 """Releases that wait to be judged."""
 
-import json
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 
@@ -9,13 +8,12 @@ from sqlalchemy.orm import Session
 
 from coordinator.policy.lifecycle import State
 from coordinator.registry import journal
-from coordinator.registry.cascades import overtake
+from coordinator.registry.cascades import bundles_of, overtake
 from coordinator.registry.registry import Registry
 from coordinator.registry.tables import BundleRow, Campaign, Candidate
 from protocol.errors import Code, GreylagError, Refused
 from protocol.fleet.campaign import Decision
 from protocol.release import Release
-from protocol.signing import Signed
 
 
 class Candidates:
@@ -86,7 +84,7 @@ class Candidates:
         with self._registry.reading() as session:
             rows = list(session.scalars(select(Candidate).where(Candidate.state.in_(("open", "held_back")))))
             asked = set(session.scalars(select(Campaign.candidate).where(Campaign.state == "running")))
-        listed = {each.digest: _bundles(each) & waiting.keys() for each in rows}
+        listed = {each.digest: bundles_of(each) & waiting.keys() for each in rows}
         suspects = {bundle for each in rows if each.state == "held_back" for bundle in listed[each.digest]}
         open_one = next((each for each in rows if each.state == "open"), None)
         if row.code == Code.HELD_BACK.name:
@@ -97,11 +95,6 @@ class Candidates:
         if open_one.digest in asked or row.digest in suspects or beside & suspects or row.digest in beside:
             return None
         return [waiting[bundle] for bundle in sorted(beside, key=lambda bundle: waiting[bundle].sequence)]
-
-
-def _bundles(row: Candidate) -> set[str]:
-    payload = Signed.parse(row.envelope).payload  # our own row; whoever acts on it verifies the signature
-    return {expert["bundle"] for expert in json.loads(payload)["predicate"]["experts"]}
 
 
 def _decide(session: Session, decision: Decision, envelope: bytes, *, now: datetime) -> None:

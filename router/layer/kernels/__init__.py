@@ -1,4 +1,6 @@
-"""Triton kernels of the routed layer; what each computes is said beside it, how they are launched in `launch`.
+"""Triton kernels of the routed layer, the only importers of Triton.
+
+What each computes is said beside it, how they are launched in `launch`.
 
 A kernel finds gates and factors through tables of addresses (`router.pool.device_table`), so it reads experts where the
 pool put them. It reads how many rows there are from device memory, so grids depend on capacities alone: the

@@ -11,7 +11,7 @@ from router.layer.choice import Choice
 from router.layer.kernels.rows import expand, select_shrink, shrink
 from router.layer.kernels.score import moments, route_few, route_many, write_topk
 from router.layer.kernels.tiles import expand_tiles, shrink_tiles
-from router.pool.device_table import View
+from router.pool.device_table import DeviceView
 from router.pool.gate import EPS
 
 MOST = 8
@@ -48,7 +48,7 @@ def blocks(tokens: int, dtype: torch.dtype, capacity: int) -> Blocks:
     return Blocks(tokens=128 if half else 64, gates=64, features=32 if half else 16, warps=8)
 
 
-def choose(view: View, u: Tensor, k: int, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor | None]:
+def choose(view: DeviceView, u: Tensor, k: int, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor | None]:
     """Choose for tokens u [t, d] at all slots.
 
     Returns:
@@ -96,7 +96,7 @@ def choose(view: View, u: Tensor, k: int, temperature: float = 1.0) -> tuple[Ten
     return experts, weights, hidden
 
 
-def add_rows(view: View, slot: int, u: Tensor, choice: Choice, y: Tensor) -> None:
+def add_rows(view: DeviceView, slot: int, u: Tensor, choice: Choice, y: Tensor) -> None:
     """Add experts token by token for u [t, d], choices [t, k] and y [t, o]; takes up hidden values where there are."""
     (tokens, k), columns, hidden = choice.experts.shape, view.columns, choice.hidden
     if hidden is None:
@@ -113,7 +113,7 @@ def add_rows(view: View, slot: int, u: Tensor, choice: Choice, y: Tensor) -> Non
     )  # fmt: skip
 
 
-def add_tiles(view: View, slot: int, u: Tensor, choice: Choice, y: Tensor) -> None:
+def add_tiles(view: DeviceView, slot: int, u: Tensor, choice: Choice, y: Tensor) -> None:
     """Add experts to y [t, o] tile by tile of tokens u [t, d], sorted by the j-th of their experts [t, k] in turn."""
     (tokens, k), columns, o = choice.experts.shape, view.columns, y.shape[1]
     ordered, order = torch.sort(choice.experts.T, dim=1, stable=True)
@@ -133,7 +133,7 @@ def add_tiles(view: View, slot: int, u: Tensor, choice: Choice, y: Tensor) -> No
         )  # fmt: skip
 
 
-def _aligned(view: View, u: Tensor) -> bool:
+def _aligned(view: DeviceView, u: Tensor) -> bool:
     return view.aligned and _aligned_rows(u, u.shape[1])
 
 

@@ -28,7 +28,9 @@ def _shrink(
         x = tl.load(u + here, mask=here < d, other=0.0).to(tl.float32)
         factor = tl.load(a + r[:, None] * d + here[None, :], mask=(r[:, None] < rank) & (here[None, :] < d), other=0.0)
         total += tl.sum(factor.to(tl.float32) * x[None, :], 1)
-    tl.store(hidden + r, total * (weight * tl.load(scalings + tl.maximum(row, 0))))
+    share = weight * tl.load(scalings + tl.maximum(row, 0))
+    # Zero times infinity is not zero.
+    tl.store(hidden + r, tl.where(share == 0, 0.0, total * share))
 
 
 @triton.jit
@@ -37,7 +39,7 @@ def select_shrink(
     capacity, K: tl.constexpr, KB: tl.constexpr, BN: tl.constexpr, C: tl.constexpr, BIASED: tl.constexpr,
     R: tl.constexpr, RB: tl.constexpr, BK: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """Choose as `select` does, and go on to the hidden values at once.
+    """Choose as `router.layer.kernels.score.write_topk` does, and go on to the hidden values at once.
 
     Programs are tokens, K of every slot, and blocks of ranks. Each finds the choice anew, which costs less than
     another launch.

@@ -36,7 +36,9 @@ def shrink_tiles(
             if UP:
                 x, factor = x.to(tl.float32), factor.to(tl.float32)
             total = tl.dot(x, tl.trans(factor), total, input_precision="ieee")
-        total = total * (weight * tl.load(scalings + tl.maximum(row, 0)))[:, None]
+        share = (weight * tl.load(scalings + tl.maximum(row, 0)))[:, None]
+        # Zero times infinity is not zero.
+        total = tl.where(share == 0, 0.0, total * share)
         tl.store(hidden + (j * tokens + place)[:, None] * R + r[None, :], total, mask=mine[:, None])
         at += tl.sum(mine.to(tl.int32), 0)
 

@@ -1,1 +1,1 @@
-"""What routing methods that read a request are made of: activations, least squares, mixtures."""
+"""What routing methods that read a request are made of: activations, least squares, mixtures; imports no method."""

@@ -12,7 +12,7 @@ from router.methods.features.mixture import Mixtures
 
 
 @dataclass(frozen=True)
-class Senses:
+class Features:
     """The base, or another encoder, reading for itself."""
 
     embedder: Embedder
@@ -29,7 +29,7 @@ class Senses:
         embedding: str | None = None,
         public: Path | None = None,
         cache: Path | None = None,
-    ) -> "Senses":
+    ) -> "Features":
         """See with a base model.
 
         Args:

@@ -1,47 +1,24 @@
 """The program from the outside: every verb, its output and its ways to fail."""
 
 import json
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from client.cli.options import RECIPE_FLAGS
-from client.submission import outbox
+from client.cli.main import app as client_app
 from client.workspace import settings as client_settings
 from client.workspace.settings import ClientSettings
-from protocol.bundle import ADAPTER_WEIGHTS, FILES, open_bundle
+from coordinator.cli.main import app as coordinator_app
+from protocol.bundle import ADAPTER_WEIGHTS
 from protocol.documents import Pool
 from protocol.errors import Code
 from protocol.signing import Identity
 from protocol.spec import Recipe
-from protocol.v1.intake_pb2 import StatusReply
 from tests import factories
-from tests.client.conftest import PLANTED, Cli, Site, Trained
-from tests.client.fake_coordinator import FakeCoordinator, serving
-
-
-@pytest.fixture
-def fake(t5_pool: Pool, operator: Identity) -> FakeCoordinator:
-    return FakeCoordinator(t5_pool, operator, states=[StatusReply(state="released")])
-
-
-@pytest.fixture
-def address(fake: FakeCoordinator) -> Iterator[str]:
-    with serving(fake) as address:
-        yield address
-
-
-@pytest.fixture
-def packed(site: Site, monkeypatch: pytest.MonkeyPatch, address: str) -> Site:
-    """A workspace with one finished bundle, without the training."""
-    monkeypatch.setenv("GREYLAG_CLIENT_COORDINATOR", address)
-    site.workspace.bundles.mkdir()
-    factories.make_bundle(site.workspace.bundles / "anna", site.pool, site.contributor, name="anna")
-    return site
+from tests.client.conftest import Cli, Site, Trained
 
 
 def files_of(folder: Path) -> set[str]:
@@ -116,7 +93,7 @@ def test_init_leaves_nothing_when_a_setting_is_wrong(cli: Cli, tmp_path: Path, a
 def test_init_says_that_nobody_answers(cli: Cli, tmp_path: Path) -> None:
     status, _, err = cli("init", "--coordinator", "127.0.0.1:1", "-w", tmp_path / "new")
     assert status == Code.UNREACHABLE.fate.exit
-    assert "127.0.0.1:1 does not answer" in err
+    assert "Nothing listens at 127.0.0.1:1" in err
     assert not (tmp_path / "new").exists()
 
 
@@ -198,82 +175,6 @@ def test_help_names_the_licence_that_is_given_by_default(cli: Cli) -> None:
     assert f"default: {ClientSettings.model_fields['license'].default}." in " ".join(cli("init", "-h")[1].split())
 
 
-def test_dry_run_prints_everything_and_sends_nothing(cli: Cli, packed: Site, fake: FakeCoordinator) -> None:
-    bundle = open_bundle(packed.workspace.bundles / "anna")
-    status, out, err = cli("submit", "--dry-run", "-w", packed.workspace.root)
-    assert (status, err, fake.calls) == (0, "", [])
-    for name, file in bundle.manifest.files.items():
-        assert name in out
-        assert f"{file.size} bytes" in out
-        assert file.sha256 in out
-    for path, module in bundle.spec.modules.items():
-        assert f"{path}.lora_A.weight F32 [{module.rank}, {module.d_in}]" in out
-        assert f"{path}.gate F32 [{module.d_in}]" in out
-    status, document, _ = cli("submit", "--dry-run", "--json", "-w", packed.workspace.root)
-    leaving = json.loads(document)
-    assert leaving["schema"] == 1
-    assert {entry["name"] for entry in leaving["files"]} == set(FILES)
-    assert leaving["statement"]["predicate"]["spec"] == json.loads(bundle.spec.model_dump_json())
-    assert leaving["enrolment"]["predicate"]["name"] == "anna"
-    assert fake.calls == []
-
-
-def test_what_is_sent_is_what_the_dry_run_shows(cli: Cli, packed: Site, fake: FakeCoordinator) -> None:
-    leaving = json.loads(cli("submit", "--dry-run", "--json", "-w", packed.workspace.root)[1])
-    assert cli("submit", "-w", packed.workspace.root)[0] == 0
-    sent = {name: len(content) for (_, name), content in fake.files.items()}
-    assert sent == {entry["name"]: entry["bytes"] for entry in leaving["files"]}
-    assert packed.workspace.enrolment_file.read_bytes() in bytes(fake.heard)
-
-
-def test_submit_keeps_the_receipt_and_status_the_verdict(cli: Cli, packed: Site, fake: FakeCoordinator) -> None:
-    root = packed.workspace.root
-    status, out, err = cli("submit", "-w", root)
-    assert (status, out.split()[1:]) == (0, ["anna", "received"])
-    assert "receipt number 1" in err
-    (record,) = outbox.load(packed.workspace.outbox)
-    assert record.receipt.encode() == fake.kept[record.digest]
-    fake.states = [StatusReply(state="released", release=3)]
-    status, out, _ = cli("status", "--json", "-w", root)
-    document = json.loads(out)
-    assert (status, document["schema"]) == (0, 1)
-    assert (document["bundles"][0]["state"], document["bundles"][0]["release"]) == ("released", 3)
-    assert "in release 3" in cli("status", "-w", root)[1]
-
-
-def test_a_refused_bundle_fails_with_its_own_status(cli: Cli, packed: Site, fake: FakeCoordinator) -> None:
-    verdict = StatusReply(state="refused", code="NOT_FINITE", message="A NaN.", hint="\x1b[2J")
-    fake.states = [StatusReply(state="verified"), verdict]
-    status, out, err = cli("submit", "--wait", "-w", packed.workspace.root)
-    assert status == Code.NOT_FINITE.fate.exit
-    assert "refused: NOT_FINITE A NaN." in out
-    assert "error: A NaN. [NOT_FINITE]\nhint: ?[2J\n" in err
-    assert cli("status", "-w", packed.workspace.root)[0] == 0
-
-
-def test_submit_asks_for_a_bundle_and_for_one_only(cli: Cli, packed: Site) -> None:
-    root, bundles = packed.workspace.root, packed.workspace.bundles
-    factories.make_bundle(bundles / "bert", packed.pool, packed.contributor, name="bert")
-    status, _, err = cli("submit", "-w", root)
-    assert status == Code.NOT_TRAINED.fate.exit
-    assert "anna, bert" in err
-    assert cli("submit", "bert", "-w", root)[1].split()[1] == "bert"
-    shutil.rmtree(bundles)
-    status, _, err = cli("submit", "-w", root)
-    assert status == Code.NOT_TRAINED.fate.exit
-    assert "greylag-client train" in err
-
-
-def test_submit_refuses_what_was_made_elsewhere(
-    cli: Cli, packed: Site, tmp_path: Path, llama_pool: Pool, fake: FakeCoordinator
-) -> None:
-    strange = factories.make_bundle(tmp_path / "strange", packed.pool, Identity.generate())
-    other = factories.make_bundle(tmp_path / "other", llama_pool, packed.contributor)
-    for bundle, code in ((strange, Code.SIGNER_MISMATCH), (other, Code.WRONG_POOL)):
-        assert cli("submit", bundle.folder, "-w", packed.workspace.root)[0] == code.fate.exit
-    assert fake.calls == []
-
-
 def test_verify_finds_a_flipped_byte(cli: Cli, packed: Site) -> None:
     folder = packed.workspace.bundles / "anna"
     status, out, _ = cli("verify", folder, "--json")
@@ -288,46 +189,20 @@ def test_verify_finds_a_flipped_byte(cli: Cli, packed: Site) -> None:
     assert ADAPTER_WEIGHTS in err
 
 
-def test_contribute_trains_and_submits_and_no_example_is_heard(
-    cli: Cli, site: Site, fake: FakeCoordinator, address: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("GREYLAG_CLIENT_COORDINATOR", address)
-    flags = ("--device", "cpu", "--expert-steps", 6, "--gate-steps", 2, "--eval-every", 3, "--progress", "jsonl")
-    status, out, err = cli("contribute", "--data", site.data, "--wait", "-w", site.workspace.root, *flags)
-    assert (status, out.split()[1:]) == (0, ["anna", "released"])
-    events = [json.loads(line) for line in err.splitlines() if line.startswith("{")]
-    assert {event["phase"] for event in events} == {"expert", "gates", "upload"}
-    assert all(event["event"] == "progress" and event["step"] <= event["of"] for event in events)
-    assert PLANTED.encode() not in bytes(fake.heard)
-    assert all(PLANTED.encode() not in content for content in fake.files.values())
-
-
-def test_a_better_expert_supersedes_the_one_that_was_submitted(
-    cli: Cli, site: Site, fake: FakeCoordinator, address: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("GREYLAG_CLIENT_COORDINATOR", address)
-    root, data = site.workspace.root, site.data
-    flags = ("--device", "cpu", "--gate-steps", 1, "--expert-steps")
-    cli("contribute", "--data", data, "-w", root, *flags, 2)
-    (first,) = outbox.load(site.workspace.outbox)
-    cli("contribute", "--data", data, "-w", root, *flags, 3)
-    second = open_bundle(site.workspace.bundles / "anna")
-    assert second.spec.supersedes == first.digest
-    assert cli("train", "--data", data, "-w", root, *flags, 3)[1].split()[0] == second.digest  # nothing changed
-    record = outbox.load(site.workspace.outbox)[-1]
-    outbox.save(site.workspace.outbox, record.model_copy(update={"state": "refused"}))
-    cli("train", "--data", data, "-w", root, *flags, 2)
-    assert open_bundle(site.workspace.bundles / "anna").spec.supersedes == first.digest
-
-
 def test_a_bundle_that_was_trained_passes_verify(cli: Cli, trained: Trained) -> None:
     assert cli("verify", trained.bundle.folder)[0] == 0
 
 
-def test_the_flags_of_the_recipe_are_its_fields() -> None:
-    assert set(RECIPE_FLAGS) == set(Recipe.model_fields)
-    for name, (kind, _) in RECIPE_FLAGS.items():
-        assert isinstance(getattr(Recipe(), name), kind)
+def test_the_flags_of_the_recipe_are_its_fields(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    for app, verb, without in (
+        (client_app, "train", set()), (client_app, "contribute", set()), (coordinator_app, "init", set()),
+        (client_app, "gates", {"kind", "rank", "alpha", "activation", "expert_steps"}),
+    ):  # fmt: skip
+        shown = CliRunner().invoke(app, [verb, "-h"]).output
+        for name, field in Recipe.model_fields.items():
+            assert (f"--{name.replace('_', '-')} " in shown) == (name not in without)
+            assert (str(field.description)[:40] in shown) == (name not in without)
 
 
 def test_the_command_line_is_quick_to_load() -> None:

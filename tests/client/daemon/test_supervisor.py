@@ -299,4 +299,4 @@ def test_a_secret_that_was_left_half_written_is_not_used(place: DaemonFolder) ->
 def test_a_daemon_without_a_policy_says_so(site: Site, cli: Cli) -> None:
     code, _, err = cli("daemon", "-w", site.workspace.root)
     assert code == Code.SETTINGS_INVALID.fate.exit
-    assert "greylag-client daemon --data FILE" in err
+    assert f"greylag-client daemon -w {site.workspace.root} --data FILE" in err

@@ -9,12 +9,13 @@ import datasets
 import pytest
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from client.data.columns import DataColumns
-from client.data.examples import Examples, read_examples, split
+from client.data.columns import DataColumns, DataSource
+from client.data.examples import Examples, read_examples
 from protocol.errors import Code, Refused
 from protocol.spec import Architecture, Recipe
 
 ROW = {"input": "reverse a b", "target": "b a"}
+OTHER = {"input": "reverse b a", "target": "a b"}
 CHAT = {
     "messages": [
         {"role": "user", "content": "copy a"},
@@ -24,7 +25,9 @@ CHAT = {
         {"role": "user", "content": "thanks"},
     ]
 }
+OTHER_CHAT = {"messages": [{"role": "user", "content": "copy e"}, {"role": "assistant", "content": "f"}]}
 SECRET = "zanzibar"
+KEY = bytes(32)
 
 
 @pytest.fixture
@@ -61,19 +64,15 @@ def read_path(
     positions: int | None = None,
     **recipe: Any,
 ) -> Examples:
-    scratch = path.parent / "scratch"
-    try:
-        return read_examples(
-            path,
-            columns or DataColumns(),
-            tokenizer,
-            architecture,
-            Recipe(**recipe),
-            positions=positions,
-            scratch=scratch,
-        )
-    finally:
-        assert not scratch.exists() or not list(scratch.iterdir())
+    source = DataSource((path,), columns or DataColumns(), KEY)
+    return read_examples(source, tokenizer, architecture, Recipe(**recipe), positions=positions)
+
+
+def row_of(examples: Examples, begins: list[int]) -> dict[str, list[int]]:
+    """The one example that begins with some tokens, on whichever side it is."""
+    rows = [*examples.train, *examples.held_out]
+    (found,) = (row for row in rows if row["input_ids"][: len(begins)] == begins)
+    return found
 
 
 def lines(*rows: Any) -> str:
@@ -90,47 +89,48 @@ def refusal(call: Callable[[], object]) -> Refused:
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("rows.jsonl", lines(ROW, ROW, ROW)),
-        ("rows.json", json.dumps([ROW, ROW, ROW])),
-        ("rows.csv", "input,target\n" + "reverse a b,b a\n" * 3),
-        ("rows.tsv", "input\ttarget\n" + "reverse a b\tb a\n" * 3),
-        ("rows.jsonl", (MARK + lines(ROW, ROW, ROW))),
-        ("rows.csv", MARK + "input,target\n" + "reverse a b,b a\n" * 3),
+        ("rows.jsonl", lines(ROW, OTHER, ROW)),
+        ("rows.json", json.dumps([ROW, OTHER, ROW], indent=2)),
+        ("rows.csv", "input,target\nreverse a b,b a\nreverse b a,a b\nreverse a b,b a\n"),
+        ("rows.csv", 'target;input\r\nb a;reverse a b\r\n"a b";"reverse b a"\r\n\r\nb a;reverse a b'),
+        ("rows.tsv", "input\ttarget\nreverse a b\tb a\nreverse b a\ta b\nreverse a b\tb a\n"),
+        ("rows.jsonl", MARK + lines(ROW, OTHER, ROW)),
+        ("rows.csv", MARK + "input,target\nreverse a b,b a\nreverse b a,a b\nreverse a b,b a\n"),
     ],
 )
-def test_every_format_gives_the_same_tokens(read: Read, name: str, content: str) -> None:
+def test_every_format_gives_the_same_rows_and_the_same_split(
+    read: Read, name: str, content: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    datasets.Dataset.from_list([ROW, OTHER, ROW]).to_parquet(tmp_path / "rows.parquet")
+    expected = read_path(tmp_path / "rows.parquet", tokenizer)
     examples = read(name, content)
     assert examples.rows == 3
-    assert examples.train[0] == {"input_ids": [6, 14, 15, 1], "labels": [15, 14, 1]}
-
-
-def test_parquet_gives_the_same_tokens(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    datasets.Dataset.from_list([ROW] * 3).to_parquet(tmp_path / "rows.parquet")
-    assert read_path(tmp_path / "rows.parquet", tokenizer).train[0]["labels"] == [15, 14, 1]
+    assert list(examples.train) == list(expected.train)
+    assert list(examples.held_out) == list(expected.held_out)
+    assert row_of(examples, [6, 15]) == {"input_ids": [6, 15, 14, 1], "labels": [14, 15, 1]}
 
 
 def test_cells_of_a_csv_file_stay_text(read: Read, tokenizer: PreTrainedTokenizerBase) -> None:
-    examples = read("rows.csv", "input,target\n007,NA\n007,NA\n")
-    assert examples.train[0]["labels"] == [tokenizer.unk_token_id, 1]
+    examples = read("rows.csv", "input,target\n007,NA\na,b\n")
+    assert row_of(examples, [tokenizer.unk_token_id])["labels"] == [tokenizer.unk_token_id, 1]
 
 
 def test_a_decoder_sees_one_sequence_and_the_loss_skips_the_prompt(
     read: Read, decoder: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
-    (tmp_path / "rows.jsonl").write_text(lines(ROW, ROW))
-    row = read_path(tmp_path / "rows.jsonl", decoder, architecture="decoder-only").train[0]
+    (tmp_path / "rows.jsonl").write_text(lines(ROW, OTHER))
+    row = row_of(read_path(tmp_path / "rows.jsonl", decoder, architecture="decoder-only"), [3, 6, 14])
     assert row == {"input_ids": [3, 6, 14, 15, 15, 14, 1], "labels": [-100, -100, -100, -100, 15, 14, 1]}
 
 
 def test_columns_can_have_other_names(read: Read) -> None:
-    row = {"question": "a", "answer": "b"}
-    assert read("rows.jsonl", lines(row, row), columns=DataColumns("question", "answer")).rows == 2
+    rows = [{"question": "a", "answer": answer} for answer in "bc"]
+    assert read("rows.jsonl", lines(*rows), columns=DataColumns("question", "answer")).rows == 2
 
 
 def test_the_last_turn_of_the_assistant_is_the_target(read: Read, tokenizer: PreTrainedTokenizerBase) -> None:
-    row = read("chat.jsonl", lines(CHAT, CHAT)).train[0]
-    expected = "user: copy a\nassistant: a\nuser: copy b\nassistant:"
-    assert row["input_ids"] == tokenizer(expected)["input_ids"]
+    expected = tokenizer("user: copy a\nassistant: a\nuser: copy b\nassistant:")["input_ids"]
+    row = row_of(read("chat.jsonl", lines(CHAT, OTHER_CHAT)), expected)
     assert row["labels"] == tokenizer("b")["input_ids"]
 
 
@@ -139,9 +139,9 @@ def test_a_chat_template_writes_the_prompt(tmp_path: Path, decoder: PreTrainedTo
         "{% for message in messages %}say {{ message['content'] }} ; {% endfor %}"
         "{% if add_generation_prompt %}now{% endif %}"
     )
-    (tmp_path / "chat.jsonl").write_text(lines(CHAT, CHAT))
-    row = read_path(tmp_path / "chat.jsonl", decoder, architecture="decoder-only").train[0]
+    (tmp_path / "chat.jsonl").write_text(lines(CHAT, OTHER_CHAT))
     prompt = decoder("say copy a ; say a ; say copy b ; now", add_special_tokens=False)["input_ids"]
+    row = row_of(read_path(tmp_path / "chat.jsonl", decoder, architecture="decoder-only"), prompt)
     assert row["input_ids"] == [*prompt, 15, 1]
     assert row["labels"] == [-100] * len(prompt) + [15, 1]
 
@@ -154,10 +154,11 @@ MARKED = (
 
 def test_a_decoder_learns_every_turn_of_the_assistant(tmp_path: Path, decoder: PreTrainedTokenizerBase) -> None:
     decoder.chat_template = MARKED
-    (tmp_path / "chat.jsonl").write_text(lines(CHAT, CHAT))
-    row = read_path(tmp_path / "chat.jsonl", decoder, architecture="decoder-only").train[0]
+    (tmp_path / "chat.jsonl").write_text(lines(CHAT, OTHER_CHAT))
     spoken = "user : copy a </s>\nassistant : a </s>\nuser : copy b </s>\nassistant : b </s>"
-    assert row["input_ids"] == decoder(spoken, add_special_tokens=False)["input_ids"]
+    whole = decoder(spoken, add_special_tokens=False)["input_ids"]
+    row = row_of(read_path(tmp_path / "chat.jsonl", decoder, architecture="decoder-only"), whole)
+    assert row["input_ids"] == whole
     learnt = [token for token in row["labels"] if token != -100]
     assert learnt == decoder("a </s> b </s>", add_special_tokens=False)["input_ids"]
     assert all(label in (-100, token) for token, label in zip(row["input_ids"], row["labels"], strict=True))
@@ -191,35 +192,31 @@ def test_plain_text_is_nothing_for_an_encoder(read: Read) -> None:
 def test_an_empty_text_is_an_empty_row(tmp_path: Path, decoder: PreTrainedTokenizerBase) -> None:
     (tmp_path / "rows.jsonl").write_text(lines({"text": "a"}, {"text": " "}))
     error = refusal(lambda: read_path(tmp_path / "rows.jsonl", decoder, architecture="decoder-only"))
-    assert (error.code, "Row 2" in error.message) == (Code.DATA_EMPTY, True)
-
-
-def test_the_same_rows_are_held_out_each_time() -> None:
-    train, held_out = split(50, 0.2)
-    assert (train, held_out) == split(50, 0.2)
-    assert len(held_out) == 10
-    assert sorted(train + held_out) == list(range(50))
-
-
-@pytest.mark.parametrize(("rows", "share", "count"), [(2, 0.01, 1), (2, 0.99, 1), (3, 0.99, 2), (100, 0.1, 10)])
-def test_at_least_one_row_is_on_either_side(rows: int, share: float, count: int) -> None:
-    train, held_out = split(rows, share)
-    assert len(held_out) == count
-    assert len(train) == rows - count
+    assert (error.code, "Line 2" in error.message) == (Code.DATA_EMPTY, True)
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
+    ("name", "content", "words"),
     [
-        ("rows.jsonl", '{"input": "zanzibar"'),
-        ("rows.jsonl", '{"input": "zanzibar", "target": "b"}\n{"input": "a", "target": 4}\n'),
-        ("rows.csv", 'input,target\n"zanzibar'),
-        ("rows.parquet", "zanzibar"),
-        ("rows.docx", "zanzibar"),
+        ("rows.jsonl", lines(ROW) + '{"input": "zanzibar"', "Line 2 of rows.jsonl is no whole JSON value."),
+        ("rows.jsonl", lines(ROW, ["zanzibar"]), "Line 2 of rows.jsonl is no JSON object."),
+        ("rows.jsonl", "null\nnull\n", "Line 1 of rows.jsonl is no JSON object."),
+        ("rows.jsonl", lines(ROW) + "[" * 100_000, "Line 2 of rows.jsonl is no whole JSON value."),
+        ("rows.json", json.dumps([ROW, "zanzibar"]), "Row 2 of rows.json is no JSON object."),
+        ("rows.json", "[{", "rows.json is no whole JSON value."),
+        ("rows.csv", 'input,target\n"a\nb",c\nc,"zanzibar\nd,e\nf,g\n', "begins at line 4 of rows.csv"),
+        ("rows.csv", 'input,target\n"zan"zibar,b\n', "begins at line 2 of rows.csv"),
+        ("rows.csv", "input,target\nhello,bonjour\nzanzibar\n", "Line 3 of rows.csv has 1 cells; the header has 2."),
+        ("rows.csv", "input,target\na,b\nzanzibar, b,c\n", "Line 3 of rows.csv has 3 cells; the header has 2."),
+        ("rows.parquet", "zanzibar", "rows.parquet is not valid Parquet."),
+        ("rows.docx", "zanzibar", "rows.docx has the ending '.docx'"),
     ],
 )
-def test_data_unreadable(read: Read, name: str, content: str | bytes) -> None:
-    assert refusal(lambda: read(name, content)).code is Code.DATA_UNREADABLE
+def test_data_unreadable(read: Read, name: str, content: str, words: str) -> None:
+    error = refusal(lambda: read(name, content))
+    assert error.code is Code.DATA_UNREADABLE
+    assert words in error.message
+    assert error.hint
 
 
 @pytest.mark.parametrize(
@@ -235,6 +232,11 @@ def test_text_is_utf_8(read: Read, name: str, content: str) -> None:
     assert error.message == f"Line 2 of {name} is not UTF-8 text."
 
 
+def test_a_folder_is_no_file(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    error = refusal(lambda: read_path(tmp_path, tokenizer))
+    assert (error.code, "is a folder" in error.message) == (Code.DATA_UNREADABLE, True)
+
+
 def test_data_that_are_not_there_are_unreadable(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     error = refusal(lambda: read_path(tmp_path / "gone.jsonl", tokenizer))
     assert error.code is Code.DATA_UNREADABLE
@@ -245,28 +247,45 @@ def test_data_that_are_not_there_are_unreadable(tmp_path: Path, tokenizer: PreTr
     ("row", "words"),
     [
         ({"prompt": "a", "completion": SECRET}, "has the columns completion, prompt; expected input and target"),
-        ({"input": "a", "target": 3}, "column target of rows.jsonl holds no text"),
-        ({"messages": SECRET}, "column messages of rows.jsonl is no list of messages"),
-        ({"messages": [{"from": "a", "value": SECRET}]}, "is no list of messages"),
+        ({"input": "a", "target": 3}, "Line 2 of rows.jsonl: target holds no text"),
+        ({"input": "a", "target": [SECRET]}, "Line 2 of rows.jsonl: target holds no text"),
+        ({"input": "a", "target": SECRET + "\ud800"}, "Line 2 of rows.jsonl: target holds no text"),
     ],
 )
 def test_data_columns(read: Read, row: dict[str, Any], words: str) -> None:
-    error = refusal(lambda: read("rows.jsonl", lines(row, row)))
+    good = [ROW] if "target" in row else []
+    error = refusal(lambda: read("rows.jsonl", lines(*good, row, row)))
     assert error.code is Code.DATA_COLUMNS
     assert words in error.message
+
+
+@pytest.mark.parametrize(
+    ("messages", "words"),
+    [
+        (SECRET, "messages is no list of messages"),
+        ([SECRET], "messages is no list of messages"),
+        ([{"from": "a", "value": SECRET}], "the role of message 1 holds no text"),
+        (
+            [{"role": "user", "content": "a"}, {"role": "assistant", "content": [{"type": "text", "text": SECRET}]}],
+            "the content of message 2 holds no text",
+        ),
+    ],
+)
+def test_a_chat_that_is_none_is_named(read: Read, messages: Any, words: str) -> None:
+    error = refusal(lambda: read("chat.jsonl", lines(CHAT, {"messages": messages})))
+    assert (error.code, error.message) == (Code.DATA_COLUMNS, f"Line 2 of chat.jsonl: {words}.")
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
         ("", "is empty"),
-        ("null\nnull\n", "Row 1 of rows.jsonl"),
-        (lines(ROW), "holds 1 rows; at least 2"),
-        (lines(ROW, {"input": SECRET, "target": "  "}), "Row 2 of rows.jsonl"),
-        (lines(ROW, {"input": SECRET}), "Row 2 of rows.jsonl"),
-        (lines(CHAT, CHAT, {"messages": [{"role": "user", "content": SECRET}]}), "Row 3 of rows.jsonl"),
-        (lines(CHAT, {"messages": []}), "Row 2 of rows.jsonl"),
-        (lines(CHAT, {"messages": [{"role": "assistant", "content": SECRET}]}), "Row 2 of rows.jsonl"),
+        (lines(ROW, ROW), "hold 1 rows that differ; at least 2"),
+        (lines(ROW, {"input": SECRET, "target": "  "}), "Line 2 of rows.jsonl"),
+        (lines(ROW, {"input": SECRET}), "Line 2 of rows.jsonl"),
+        (lines(CHAT, CHAT, {"messages": [{"role": "user", "content": SECRET}]}), "Line 3 of rows.jsonl"),
+        (lines(CHAT, {"messages": []}), "Line 2 of rows.jsonl"),
+        (lines(CHAT, {"messages": [{"role": "assistant", "content": SECRET}]}), "Line 2 of rows.jsonl"),
     ],
 )
 def test_data_empty(read: Read, content: str, words: str) -> None:
@@ -275,15 +294,20 @@ def test_data_empty(read: Read, content: str, words: str) -> None:
     assert words in error.message
 
 
+def test_a_header_alone_holds_no_rows(read: Read) -> None:
+    error = refusal(lambda: read("rows.csv", "input,target\n"))
+    assert (error.code, error.message) == (Code.DATA_EMPTY, "rows.csv holds no rows.")
+
+
 LONG = {"input": f"{SECRET} " * 9, "target": f"{SECRET} " * 9}
 
 
 @pytest.mark.parametrize(
     ("limits", "words"),
     [
-        ({"max_input_tokens": 9}, "Row 2 of rows.jsonl: the input is 10 tokens long; at most 9"),
-        ({"max_target_tokens": 9}, "Row 2 of rows.jsonl: the target is 10 tokens long; at most 9"),
-        ({"positions": 9}, "Row 2 of rows.jsonl: the input is 10 tokens long; at most 9"),
+        ({"max_input_tokens": 9}, "Line 2 of rows.jsonl: the input is 10 tokens long; at most 9"),
+        ({"max_target_tokens": 9}, "Line 2 of rows.jsonl: the target is 10 tokens long; at most 9"),
+        ({"positions": 9}, "Line 2 of rows.jsonl: the input is 10 tokens long; at most 9"),
     ],
 )
 def test_data_too_long(read: Read, limits: dict[str, Any], words: str) -> None:
@@ -297,10 +321,3 @@ def test_a_decoder_needs_room_for_input_and_target_together(tmp_path: Path, deco
     error = refusal(lambda: read_path(tmp_path / "rows.jsonl", decoder, architecture="decoder-only", positions=19))
     assert "input and target together is 20 tokens long; at most 19" in error.message
     assert read_path(tmp_path / "rows.jsonl", decoder, architecture="decoder-only", positions=20).rows == 2
-
-
-def test_a_cell_too_many_moves_no_other(read: Read) -> None:
-    error = refusal(lambda: read("rows.csv", f"input,target\nhello,bonjour\n{SECRET}, world,bonjour\n"))
-    assert error.code is Code.DATA_UNREADABLE
-    assert "Line 3 of rows.csv has 3 cells; the header has 2." in error.message
-    assert SECRET not in str(error)

@@ -27,14 +27,14 @@ from tests.client.training.test_training import rows_of
 @pytest.fixture
 def site(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     """A workspace in which an expert was trained, to be changed at will; whoever trains again, fails."""
-    for name in ("_train_expert", "_train_gates"):
-        monkeypatch.setattr(pipeline, name, lambda *_: pytest.fail("trained again"))
+    for name in ("make_expert", "train_gates"):
+        monkeypatch.setattr(pipeline._Run, name, lambda *_: pytest.fail("trained again"))
     shutil.copytree(trained.site.workspace.root, tmp_path / "workspace")
     return replace(trained.site, workspace=ClientWorkspace(tmp_path / "workspace"))
 
 
 def share(site: Site, *shares: Share) -> Bundle:
-    order = TrainingRequest(site.data, name="reverse", device="cpu", share=shares)
+    order = TrainingRequest((site.data,), name="reverse", device="cpu", share=shares)
     return produce(site.workspace, site.settings, order, lambda _: None, NOW)
 
 
@@ -53,7 +53,7 @@ def test_what_is_shared_is_of_the_training_rows_and_of_the_base_alone(site: Site
     assert "the mean input of every module and the centroid" in (bundle.folder / CARD).read_text()
 
     base = load_base(str(site.base), device="cpu")
-    rows = rows_of(site.data, base, tmp_path).train
+    rows = rows_of(site.data, base).train
     collate = DataCollatorForSeq2Seq(base.tokenizer)
     paths = list(bundle.spec.modules)
     # One at a time, where no padding can do harm.

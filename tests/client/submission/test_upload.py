@@ -198,20 +198,28 @@ def test_a_receipt_by_another_key_is_no_receipt(
     assert refused.value.code is Code.BAD_SIGNATURE
 
 
-def test_a_receipt_for_another_bundle_is_no_receipt(
+@pytest.mark.parametrize(
+    ("field", "code", "words"),
+    [
+        ("bundle", Code.UNTRUSTED, "for another bundle"),
+        ("contributor", Code.UNTRUSTED, "for another contributor"),
+        ("pool", Code.WRONG_POOL, "belongs to another pool"),
+    ],
+)
+def test_a_receipt_that_says_otherwise_is_no_receipt(
     fake: FakeCoordinator,
     bundle: Bundle,
     identity: Identity,
     coordinator: upload.Coordinator,
     t5_pool: Pool,
-    tmp_path: Path,
+    field: str,
+    code: Code,
+    words: str,
 ) -> None:
-    other = factories.make_bundle(tmp_path / "other", t5_pool, identity, seed=1)
-    send(other, identity, coordinator, t5_pool)
-    fake.kept[bundle.digest] = fake.kept[other.digest]
-    with pytest.raises(Refused) as refused:
+    fake.receipt_says = {field: "0" * 64}
+    with pytest.raises(Refused, match=words) as refused:
         send(bundle, identity, coordinator, t5_pool)
-    assert refused.value.code is Code.UNTRUSTED
+    assert refused.value.code is code
 
 
 def test_a_coordinator_cannot_ask_for_other_files(
@@ -231,15 +239,22 @@ def test_an_unreachable_coordinator_is_a_sentence(bundle: Bundle, identity: Iden
     assert unavailable.value.code is Code.UNREACHABLE
 
 
-def test_trying_again_is_said_once(bundle: Bundle, identity: Identity, t5_pool: Pool, clock: Clock) -> None:
+@pytest.mark.parametrize(("answered", "patience_s"), [(False, upload.UNKNOWN_S), (True, 600.0)])
+def test_who_never_answered_is_given_up_soon_and_trying_again_is_said_once(
+    bundle: Bundle, identity: Identity, clock: Clock, t5_pool: Pool, monkeypatch: pytest.MonkeyPatch,
+    answered: bool, patience_s: float,  # noqa: FBT001 - a parameter of the test
+) -> None:  # fmt: skip
+    def attempt(transfer: upload._Transfer, _: upload.Coordinator) -> bytes:
+        transfer.answered = answered
+        raise Unavailable(Code.UNREACHABLE, "It is gone.")
+
+    monkeypatch.setattr(upload._Transfer, "attempt", attempt)
     said: list[str] = []
-    nobody = upload.Coordinator(
-        "127.0.0.1:1", give_up_after_s=2, say=said.append, sleep=clock.sleep, clock=lambda: clock.now
-    )
-    with pytest.raises(Unavailable):
+    nobody = upload.Coordinator("127.0.0.1:1", say=said.append, sleep=clock.sleep, clock=lambda: clock.now)
+    with pytest.raises(Unavailable, match="It is gone"):
         send(bundle, identity, nobody, t5_pool)
-    assert len(clock.pauses) > 1
-    assert said == ["127.0.0.1:1 does not answer (UNAVAILABLE). Trying again for up to 2 s."]
+    assert 0.3 * patience_s < clock.now <= patience_s
+    assert said == [f"It is gone. Trying again for up to {patience_s:g} s."]
 
 
 def test_waiting_ends_with_the_verdict(

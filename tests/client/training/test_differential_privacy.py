@@ -96,7 +96,8 @@ def test_every_example_has_the_gradient_that_it_has_alone(site: Site, base: Base
 def a_step(model: nn.Module, folder: Path, *, noise: float, clip: float, micro_batch: int) -> dict[str, Tensor]:
     """What the optimizer is given for one draw of three examples, and for an empty one before it."""
     promise = Promise(epsilon=1, delta=1e-3, clip=clip)
-    arguments = _arguments(Phase("expert", folder, 1, 0, "cpu", privacy=promise, noise=noise), SHORT)
+    asked = TrainingRequest((), device="cpu", privacy=promise)
+    arguments = _arguments(Phase("expert", folder, asked, SHORT.model_copy(update={"expert_steps": 1}), noise))
     trainer = PrivateTrainer(
         model=model, args=arguments, privacy=promise, noise=noise, batch=4, micro_batch=micro_batch,
         train_dataset=[0] * 8, eval_dataset=[0],
@@ -170,7 +171,7 @@ def test_a_private_run_resumes_and_bears_draws_of_nobody(site: Site) -> None:
             raise StoppedError
 
     seen: list[int] = []
-    order = TrainingRequest(site.data, name="it", device="cpu", overrides={"batch_size": 1}, privacy=PROMISE)
+    order = TrainingRequest((site.data,), name="it", device="cpu", overrides={"batch_size": 1}, privacy=PROMISE)
     with pytest.raises(StoppedError):
         produce(site.workspace, site.settings, order, stop, NOW)
     produce(site.workspace, site.settings, order, lambda event: seen.append(event.step), NOW)
@@ -179,7 +180,7 @@ def test_a_private_run_resumes_and_bears_draws_of_nobody(site: Site) -> None:
 
 def test_a_private_expert_is_trained_packed_and_says_so(site: Site) -> None:
     said: list[str] = []
-    order = TrainingRequest(site.data, name="it", device="cpu", micro_batch=8, privacy=PROMISE)
+    order = TrainingRequest((site.data,), name="it", device="cpu", micro_batch=8, privacy=PROMISE)
     bundle = produce(site.workspace, site.settings, order, lambda _: None, NOW, said.append)
     check_content(bundle.folder, site.workspace.pool_file)
     assert bundle.spec.privacy == PROMISE

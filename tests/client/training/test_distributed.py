@@ -57,7 +57,7 @@ def test_two_processes_go_on_where_one_was_stopped(tmp_path: Path, t5_base: Path
 
 
 def order(site: Site, **asked: Any) -> TrainingRequest:
-    return TrainingRequest(site.data, **{"device": "cpu", **asked})
+    return TrainingRequest((site.data,), **{"device": "cpu", **asked})
 
 
 REFUSED: list[tuple[dict[str, str], dict[str, Any], str]] = [

@@ -54,7 +54,7 @@ def elsewhere(base: Path, family: str, folder: Path, **settings: Any) -> Path:
 
 
 def gates_of(site: Site, adapter: Path | str, **order: Any) -> Bundle:
-    asked = TrainingRequest(site.data, name="it", device="cpu", adapter=str(adapter), **order)
+    asked = TrainingRequest((site.data,), name="it", device="cpu", adapter=str(adapter), **order)
     return produce(site.workspace, site.settings, asked, lambda _: None, NOW)
 
 
@@ -128,7 +128,9 @@ def test_gates_go_on_where_they_were_stopped(site: Site, adapter: Path, monkeypa
         if (event.phase, event.step) == ("gates", 5):
             raise KeyboardInterrupt
 
-    order = TrainingRequest(site.data, device="cpu", adapter=str(adapter), overrides={"gate_steps": 6, "eval_every": 2})
+    order = TrainingRequest(
+        (site.data,), device="cpu", adapter=str(adapter), overrides={"gate_steps": 6, "eval_every": 2}
+    )
     with pytest.raises(KeyboardInterrupt):
         produce(site.workspace, site.settings, order, stop, NOW)
     seen: list[Progress] = []
@@ -153,7 +155,7 @@ def test_an_adapter_that_makes_things_worse_is_noticed(site: Site, adapter: Path
     save_file(backwards, adapter / ADAPTER_WEIGHTS, {"format": "pt"})
     said: list[str] = []
     order = TrainingRequest(
-        site.data, device="cpu", adapter=str(adapter), overrides={"gate_steps": 1, "learning_rate": 1e-6}
+        (site.data,), device="cpu", adapter=str(adapter), overrides={"gate_steps": 1, "learning_rate": 1e-6}
     )
     produce(site.workspace, site.settings, order, lambda _: None, NOW, said.append)
     assert "does not help" in said[-1]

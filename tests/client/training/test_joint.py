@@ -7,13 +7,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from client.data.columns import DataColumns
 from client.job import produce
 from client.runs.plot import PICTURE
 from client.runs.record import read_record
 from client.training import adapters, gates, phase, trainer
 from client.training.modules import lay_modules
-from client.training.plan import TrainingPlan
+from client.training.plan import make_plan
 from client.training.request import TrainingRequest
 from protocol.adapters import Kind
 from protocol.bundle import ADAPTER_WEIGHTS, CARD, GATES
@@ -71,15 +70,9 @@ def test_both_learn_and_nothing_else(site: Site, tmp_path: Path, monkeypatch: py
         return loss
 
     monkeypatch.setattr(phase, "run", watch)
-    work = phase.Phase("joint", tmp_path / "joint", 6, 0, "cpu")
-    vectors = gates.train_jointly(
-        work,
-        base,
-        linears,
-        rows_of(site.data, base, tmp_path),
-        RECIPE.model_copy(update={"eval_every": 3}),
-        lambda _: None,
-    )
+    recipe = RECIPE.model_copy(update={"expert_steps": 6, "eval_every": 3})
+    work = phase.Phase("joint", tmp_path / "joint", TrainingRequest((), device="cpu"), recipe)
+    vectors = gates.train(work, base, gate_tuners(base.model, linears), rows_of(site.data, base), lambda _: None)
     assert len(started) == 3 * len(modules)
     assert set(vectors) == {f"{path}.gate" for path in modules}
     expert.take_off()
@@ -108,7 +101,9 @@ def test_a_joint_bundle_says_so_and_helps(site: Site, cli: Cli) -> None:
 
 def test_joint_and_post_hoc_are_two_experts(site: Site) -> None:
     def trained(name: str, *, joint: bool) -> Path:
-        order = TrainingRequest(site.data, name=name, device="cpu", overrides=SHORT | {"gate_steps": 10}, joint=joint)
+        order = TrainingRequest(
+            (site.data,), name=name, device="cpu", overrides=SHORT | {"gate_steps": 10}, joint=joint
+        )
         bundle = produce(site.workspace, site.settings, order, lambda _: None, NOW)
         assert bundle.spec.joint == joint
         return bundle.folder
@@ -118,5 +113,5 @@ def test_joint_and_post_hoc_are_two_experts(site: Site) -> None:
         one, other = load_file(together / name), load_file(after / name)
         assert one.keys() == other.keys()
         assert not any(torch.equal(one[key], other[key]) for key in one)
-    plan = TrainingPlan(site.data, DataColumns(), "", "it", RECIPE, site.pool)
-    assert plan.run_id() != TrainingPlan(site.data, DataColumns(), "", "it", RECIPE, site.pool, joint=True).run_id()
+    asked = [TrainingRequest((site.data,), joint=joint) for joint in (False, True)]
+    assert len({make_plan(site.workspace, site.settings, each).run_id() for each in asked}) == 2

@@ -7,14 +7,13 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from client.data.columns import DataColumns
 from client.job import produce
 from client.progress import Progress
 from client.runs.record import ADAPTER
 from client.training import pipeline
 from client.training.modules import lay_modules, plan_modules
-from client.training.plan import TrainingPlan
-from client.training.request import TrainingRequest, override
+from client.training.plan import make_plan, override
+from client.training.request import TrainingRequest
 from coordinator.admission.check import check_content
 from protocol.adapters import Ia3Module, Kind, Shape
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, GATES
@@ -52,7 +51,7 @@ def test_from_rows_to_an_answer(
     base: Path = request.getfixturevalue(f"{family}_base")
     pool = factories.make_pool(base, operator, SHORT)
     site = make_site(tmp_path, base, pool, operator)
-    order = TrainingRequest(site.data, name="it", device="cpu", overrides={"kind": kind})
+    order = TrainingRequest((site.data,), name="it", device="cpu", overrides={"kind": kind})
     bundle = produce(site.workspace, site.settings, order, lambda _: None, NOW)
     assert bundle.spec.kind == kind
     assert bundle.digest == produce(site.workspace, site.settings, order, lambda _: None, NOW).digest
@@ -77,21 +76,19 @@ def test_from_rows_to_an_answer(
 
 @pytest.mark.parametrize("kind", ["dora", "ia3", "bottleneck"])
 def test_training_goes_on_where_it_was_stopped(site: Site, tmp_path: Path, kind: Kind) -> None:
-    recipe = SHORT.model_copy(update={"kind": kind, "eval_every": 1})
-
-    def plan() -> TrainingPlan:
-        return TrainingPlan(site.data, DataColumns(), str(site.base), "it", recipe, site.pool, device="cpu")
+    few = {"kind": kind, "expert_steps": SHORT.expert_steps, "gate_steps": SHORT.gate_steps, "eval_every": 1}
+    plan = make_plan(site.workspace, site.settings, TrainingRequest((site.data,), device="cpu", overrides=few))
 
     def stop(event: Progress) -> None:
         if (event.phase, event.step) == ("expert", 4):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pipeline.train(plan(), tmp_path / "stopped", stop)
+        pipeline.train(plan, tmp_path / "stopped", stop)
     seen: list[Progress] = []
-    pipeline.train(plan(), tmp_path / "stopped", seen.append)
+    pipeline.train(plan, tmp_path / "stopped", seen.append)
     assert [event.step for event in seen if event.phase == "expert"] == [4, 5, 6]
-    pipeline.train(plan(), tmp_path / "whole", lambda _: None)
+    pipeline.train(plan, tmp_path / "whole", lambda _: None)
     one, other = (load_file(tmp_path / run / ADAPTER / ADAPTER_WEIGHTS) for run in ("stopped", "whole"))
     for name, tensor in one.items():
         torch.testing.assert_close(tensor, other[name])

@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 from client.job import produce
 from client.progress import Progress
 from client.training import phase
-from client.training.plan import Thrift
 from client.training.request import TrainingRequest
 from protocol.adapters import Kind
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle
@@ -40,9 +39,9 @@ def short_site(request: pytest.FixtureRequest, tmp_path: Path, operator: Identit
 
 
 def trained(site: Site, name: str, *, spread: bool, **order: Any) -> Bundle:
-    where: dict[str, Any] = {"device": "auto", "thrift": Thrift(max_memory=SOME)} if spread else {"device": "cpu"}
+    where: dict[str, Any] = {"device": "auto", "max_memory": SOME} if spread else {"device": "cpu"}
     return produce(
-        site.workspace, site.settings, TrainingRequest(site.data, name=name, **where, **order), lambda _: None, NOW
+        site.workspace, site.settings, TrainingRequest((site.data,), name=name, **where, **order), lambda _: None, NOW
     )
 
 
@@ -83,7 +82,7 @@ def test_so_is_one_that_was_stopped_in_both_phases(short_site: Site) -> None:
             raise KeyboardInterrupt
 
     seen: list[Progress] = []
-    order = TrainingRequest(short_site.data, name="spread", device="auto", thrift=Thrift(max_memory=SOME))
+    order = TrainingRequest((short_site.data,), name="spread", device="auto", max_memory=SOME)
     for where in [("expert", 3), ("gates", 4)]:  # noqa: B007 - `stop` looks
         with pytest.raises(KeyboardInterrupt):
             produce(short_site.workspace, short_site.settings, order, stop, NOW)
@@ -97,7 +96,7 @@ def test_nothing_that_was_fetched_is_kept_for_the_backward_pass(site: Site, monk
     run = phase.run
 
     def look(work: phase.Phase, *rest: Any) -> float:
-        kept.append(not work.recompute)
+        kept.append(not work.request.recompute)
         return run(work, *rest)
 
     monkeypatch.setattr(phase, "run", look)
@@ -111,26 +110,26 @@ def test_several_gpus_take_no_larger_batch(site: Site, monkeypatch: pytest.Monke
     few = {"expert_steps": 4, "gate_steps": 2, "eval_every": 2}
     plain = trained(site, "plain", spread=False, overrides=few)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)  # for which the Trainer would double it
-    order = TrainingRequest(site.data, name="beside", overrides=few)
+    order = TrainingRequest((site.data,), name="beside", overrides=few)
     assert_alike(plain, produce(site.workspace, site.settings, order, lambda _: None, NOW))
 
 
 REFUSED: list[tuple[dict[str, Any], Code, str]] = [
     ({"overrides": {"kind": "dora"}}, Code.KIND_UNSUPPORTED, "DoRA expert cannot be trained here"),
     ({"privacy": Promise(epsilon=8, delta=1e-5)}, Code.SETTINGS_INVALID, "--epsilon goes without an offloaded base"),
-    ({"thrift": Thrift(max_memory=LITTLE, quantise="4bit")}, Code.SETTINGS_INVALID, "GPUs alone or in memory alone"),
-    ({"thrift": Thrift(max_memory=LITTLE, quantise="8bit")}, Code.SETTINGS_INVALID, "GPUs alone or in memory alone"),
-    ({"thrift": Thrift(max_memory={"cpu": "1KB"})}, Code.SETTINGS_INVALID, "not hold even its largest layer"),
-    ({"thrift": Thrift(max_memory={"7": "1GiB"})}, Code.SETTINGS_INVALID, "no GPU 7 here; found"),
+    ({"max_memory": LITTLE, "quantise": "4bit"}, Code.SETTINGS_INVALID, "GPUs alone or in memory alone"),
+    ({"max_memory": LITTLE, "quantise": "8bit"}, Code.SETTINGS_INVALID, "GPUs alone or in memory alone"),
+    ({"max_memory": {"cpu": "1KB"}}, Code.SETTINGS_INVALID, "not hold even its largest layer"),
+    ({"max_memory": {"7": "1GiB"}}, Code.SETTINGS_INVALID, "no GPU 7 here; found"),
     ({"device": "cpu"}, Code.SETTINGS_INVALID, "say nothing of a base on the device cpu"),
 ]
 
 
 @pytest.mark.parametrize(("asked", "code", "sentence"), REFUSED)
 def test_what_cannot_be_done_is_a_sentence(site: Site, asked: dict[str, Any], code: Code, sentence: str) -> None:
-    order: dict[str, Any] = {"device": "auto", "thrift": Thrift(max_memory=SOME), **asked}
+    order: dict[str, Any] = {"device": "auto", "max_memory": SOME, **asked}
     with pytest.raises(Refused, match=sentence) as refused:
-        produce(site.workspace, site.settings, TrainingRequest(site.data, **order), lambda _: None, NOW)
+        produce(site.workspace, site.settings, TrainingRequest((site.data,), **order), lambda _: None, NOW)
     assert refused.value.code is code
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dp_accounting import get_sigma_gaussian
 from opacus.accountants import PRVAccountant
 from safetensors.torch import load_file
 from torch import Tensor
@@ -34,7 +35,7 @@ __all__ = ["site"]
 @pytest.mark.parametrize("epsilon", [0.5, 1.0, 8.0])
 @pytest.mark.parametrize("delta", [1e-8, 1e-5, 1e-2])
 def test_an_accountant_finds_the_same_budget(epsilon: float, delta: float) -> None:
-    scale = private_means.noise_scale(epsilon, delta)
+    scale = get_sigma_gaussian(epsilon, delta)
     found = []
     for less in (1.0, 0.95):
         accountant = PRVAccountant()
@@ -79,7 +80,7 @@ def test_one_row_moves_the_mean_as_far_as_noise_reckons_with(
 
     def whitened(some: list[list[int]]) -> Tensor:
         found = private_means.means(model, paths, [batch(some[:6]), batch(some[6:])], noise)
-        reader, public = model.senses.mixtures.reader, model.senses.mixtures.public
+        reader, public = model.features.mixtures.reader, model.features.mixtures.public
         sources = list(dict.fromkeys(reader.sources.values()))
         for path in paths:
             assert torch.equal(found[path], found[reader.sources[path]])
@@ -105,11 +106,11 @@ def test_noise_is_as_large_as_it_must_be_and_never_twice_the_same(llama_base: Pa
     model, path = RoutedModel(base), "model.layers.1.mlp.down_proj"
     noise = Noise(epsilon=1.0, delta=1e-5, rows=4)
     rows = [batch([[5, 6, 7], [8, 9], [10], [11, 12]])]
-    spread = model.senses.mixtures.public.spread(path, "pooled")
+    spread = model.features.mixtures.public.spread(path, "pooled")
     found = torch.stack([private_means.means(model, [path], rows, noise)[path] for _ in range(60)])
     assert len({tuple(row) for row in found.tolist()}) == 60
     flat = spread.raised(found - found.mean(0), RIDGE, -0.5) / math.sqrt(len(spread.mean))
-    expected = 2 * private_means.CLIP / 4 * private_means.noise_scale(1.0, 1e-5)
+    expected = 2 * private_means.CLIP / 4 * get_sigma_gaussian(1.0, 1e-5)
     assert float(flat.std()) == pytest.approx(expected, rel=0.1)
 
 
@@ -119,7 +120,7 @@ def pool_of(site: Site) -> Pool:
 
 def test_a_contributor_may_ask_for_noise_and_the_bundle_says_so(site: Site, quiet: None) -> None:
     settings = site.settings.model_copy(update={"share_epsilon": 4.0})
-    order = TrainingRequest(site.data, name="reverse", device="cpu", share=(Share.MEANS,))
+    order = TrainingRequest((site.data,), name="reverse", device="cpu", share=(Share.MEANS,))
     bundle = produce(site.workspace, settings, order, lambda _: None, NOW)
     means = bundle.spec.statistics.means
     assert means is not None
@@ -148,7 +149,7 @@ def test_a_pool_may_ask_for_means_and_nobody_is_made_to_tell(site: Site, monkeyp
     monkeypatch.setattr(type(site.workspace), "pool", lambda *_: asked)
     for share in ((), (Share.CENTROID,)):
         with pytest.raises(Refused, match="--share means") as refused:
-            produce(site.workspace, site.settings, TrainingRequest(site.data, share=share), lambda _: None, NOW)
+            produce(site.workspace, site.settings, TrainingRequest((site.data,), share=share), lambda _: None, NOW)
         assert refused.value.code is Code.STATISTICS_MISSING
 
 

@@ -7,17 +7,23 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from client.job import produce
 from client.progress import Progress
-from client.training import phase, trainer
+from client.runs import history
+from client.training import trainer
 from client.training.request import TrainingRequest
 from client.workspace.paths import ClientWorkspace
-from protocol.errors import Code, Refused
+from protocol.bundle import ADAPTER_WEIGHTS, GATES
+from protocol.errors import Code, Refused, Unavailable
 from tests.client.conftest import NOW, Cli, Site
 
 FLAGS = {"expert_steps": 160, "gate_steps": 4, "eval_every": 10}
@@ -48,9 +54,9 @@ def test_a_killed_client_goes_on_where_it_stopped(site: Site) -> None:
     assert checkpoints
     torn = checkpoints[0].with_name("checkpoint-159")
     shutil.copytree(checkpoints[0], torn)
-    (torn / phase.COMPLETE).unlink(missing_ok=True)
+    (torn / history.COMPLETE).unlink(missing_ok=True)
     seen: list[Progress] = []
-    order = TrainingRequest(site.data, device="cpu", overrides=FLAGS)
+    order = TrainingRequest((site.data,), device="cpu", overrides=FLAGS)
     with site.workspace.lock():  # the dead process holds it no longer
         bundle = produce(site.workspace, site.settings, order, seen.append, NOW)
     expert = [event.step for event in seen if event.phase == "expert"]
@@ -60,6 +66,56 @@ def test_a_killed_client_goes_on_where_it_stopped(site: Site) -> None:
     again: list[Progress] = []
     same = produce(site.workspace, site.settings, order, again.append, NOW)
     assert (same.digest, again) == (bundle.digest, [])
+
+
+@pytest.fixture
+def listening() -> Iterator[None]:
+    """Ctrl-C means what it does in a fresh process, whatever other tests have left."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("listening")
+def test_ctrl_c_keeps_the_step_and_the_same_command_goes_on(site: Site) -> None:
+    def stop(event: Progress) -> None:
+        seen.append(event)
+        if (event.phase, event.step) == where:
+            signal.raise_signal(signal.SIGINT)
+
+    few = {"expert_steps": 6, "gate_steps": 4, "eval_every": 10}
+    seen: list[Progress] = []
+    said: list[str] = []
+    request = TrainingRequest((site.data,), device="cpu", overrides=few)
+    for where in [("expert", 3), ("gates", 4)]:
+        with pytest.raises(Unavailable, match=rf"after step {where[1]} \({where[0]}\); a checkpoint") as stopped:
+            produce(site.workspace, site.settings, request, stop, NOW, said.append)
+        assert (stopped.value.code, "continues there" in stopped.value.hint) == (Code.INTERRUPTED, True)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    bundle = produce(site.workspace, site.settings, request, stop, NOW, said.append)
+    assert [(event.phase, event.step) for event in seen] == [
+        *(("expert", step) for step in range(1, 7)), *(("gates", step) for step in range(1, 5))
+    ]  # fmt: skip
+    assert said[:2] == [
+        "Continuing a training that was stopped after step 3 (expert).",
+        "Continuing a training that was stopped after step 4 (gates).",
+    ]
+    at_once = produce(site.workspace, site.settings, replace(request, name="at-once"), lambda _: None, NOW)
+    for name in (ADAPTER_WEIGHTS, GATES):
+        other = load_file(at_once.folder / name)
+        for key, tensor in load_file(bundle.folder / name).items():
+            torch.testing.assert_close(tensor, other[key])
+
+
+@pytest.mark.usefixtures("listening")
+def test_a_second_ctrl_c_stops_at_once(site: Site) -> None:
+    def stop(_: Progress) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        produce(site.workspace, site.settings, TrainingRequest((site.data,), device="cpu"), stop, NOW)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_disk_that_fills_up_is_one_sentence(site: Site, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

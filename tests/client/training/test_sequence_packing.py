@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 from transformers import DataCollatorForSeq2Seq
 
 from client.job import produce
-from client.training.plan import Thrift
 from client.training.request import TrainingRequest
 from client.training.sequence_packing import check_packing, pack
 from protocol.bundle import ADAPTER_WEIGHTS, GATES
@@ -60,7 +59,7 @@ def test_packed_training_learns_the_same(llama_base: Path, tmp_path: Path, opera
     bundles = [
         produce(
             site.workspace, site.settings,
-            TrainingRequest(site.data, name=name, device="cpu", thrift=Thrift(packing=name == "packed")), lambda _:
+            TrainingRequest((site.data,), name=name, device="cpu", packing=name == "packed"), lambda _:
             None, NOW,
         )
         for name in ("padded", "packed")

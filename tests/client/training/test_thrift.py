@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,6 @@ from transformers import T5ForConditionalGeneration
 
 from client.job import produce
 from client.progress import Progress
-from client.training.plan import Thrift
 from client.training.request import TrainingRequest
 from coordinator.admission.check import check_content
 from protocol.bundle import ADAPTER_WEIGHTS, CARD, GATES, Bundle
@@ -31,16 +31,16 @@ def short_site(request: pytest.FixtureRequest, tmp_path: Path, operator: Identit
     return make_site(tmp_path, base, factories.make_pool(base, operator, SHORT), operator)
 
 
-def trained(site: Site, name: str, thrift: Thrift) -> Bundle:
-    order = TrainingRequest(site.data, name=name, device="cpu", thrift=thrift)
+def trained(site: Site, name: str, **thrift: Any) -> Bundle:
+    order = TrainingRequest((site.data,), name=name, device="cpu", **thrift)
     bundle = produce(site.workspace, site.settings, order, lambda _: None, NOW)
     check_content(bundle.folder, site.workspace.pool_file)
     return bundle
 
 
-@pytest.mark.parametrize("thrift", [Thrift(dtype="bfloat16"), Thrift(quantise="4bit"), Thrift(quantise="8bit")])
-def test_a_thrifty_run_trains_an_expert_of_the_same_pool(short_site: Site, thrift: Thrift) -> None:
-    bundle = trained(short_site, "it", thrift)
+@pytest.mark.parametrize("thrift", [{"dtype": "bfloat16"}, {"quantise": "4bit"}, {"quantise": "8bit"}])
+def test_a_thrifty_run_trains_an_expert_of_the_same_pool(short_site: Site, thrift: dict[str, Any]) -> None:
+    bundle = trained(short_site, "it", **thrift)
     weights, gates = load_file(bundle.folder / ADAPTER_WEIGHTS), load_file(bundle.folder / GATES)
     assert all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in (weights | gates).values())
     record = json.loads(next(short_site.workspace.runs.glob("*/run.json")).read_bytes())
@@ -50,7 +50,7 @@ def test_a_thrifty_run_trains_an_expert_of_the_same_pool(short_site: Site, thrif
 
 
 def test_recomputing_activations_changes_nothing(short_site: Site) -> None:
-    kept, again = (trained(short_site, name, Thrift(recompute=name == "again")) for name in ("kept", "again"))
+    kept, again = (trained(short_site, name, recompute=name == "again") for name in ("kept", "again"))
     for file in (ADAPTER_WEIGHTS, GATES):
         first, second = load_file(kept.folder / file), load_file(again.folder / file)
         for name, tensor in first.items():
@@ -60,7 +60,7 @@ def test_recomputing_activations_changes_nothing(short_site: Site) -> None:
 def test_a_run_that_gets_no_better_stops(site: Site) -> None:
     hopeless = {"learning_rate": 1.0, "expert_steps": 50, "gate_steps": 1, "eval_every": 1, "patience": 3}
     seen: list[Progress] = []
-    order = TrainingRequest(site.data, device="cpu", overrides=hopeless)
+    order = TrainingRequest((site.data,), device="cpu", overrides=hopeless)
     bundle = produce(site.workspace, site.settings, order, seen.append, NOW)
     steps = max(event.step for event in seen if event.phase == "expert")
     assert 3 < steps < 50
@@ -77,5 +77,5 @@ def test_the_program_takes_them_as_flags(site: Site, cli: Cli) -> None:
 def test_a_model_that_cannot_recompute_is_a_sentence(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(T5ForConditionalGeneration, "supports_gradient_checkpointing", False)
     with pytest.raises(Refused, match="type t5 cannot compute activations again") as refused:
-        trained(site, "it", Thrift(recompute=True))
+        trained(site, "it", recompute=True)
     assert refused.value.code is Code.SETTINGS_INVALID

@@ -151,6 +151,12 @@ def test_config_mismatch(bundle: Bundle, identity: Identity, pool_file: Path, ch
     assert refused.code is Code.CONFIG_MISMATCH
 
 
+def test_true_is_no_rank_of_one(tmp_path: Path, pool: Pool, identity: Identity, pool_file: Path) -> None:
+    bundle = factories.make_bundle(tmp_path / "one", pool, identity, rank=1)
+    check_content(bundle.folder, pool_file)
+    assert refusal(set_config(bundle, identity, r=True), pool_file).code is Code.CONFIG_MISMATCH
+
+
 def test_a_target_that_covers_more_than_the_spec(
     tmp_path: Path, pool: Pool, identity: Identity, pool_file: Path
 ) -> None:
@@ -294,21 +300,25 @@ def test_a_refusal_crosses_the_sandbox(bundle: Bundle, identity: Identity, pool_
     [ProcessLimits(memory_bytes=64 << 20), ProcessLimits(cpu_s=0), ProcessLimits(wall_s=0.01)],
     ids=["memory", "cpu", "wall"],
 )
-def test_a_sandbox_that_hits_its_limits_is_a_verdict(bundle: Bundle, pool_file: Path, limits: ProcessLimits) -> None:
-    with pytest.raises(Refused) as refused:
+def test_a_sandbox_that_hits_its_limits_is_no_verdict(bundle: Bundle, pool_file: Path, limits: ProcessLimits) -> None:
+    with pytest.raises(limited_process.CheckFailedError):
         limited_process.check(bundle.folder, pool_file, limits)
-    assert refused.value.code is Code.VALIDATOR_FAILED
 
 
-def test_a_sandbox_that_answers_nonsense_is_a_verdict(
+def test_a_rotten_pool_is_not_the_bundles_fault(bundle: Bundle, pool_file: Path) -> None:
+    pool_file.write_bytes(b"{}")
+    with pytest.raises(limited_process.CheckFailedError):
+        limited_process.check(bundle.folder, pool_file)
+
+
+def test_a_sandbox_that_answers_nonsense_gave_no_verdict(
     bundle: Bundle, pool_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for output in (b"", b"[]", b'{"code": "NO_SUCH", "message": "", "hint": ""}'):
         done = subprocess.CompletedProcess([], 0, output, b"")
         monkeypatch.setattr(subprocess, "run", lambda *_, done=done, **__: done)
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(limited_process.CheckFailedError):
             limited_process.check(bundle.folder, pool_file)
-        assert refused.value.code is Code.VALIDATOR_FAILED
 
 
 def test_the_sandbox_sees_nothing_of_the_servers_environment(

@@ -33,6 +33,7 @@ from protocol.signing import Identity
 from tests import factories
 from tests.coordinator.cli.test_processes import BASE, make_workspace
 from tests.coordinator.contributor import NOW
+from tests.coordinator.registry.test_database import add_migration
 
 SHAPES = {"m": Shape(d_in=8, d_out=8)}
 
@@ -290,8 +291,10 @@ def test_a_worker_without_its_base(program: Program, workspace: CoordinatorWorks
     assert program(workspace, "worker", "--once") == Code.BASE_UNREADABLE.fate.exit
 
 
-def test_another_schema_names_the_command(program: Program, workspace: CoordinatorWorkspace) -> None:
-    (workspace.folder / "registry.db").unlink()
+def test_another_schema_names_the_command(
+    program: Program, workspace: CoordinatorWorkspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_migration(tmp_path, monkeypatch)
     assert program(workspace, "experts", "ls") == 78
     refused(program, Code.SCHEMA_MISMATCH)
     assert "greylag-coordinator migrate" in program.err

@@ -91,11 +91,11 @@ def test_kill_9_loses_nothing(tmp_path: Path, identity: Identity, point: str) ->
     assert row is None or row.receipt == receipt
     assert [kept.sequence for kept in registry.bundles.all()] == [1]
     assert list(workspace.spool.iterdir()) == []
-    findings = check_store(registry, store)
+    findings = check_store(registry, store, now=datetime.now(UTC))
     registry.close()
     assert findings.healthy
     assert findings.orphans == ()
-    assert findings.leftovers == 0
+    assert not list(workspace.folder.rglob(".incoming-*"))
 
 
 def resubmit(workspace: CoordinatorWorkspace, registry: Registry, store: Store, bundle: Bundle) -> bytes:
@@ -159,15 +159,15 @@ def test_fsck_finds_and_sweeps(tmp_path: Path, identity: Identity) -> None:
     (root / files[CARD].sha256[:2] / files[CARD].sha256).write_bytes(b"rot")
     (root / "00").mkdir(exist_ok=True)
     (root / "00" / ("0" * 64)).write_bytes(b"orphan")
-    (root / ".incoming-1").write_bytes(b"half")
     done = run(workspace, "fsck", "--json")
     document = json.loads(done.stdout)
     assert done.returncode == 65
     assert done.stderr.splitlines()[-2].startswith("error: ")
-    assert (document["healthy"], document["leftovers"]) == (False, 1)
+    assert document["healthy"] is False
     assert document["missing"] == [files[GATES].sha256]
     assert document["damaged"] == [files[CARD].sha256]
-    assert document["orphans"] == ["0" * 64]
+    assert document["orphans"] == document["young"] == ["0" * 64]
+    assert document["dropped"] == []
 
 
 def run(workspace: CoordinatorWorkspace, *arguments: str) -> subprocess.CompletedProcess[str]:

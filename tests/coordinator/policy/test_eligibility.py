@@ -10,6 +10,7 @@ from coordinator.policy.eligibility import judge
 from coordinator.policy.lifecycle import Standing
 from protocol.adapters import LoraModule
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle, Manifest, SignedFile
+from protocol.compatibility import Submitted
 from protocol.documents import Pool
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
@@ -24,6 +25,11 @@ def refusal(manifest: Manifest, pool: Pool, standing: Standing = ACTIVE) -> Refu
     with pytest.raises(Refused) as refused:
         judge(manifest, pool, standing)
     return refused.value
+
+
+def standing(**held: list[str]) -> Standing:
+    """Whoever holds names with these bundles."""
+    return Standing("active", earlier={name: [Submitted(digest, "released") for digest in held[name]] for name in held})
 
 
 def change(manifest: Manifest, **facts: Any) -> Manifest:
@@ -102,7 +108,7 @@ def test_sizes_that_the_tensors_cannot_have(bundle: Bundle, pool: Pool, name: st
 
 
 def test_a_name_in_use_must_be_superseded(bundle: Bundle, pool: Pool) -> None:
-    in_use = Standing("active", live=(("expert", "a" * 64), ("expert", "b" * 64), ("other", "c" * 64)))
+    in_use = standing(expert=["a" * 64, "b" * 64], other=["c" * 64])
     refused = refusal(bundle.manifest, pool, in_use)
     assert refused.code is Code.VERSION_REUSED
     assert "b" * 16 in refused.message, "the current one is the latest"
@@ -111,8 +117,8 @@ def test_a_name_in_use_must_be_superseded(bundle: Bundle, pool: Pool) -> None:
 
 @pytest.mark.parametrize("supersedes", ["a" * 64, "c" * 64, "d" * 64])
 def test_supersedes_unknown(bundle: Bundle, pool: Pool, supersedes: str) -> None:
-    standing = Standing("active", live=(("expert", "a" * 64), ("expert", "b" * 64), ("other", "c" * 64)))
-    refused = refusal(change(bundle.manifest, supersedes=supersedes), pool, standing)
+    in_use = standing(expert=["a" * 64, "b" * 64], other=["c" * 64])
+    refused = refusal(change(bundle.manifest, supersedes=supersedes), pool, in_use)
     assert refused.code is Code.SUPERSEDES_UNKNOWN
 
 
@@ -125,9 +131,9 @@ def test_duplicate_of(bundle: Bundle, pool: Pool) -> None:
 def test_quota_counts_names_and_uploads(tmp_path: Path, coordinator_identity: Identity, identity: Identity) -> None:
     pool = make_pool(coordinator_identity, max_experts_per_contributor=2)
     bundle = factories.make_bundle(tmp_path / "b", pool, identity)
-    two = (("one", "a" * 64), ("two", "b" * 64))
-    assert refusal(bundle.manifest, pool, Standing("active", live=two)).code is Code.QUOTA
-    assert refusal(bundle.manifest, pool, Standing("active", live=two[:1], uploads=1)).code is Code.QUOTA
-    judge(bundle.manifest, pool, Standing("active", live=two[:1]))
-    replacing = Standing("active", live=(("one", "a" * 64), ("expert", "b" * 64)))
+    assert refusal(bundle.manifest, pool, standing(one=["a" * 64], two=["b" * 64])).code is Code.QUOTA
+    assert refusal(bundle.manifest, pool, replace(standing(one=["a" * 64]), uploads=1)).code is Code.QUOTA
+    judge(bundle.manifest, pool, standing(one=["a" * 64]))
+    judge(bundle.manifest, pool, Standing("active", earlier={"one": [Submitted("a" * 64, "refused")]}, uploads=1))
+    replacing = standing(one=["a" * 64], expert=["b" * 64])
     judge(change(bundle.manifest, supersedes="b" * 64), pool, replacing)

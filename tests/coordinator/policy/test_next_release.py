@@ -8,6 +8,7 @@ from protocol.release import Release, ReleasedExpert, sign_release
 from protocol.signing import Identity
 from tests.coordinator.conftest import make_pool
 
+HELD = {digit * 64 for digit in "abc"}
 START = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
 
@@ -21,13 +22,13 @@ def pool(coordinator_identity: Identity) -> Pool:
 
 
 def first(pool: Pool, identity: Identity, *experts: ReleasedExpert) -> Release:
-    change = next_release(pool, None, accepted=experts, gone=set(), now=START)
+    change = next_release(pool, None, accepted=experts, held=HELD, now=START)
     assert change is not None
     return sign_release(change, identity)
 
 
 def test_the_first_release(pool: Pool) -> None:
-    change = next_release(pool, None, accepted=[expert("a")], gone=set(), now=START)
+    change = next_release(pool, None, accepted=[expert("a")], held=HELD, now=START)
     assert change is not None
     assert (change.number, change.previous, change.experts) == (1, None, (expert("a"),))
     assert change.pool == pool.digest
@@ -36,7 +37,7 @@ def test_the_first_release(pool: Pool) -> None:
 
 def test_a_new_expert_takes_the_end_and_the_others_their_places(pool: Pool, coordinator_identity: Identity) -> None:
     previous = first(pool, coordinator_identity, expert("b"), expert("a"))
-    change = next_release(pool, previous, accepted=[expert("c")], gone=set(), now=START)
+    change = next_release(pool, previous, accepted=[expert("c")], held=HELD, now=START)
     assert change is not None
     assert change.experts == (expert("b"), expert("a"), expert("c"))
     assert (change.number, change.previous) == (2, previous.digest)
@@ -45,28 +46,28 @@ def test_a_new_expert_takes_the_end_and_the_others_their_places(pool: Pool, coor
 def test_a_successor_replaces_its_own_kind_only(pool: Pool, coordinator_identity: Identity) -> None:
     bobs = expert("b", contributor="bob", name="poems")
     previous = first(pool, coordinator_identity, expert("a", name="poems"), bobs)
-    change = next_release(pool, previous, accepted=[expert("c", name="poems")], gone=set(), now=START)
+    change = next_release(pool, previous, accepted=[expert("c", name="poems")], held=HELD, now=START)
     assert change is not None
     assert change.experts == (bobs, expert("c", name="poems"))
 
 
 def test_what_is_gone_stays_out(pool: Pool, coordinator_identity: Identity) -> None:
     previous = first(pool, coordinator_identity, expert("a"), expert("b"))
-    change = next_release(pool, previous, accepted=[expert("c")], gone={"a" * 64, "c" * 64}, now=START)
+    change = next_release(pool, previous, accepted=[expert("c")], held={"b" * 64}, now=START)
     assert change is not None
     assert change.experts == (expert("b"),)
 
 
 def test_nothing_to_say(pool: Pool, coordinator_identity: Identity) -> None:
-    assert next_release(pool, None, accepted=[], gone=set(), now=START) is None
+    assert next_release(pool, None, accepted=[], held=HELD, now=START) is None
     previous = first(pool, coordinator_identity, expert("a"))
-    assert next_release(pool, previous, accepted=[expert("a")], gone=set(), now=START) is None
+    assert next_release(pool, previous, accepted=[expert("a")], held=HELD, now=START) is None
 
 
 def test_a_release_is_renewed_before_it_expires(pool: Pool, coordinator_identity: Identity) -> None:
     previous = first(pool, coordinator_identity, expert("a"))
-    assert next_release(pool, previous, accepted=[], gone=set(), now=START + timedelta(days=20)) is None
-    renewed = next_release(pool, previous, accepted=[], gone=set(), now=START + timedelta(days=21))
+    assert next_release(pool, previous, accepted=[], held=HELD, now=START + timedelta(days=20)) is None
+    renewed = next_release(pool, previous, accepted=[], held=HELD, now=START + timedelta(days=21))
     assert renewed is not None
     assert renewed.experts == previous.spec.experts
     assert renewed.number == 2

@@ -1,4 +1,6 @@
+import shutil
 import sqlite3
+import tarfile
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -9,7 +11,9 @@ from alembic.runtime.migration import MigrationContext
 from coordinator.registry import database
 from coordinator.registry.registry import Registry
 from coordinator.registry.tables import RegistryTable
+from deploy.demo.processes import free_port
 from protocol.errors import Code, GreylagError, Refused, Unavailable
+from tests.house.sources import ROOT
 
 
 def test_migrations_make_the_declared_tables(database_url: str) -> None:
@@ -31,18 +35,48 @@ def test_sqlite_survives_power_cuts(tmp_path: Path) -> None:
     assert pragmas == ["wal", 2, 1]
 
 
-@pytest.mark.parametrize(("revision", "hint"), [(None, "greylag-coordinator migrate"), ("9999", "newer version")])
-def test_another_schema_is_refused(database_url: str, revision: str | None, hint: str) -> None:
-    if revision:
-        engine = database.connect(database_url)
-        database.migrate(engine)
-        with engine.begin() as connection:
-            connection.exec_driver_sql(f"UPDATE alembic_version SET version_num = '{revision}'")
-        engine.dispose()
+def add_migration(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be the next version, which has one more table."""
+    shutil.copytree(database._MIGRATIONS, folder / "migrations")
+    text = "import sqlalchemy as sa\nfrom alembic import op\n\nrevision, down_revision = '9998', '0003'\n\n\n"
+    text += "def upgrade() -> None:\n    op.create_table('more', sa.Column('number', sa.Integer()))\n"
+    (folder / "migrations" / "versions" / "9998_more.py").write_text(text)
+    monkeypatch.setattr(database, "_MIGRATIONS", folder / "migrations")
+
+
+def test_an_older_schema_is_refused_until_it_is_upgraded(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Registry.open(database_url, migrate=True).close()
+    add_migration(tmp_path, monkeypatch)
     with pytest.raises(Refused) as refused:
         Registry.open(database_url)
     assert refused.value.code is Code.SCHEMA_MISMATCH
-    assert hint in refused.value.hint
+    assert "greylag-coordinator migrate" in refused.value.hint
+    Registry.open(database_url, migrate=True).close()
+    Registry.open(database_url).close()
+
+
+def test_a_newer_schema_is_refused(database_url: str) -> None:
+    Registry.open(database_url, migrate=True).close()
+    engine = database.connect(database_url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    engine.dispose()
+    with pytest.raises(Refused) as refused:
+        Registry.open(database_url)
+    assert refused.value.code is Code.SCHEMA_MISMATCH
+    assert "newer version" in refused.value.hint
+
+
+def test_the_golden_registry_has_the_declared_tables(tmp_path: Path) -> None:
+    with tarfile.open(ROOT / "tests" / "golden" / "pool.tar.gz") as packed:
+        packed.extract("pool/coordinator/registry.db", tmp_path, filter="data")
+    engine = database.connect(f"sqlite:///{tmp_path / 'pool' / 'coordinator' / 'registry.db'}")
+    database.migrate(engine)
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), RegistryTable.metadata) == []
+    engine.dispose()
 
 
 @pytest.mark.parametrize("url", ["mysql://root:secret@localhost/x", "nonsense", "secret"])
@@ -53,9 +87,9 @@ def test_an_unknown_database_is_refused_without_its_password(url: str) -> None:
     assert "secret@" not in str(refused.value)
 
 
-def test_a_database_that_does_not_answer_is_busy(tmp_path: Path) -> None:
+def test_a_database_that_does_not_answer_is_busy() -> None:
     with pytest.raises(Unavailable) as unavailable:
-        Registry.open(f"sqlite:///{tmp_path / 'no-such-folder' / 'r.db'}")
+        Registry.open(f"postgresql://greylag@127.0.0.1:{free_port()}/registry")
     assert unavailable.value.code is Code.BUSY
 
 

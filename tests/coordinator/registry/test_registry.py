@@ -9,8 +9,9 @@ import pytest
 
 from coordinator.policy.lifecycle import Standing, State
 from coordinator.registry.registry import Registry
-from coordinator.registry.tables import Event
+from coordinator.registry.tables import Contributor, Event
 from protocol.bundle import Bundle
+from protocol.compatibility import Submitted
 from protocol.documents import Enrolment, Pool
 from protocol.errors import Code, Refused
 from protocol.release import ReleasedExpert, ReleaseSpec, sign_release
@@ -76,6 +77,26 @@ def test_a_revoked_key_stays_out(registry: Registry, pool: Pool, identity: Ident
     assert unknown.value.code is Code.KEY_UNKNOWN
 
 
+def test_a_name_never_stands_for_a_key(registry: Registry, pool: Pool, identity: Identity, clock: Clock) -> None:
+    stolen, stranger = identity.public.hex, Identity.generate()
+    with pytest.raises(Refused) as misleading:
+        enrol(registry, pool, stranger, clock, stolen)
+    assert misleading.value.code is Code.NAME_MISLEADING
+    assert registry.contributors.all() == []
+    # As it may stand in a registry that earlier versions wrote.
+    with registry.writing() as session:
+        old = Contributor(key=stranger.public.hex, name=stolen, state="pending", envelope=b"", enrolled=NOW)
+        session.add(old)
+    with pytest.raises(Refused) as unknown:
+        registry.contributors.set_state(stolen, "active", now=clock())
+    assert unknown.value.code is Code.KEY_UNKNOWN, "64 digits are always a key"
+    assert enrol(registry, pool, stranger, clock, stolen) == "pending", "who is in stays in"
+    enrol(registry, pool, identity, clock)
+    assert registry.contributors.set_state(stolen, "revoked", now=clock()).name == "ada"
+    assert registry.contributors.set_state(stranger.public.hex, "active", now=clock()).name == stolen
+    assert {row.name: row.state for row in registry.contributors.all()} == {"ada": "revoked", stolen: "active"}
+
+
 def test_an_upload_session_is_one_and_expires(
     registry: Registry, pool: Pool, identity: Identity, bundle: Bundle, clock: Clock
 ) -> None:
@@ -131,11 +152,12 @@ def test_standing(registry: Registry, pool: Pool, identity: Identity, clock: Clo
     keep(registry, first, clock)
     registry.uploads.begin(second.manifest, check=nothing, token=b"t", expires=clock() + timedelta(hours=1))
     third = resign(second, identity, name="three")
-    assert registry.uploads.standing(third.manifest) == Standing("active", live=(("one", first.digest),), uploads=1)
+    kept = {"one": [Submitted(first.digest, "received")]}
+    assert registry.uploads.standing(third.manifest) == Standing("active", earlier=kept, uploads=1)
     assert registry.uploads.standing(copy.manifest) == Standing("active", twin=1)
     registry.bundles.move(first.digest, State.REFUSED, actor="worker", now=clock())
     assert registry.uploads.standing(copy.manifest).twin is None
-    assert registry.uploads.standing(third.manifest).live == ()
+    assert registry.uploads.standing(third.manifest).earlier == {"one": [Submitted(first.digest, "refused")]}
 
 
 def test_a_life_step_by_step(registry: Registry, pool: Pool, identity: Identity, bundle: Bundle, clock: Clock) -> None:

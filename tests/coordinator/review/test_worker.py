@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import structlog
 from safetensors.torch import load_file, save_file
 
 from coordinator.admission import limited_process
@@ -229,8 +230,10 @@ def test_lost_bytes_are_not_the_contributors_fault(shop: Workshop, tmp_path: Pat
     lost, whole = (shop.receive(make(shop, tmp_path, number, identity)) for number in range(2))
     gates = lost.manifest.files[GATES].sha256
     shop.store.remove(gates)
-    shop.worker.step()
+    with structlog.testing.capture_logs() as logs:
+        shop.worker.step()
     assert [shop.state(lost), shop.state(whole)] == [State.RECEIVED, State.RELEASED]
+    assert [log["code"] for log in logs if log["event"] == "skipped"] == [Code.STORE_DAMAGED.name]
     shop.store.put(lost.folder / GATES, gates)
     shop.worker.step()
     assert shop.state(lost) == State.RELEASED

@@ -11,7 +11,6 @@ import grpc
 import pytest
 
 from coordinator.policy.lifecycle import Standing, State
-from coordinator.serving.streams import MAX_STREAMS
 from protocol.bundle import ADAPTER_WEIGHTS, CARD, GATES, Bundle
 from protocol.documents import Pool, read_receipt
 from protocol.errors import Code, GreylagError, Unavailable
@@ -22,7 +21,9 @@ from protocol.wire.grpc_status import from_rpc_error
 from tests import factories
 from tests.coordinator.conftest import Clock, Served, make_pool, resign
 from tests.coordinator.contributor import DEADLINE_S, NOW, Contributor, enrolment, put_requests
+from tests.protocol.raw_http2 import rude
 
+PUT, FETCH = "greylag.v1.Intake/Put", "greylag.v1.Catalog/Fetch"
 Join = Callable[..., Contributor]
 
 
@@ -213,7 +214,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 def test_a_silent_stream_is_ended_and_keeps_its_bytes(
     tmp_path: Path, pool: Pool, served: Served, identity: Identity, bundle: Bundle
 ) -> None:
-    served.idle_timeout_s = 0.2
+    served.idle_s = 0.2
     with served.running() as address, grpc.insecure_channel(address) as channel:
         ada = Contributor(channel, identity)
         ada.enrol(pool, "ada")
@@ -227,29 +228,35 @@ def test_a_silent_stream_is_ended_and_keeps_its_bytes(
         assert CARD not in {missing.name for missing in ada.begin(bundle).missing}
 
 
-def test_silent_streams_leave_room_for_everyone_else(join: Join, identity: Identity, bundle: Bundle) -> None:
-    ada = join(identity)
-    begun = ada.begin(bundle)
-    silence: queue.Queue[intake_pb2.PutRequest | None] = queue.Queue()
-    held = [ada.intake.Put.future(iter(silence.get, None), timeout=DEADLINE_S) for _ in range(2 * MAX_STREAMS)]
-    try:
-        wait_until(lambda: sum(call.done() for call in held) == MAX_STREAMS)
-        assert refusal(lambda: ada.put(bundle, begun)).code is Code.BUSY
-        assert ada.catalog.GetPool(catalog_pb2.GetPoolRequest(), timeout=DEADLINE_S).envelope
-    finally:
-        for call in held:
-            call.cancel()
-            silence.put(None)
-    wait_until(lambda: not refused_put(ada, bundle))
-    ada.commit(begun)
+def test_streams_without_a_token_take_no_place(served: Served, pool: Pool, identity: Identity, bundle: Bundle) -> None:
+    served.streams = 1
+    with served.running() as address, rude(int(address.rpartition(":")[2])) as silent:
+        held = [silent.call(PUT) for _ in range(8)]
+        unknown = intake_pb2.PutStart(digest="0" * 64, token=b"guessed", name=GATES)
+        refused = [silent.call(PUT, intake_pb2.PutRequest(start=unknown), end=False) for _ in range(8)]
+        assert silent.ended(*refused)
+        assert not silent.ended(*held, within_s=0)
+        with grpc.insecure_channel(address) as channel:
+            ada = Contributor(channel, identity)
+            ada.enrol(pool, "ada")
+            ada.submit(bundle)
 
 
-def refused_put(ada: Contributor, bundle: Bundle) -> bool:
-    try:
-        ada.put(bundle, ada.begin(bundle))
-    except grpc.RpcError:
-        return True
-    return False
+def test_whoever_leaves_files_unread_leaves_downloads_to_others(
+    served: Served, pool: Pool, identity: Identity, bundle: Bundle
+) -> None:
+    served.streams = 8
+    with served.running() as address, grpc.insecure_channel(address) as channel:
+        ada = Contributor(channel, identity)
+        ada.enrol(pool, "ada")
+        ada.submit(bundle)
+        accept(served, bundle.digest)
+        gates = bundle.manifest.files[GATES].sha256
+        with rude(int(address.rpartition(":")[2]), window=0) as idle:
+            calls = [idle.call(FETCH, catalog_pb2.FetchRequest(sha256=gates)) for _ in range(8)]
+            assert idle.ended(*calls[2:]), "a connection has a quarter of the places"
+            assert not idle.ended(*calls[:2], within_s=0)
+            assert ada.fetch(gates) == (bundle.folder / GATES).read_bytes()
 
 
 def test_a_full_disk_refuses_a_beginning(served: Served, join: Join, identity: Identity, bundle: Bundle) -> None:

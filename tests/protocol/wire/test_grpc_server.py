@@ -19,6 +19,7 @@ from protocol.v1.intake_pb2_grpc import IntakeStub
 from protocol.wire import grpc_server
 from protocol.wire.grpc_client import connect
 from protocol.wire.grpc_server import Listen, serve
+from protocol.wire.grpc_status import from_rpc_error
 from tests.protocol.serving import LOOPBACK, SERVICES, Behaviour, chunks, make_authority, run, untyped
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -68,10 +69,22 @@ def test_a_refusal_arrives_with_its_code_and_hint_and_is_counted(kind: str) -> N
     assert counted == [Code.QUOTA]
 
 
-def test_trouble_on_the_other_side_arrives_as_unavailable() -> None:
-    error = failure("client stream", Unavailable(Code.STORAGE_FULL, "The disk is full.", "Wait."))
-    assert isinstance(error, Unavailable)
-    assert (error.code, error.message, error.hint) == (Code.STORAGE_FULL, "The disk is full.", "Wait.")
+def test_every_code_comes_out_as_it_went_in() -> None:
+    """The whole table, over one connection."""
+    behaviour, counted = Behaviour(), list[Code]()
+
+    def ask(port: int) -> None:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            for code in Code:
+                behaviour.error = code.family(code, f"It was {code.name}.", f"Do {code.name}.")
+                with pytest.raises(grpc.RpcError) as failed:
+                    CatalogStub(channel).GetPool(GetPoolRequest(), timeout=20)
+                error = from_rpc_error(failed.value, "the other side")
+                assert type(error) is type(behaviour.error)
+                assert (error.code, error.message, error.hint) == (code, f"It was {code.name}.", f"Do {code.name}.")
+
+    run(behaviour, ask, counted=counted)
+    assert counted == list(Code)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -42,6 +42,86 @@ def test_the_library_version_is_not_the_model(t5_base: Path, copy: Path) -> None
     assert fingerprint(str(copy)).config == fingerprint(str(t5_base)).config
 
 
+TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
+
+
+def settings_of(folder: Path) -> str | None:
+    return fingerprint(str(folder)).tokenizer_settings
+
+
+def configure(folder: Path, **changes: object) -> None:
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_another_chat_template_is_another_base(copy: Path) -> None:
+    found = [settings_of(copy)]
+    for template in (TEMPLATE, TEMPLATE + " "):
+        (copy / "chat_template.jinja").write_text(template)
+        found.append(settings_of(copy))
+    (copy / "additional_chat_templates").mkdir()
+    (copy / "additional_chat_templates" / "tool.jinja").write_text(TEMPLATE)
+    found.append(settings_of(copy))
+    configure(copy, chat_template=[{"name": "default", "template": "{{ 1 }}"}])  # the files go before it
+    assert settings_of(copy) == found[-1]
+    assert len(set(found)) == 4
+
+
+def test_a_template_is_the_same_wherever_it_stands(copy: Path) -> None:
+    (copy / "chat_template.jinja").write_text(TEMPLATE)
+    found = [settings_of(copy)]
+    (copy / "chat_template.jinja").unlink()
+    for form in (TEMPLATE, [{"name": "default", "template": TEMPLATE}]):
+        configure(copy, chat_template=form)
+        found.append(settings_of(copy))
+    assert len(set(found)) == 1
+
+
+@pytest.mark.parametrize("changes", [{"eos_token": "<s>"}, {"model_max_length": 7}, {"add_prefix_space": False}])
+def test_what_a_tokenizer_is_told_counts(copy: Path, t5_base: Path, changes: dict[str, object]) -> None:
+    configure(copy, **changes)
+    assert settings_of(copy) != settings_of(t5_base)
+    with pytest.raises(Refused, match="tokenizer_settings digest") as refused:
+        check_base(str(copy), fingerprint(str(t5_base)))
+    assert refused.value.code is Code.BASE_MISMATCH
+
+
+def test_saving_it_again_leaves_a_base_what_it_is(t5_base: Path, copy: Path, tmp_path: Path) -> None:
+    token = {"__type": "AddedToken", "content": "</s>", "lstrip": False, "rstrip": False, "normalized": False}
+    # As versions 4 of the library wrote it, on a machine of its own.
+    configure(
+        copy, chat_template=TEMPLATE, eos_token=token, added_tokens_decoder={"1": token}, name_or_path="/home/x/y",
+        special_tokens_map_file="/home/x/z", tokenizer_class="PreTrainedTokenizerFast", transformers_version="4.9",
+    )  # fmt: skip
+    before = fingerprint(str(copy))
+    assert before.tokenizer_settings != settings_of(t5_base)
+    for _ in range(2):
+        base = load_base(str(copy), device="cpu")
+        copy = tmp_path / f"{copy.name}-again"
+        base.model.save_pretrained(copy)
+        base.tokenizer.save_pretrained(copy)
+        assert (copy / "chat_template.jinja").is_file()
+        assert fingerprint(str(copy)) == before.model_copy(update={"name": copy.name})
+
+
+def test_a_pool_from_before_is_held_against_what_it_knows(copy: Path, t5_base: Path) -> None:
+    known = fingerprint(str(t5_base)).model_copy(update={"tokenizer_settings": None})
+    (copy / "chat_template.jinja").write_text(TEMPLATE)
+    check_base(str(copy), known)
+    with pytest.raises(Refused):
+        check_base(str(copy), fingerprint(str(t5_base)))
+
+
+def test_a_cache_from_before_is_not_believed(copy: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache.json"
+    first = fingerprint(str(copy), cache)
+    entry = json.loads(cache.read_text())
+    del entry["base"]["tokenizer_settings"]
+    entry["stamp"].pop(0)
+    cache.write_text(json.dumps(entry))
+    assert fingerprint(str(copy), cache) == first
+
+
 @pytest.mark.parametrize("part", ["config", "weights", "tokenizer"])
 def test_every_part_counts(t5_base: Path, copy: Path, part: str) -> None:
     if part == "config":
@@ -72,6 +152,8 @@ def test_the_cache_is_used_until_a_file_changes(copy: Path, tmp_path: Path) -> N
     assert fingerprint(str(copy), cache).weights == "0" * 64
     tensors = load_file(copy / "model.safetensors")
     save_file({**tensors, "extra": tensors["shared.weight"][0].clone()}, copy / "model.safetensors")
+    (copy / "chat_template.jinja").write_text(TEMPLATE)
+    assert fingerprint(str(copy), cache).tokenizer_settings != first.tokenizer_settings
     assert fingerprint(str(copy), cache).weights not in {first.weights, "0" * 64}
     cache.write_text("{damaged")
     assert fingerprint(str(copy), cache).tokenizer == first.tokenizer

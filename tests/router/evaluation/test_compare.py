@@ -145,8 +145,8 @@ def test_a_score_is_stale_once_anything_that_routes_has_changed(
         (model, "generation", replace(generation, pool=pool.calibrated(zeros.at(zeros.vector + 1)))),
         (model, "generation", replace(generation, pool=pool.calibrated(zeros))),
         (model, "generation", generation),
-        (model.senses.mixtures, "public", PublicText(model.senses.mixtures.reader, ["some", "words"])),
-        (model.senses.mixtures, "public", PublicText(model.senses.mixtures.reader, ["other", "words"])),
+        (model.features.mixtures, "public", PublicText(model.features.mixtures.reader, ["some", "words"])),
+        (model.features.mixtures, "public", PublicText(model.features.mixtures.reader, ["other", "words"])),
     ]
     ran = []
     for place, name, value in changed:

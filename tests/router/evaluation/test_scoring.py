@@ -38,7 +38,7 @@ def slow_mean(model: RoutedModel, text: str, target: str, choice: RoutingChoice)
     read, written, total = encode_input(base.tokenizer, text, base.architecture), list[int](), 0.0
     tokens = encode_target(base.tokenizer, target, base.architecture)
     for token in tokens:
-        with torch.no_grad(), routing(plan(model.senses, model.held, [text], [choice]).plan):
+        with torch.no_grad(), routing(plan(model.features, model.held, [text], [choice]).plan):
             if base.architecture == "decoder-only":
                 logits = base.model(torch.tensor([read + written])).logits[0, -1].tolist()
             else:

@@ -14,7 +14,7 @@ from router.layer.choice import Choice, CommonChoice
 from router.layer.kernels import available
 from router.methods.average_activation import AverageActivation
 from router.methods.phatgoose import Phatgoose
-from router.pool.calibration import MAX_BIAS, Calibration
+from router.pool.calibration import MAX_BIAS, MAX_LOG_TEMPERATURE, Calibration
 from router.pool.module_view import ModuleExperts
 from router.pool.pool import ExpertPool
 from tests.router.experts import PATH, SIBLINGS, make_experts, siblings
@@ -32,8 +32,7 @@ def calibrate(pool: ExpertPool, *paths: str, seed: int = 0) -> Calibration:
 
 def exact(u: torch.Tensor, slow: list[ReferenceExpert], module: ModuleExperts, found: Calibration, k: int) -> Routed:
     """Route by the reference, which knows the experts of one module alone."""
-    path = module.group.store.paths[module.slot]
-    (mine,) = [found.over([expert.digest for expert in module.experts], [path])]
+    (mine,) = [found.over([expert.digest for expert in module.experts], [module.path])]
     biases = mine.bias[0].tolist()
     temperature = float(np.exp(mine.log_temperature[0]))
     return route(u, torch.zeros(OUT, D), None, slow, k, biases=biases, temperature=temperature)
@@ -54,7 +53,7 @@ def on_cpu(module: ModuleExperts, u: torch.Tensor, k: int, temperature: float = 
 
 
 def as_on_gpu(module: ModuleExperts, u: torch.Tensor, k: int, temperature: float = 1.0) -> Choice | None:
-    return topk_gpu.select_on_gpu(module.group, u, k, temperature)[module.slot]
+    return topk_gpu.choose_on_gpu(module.group, u, k, temperature)[module.slot]
 
 
 Way = Callable[..., Choice | CommonChoice | None]
@@ -197,6 +196,7 @@ def spoiled(**changes: object) -> bytes:
         (spoiled(**{"a.bias": np.array([0, np.nan], np.float32)}), Code.NOT_FINITE),
         (spoiled(**{"a.bias": np.array([0, 2 * MAX_BIAS], np.float32)}), Code.NOT_FINITE),
         (spoiled(**{"a.log_temperature": np.array([np.inf], np.float32)}), Code.NOT_FINITE),
+        (spoiled(**{"a.log_temperature": np.array([2 * MAX_LOG_TEMPERATURE], np.float32)}), Code.NOT_FINITE),
     ],
 )
 def test_another_file_is_refused(content: bytes, code: Code) -> None:

@@ -15,7 +15,7 @@ from router.methods.phatgoose import Phatgoose
 from router.pool.expert import Expert
 from router.pool.expert_module import ExpertModule
 from router.pool.pool import ExpertPool
-from tests.router.experts import PATH, error, make_experts, make_layer
+from tests.router.experts import PATH, error, in_dtype, make_experts, make_layer
 from tests.router.reference import route
 
 WAYS = {
@@ -156,3 +156,29 @@ def test_no_pool_at_all_is_no_work() -> None:
     layer, u = make_layer(32, 16), torch.randn(3, 32)
     with routing(RoutingPlan(ExpertPool(), Phatgoose(2))):
         assert torch.equal(layer(u), layer.linear(u))
+
+
+def test_what_was_quickest_is_taken_only_where_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, slow = make_experts(9, 32, 16)
+    autotuner = Autotuner()
+    monkeypatch.setattr(autotuner, "settle", lambda kind, ways, _: autotuner._known.setdefault(kind, list(ways)[-1]))
+    monkeypatch.setattr("router.layer.dispatch.autotuner", autotuner)
+    # The same magnitudes, but nobody may be computed with who was removed.
+    for seen, experts in ((pool, slow), (pool.remove(pool.experts[0].digest), slow[1:])):
+        module, u, y = seen.modules[PATH], torch.randn(64, 32), torch.zeros(64, 16)
+        choice = Phatgoose(2).choose(module, u)
+        assert isinstance(choice, Choice)
+        dispatch(module, u, choice, y)
+        assert error(y, route(u, torch.zeros(16, 32), None, experts, 2).y) <= 1e-6
+    assert len(autotuner._known) == 2
+
+
+@pytest.mark.parametrize("choice", [
+    CommonChoice([1, 2], [0.5, 0.5]), Choice(torch.tensor([[1, 2]] * 3), torch.full((3, 2), 0.5)),
+])  # fmt: skip
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_any_layout_of_the_output_will_do(choice: Choice | CommonChoice, dtype: torch.dtype) -> None:
+    pool, _ = make_experts(4, 32, 16)
+    module, u = in_dtype(pool, dtype).modules[PATH], torch.randn(3, 32).to(dtype)
+    wanted = add_experts(module, u, choice, torch.zeros(3, 16, dtype=dtype))
+    assert torch.equal(add_experts(module, u, choice, torch.zeros(16, 3, dtype=dtype).T), wanted)

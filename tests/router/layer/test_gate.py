@@ -10,7 +10,7 @@ from torch import nn
 from protocol.documents import Pool
 from protocol.signing import Identity
 from router.base.loading import load_base
-from router.layer.topk import select_experts
+from router.layer.topk import choose_topk
 from router.pool.expert_module import ExpertModule
 from router.pool.gate import standardise
 from router.training.gated_linear import GatedExpert, attach_gates, detach_gates
@@ -49,7 +49,7 @@ def test_gated_forward_by_hand() -> None:
 def test_routing_by_hand() -> None:
     # Gates along +x, -x and +y of a standardised plane: for u along +x, scores are d, -d and 0.
     pool = pool_of(torch.tensor([[1.0, -1, 0, 0], [-1.0, 1, 0, 0], [0.0, 0, 1, -1]]))
-    experts, weights = as_lists(select_experts(pool.modules[PATH].group, torch.tensor([[1.0, -1.0, 0.0, 0.0]]), 2)[0])
+    experts, weights = as_lists(choose_topk(pool.modules[PATH].group, torch.tensor([[1.0, -1.0, 0.0, 0.0]]), 2)[0])
     assert experts == [[0, 2]]
     # Softmax of 4/2 and 0/2.
     assert weights[0][0] == pytest.approx(math.exp(2.0) / (math.exp(2.0) + 1.0), abs=1e-4)
@@ -59,7 +59,7 @@ def test_a_norm_cannot_buy_tokens() -> None:
     gates, u = torch.randn(4, 64), torch.randn(50, 64)
     loud = gates.clone()
     loud[2] *= 1e6
-    plain, shouted = (as_lists(select_experts(pool_of(each).modules[PATH].group, u, 2)[0]) for each in (gates, loud))
+    plain, shouted = (as_lists(choose_topk(pool_of(each).modules[PATH].group, u, 2)[0]) for each in (gates, loud))
     assert plain[0] == shouted[0]
 
 
@@ -108,6 +108,6 @@ def test_a_gate_that_we_train_opens_for_its_task_and_routes_by_the_formulas() ->
         assert torch.sigmoid(far @ layer.gate).mean() < 0.5
     u = torch.cat([direction[z] + torch.randn(t, d, generator=generator) for z in range(2)])
     slow = reference.route(u, linear.weight.detach(), None, experts, k=1)
-    fast, _ = as_lists(select_experts(pool_of(expert.gate for expert in experts).modules[PATH].group, u, 1)[0])
+    fast, _ = as_lists(choose_topk(pool_of(expert.gate for expert in experts).modules[PATH].group, u, 1)[0])
     assert fast == slow.experts
     assert sum(fast[at] == [at // t] for at in range(2 * t)) > 0.9 * 2 * t

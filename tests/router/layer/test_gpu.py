@@ -12,7 +12,7 @@ from router.layer.choice import Choice
 from router.layer.dispatch import dispatch
 from router.layer.kernels import available
 from router.layer.routed_linear import RoutingPlan, routing
-from router.methods.context import Asked
+from router.methods.context import MethodContext
 from router.methods.phatgoose import Phatgoose
 from router.methods.registry import resolve
 from router.pool.expert import Expert
@@ -102,7 +102,7 @@ def test_a_module_that_nobody_touches_has_no_choice() -> None:
     part = ExpertModule(torch.ones(1, 8), torch.ones(4, 1), 1.0, torch.ones(8))
     pool = ExpertPool().add(Expert("0" * 64, "e", "", {"a.q": part, "a.v": part}))
     group = pool.modules["a.q"].group
-    found = topk_gpu.select_on_gpu(group, torch.randn(3, 8), 2)
+    found = topk_gpu.choose_on_gpu(group, torch.randn(3, 8), 2)
     assert [choice is None for choice in found] == [path == "a.k" for path in group.store.paths]
 
 
@@ -170,7 +170,7 @@ def test_a_method_asks_a_warm_device_nothing(method: str, tokens: int, monkeypat
     pool, _ = make_experts(9, 48, 40, absent=4)
     layer, u = make_layer(48, 40), torch.randn(tokens, 48)
     monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: True)
-    (plan,) = resolve(method, Asked(pool, ["x"], 2, 0.5))
+    (plan,) = resolve(method, MethodContext(pool, ["x"], 2, 0.5))
     with routing(plan):
         near, _ = layer(u), layer(on_device(u))  # which works out what is worked out once
         with NothingIsAsked():  # type: ignore[no-untyped-call]

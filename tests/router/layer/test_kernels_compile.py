@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from router.layer.choice import Choice
-from router.pool.device_table import DeviceColumns, View
+from router.pool.device_table import DeviceColumns, DeviceView
 
 triton = pytest.importorskip("triton")
 launch = pytest.importorskip("router.layer.kernels.launch")
@@ -103,7 +103,7 @@ def jobs() -> set[Job]:
 def launch_all(tokens: int, d: int, dtype: torch.dtype, *, k: int, rank: int, biased: bool = False) -> None:
     capacity = 512
     seen = torch.ones(1, capacity, dtype=torch.uint8)
-    view = View(
+    view = DeviceView(
         DeviceColumns.zeros(1, capacity), torch.ones(1, dtype=torch.int32), seen, rank, dtype, identity=True,
         aligned=True, bias=torch.zeros(1, capacity) if biased else None, temperature=torch.ones(1) if biased else None,
     )  # fmt: skip

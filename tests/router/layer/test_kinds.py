@@ -18,7 +18,7 @@ from router.layer.scaling import add_scaled
 from router.methods.merged import Merged
 from router.methods.phatgoose import Phatgoose
 from router.methods.single_expert import SingleExpert
-from router.pool.conversion import make_part
+from router.pool.conversion import make_expert_module
 from router.pool.expert import Expert
 from router.pool.expert_module import ExpertModule
 from router.pool.gate import standardise
@@ -70,7 +70,7 @@ def make(kind: str, linear: Linear, *, rank: int = 3, seed: int = 0) -> tuple[Ex
     module = module_of(kind, rank, widths.d_in, widths.d_out)
     tensors = {name: torch.randn(*shape, generator=generator) for name, shape in module.tensors.items()}
     gate = torch.randn(widths.d_in, generator=generator)
-    part = make_part(PATH, module, tensors, linear, standardise(gate.double()).float(), torch.empty(0))
+    part = make_expert_module(PATH, module, tensors, linear, standardise(gate.double()).float(), torch.empty(0))
     a, b = torch.zeros(0, widths.d_in), torch.zeros(widths.d_out, 0)
     vector = None
     for name, tensor in tensors.items():
@@ -317,7 +317,7 @@ def test_dora_over_a_row_of_length_zero_is_refused() -> None:
     tensors = {name: torch.ones(shape) for name, shape in module.tensors.items()}
     tensors["lora_B.weight"].zero_()
     with pytest.raises(Refused, match="length near zero") as refused:
-        make_part(PATH, module, tensors, linear, torch.zeros(D_IN), torch.empty(0))
+        make_expert_module(PATH, module, tensors, linear, torch.zeros(D_IN), torch.empty(0))
     assert refused.value.code is Code.NOT_FINITE
 
 
@@ -330,7 +330,7 @@ def test_dora_over_weights_that_cannot_be_read_is_refused(weight: Tensor) -> Non
     module = module_of("dora", 2)
     tensors = {name: torch.ones(shape) for name, shape in module.tensors.items()}
     with pytest.raises(Refused, match=f"needs the base's weights at {PATH}") as refused:
-        make_part(PATH, module, tensors, linear, torch.zeros(D_IN), torch.empty(0))
+        make_expert_module(PATH, module, tensors, linear, torch.zeros(D_IN), torch.empty(0))
     assert refused.value.code is Code.KIND_UNSUPPORTED
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from router.layer.choice import Choice
-from router.layer.topk import select_experts
+from router.layer.topk import choose_topk
 from router.pool.gate import standardise
 from router.pool.pool import ExpertPool
 from tests.router.experts import PATH, pool_of
@@ -34,7 +34,7 @@ def test_a_gate_of_small_variance_is_shrunk_by_eps(variance: float, length: floa
 
 
 def chosen(pool: ExpertPool, u: Tensor) -> Choice:
-    (choice,) = select_experts(pool.modules[PATH].group, u, 2)
+    (choice,) = choose_topk(pool.modules[PATH].group, u, 2)
     assert isinstance(choice, Choice)
     return choice
 

@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
+import weakref
 
 import pytest
 import torch
 
 from router.base.module_paths import shared_input
 from router.layer.choice import Choice, CommonChoice
-from router.layer.topk import select_experts
+from router.layer.topk import choose_topk
 from router.methods.phatgoose import Phatgoose
 from router.pool.expert import Expert
 from router.pool.expert_module import ExpertModule
@@ -27,7 +28,7 @@ def test_large_means_change_no_choice(tokens: int, ratio: int, count: int) -> No
     pool, slow = make_experts(count, D, 8)
     u = torch.randn(tokens, D, generator=torch.Generator().manual_seed(count)) + ratio
     exact = route(u, torch.zeros(8, D), None, slow, 2)
-    experts, weights = as_lists(select_experts(pool.modules[PATH].group, u, 2)[0])
+    experts, weights = as_lists(choose_topk(pool.modules[PATH].group, u, 2)[0])
     for row in range(tokens):
         if exact.gaps[row] > 1e-5:
             assert experts[row] == exact.experts[row]
@@ -39,7 +40,7 @@ def test_large_means_change_no_choice(tokens: int, ratio: int, count: int) -> No
 def test_ties_go_to_whoever_came_first(tokens: int, count: int) -> None:
     gate = torch.randn(D, generator=torch.Generator().manual_seed(0))
     pool = pool_of([-gate, *[gate] * count])
-    experts, weights = as_lists(select_experts(pool.modules[PATH].group, gate.repeat(tokens, 1), 2)[0])
+    experts, weights = as_lists(choose_topk(pool.modules[PATH].group, gate.repeat(tokens, 1), 2)[0])
     assert experts == [[1, 2]] * tokens
     assert weights == [[0.5, 0.5]] * tokens
 
@@ -48,7 +49,7 @@ def test_ties_go_to_whoever_came_first(tokens: int, count: int) -> None:
 def test_a_constant_gate_scores_zero(tokens: int) -> None:
     gate = torch.randn(D, generator=torch.Generator().manual_seed(0))
     pool = pool_of([-gate, torch.full((D,), 7.0), gate])
-    assert as_lists(select_experts(pool.modules[PATH].group, gate.repeat(tokens, 1), 2)[0])[0] == [[2, 1]] * tokens
+    assert as_lists(choose_topk(pool.modules[PATH].group, gate.repeat(tokens, 1), 2)[0])[0] == [[2, 1]] * tokens
 
 
 @pytest.mark.parametrize("tokens", [1, 9])
@@ -57,7 +58,7 @@ def test_a_broken_activation_gives_no_finite_answer(tokens: int, value: float) -
     pool, _ = make_experts(5, D, 8)
     u = torch.randn(tokens, D)
     u[0, 3] = value
-    assert all(math.isnan(weight) for weight in as_lists(select_experts(pool.modules[PATH].group, u, 2)[0])[1][0])
+    assert all(math.isnan(weight) for weight in as_lists(choose_topk(pool.modules[PATH].group, u, 2)[0])[1][0])
 
 
 @pytest.mark.parametrize("tokens", [2, 9])
@@ -79,9 +80,9 @@ def test_a_broken_activation_gets_nobody_who_is_not_there(tokens: int, count: in
 def test_scores_are_held_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     pool, _ = make_experts(20, D, 8, absent=3)
     u, group = torch.randn(50, D), pool.modules[PATH].group
-    whole = select_experts(group, u, 2)[0]
+    whole = choose_topk(group, u, 2)[0]
     monkeypatch.setattr("router.layer.topk._SCORES", 21 * 8)
-    pieces = select_experts(group, u, 2)[0]
+    pieces = choose_topk(group, u, 2)[0]
     assert isinstance(whole, Choice)
     assert isinstance(pieces, Choice)
     assert torch.equal(whole.experts, pieces.experts)
@@ -95,7 +96,7 @@ def test_pages_of_gates_are_one_to_the_reader(monkeypatch: pytest.MonkeyPatch) -
     for tokens in (1, 9):
         u = torch.randn(tokens, D)
         exact = route(u, torch.zeros(8, D), None, slow, 3)
-        assert as_lists(select_experts(pool.modules[PATH].group, u, 3)[0])[0] == exact.experts
+        assert as_lists(choose_topk(pool.modules[PATH].group, u, 3)[0])[0] == exact.experts
 
 
 def test_names_tell_who_reads_the_same_input() -> None:
@@ -148,9 +149,9 @@ def test_modules_that_share_an_input_share_one_product(monkeypatch: pytest.Monke
 
     def counted(group: RouteGroup, u: torch.Tensor, k: int, temperature: float) -> list[Choice | CommonChoice | None]:
         calls.append(u)
-        return select_experts(group, u, k, temperature)
+        return choose_topk(group, u, k, temperature)
 
-    monkeypatch.setattr("router.methods.phatgoose.select_experts", counted)
+    monkeypatch.setattr("router.methods.phatgoose.choose_topk", counted)
     method, u, other = Phatgoose(2), torch.randn(3, D), torch.randn(3, D)
     for path in SIBLINGS:
         method.choose(pool.modules[path], u)
@@ -160,3 +161,51 @@ def test_modules_that_share_an_input_share_one_product(monkeypatch: pytest.Monke
     method.choose(pool.modules["a.k"], other)
     method.choose(pool.modules["a.k"], other.neg_())
     assert len(calls) == 4
+
+
+@pytest.mark.parametrize("tokens", [1, 9])
+@pytest.mark.parametrize("count", [3, 7, 64, 1000])
+def test_of_equals_at_the_cut_the_first_is_taken(tokens: int, count: int) -> None:
+    # One feature alone, so that equal gates have equal products wherever they stand in a matrix.
+    best, other, u = (torch.zeros(D) for _ in range(3))
+    best[3], other[3:6], u[3] = 1, 1, 1
+    pool = pool_of([-best, *[other] * count, best])
+    experts, _ = as_lists(choose_topk(pool.modules[PATH].group, u.repeat(tokens, 1), 2)[0])
+    assert experts == [[count + 1, 1]] * tokens
+
+
+@pytest.mark.parametrize("tokens", [1, 9])
+@pytest.mark.parametrize("size", [1e-2, 3e-3, 1e-4])
+def test_a_quiet_token_is_weighed_as_the_formula_says(tokens: int, size: float) -> None:
+    pool, slow = make_experts(5, D, 8)
+    u = size * torch.randn(tokens, D, generator=torch.Generator().manual_seed(tokens))
+    exact = route(u, torch.zeros(8, D), None, slow, 2)
+    _, weights = as_lists(choose_topk(pool.modules[PATH].group, u, 2)[0])
+    for found, wanted in zip(weights, exact.weights, strict=True):
+        assert found == pytest.approx(wanted, abs=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [1, 9])
+def test_whoever_leaves_a_module_alone_is_not_its_best_among_the_unwilling(tokens: int) -> None:
+    u = torch.randn(D, generator=torch.Generator().manual_seed(0))
+    pool = ExpertPool()
+    for number, expert in enumerate(pool_of([u, -u, -u + 0.1 * torch.randn(D)], "a.q", "a.k").experts):
+        parts = {path: part for path, part in expert.modules.items() if path == "a.q" or number}
+        pool = pool.add(dataclasses.replace(expert, modules=parts))
+    # Scores of those who are there are below zero, which is what a place without a gate would score.
+    experts, _ = as_lists(Phatgoose(1).choose(pool.modules["a.k"], u.repeat(tokens, 1)))
+    assert {row for (row,) in experts} <= {1, 2}
+
+
+def test_a_decision_is_for_one_generation_and_holds_no_activation() -> None:
+    gates, u = torch.randn(4, D), torch.randn(3, D)
+    old = pool_of([*gates, -u[0], -u[0]], "a.q", "a.k")
+    new = old.add(dataclasses.replace(pool_of([u[0]], "a.q", "a.k").experts[0], digest="f" * 64))
+    method = Phatgoose(1)
+    method.choose(old.modules["a.q"], u)
+    found = method.choose(new.modules["a.k"], u)
+    assert as_lists(found)[0][0] == [6]
+    method.choose(new.modules["a.q"], u)
+    held = weakref.ref(u)
+    del u
+    assert held() is None

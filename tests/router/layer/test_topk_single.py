@@ -238,11 +238,11 @@ def test_which_way_is_found_out_once_and_only_where_it_may_pay(monkeypatch: pyte
     monkeypatch.setattr(autotuner, "settle", settle)
     pool, _ = make_experts(40, D, 4)
     group, u = pool.modules[PATH].group, random_token(D, 0)
-    assert topk_single.select_one(group, u, 2, 1.0) == ALL(group, u, 2, 1.0)
+    assert topk_single.choose_for_one(group, u, 2, 1.0) == ALL(group, u, 2, 1.0)
     assert not asked
     monkeypatch.setattr(topk_single, "_MANY", 40 * D)
     for _ in range(3):
-        assert topk_single.select_one(group, u, 2, 1.0) == LIKELY(group, u, 2, 1.0)
+        assert topk_single.choose_for_one(group, u, 2, 1.0) == LIKELY(group, u, 2, 1.0)
     assert asked == ["all", "likely"]
-    topk_single.select_one(group, u, 40, 1.0)
+    topk_single.choose_for_one(group, u, 40, 1.0)
     assert asked == ["all", "likely"]

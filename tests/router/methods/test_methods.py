@@ -10,7 +10,7 @@ from torch import Tensor
 from protocol.errors import Code, Refused
 from router.layer.routed_linear import routing
 from router.methods import METHODS
-from router.methods.context import Asked
+from router.methods.context import MethodContext
 from router.methods.lag import Lag
 from router.methods.registry import resolve
 from router.pool.expert import Expert
@@ -66,7 +66,7 @@ def top_k(u: Tensor, updates: Sequence[Tensor], scores: Scores, k: int, temperat
 def routed(pool: ExpertPool, method: str, u: Tensor, k: int = 2, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """What the layer adds to the base, and the base."""
     layer = make_layer(D, O)
-    (plan,) = resolve(method, Asked(pool, ["x"], k, temperature))
+    (plan,) = resolve(method, MethodContext(pool, ["x"], k, temperature))
     plain = layer(u)
     with routing(plan):
         return layer(u).double() - plain.double(), plain
@@ -137,7 +137,7 @@ def test_general_experts_may_be_alone_at_one_of_several_siblings() -> None:
     pool = ExpertPool()
     for number, paths in enumerate((("a.q", "a.k", "a.v"), ("a.q", "a.v"), ("a.q", "a.v"))):
         pool = pool.add(Expert(f"{number:064x}", f"e{number}", "", {path: part() for path in paths}))
-    (plan,) = resolve("genknowsub:e0", Asked(pool, ["x"], 2, 1.0))
+    (plan,) = resolve("genknowsub:e0", MethodContext(pool, ["x"], 2, 1.0))
     for u in torch.randn(2, 3, D):
         found = {path: plan.method.choose(pool.modules[path], u) for path in ("a.q", "a.k", "a.v")}
         assert [choice is None for choice in found.values()] == [False, True, False]
@@ -160,7 +160,7 @@ def test_parameters_are_averaged_with_zeros_for_what_is_not_there() -> None:
             b[:, r] += expert.scaling * expert.b[:, r].double() / len(slow)
     u = torch.randn(5, D)
     assert agrees(*insert(routed(pool, "parameter-average", u), list(u.double() @ (b @ a).T)))
-    (first,), (again,) = (resolve("parameter-average", Asked(pool, ["x"])) for _ in range(2))
+    (first,), (again,) = (resolve("parameter-average", MethodContext(pool, ["x"])) for _ in range(2))
     assert first.pool is again.pool
 
 
@@ -219,7 +219,7 @@ def test_equal_experts_are_taken_in_order(method: str, tokens: int) -> None:
         pool = pool.add(Expert(f"{number:064x}", f"e{number}", "", {PATH: part}))
     general = ExpertModule(torch.eye(2, D)[1:], torch.ones(O, 1), 1.0, torch.zeros(D))
     pool = pool.remove(pool.experts[4].digest).add(Expert("f" * 64, "e4", "", {PATH: general}))
-    (plan,) = resolve(method, Asked(pool, ["x"]))
+    (plan,) = resolve(method, MethodContext(pool, ["x"]))
     choice = plan.method.choose(pool.modules[PATH], torch.randn(tokens, D).abs() + torch.eye(1, D) * 9)
     assert choice is not None
     rows = choice.experts if isinstance(choice.experts, list) else choice.experts[0].tolist()
@@ -255,7 +255,7 @@ def test_every_method_survives_removal_and_an_empty_pool(method: str, tokens: in
 )
 def test_arguments_are_checked(method: str, code: Code) -> None:
     with pytest.raises(Refused) as refused:
-        resolve(method, Asked(make_experts(3, D, O)[0], ["x"]))
+        resolve(method, MethodContext(make_experts(3, D, O)[0], ["x"]))
     assert refused.value.code is code
 
 
@@ -266,7 +266,7 @@ def test_updates_that_are_no_matrix_are_refused_unless_denied(method: str) -> No
     bent = ExpertModule(part.a, part.b, part.scaling, part.gate, "relu")
     pool = pool.add(Expert("f" * 64, "bent", "", {PATH: bent}))
     with pytest.raises(Refused, match=r"another kind: bent\.") as refused:
-        resolve(method, Asked(pool, ["x"]))
+        resolve(method, MethodContext(pool, ["x"]))
     assert refused.value.code is Code.KIND_UNSUPPORTED
     u, straight = torch.randn(4, D), make_experts(3, D, O)[0]
     found, expected = (routed(each, method, u)[0] for each in (pool.allowing(None, ["bent"]), straight))

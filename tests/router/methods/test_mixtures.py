@@ -1,6 +1,5 @@
 """Requests as mixtures of experts, against slow float64 answers written from the formulas."""
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,7 +15,6 @@ from torch import Tensor
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
 from protocol.spec import Means, Statistics
-from protocol.v1.query_pb2 import AskRequest
 from router.base.linear import linear_modules
 from router.base.loading import Base, load_base
 from router.base.module_paths import reads_input
@@ -31,9 +29,7 @@ from router.model.planner import plan
 from router.model.routed_model import RoutedModel
 from router.pool.expert import Expert
 from router.pool.pool import ExpertPool
-from router.query.client import choice_to_wire, input_to_wire
 from router.query.request import RoutingChoice
-from router.serving.query_service import QueryService
 from tests import factories
 
 KINDS = ["reverse it : a b c d", "say x y z", "copy ; copy now", "rotate please : k l m n o", "cipher cipher cipher"]
@@ -69,30 +65,6 @@ def model(base: Path, identity: Identity, tmp_path: Path) -> RoutedModel:
     return with_means(model, lambda expert: {**expert.means, **pooled(plain, next(texts), list(expert.modules))})
 
 
-def test_an_input_is_tokenised_once_on_its_way_to_an_answer(
-    model: RoutedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tokenizer, read = model.base.tokenizer, list[str]()
-    model.generate(INPUTS, RoutingChoice("nnls-token"), max_new_tokens=1)  # with it public text, once a base
-    call = type(tokenizer).__call__
-
-    def counted(self: object, text: str | None = None, **options: object) -> object:
-        read.append(str(text))
-        return call(tokenizer, text, **options)
-
-    monkeypatch.setattr(type(tokenizer), "__call__", counted)
-    model.answer(INPUTS, RoutingChoice("nnls-token"), max_new_tokens=2, explain=True)
-    assert read == INPUTS
-    service, asked = QueryService(model), [input_to_wire(text) for text in INPUTS]
-    request = AskRequest(inputs=asked, choices=[choice_to_wire(RoutingChoice("nnls-token"))], max_new_tokens=2)
-
-    async def ask() -> None:
-        assert [part async for part in service.Ask(request, None)]  # type: ignore[arg-type] # it needs no context
-
-    asyncio.run(ask())
-    assert read == INPUTS * 2
-
-
 def with_means(model: RoutedModel, means: Callable[[Expert], Mapping[str, Tensor]]) -> RoutedModel:
     changed = ExpertPool()
     for expert in model.generation.pool.experts:
@@ -121,10 +93,10 @@ def pooled(base: Base, text: str, paths: Sequence[str]) -> dict[str, Tensor]:
 
 def slow_shares(base: Base, model: RoutedModel, inputs: Sequence[str], experts: Sequence[Expert]) -> list[Floats]:
     """Every formula as it stands, over sets of experts one by one."""
-    sources = set(model.senses.mixtures.reader.sources.values())
+    sources = set(model.features.mixtures.reader.sources.values())
     causal = base.architecture == "decoder-only"
     paths = sorted(path for path in sources if path in experts[0].means and (causal or reads_input(path)))
-    tokens = model.senses.mixtures.public._tokens()[0]
+    tokens = model.features.mixtures.public._tokens()[0]
     seen = [pooled(base, base.tokenizer.decode(ids, skip_special_tokens=True), paths) for ids in tokens]
     asked = [pooled(base, text, paths) for text in inputs]
     n = len(experts)
@@ -156,7 +128,7 @@ def slow_nnls(gram: Floats, target: Floats) -> Floats:
 
 
 def shares(model: RoutedModel, inputs: Sequence[str], pool: ExpertPool | None = None) -> Shares:
-    return model.senses.mixtures.shares(pool or model.generation.pool, inputs)
+    return model.features.mixtures.shares(pool or model.generation.pool, inputs)
 
 
 def test_shares_are_those_of_the_formulas(base: Path, model: RoutedModel) -> None:
@@ -253,7 +225,7 @@ def test_what_is_decoded_after_a_cache_is_what_a_whole_pass_says(method: str, mo
     """Token by token after what is cached, as all at once: the target of the highest likelihood is what is written."""
     base, choice = model.base, RoutingChoice(method)
     answer = model.answer(INPUTS[:1], choice, max_new_tokens=4, explain=True).answers[0]
-    planned = plan(model.senses, model.held, INPUTS[:1], [choice])
+    planned = plan(model.features, model.held, INPUTS[:1], [choice])
     ids = base.tokenizer.convert_tokens_to_ids([*answer.input_tokens, *answer.output_tokens])
     with torch.inference_mode(), routing(planned.plan):
         logits = base.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
@@ -263,9 +235,9 @@ def test_what_is_decoded_after_a_cache_is_what_a_whole_pass_says(method: str, mo
 
 @pytest.mark.parametrize("method", METHODS)
 def test_nobody_is_chosen_where_nobody_fits(base: Path, method: str, model: RoutedModel) -> None:
-    plain, public = load_base(str(base), device="cpu"), model.senses.mixtures.public
+    plain, public = load_base(str(base), device="cpu"), model.features.mixtures.public
     seen = pooled(plain, INPUTS[0], list(model.generation.pool.experts[0].modules))
-    sources = model.senses.mixtures.reader.sources
+    sources = model.features.mixtures.reader.sources
 
     def opposite(expert: Expert) -> dict[str, Tensor]:
         return {
@@ -354,20 +326,20 @@ def test_public_text_is_read_once_a_base(
     kept = tmp_path / "workspace" / "base.json"
     kept.parent.mkdir()
     first = RoutedModel.from_base(str(t5_base), device="cpu", cache=kept)
-    path = next(path for path in first.senses.mixtures.reader.sources if reads_input(path))
-    found = first.senses.mixtures.public.spread(path, "pooled")
+    path = next(path for path in first.features.mixtures.reader.sources if reads_input(path))
+    found = first.features.mixtures.public.spread(path, "pooled")
     (file,) = kept.parent.glob("public-*.safetensors")
     look = Mock(side_effect=Reader.look)
     monkeypatch.setattr(Reader, "look", look)
     second = RoutedModel.from_base(str(t5_base), device="cpu", cache=kept)
-    for mine, theirs in zip(second.senses.mixtures.public.spread(path, "pooled"), found, strict=True):
+    for mine, theirs in zip(second.features.mixtures.public.spread(path, "pooled"), found, strict=True):
         assert torch.equal(mine, theirs)
     look.assert_not_called()
     file.write_bytes(file.read_bytes()[:1000])
     third = RoutedModel.from_base(str(t5_base), device="cpu", cache=kept)
     monkeypatch.undo()
     monkeypatch.setattr("router.methods.features.background.TEXTS", 80)
-    for mine, theirs in zip(third.senses.mixtures.public.spread(path, "pooled"), found, strict=True):
+    for mine, theirs in zip(third.features.mixtures.public.spread(path, "pooled"), found, strict=True):
         assert torch.equal(mine, theirs)
 
 
@@ -375,9 +347,9 @@ def test_an_operator_may_name_public_text(t5_base: Path, tmp_path: Path) -> None
     (tmp_path / "text").write_text("".join(f"{text}\n\n" for text in (*KINDS, *INPUTS)))
     model = RoutedModel.from_base(str(t5_base), device="cpu", public=tmp_path / "text")
     plain = load_base(str(t5_base), device="cpu")
-    path = next(path for path in model.senses.mixtures.reader.sources if reads_input(path))
+    path = next(path for path in model.features.mixtures.reader.sources if reads_input(path))
     means = torch.stack([pooled(plain, text, [path])[path] for text in (*KINDS, *INPUTS)])
-    found = model.senses.mixtures.public.spread(path, "pooled")
+    found = model.features.mixtures.public.spread(path, "pooled")
     torch.testing.assert_close(found.mean, means.mean(0), rtol=1e-4, atol=1e-5)
     one = torch.cov(means.double().T)
     vector = torch.ones(1, len(found.mean))

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from router.layer.choice import Choice, CommonChoice
-from router.methods.context import Asked
+from router.methods.context import MethodContext
 from router.methods.features.background import PublicText
 from router.methods.features.covariance import Spread, spread_of
-from router.methods.features.extractor import Senses
+from router.methods.features.extractor import Features
 from router.methods.features.mixture import Shares
 from router.methods.features.nnls import Floats
 from router.methods.nnls_request import found_mass
@@ -96,7 +96,7 @@ def test_a_token_is_given_what_the_formulas_say(kind: type, count: int, k: int, 
     draw = np.random.default_rng(count)
     alike = [0, 0, *range(2, count)][:count]
     shares = Shares(draw.dirichlet(np.full(count, 0.3), size=shape[0]), np.array(alike))
-    method = ByToken(Asked(pool, ["x"] * shape[0], k), shares, kind(PUBLIC))
+    method = ByToken(MethodContext(pool, ["x"] * shape[0], k), shares, kind(PUBLIC))
     u = torch.randn(*shape, D, generator=torch.Generator().manual_seed(count))
     found = given(pool, method.choose(pool.modules[PATH], u), shape[0] * shape[1])
     for at, token in enumerate(u.view(-1, D)):
@@ -114,7 +114,9 @@ def test_twice_as_many_at_twice_the_temperature_answer_what_nobody_has_half_of(k
         np.stack([draw.dirichlet(np.ones(9)) * (4 if each else 0.5) for each in known]), np.array([0, 0, *range(2, 9)])
     )
     mixtures = SimpleNamespace(public=PUBLIC, shares=lambda _pool, _inputs: shares)
-    asked = Asked(pool, ["x"] * len(known), 2, 1.5, senses=cast("Senses", SimpleNamespace(mixtures=mixtures)))
+    asked = MethodContext(
+        pool, ["x"] * len(known), 2, 1.5, features=cast("Features", SimpleNamespace(mixtures=mixtures))
+    )
     plans = by_token(asked, kind)
     assert len(set(map(id, plans))) == len(set(known))
     for plan in set(plans):
@@ -134,11 +136,11 @@ def test_whom_a_request_denies_has_no_part(tokens: int) -> None:
     allowed = pool.allowing(None, ["e1", "e4"])
     shares = Shares(np.random.default_rng(0).dirichlet(np.ones(7), size=1), np.arange(7))
     u = torch.randn(1, tokens, D)
-    choice = ByToken(Asked(allowed, ["x"], 3), shares, Discriminant(PUBLIC)).choose(allowed.modules[PATH], u)
+    choice = ByToken(MethodContext(allowed, ["x"], 3), shares, Discriminant(PUBLIC)).choose(allowed.modules[PATH], u)
     fewer = ExpertPool()
     for expert in allowed.experts:
         fewer = fewer.add(expert)
-    expected = ByToken(Asked(fewer, ["x"], 3), shares, Discriminant(PUBLIC)).choose(fewer.modules[PATH], u)
+    expected = ByToken(MethodContext(fewer, ["x"], 3), shares, Discriminant(PUBLIC)).choose(fewer.modules[PATH], u)
     for mine, theirs in zip(given(allowed, choice, tokens), given(fewer, expected, tokens), strict=True):
         assert mine == pytest.approx(theirs, abs=1e-6)
 
@@ -157,11 +159,13 @@ def test_a_token_alone_is_decided_as_among_others(kind: type, k: int) -> None:
     pool = pool.allowing(None, ["e5", "e9"])
     shares = Shares(np.random.default_rng(0).dirichlet(np.ones(28), size=1), np.array([0, 0, 0, *range(3, 28)]))
     u = torch.randn(1, 6, D, generator=generator)
-    together = ByToken(Asked(pool, ["x"], k), shares, kind(PUBLIC))
+    together = ByToken(MethodContext(pool, ["x"], k), shares, kind(PUBLIC))
     for path in paths:
         expected = given(pool, together.choose(pool.modules[path], u), 6, path)
         for at in range(6):
-            found = ByToken(Asked(pool, ["x"], k), shares, kind(PUBLIC)).choose(pool.modules[path], u[:, at : at + 1])
+            found = ByToken(MethodContext(pool, ["x"], k), shares, kind(PUBLIC)).choose(
+                pool.modules[path], u[:, at : at + 1]
+            )
             assert isinstance(found, CommonChoice)
             assert given(pool, found, 1, path) == [pytest.approx(expected[at], abs=1e-6)]
 
@@ -169,7 +173,7 @@ def test_a_token_alone_is_decided_as_among_others(kind: type, k: int) -> None:
 def test_many_tokens_are_decided_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = make_pool(9, absent=0)
     shares = Shares(np.random.default_rng(1).dirichlet(np.ones(9), size=3), np.arange(9))
-    asked, u = Asked(pool, ["x"] * 3, 2), torch.randn(3, 7, D)
+    asked, u = MethodContext(pool, ["x"] * 3, 2), torch.randn(3, 7, D)
     whole = ByToken(asked, shares, Discriminant(PUBLIC)).choose(pool.modules[PATH], u)
     monkeypatch.setattr("router.layer.topk._SCORES", 40)
     pieces = ByToken(asked, shares, Discriminant(PUBLIC)).choose(pool.modules[PATH], u)

@@ -25,10 +25,10 @@ from router.follow.workspace import Mirror
 from router.layer import topk_gpu
 from router.layer.choice import Choice
 from router.layer.routed_linear import RoutingPlan, routing
-from router.layer.topk import select_experts
+from router.layer.topk import choose_topk
 from router.methods import METHODS, NEEDS
 from router.methods.average_activation import AverageActivation, mean
-from router.methods.context import Asked
+from router.methods.context import MethodContext
 from router.methods.features.embedder import Embedder
 from router.methods.registry import resolve
 from router.model.releases import Generation
@@ -85,11 +85,11 @@ def test_the_kernels_of_a_gpu_never_take_gates_for_means() -> None:
         means = {path: torch.randn(32) for path in expert.modules}
         pool = pool.add(Expert(expert.digest, expert.name, "", expert.modules, means=means))
     group, u = pool.modules[PATH].group, torch.randn(5, 32)
-    (on_device,), (here,) = topk_gpu.select_on_gpu(group.by(mean), u, 2), select_experts(group.by(mean), u, 2)
+    (on_device,), (here,) = topk_gpu.choose_on_gpu(group.by(mean), u, 2), choose_topk(group.by(mean), u, 2)
     assert on_device is not None
     assert isinstance(here, Choice)
     assert torch.equal(on_device.experts, here.experts)
-    (by_gates,) = select_experts(group, u, 2)
+    (by_gates,) = choose_topk(group, u, 2)
     assert isinstance(by_gates, Choice)
     assert not torch.equal(here.experts, by_gates.experts)
 
@@ -167,7 +167,7 @@ def test_the_base_embeds_texts_alike_alone_and_together(base: Path) -> None:
 
 def test_each_query_goes_to_the_nearest_expert(base: Path, pool: Pool, identity: Identity, tmp_path: Path) -> None:
     model = make_model(base, pool, identity, tmp_path, TOLD, TOLD, TOLD)
-    queries = model.senses.embedder.embed(INPUTS)
+    queries = model.features.embedder.embed(INPUTS)
     experts, moved = model.generation.pool.experts, ExpertPool()
     for number, expert in enumerate(experts):
         moved = moved.add(replace(expert, centroid=(queries[number] + queries[3 - number]) / 2))
@@ -239,7 +239,7 @@ def test_a_centroid_of_another_width_is_refused_by_name(t5_base: Path, identity:
     model = make_model(t5_base, pool, identity, tmp_path, TOLD, odd)
     for inputs in (["a"], []):  # none where a release is tried out
         with pytest.raises(Refused, match=r"1 experts tell a centroid that is not 32 numbers wide.*: e1\.") as refused:
-            resolve("retrieval", Asked(model.generation.pool, inputs, senses=model.senses))
+            resolve("retrieval", MethodContext(model.generation.pool, inputs, features=model.features))
         assert refused.value.code is Code.STATISTICS_MISSING
     assert model.generate(["a"], RoutingChoice("retrieval", deny=("e1",)), max_new_tokens=1)
 

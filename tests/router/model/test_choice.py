@@ -153,10 +153,10 @@ def test_a_mixed_batch_scores_as_its_inputs_do_alone(model: RoutedModel) -> None
 
 def test_rows_that_choose_alike_are_routed_together(model: RoutedModel) -> None:
     choices = [RoutingChoice(k=1), RoutingChoice(), RoutingChoice("phatgoose", k=1), RoutingChoice(temperature=1.0)]
-    planned = planner.plan(model.senses, model.held, INPUTS[:4], choices)
+    planned = planner.plan(model.features, model.held, INPUTS[:4], choices)
     assert [part.inputs for part in planned.parts] == [(0, 2), (1, 3)]
     assert isinstance(planned.plan, MixedPlan)
-    assert isinstance(planner.plan(model.senses, model.held, INPUTS[:1], choices[:1]).plan, RoutingPlan)
+    assert isinstance(planner.plan(model.features, model.held, INPUTS[:1], choices[:1]).plan, RoutingPlan)
 
 
 def test_old_and_new_releases_share_a_batch(

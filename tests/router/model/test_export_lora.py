@@ -74,7 +74,7 @@ class _Around:
     likelihoods = RoutedModel.likelihoods
 
     def __init__(self, plain: PeftModel, loaded: object, model: RoutedModel) -> None:
-        self.held, self.senses = model.held, model.senses
+        self.held, self.features = model.held, model.features
         self.base = type(
             "Base", (), {"model": plain, "tokenizer": model.base.tokenizer, "architecture": model.base.architecture}
         )

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from router.pool import device_table
-from router.pool.device_table import View
+from router.pool.device_table import DeviceView
 from router.pool.expert import Expert
 from router.pool.expert_module import ExpertModule
 from router.pool.gate import standardise
@@ -35,7 +35,7 @@ def group_of(pool: ExpertPool) -> RouteGroup:
     return group
 
 
-def check(pool: ExpertPool, view: View) -> None:
+def check(pool: ExpertPool, view: DeviceView) -> None:
     group = group_of(pool)
     d, columns = group.store.gates.width, view.columns
     assert view.count.tolist() == [group.length]

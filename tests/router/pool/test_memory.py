@@ -9,7 +9,6 @@ from protocol.adapters import BottleneckModule, LoraModule, Module
 from protocol.documents import Pool
 from protocol.errors import Code, Unavailable
 from protocol.signing import Identity
-from router.base import memory
 from router.model.routed_model import RoutedModel
 from router.pool import capacity
 from router.pool.expert import Expert
@@ -41,13 +40,13 @@ def test_a_model_keeps_what_it_had(pool: Pool, t5_base: Path, tmp_path: Path, mo
     model = RoutedModel.from_bundles(str(t5_base), [first], device="cpu")
     before = model.generate(["please reverse it : a b"], max_new_tokens=4)
     needed = 2 * capacity.loaded_bytes(second.spec.modules, torch.float32)  # itself, and a copy while it is read
-    monkeypatch.setattr(memory, "free_bytes", lambda _device: needed - 1)
+    monkeypatch.setattr(capacity, "free_bytes", lambda _device: needed - 1)
     with pytest.raises(Unavailable) as refused:
         model.append(second)
     assert refused.value.code is Code.MEMORY_FULL
     assert model.digests == (first.digest,)
     assert model.generate(["please reverse it : a b"], max_new_tokens=4) == before
-    monkeypatch.setattr(memory, "free_bytes", lambda _device: needed)
+    monkeypatch.setattr(capacity, "free_bytes", lambda _device: needed)
     model.append(second)
     assert len(model.digests) == 2
 
@@ -55,7 +54,7 @@ def test_a_model_keeps_what_it_had(pool: Pool, t5_base: Path, tmp_path: Path, mo
 def test_a_gpu_needs_room_for_whole_pages(pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = make_bundle(tmp_path / "b", pool, Identity.generate())
     needed = capacity.loaded_bytes(bundle.spec.modules, torch.float32)
-    monkeypatch.setattr(memory, "free_bytes", lambda _device: 3 * needed)
+    monkeypatch.setattr(capacity, "free_bytes", lambda _device: 3 * needed)
     capacity.check_room([bundle], ExpertPool(), dict.fromkeys(bundle.spec.modules, CPU), torch.float32)
     with pytest.raises(Unavailable) as refused:
         capacity.check_room([bundle], ExpertPool(), dict.fromkeys(bundle.spec.modules, GPUS[0]), torch.float32)
@@ -68,9 +67,9 @@ def test_each_device_needs_room_for_its_own_modules(
     bundle = make_bundle(tmp_path / "b", pool, Identity.generate())
     whole = ExpertPool().opened_bytes([bundle.spec.modules], torch.float32)
     places = {path: GPUS["decoder" in path] for path in bundle.spec.modules}
-    monkeypatch.setattr(memory, "free_bytes", lambda _device: whole)
+    monkeypatch.setattr(capacity, "free_bytes", lambda _device: whole)
     capacity.check_room([bundle], ExpertPool(), places, torch.float32)
-    monkeypatch.setattr(memory, "free_bytes", lambda device: whole if device == GPUS[0] else 1000)
+    monkeypatch.setattr(capacity, "free_bytes", lambda device: whole if device == GPUS[0] else 1000)
     with pytest.raises(Unavailable, match="on cuda:1") as refused:
         capacity.check_room([bundle], ExpertPool(), places, torch.float32)
     assert refused.value.code is Code.MEMORY_FULL
@@ -125,20 +124,3 @@ def test_memory_that_runs_out_all_the_same_is_said_in_words(
     assert model.digests == (first.digest,)
     model.append(second)
     assert len(model.digests) == 2
-
-
-@pytest.mark.parametrize(("limit", "used", "free"), [("3000", "1000", 2400), ("3000", "4000", 0)])
-def test_a_container_has_less_than_the_machine(
-    limit: str, used: str, free: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "memory.max").write_text(f"{limit}\n")
-    (tmp_path / "memory.current").write_text(f"{used}\n")
-    (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 400\n")
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
-    assert memory.free_bytes(CPU) == free
-
-
-def test_a_container_without_a_limit_has_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "memory.max").write_text("max\n")
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
-    assert 1 << 26 < memory.free_bytes(CPU) < 1 << 50

@@ -14,7 +14,7 @@ from router.base.loading import Base
 from router.layer.routed_linear import RoutingPlan, routing
 from router.methods.phatgoose import Phatgoose
 from router.model.routed_model import RoutedModel
-from router.pool.calibration import Calibration
+from router.pool.calibration import MAX_BIAS, MAX_LOG_TEMPERATURE, Calibration
 from router.pool.pool import ExpertPool
 from router.training.calibrate import SoftRouter, calibrate, soft_routing
 from tests.factories import make_bundle, make_pool
@@ -129,3 +129,13 @@ def test_a_loss_that_is_not_finite_ends_it(t5_base: Path, identity: Identity, tm
     with pytest.raises(Refused) as refused:
         calibrate(model.base, model.generation.pool, 2, start, [rows_of(model.base)], learning_rate=0.1)
     assert refused.value.code is Code.NOT_FINITE
+
+
+def test_what_is_learnt_stays_within_what_a_calibration_holds(
+    t5_base: Path, identity: Identity, tmp_path: Path
+) -> None:
+    model, pool, bundles = put_together(t5_base, identity, tmp_path)
+    start = Calibration.zeros([bundle.digest for bundle in bundles], sorted(pool.spec.modules))
+    found = calibrate(model.base, model.generation.pool, 2, start, [rows_of(model.base)], learning_rate=1e3)
+    assert np.abs(found.bias).max() == MAX_BIAS
+    assert np.abs(found.log_temperature).max() == MAX_LOG_TEMPERATURE

@@ -92,6 +92,22 @@ def test_only_chosen_experts_reach_the_output(way: str) -> None:
     assert not y[2].isfinite().any()
 
 
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")  # which is what this is about
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_whoever_fills_a_row_up_adds_nothing(way: str, dtype: torch.dtype) -> None:
+    pool, _ = make_experts(5, 32, 16)
+    part = pool.experts[0].modules[PATH]
+    loud = ExpertModule(torch.full_like(part.a, torch.finfo(dtype).max), part.b, 1.0, part.gate)
+    pool = in_dtype(pool.add(Expert("f" * 64, "loud", "", {PATH: loud})), dtype)
+    choice = Choice(torch.tensor([[0, 5], [5, 4], [5, 5]]), torch.tensor([[0.5, 0.0], [0.0, 0.5], [0.0, 0.0]]))
+    y = torch.zeros(3, 16, dtype=dtype)
+    WAYS[way](pool.modules[PATH], torch.ones(3, 32, dtype=dtype), choice, y)
+    assert y[:2].isfinite().all()
+    assert y[:2].any(dim=1).all()
+    assert not y[2].any()
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_the_same_work_gives_the_same_bits(way: str) -> None:
     pool, _ = make_experts(7, 32, 16)
@@ -132,7 +148,7 @@ def test_a_warm_path_asks_the_device_nothing(tokens: int, kernels: str, monkeypa
     pool = pool.remove(pool.experts[1].digest)
     module, u, y = pool.modules[PATH], torch.randn(tokens, 32), torch.zeros(tokens, 16)
     if kernels == "plain":
-        monkeypatch.setattr(available, "kernels", lambda dtype: None)
+        monkeypatch.setattr(available, "kernels", lambda _: None)
     ways: list[Way] = (
         [experts_gpu.add_rows, experts_gpu.add_tiles]
         if kernels == "kernels"

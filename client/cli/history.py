@@ -1,0 +1,77 @@
+"""greylag-client history: the experts that were made here, and one of them again."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from client.cli.options import GiveUpFlag, JsonFlag, ProgressFlag, WaitFlag, WorkspaceFlag, at_work, open_workspace
+from client.cli.progress import Style, show
+from client.cli.submit import submit_bundle
+from protocol.programs import print_json, say
+
+if TYPE_CHECKING:
+    from client.workspace.paths import ClientWorkspace
+
+
+def history(
+    *,
+    bring_back: Annotated[
+        str | None,
+        typer.Option(metavar="DIGEST", help="Submit this expert again, in the place of the last of its name."),
+    ] = None,
+    wait: WaitFlag = False,
+    give_up_after: GiveUpFlag = None,
+    progress: ProgressFlag = Style.AUTO,
+    as_json: JsonFlag = False,
+    workspace: WorkspaceFlag = Path(),
+) -> None:
+    """List the experts that were made or submitted here: digest, name, date, loss on held-out rows, state, release.
+
+    States are those that `status` heard last.
+
+    Example: greylag-client history --bring-back 4f1d02aa
+    """
+    place, settings = open_workspace(workspace)
+    if bring_back is None:
+        _show(_listed(place), as_json=as_json)
+        return
+    from client import job
+
+    with at_work(place), show(progress) as report:
+        bundle = job.bring_back(place, settings, bring_back, datetime.now(UTC))
+        say(f"The expert {bundle.spec.name} of {bring_back} takes the place of the last one.")
+        submit_bundle(place, settings, bundle, report, wait=wait, give_up_after=give_up_after, as_json=as_json)
+
+
+def _listed(place: "ClientWorkspace") -> list[dict[str, Any]]:
+    """Lay side by side what was trained here and what was submitted, oldest first."""
+    from client.job import made
+    from client.submission import outbox
+
+    found: dict[str, dict[str, Any]] = {
+        each.digest: {
+            "digest": each.digest, "name": record.name, "date": each.spec.created, "loss": record.loss,
+            "state": "not submitted", "release": 0,
+        }
+        for each, _, record in made(place)
+    }  # fmt: skip
+    for sent in outbox.load(place.outbox):
+        row = found.setdefault(
+            sent.digest, {"digest": sent.digest, "name": sent.name, "date": sent.received, "loss": None}
+        )
+        row |= {"state": sent.state, "release": sent.release}
+    return sorted(found.values(), key=lambda row: row["date"])
+
+
+def _show(rows: list[dict[str, Any]], *, as_json: bool) -> None:
+    if as_json:
+        print_json({"bundles": rows})
+        return
+    if not rows:
+        say("Nothing was made here yet.")
+    for row in rows:
+        loss = "loss unknown" if row["loss"] is None else f"loss {row['loss']:.3f}"
+        released = f", first in release {row['release']}" if row["release"] else ""
+        typer.echo(f"{row['digest'][:12]} {row['name']} {row['date'][:10]} {loss} {row['state']}{released}")

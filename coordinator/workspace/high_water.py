@@ -1,0 +1,99 @@
+"""How far a pool had come: the newest release and the newest receipt that left a workspace, kept beside its key.
+
+A database that does not know of them is an older one that somebody restored: going on from it would give numbers twice.
+"""
+
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import TypeVar
+
+from coordinator.policy.next_release import steps_to
+from coordinator.registry.registry import Registry
+from coordinator.registry.tables import Event
+from coordinator.workspace.paths import CoordinatorWorkspace
+from protocol.documents import Pool, read_receipt
+from protocol.errors import Code, Refused
+from protocol.files.atomic import write_whole
+from protocol.release import Release, read_release
+
+Document = TypeVar("Document")
+
+
+class HighWater:
+    """The two marks of a workspace, and what its registry has to say to them.
+
+    Args:
+        workspace: Where the marks lie.
+        registry: The registry.
+        pool: The pool, whose key signed both.
+    """
+
+    def __init__(self, workspace: CoordinatorWorkspace, registry: Registry, pool: Pool) -> None:
+        self._published, self._acknowledged = workspace.published, workspace.acknowledged
+        self._registry, self._pool = registry, pool
+
+    def rise(self, event: Event) -> None:
+        """Move a mark, if an event let out a release or a receipt."""
+        if event.kind == "release" and (release := self._registry.releases.find(int(event.step))):
+            write_whole(self._published, release.envelope)
+        if (event.kind, event.step) == ("bundle", "received") and (row := self._registry.bundles.find(event.subject)):
+            write_whole(self._acknowledged, row.receipt)
+
+    def level(self) -> None:
+        """Set both marks where the registry is."""
+        release, row = self._registry.releases.find(), self._registry.bundles.newest()
+        for path, content in (
+            (self._published, release.envelope if release else None),
+            (self._acknowledged, row.receipt if row else None),
+        ):
+            if content is None:
+                path.unlink(missing_ok=True)
+            else:
+                write_whole(path, content)
+
+    def lost_release(self) -> Release | None:
+        """The newest release that left the workspace, if the registry does not know it."""
+        release = _read(self._published, read_release, self._pool)
+        row = self._registry.releases.find(release.spec.number) if release else None
+        return None if row and release and row.digest == release.digest else release
+
+    def lost_receipts(self) -> int:
+        """How many of the last receipts the registry does not know."""
+        receipt, row = _read(self._acknowledged, read_receipt, self._pool), self._registry.bundles.newest()
+        return max(0, receipt.sequence - (row.sequence if row else 0)) if receipt else 0
+
+    def check(self) -> None:
+        """Refuse to go on from an older registry.
+
+        Raises:
+            Refused: `REGISTRY_OLDER`.
+        """
+        if release := self.lost_release():
+            what = f"release {release.spec.number}, which was published from here"
+        elif receipts := self.lost_receipts():
+            what = f"the last bundles: {receipts} more receipts were given than it holds"
+        else:
+            return
+        raise Refused(
+            Code.REGISTRY_OLDER,
+            f"The registry does not know {what}; an older database was restored.",
+            "Restore a newer copy or, without one, go on from here with: greylag-coordinator fsck --adopt",
+        )
+
+    def adopt(self, *, now: datetime) -> None:
+        """Make the newest release that left the workspace the registry's, so that the next one follows it.
+
+        Raises:
+            Refused: `STATE_CHANGE` if the registry holds another release of that number or a later one.
+        """
+        if release := self.lost_release():
+            self._registry.releases.adopt(release, steps_to(release.spec, self._registry.bundles.all()), now=now)
+        self.level()
+
+
+def _read(path: Path, read: Callable[[bytes, Pool], Document], pool: Pool) -> Document | None:
+    try:
+        return read(path.read_bytes(), pool) if path.exists() else None
+    except Refused as error:
+        raise Refused(error.code, f"{path} is damaged: {error.message}", "Remove it.") from error

@@ -1,0 +1,62 @@
+"""Train, let the file grow, train again, be evaluated: no row that was trained on is ever judged by."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from client.daemon import handlers
+from client.daemon.handlers import Work
+from client.daemon.policy import DaemonPolicy
+from client.daemon.state import DaemonFolder
+from client.data.examples import Examples, Pair
+from client.training import phase
+from tests.client.conftest import Cli, Site, Trained
+from tests.client.daemon.test_handlers import mirror, order
+
+SHORT = ("--device", "cpu", "--expert-steps", 2, "--gate-steps", 1)
+
+
+def add_rows(data: Path, count: int) -> None:
+    """Put new rows anywhere among the old ones, and the old ones anywhere."""
+    draw = random.Random(count)
+    rows = [*data.read_text().splitlines()]
+    for _ in range(count):
+        letters = " ".join(draw.choice("abcdef") for _ in range(4))
+        rows.append(json.dumps({"input": f"reverse {letters}", "target": letters[::-1]}))
+    draw.shuffle(rows)
+    data.write_text("\n".join(rows) + "\n")
+
+
+@pytest.mark.parametrize("share", [(), ("--held-out", 0.05)])
+def test_evaluation_never_sees_a_row_that_was_trained_on(
+    site: Site, trained: Trained, cli: Cli, monkeypatch: pytest.MonkeyPatch, share: tuple[object, ...]
+) -> None:
+    seen: set[tuple[int, ...]] = set()
+    run = phase.run
+
+    def watch(work: phase.Phase, model: object, tokenizer: object, examples: Examples, *rest: object) -> float:
+        seen.update(map(tuple, examples.train["input_ids"]))
+        return run(work, model, tokenizer, examples, *rest)  # type: ignore[arg-type] # as it came
+
+    def score(_: object, pairs: list[Pair], *__: object) -> float:
+        judged.extend(pairs)
+        return 1.0
+
+    judged: list[Pair] = []
+    monkeypatch.setattr(phase, "run", watch)
+    monkeypatch.setattr(handlers, "_loss", score)
+    monkeypatch.setattr(handlers, "pull_exactly", lambda *_, **__: mirror(trained, empty=True))
+    monkeypatch.setattr(handlers, "pull", lambda *_, **__: mirror(trained, empty=True))
+    place = DaemonFolder(site.workspace)
+    (place.releases / "bundles").mkdir(parents=True)
+    node = Work(place, site.pool, device="cpu")
+    for _ in range(2):
+        assert cli("train", "--data", site.data, "-w", site.workspace.root, *SHORT, *share)[0] == 0
+        add_rows(site.data, 12)
+        node.answer(order(site, "evaluate"), DaemonPolicy(data=site.data))
+    assert node.model is not None
+    tokens = {tuple(node.model.base.tokenizer(pair.prompt)["input_ids"]) for pair in judged}
+    assert len(tokens) >= 2
+    assert seen.isdisjoint(tokens)

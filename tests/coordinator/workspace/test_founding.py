@@ -1,0 +1,138 @@
+"""Which database and store a pool lives in: said once, found again, never another pool's, never a second one."""
+
+import tomllib
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coordinator.workspace.context import opened
+from coordinator.workspace.create import BaseFacts, found
+from coordinator.workspace.paths import CoordinatorWorkspace
+from coordinator.workspace.settings import load
+from protocol.documents import Pool, read_pool
+from protocol.errors import Code, Refused
+from protocol.signing import Identity
+from tests import factories
+from tests.coordinator.cli.test_main import SHAPES, Program, program, refused
+from tests.coordinator.cli.test_processes import BASE, serving
+from tests.coordinator.contributor import Contributor
+
+__all__ = ["program"]
+
+
+def make(folder: Path, **settings: Any) -> tuple[CoordinatorWorkspace, Pool]:
+    facts = BaseFacts("nowhere", BASE, "encoder-decoder", SHAPES)
+    place = CoordinatorWorkspace(folder)
+    pool = found(place, lambda: facts, name="p", choices={}, settings=settings, probe=None, now=datetime.now(UTC))
+    return place, pool
+
+
+def test_a_database_takes_one_pool(tmp_path: Path, database_url: str) -> None:
+    first, _ = make(tmp_path / "first", database=database_url)
+    with pytest.raises(Refused) as second:
+        make(tmp_path / "second", database=database_url)
+    assert second.value.code is Code.WORKSPACE_EXISTS
+    assert not (tmp_path / "second").exists()
+    with opened(first, load(first)) as open_:
+        assert open_.registry.contributors.all() == []
+
+
+def test_a_workspace_never_works_on_another_pools_registry(
+    program: Program, tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "first", database=database_url)
+    second, _ = make(tmp_path / "second")
+    monkeypatch.setenv("GREYLAG_COORDINATOR_DATABASE", database_url)
+    for verb in (["experts", "ls"], ["serve"], ["fsck"]):
+        assert program(second, *verb) == Code.SETTINGS_INVALID.fate.exit
+        refused(program, Code.SETTINGS_INVALID)
+        assert "another pool" in program.err
+
+
+def test_what_init_was_given_is_found_again(
+    program: Program, tmp_path: Path, t5_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    workspace = CoordinatorWorkspace(tmp_path / "w")
+    given = ["--database", "sqlite:///data/r.db", "--store", "data/store"]
+    assert program(workspace, "init", "--name", "p", "--base", str(t5_base), *given) == 0
+    monkeypatch.chdir(tmp_path / "data")
+    settings = load(workspace)
+    assert settings.database == f"sqlite:///{tmp_path / 'data' / 'r.db'}"
+    assert settings.store == str(tmp_path / "data" / "store")
+    assert program(workspace, "experts", "ls") == 0
+    assert not list(tmp_path.rglob("registry.db"))
+
+
+def test_a_folder_that_moves_takes_its_registry_along(tmp_path: Path) -> None:
+    workspace, _ = make(tmp_path / "here")
+    assert set(tomllib.loads(workspace.settings.read_text())) == {"base"}
+    moved = CoordinatorWorkspace(workspace.folder.rename(tmp_path / "there"))
+    with opened(moved, load(moved)) as open_:
+        assert open_.settings.store == str(tmp_path / "there" / "store")
+
+
+def test_a_missing_registry_is_named_and_not_made_anew(program: Program, tmp_path: Path) -> None:
+    workspace, _ = make(tmp_path / "w")
+    database = workspace.folder / "registry.db"
+    database.rename(tmp_path / "elsewhere.db")
+    for verb in (["serve"], ["experts", "ls"], ["fsck"], ["migrate"]):
+        assert program(workspace, *verb) == Code.WORKSPACE_MISSING.fate.exit
+        refused(program, Code.WORKSPACE_MISSING)
+        assert str(database) in program.err
+        assert not database.exists()
+
+
+def test_an_empty_database_is_no_registry(program: Program, tmp_path: Path, database_url: str) -> None:
+    workspace, _ = make(tmp_path / "w")
+    if database_url.startswith("sqlite"):
+        (tmp_path / "registry.db").touch()
+    text = workspace.settings.read_text()
+    workspace.settings.write_text(f'{text}database = "{database_url}"\n')
+    for verb in (["experts", "ls"], ["migrate"]):
+        assert program(workspace, *verb) == Code.WORKSPACE_MISSING.fate.exit
+        refused(program, Code.WORKSPACE_MISSING)
+
+
+def test_what_is_wrong_with_a_database_is_said(program: Program, tmp_path: Path, t5_base: Path, postgres: str) -> None:
+    workspace = CoordinatorWorkspace(tmp_path / "w")
+    for url, word in (
+        (f"sqlite:///{tmp_path}/no-such-folder/r.db", "no-such-folder"),
+        (f"{postgres}/no-such-database", "no-such-database"),
+    ):
+        begin = ["init", "--name", "p", "--base", str(t5_base), "--database", url]
+        assert program(workspace, *begin) == Code.SETTINGS_INVALID.fate.exit
+        refused(program, Code.SETTINGS_INVALID)
+        assert word in program.err
+        assert not workspace.folder.exists()
+
+
+def test_a_password_is_for_the_operators_eyes(tmp_path: Path, database_url: str) -> None:
+    workspace, _ = make(tmp_path / "w", database=database_url)
+    assert workspace.settings.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_postgresql_by_environment_only(
+    program: Program, tmp_path: Path, database_url: str, t5_base: Path, identity: Identity,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("GREYLAG_COORDINATOR_DATABASE", database_url)
+    workspace = CoordinatorWorkspace(tmp_path / "w")
+    assert program(workspace, "init", "--name", "p", "--base", str(t5_base)) == 0
+    pool = read_pool(workspace.pool.read_bytes())
+    bundle = factories.make_bundle(tmp_path / "b", pool, identity)
+    with serving(workspace) as (_, channel):
+        ada = Contributor(channel, identity)
+        ada.enrol(pool, "ada")
+        ada.submit(bundle)
+    for verb in (["worker", "--once"], ["fsck"]):
+        assert program(workspace, *verb) == 0, program.err
+    (listed,) = program.json(workspace, "experts", "ls")["experts"]
+    assert (listed["digest"], listed["state"]) == (bundle.digest, "released")
+    monkeypatch.delenv("GREYLAG_COORDINATOR_DATABASE")  # init wrote it down
+    assert program.json(workspace, "experts", "ls")["experts"] == [listed]
+    assert not (workspace.folder / "registry.db").exists()

@@ -1,0 +1,245 @@
+"""An older database is restored: it is found out and named, nothing that contributors hold receipts for is deleted,
+no number is given twice, and there is a way on.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from coordinator.fleet.campaigns.promotion import settle
+from coordinator.fleet.records.fleet import Fleet
+from coordinator.registry.registry import Registry
+from coordinator.review.bundle_cache import Cache
+from coordinator.review.probe import Reviewer
+from coordinator.review.worker import Worker
+from coordinator.serving.intake import Intake
+from coordinator.storage.blobs import Store
+from coordinator.storage.spool import Spool
+from coordinator.workspace.context import Opened, opened
+from coordinator.workspace.fsck import check_store
+from coordinator.workspace.settings import load
+from protocol.bundle import Bundle
+from protocol.documents import read_receipt
+from protocol.errors import Code, Refused
+from protocol.release import Release, check_fresh, read_release, sign_candidate
+from protocol.signing import Identity
+from tests import factories
+from tests.coordinator.cli.test_main import SHAPES, Program, program
+from tests.coordinator.cli.test_processes import make_workspace
+from tests.coordinator.contributor import enrolment
+from tests.coordinator.review.test_worker import ObedientModel
+
+__all__ = ["program"]
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Place:
+    """A workspace in which an upload and a round of the worker are one line each."""
+
+    def __init__(self, folder: Path, ada: Identity) -> None:
+        self.folder, self.ada = folder, ada
+        self.workspace, self.pool = make_workspace(folder / "w", SHAPES)
+        self.store = Store(str(self.workspace.folder / "store"))
+        self.database = self.workspace.folder / "registry.db"
+        self._made = 0
+
+    @contextmanager
+    def open(self) -> Iterator[Opened]:
+        with opened(self.workspace, load(self.workspace)) as open_:
+            open_.high_water.check()
+            open_.high_water.level()
+            yield open_
+
+    def make(self) -> Bundle:
+        self._made += 1
+        folder = self.folder / f"bundle-{self._made}"
+        return factories.make_bundle(folder, self.pool, self.ada, name=f"e{self._made}", seed=self._made)
+
+    def submit(self, bundle: Bundle) -> int:
+        """Return the number of the receipt."""
+        with self.open() as open_:
+            spool = Spool(self.workspace.spool, quota_bytes=1 << 30, floor_bytes=0)
+            intake = Intake(
+                self.pool, open_.identity, open_.registry, store=self.store, spool=spool, clock=now,
+                session_life=timedelta(hours=1),
+            )  # fmt: skip
+            intake.enrol(enrolment(self.pool.digest, self.ada, "ada"))
+            begun = intake.begin(bundle.manifest.envelope)
+            for name, _ in begun.missing:
+                shutil.copy(bundle.folder / name, spool.path(begun.digest, name))
+            return read_receipt(intake.commit(begun.digest, begun.token), self.pool).sequence
+
+    def work(self) -> Release:
+        with self.open() as open_:
+            cache = Cache(self.workspace.bundles, self.store)
+            reviewer = Reviewer(ObedientModel, open_.registry, cache, ["probe"])
+            worker = Worker(
+                self.pool, open_.identity, open_.registry, cache=cache, check=lambda _: None, reviewer=reviewer,
+                clock=now,
+            )  # fmt: skip
+            while worker.step():
+                pass
+            row = open_.registry.releases.find()
+            assert row is not None
+            return read_release(row.envelope, self.pool)
+
+    def files(self, bundle: Bundle) -> set[str]:
+        return {file.sha256 for file in bundle.manifest.files.values()}
+
+
+@pytest.fixture
+def place(tmp_path: Path, identity: Identity) -> Place:
+    return Place(tmp_path, identity)
+
+
+def fsck(program: Program, place: Place, *arguments: str) -> tuple[int, dict[str, object]]:
+    status = program(place.workspace, "fsck", "--json", *arguments)
+    return status, json.loads(program.out.splitlines()[-1])
+
+
+def test_restore_then_fsck(program: Program, place: Place) -> None:
+    place.submit(first := place.make())
+    backup = place.database.read_bytes()
+    held = place.make()
+    assert place.submit(held) == 2
+    place.database.write_bytes(backup)
+    for arguments in ([], ["--delete", "0"]):
+        status, said = fsck(program, place, *arguments)
+        assert status == Code.REGISTRY_OLDER.fate.exit
+        assert (said["healthy"], said["lost_receipts"]) == (False, 1)
+        assert "receipt" in program.err
+        assert set(said["young"]) == place.files(held) - place.files(first)  # type: ignore[call-overload]
+        assert said["dropped"] == []
+    assert all(place.store.verify(sha256) for sha256 in place.files(held))
+    with pytest.raises(Refused) as refused:
+        place.submit(held)
+    assert refused.value.code is Code.REGISTRY_OLDER, "no receipt's number is given twice in silence"
+    assert fsck(program, place, "--adopt")[0] == 0
+    assert place.submit(held) == 2
+    status, said = fsck(program, place)
+    assert (status, said["healthy"], said["orphans"]) == (0, True, [])
+
+
+def test_restore_then_serve(program: Program, place: Place) -> None:
+    first, second = place.make(), place.make()
+    place.submit(first)
+    place.work()
+    backup = place.database.read_bytes()
+    place.submit(second)
+    seen = place.work()
+    place.database.write_bytes(backup)
+    for verb in (["serve"], ["worker", "--once"], ["fsck"], ["fleet"]):
+        assert program(place.workspace, *verb) == Code.REGISTRY_OLDER.fate.exit, verb
+        assert "release 2" in program.err
+        assert "fsck --adopt" in program.err
+    assert program(place.workspace, "experts", "ls") == 0, "looking is allowed"
+    assert fsck(program, place, "--adopt")[0] == 0
+    third = place.work()
+    assert (third.spec.number, third.spec.previous) == (3, seen.digest)
+    check_fresh(third, seen=seen, now=now(), earlier=dict[int, Release]().__getitem__)
+    assert [expert.bundle for expert in third.spec.experts] == [first.digest], "nobody can fetch what is lost"
+    place.submit(second)
+    fourth = place.work()
+    assert [expert.bundle for expert in fourth.spec.experts] == [first.digest, second.digest]
+
+
+def test_restore_then_promote(place: Place) -> None:
+    place.submit(place.make())
+    first = place.work()
+    backup = place.database.read_bytes()
+    place.submit(place.make())
+    place.work()
+    place.database.write_bytes(backup)
+    with opened(place.workspace, load(place.workspace)) as open_:
+        spec = first.spec.model_copy(update={"number": 2, "previous": first.digest})
+        candidate = sign_candidate(spec, open_.identity)
+        Fleet(open_.registry).candidates.propose(candidate, now=now())
+        with pytest.raises(Refused) as refused:
+            settle(open_, candidate.digest, promoted=True, by="operator", reason="Now.", campaign=None, now=now())
+        assert refused.value.code is Code.REGISTRY_OLDER
+        newest = open_.registry.releases.find()
+    assert newest is not None
+    assert newest.number == 1
+
+
+def test_what_was_in_the_older_database_takes_its_place_in_the_adopted_release(program: Program, place: Place) -> None:
+    waiting, released = place.make(), place.make()
+    place.submit(released)
+    place.work()
+    place.submit(waiting)
+    backup = place.database.read_bytes()
+    place.work()
+    place.database.write_bytes(backup)
+    assert fsck(program, place, "--adopt")[0] == 0
+    newest = place.work()
+    assert [expert.bundle for expert in newest.spec.experts] == [released.digest, waiting.digest]
+
+
+def test_a_workspace_of_an_earlier_version_begins_to_remember(place: Place) -> None:
+    place.submit(place.make())
+    place.work()
+    for path in (place.workspace.published, place.workspace.acknowledged):
+        path.unlink()
+    newest = place.work()
+    assert read_release(place.workspace.published.read_bytes(), place.pool).digest == newest.digest
+    assert read_receipt(place.workspace.acknowledged.read_bytes(), place.pool).sequence == 1
+
+
+def test_files_are_dropped_only_when_asked_and_old(place: Place, tmp_path: Path) -> None:
+    kept = place.make()
+    place.submit(kept)
+    (tmp_path / "junk").write_bytes(b"junk")
+    old, day = "0" * 64, timedelta(days=1)
+    place.store.put(tmp_path / "junk", old)
+    (tmp_path / "w" / "store" / ".incoming-1").write_bytes(b"half")
+    registry = Registry.open(f"sqlite:///{place.database}")
+    later = now() + 3 * day
+    assert check_store(registry, place.store, now=later).young == (old,), "younger than the newest bundle"
+    registry.bundles.keep(place.make().manifest, check=lambda _: None, sign=lambda _: b"", now=now() + day)
+    for delete in (None, timedelta(days=4)):
+        found = check_store(registry, place.store, now=later, delete=delete)
+        assert (found.orphans, found.young, found.dropped) == ((old,), (), ())
+    assert check_store(registry, place.store, now=later, delete=2 * day).dropped == (old,)
+    registry.close()
+    assert not place.store.verify(old)
+    assert all(place.store.verify(sha256) for sha256 in place.files(kept))
+
+
+def test_files_of_an_upload_that_may_be_resumed_are_no_orphans(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = place.make()
+
+    def fail(*_: object, **__: object) -> bytes:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("coordinator.registry.bundles.Bundles.keep", fail)
+    with pytest.raises(KeyboardInterrupt):
+        place.submit(bundle)
+    with place.open() as open_:
+        found = check_store(open_.registry, place.store, now=now())
+    assert set(place.store.digests()) == place.files(bundle)
+    assert found.orphans == ()
+
+
+def test_one_file_that_cannot_be_read_hides_no_other(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = place.make()
+    place.submit(bundle)
+    rotten, *_ = sorted(place.files(bundle))
+    read = Store.open
+
+    def broken(store: Store, sha256: str, offset: int = 0) -> object:
+        if sha256 == rotten:
+            raise OSError(5, "Input/output error")
+        return read(store, sha256, offset)
+
+    monkeypatch.setattr(Store, "open", broken)
+    with place.open() as open_:
+        found = check_store(open_.registry, Store(str(place.workspace.folder / "store")), now=now())
+    assert (found.damaged, found.missing) == ((rotten,), ())

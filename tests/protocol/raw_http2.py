@@ -1,0 +1,88 @@
+"""A client that speaks just enough HTTP/2 to be rude: it sends by the byte, and leaves replies where they are."""
+
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from google.protobuf.message import Message
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+DATA, HEADERS, RESET, SETTINGS = 0, 1, 3, 4
+END_STREAM, END_HEADERS, ACK = 1, 4, 1
+_INITIAL_WINDOW_SIZE = 4
+
+
+class RawClient:
+    """One connection.
+
+    Args:
+        port: Of a server on loopback.
+        window: Bytes of a reply that it is ready to take; None for HTTP/2's 64 KiB.
+        source: The loopback address that it comes from.
+    """
+
+    def __init__(self, port: int, window: int | None = None, source: str = "127.0.0.1") -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), 10, source_address=(source, 0))
+        settings = b"" if window is None else struct.pack(">HI", _INITIAL_WINDOW_SIZE, window)
+        self.socket.sendall(PREFACE + frame(SETTINGS, 0, 0, settings) + frame(SETTINGS, ACK, 0))
+        self._last = -1
+        self._heard = b""
+
+    def call(self, method: str, request: Message | None = None, *, end: bool = True) -> int:
+        """Begin a call, with one request or none; give the number of its stream."""
+        self._last += 2
+        fields = {":path": f"/{method}", ":authority": "x", "content-type": "application/grpc", "te": "trailers"}
+        # POST and http from the static table, the others in full (RFC 7541).
+        packed = b"\x83\x86" + b"".join(b"\0" + _text(name) + _text(value) for name, value in fields.items())
+        self.socket.sendall(frame(HEADERS, END_HEADERS, self._last, packed))
+        if request is not None:
+            self.send(self._last, message(request.SerializeToString()), end=end)
+        return self._last
+
+    def send(self, stream: int, data: bytes, *, end: bool = False) -> None:
+        self.socket.sendall(frame(DATA, END_STREAM if end else 0, stream, data))
+
+    def ended(self, *streams: int, within_s: float = 10.0) -> bool:
+        """Read until the server has ended all these streams, or the connection; tell whether it did in time."""
+        left, deadline = set(streams), time.monotonic() + within_s
+        while left and (rest := deadline - time.monotonic()) > 0:
+            self.socket.settimeout(rest)
+            try:
+                heard = self.socket.recv(1 << 16)
+            except TimeoutError:
+                break
+            except ConnectionError:
+                return True
+            if not heard:
+                return True
+            self._heard += heard
+            while len(self._heard) >= 9 and len(self._heard) >= (size := 9 + int.from_bytes(self._heard[:3], "big")):
+                kind, flags, stream = self._heard[3], self._heard[4], int.from_bytes(self._heard[5:9], "big")
+                if kind == RESET or (kind in (DATA, HEADERS) and flags & END_STREAM):
+                    left.discard(stream)
+                self._heard = self._heard[size:]
+        return not left
+
+
+@contextmanager
+def rude(port: int, window: int | None = None, source: str = "127.0.0.1") -> Iterator[RawClient]:
+    client = RawClient(port, window, source)
+    try:
+        yield client
+    finally:
+        client.socket.close()
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
+
+
+def message(body: bytes, *, size: int | None = None) -> bytes:
+    """A gRPC message; `size` announces more than is there."""
+    return b"\0" + struct.pack(">I", len(body) if size is None else size) + body
+
+
+def _text(text: str) -> bytes:
+    return bytes([len(text)]) + text.encode()
