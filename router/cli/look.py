@@ -16,6 +16,7 @@ from router.cli.options import (
     Json,
     NewTokens,
     Quantise,
+    Requests,
     Saved,
     Server,
     Texts,
@@ -43,7 +44,7 @@ def trace(
     *,
     tasks: Annotated[
         str | None,
-        typer.Option(help="JSON Lines of task, input and, where known, oracle and score; one panel a task."),
+        typer.Option(help="JSON Lines of task, input or messages and, where known, oracle and score."),
     ] = None,
     oracle: Annotated[
         str | None, typer.Option(help="The expert that was trained for these inputs; marked, and compared with.")
@@ -115,6 +116,7 @@ def export(
     text: Texts = None,
     *,
     out: Annotated[Path, typer.Option(help="New folder for the adapter.")],
+    requests: Requests = None,
     rank: Annotated[int, typer.Option(min=1, max=1024, help="Rank of the adapter; engines bound it.")] = 64,
     workspace: Workspace = Path(),
     saved: Saved = None,
@@ -134,11 +136,12 @@ def export(
     """
     from router.model.opening import load_model
 
-    asked = read_inputs(text, None, read_choice(choice))
+    asked = read_inputs(text, requests, read_choice(choice))
+    choices = [each.choice for each in asked]
     settings = {"base": base, "embedding": embedding, "device": device, "quantise": quantise}
-    model = load_model(workspace, saved, [asked[0].choice.release], settings, say)
+    model = load_model(workspace, saved, [each.release for each in choices], settings, say)
     inputs = [each.input for each in asked]
-    exported = model.export_lora(out, inputs, asked[0].choice, rank=rank, max_new_tokens=max_new_tokens)
+    exported = model.export_lora(out, inputs, choices, rank=rank, max_new_tokens=max_new_tokens)
     if json_:
         print_json(
             {"folder": str(out), "modules": exported.modules, "rank": exported.rank,

@@ -60,6 +60,11 @@ class PublicText:
         self._file: Path | None = None
         self._lock = threading.Lock()
 
+    @property
+    def digest(self) -> str:
+        """What the texts are, as sha256."""
+        return hashlib.sha256(repr(self._texts).encode()).hexdigest()
+
     def spread(self, path: str, kind: Kind) -> Spread:
         """Return how public text spreads at a module's input.
 

@@ -109,3 +109,22 @@ def test_an_exported_adapter_is_opened_by_plain_peft(node: Path, t5_base: Path, 
     assert sum(document["shares"].values()) == pytest.approx(1)
     adapter = PeftModel.from_pretrained(load_base(str(t5_base), device="cpu").model, str(tmp_path / "lora"))
     assert len([name for name, _ in adapter.named_parameters() if "lora_A" in name]) == document["modules"]
+
+
+@pytest.mark.parametrize("verb", [("export", "--out", "lora"), ("trace", "--json"), ("ask",), ("ask", "--requests")])
+def test_an_empty_stdin_asks_nothing(node: Path, verb: tuple[str, ...], tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="There is nothing to ask") as refused:
+        call(*verb, "-", "-w", tmp_path)  # before any model is looked for
+    assert refused.value.code is Code.REQUEST_INVALID
+
+
+@pytest.mark.parametrize("verb", [("save", "."), ("export", "--out", ".", "a b")])
+def test_the_folder_one_stands_in_is_not_exchanged(
+    node: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Refused) as refused:
+        call(*verb, "-w", node)
+    assert refused.value.code is Code.WORKSPACE_EXISTS
+    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.parent.glob(f".{tmp_path.name}*")) == []

@@ -2,6 +2,9 @@
 
 import errno
 import shutil
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import repeat
@@ -27,7 +30,7 @@ from router.model.routed_model import RoutedModel
 from router.query.request import RoutingChoice
 from router.serving.follower import Follower
 from tests import factories
-from tests.router.catalog import Catalog, serving
+from tests.router.catalog import Catalog, clock_at, serving
 
 
 def test_a_release_arrives_whole(catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path) -> None:
@@ -140,13 +143,34 @@ def test_never_sideways(catalog: Catalog, address: str, bundles: list[Bundle], t
     assert refused.value.code is Code.RELEASE_FORK
 
 
-def test_an_expired_release_is_no_news_but_what_is_here_stays(
+def test_never_sideways_across_releases_that_were_skipped(
     catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path
 ) -> None:
-    catalog.publish(bundles, number=1, expires="2026-12-01T00:00:00Z")
-    pull(tmp_path / "node", address, now=datetime(2026, 11, 30, tzinfo=UTC))
+    node = tmp_path / "node"
+    catalog.publish(bundles[:1], number=1)
+    pull(node, address)
+    for number in (2, 3):
+        catalog.publish(bundles[:number], number=number, created="2020-01-01T00:00:00Z", expires="2020-01-02T00:00:00Z")
+    catalog.publish(bundles, number=4)
+    pull(node, address)  # what lies between may have expired
+    catalog.release = None
+    catalog.publish(bundles, number=5)
+    catalog.publish(bundles[:1], number=6)
     with pytest.raises(Refused) as refused:
-        pull(tmp_path / "node", address, now=datetime(2026, 12, 2, tzinfo=UTC))
+        pull(node, address)
+    assert refused.value.code is Code.RELEASE_FORK
+    assert open_mirror(node).release.spec.number == 4
+
+
+def test_an_expired_release_is_no_news_but_what_is_here_stays(
+    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog.publish(bundles, number=1, expires="2026-12-01T00:00:00Z")
+    monkeypatch.setattr(pulling, "datetime", clock_at(datetime(2026, 11, 30, tzinfo=UTC)))
+    pull(tmp_path / "node", address)
+    monkeypatch.setattr(pulling, "datetime", clock_at(datetime(2026, 12, 2, tzinfo=UTC)))
+    with pytest.raises(Refused) as refused:
+        pull(tmp_path / "node", address)
     assert refused.value.code is Code.RELEASE_EXPIRED
     assert len(open_mirror(tmp_path / "node").bundles) == 3
 
@@ -207,7 +231,7 @@ def test_a_running_model_follows(
     catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path, t5_base: Path
 ) -> None:
     model = RoutedModel.from_base(str(t5_base), device="cpu")
-    follower = Follower(model, lambda: pull(tmp_path / "node", address), interval_s=60)
+    follower = Follower(model, lambda held: pull(tmp_path / "node", address, held=held), interval_s=60)
     assert not follower.step()  # nothing is released yet
     catalog.publish(bundles[:2], number=1)
     assert follower.step()
@@ -220,6 +244,84 @@ def test_a_running_model_follows(
     # What stayed was not loaded again, and the old generation is whole.
     assert model.generation.pool.experts[0] is first.pool.experts[1]
     assert [expert.name for expert in first.pool.experts] == ["e0", "e1"]
+
+
+@pytest.fixture(scope="module")
+def opened() -> list[str]:
+    """Files of bundles that are opened from now on, as often as they are."""
+    seen: list[str] = []
+
+    def look(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and "bundles" in str(arguments[0]):
+            seen.append(str(arguments[0]))
+
+    sys.addaudithook(look)
+    return seen
+
+
+def test_a_follower_reads_no_bundle_twice(
+    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path, t5_base: Path, opened: list[str]
+) -> None:
+    model = RoutedModel.from_base(str(t5_base), device="cpu")
+    follower = Follower(model, lambda held: pull(tmp_path / "node", address, held=held), interval_s=60)
+    catalog.publish(bundles[:2], number=1)
+    assert follower.step()
+    opened.clear()
+    assert not follower.step()
+    assert opened == []
+    catalog.publish(bundles, number=2)
+    assert follower.step()
+    assert opened
+    assert not [path for path in opened if bundles[2].digest not in path]
+
+
+def test_of_two_pulls_in_one_folder_one_waits_for_the_other(
+    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path
+) -> None:
+    catalog.publish(bundles[:1], number=1)
+    waits, began, folder = threading.Event(), threading.Event(), tmp_path / "node"
+
+    def hold(_: int) -> None:
+        began.set()
+        assert waits.wait(10)
+
+    def hear(sentence: str) -> None:
+        if "waiting" in sentence:
+            waits.set()
+
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(pull, folder, address, on_bytes=hold)
+        assert began.wait(10)
+        second = threads.submit(pull, folder, address, say=hear)
+        assert first.result(20).release.digest == second.result(20).release.digest
+    assert waits.is_set()
+    names = [sha for sha, _ in catalog.fetched]
+    assert len(names) == len(set(names))
+
+
+def test_a_pull_for_another_base_fetches_no_bundle(
+    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path, llama_base: Path, t5_base: Path
+) -> None:
+    catalog.publish(bundles, number=1)
+    with pytest.raises(Refused) as refused:
+        pull(tmp_path / "node", address, base=str(llama_base))
+    assert refused.value.code is Code.BASE_MISMATCH
+    assert not catalog.fetched
+    assert len(pull(tmp_path / "node", address, base=str(t5_base)).bundles) == 3
+
+
+def test_the_key_that_is_trusted_is_shown_or_given(
+    catalog: Catalog, address: str, tmp_path: Path, t5_base: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    catalog.publish([], number=1)
+    key, stranger = catalog.identity.public, Identity.generate().public
+    with pytest.raises(Refused) as refused:
+        RoutedModel.from_release(address, str(t5_base), folder=tmp_path / "a", pool_key=stranger, device="cpu")
+    assert refused.value.code is Code.UNTRUSTED
+    RoutedModel.from_release(address, str(t5_base), folder=tmp_path / "b", pool_key=key, device="cpu")
+    assert caplog.messages == []
+    RoutedModel.from_release(address, str(t5_base), folder=tmp_path / "c", device="cpu")
+    assert [key.hex in message for message in caplog.messages] == [True]
 
 
 def test_a_release_in_another_order_is_taken_up_in_that_order(
@@ -253,8 +355,8 @@ def test_a_follower_outlives_a_lost_coordinator(
     model = RoutedModel.from_base(str(t5_base), device="cpu")
     with serving(catalog) as address:
         catalog.publish(bundles, number=1)
-        assert Follower(model, lambda: pull(tmp_path / "node", address), interval_s=60).step()
-    assert not Follower(model, lambda: pull(tmp_path / "node", address), interval_s=60).step()
+        assert Follower(model, lambda held: pull(tmp_path / "node", address, held=held), interval_s=60).step()
+    assert not Follower(model, lambda held: pull(tmp_path / "node", address, held=held), interval_s=60).step()
     assert model.generation.release == 1
 
 
@@ -369,7 +471,7 @@ def test_a_release_with_an_unknown_method_is_not_taken_up(
 
 
 def test_a_follower_outlives_a_fault_of_its_own(tmp_path: Path, t5_base: Path) -> None:
-    def fetch() -> Mirror:
+    def fetch(_: Mirror | None) -> Mirror:
         raise RuntimeError("a bug")
 
     assert not Follower(RoutedModel.from_base(str(t5_base), device="cpu"), fetch, interval_s=60).step()

@@ -1,5 +1,6 @@
 """Requests as mixtures of experts, against slow float64 answers written from the formulas."""
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,6 +16,7 @@ from torch import Tensor
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
 from protocol.spec import Means, Statistics
+from protocol.v1.query_pb2 import AskRequest
 from router.base.linear import linear_modules
 from router.base.loading import Base, load_base
 from router.base.module_paths import reads_input
@@ -29,7 +31,9 @@ from router.model.planner import plan
 from router.model.routed_model import RoutedModel
 from router.pool.expert import Expert
 from router.pool.pool import ExpertPool
+from router.query.client import choice_to_wire, input_to_wire
 from router.query.request import RoutingChoice
+from router.serving.query_service import QueryService
 from tests import factories
 
 KINDS = ["reverse it : a b c d", "say x y z", "copy ; copy now", "rotate please : k l m n o", "cipher cipher cipher"]
@@ -63,6 +67,30 @@ def model(base: Path, identity: Identity, tmp_path: Path) -> RoutedModel:
     plain = load_base(str(base), device="cpu")
     texts = iter(KINDS)
     return with_means(model, lambda expert: {**expert.means, **pooled(plain, next(texts), list(expert.modules))})
+
+
+def test_an_input_is_tokenised_once_on_its_way_to_an_answer(
+    model: RoutedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, read = model.base.tokenizer, list[str]()
+    model.generate(INPUTS, RoutingChoice("nnls-token"), max_new_tokens=1)  # with it public text, once a base
+    call = type(tokenizer).__call__
+
+    def counted(self: object, text: str | None = None, **options: object) -> object:
+        read.append(str(text))
+        return call(tokenizer, text, **options)
+
+    monkeypatch.setattr(type(tokenizer), "__call__", counted)
+    model.answer(INPUTS, RoutingChoice("nnls-token"), max_new_tokens=2, explain=True)
+    assert read == INPUTS
+    service, asked = QueryService(model), [input_to_wire(text) for text in INPUTS]
+    request = AskRequest(inputs=asked, choices=[choice_to_wire(RoutingChoice("nnls-token"))], max_new_tokens=2)
+
+    async def ask() -> None:
+        assert [part async for part in service.Ask(request, None)]  # type: ignore[arg-type] # it needs no context
+
+    asyncio.run(ask())
+    assert read == INPUTS * 2
 
 
 def with_means(model: RoutedModel, means: Callable[[Expert], Mapping[str, Tensor]]) -> RoutedModel:

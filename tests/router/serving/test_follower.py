@@ -17,7 +17,7 @@ def test_a_second_outage_is_said_again() -> None:
     up = SimpleNamespace(release=SimpleNamespace(spec=SimpleNamespace(number=1)))
     rounds = iter([False, False, True, False])
 
-    def fetch() -> Mirror:
+    def fetch(_: Mirror | None) -> Mirror:
         if next(rounds):
             return up  # type: ignore[return-value]
         raise Unavailable(Code.UNREACHABLE, "The coordinator does not answer.", "Try again.")
