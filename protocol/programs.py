@@ -5,11 +5,18 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from contextlib import suppress
+from subprocess import TimeoutExpired
+from typing import TYPE_CHECKING, Any
 
 from protocol.errors import GreylagError, from_os_error
 from protocol.printable import printable
 
+if TYPE_CHECKING:
+    import subprocess
+
+STOP_S = 15.0
+"""How long a child may take to end before it is killed, in seconds."""
 SCHEMA = 1
 """Version of the JSON documents."""
 
@@ -31,6 +38,28 @@ def run(program: Callable[[], Any]) -> None:
         if error.hint:
             say(f"hint: {error.hint}")
         raise SystemExit(error.code.fate.exit) from None
+
+
+def end_child(process: "subprocess.Popen[Any]", *, at_once: bool = False) -> None:
+    """End a process that was started with pipes, by force if it does not go, and put its pipes away.
+
+    Args:
+        process: May have ended.
+        at_once: Do not ask first.
+    """
+    if at_once:
+        process.kill()
+    else:
+        process.terminate()
+    try:
+        process.wait(STOP_S)
+    except TimeoutExpired:
+        process.kill()
+        process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with suppress(BrokenPipeError):
+                pipe.close()
 
 
 def with_flags_of(*others: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

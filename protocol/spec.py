@@ -127,7 +127,7 @@ class Promotion(Strict):
     margin: Annotated[float, Field(ge=0)] = 0.05
     """A node that loses more than this, in nats a token, against the newest release counts as hurt."""
     max_hurt: Annotated[float, Field(ge=0, le=1)] = 0.25
-    """Largest share of the answering nodes that may be hurt; the mean over all must not rise in any case."""
+    """Largest share of the answering nodes that may be hurt; one of three or more always may, unless this is 0."""
 
 
 class Policy(Strict):

@@ -37,13 +37,24 @@ def daemon(
     if status:
         _show_status(corner, as_json=as_json)
     elif allow or decline:
-        number = allow or decline
-        name = f"campaign-{number}"
-        corner.write_note(name, {"number": number, **corner.note(name), "allowed": bool(allow)})
-        say(f"Campaign {number} is {'allowed; it begins when it is asked for again' if allow else 'declined'}.")
+        _decide(corner, allow or decline or 0, allowed=bool(allow))
     else:
         quiet_libraries(settings.base)
         _run(corner, data)
+
+
+def _decide(corner: "DaemonFolder", number: int, *, allowed: bool) -> None:
+    from protocol.errors import Code, Refused
+
+    note = corner.note(f"campaign-{number}")
+    if "order" not in note:  # consent is given to an order, not to a number
+        raise Refused(
+            Code.CAMPAIGN_UNKNOWN, f"No campaign {number} has asked for anything here.",
+            "See: greylag-client daemon --status",
+        )  # fmt: skip
+    corner.write_note(f"campaign-{number}", note | {"allowed": allowed})
+    what = "allowed; it begins when it is asked for again" if allowed else "declined"
+    say(f"Campaign {number} ({note['kind']}) is {what}.")
 
 
 def _run(corner: "DaemonFolder", data: Path | None) -> None:
@@ -53,15 +64,15 @@ def _run(corner: "DaemonFolder", data: Path | None) -> None:
     from client.daemon.policy import check_data, write_policy
     from client.daemon.supervisor import Daemon, exclusive
 
-    if data is not None and not corner.policy.exists():
-        write_policy(corner.policy, data)
-        say(f"Wrote {corner.policy}; it decides what campaigns may do here.")
-    elif data is not None:
-        check_data(corner.policy, data)
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
     with exclusive(corner):
+        if data is not None and not corner.policy.exists():
+            write_policy(corner.policy, data)
+            say(f"Wrote {corner.policy}; it decides what campaigns may do here.")
+        elif data is not None:
+            check_data(corner.policy, data)
         Daemon(corner, say).run(stopped)
 
 

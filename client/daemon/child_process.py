@@ -4,10 +4,10 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO
+
+from protocol.programs import end_child
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
-_STOP_S = 15.0
 
 
 class Child:
@@ -15,14 +15,19 @@ class Child:
 
     Args:
         name: What it is called in the log.
-        command: Its command line.
+        command: Makes its command line, anew for each start.
         environment: All of its environment.
         log: File that its talk is appended to.
         say: Writes a line for the contributor.
     """
 
     def __init__(
-        self, name: str, command: list[str], environment: Mapping[str, str], log: Path, say: Callable[[str], None]
+        self,
+        name: str,
+        command: Callable[[], list[str]],
+        environment: Mapping[str, str],
+        log: Path,
+        say: Callable[[str], None],
     ) -> None:
         self._name, self._command, self._environment = name, command, dict(environment)
         self._log, self._say = log, say
@@ -48,14 +53,14 @@ class Child:
             ended = True
             lived = now - self._started
             self._say(f"the {self._name} ended with status {self._process.returncode} after {lived:.0f} s")
-            self._close()
+            self.stop()
             self._pause_s = FIRST_PAUSE_S if lived > LONGEST_PAUSE_S else min(2 * self._pause_s, LONGEST_PAUSE_S)
             self._not_before = now + self._pause_s
         if now < self._not_before:
             return ended
         with self._log.open("ab") as talk:
             self._process = subprocess.Popen(  # noqa: S603 - our own programs
-                self._command, env=self._environment, stdin=subprocess.PIPE, stdout=talk, stderr=talk,
+                self._command(), env=self._environment, stdin=subprocess.PIPE, stdout=talk, stderr=talk,
                 start_new_session=True,
             )  # fmt: skip
         self._started, self.starts = now, self.starts + 1
@@ -63,23 +68,8 @@ class Child:
         return ended
 
     def stop(self, *, at_once: bool = False) -> None:
-        """End the child."""
-        if self._process is None:
-            return
-        if at_once:
-            self._process.kill()
-        else:
-            self._process.terminate()
-        try:
-            self._process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        if not at_once:
-            self._close()
-
-    def _close(self) -> None:
-        pipe: IO[bytes] | None = self._process.stdin if self._process is not None else None
-        if pipe is not None:
-            pipe.close()
-        self._process = None
+        """End the child, or put away what one that has ended leaves."""
+        if self._process is not None:
+            end_child(self._process, at_once=at_once)
+            if not at_once:
+                self._process = None

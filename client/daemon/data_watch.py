@@ -18,32 +18,37 @@ class DataWatch:
     def __init__(self, memory: Path) -> None:
         self._memory = memory
         self._stamp: tuple[int, int] | None = None
+        self._lines = b""
 
-    def changed(self, data: Path) -> float:
-        """Tell which share of the lines is new or gone; 0 before the first training, and for a file that is away."""
+    @property
+    def digest(self) -> str:
+        """Names the lines that the last look found."""
+        return hashlib.sha256(self._lines).hexdigest()
+
+    def look(self, data: Path) -> float:
+        """Look at the lines, and tell which share of them is new or gone since the last training.
+
+        Returns:
+            0 before the first training, and for a file that is away.
+        """
         try:
             stat = data.stat()
+            if (stamp := (stat.st_mtime_ns, stat.st_size)) != self._stamp:
+                self._lines, self._stamp = _digests(data), stamp
             before = _split(self._memory.read_bytes())
         except OSError:
             return 0.0
-        stamp = stat.st_mtime_ns, stat.st_size
-        if stamp == self._stamp:
-            return 0.0  # looked at already
-        self._stamp = stamp
-        return len(_lines(data) ^ before) / max(1, len(before))
+        return len(_split(self._lines) ^ before) / max(1, len(before))
 
-    def look_again(self) -> None:
-        """Forget that the file was looked at: what it asks for was put off."""
-        self._stamp = None
-
-    def remember(self, data: Path) -> None:
-        """Take the file as it is for the one that was trained on."""
-        write_whole(self._memory, b"".join(sorted(_lines(data))))
+    def remember(self) -> None:
+        """Take the lines that the last look found, which was before the training, for those that were trained on."""
+        write_whole(self._memory, self._lines)
 
 
-def _lines(path: Path) -> set[bytes]:
+def _digests(path: Path) -> bytes:
     with path.open("rb") as file:
-        return {hashlib.blake2b(line.strip(), digest_size=_DIGEST_BYTES).digest() for line in file if line.strip()}
+        lines = {hashlib.blake2b(line.strip(), digest_size=_DIGEST_BYTES).digest() for line in file if line.strip()}
+    return b"".join(sorted(lines))
 
 
 def _split(raw: bytes) -> set[bytes]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from client.daemon.policy import DaemonPolicy
 from client.daemon.state import DaemonFolder
+from client.daemon.welcome import check_welcome
 from client.data.columns import DataSource
 from client.job import produce
 from client.progress import Progress
@@ -99,8 +100,9 @@ class Work:
             asked = TrainingRequest((policy.data,), device=self.device)
             if (privacy := policy.privacy) is not None:
                 asked = replace(asked, privacy=privacy.promise, max_epsilon=privacy.max_epsilon)
-            bundle = produce(workspace, settings, asked, report, now)
             coordinator = upload.Coordinator(settings.coordinator, settings.ca, PATIENCE_S)
+            check_welcome(workspace, settings, self.pool, coordinator)
+            bundle = produce(workspace, settings, asked, report, now)
             enrolment = submit.enrolment_for(workspace, settings, bundle, self.pool, now, keep=True)
             submit.send(workspace, bundle, enrolment, self.pool, coordinator, report)
         metrics = {"seconds": round(time.monotonic() - began, 1)}

@@ -12,6 +12,8 @@ from protocol.fleet.node_key import NodeKey
 
 WORKING = "working"
 """Note about the campaign that is being worked for."""
+PORT = "port"
+"""Note about where the SuperNode listens."""
 UNASKED = "campaign-0"
 """Note about training on changed data that was stopped; it counts as campaign 0, which nobody asked for."""
 
@@ -74,6 +76,10 @@ class DaemonFolder:
         if not self.node_key.exists():
             NodeKey.generate().save(self.node_key)
         return NodeKey.load(self.node_key)
+
+    def port(self) -> int:
+        """Loopback port of the SuperNode that runs now."""
+        return int(self.note(PORT).get("port", 0))
 
     def note(self, name: str) -> dict[str, Any]:
         """Read a small JSON file of the daemon; empty if it is not there."""

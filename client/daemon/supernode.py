@@ -7,8 +7,12 @@ import os
 import signal
 import sys
 import threading
+import time
 
 from flwr.supernode.cli.flower_supernode import flower_supernode
+
+GRACE_S = 10.0
+"""How long it may take to say goodbye, in seconds."""
 
 
 def main() -> None:
@@ -17,6 +21,8 @@ def main() -> None:
     def watch() -> None:
         sys.stdin.read()
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE_S)
+        os._exit(0)  # it waits for somebody who does not answer
 
     threading.Thread(target=watch, daemon=True).start()
     flower_supernode()

@@ -15,13 +15,15 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+import psutil
 from filelock import FileLock, Timeout
 
 from client.daemon.child_process import FIRST_PAUSE_S, LONGEST_PAUSE_S, Child
 from client.daemon.policy import read_policy
-from client.daemon.state import WORKING, DaemonFolder
+from client.daemon.state import PORT, WORKING, DaemonFolder
 from client.workspace import keys
 from client.workspace import settings as client_settings
+from client.workspace.disk import storage
 from protocol.documents import timestamp
 from protocol.errors import Code, GreylagError, Refused, from_os_error
 from protocol.fleet.node_key import NodeKey, bind
@@ -30,6 +32,8 @@ from protocol.v1.intake_pb2_grpc import IntakeStub
 from protocol.wire.grpc_client import DEADLINE_S, connect
 
 LOOK_S, LOOK_AT_FLEET_S, FLEET_ANSWERS_S = 1.0, 30.0, 5.0
+LONGEST_LOOK_S = 60.0
+"""Whatever lies beyond between two looks was this machine's sleep, in seconds, and nobody worked."""
 _QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -48,14 +52,19 @@ class Daemon:
     Args:
         place: The daemon's corner of the workspace.
         talk: Says a line to whoever started the daemon.
+        clock: Counts seconds, also where the clock on the wall is set.
     """
 
-    def __init__(self, place: DaemonFolder, talk: Callable[[str], None]) -> None:
-        self._place, self._talk = place, talk
+    def __init__(
+        self, place: DaemonFolder, talk: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._place, self._talk, self._clock = place, talk, clock
         self._children: tuple[Child, ...] = ()
         self._fleet = ""
         self._trouble = self._away = ""
         self._look_again = 0.0
+        self._work: dict[str, Any] = {}
+        self._worked_s, self._looked = 0.0, clock()
         self._shown = place.log.stat().st_size if place.log.exists() else 0
 
     def run(self, stopped: threading.Event) -> None:
@@ -180,27 +189,37 @@ class Daemon:
             self._away = trouble
 
     def _make_children(self, settings: client_settings.ClientSettings) -> tuple[Child, Child]:
-        port, place = _free_port(), self._place
+        place = self._place
         quiet = {**_QUIET, "FLWR_HOME": str(place.home)}
         unknowing = {name: value for name, value in os.environ.items() if not name.startswith(_PRIVATE)}
-        node = [
-            sys.executable, "-m", "client.daemon.supernode", "--superlink", self._fleet,
-            "--auth-supernode-private-key", str(place.node_key), "--isolation", "process",
-            "--superexec-auth-secret-file", str(place.secret), "--host", "127.0.0.1", "--port", str(port),
-            *(["--root-certificates", str(settings.ca)] if settings.ca else []),
-        ]  # fmt: skip
-        executor = [sys.executable, "-m", "client.daemon.executor", str(place.workspace.root.resolve()), str(port)]
+
+        def node() -> list[str]:
+            port = _free_port()  # the last one may be somebody else's by now
+            place.write_note(PORT, {"port": port})
+            return [
+                sys.executable, "-m", "client.daemon.supernode", "--superlink", self._fleet,
+                "--auth-supernode-private-key", str(place.node_key), "--isolation", "process",
+                "--superexec-auth-secret-file", str(place.secret), "--host", "127.0.0.1", "--port", str(port),
+                *(["--root-certificates", str(settings.ca)] if settings.ca else []),
+            ]  # fmt: skip
+
+        def executor() -> list[str]:
+            return [sys.executable, "-m", "client.daemon.executor", str(place.workspace.root.resolve())]
+
         return (
             Child("node", node, unknowing | quiet, place.flower_log, self.say),
             Child("executor", executor, {**os.environ, **quiet}, place.flower_log, self.say),
         )
 
     def _stop_overrun(self) -> None:
-        working = self._place.note(WORKING)
+        now, working = self._clock(), self._place.note(WORKING)
+        passed, self._looked = min(now - self._looked, LONGEST_LOOK_S), now
+        self._worked_s = self._worked_s + passed if working == self._work else 0.0
+        self._work = working
         if not working:
             return
         limit_s = 60 * read_policy(self._place.policy).limits.max_minutes
-        if time.time() - working["since"] > limit_s:
+        if self._worked_s > limit_s:
             name = f"campaign-{working['campaign']}"
             self._children[1].stop(at_once=True)
             self._place.drop_note(WORKING)
@@ -215,8 +234,8 @@ class Daemon:
             "status",
             {
                 "state": state, "why": why or self._trouble or self._away, "pid": os.getpid(),
-                "at": timestamp(datetime.now(UTC)), "fleet": self._fleet, "node": pids[0], "executor": pids[1],
-                "restarts": restarts,
+                "born": psutil.Process().create_time(), "at": timestamp(datetime.now(UTC)), "fleet": self._fleet,
+                "node": pids[0], "executor": pids[1], "restarts": restarts,
             },
         )  # fmt: skip
 
@@ -226,25 +245,31 @@ def exclusive(place: DaemonFolder) -> Iterator[None]:
     """Be the only daemon of a workspace.
 
     Raises:
-        Refused: `WORKSPACE_BUSY`.
+        Refused: `WORKSPACE_BUSY`, or `SETTINGS_INVALID` where the workspace cannot be written.
+        Unavailable: `STORAGE_FULL`.
     """
-    place.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = FileLock(place.lock)
     try:
-        with FileLock(place.lock, timeout=0):
-            yield
+        with storage():
+            place.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock.acquire(blocking=False)
     except Timeout as error:
         raise Refused(
             Code.WORKSPACE_BUSY,
             f"A daemon of {place.workspace.root.resolve()} runs already.",
             "See: greylag-client daemon --status",
         ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def status(place: DaemonFolder) -> dict[str, Any]:
     """Tell how a daemon stands, for `daemon --status`."""
     found = place.note("status")
     state = found.get("state", "never started")
-    if state in ("running", "waiting") and not _alive(found["pid"]):
+    if state in ("running", "waiting") and not _is_alive(found):
         state = "killed"
     now = timestamp(datetime.now(UTC))
     campaigns = [
@@ -266,12 +291,12 @@ def notify(message: str) -> None:
             channel.sendto(message.encode(), "\0" + address[1:] if address.startswith("@") else address)
 
 
-def _alive(pid: int) -> bool:
+def _is_alive(written: dict[str, Any]) -> bool:
+    """Tell whether the process that wrote a status is there, whoever's it is, and no other has its number now."""
     try:
-        os.kill(pid, 0)
-    except OSError:
+        return bool(psutil.Process(written["pid"]).create_time() == written["born"])
+    except (KeyError, psutil.Error):
         return False
-    return True
 
 
 def _free_port() -> int:

@@ -45,7 +45,7 @@ def serve(
     act: Act,
     note: Callable[[str], None],
     pool: Pool,
-    port: int,
+    port: Callable[[], int],
     secret: bytes,
     *,
     stopped: Callable[[], bool],
@@ -57,7 +57,7 @@ def serve(
         act: Answers an order.
         note: Writes a line for the contributor.
         pool: Names the app bundles that may ask.
-        port: The SuperNode's loopback port.
+        port: Tells the SuperNode's loopback port, which is another whenever it starts anew.
         secret: What the SuperNode was started with.
         stopped: Tells when to stop.
         idle: Called when there is nothing to do.
@@ -73,13 +73,17 @@ def serve(
         return app(message, context)
 
     methods = frozenset({"/flwr.proto.Runtime/AcquireTask"})
-    acquire = _connect(port, SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=methods))
+    allowed = SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=methods)
+    at, acquire = port(), _connect(port(), allowed)
     wanted = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
     while not stopped():
         try:
+            if at != port():
+                acquire.close()
+                at, acquire = port(), _connect(port(), allowed)
             token = acquire.AcquireTask(wanted).token
             if token:
-                _work_off(_connect(port, RuntimeTokenHttpInterceptor(token)), answer)
+                _work_off(_connect(at, RuntimeTokenHttpInterceptor(token)), answer)
                 continue
             idle()
             time.sleep(POLL_S)

@@ -22,7 +22,8 @@ from protocol.programs import print_json, say
 
 if TYPE_CHECKING:
     from coordinator.fleet.records.fleet import Fleet
-    from coordinator.registry.tables import Campaign
+    from coordinator.registry.tables import Campaign, Candidate
+    from protocol.documents import Pool
 
 campaign = typer.Typer()
 candidates = typer.Typer(help="Show and decide what may become the newest release.", no_args_is_help=True)
@@ -91,7 +92,7 @@ def campaign_start(
     ],
     *,
     open_for: Annotated[
-        float, typer.Option(min=0, help="Minutes for which nodes that come late are asked, too.")
+        float, typer.Option(min=0, help="Minutes for which nodes that are away or come late are asked, too.")
     ] = 10.0,
     ends_after: Annotated[float, typer.Option(min=0, help="Minutes after which it ends, whoever is silent.")] = 1440.0,
     rounds: Annotated[int, _calibrate(help="How many rounds.", min=1, max=1000)] = 3,
@@ -165,7 +166,7 @@ def campaign_show(
 
     Example: greylag-coordinator campaign show 3
     """
-    from coordinator.fleet.campaigns.driver import summary
+    from coordinator.fleet.campaigns.conclusion import summary
     from coordinator.fleet.records.rounds import Rounds, facts_of, order_of
 
     with opened_workspace(workspace) as open_:
@@ -218,16 +219,19 @@ def campaign_log(
 
 @campaign.command("stop")
 def campaign_stop(number: NumberArgument = 0, *, workspace: WorkspaceOption = Path()) -> None:
-    """End a campaign now; what was answered stays.
+    """End a campaign now; what was answered counts: votes are weighed, and rounds that are over make a candidate.
 
     Example: greylag-coordinator campaign stop 3
     """
+    from coordinator.fleet.flower.gateway import quiet_flower
+
+    quiet_flower(workspace.resolve() / "fleet" / "home")
+    from coordinator.fleet.campaigns.conclusion import conclude
+
     with opened_workspace(workspace) as open_:
         row = _fleet(open_).campaigns.find(number)
-        _fleet(open_).campaigns.conclude(
-            row.number, "stopped", "Stopped by the operator.", actor="operator", now=_now()
-        )
-    say(f"Campaign {row.number} is over.")
+        said = conclude(open_, row, now=_now(), stopped=True) if row.state == "running" else row.conclusion
+    say(f"Campaign {row.number} is over. {said}")
 
 
 @candidates.command("ls")
@@ -236,24 +240,28 @@ def candidates_ls(*, as_json: JsonOption = False, workspace: WorkspaceOption = P
 
     Example: greylag-coordinator candidates ls
     """
-    from protocol.fleet.campaign import read_decision
-    from protocol.release import read_candidate
-
     with opened_workspace(workspace) as open_:
-        rows = []
-        for row in _fleet(open_).candidates.all():
-            decision = read_decision(row.decision, open_.pool) if row.decision else None
-            experts = read_candidate(row.envelope, open_.pool).spec.experts
-            rows.append(
-                {
-                    "digest": row.digest, "state": row.state, "experts": len(experts),
-                    "by": decision.by if decision else "", "reason": decision.reason if decision else "",
-                }
-            )  # fmt: skip
+        rows = [_verdict(row, open_.pool) for row in _fleet(open_).candidates.all()]
     if as_json:
         print_json({"candidates": rows})
     else:
         table(("digest", "state", "experts", "by", "reason"), (list(row.values()) for row in rows))
+
+
+def _verdict(row: "Candidate", pool: "Pool") -> dict[str, Any]:
+    from protocol.errors import Refused
+    from protocol.fleet.campaign import read_decision
+    from protocol.release import read_candidate
+
+    told = {"digest": row.digest, "state": row.state, "experts": 0, "by": "", "reason": ""}
+    try:
+        told["experts"] = len(read_candidate(row.envelope, pool).spec.experts)
+        if row.decision:
+            decision = read_decision(row.decision, pool)
+            told |= {"by": decision.by, "reason": decision.reason}
+    except Refused as error:  # damaged; the others are shown all the same
+        told["reason"] = error.message
+    return told
 
 
 @candidates.command("promote")

@@ -27,7 +27,7 @@ def simulate(
 
     With --simulate nobody is asked: virtual contributors of this machine answer, with figures that are drawn, to the
     coordinator and through the node's app that real campaigns run. Nothing in the workspace is touched; where there is
-    one, its pool's policy holds. They run in processes of Ray with the extra `simulation`, else in threads.
+    one, its pool's policy holds.
 
     Example: greylag-coordinator campaign --simulate 200 --kind evaluate --failing 0.1 --late 0.1
     """

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -91,11 +92,8 @@ def run(
                     superlink = client.Superlink(link.inner, secret)
                     driver = Driver(opened, superlink.begin, clock=clock, ask_again_s=ask_again_s)
                     on_ready(link.outer)
-                    let_in = {}
-                let_in = _let_in(Fleet(opened.registry), superlink, let_in)
-                if (due := start_due(opened, now=clock())) is not None:
-                    _log.info("evaluation begins", campaign=due.number, candidate=due.candidate)
-                driver.step()
+                    let_in.clear()
+                step(opened, superlink, driver, let_in, now=clock())
             except httpx.HTTPError as error:
                 _log.warning("flower does not answer", error=type(error).__name__)
                 if driver is not None:
@@ -110,19 +108,53 @@ def run(
         link.stop()
 
 
-def _let_in(fleet: Fleet, superlink: client.Superlink, before: dict[str, str]) -> dict[str, str]:
-    """Make Flower's list of keys equal to the registry's, if that changed since, and return the registry's."""
+def step(opened: Opened, superlink: client.Superlink, driver: Driver, let_in: dict[str, str], *, now: datetime) -> None:
+    """Do once whatever is to be done; what one part fails over keeps no other from its work.
+
+    Args:
+        opened: The workspace.
+        superlink: Flower's server.
+        driver: Of the campaigns.
+        let_in: Keys of nodes with their states, as the server was told; kept up to date.
+        now: The time.
+
+    Raises:
+        httpx.HTTPError: Flower's server does not answer.
+    """
+    parts: tuple[Callable[[], object], ...] = (
+        partial(_let_in, Fleet(opened.registry), superlink, let_in),
+        partial(start_due, opened, now=now),
+        driver.step,
+    )
+    for part in parts:
+        try:
+            part()
+        except httpx.HTTPError:
+            raise
+        except GreylagError as error:
+            _log.warning("waiting", code=error.code.name, message=error.message)
+        except Exception:  # noqa: BLE001 - whatever it is, the other parts go on
+            _log.exception("one part of the work failed")
+
+
+def _let_in(fleet: Fleet, superlink: client.Superlink, told: dict[str, str]) -> None:
+    """Make Flower's list of keys equal to the registry's, if that has changed since the server was told."""
     nodes = fleet.nodes.all()
     ours = {node.public: node.state for node, _ in nodes}
-    if ours == before:
-        return ours
+    if ours == told:
+        return
     theirs = {node.public_key.decode(): node for node in superlink.nodes()}
+    told.clear()
+    told.update(ours)
     for node, name in nodes:
         if node.state == "active" and node.public not in theirs:
-            superlink.register(node.public, name)
-            _log.info("node let in", contributor=name)
+            try:
+                superlink.register(node.public, name)
+                _log.info("node let in", contributor=name)
+            except httpx.HTTPStatusError as error:
+                _log.warning("node not let in", contributor=name, status=error.response.status_code)
+                del told[node.public]  # it is tried again
     for public, known in theirs.items():
         if known.status != "unregistered" and ours.get(public) != "active":
             superlink.unregister(known.node_id)
             _log.info("node shut out", contributor=known.name)
-    return ours

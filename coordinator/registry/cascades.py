@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from coordinator.registry import journal
 from coordinator.registry.tables import Candidate, Node
+from protocol.errors import Refused
 from protocol.signing import Signed
 
 
@@ -20,9 +21,12 @@ def overtake(session: Session, *, now: datetime, listing: str | None = None) -> 
 
 
 def bundles_of(row: Candidate) -> set[str]:
-    """Digests of a candidate's bundles."""
-    payload = Signed.parse(row.envelope).payload  # our own row; whoever acts on it verifies the signature
-    return {expert["bundle"] for expert in json.loads(payload)["predicate"]["experts"]}
+    """Digests of a candidate's bundles; a row that is damaged lists nothing, and holds up no other."""
+    try:
+        payload = Signed.parse(row.envelope).payload  # our own row; whoever acts on it verifies the signature
+        return {expert["bundle"] for expert in json.loads(payload)["predicate"]["experts"]}
+    except (Refused, ValueError, LookupError, TypeError):
+        return set()
 
 
 def revoke_nodes(session: Session, contributor: str, *, actor: str, now: datetime) -> None:

@@ -113,6 +113,14 @@ class Order(Strict):
             raise ValueError(f"{self.kind} names other things")
         return self
 
+    @property
+    def digest(self) -> str:
+        """Names all that is asked, the same in every round of a campaign."""
+        first, task = self, self.calibrating
+        if task is not None:
+            first = self.model_copy(update={"calibrating": task.model_copy(update={"number": 1, "start": None})})
+        return hashlib.sha256(first.model_dump_json().encode()).hexdigest()
+
 
 class Decision(Strict):
     """Whether a candidate becomes the newest release; signed by the pool's key, kept with its reason."""

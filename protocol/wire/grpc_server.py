@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, nullcontext, suppress
 from dataclasses import dataclass
@@ -239,29 +240,27 @@ def _bind(server: grpc.aio.Server, listen: Listen) -> int:
 
 
 def _taken(listen: Listen) -> Refused:
-    pem = ", or is the certificate or its key not PEM" if listen.certificate else ""
-    return Refused(
-        Code.SETTINGS_INVALID, f"Cannot listen on {listen.address}.", f"Is another process listening there{pem}?"
-    )
+    return Refused(Code.SETTINGS_INVALID, f"Cannot listen on {listen.address}.", "Is another process listening there?")
 
 
 def _credentials(listen: Listen) -> grpc.ServerCredentials | None:
-    if listen.certificate is None and listen.key is None:
-        if is_loopback(listen.address):
-            return None
+    certificate, key = listen.certificate, listen.key
+    if certificate is None and key is None and is_loopback(listen.address):
+        return None
+    if certificate is None or key is None:
         raise Refused(
             Code.SETTINGS_INVALID,
-            f"{listen.address} can be reached from other machines, so it needs TLS.",
-            "Give --tls-cert and --tls-key, or listen on 127.0.0.1.",
-        )
-    if listen.certificate is None or listen.key is None:
-        raise Refused(
-            Code.SETTINGS_INVALID, "TLS needs a certificate and its key; one of them is missing.", "Give both."
+            f"{listen.address} needs TLS, and a certificate or its key is missing.",
+            "Give --tls-cert and --tls-key, or neither and listen on 127.0.0.1.",
         )
     try:
-        pair = (listen.key.read_bytes(), listen.certificate.read_bytes())
+        # gRPC takes any two files, and then answers nobody.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+        return grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])
     except OSError as error:
+        reason = "they are no pair in PEM format" if isinstance(error, ssl.SSLError) else error.strerror
         raise Refused(
-            Code.SETTINGS_INVALID, f"{error.filename} cannot be read: {error.strerror}.", "Check the path."
+            Code.SETTINGS_INVALID,
+            f"{certificate} with the key {key} cannot be used: {reason}.",
+            "Check the paths; a key behind a passphrase is not taken.",
         ) from error
-    return grpc.ssl_server_credentials([pair])

@@ -168,7 +168,7 @@ def take_input(fields: object, where: str) -> Input:
 def _read(fields: Any, where: str, default: RoutingChoice) -> Request:
     asked = take_input(fields, where)
     try:
-        choice = _CHOICE.validate_json(strict_json.dumps({**_given(default), **cast("dict[str, object]", fields)}))
+        choice = _CHOICE.validate_json(strict_json.dumps({**_given(default), **fields}))
     except ValidationError as error:
         raise _wrong_line(where, error) from error
     except Refused as error:

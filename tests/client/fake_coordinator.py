@@ -48,6 +48,7 @@ class FakeCoordinator(intake_pb2_grpc.IntakeServicer, catalog_pb2_grpc.CatalogSe
     """For the next calls of a name: fail with this."""
     nodes: dict[str, str] = field(default_factory=dict)
     """Keys of daemons by contributor."""
+    key_state: str = "active"
     also_missing: str | None = None
     """Ask for this file, too."""
     receipt_key: Identity | None = None
@@ -64,7 +65,7 @@ class FakeCoordinator(intake_pb2_grpc.IntakeServicer, catalog_pb2_grpc.CatalogSe
         self._enter("Enrol", request.SerializeToString(), context)
         enrolment = read_enrolment(request.envelope)
         self.names[enrolment.key] = enrolment.name
-        return intake_pb2.EnrolReply(state="active")
+        return intake_pb2.EnrolReply(state=self.key_state)
 
     def Begin(self, request: intake_pb2.BeginRequest, context: grpc.ServicerContext) -> intake_pb2.BeginReply:
         self._enter("Begin", request.SerializeToString(), context)

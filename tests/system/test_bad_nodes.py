@@ -34,6 +34,7 @@ from protocol.settings import dump_settings
 from protocol.signing import Identity
 from router.follow.workspace import Mirror
 from tests.client.conftest import PLANTED, Site, make_site, operator, t5_pool
+from tests.client.fake_coordinator import FakeCoordinator, serving
 
 __all__ = ["operator", "t5_pool"]  # fixtures
 _S = timedelta(seconds=1)
@@ -89,8 +90,9 @@ class Village:
 
 
 @pytest.fixture
-def site(tmp_path: Path, t5_base: Path, t5_pool: Pool, operator: Identity) -> Site:
-    return make_site(tmp_path / "bad", t5_base, t5_pool, operator)
+def site(tmp_path: Path, t5_base: Path, t5_pool: Pool, operator: Identity) -> Iterator[Site]:
+    with serving(FakeCoordinator(t5_pool, operator)) as address:
+        yield make_site(tmp_path / "bad", t5_base, t5_pool, operator, address)
 
 
 @pytest.fixture

@@ -20,6 +20,9 @@ WAIT = """
 wait_for() {
     for _ in $(seq 300); do (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null && return; sleep 0.2; done; return 1
 }
+once() {
+    for _ in $(seq 60); do "$@" && return; sleep 0.5; done; return 1
+}
 refused() {
     local code=$1 said; shift
     if said=$("$@" 2>&1); then echo "$* was not refused"; return 1; fi
@@ -41,6 +44,9 @@ def script(blocks: list[str], base: Path, pool_port: int, router_port: int, flee
     text = re.sub(r"^(greylag-coordinator serve .*&)$", rf"\1\nwait_for {pool_port}", text, flags=re.MULTILINE)
     text = re.sub(r"^(greylag-router serve .*&)$", rf"\1\nwait_for {router_port}", text, flags=re.MULTILINE)
     text = re.sub(r"^(greylag-coordinator fleet .*&)$", rf"\1\nwait_for {fleet_port}", text, flags=re.MULTILINE)
+    # A campaign is allowed once it has asked.
+    text, found = re.subn(r"^(greylag-client daemon .* --allow 1)$", r"once \1", text, flags=re.MULTILINE)
+    assert found == 1
     # One expert can be put in no other order, and nothing waits to be promoted: both commands say so.
     for kind, code in (("calibrate", Code.EXPERTS_EXHAUSTED), ("evaluate", Code.CANDIDATE_UNKNOWN)):
         command = rf"^(greylag-coordinator campaign start {kind} .*)$"

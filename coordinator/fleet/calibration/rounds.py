@@ -63,6 +63,7 @@ class Calibrations:
     def __init__(self, opened: Opened) -> None:
         self._opened = opened
         self._rounds, self._fleet = Rounds(opened.registry), Fleet(opened.registry)
+        self._least = opened.pool.spec.policy.promotion.min_nodes
 
     def turn(self, campaign: Campaign) -> OpenRound | None:
         """Find the round that is going on; None after the last."""
@@ -74,13 +75,15 @@ class Calibrations:
         return OpenRound(rows[-1], order, order.calibrating)
 
     def is_over(self, campaign: Campaign, turn: OpenRound, now: datetime) -> bool:
-        """Tell whether nobody is waited for any more: the round's time is up, or whoever was asked has answered."""
+        """Tell whether nobody is waited for any more: the round's time is up, or everybody has answered.
+
+        That is, in a later round, everybody who took part in one before.
+        """
         if now >= read_timestamp(turn.row.ends):
             return True
-        if turn.task.number == 1 and now < read_timestamp(campaign.open_until):
-            return False
-        states = self._fleet.campaigns.states(campaign.number)
-        return bool(states) and all(state in FINAL for state in states)
+        standing = self._fleet.campaigns.standing(campaign.number).values()
+        states = [state for state in standing if state or turn.task.number == 1]
+        return len(states) >= self._least and all(state in FINAL for state in states)
 
     def close(self, campaign: Campaign, turn: OpenRound, run: Run, now: datetime) -> None:
         """Put together what was learnt, and open the next round; without enough answers or budget that was the last."""
@@ -89,7 +92,7 @@ class Calibrations:
             "answered": [name for answer, name in answers if answer.state == "done"],
             "late": [name for answer, name in answers if answer.state in ("asked", "waiting")],
         }
-        updates, least = self._rounds.updates(campaign.number), self._opened.pool.spec.policy.promotion.min_nodes
+        updates, least = self._rounds.updates(campaign.number), self._least
         content, noise, following, ends = b"", None, None, now
         if len(updates) < least:
             facts["ended"] = f"{len(updates)} answered; {least} nodes are needed."

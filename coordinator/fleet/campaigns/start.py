@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+import structlog
+
 from coordinator.fleet.records.candidates import no_candidate
 from coordinator.fleet.records.fleet import Fleet
 from coordinator.fleet.records.rounds import Rounds
@@ -16,6 +18,7 @@ from router.pool.calibration import METHOD, Calibration
 
 OPEN_FOR, ENDS_AFTER = timedelta(minutes=10), timedelta(days=1)
 """How long a campaign goes on unless its operator says otherwise."""
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ def start(
     Args:
         opened: The workspace.
         kind: What is asked; `evaluate` is about the open candidate, `calibrate` about it or else the newest release.
-        open_for: How long nodes that come late are asked, too.
+        open_for: How long nodes that come late are asked, too; in rounds there is always room.
         ends_after: When it ends, whoever is silent.
         now: The time.
         plan: Of a `calibrate`.
@@ -73,8 +76,7 @@ def start(
         created=timestamp(now),
         expires=timestamp(now + max(ends_after, open_for)),
     )
-    first = max(open_for, timedelta(minutes=plan.round_minutes if plan else 0))
-    round_ends = now + min(first, max(ends_after, open_for))
+    round_ends = now + min(timedelta(minutes=plan.round_minutes if plan else 0), max(ends_after, open_for))
     return fleet.campaigns.start(
         order, sign_order(order, opened.identity), open_for=open_for, round_ends=round_ends, now=now
     )
@@ -99,7 +101,9 @@ def start_due(opened: Opened, *, now: datetime) -> Campaign | None:
     about = [campaign for campaign in fleet.campaigns.all() if campaign.candidate == candidate.digest]
     if any(campaign.kind == "evaluate" or campaign.state == "running" for campaign in about):
         return None
-    return start(opened, "evaluate", open_for=OPEN_FOR, ends_after=ENDS_AFTER, now=now)
+    campaign = start(opened, "evaluate", open_for=OPEN_FOR, ends_after=ENDS_AFTER, now=now)
+    _log.info("evaluation begins", campaign=campaign.number, candidate=campaign.candidate)
+    return campaign
 
 
 def base_of(opened: Opened) -> Release:

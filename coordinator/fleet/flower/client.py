@@ -27,7 +27,7 @@ from flwr.superlink.grid import HttpGrid
 
 from coordinator.fleet.flower.gateway import SECRET_HEADER, header
 from coordinator.fleet.flower.replies import MALFORMED, CarefulGrid
-from protocol.errors import Code, Refused, Unavailable
+from protocol.errors import Code, Unavailable
 from protocol.fleet.campaign import Kind, app_bundle
 from protocol.fleet.reply import ANSWER, ARRAYS, METRICS, ORDER, UPDATE, Reply, read_reply
 
@@ -208,5 +208,5 @@ def _read(kind: Kind, message: Message) -> Reply:
         if ARRAYS in content and (len(arrays) != 1 or not update):
             return Reply("failed", Code.EGRESS.name)
         return read_reply(kind, content.config_records[ANSWER], content.metric_records[METRICS], update)
-    except (Refused, KeyError):
+    except Exception:  # noqa: BLE001 - a reply of a stranger's choosing is that node's failure, whatever is wrong with it
         return Reply("failed", Code.EGRESS.name)

@@ -5,11 +5,13 @@ and believes what they say they reply to. So a node that dies while it sends hol
 it claims ends the process, and an array may name one of its parts a million times.
 """
 
+import contextlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 
+import httpx
 from flwr.app import Array, Error, Message, Metadata
 from flwr.app.message import make_message
 from flwr.common.constant import ErrorCode
@@ -69,12 +71,18 @@ class CarefulGrid(HttpGrid):
         for announced, tree in zip(given.messages_list, given.message_object_trees, strict=True):
             facts = announced.metadata  # which the server has checked, unlike the reply's own
             coming[facts.reply_to_message_id] = _Coming(facts.message_id, _parts(tree))
-        taken = [(asked, self._take(reply)) for asked, reply in coming.items()]
+        taken = [(asked, self._try(reply)) for asked, reply in coming.items()]
         for asked, message in taken:
             if message is not None:
                 message.metadata.__dict__["_reply_to_message_id"] = asked
                 self._confirm(coming.pop(asked).message)
         return [message for _, message in taken if message is not None]
+
+    def _try(self, reply: _Coming) -> Message | None:
+        try:
+            return self._take(reply)
+        except httpx.HTTPStatusError:  # about this reply, and no other
+            return self._instead(ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
 
     def _take(self, reply: _Coming) -> Message | None:
         """Fetch what has come of a reply; None while some of it is on its way."""
@@ -98,10 +106,11 @@ class CarefulGrid(HttpGrid):
             return self._instead(MALFORMED)
 
     def _confirm(self, message: str) -> None:
-        """Let the server forget a reply."""
-        self._runtime_client.ConfirmMessageReceived(
-            ConfirmMessageReceivedRequest(node=self.node, run_id=self.run.run_id, message_object_id=message)
-        )
+        """Let the server forget a reply; one that it keeps costs its disk and nothing else."""
+        with contextlib.suppress(httpx.HTTPStatusError):
+            self._runtime_client.ConfirmMessageReceived(
+                ConfirmMessageReceivedRequest(node=self.node, run_id=self.run.run_id, message_object_id=message)
+            )
 
     def _instead(self, code: int) -> Message:
         me = self.node.node_id

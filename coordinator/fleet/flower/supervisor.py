@@ -10,6 +10,7 @@ import httpx
 
 from coordinator.fleet.flower.gateway import LinkConfig
 from protocol.errors import Code, Unavailable
+from protocol.programs import end_child
 
 START_S = 60.0
 """How long Flower's server may take to come up, in seconds."""
@@ -61,15 +62,7 @@ class Link:
     def stop(self) -> None:
         """End the child."""
         if self._process is not None:
-            self._process.terminate()
-            try:
-                self._process.wait(10)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-            for pipe in (self._process.stdin, self._process.stdout):
-                if pipe:
-                    pipe.close()
+            end_child(self._process)
 
 
 def _await(port: int) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import and_, delete, func, select, update
 
 from coordinator.fleet.records.rounds import round_of
 from coordinator.registry import journal
@@ -100,20 +100,19 @@ class Campaigns:
             rows = session.execute(query.where(CampaignAnswer.campaign == number).order_by(Contributor.name))
             return [(answer, name) for answer, name in rows]
 
-    def states(self, number: int) -> list[str]:
-        """How contributors stand who were asked and whose nodes are in use: nobody waits for the others."""
-        query = (
-            select(CampaignAnswer.state)
-            .join(Node, Node.contributor == CampaignAnswer.contributor)
-            .where(Node.state == "active")
-        )
+    def standing(self, number: int) -> dict[str, str]:
+        """How everybody stands whose node is in use, by the node's public key; empty for who was not asked."""
+        answered = and_(CampaignAnswer.contributor == Node.contributor, CampaignAnswer.campaign == number)
+        query = select(Node.public, CampaignAnswer.state).outerjoin(CampaignAnswer, answered)
         with self._registry.reading() as session:
-            return list(session.scalars(query.where(CampaignAnswer.campaign == number)))
+            return {public: state or "" for public, state in session.execute(query.where(Node.state == "active"))}
 
     def asked(self, number: int, contributor: str, message: str, *, now: datetime) -> None:
-        """Remember that a message is on its way to a contributor's node."""
+        """Remember that a message is on its way to a contributor's node, unless it has answered for good."""
         with self._registry.writing() as session:
             row = session.get(CampaignAnswer, (number, contributor))
+            if row is not None and row.state in FINAL:
+                return
             if row is None:
                 row = CampaignAnswer(campaign=number, contributor=contributor, attempts=0, code="", facts="{}")
                 session.add(row)

@@ -1,7 +1,7 @@
 """A federation without sockets: nodes in this process, real messages, everything that crosses recorded."""
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -15,7 +15,6 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run as FlowerRun
 
 from coordinator.fleet.flower.client import Run
-from coordinator.fleet.simulation.virtual_nodes import NUMBER
 
 
 @dataclass
@@ -25,6 +24,8 @@ class VirtualNode:
     public: str
     app: ClientApp
     up: bool = True
+    dies: bool = False
+    """Over every message."""
     since: str | None = None
     """When it connected, as ISO 8601."""
     state: RecordDict = field(default_factory=RecordDict)
@@ -106,37 +107,10 @@ class LocalGrid(Grid):
 
     def _deliver(self, raw: bytes, number: int) -> Message:
         message, node = message_from_proto(MessageProto.FromString(raw)), self.nodes[number - 1]
-        if not node.up:
+        if node.dies or not node.up:
             return Message(Error(ErrorCode.NODE_UNAVAILABLE, "Node Unavailable"), reply_to=message)
-        context = Context(run_id=1, node_id=number, node_config={NUMBER: number - 1}, state=node.state, run_config={})
+        context = Context(run_id=1, node_id=number, node_config={}, state=node.state, run_config={})
         reply = node.app(message, context)
         sent = message_to_proto(reply).SerializeToString()
         self._on_wire(sent)
         return message_from_proto(MessageProto.FromString(sent))
-
-
-class LocalEngine:
-    """Virtual nodes in threads of this process, for machines without Ray.
-
-    Args:
-        app: Answers for all of them.
-        publics: Their keys, by number.
-    """
-
-    name = "in process"
-
-    def __init__(self, app: ClientApp, publics: Sequence[str]) -> None:
-        self._grid = LocalGrid([VirtualNode(public, app, up=False) for public in publics])
-
-    def as_run(self) -> Run:
-        """Be the run of a campaign."""
-        return self._grid.as_run()
-
-    def come(self, numbers: Iterable[int]) -> None:
-        """Let nodes appear."""
-        for number in numbers:
-            self._grid.nodes[number].up = True
-
-    def close(self) -> None:
-        """Let the threads go."""
-        self._grid.close()

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import io
+import time
 import zipfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,6 +26,8 @@ from protocol.fleet.reply import Reply
 from protocol.signing import Identity
 from tests import factories
 from tests.client.conftest import Site
+
+NOW = datetime.now(UTC)
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +87,8 @@ class Hands(Work):
 
     def train(self, policy: DaemonPolicy) -> Reply:
         self.trained += 1
+        if self.fault is not None:
+            raise self.fault
         return Reply()
 
 
@@ -100,14 +105,20 @@ def hands(place: DaemonFolder, site: Site) -> Hands:
     return Hands(place, site.pool)
 
 
-def order(kind: str, number: int = 1) -> Order:
-    now = datetime.now(UTC)
-    return Order.model_validate(
-        {
-            "pool": "1" * 64, "number": number, "kind": kind, "created": timestamp(now),
-            "expires": timestamp(now + timedelta(hours=1)), "candidate": "2" * 64 if kind == "evaluate" else None,
-        }
-    )  # fmt: skip
+@pytest.fixture
+def watching(place: DaemonFolder, hands: Hands, site: Site, monkeypatch: pytest.MonkeyPatch) -> Act:
+    """Looks at the data whenever it is idle."""
+    monkeypatch.setattr(executor, "LOOK_AGAIN_S", 0.0)
+    place.policy.write_text(f'data = "{site.data}"\n[campaigns]\ntrain = "auto"\n[watch]\nretrain = "auto"\n')
+    return Act(place, hands)
+
+
+def order(kind: str, number: int = 1, **changes: object) -> Order:
+    facts = {
+        "pool": "1" * 64, "number": number, "kind": kind, "created": timestamp(NOW),
+        "expires": timestamp(NOW + timedelta(hours=1)), "candidate": "2" * 64 if kind == "evaluate" else None,
+    }  # fmt: skip
+    return Order.model_validate(facts | changes)
 
 
 def test_the_policy_comes_before_every_campaign(place: DaemonFolder, hands: Hands) -> None:
@@ -125,6 +136,60 @@ def test_the_policy_comes_before_every_campaign(place: DaemonFolder, hands: Hand
     text = place.log.read_text()
     assert text.count("campaign 2 (train) waits: you have to allow or decline it") == 1
     assert "campaign 2 (train): done" in text
+
+
+def allow(place: DaemonFolder, number: int) -> None:
+    place.write_note(f"campaign-{number}", place.note(f"campaign-{number}") | {"allowed": True})
+
+
+def test_consent_is_to_an_order_and_not_to_a_number(place: DaemonFolder, hands: Hands) -> None:
+    place.policy.write_text(place.policy.read_text().replace('"auto"', '"ask"').replace('"never"', '"ask"'))
+    act, minute = Act(place, hands), timedelta(minutes=1)
+    assert act(order("info", 7)).state == "later"
+    allow(place, 7)
+    assert act(order("info", 7)).state == "done"
+    later = timestamp(NOW + minute)
+    for other in (order("train", 7), order("info", 7, created=later), order("info", 7, pool="3" * 64)):
+        assert act(other) == Reply("later", "CONSENT")
+        assert place.note("campaign-7")["allowed"] is None
+    assert hands.done == 1
+    assert act(order("info", 7)).state == "later"  # and not to what was asked before something else
+
+
+def test_consent_of_an_older_version_is_asked_for_again(place: DaemonFolder, hands: Hands) -> None:
+    place.write_note("campaign-2", {"number": 2, "kind": "train", "allowed": True, "overran": True})
+    assert Act(place, hands)(order("train", 2)) == Reply("later", "CONSENT")
+    assert "overran" not in place.note("campaign-2")
+
+
+def test_consent_holds_for_all_rounds_of_a_calibration(place: DaemonFolder, hands: Hands) -> None:
+    start = {"sha256": "4" * 64, "size": 12, "campaign": 3}
+    facts = {
+        "strategy": "fedavg", "rounds": 2, "number": 1, "round_minutes": 5.0, "steps": 3, "learning_rate": 0.1,
+        "start": None, "numbers": 3,
+    }  # fmt: skip
+    first, second, other = (
+        order("calibrate", 3, candidate="2" * 64, calibrating=facts | changes)
+        for changes in ({}, {"number": 2, "start": start}, {"steps": 4})
+    )
+    act = Act(place, hands)
+    assert act(first).state == "later"
+    allow(place, 3)
+    assert [act(each).state for each in (first, second, other)] == ["done", "done", "later"]
+
+
+def test_who_declines_while_it_works_is_not_overruled(
+    place: DaemonFolder, hands: Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(*_: object) -> Reply:
+        place.write_note("campaign-1", place.note("campaign-1") | {"allowed": False})
+        raise Unavailable(Code.UNREACHABLE, "Away.")
+
+    monkeypatch.setattr(hands, "answer", answer)
+    act = Act(place, hands)
+    with pytest.raises(Unavailable):
+        act(order("info"))
+    assert act(order("info")) == Reply("failed", "CONSENT")
 
 
 def test_a_policy_is_read_anew(place: DaemonFolder, hands: Hands) -> None:
@@ -205,9 +270,93 @@ def test_training_on_changed_data_that_took_too_long_waits_for_another_change(
     act.idle()
     act.idle()
     assert hands.trained == 0
-    assert "is not tried again until they change again" in place.log.read_text()
-    site.data.write_text(text)
+    assert place.log.read_text().count("is not tried again until they or max_minutes change") == 1
+    site.data.write_text(text.replace("reverse", "mirror"))
     act.idle()
+    assert hands.trained == 1
+
+
+def test_training_on_changed_data_that_took_too_long_is_tried_with_more_time(
+    place: DaemonFolder, hands: Hands, site: Site, watching: Act
+) -> None:
+    watching(order("train"))
+    site.data.write_text(site.data.read_text().replace("reverse", "turn"))
+    place.write_note("campaign-0", {"overran": True, "state": "stopped"})
+    watching.idle()
+    assert hands.trained == 0
+    place.policy.write_text(place.policy.read_text() + "[limits]\nmax_minutes = 900\n")
+    watching.idle()
+    assert hands.trained == 1
+
+
+def test_a_campaign_whose_training_failed_counts_as_none(
+    place: DaemonFolder, hands: Hands, site: Site, watching: Act
+) -> None:
+    hands.fault = Unavailable(Code.UNREACHABLE, "Away.")
+    with pytest.raises(Unavailable):
+        watching(order("train"))
+    site.data.write_text(site.data.read_text().replace("reverse", "turn"))
+    watching.idle()
+    assert hands.trained == 0
+    assert not (place.folder / "trained.bin").exists()
+
+
+def test_an_outage_over_a_training_on_changed_data_is_waited_out(
+    place: DaemonFolder, hands: Hands, site: Site, watching: Act
+) -> None:
+    watching(order("train"))
+    site.data.write_text(site.data.read_text().replace("reverse", "turn"))
+    for fault in (Unavailable(Code.UNREACHABLE, "Away."), RuntimeError("broken")):
+        hands.fault = fault
+        watching.idle()
+        assert str(fault) in place.log.read_text()
+    hands.fault = None
+    Act(place, hands).idle()  # also by a process that was started anew: nothing was remembered before it was done
+    assert hands.trained == 3
+    watching.idle()
+    assert hands.trained == 3
+
+
+def test_a_training_that_keeps_failing_is_tried_less_and_less_often(
+    hands: Hands, site: Site, watching: Act, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watching(order("train"))
+    site.data.write_text(site.data.read_text().replace("reverse", "turn"))
+    hands.fault, now = Unavailable(Code.UNREACHABLE, "Away."), 1e9
+    monkeypatch.setattr(executor, "LOOK_AGAIN_S", 60.0)
+    monkeypatch.setattr(watching, "_pause_s", 60.0)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    tried = []
+    for _ in range(60 * 24):
+        watching.idle()
+        tried.append(hands.trained)
+        now += 60
+    assert 25 < tried[-1] < 35  # a day: each hour, and a few times at first
+    assert tried[10] == 3
+
+
+@pytest.mark.parametrize("unasked", [False, True])
+def test_rows_that_come_while_it_trains_are_new_afterwards(
+    hands: Hands, site: Site, watching: Act, monkeypatch: pytest.MonkeyPatch, *, unasked: bool
+) -> None:
+    lines = site.data.read_text().splitlines(keepends=True)
+
+    def more_rows(*_: object) -> Reply:
+        site.data.write_text("".join(lines + [line.replace("reverse", "turn") for line in lines]))
+        return Reply()
+
+    if unasked:
+        watching(order("train"))
+        site.data.write_text("".join(lines[: len(lines) // 2]))
+    with monkeypatch.context() as patch:
+        patch.setattr(hands, "train" if unasked else "answer", more_rows)
+        if unasked:
+            watching.idle()
+        else:
+            watching(order("train"))
+    watching.idle()
+    assert hands.trained == 1
+    watching.idle()
     assert hands.trained == 1
 
 

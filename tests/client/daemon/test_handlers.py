@@ -19,6 +19,7 @@ from protocol.fleet.reply import Reply, read_reply
 from protocol.release import ReleasedExpert, ReleaseSpec, sign_candidate, sign_release
 from protocol.signing import Identity
 from protocol.spec import Routing
+from protocol.v1.intake_pb2 import StatusReply
 from router.follow.workspace import BUNDLES, Mirror
 from router.pool.calibration import Calibration
 from tests import factories
@@ -201,6 +202,7 @@ def test_training_submits_once_however_often_it_is_asked(
     with serving(fake) as address:
         monkeypatch.setenv("GREYLAG_CLIENT_COORDINATOR", address)
         monkeypatch.setattr(handlers, "produce", lambda *_: trained.bundle)
+        fake.states = [StatusReply(state="verified")]
         node = Work(DaemonFolder(site.workspace), site.pool)
         replies = [node.answer(order(site, "train"), DaemonPolicy(data=site.data)) for _ in range(2)]
     assert [reply.words["bundle"] for reply in replies] == [trained.bundle.digest] * 2
@@ -223,6 +225,7 @@ def test_private_training_spends_once_and_tells_no_loss(
     fake, policy = FakeCoordinator(site.pool, operator), DaemonPolicy(data=site.data, privacy=PRIVATE)
     with serving(fake) as address:
         monkeypatch.setenv("GREYLAG_CLIENT_COORDINATOR", address)
+        fake.states = [StatusReply(state="verified")]
         node = Work(DaemonFolder(site.workspace), site.pool, device="cpu")
         replies = [node.answer(order(site, "train"), policy) for _ in range(2)]
         assert len({reply.words["bundle"] for reply in replies}) == len(fake.kept) == 1

@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
+from filelock import Timeout
 
 from client.daemon import child_process as children
 from client.daemon import supervisor
@@ -28,6 +30,10 @@ def place(site: Site) -> DaemonFolder:
     return place
 
 
+def sleeper(code: str) -> Callable[[], list[str]]:
+    return lambda: [sys.executable, "-c", code]
+
+
 def wait(until: Callable[[], bool]) -> None:
     end = time.monotonic() + 20
     while not until():
@@ -38,7 +44,7 @@ def wait(until: Callable[[], bool]) -> None:
 def test_a_child_that_dies_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(children, "FIRST_PAUSE_S", 0.01)
     said: list[str] = []
-    child = Child("node", [sys.executable, "-c", "input()"], dict(os.environ), tmp_path / "log", said.append)
+    child = Child("node", sleeper("input()"), dict(os.environ), tmp_path / "log", said.append)
     child.look()
     first = child.pid
     assert first is not None
@@ -57,7 +63,7 @@ def test_a_child_that_dies_comes_back(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_child_that_keeps_dying_is_given_time(tmp_path: Path) -> None:
-    child = Child("node", [sys.executable, "-c", ""], dict(os.environ), tmp_path / "log", lambda _: None)
+    child = Child("node", sleeper(""), dict(os.environ), tmp_path / "log", lambda _: None)
     child.look()
     wait(lambda: child.pid is None)
     for _ in range(5):
@@ -68,9 +74,23 @@ def test_a_child_that_keeps_dying_is_given_time(tmp_path: Path) -> None:
 def test_a_daemon_that_was_killed_is_told_from_one_that_runs(place: DaemonFolder) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    place.write_note("status", {"state": "running", "pid": gone.pid})
+    place.write_note("status", {"state": "running", "pid": gone.pid, "born": 1.0})
     assert status(place)["state"] == "killed"
-    place.write_note("status", {"state": "running", "pid": os.getpid()})
+    here = {"state": "running", "pid": os.getpid(), "born": psutil.Process().create_time()}
+    place.write_note("status", here)
+    assert status(place)["state"] == "running"
+    place.write_note("status", here | {"born": here["born"] - 1})  # the number is another's now
+    assert status(place)["state"] == "killed"
+    place.write_note("status", {"state": "running"})  # as an older version wrote it
+    assert status(place)["state"] == "killed"
+
+
+def test_a_daemon_that_belongs_to_another_account_is_seen(place: DaemonFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_yours(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    place.write_note("status", {"state": "running", "pid": 1, "born": psutil.Process(1).create_time()})
+    monkeypatch.setattr(os, "kill", not_yours)
     assert status(place)["state"] == "running"
 
 
@@ -78,6 +98,23 @@ def test_there_is_one_daemon_a_workspace(place: DaemonFolder) -> None:
     with exclusive(place), pytest.raises(Refused) as refused, exclusive(place):
         pass
     assert refused.value.code is Code.WORKSPACE_BUSY
+
+
+def test_a_fault_under_the_lock_is_told_as_what_it_is(place: DaemonFolder) -> None:
+    with pytest.raises(Timeout), exclusive(place):
+        raise Timeout("another.lock")
+    with exclusive(place):
+        pass  # and the lock is free again
+
+
+def test_a_workspace_that_cannot_be_written_is_told(place: DaemonFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "daemon")
+
+    monkeypatch.setattr(Path, "mkdir", closed)
+    with pytest.raises(Refused) as refused, exclusive(place):
+        pass
+    assert refused.value.code is Code.SETTINGS_INVALID
 
 
 def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,15 +147,25 @@ def test_the_node_is_bound_and_its_child_is_told_nothing_of_the_data(
             return real([sys.executable, "-c", "input()"], **options)  # type: ignore[call-overload]
 
         monkeypatch.setattr(subprocess, "Popen", popen)
+        monkeypatch.setattr(supervisor, "LOOK_S", 0.02)
+        monkeypatch.setattr(children, "FIRST_PAUSE_S", 0.01)
         stopped = threading.Event()
         daemon = Daemon(place, lambda _: None)
-        thread = threading.Thread(target=daemon.run, args=(stopped,))
+        thread = threading.Thread(target=daemon.run, args=(stopped,), daemon=True)
         thread.start()
         wait(lambda: place.note("status").get("state") == "running")
         assert status(place)["state"] == "running"
+        port = place.port()
+        with socket.create_server(("127.0.0.1", port)):  # somebody takes the port while the node is away
+            pid = daemon._children[0].pid
+            assert pid is not None
+            os.kill(pid, 9)
+            wait(lambda: len(started) == 3)
+        again = started.pop()[0]
+        assert place.port() == int(again[again.index("--port") + 1]) != port
         stopped.set()
         thread.join(20)
-    assert fake.calls == ["Enrol", "Bind"]
+    assert fake.calls == ["Enrol", "Bind"] * 2  # once more when the node had ended
     assert list(fake.nodes) == [here.contributor.public.hex]
     (node, told), (executor, _) = started
     assert str(here.data) not in " ".join(node) + " ".join(told.values())
@@ -138,8 +185,9 @@ def daemon(place: DaemonFolder, site: Site, monkeypatch: pytest.MonkeyPatch) -> 
     write_policy(place.policy, site.data)
     said: list[str] = []
     daemon = Daemon(place, said.append)
-    sleeper = [sys.executable, "-c", "input()"]
-    sleepers = [Child(name, sleeper, dict(os.environ), place.flower_log, daemon.say) for name in ("node", "executor")]
+    sleepers = [
+        Child(name, sleeper("input()"), dict(os.environ), place.flower_log, daemon.say) for name in ("node", "executor")
+    ]
     monkeypatch.setattr(daemon, "_bind", lambda *_: setattr(daemon, "_fleet", "127.0.0.1:1"))
     monkeypatch.setattr(daemon, "_make_children", lambda _: tuple(sleepers))
     stopped = threading.Event()
@@ -227,22 +275,43 @@ def test_when_the_node_ends_the_coordinator_is_asked_why(
 def test_a_campaign_that_overruns_is_stopped(place: DaemonFolder, site: Site, tmp_path: Path) -> None:
     place.policy.write_text(f'data = "{site.data}"\n[limits]\nmax_minutes = 1\n')
     said: list[str] = []
-    daemon = Daemon(place, said.append)
-    sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
-    children = [Child(name, sleeper, dict(os.environ), tmp_path / "log", said.append) for name in ("node", "executor")]
+    now = 1000.0
+    daemon = Daemon(place, said.append, lambda: now)
+    sleeping = sleeper("import time; time.sleep(60)")
+    children = [Child(name, sleeping, dict(os.environ), tmp_path / "log", said.append) for name in ("node", "executor")]
     daemon._children = tuple(children)
     for child in children:
         child.look()
-    place.write_note("working", {"campaign": 3, "kind": "train", "since": time.time()})
-    daemon._stop_overrun()
+    place.write_note("working", {"campaign": 3, "kind": "train", "since": time.time() - 3600})  # a clock that was set
+    for _ in range(3):
+        daemon._stop_overrun()
+        now += 29
     assert children[1].pid is not None
-    place.write_note("working", {"campaign": 3, "kind": "train", "since": time.time() - 61})
+    place.write_note("working", {"campaign": 4, "kind": "train", "since": time.time()})  # another has its own minute
+    for _ in range(3):
+        daemon._stop_overrun()
+        now += 29
+    assert children[1].pid is not None
+    now += 29
     daemon._stop_overrun()
     assert children[0].pid is not None
     assert not children[1].pid
-    assert place.note("campaign-3")["overran"]
+    assert place.note("campaign-4")["overran"]
+    assert "overran" not in place.note("campaign-3")
     for child in children:
         child.stop()
+
+
+def test_a_machine_that_sleeps_does_not_work(place: DaemonFolder, site: Site) -> None:
+    place.policy.write_text(f'data = "{site.data}"\n[limits]\nmax_minutes = 5\n')
+    now = 1000.0
+    daemon = Daemon(place, lambda _: None, lambda: now)
+    place.write_note("working", {"campaign": 3, "kind": "train", "since": time.time()})
+    daemon._stop_overrun()
+    for _ in range(4):
+        now += 8 * 3600.0  # the lid is closed each night
+        daemon._stop_overrun()  # else it would reach for children, of whom there are none
+    assert place.note("working")
 
 
 def test_a_person_asks_and_decides(site: Site, cli: Cli) -> None:
@@ -250,7 +319,15 @@ def test_a_person_asks_and_decides(site: Site, cli: Cli) -> None:
     code, out, _ = cli("daemon", "--status", *place)
     assert code == 0
     assert "never started" in out
-    assert cli("daemon", "--allow", 3, *place)[0] == 0
+    code, _, err = cli("daemon", "--allow", 3, *place)
+    assert code == Code.CAMPAIGN_UNKNOWN.fate.exit
+    assert "No campaign 3 has asked for anything here." in err
+    corner = DaemonFolder(site.workspace)
+    for number in (3, 4):
+        corner.write_note(f"campaign-{number}", {"number": number, "kind": "train", "order": "1" * 64})
+    code, _, err = cli("daemon", "--allow", 3, *place)
+    assert code == 0
+    assert "Campaign 3 (train) is allowed" in err
     assert cli("daemon", "--decline", 4, *place)[0] == 0
     asked = DaemonFolder(site.workspace).asked()
     assert [(note["number"], note["allowed"]) for note in asked] == [(3, True), (4, False)]

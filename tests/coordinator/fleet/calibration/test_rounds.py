@@ -330,6 +330,7 @@ def proposal(town: Town) -> bytes:
 def test_a_candidate_that_is_being_evaluated_is_not_overtaken(town: Town) -> None:
     town.join("ada", learning(0.5))
     town.join("bob", learning(1.5))
+    town.join("carl", learning(0.0)).up = False
     hour = timedelta(hours=1)
     under = start(town.opened, "evaluate", open_for=hour, ends_after=hour, now=town.clock()).number
     number = begin(town, rounds=1)

@@ -13,7 +13,8 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
 from client.daemon.app import make_app
-from coordinator.fleet.campaigns.driver import MAX_CRASHES, Driver, summary
+from coordinator.fleet.campaigns.conclusion import summary
+from coordinator.fleet.campaigns.driver import MAX_CRASHES, Driver
 from coordinator.fleet.campaigns.start import start
 from coordinator.fleet.flower.client import Run
 from coordinator.fleet.records.fleet import Fleet
@@ -322,8 +323,8 @@ def test_a_stopped_campaign_is_let_go(town: Town) -> None:
 @pytest.mark.parametrize(
     ("losses", "state", "sentence"),
     [
-        ((0.5, 0.6), "promoted", "Promoted: mean loss -0.4500 nats a token over 2 nodes, 0 hurt."),
-        ((1.5, 0.6), "held_back", "Held back: mean loss +0.0500 nats a token over 2 nodes, 1 hurt; the mean must not"),
+        ((0.5, 0.6), "promoted", "Promoted: median change of loss -0.4500 nats a token over 2 nodes, 0 hurt."),
+        ((1.5, 0.6), "held_back", "Held back: median change of loss +0.0500 nats a token over 2 nodes, 1 hurt;"),
         ((0.5,), "open", "Nothing is decided: 2 nodes are needed."),
     ],
 )
