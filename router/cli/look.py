@@ -23,6 +23,7 @@ from router.cli.options import (
     Workspace,
     asking,
     choice_flags,
+    open_model,
     read_choice,
     read_inputs,
     read_lines,
@@ -134,12 +135,10 @@ def export(
 
     Example: greylag-router export --out french-lora --rank 32 "Translate to French: good morning"
     """
-    from router.model.opening import load_model
-
     asked = read_inputs(text, requests, read_choice(choice))
     choices = [each.choice for each in asked]
     settings = {"base": base, "embedding": embedding, "device": device, "quantise": quantise}
-    model = load_model(workspace, saved, [each.release for each in choices], settings, say)
+    model = open_model([each.release for each in choices], workspace, saved, settings)
     inputs = [each.input for each in asked]
     exported = model.export_lora(out, inputs, choices, rank=rank, max_new_tokens=max_new_tokens)
     if json_:
@@ -162,9 +161,7 @@ def save(
 
     Example: greylag-router save --with-base model
     """
-    from router.model.opening import load_model
-
-    model = load_model(workspace, None, [], {"base": base, "device": "cpu"}, say)
+    model = open_model([], workspace, None, {"base": base, "device": "cpu"})
     identity = model.save_pretrained(out, with_base=with_base)
     if json_:
         print_json({"folder": str(out), "identity": identity, "experts": len(model.digests)})

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from threading import Timer
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,8 +16,11 @@ from router.base.quantisation import Bits
 from router.query.limits import MAX_NEW_TOKENS
 
 if TYPE_CHECKING:
+    from router.model.routed_model import RoutedModel
     from router.query.answer import Answered
     from router.query.request import Request, RoutingChoice
+
+_PATIENCE_S = 2.0
 
 Workspace = Annotated[
     Path, typer.Option("--workspace", "-w", envvar="GREYLAG_WORKSPACE", help="Workspace: the folder with router.toml.")
@@ -197,6 +201,18 @@ def asking(
         from router.query import client
 
         return partial(client.ask, server, ca=ca)
+    return open_model(releases, workspace, saved, settings).answer
+
+
+def open_model(
+    releases: Sequence[int | None], workspace: Path, saved: Path | None, settings: dict[str, Any]
+) -> "RoutedModel":
+    """Load a model as `router.model.opening.load_model` does, and say so where it takes a while."""
     from router.model.opening import load_model
 
-    return load_model(workspace, saved, releases, settings, say).answer
+    waiting = Timer(_PATIENCE_S, say, ["Loading the model; a large one takes a while."])
+    waiting.start()
+    try:
+        return load_model(workspace, saved, releases, settings, say)
+    finally:
+        waiting.cancel()

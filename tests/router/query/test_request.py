@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -54,6 +56,13 @@ def test_a_choice_crosses_the_wire(choice: RoutingChoice) -> None:
     assert choice_from_wire(choice_to_wire(choice)) == choice
     written = {name: value for name, value in vars(choice).items() if value is not None}
     assert read_requests([json.dumps({"input": "x", **written})])[0].choice == choice
+
+
+def test_asking_a_router_that_runs_wakes_no_model() -> None:
+    program = "import sys, router.query.client, router.query.terminal; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    heavy = {"torch", "transformers", "peft", "datasets", "matplotlib", "scipy", "pandas", "structlog"}
+    assert heavy & set(done.stdout.split()) == set()
 
 
 CHAT: list[Turn] = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "say a"}]
