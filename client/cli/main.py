@@ -49,6 +49,21 @@ app = typer.Typer(
 )
 
 
+DeviceFlag = Annotated[
+    Literal["cpu", "cuda", "auto"] | None,
+    typer.Option(
+        help="Where to train; default: a GPU where there is one. auto spreads the base over all, memory, disk."
+    ),
+]
+ShareFlag = Annotated[
+    list[Share] | None,
+    typer.Option(
+        help="Statistics of the data to put into the bundle, for other routing methods; repeatable. means tell which "
+        "words the data are made of (all-means: best), a centroid what the inputs are about. Default: nothing."
+    ),
+]
+
+
 def asked(
     *,
     data: Annotated[list[Path], typer.Option(help="File of examples: JSON Lines, CSV or Parquet; repeatable.")],
@@ -56,12 +71,7 @@ def asked(
     seed: Annotated[
         int, typer.Option(min=0, max=2**32 - 1, help="Seed of the initial weights and the order of examples.")
     ] = 0,
-    device: Annotated[
-        Literal["cpu", "cuda", "auto"] | None,
-        typer.Option(
-            help="Where to train; default: a GPU where there is one. auto spreads the base over all, memory, disk."
-        ),
-    ] = None,
+    device: DeviceFlag = None,
     max_memory: Annotated[
         list[str] | None,
         typer.Option(
@@ -86,14 +96,7 @@ def asked(
     packing: Annotated[
         bool, typer.Option("--packing", help="Let short examples share rows, for decoders: quicker, learns the same.")
     ] = False,
-    share: Annotated[
-        list[Share] | None,
-        typer.Option(
-            help="Statistics of the data to put into the bundle, for other routing methods; repeatable. means tell "
-            "which words the data are made of (all-means: best), a centroid what the inputs are about. Default: "
-            "nothing."
-        ),
-    ] = None,
+    share: ShareFlag = None,
     input_column: Annotated[
         str | None, typer.Option(help="Column of the inputs; default: that of client.toml.")
     ] = None,
@@ -103,7 +106,7 @@ def asked(
     progress: ProgressFlag = Style.AUTO,
     workspace: WorkspaceFlag = Path(),
     **recipe: Any,
-) -> "Asked":
+) -> "Requested":
     """Read what every verb that trains is told by its flags, and say what will be shared."""
     from client.training.request import TrainingRequest
 
@@ -112,10 +115,10 @@ def asked(
         tuple(data), name, seed, recipe, share=tell(share), device=device, max_memory=read_amounts(max_memory or ()),
         micro_batch=micro_batch, dtype=dtype, quantise=quantise, recompute=recompute, packing=packing,
     )  # fmt: skip
-    return Asked(place, settings, request, progress)
+    return Requested(place, settings, request, progress)
 
 
-class Asked(NamedTuple):
+class Requested(NamedTuple):
     """What a verb that trains was told."""
 
     place: "ClientWorkspace"

@@ -32,6 +32,7 @@ GiveUpFlag = Annotated[
         "nobody answers from the start.",
     ),
 ]
+_RECIPE = "Recipe (default: the pool's)"
 ProgressFlag = Annotated[Style, typer.Option(help="How to show progress on stderr.")]
 
 
@@ -53,22 +54,26 @@ class TrainingVerb(Verb):
     without: frozenset[str] = frozenset()
     """Fields that it has no use for."""
 
+    def __init__(self, *given: Any, **options: Any) -> None:
+        super().__init__(*given, **options)
+        self._own: list[click.Parameter] = vars(self).pop("params")
+
     @cached_property
-    def _recipe_flags(self) -> list[TyperOption]:
+    def params(self) -> list[click.Parameter]:  # type: ignore[override] # nobody puts another list there
+        """Its flags."""
         from protocol.spec import recipe_fields  # pydantic: not before the verb, or its help, is asked for
 
-        return [
+        recipe = [
             TyperOption(
-                param_decls=[name, f"--{name.replace('_', '-')}"], type=kind, help=text,
-                rich_help_panel="Recipe (default: the pool's)",
+                param_decls=[name, f"--{name.replace('_', '-')}"],
+                type=kind,
+                help=text,
+                rich_help_panel=_RECIPE,
             )
             for name, (kind, text) in recipe_fields().items()
             if name not in self.without
-        ]  # fmt: skip
-
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """List the flags."""
-        return [*super().get_params(ctx), *self._recipe_flags]
+        ]
+        return [*self._own, *recipe]
 
 
 class GatesVerb(TrainingVerb):

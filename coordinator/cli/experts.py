@@ -103,11 +103,16 @@ def releases_ls(*, as_json: JsonOption = False, workspace: WorkspaceOption = Pat
     from protocol.release import read_release
 
     with opened_workspace(workspace) as open_:
-        specs = [(row.digest, read_release(row.envelope, open_.pool).spec) for row in open_.registry.releases.all()]
-    rows = [
-        fields(spec, "number", "created", "expires") | {"digest": digest, "experts": len(spec.experts)}
-        for digest, spec in specs
-    ]
+        rows = []
+        for row in open_.registry.releases.all():
+            try:
+                spec = read_release(row.envelope, open_.pool).spec
+            except Refused as error:  # one rotten row hides no other
+                say(f"Release {row.number} cannot be read: {error.message}")
+                continue
+            rows.append(
+                fields(spec, "number", "created", "expires") | {"digest": row.digest, "experts": len(spec.experts)}
+            )
     show_rows("releases", ("number", "digest", "experts", "created", "expires"), rows, as_json=as_json)
 
 

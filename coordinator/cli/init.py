@@ -26,20 +26,22 @@ def _policy(text: str) -> Any:
 class InitVerb(TyperCommand):
     """The verb with a flag for each field of the recipe; they arrive in its `**recipe_flags`."""
 
+    def __init__(self, *given: Any, **options: Any) -> None:
+        super().__init__(*given, **options)
+        self._own: list[click.Parameter] = vars(self).pop("params")
+
     @cached_property
-    def _recipe_flags(self) -> list[TyperOption]:
+    def params(self) -> list[click.Parameter]:  # type: ignore[override] # nobody puts another list there
+        """Its flags."""
         from protocol.spec import recipe_fields  # pydantic: not before the verb, or its help, is asked for
 
-        return [
+        recipe = [
             TyperOption(
                 param_decls=[name, f"--{name.replace('_', '-')}"], type=kind, help=text, rich_help_panel=_RECIPE
             )
             for name, (kind, text) in recipe_fields().items()
         ]
-
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """List the flags."""
-        return [*super().get_params(ctx), *self._recipe_flags]
+        return [*self._own, *recipe]
 
 
 _RECIPE = "Recipe (default: the paper's)"

@@ -21,7 +21,7 @@ def overtake(session: Session, *, now: datetime, listing: str | None = None) -> 
 
 
 def bundles_of(row: Candidate) -> set[str]:
-    """Digests of a candidate's bundles; a row that is damaged lists none, and holds up no other."""
+    """Digests of a candidate's bundles; a row that is damaged lists nothing, and holds up no other."""
     try:
         payload = Signed.parse(row.envelope).payload  # our own row; whoever acts on it verifies the signature
         return {expert["bundle"] for expert in json.loads(payload)["predicate"]["experts"]}

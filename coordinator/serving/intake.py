@@ -79,12 +79,7 @@ class Intake:
             Refused: `WRONG_POOL`, `NAME_TAKEN`, `KEY_REVOKED`, or any code of an envelope.
         """
         enrolment = documents.read_enrolment(envelope)
-        if enrolment.pool != self._pool.digest:
-            raise Refused(
-                Code.WRONG_POOL,
-                f"The enrolment is for pool {enrolment.pool[:16]}; this is pool {self._pool.digest[:16]}.",
-                "Fetch the pool again, then enrol.",
-            )
+        self._check_pool(enrolment.pool)
         state = "active" if self._pool.spec.policy.enrolment == "open" else "pending"
         return self._registry.contributors.enrol(enrolment, envelope, state=state, now=self._clock())
 
@@ -100,12 +95,7 @@ class Intake:
                 Code.FLEET_OFF, "This coordinator takes no daemons.", "Contribute with: greylag-client contribute"
             )
         binding = read_binding(envelope)
-        if binding.pool != self._pool.digest:
-            raise Refused(
-                Code.WRONG_POOL,
-                f"The binding is for pool {binding.pool[:16]}; this is pool {self._pool.digest[:16]}.",
-                "Start the daemon again.",
-            )
+        self._check_pool(binding.pool)
         now = self._clock()
         check_clock(binding, now=now)
         Fleet(self._registry).nodes.bind(binding, envelope, now=now)
@@ -192,6 +182,14 @@ class Intake:
         if is_sha256(digest) and (row := self._registry.bundles.find(digest)):
             return row
         raise Refused(Code.BUNDLE_UNKNOWN, f"No bundle {digest[:16]!r} was submitted.", "Submit it first.")
+
+    def _check_pool(self, named: str) -> None:
+        if named != self._pool.digest:
+            raise Refused(
+                Code.WRONG_POOL,
+                f"The envelope is for pool {named[:16]}; this is pool {self._pool.digest[:16]}.",
+                "Run the command again, in a workspace of this pool.",
+            )
 
     def _drop_expired(self) -> None:
         for digest in self._registry.uploads.expire(now=self._clock()):

@@ -3,6 +3,7 @@
 import ipaddress
 import json
 import re
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from cryptography.x509 import load_pem_x509_certificates
 
 from protocol.errors import Code, Refused, Unavailable
 from protocol.wire.chunks import MAX_MESSAGE_BYTES
@@ -146,14 +146,12 @@ def _credentials(address: str, ca: Path | None) -> grpc.ChannelCredentials | Non
     if ca is None:
         return grpc.ssl_channel_credentials()
     try:
-        pem = ca.read_bytes()
-        load_pem_x509_certificates(pem)  # gRPC takes an empty file for "the system's", and others in silence
+        ssl.create_default_context(cafile=ca)  # gRPC takes an empty file for "the system's", and others in silence
+        return grpc.ssl_channel_credentials(ca.read_bytes())
     except OSError as error:
+        reason = "it is no certificate in PEM format" if isinstance(error, ssl.SSLError) else error.strerror
         raise Refused(
-            Code.SETTINGS_INVALID, f"The CA certificate {ca} cannot be read: {error.strerror}.", "Check the path."
+            Code.SETTINGS_INVALID,
+            f"{ca} cannot be used as a CA certificate: {reason}.",
+            "Check the path, or ask the operator for the certificate.",
         ) from error
-    except ValueError as error:
-        raise Refused(
-            Code.SETTINGS_INVALID, f"{ca} is no certificate in PEM format.", "Ask the operator for the CA certificate."
-        ) from error
-    return grpc.ssl_channel_credentials(pem)

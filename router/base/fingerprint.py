@@ -133,11 +133,11 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
-def unreadable(name_or_path: str, reason: str) -> Refused:
-    """Say that a base model's files cannot be read."""
+def unreadable(name_or_path: str, reason: str, what: str = "base") -> Refused:
+    """Say that a model's files cannot be read."""
     return Refused(
         Code.BASE_UNREADABLE,
-        f"The base model {name_or_path} cannot be loaded: {reason}.",
+        f"The {what} model {name_or_path} cannot be loaded: {reason}.",
         "Give a folder or a Hugging Face id that holds config.json, safetensors weights and a tokenizer.",
     )
 

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from protocol.errors import Code, Refused
+from router.base.batching import PromptLike
 from router.methods.features.extractor import Features
 from router.methods.features.mixture import Shares
+from router.pool.expert import Expert
 from router.pool.pool import ExpertPool
 
 _NAMED = 5
@@ -17,8 +19,8 @@ class MethodContext:
 
     pool: ExpertPool
     """The experts that may answer."""
-    inputs: Sequence[str] = ()
-    """Texts; none where a method is only tried out."""
+    inputs: Sequence[PromptLike] = ()
+    """None where a method is only tried out."""
     k: int = 2
     """Experts a token, for methods that choose."""
     temperature: float = 1.0
@@ -38,13 +40,12 @@ class MethodContext:
         Raises:
             Refused: `KIND_UNSUPPORTED` if an expert does more than that.
         """
-        others = [expert.full_name for expert in self.pool.experts if not expert.plain]
-        if others:
-            raise Refused(
-                Code.KIND_UNSUPPORTED,
-                f"The method scores updates s B A; {len(others)} experts are of another kind: {shortened(others)}.",
-                "Deny them, or choose another method.",
-            )
+        self.refuse_any(
+            [expert for expert in self.pool.experts if not expert.plain],
+            Code.KIND_UNSUPPORTED,
+            "The method scores updates s B A; {n} experts are of another kind",
+            "Deny them, or choose another method.",
+        )
         return self
 
     @property
@@ -77,22 +78,31 @@ class MethodContext:
         Raises:
             Refused: `STATISTICS_MISSING`, naming them.
         """
-        silent = [
-            expert.full_name
-            for expert in self.pool.experts
-            if not expert.means or (whole and len(expert.means) < len(expert.modules))
-        ]
-        if silent:
-            raise Refused(
-                Code.STATISTICS_MISSING,
-                f"{method} needs the means of every expert{' at every module' if whole else ''}; {len(silent)} tell "
-                f"none: {shortened(silent)}.",
-                "Deny these, or choose another method; contributors share means with: greylag-client train --share "
-                f"{'all-means' if whole else 'means'}",
-            )
+        silent = (
+            (lambda expert: len(expert.means) < len(expert.modules)) if whole else (lambda expert: not expert.means)
+        )
+        self.refuse_any(
+            list(filter(silent, self.pool.experts)),
+            Code.STATISTICS_MISSING,
+            f"{method} needs the means of every expert{' at every module' if whole else ''}; {{n}} tell none",
+            "Deny these, or choose another method; contributors share means with: greylag-client train --share "
+            f"{'all-means' if whole else 'means'}",
+        )
 
+    @staticmethod
+    def refuse_any(experts: Sequence[Expert], code: Code, reason: str, hint: str) -> None:
+        """Refuse a request for the sake of some experts; nothing to do where there are none.
 
-def shortened(names: Sequence[str]) -> str:
-    """List a few of many names."""
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+        Args:
+            experts: Those that do not fit.
+            code: What is wrong with them.
+            reason: The same in words, `{n}` for their number; a few of their names follow.
+            hint: What to do.
+
+        Raises:
+            Refused: The code.
+        """
+        if experts:
+            names = ", ".join(expert.full_name for expert in experts[:_NAMED])
+            more = f" and {len(experts) - _NAMED} more" if len(experts) > _NAMED else ""
+            raise Refused(code, f"{reason.replace('{n}', str(len(experts)), 1)}: {names}{more}.", hint)

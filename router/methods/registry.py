@@ -19,7 +19,6 @@ from router.methods.phatgoose import Phatgoose
 from router.methods.retrieval import nearest
 from router.methods.single_expert import SingleExpert
 from router.methods.spectr import Spectr
-from router.methods.uniform import Uniform
 
 Maker = Callable[[MethodContext], RoutingPlan | Sequence[RoutingPlan]]
 
@@ -59,7 +58,7 @@ _MAKERS: dict[str, Maker] = {
     "phatgoose": lambda asked: RoutingPlan(asked.pool, Phatgoose(asked.k, asked.temperature)),
     "retrieval": nearest,
     "spectr": lambda asked: RoutingPlan(asked.only_factors().pool, Spectr(asked.k, asked.temperature)),
-    "uniform": lambda asked: RoutingPlan(asked.pool, Uniform(len(asked.pool.experts))),
+    "uniform": lambda asked: RoutingPlan(asked.pool, Merged(len(asked.pool.experts))),
 }
 
 

@@ -7,11 +7,12 @@ and only if its contributor agreed: embeddings of single examples tell too much 
 
 import torch
 
-from protocol.errors import Code, Refused
+from protocol.errors import Code
 from protocol.spec import BaseModelRef
+from router.base.batching import read_prompts
 from router.layer.routed_linear import RoutingPlan
 from router.methods.base_only import BaseOnly
-from router.methods.context import MethodContext, shortened
+from router.methods.context import MethodContext
 from router.methods.features.embedder import Embedder
 from router.methods.single_expert import SingleExpert
 
@@ -28,7 +29,7 @@ def nearest(asked: MethodContext) -> list[RoutingPlan]:
     if not experts or not asked.inputs:
         return [RoutingPlan(asked.pool, BaseOnly())] * len(asked.inputs)
     cosines = (
-        embedder.embed(asked.inputs)
+        embedder.embed([prompt.text for prompt in read_prompts(asked.seen.mixtures.reader.base, asked.inputs)])
         @ torch.stack([expert.centroid for expert in experts if expert.centroid is not None]).T
     )
     # A stable sort, since argmax leaves open which of equals it takes.
@@ -38,35 +39,26 @@ def nearest(asked: MethodContext) -> list[RoutingPlan]:
 
 
 def _check_centroids(asked: MethodContext, embedder: Embedder) -> None:
-    silent = [expert.full_name for expert in asked.pool.experts if expert.centroid is None]
-    if silent:
-        raise Refused(
-            Code.STATISTICS_MISSING,
-            f"retrieval needs a centroid of every expert; {len(silent)} tell none: {shortened(silent)}.",
-            "Deny these, or choose another method; contributors share one with: greylag-client train --share centroid",
-        )
-    ours = embedder.ref
-    model = f"the embedding model {ours.name}" if ours else "the base model"
-    foreign = [expert.full_name for expert in asked.pool.experts if _differ(expert.embedding, ours)]
-    if foreign:
-        raise Refused(
-            Code.STATISTICS_MISSING,
-            f"Texts are embedded by {model} here; {len(foreign)} experts tell where another model put theirs: "
-            f"{shortened(foreign)}.",
-            "Deny these, or set the embedding model that they were trained with.",
-        )
-    odd = [
-        expert.full_name
-        for expert in asked.pool.experts
-        if expert.centroid is not None and len(expert.centroid) != embedder.width
-    ]
-    if odd:
-        raise Refused(
-            Code.STATISTICS_MISSING,
-            f"{len(odd)} experts tell a centroid that is not {embedder.width} numbers wide, as those of {model} are: "
-            f"{shortened(odd)}.",
-            "Deny these, or choose another method.",
-        )
+    experts, ours, missing = asked.pool.experts, embedder.ref, Code.STATISTICS_MISSING
+    asked.refuse_any(
+        [expert for expert in experts if expert.centroid is None],
+        missing,
+        "retrieval needs a centroid of every expert; {n} tell none",
+        "Deny these, or choose another method; contributors share one with: greylag-client train --share centroid",
+    )
+    named = f"the embedding model {ours.name}" if ours else "the base model"
+    asked.refuse_any(
+        [expert for expert in experts if _differ(expert.embedding, ours)],
+        missing,
+        f"Texts are embedded by {named} here; {{n}} experts tell where another model put theirs",
+        "Deny these, or set the embedding model that they were trained with.",
+    )
+    asked.refuse_any(
+        [expert for expert in experts if expert.centroid is not None and len(expert.centroid) != embedder.width],
+        missing,
+        f"{{n}} experts tell a centroid that is not {embedder.width} numbers wide, as those of {named} are",
+        "Deny these, or choose another method.",
+    )
 
 
 def _differ(theirs: BaseModelRef | None, ours: BaseModelRef | None) -> bool:

@@ -14,6 +14,8 @@ class HastyProtocol(H11Protocol):
     h11 takes 64 KiB of headers; uvicorn's other parser, which is there with Flower, takes any number.
     """
 
+    _moved = 0
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in uvicorn
         """Begin to look at the connection now and then."""
         super().connection_made(transport)

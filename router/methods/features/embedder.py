@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from protocol.errors import Code, Refused
 from protocol.spec import BaseModelRef
-from router.base.fingerprint import fingerprint, first_line, locate
+from router.base.fingerprint import fingerprint, first_line, locate, unreadable
 from router.base.loading import Base
 
 if TYPE_CHECKING:
@@ -62,11 +61,7 @@ class Embedder:
             model = AutoModel.from_pretrained(folder, use_safetensors=True).to(device).eval()
             return cls(model, AutoTokenizer.from_pretrained(folder), ref)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise Refused(
-                Code.BASE_UNREADABLE,
-                f"The embedding model {name_or_path} cannot be loaded: {first_line(error)}.",
-                "Give a folder or a Hugging Face id that holds config.json, safetensors weights and a tokenizer.",
-            ) from error
+            raise unreadable(name_or_path, first_line(error), "embedding") from error
 
     @cached_property
     def width(self) -> int:

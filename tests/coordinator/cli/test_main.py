@@ -17,6 +17,7 @@ from coordinator.fleet.records.fleet import Fleet
 from coordinator.fleet.records.rounds import order_of
 from coordinator.policy.lifecycle import State
 from coordinator.registry.registry import Registry
+from coordinator.registry.tables import ReleaseRow
 from coordinator.workspace import create
 from coordinator.workspace.create import BaseFacts, found
 from coordinator.workspace.locks import exclusive
@@ -260,6 +261,12 @@ def test_releases(program: Program, founded: tuple[CoordinatorWorkspace, Pool], 
     for verb in (["releases", "ls"], ["releases", "show", "1"]):
         assert program(workspace, *verb) == 0
     assert bundle.digest in program.out
+    registry = Registry.open(f"sqlite:///{workspace.folder / 'registry.db'}")
+    with registry.writing() as session:
+        session.add(ReleaseRow(number=2, digest="0" * 64, envelope=b"rotten"))
+    registry.close()
+    assert [row["number"] for row in program.json(workspace, "releases", "ls")["releases"]] == [1]
+    assert "Release 2 cannot be read" in program.err
 
 
 def test_contributors(program: Program, workspace: CoordinatorWorkspace, bundle: Bundle) -> None:

@@ -10,6 +10,12 @@ from typing import Any
 import grpc
 import pytest
 import structlog
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protocol.errors import Code, GreylagError, Refused, Unavailable
@@ -295,13 +301,26 @@ def test_an_address_that_is_none_is_refused(address: str) -> None:
 
 def test_half_a_tls_setting_never_means_plain_text(tmp_path: Path) -> None:
     authority = make_authority(tmp_path / "tls")
-    assert "one of them is missing" in refusal(Listen("127.0.0.1:0", authority.certificate)).message
-    assert "one of them is missing" in refusal(Listen("127.0.0.1:0", key=authority.key)).message
+    for half in (Listen("127.0.0.1:0", authority.certificate), Listen("127.0.0.1:0", key=authority.key)):
+        assert "a certificate or its key is missing" in refusal(half).message
 
 
 def test_certificates_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
+    authority, other, hello = make_authority(tmp_path / "tls"), make_authority(tmp_path / "other"), tmp_path / "hello"
+    hello.write_text("hello")
+    for certificate, key in (
+        (tmp_path / "none.pem", authority.key),
+        (hello, authority.key),
+        (authority.certificate, hello),
+        (authority.certificate, other.key),
+    ):
+        error = refusal(Listen("127.0.0.1:0", certificate, key))
+        assert f"{certificate} with the key {key} cannot be used" in error.message
+        assert ("they are no pair in PEM format" in error.message) == certificate.exists()
+
+
+def test_a_key_behind_a_passphrase_is_refused_and_nobody_is_asked(tmp_path: Path) -> None:
     authority = make_authority(tmp_path / "tls")
-    (tmp_path / "hello").write_text("hello")
-    assert "none.pem cannot be read" in refusal(Listen("127.0.0.1:0", tmp_path / "none.pem", authority.key)).message
-    for certificate, key in ((tmp_path / "hello", authority.key), (authority.certificate, tmp_path / "hello")):
-        assert "PEM" in refusal(Listen("127.0.0.1:0", certificate, key)).hint
+    key = load_pem_private_key(authority.key.read_bytes(), None)
+    authority.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"x")))
+    assert "cannot be used" in refusal(authority.listen()).message
