@@ -110,6 +110,7 @@ class Code(Enum):
     RELEASE_FORK = Fate("FAILED_PRECONDITION", 409, EX_PROTOCOL, "The release does not continue the one seen before.")
     RELEASE_EXPIRED = Fate("FAILED_PRECONDITION", 410, EX_PROTOCOL, "The release has expired.")
     METHOD_UNKNOWN = Fate("INVALID_ARGUMENT", 400, EX_USAGE, "There is no such routing method.")
+    METHOD_CLOSED = Fate("PERMISSION_DENIED", 403, EX_NOPERM, "The router's operator keeps the method to himself.")
     EXPERT_UNKNOWN = Fate("NOT_FOUND", 404, EX_NOINPUT, "There is no such expert in the release.")
     EXPERTS_EXHAUSTED = Fate("INVALID_ARGUMENT", 400, EX_USAGE, "Too few experts are left for what is asked.")
     STATISTICS_MISSING = Fate(

@@ -1,9 +1,23 @@
-"""Signed documents of a coordinator: the pool, its releases, enrolments and receipts.
+"""Releases: what "newest" means at a number, signed by the pool's coordinator.
 
 A release is a short list, not a tensor file: it names bundles by digest, in order. A pool that
 grows by one expert grows by one line, and a node fetches only what it lacks.
+
+A node takes what a coordinator sends for its pool's newest release by these rules, in this order. To a reader of TUF's
+client workflow a release is timestamp, snapshot and targets in one, and the pool's key a root that does not rotate.
+
+1. The pool's key, pinned at the first contact or given by a person, signed it, and as a release: a candidate is a
+   statement of another type (`read_release`).
+2. It is of the pool whose digest was pinned (`read_release`).
+3. Its number is not below that of the newest release that the node has used: no rollback (`check_fresh`).
+4. Under the same number it is the same release, byte by byte: no fork.
+5. From a higher number, `previous` leads back to the release that was used last, through every release between, each
+   fetched and held against rules 1 and 2. These may have expired. More than `MOST_BETWEEN` are not followed.
+6. It has not expired, by the node's own clock. Asked last, so that a rollback is told as one.
+7. Every file that it lists is fetched by digest, and only once all are whole is it the newest that was used.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated
@@ -26,6 +40,8 @@ RELEASE_TYPE = "https://greylag.org/release/v1"
 CANDIDATE_TYPE = "https://greylag.org/candidate/v1"
 MAX_CALIBRATION_BYTES = 3 << 20
 """Largest calibration as a file, and as a node's answer: 1000 experts at 700 modules."""
+MOST_BETWEEN = 10_000
+"""Releases between the last one that a node has used and the newest: decades of them."""
 
 
 class ReleasedExpert(Strict):
@@ -123,19 +139,20 @@ def read_candidate(envelope: bytes, pool: Pool) -> Release:
     return _read_list(envelope, pool, CANDIDATE_TYPE, "The candidate")
 
 
-def check_fresh(release: Release, *, seen: Release | None, now: datetime) -> None:
+def check_fresh(release: Release, *, seen: Release | None, now: datetime, earlier: Callable[[int], Release]) -> None:
     """Refuse to move backwards or sideways, or to take an expired release for the newest.
 
     Args:
-        release: The candidate.
+        release: What is to be the newest.
         seen: The newest release that this node has used; None for none.
         now: The time, aware.
+        earlier: Fetches and verifies a release by its number.
 
     Raises:
         Refused: `RELEASE_ROLLBACK`, `RELEASE_FORK` or `RELEASE_EXPIRED`.
     """
     if seen is not None:
-        _check_successor(release, seen)
+        _check_continues(release, seen, earlier)
     if read_timestamp(release.spec.expires) < now:
         raise Refused(
             Code.RELEASE_EXPIRED,
@@ -145,7 +162,7 @@ def check_fresh(release: Release, *, seen: Release | None, now: datetime) -> Non
         )
 
 
-def _check_successor(release: Release, seen: Release) -> None:
+def _check_continues(release: Release, seen: Release, earlier: Callable[[int], Release]) -> None:
     number, known = release.spec.number, seen.spec.number
     if number < known:
         raise Refused(
@@ -153,8 +170,13 @@ def _check_successor(release: Release, seen: Release) -> None:
             f"The coordinator offers release {number}, but release {known} was seen here.",
             "Ask the operator whether an old backup was restored.",
         )
-    same = release.digest if number == known else release.spec.previous if number == known + 1 else seen.digest
-    if same != seen.digest:
+    digest: str | None = release.digest
+    if number > known:
+        digest = release.spec.previous
+        for between in range(number - 1, max(known, number - 1 - MOST_BETWEEN), -1):
+            before = earlier(between)
+            digest = before.spec.previous if (before.digest, before.spec.number) == (digest, between) else None
+    if digest != seen.digest:
         raise Refused(
             Code.RELEASE_FORK,
             f"Release {number} does not continue release {known} as it was seen here.",

@@ -10,6 +10,8 @@ from protocol.files.atomic import write_whole
 from protocol.settings import dump_settings, read_settings
 from router.base.loading import Loading
 from router.base.quantisation import Bits
+from router.query.limits import CHEAP, MAX_NEW_TOKENS, Allowance
+from router.query.request import MAX_K
 
 FILE = "router.toml"
 
@@ -23,6 +25,8 @@ class RouterSettings(BaseSettings):
     """The coordinator, `host:port`."""
     base: str
     """The pool's base model: folder or Hugging Face id."""
+    pool_key: str | None = None
+    """The key that must sign the pool, 64 hexadecimal digits; without it, the one seen first."""
     ca: Path | None = None
     """The coordinator's CA certificate, PEM; without one, the system's."""
     device: str | None = None
@@ -39,12 +43,25 @@ class RouterSettings(BaseSettings):
     Without it, random tokens."""
     listen: str = "127.0.0.1:50052"
     """Where `serve` answers, `host:port`."""
+    answer_expired: bool = True
+    """Whether `serve` still answers once the newest release it could get has expired; where not, its health says so."""
+    methods: tuple[str, ...] = CHEAP
+    """Methods that callers of `serve` may choose beside the release's own, without arguments, such as `expert`."""
+    max_k: int = Field(default=8, ge=1, le=MAX_K)
+    """Most experts a token that they may ask for."""
+    max_new_tokens: int = Field(default=MAX_NEW_TOKENS, ge=1, le=MAX_NEW_TOKENS)
+    """Longest answer that they may ask for, in tokens."""
     follow_interval_s: float = Field(default=10.0, gt=0)
     """Seconds between two looks for a new release."""
     tls_cert: Path | None = None
     """Certificate chain of `serve`, PEM."""
     tls_key: Path | None = None
     """Its private key, PEM."""
+
+    @property
+    def allowance(self) -> Allowance:
+        """What callers may ask for."""
+        return Allowance(self.methods, self.max_k, self.max_new_tokens)
 
     @property
     def loading(self) -> Loading:

@@ -23,6 +23,7 @@ from protocol.documents import Pool
 from protocol.errors import Code, Refused
 from protocol.fleet.campaign import Order
 from protocol.fleet.reply import Reply
+from protocol.signing import PublicKey
 from router.base.fingerprint import check_base
 from router.follow.pull import pull, pull_calibration, pull_exactly
 from router.follow.workspace import BUNDLES, CALIBRATIONS
@@ -115,7 +116,7 @@ class Work:
         candidate = self._fetch(order, policy, settings, count)
         folder, where = self.place.releases, settings.coordinator
         try:
-            current: Mirror | None = pull(folder, where, ca=settings.ca, on_bytes=count)
+            current: Mirror | None = pull(folder, where, ca=settings.ca, pool_key=self._key, on_bytes=count)
         except Refused as error:
             if error.code is not Code.RELEASE_UNKNOWN:
                 raise
@@ -171,7 +172,12 @@ class Work:
         check_base(settings.base, self.pool.spec.base, self.place.workspace.base_cache)
         count_rows(policy.data)
         folder, where = self.place.releases, settings.coordinator
-        return pull_exactly(folder, where, digest, released=order.release is not None, ca=settings.ca, on_bytes=count)
+        ca, released = settings.ca, order.release is not None
+        return pull_exactly(folder, where, digest, released=released, ca=ca, pool_key=self._key, on_bytes=count)
+
+    @property
+    def _key(self) -> PublicKey:
+        return PublicKey.from_hex(self.pool.spec.coordinator)
 
     def _source(self, policy: DaemonPolicy, settings: ClientSettings) -> DataSource:
         return DataSource((policy.data,), settings.columns, self.place.workspace.split_key())

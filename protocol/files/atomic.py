@@ -79,10 +79,13 @@ def new_folder(folder: Path) -> Iterator[Path]:
         Where to write; thrown away if anything goes wrong.
 
     Raises:
-        Refused: `WORKSPACE_EXISTS` if there is something in the folder.
+        Refused: `WORKSPACE_EXISTS` if there is something in the folder, or if it is the current one.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise Refused(Code.WORKSPACE_EXISTS, f"{folder} is there already and not empty.", "Give a new folder.")
+    folder = folder.resolve()
+    if folder == Path.cwd():
+        raise Refused(Code.WORKSPACE_EXISTS, f"{folder} is where this command runs.", "Give a new folder.")
     partial = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -24,31 +24,37 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17protocol/v1/query.proto\x12\ngreylag.v1\"q\n\nAskRequest\x12\x0e\n\x06inputs\x18\x01 \x03(\t\x12*\n\x07\x63hoices\x18\x02 \x03(\x0b\x32\x19.greylag.v1.RoutingChoice\x12\x16\n\x0emax_new_tokens\x18\x03 \x01(\r\x12\x0f\n\x07\x65xplain\x18\x04 \x01(\x08\"\xc7\x01\n\rRoutingChoice\x12\x13\n\x06method\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x0e\n\x01k\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12&\n\x05\x61llow\x18\x04 \x01(\x0b\x32\x17.greylag.v1.ExpertNames\x12\x0c\n\x04\x64\x65ny\x18\x05 \x03(\t\x12\x14\n\x07release\x18\x06 \x01(\x04H\x03\x88\x01\x01\x42\t\n\x07_methodB\x04\n\x02_kB\x0e\n\x0c_temperatureB\n\n\x08_release\"\x1c\n\x0b\x45xpertNames\x12\r\n\x05names\x18\x01 \x03(\t\"\x89\x01\n\x07\x41skPart\x12&\n\x07\x65xperts\x18\x01 \x01(\x0b\x32\x13.greylag.v1.ExpertsH\x00\x12$\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x12.greylag.v1.AnswerH\x00\x12(\n\x05route\x18\x03 \x01(\x0b\x32\x17.greylag.v1.ModuleRouteH\x00\x42\x06\n\x04part\"\x18\n\x07\x45xperts\x12\r\n\x05names\x18\x01 \x03(\t\"d\n\x06\x41nswer\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0f\n\x07release\x18\x02 \x01(\x04\x12\x0e\n\x06method\x18\x03 \x01(\t\x12\x14\n\x0cinput_tokens\x18\x04 \x03(\t\x12\x15\n\routput_tokens\x18\x05 \x03(\t\"_\n\x0bModuleRoute\x12\x0e\n\x06module\x18\x01 \x01(\t\x12\x13\n\x0breads_input\x18\x02 \x01(\x08\x12\t\n\x01k\x18\x03 \x01(\r\x12\x0f\n\x07\x65xperts\x18\x04 \x03(\r\x12\x0f\n\x07weights\x18\x05 \x03(\x02\"\r\n\x0bInfoRequest\"?\n\tInfoReply\x12\x0f\n\x07release\x18\x01 \x01(\x04\x12\x0f\n\x07\x65xperts\x18\x02 \x03(\t\x12\x10\n\x08releases\x18\x03 \x03(\x04\x32u\n\x05Query\x12\x34\n\x03\x41sk\x12\x16.greylag.v1.AskRequest\x1a\x13.greylag.v1.AskPart0\x01\x12\x36\n\x04Info\x12\x17.greylag.v1.InfoRequest\x1a\x15.greylag.v1.InfoReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17protocol/v1/query.proto\x12\ngreylag.v1\"\x84\x01\n\nAskRequest\x12!\n\x06inputs\x18\x01 \x03(\x0b\x32\x11.greylag.v1.Input\x12*\n\x07\x63hoices\x18\x02 \x03(\x0b\x32\x19.greylag.v1.RoutingChoice\x12\x16\n\x0emax_new_tokens\x18\x03 \x01(\r\x12\x0f\n\x07\x65xplain\x18\x04 \x01(\x08\"B\n\x05Input\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12 \n\x04\x63hat\x18\x02 \x01(\x0b\x32\x10.greylag.v1.ChatH\x00\x42\x07\n\x05input\"\'\n\x04\x43hat\x12\x1f\n\x05turns\x18\x01 \x03(\x0b\x32\x10.greylag.v1.Turn\"%\n\x04Turn\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xc7\x01\n\rRoutingChoice\x12\x13\n\x06method\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x0e\n\x01k\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12&\n\x05\x61llow\x18\x04 \x01(\x0b\x32\x17.greylag.v1.ExpertNames\x12\x0c\n\x04\x64\x65ny\x18\x05 \x03(\t\x12\x14\n\x07release\x18\x06 \x01(\x04H\x03\x88\x01\x01\x42\t\n\x07_methodB\x04\n\x02_kB\x0e\n\x0c_temperatureB\n\n\x08_release\"\x1c\n\x0b\x45xpertNames\x12\r\n\x05names\x18\x01 \x03(\t\"\x89\x01\n\x07\x41skPart\x12&\n\x07\x65xperts\x18\x01 \x01(\x0b\x32\x13.greylag.v1.ExpertsH\x00\x12$\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x12.greylag.v1.AnswerH\x00\x12(\n\x05route\x18\x03 \x01(\x0b\x32\x17.greylag.v1.ModuleRouteH\x00\x42\x06\n\x04part\"\x18\n\x07\x45xperts\x12\r\n\x05names\x18\x01 \x03(\t\"d\n\x06\x41nswer\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0f\n\x07release\x18\x02 \x01(\x04\x12\x0e\n\x06method\x18\x03 \x01(\t\x12\x14\n\x0cinput_tokens\x18\x04 \x03(\t\x12\x15\n\routput_tokens\x18\x05 \x03(\t\"_\n\x0bModuleRoute\x12\x0e\n\x06module\x18\x01 \x01(\t\x12\x13\n\x0breads_input\x18\x02 \x01(\x08\x12\t\n\x01k\x18\x03 \x01(\r\x12\x0f\n\x07\x65xperts\x18\x04 \x03(\r\x12\x0f\n\x07weights\x18\x05 \x03(\x02\"\r\n\x0bInfoRequest\"a\n\tInfoReply\x12\x0f\n\x07release\x18\x01 \x01(\x04\x12\x0f\n\x07\x65xperts\x18\x02 \x03(\t\x12\x10\n\x08releases\x18\x03 \x03(\x04\x12\x0f\n\x07\x65xpires\x18\x04 \x01(\t\x12\x0f\n\x07\x65xpired\x18\x05 \x01(\x08\x32u\n\x05Query\x12\x34\n\x03\x41sk\x12\x16.greylag.v1.AskRequest\x1a\x13.greylag.v1.AskPart0\x01\x12\x36\n\x04Info\x12\x17.greylag.v1.InfoRequest\x1a\x15.greylag.v1.InfoReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protocol.v1.query_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ASKREQUEST']._serialized_start=39
-  _globals['_ASKREQUEST']._serialized_end=152
-  _globals['_ROUTINGCHOICE']._serialized_start=155
-  _globals['_ROUTINGCHOICE']._serialized_end=354
-  _globals['_EXPERTNAMES']._serialized_start=356
-  _globals['_EXPERTNAMES']._serialized_end=384
-  _globals['_ASKPART']._serialized_start=387
-  _globals['_ASKPART']._serialized_end=524
-  _globals['_EXPERTS']._serialized_start=526
-  _globals['_EXPERTS']._serialized_end=550
-  _globals['_ANSWER']._serialized_start=552
-  _globals['_ANSWER']._serialized_end=652
-  _globals['_MODULEROUTE']._serialized_start=654
-  _globals['_MODULEROUTE']._serialized_end=749
-  _globals['_INFOREQUEST']._serialized_start=751
-  _globals['_INFOREQUEST']._serialized_end=764
-  _globals['_INFOREPLY']._serialized_start=766
-  _globals['_INFOREPLY']._serialized_end=829
-  _globals['_QUERY']._serialized_start=831
-  _globals['_QUERY']._serialized_end=948
+  _globals['_ASKREQUEST']._serialized_start=40
+  _globals['_ASKREQUEST']._serialized_end=172
+  _globals['_INPUT']._serialized_start=174
+  _globals['_INPUT']._serialized_end=240
+  _globals['_CHAT']._serialized_start=242
+  _globals['_CHAT']._serialized_end=281
+  _globals['_TURN']._serialized_start=283
+  _globals['_TURN']._serialized_end=320
+  _globals['_ROUTINGCHOICE']._serialized_start=323
+  _globals['_ROUTINGCHOICE']._serialized_end=522
+  _globals['_EXPERTNAMES']._serialized_start=524
+  _globals['_EXPERTNAMES']._serialized_end=552
+  _globals['_ASKPART']._serialized_start=555
+  _globals['_ASKPART']._serialized_end=692
+  _globals['_EXPERTS']._serialized_start=694
+  _globals['_EXPERTS']._serialized_end=718
+  _globals['_ANSWER']._serialized_start=720
+  _globals['_ANSWER']._serialized_end=820
+  _globals['_MODULEROUTE']._serialized_start=822
+  _globals['_MODULEROUTE']._serialized_end=917
+  _globals['_INFOREQUEST']._serialized_start=919
+  _globals['_INFOREQUEST']._serialized_end=932
+  _globals['_INFOREPLY']._serialized_start=934
+  _globals['_INFOREPLY']._serialized_end=1031
+  _globals['_QUERY']._serialized_start=1033
+  _globals['_QUERY']._serialized_end=1150
 # @@protoc_insertion_point(module_scope)

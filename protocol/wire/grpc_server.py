@@ -2,9 +2,10 @@
 
 import asyncio
 import signal
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing, nullcontext
+from contextlib import aclosing, nullcontext, suppress
 from dataclasses import dataclass
 from inspect import iscoroutinefunction
 from pathlib import Path
@@ -39,6 +40,7 @@ _OPTIONS = (
     ("grpc.max_connection_idle_ms", 600_000),
     ("grpc.max_concurrent_streams", 128),
 )
+_HEALTH_S = 1.0
 Result = TypeVar("Result")
 _log = structlog.get_logger(__name__)
 
@@ -164,6 +166,7 @@ async def serve(
     *,
     count: Callable[[Code], None] = lambda _: None,
     on_ready: Callable[[int], None] = lambda _: None,
+    healthy: Callable[[], bool] = lambda: True,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain.
 
@@ -172,6 +175,7 @@ async def serve(
         register: Adds the servicers and returns their full names, for the health service.
         count: Called with the code of every refusal.
         on_ready: Called once with the port, when calls are being taken.
+        healthy: What the health service says, looked at every second.
 
     Raises:
         Refused: `SETTINGS_INVALID` if the address cannot be listened on, or the certificate and its
@@ -187,14 +191,41 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     await server.start()
-    for name in services:
-        await monitor.set(name, health_pb2.HealthCheckResponse.SERVING)
+    said = healthy()
+    await _tell(monitor, services, healthy=said)
     on_ready(port)
     try:
-        await stopped.wait()
+        while not stopped.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stopped.wait(), _HEALTH_S)
+            # Only what is new, since a watcher who does not read holds it up.
+            if healthy() != said and not stopped.is_set():
+                said = not said
+                await _tell(monitor, services, healthy=said)
     finally:
         # At once, since a watcher who does not read keeps the monitor from telling the others.
         await asyncio.gather(monitor.enter_graceful_shutdown(), server.stop(DRAIN_S))
+
+
+async def _tell(monitor: health.aio.HealthServicer, services: Sequence[str], *, healthy: bool) -> None:
+    said = health_pb2.HealthCheckResponse
+    for name in services:
+        await monitor.set(name, said.SERVING if healthy else said.NOT_SERVING)
+
+
+def check_listen(listen: Listen) -> None:
+    """Refuse an address that cannot be listened on, before anything that takes long.
+
+    Raises:
+        Refused: `SETTINGS_INVALID`.
+    """
+    host, _, port = check_address(listen.address).rpartition(":")
+    _credentials(listen)
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        socket.create_server((host.strip("[]"), int(port)), family=family).close()
+    except OSError as error:
+        raise _taken(listen) from error
 
 
 def _bind(server: grpc.aio.Server, listen: Listen) -> int:
@@ -205,9 +236,11 @@ def _bind(server: grpc.aio.Server, listen: Listen) -> int:
             return server.add_insecure_port(listen.address)
         return server.add_secure_port(listen.address, credentials)
     except RuntimeError as error:
-        raise Refused(
-            Code.SETTINGS_INVALID, f"Cannot listen on {listen.address}.", "Is another process listening there?"
-        ) from error
+        raise _taken(listen) from error
+
+
+def _taken(listen: Listen) -> Refused:
+    return Refused(Code.SETTINGS_INVALID, f"Cannot listen on {listen.address}.", "Is another process listening there?")
 
 
 def _credentials(listen: Listen) -> grpc.ServerCredentials | None:

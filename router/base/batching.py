@@ -1,6 +1,6 @@
 """Texts to padded batches."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -9,39 +9,61 @@ from torch.nn.utils.rnn import pad_sequence
 
 from protocol.errors import Code, Refused
 from router.base.loading import Base
-from router.base.tokens import IGNORED, encode_input, encode_target
+from router.base.tokens import IGNORED, encode_input, encode_target, write_prompt
 
 Side = Literal["left", "right"]
 
 
-def encode(base: Base, inputs: Sequence[str]) -> dict[str, Tensor]:
-    """Encode inputs that the model is to answer.
+class Prompt(NamedTuple):
+    """An input, as text and as the tokens that the model reads: written and tokenised once, whoever looks at it."""
+
+    text: str
+    tokens: list[int]
+
+
+PromptLike = str | Prompt | Sequence[Mapping[str, object]]
+"""A text, one that is tokenised already, or the turns of a chat, `role` and `content` of each."""
+
+
+def read_prompts(base: Base, inputs: Iterable[PromptLike]) -> list[Prompt]:
+    """Turn inputs into what the model reads, as training does."""
+
+    def read(asked: PromptLike) -> Prompt:
+        if isinstance(asked, Prompt):
+            return asked
+        text = asked if isinstance(asked, str) else write_prompt(base.tokenizer, asked)
+        return Prompt(text, encode_input(base.tokenizer, text, base.architecture))
+
+    return [read(asked) for asked in inputs]
+
+
+def check_lengths(base: Base, prompts: Sequence[Prompt]) -> None:
+    """Refuse what leaves the model no position for an answer.
+
+    Raises:
+        Refused: `DATA_TOO_LONG`.
+    """
+    if base.positions is None:
+        return
+    most = base.positions - (base.architecture == "decoder-only")
+    for number, prompt in enumerate(prompts, 1):
+        if len(prompt.tokens) > most:
+            raise Refused(
+                Code.DATA_TOO_LONG,
+                f"Input {number} is {len(prompt.tokens)} tokens long; the model takes at most {most}.",
+                "Shorten it.",
+            )
+
+
+def prompt_batch(base: Base, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+    """Lay out prompts that the model is to answer.
 
     Returns:
         input_ids and attention_mask, [b, s].
     """
-    rows = [encode_input(base.tokenizer, text, base.architecture) for text in inputs]
     # A decoder continues from the last position, so there the padding goes to the left.
-    return batch(base, rows, "left" if base.architecture == "decoder-only" else "right")
-
-
-def count_tokens(base: Base, inputs: Sequence[str]) -> list[int]:
-    """Count the tokens of each input that the model is to answer.
-
-    Raises:
-        Refused: `DATA_TOO_LONG` for an input that leaves the model no position for an answer.
-    """
-    counts = [len(encode_input(base.tokenizer, text, base.architecture)) for text in inputs]
-    if base.positions is not None:
-        most = base.positions - (base.architecture == "decoder-only")
-        for number, count in enumerate(counts, 1):
-            if count > most:
-                raise Refused(
-                    Code.DATA_TOO_LONG,
-                    f"Input {number} is {count} tokens long; the model takes at most {most}.",
-                    "Shorten it.",
-                )
-    return counts
+    side: Side = "left" if base.architecture == "decoder-only" else "right"
+    return batch(base, [prompt.tokens for prompt in prompts], side)
 
 
 class TokenPair(NamedTuple):
@@ -51,14 +73,11 @@ class TokenPair(NamedTuple):
     target: list[int]
 
 
-def encode_pairs(base: Base, inputs: Sequence[str], targets: Sequence[str]) -> list[TokenPair]:
+def encode_pairs(base: Base, inputs: Sequence[PromptLike], targets: Sequence[str]) -> list[TokenPair]:
     """Turn inputs and their targets into tokens, as training does."""
     return [
-        TokenPair(
-            encode_input(base.tokenizer, text, base.architecture),
-            encode_target(base.tokenizer, target, base.architecture),
-        )
-        for text, target in zip(inputs, targets, strict=True)
+        TokenPair(prompt.tokens, encode_target(base.tokenizer, target, base.architecture))
+        for prompt, target in zip(read_prompts(base, inputs), targets, strict=True)
     ]
 
 

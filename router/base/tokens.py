@@ -1,6 +1,6 @@
 """Text to tokens: one place for client and router, so that a router reads a request as training read it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from protocol.spec import Architecture
@@ -52,7 +52,7 @@ def encode_target(tokenizer: "PreTrainedTokenizerBase", text: str, architecture:
     return tokens if end is None or (tokens and tokens[-1] == end) else [*tokens, end]
 
 
-def write_prompt(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[dict[str, str]]) -> str:
+def write_prompt(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Mapping[str, object]]) -> str:
     """Write a chat down to where the assistant is to speak.
 
     Args:
@@ -64,7 +64,7 @@ def write_prompt(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[dict[str,
     return "\n".join([*(f"{turn['role']}: {turn['content']}" for turn in turns), f"{ASSISTANT}:"])
 
 
-def write_chat(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[dict[str, str]], *, prompt: bool) -> str:
+def write_chat(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Mapping[str, object]], *, prompt: bool) -> str:
     """Write turns as the tokenizer's chat template does.
 
     Args:
@@ -72,4 +72,6 @@ def write_chat(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[dict[str, s
         turns: `role` and `content` of each.
         prompt: Whether the assistant is to speak next.
     """
-    return str(tokenizer.apply_chat_template(list(turns), add_generation_prompt=prompt, tokenize=False))
+    return str(
+        tokenizer.apply_chat_template([dict(turn) for turn in turns], add_generation_prompt=prompt, tokenize=False)
+    )

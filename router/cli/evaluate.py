@@ -20,6 +20,7 @@ from router.cli.options import (
     Saved,
     Workspace,
     choice_flags,
+    open_model,
     read_choice,
     read_lines,
 )
@@ -92,7 +93,6 @@ def evaluate(
     Example: greylag-router evaluate --tasks my.jsonl --methods base,phatgoose,merged,oracle --output scores
     """
     from router.evaluation.contenders import read_methods
-    from router.model.opening import load_model
 
     if json_ and markdown:
         raise Refused(Code.REQUEST_INVALID, "Both --json and --markdown are given.", "Give one of the two.")
@@ -100,7 +100,7 @@ def evaluate(
     names = read_methods(methods) if methods else []
     read, longest = _read_tasks(tasks, recipe, data, limit)
     settings = {"base": base, "embedding": embedding, "device": device, "quantise": quantise}
-    model = load_model(workspace, saved, [routing.release], settings, say)
+    model = open_model([routing.release], workspace, saved, settings)
 
     from router.evaluation.compare import Comparing
     from router.evaluation.prompts import BatchLimits

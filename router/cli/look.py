@@ -16,12 +16,14 @@ from router.cli.options import (
     Json,
     NewTokens,
     Quantise,
+    Requests,
     Saved,
     Server,
     Texts,
     Workspace,
     asking,
     choice_flags,
+    open_model,
     read_choice,
     read_inputs,
     read_lines,
@@ -43,7 +45,7 @@ def trace(
     *,
     tasks: Annotated[
         str | None,
-        typer.Option(help="JSON Lines of task, input and, where known, oracle and score; one panel a task."),
+        typer.Option(help="JSON Lines of task, input or messages and, where known, oracle and score."),
     ] = None,
     oracle: Annotated[
         str | None, typer.Option(help="The expert that was trained for these inputs; marked, and compared with.")
@@ -115,6 +117,7 @@ def export(
     text: Texts = None,
     *,
     out: Annotated[Path, typer.Option(help="New folder for the adapter.")],
+    requests: Requests = None,
     rank: Annotated[int, typer.Option(min=1, max=1024, help="Rank of the adapter; engines bound it.")] = 64,
     workspace: Workspace = Path(),
     saved: Saved = None,
@@ -132,13 +135,12 @@ def export(
 
     Example: greylag-router export --out french-lora --rank 32 "Translate to French: good morning"
     """
-    from router.model.opening import load_model
-
-    asked = read_inputs(text, None, read_choice(choice))
+    asked = read_inputs(text, requests, read_choice(choice))
+    choices = [each.choice for each in asked]
     settings = {"base": base, "embedding": embedding, "device": device, "quantise": quantise}
-    model = load_model(workspace, saved, [asked[0].choice.release], settings, say)
+    model = open_model([each.release for each in choices], workspace, saved, settings)
     inputs = [each.input for each in asked]
-    exported = model.export_lora(out, inputs, asked[0].choice, rank=rank, max_new_tokens=max_new_tokens)
+    exported = model.export_lora(out, inputs, choices, rank=rank, max_new_tokens=max_new_tokens)
     if json_:
         print_json(
             {"folder": str(out), "modules": exported.modules, "rank": exported.rank,
@@ -159,9 +161,7 @@ def save(
 
     Example: greylag-router save --with-base model
     """
-    from router.model.opening import load_model
-
-    model = load_model(workspace, None, [], {"base": base, "device": "cpu"}, say)
+    model = open_model([], workspace, None, {"base": base, "device": "cpu"})
     identity = model.save_pretrained(out, with_base=with_base)
     if json_:
         print_json({"folder": str(out), "identity": identity, "experts": len(model.digests)})

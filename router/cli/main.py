@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from protocol.errors import Refused
 from protocol.programs import print_json, run, say
 from router.cli import evaluate, look
 from router.cli.options import (
@@ -17,7 +18,9 @@ from router.cli.options import (
     Embedding,
     Json,
     NewTokens,
+    PoolKey,
     Quantise,
+    Requests,
     Saved,
     Server,
     Texts,
@@ -53,10 +56,7 @@ def pull(
     workspace: Workspace = Path(),
     coordinator: Coordinator = None,
     base: BaseModel = None,
-    pool_key: Annotated[
-        str | None,
-        typer.Option(help="The key that must sign the pool, 64 hexadecimal digits; default: the key seen first."),
-    ] = None,
+    pool_key: PoolKey = None,
     ca: Ca = None,
     json_: Json = False,
 ) -> None:
@@ -65,20 +65,15 @@ def pull(
     Example: greylag-router pull --coordinator pool.example.org:7443 --ca cert.pem --base google/t5-v1_1-small
     """
     from protocol.signing import PublicKey
-    from router.base.fingerprint import check_base
     from router.follow import pull as pulling
-    from router.follow.workspace import FINGERPRINT, POOL
     from router.settings import load, save
 
-    settings = load(workspace, coordinator=coordinator, base=base, ca=ca)
-    trusted = PublicKey.from_hex(pool_key) if pool_key else None
-    first = not (workspace / POOL).exists()
-    mirror = pulling.pull(workspace, settings.coordinator, ca=settings.ca, pool_key=trusted)
-    check_base(settings.base, mirror.pool.spec.base, workspace / FINGERPRINT)
+    settings = load(workspace, coordinator=coordinator, base=base, pool_key=pool_key, ca=ca)
+    key = PublicKey.from_hex(settings.pool_key) if settings.pool_key else None
+    where = settings.coordinator
+    mirror = pulling.pull(workspace, where, ca=settings.ca, pool_key=key, base=settings.base, say=say)
     save(workspace, settings)
     release = mirror.release.spec
-    if first and trusted is None:
-        say(f"Trusting the pool's key {mirror.pool.spec.coordinator} on first use; compare it with the operator's.")
     if json_:
         experts = [expert.model_dump() for expert in release.experts]
         print_json({"pool": mirror.pool.spec.name, "release": release.number, "experts": experts})
@@ -89,14 +84,44 @@ def pull(
 
 
 @app.command()
+def check(
+    *,
+    workspace: Workspace = Path(),
+    sample: Annotated[
+        int | None, typer.Option(min=1, help="Read so many bundles, drawn at random; default: all of them.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Read again what was pulled, byte by byte, and name what is damaged.
+
+    Example: greylag-router check -w node --sample 10
+    """
+    from router.follow.workspace import check_disk
+
+    found = check_disk(workspace, sample)
+    if json_:
+        damaged = [
+            {"digest": digest, "code": error.code.name, "message": error.message}
+            for digest, error in found.damaged.items()
+        ]
+        print_json({"held": found.held, "read": found.read, "damaged": damaged})
+    else:
+        sys.stdout.write(f"Read {found.read} of {found.held}; {len(found.damaged)} are damaged.\n")
+        for digest, error in found.damaged.items():
+            sys.stdout.write(f"  {digest[:16]}  {error.message}\n")
+    if found.damaged:
+        code = next(iter(found.damaged.values())).code
+        raise Refused(
+            code, f"{len(found.damaged)} of {found.read} are damaged.", "Fetch them with: greylag-router pull"
+        )
+
+
+@app.command()
 @choice_flags()
 def ask(
     text: Texts = None,
     *,
-    requests: Annotated[
-        str | None,
-        typer.Option(help="JSON Lines, each an input with its routing choice; - reads stdin. Flags fill gaps."),
-    ] = None,
+    requests: Requests = None,
     workspace: Workspace = Path(),
     server: Server = None,
     saved: Saved = None,
@@ -153,6 +178,7 @@ def serve(
     follow_interval_s: Annotated[float | None, typer.Option(help="Seconds between two looks for a release.")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM; needed beyond loopback.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
+    pool_key: PoolKey = None,
     ca: Ca = None,
     device: Device = None,
     quantise: Quantise = None,
@@ -162,7 +188,8 @@ def serve(
 
     Example: greylag-router serve -w node --listen 127.0.0.1:7444
     """
-    from router.serving.process import run
+    from protocol.wire.grpc_server import Listen, check_listen
+    from router.methods import find_allowed
     from router.settings import FILE, load, save
 
     def on_ready(port: int) -> None:
@@ -175,9 +202,14 @@ def serve(
 
     settings = load(
         workspace, coordinator=coordinator, base=base, listen=listen, follow_interval_s=follow_interval_s,
-        tls_cert=tls_cert, tls_key=tls_key, ca=ca, device=device, quantise=quantise,
+        tls_cert=tls_cert, tls_key=tls_key, pool_key=pool_key, ca=ca, device=device, quantise=quantise,
     )  # fmt: skip
+    # Before the model, and torch, wake.
+    find_allowed(settings.methods)
+    check_listen(Listen(settings.listen, settings.tls_cert, settings.tls_key))
     _configure_logs()
+    from router.serving.process import run
+
     run(workspace, settings, on_ready)
 
 

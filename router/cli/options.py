@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from threading import Timer
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,8 +16,11 @@ from router.base.quantisation import Bits
 from router.query.limits import MAX_NEW_TOKENS
 
 if TYPE_CHECKING:
+    from router.model.routed_model import RoutedModel
     from router.query.answer import Answered
     from router.query.request import Request, RoutingChoice
+
+_PATIENCE_S = 2.0
 
 Workspace = Annotated[
     Path, typer.Option("--workspace", "-w", envvar="GREYLAG_WORKSPACE", help="Workspace: the folder with router.toml.")
@@ -27,12 +31,14 @@ BaseModel = Annotated[
     typer.Option("--base", help="The pool's base model, a folder or Hugging Face id; default: that of router.toml."),
 ]
 Ca = Annotated[Path | None, typer.Option(help="CA certificate of the other side, PEM; default: the system's.")]
+PoolKey = Annotated[
+    str | None,
+    typer.Option(help="The key that must sign the pool, 64 hexadecimal digits; default: the key seen first."),
+]
 Device = Annotated[
     str | None,
     typer.Option(help="Torch device, or auto for all GPUs, then memory, then disk; default: a GPU or the CPU."),
 ]
-
-
 Quantise = Annotated[
     Bits | None, typer.Option(help="Hold the base's weights in 4bit or 8bit; default: as its files have them.")
 ]
@@ -46,6 +52,10 @@ Embedding = Annotated[
     typer.Option(help="What retrieval embeds queries by, a folder or Hugging Face id; default: that of router.toml."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Requests = Annotated[
+    str | None,
+    typer.Option(help="JSON Lines of input or messages with a routing choice; - reads stdin. Flags fill gaps."),
+]
 Texts = Annotated[list[str] | None, typer.Argument(help="Inputs; - reads one a line from stdin.")]
 NewTokens = Annotated[int, typer.Option(min=1, max=MAX_NEW_TOKENS, help="Longest answer, in tokens.")]
 
@@ -95,10 +105,13 @@ def read_choice(flags: dict[str, Any]) -> "RoutingChoice":
     """Make a routing choice of a verb's `**choice`.
 
     Raises:
-        Refused: `REQUEST_INVALID`.
+        Refused: `REQUEST_INVALID` or `METHOD_UNKNOWN`.
     """
+    from router.methods import find_method
     from router.query.request import RoutingChoice
 
+    if flags.get("method") is not None:
+        find_method(flags["method"])  # before the model wakes
     lists = {"allow": tuple(flags["allow"]) if flags["allow"] else None, "deny": tuple(flags["deny"] or ())}
     return RoutingChoice(**{**flags, **lists})
 
@@ -114,6 +127,7 @@ def read_inputs(text: list[str] | None, requests: str | None, choice: "RoutingCh
     Raises:
         Refused: `REQUEST_INVALID`.
     """
+    from router.methods import find_method
     from router.query.request import Request, read_requests
 
     if bool(text) == bool(requests):
@@ -129,7 +143,13 @@ def read_inputs(text: list[str] | None, requests: str | None, choice: "RoutingCh
             raise _not_text() from error
         return [Request(line, choice) for line in text]
     lines = read_lines(requests or "-")
-    return read_requests(lines, choice) if requests else [Request(line, choice) for line in lines]
+    asked = read_requests(lines, choice) if requests else [Request(line, choice) for line in lines]
+    if not asked:
+        raise Refused(Code.REQUEST_INVALID, "There is nothing to ask.", "Give one input a line.")
+    for each in asked:
+        if each.choice.method is not None:
+            find_method(each.choice.method)
+    return asked
 
 
 def read_lines(path: str) -> list[str]:
@@ -181,6 +201,18 @@ def asking(
         from router.query import client
 
         return partial(client.ask, server, ca=ca)
+    return open_model(releases, workspace, saved, settings).answer
+
+
+def open_model(
+    releases: Sequence[int | None], workspace: Path, saved: Path | None, settings: dict[str, Any]
+) -> "RoutedModel":
+    """Load a model as `router.model.opening.load_model` does, and say so where it takes a while."""
     from router.model.opening import load_model
 
-    return load_model(workspace, saved, releases, settings, say).answer
+    waiting = Timer(_PATIENCE_S, say, ["Loading the model; a large one takes a while."])
+    waiting.start()
+    try:
+        return load_model(workspace, saved, releases, settings, say)
+    finally:
+        waiting.cancel()

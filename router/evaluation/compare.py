@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 from protocol.errors import Code, Refused
+from router.base.batching import read_prompts
 from router.evaluation.contenders import BEST_INDIVIDUAL, ORACLE
 from router.evaluation.metrics import ACCURACY
 from router.evaluation.prompts import BatchLimits, Prompts, write_prompts
@@ -105,7 +106,8 @@ class Comparing:
     def run(self, tasks: Sequence[Task], methods: Sequence[str]) -> Comparison:
         """Let every method answer every task.
 
-        A method whose statistics the release's experts do not tell is skipped, and the reason kept.
+        A method whose statistics the release's experts do not tell is skipped, and the reason kept; where that is true
+        of all, the first one's is raised.
 
         Raises:
             Refused: `DATA_TOO_LONG`, `EXPERT_UNKNOWN`, `EXPERTS_EXHAUSTED`, `RELEASE_UNKNOWN`, `NOT_FINITE`, or
@@ -118,8 +120,11 @@ class Comparing:
         choices = {method: replace(self.choice, method=method) for method in methods}
         plain = {method: choice for method, choice in choices.items() if method not in (ORACLE, BEST_INDIVIDUAL)}
         # All before the first of them runs for hours.
-        for method, choice in plain.items():
-            self._try(method, choice, found)
+        refusals = {method: refusal for method, choice in plain.items() if (refusal := self._try(choice))}
+        if len(refusals) == len(methods):
+            first = next(iter(refusals.values()))
+            raise Refused(first.code, f"None of the methods can run. {first.message}", first.hint)
+        found.skipped.update({method: refusal.message for method, refusal in refusals.items()})
         alone: dict[str, dict[str, Score]] = {}
         if len(plain) < len(methods):
             alone = {each: self._scores(prompts, found.tasks, each) for each in self._experts()}
@@ -132,13 +137,14 @@ class Comparing:
                 found.scores[method] = _best(found, alone, each_task=method == ORACLE)
         return found
 
-    def _try(self, method: str, choice: RoutingChoice, found: Comparison) -> None:
+    def _try(self, choice: RoutingChoice) -> Refused | None:
         try:
-            plan(self.model.features, self.model.held, ["a"], [choice])
+            plan(self.model.features, self.model.held, read_prompts(self.model.base, ["a"]), [choice])
         except Refused as error:
             if error.code not in _SKIPPED:
                 raise
-            found.skipped[method] = error.message
+            return error
+        return None
 
     def _experts(self) -> list[str]:
         pool = self.model.held.find(self.choice.release).pool.allowing(self.choice.allow, self.choice.deny)

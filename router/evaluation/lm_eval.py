@@ -21,7 +21,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from protocol.errors import Code, Refused
-from router.base.batching import TokenPair
+from router.base.batching import TokenPair, read_prompts
 from router.base.memory import memory_watched
 from router.base.tokens import Templated, encode_input, write_chat
 from router.evaluation.prompts import cut_to
@@ -172,9 +172,10 @@ class GreylagLM(TemplateLM):
             batch = order[start : start + self._at_once]
             # A method that reads the request first reads the context, or what there is instead.
             texts = [context or continuation for (context, continuation), _, _ in (requests[at] for at in batch)]
+            prompts = read_prompts(self.model.base, texts)
             pairs = [self._pair(requests[at][1], requests[at][2]) for at in batch]
             with memory_watched():
-                scored = self.model.likelihoods(texts, pairs, self._choice)
+                scored = self.model.likelihoods(prompts, pairs, self._choice)
             for at, each in zip(batch, scored, strict=True):
                 found[at] = (each.total, each.greedy)
                 self.cache_hook.add_partial("loglikelihood", requests[at][0], found[at])

@@ -3,8 +3,9 @@
 from typing import Literal, NamedTuple
 
 from protocol.errors import Code, Refused
+from router.base.batching import Prompt, read_prompts
 from router.base.loading import Base
-from router.base.tokens import encode_input, encode_target, write_prompt
+from router.base.tokens import encode_input, encode_target
 from router.evaluation.rows import EvaluationRow, Task
 
 
@@ -26,31 +27,30 @@ class BatchLimits(NamedTuple):
 class Prompts(NamedTuple):
     """What is asked, row by row."""
 
-    texts: list[str]
-    lengths: list[int]
-    """In tokens."""
+    prompts: list[Prompt]
     cut: int
     """Rows that were too long."""
 
+    @property
+    def by_length(self) -> list[int]:
+        """Positions, the shortest first: of like length, so that little of a batch is padding."""
+        return sorted(range(len(self.prompts)), key=lambda at: len(self.prompts[at].tokens))
+
 
 def write_prompts(base: Base, task: Task, limits: BatchLimits) -> Prompts:
-    """Write the rows of a task as the model is to read them.
+    """Write and tokenise the rows of a task as the model is to read them.
 
     Raises:
         Refused: `DATA_TOO_LONG` for a row that goes beyond the model's positions.
     """
-    texts, lengths, cut = list[str](), list[int](), 0
+    prompts, cut = read_prompts(base, [row.turns or row.input for row in task.rows]), 0
     keep: Literal["begin", "end"] = "end" if base.architecture == "decoder-only" else "begin"
-    for row in task.rows:
-        text = write_prompt(base.tokenizer, [turn.model_dump() for turn in row.turns]) if row.turns else row.input
-        length = len(encode_input(base.tokenizer, text, base.architecture))
-        if limits.input_tokens is not None and length > limits.input_tokens:
-            text, cut = cut_to(base, text, limits.input_tokens, keep=keep), cut + 1
-            length = len(encode_input(base.tokenizer, text, base.architecture))
-        _check_length(base, row, length, limits)
-        texts.append(text)
-        lengths.append(length)
-    return Prompts(texts, lengths, cut)
+    for at, row in enumerate(task.rows):
+        if limits.input_tokens is not None and len(prompts[at].tokens) > limits.input_tokens:
+            shorter = cut_to(base, prompts[at].text, limits.input_tokens, keep=keep)
+            prompts[at : at + 1], cut = read_prompts(base, [shorter]), cut + 1
+        _check_length(base, row, len(prompts[at].tokens), limits)
+    return Prompts(prompts, cut)
 
 
 def cut_to(base: Base, text: str, longest: int, *, keep: Literal["begin", "end"]) -> str:

@@ -1,7 +1,7 @@
 """Scores that are there already: a folder that a rerun goes on with.
 
 `results.jsonl` holds a line for each method and task that is done. A line counts for what it was computed from: the
-rows, the base model, the experts, how they were routed, how long answers and inputs were. What the model answered,
+rows, the base model, the experts, all that routes them, how long answers and inputs were. What the model answered,
 row by row, stands beside it under `answers/`.
 """
 
@@ -18,6 +18,7 @@ from router.evaluation.compare import Score
 from router.evaluation.prompts import BatchLimits
 from router.evaluation.rows import Task
 from router.evaluation.scoring import Judged
+from router.model.releases import listing
 from router.model.routed_model import RoutedModel
 from router.query.request import RoutingChoice
 
@@ -79,8 +80,10 @@ class Results:
             "base": self._base,
             "weights": str(base.model.dtype) + str(getattr(base.model.config, "quantization_config", "")),
             "embedding": self._model.features.embedder.ref.model_dump() if self._model.features.embedder.ref else None,
+            "public": self._model.features.mixtures.public.digest,
             "routing": generation.settings.model_dump(mode="json"),
-            "experts": [expert.digest for expert in generation.pool.experts],
+            "calibration": calibration.digest if (calibration := generation.pool.calibration) else None,
+            "experts": [listing(expert) for expert in generation.pool.experts],
             "choice": {**asdict(choice), "method": method, "k": k, "release": None},
             "limits": self._limits.of(task)._replace(batch=0)._asdict(),
             "rows": task.digest,

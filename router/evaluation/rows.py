@@ -11,15 +11,9 @@ from protocol.errors import Code, Refused
 from protocol.files import strict_json
 from protocol.statement import Strict, first_invalid
 from router.base.tokens import ASSISTANT
+from router.query.request import Turn
 
 _LONGEST_NAME = 100
-
-
-class ChatTurn(Strict):
-    """One turn of a chat."""
-
-    role: str
-    content: str
 
 
 class EvaluationRow(Strict):
@@ -30,7 +24,7 @@ class EvaluationRow(Strict):
     task: str
     input: str
     """The text that is asked; empty where `turns` are."""
-    turns: tuple[ChatTurn, ...]
+    turns: tuple[Turn, ...]
     """A chat, up to where the assistant is to speak."""
     targets: tuple[str, ...]
     """Right answers, one at least."""
@@ -65,7 +59,7 @@ class _Line(Strict):
 
     task: str | None = None
     input: str | None = None
-    messages: list[ChatTurn] | None = None
+    messages: list[Turn] | None = None
     target: str | None = None
     targets: list[str] | None = None
     choices: list[str] | None = None
@@ -142,16 +136,16 @@ def read_row(value: Any, *, number: int, name: str) -> EvaluationRow:
     return EvaluationRow(number=number, task=task, input=text, turns=turns, targets=targets, choices=choices)
 
 
-def _turns(messages: Sequence[ChatTurn], number: int) -> tuple[tuple[ChatTurn, ...], str | None]:
+def _turns(messages: Sequence[Turn], number: int) -> tuple[tuple[Turn, ...], str | None]:
     """Split a chat into what is asked and, where the assistant has the last word, that."""
-    if any(not turn.content.strip() for turn in messages):
+    if any(not turn["content"].strip() for turn in messages):
         raise _wrong(number, "a message is empty")
     last = messages[-1] if messages else None
-    if last is None or last.role != ASSISTANT:
+    if last is None or last["role"] != ASSISTANT:
         return tuple(messages), None
     if len(messages) == 1:
         raise _wrong(number, "the messages ask nothing")
-    return tuple(messages[:-1]), last.content
+    return tuple(messages[:-1]), last["content"]
 
 
 def _targets(found: _Line, said: str | None, number: int) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ def judge(
     Args:
         model: The routed model.
         task: The rows.
-        prompts: Their texts.
+        prompts: What they ask.
         choice: How they are routed.
         limits: How many at once.
         advance: Called after every batch.
@@ -60,13 +60,11 @@ def judge(
 def _rank(
     model: RoutedModel, task: Task, prompts: Prompts, choice: RoutingChoice, limits: BatchLimits, advance: Advance
 ) -> list[Judged]:
-    # Of like length, so that little of a batch is padding.
-    order = sorted(range(len(task.rows)), key=lambda at: prompts.lengths[at])
-    pairs = [(at, place) for at in order for place in range(len(task.rows[at].choices))]
+    pairs = [(at, place) for at in prompts.by_length for place in range(len(task.rows[at].choices))]
     means = [[math.nan] * len(row.choices) for row in task.rows]
     for start in range(0, len(pairs), limits.batch):
         batch = pairs[start : start + limits.batch]
-        inputs = [prompts.texts[at] for at, _ in batch]
+        inputs = [prompts.prompts[at] for at, _ in batch]
         tokens = encode_pairs(model.base, inputs, [task.rows[at].choices[place] for at, place in batch])
         for (at, place), found in zip(batch, model.likelihoods(inputs, tokens, choice), strict=True):
             if not math.isfinite(found.mean):
@@ -88,11 +86,11 @@ def likeliest(means: Sequence[float]) -> tuple[int, bool]:
 def _write(
     model: RoutedModel, task: Task, prompts: Prompts, choice: RoutingChoice, limits: BatchLimits, advance: Advance
 ) -> list[Judged]:
-    order = sorted(range(len(task.rows)), key=lambda at: prompts.lengths[at])
+    order = prompts.by_length
     said: dict[int, str] = {}
     for start in range(0, len(order), limits.batch):
         batch = order[start : start + limits.batch]
-        answers = model.generate([prompts.texts[at] for at in batch], choice, max_new_tokens=limits.new_tokens)
+        answers = model.generate([prompts.prompts[at] for at in batch], choice, max_new_tokens=limits.new_tokens)
         said |= zip(batch, answers, strict=True)
         advance(len(batch))
     return [Judged(row.number, said[at], measured(said[at], row.targets)) for at, row in enumerate(task.rows)]

@@ -4,14 +4,16 @@ What lies where: `router.follow.workspace`.
 """
 
 import errno
+import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc
+from filelock import FileLock, Timeout
 
 from protocol.bundle import ENVELOPE, Bundle, Manifest, SignedFile, check_file, open_bundle, read_manifest
 from protocol.compatibility import check_fit, check_tensors
@@ -25,8 +27,23 @@ from protocol.v1.catalog_pb2_grpc import CatalogStub
 from protocol.wire.chunks import check_chunk
 from protocol.wire.grpc_client import DEADLINE_S, STREAM_DEADLINE_S, connect, paced
 from protocol.wire.grpc_status import from_rpc_error
-from router.follow.workspace import BUNDLES, CALIBRATIONS, POOL, RELEASE, RELEASES, Mirror, kept, open_listed
+from router.base.fingerprint import check_base
+from router.follow.workspace import (
+    BUNDLES,
+    CALIBRATIONS,
+    FINGERPRINT,
+    LOCK,
+    POOL,
+    RELEASE,
+    RELEASES,
+    Mirror,
+    kept,
+    open_listed,
+)
 from router.pool.calibration import Calibration
+
+Say = Callable[[str], None]
+_warn = logging.getLogger(__name__).warning
 
 
 @dataclass(frozen=True)
@@ -38,6 +55,8 @@ class _Source:
     """The coordinator, for people."""
     on_bytes: Callable[[int], None]
     """Called with the size of every chunk that arrives."""
+    say: Say
+    """Talks to whoever pulls."""
 
 
 def pull(
@@ -46,34 +65,46 @@ def pull(
     *,
     ca: Path | None = None,
     pool_key: PublicKey | None = None,
-    now: datetime | None = None,
+    base: str | None = None,
+    held: Mirror | None = None,
     on_bytes: Callable[[int], None] = lambda _: None,
+    say: Say = _warn,
 ) -> Mirror:
     """Fetch the newest release into a folder.
 
     A broken pull leaves what arrived and continues there the next time; the release that was there
-    before stays in use until the new one is whole.
+    before stays in use until the new one is whole. Of two pulls in one folder one waits for the other.
 
     Args:
         folder: Where releases are kept; made if it is missing.
         address: The coordinator, `host:port`.
         ca: Its CA certificate, PEM.
         pool_key: The key that must sign the pool; without one, the key pinned at the first pull.
-        now: The time; only tests give one.
+        base: The base model that the pool must be for: folder or Hub id.
+        held: What an earlier pull returned: its bundles are not read again.
         on_bytes: Called with the size of every chunk that arrives.
+        say: Told which key is trusted on first use, and that another pull is waited for.
 
     Raises:
-        Refused: `UNTRUSTED`, `RELEASE_UNKNOWN` before the first release, `RELEASE_ROLLBACK`,
-            `RELEASE_FORK`, `RELEASE_EXPIRED`, or any code of a document or bundle.
+        Refused: `UNTRUSTED`, `BASE_MISMATCH`, `RELEASE_UNKNOWN` before the first release, any code of
+            `protocol.release.check_fresh`, or of a document or bundle.
         Unavailable: `UNREACHABLE`, `STORAGE_FULL`.
     """
-    with _reach(folder, address, ca, on_bytes) as source:
-        (folder / RELEASES).mkdir(exist_ok=True)
-        pool = _pull_pool(folder, source.catalog, pool_key)
+    with _reach(folder, address, ca, on_bytes, say) as source:
+        pool = _pull_pool(folder, source, pool_key)
+        if base is not None:
+            check_base(base, pool.spec.base, folder / FINGERPRINT)
         envelope = source.catalog.GetRelease(catalog_pb2.GetReleaseRequest(), timeout=DEADLINE_S).envelope
         release = read_release(envelope, pool)
-        check_fresh(release, seen=_seen(folder, pool), now=now or datetime.now(UTC))
-        mirror = _pull_mirror(folder, source, pool, release)
+
+        def earlier(number: int) -> Release:
+            wanted = catalog_pb2.GetReleaseRequest(number=number)
+            return read_release(source.catalog.GetRelease(wanted, timeout=DEADLINE_S).envelope, pool)
+
+        check_fresh(release, seen=_seen(folder, pool), now=datetime.now(UTC), earlier=earlier)
+        if held is not None and held.release.digest == release.digest:
+            return held
+        mirror = _pull_mirror(folder, source, pool, release, held)
         write_whole(kept(folder, release.spec.number), envelope)
         write_whole(folder / RELEASE, envelope)
     return mirror
@@ -86,6 +117,7 @@ def pull_exactly(
     *,
     released: bool = False,
     ca: Path | None = None,
+    pool_key: PublicKey | None = None,
     on_bytes: Callable[[int], None] = lambda _: None,
 ) -> Mirror:
     """Fetch a candidate, or a release of any age, to be tried: it never becomes what `pull` or `open_mirror` return.
@@ -96,6 +128,7 @@ def pull_exactly(
         digest: The candidate or release.
         released: Whether it is a release.
         ca: The coordinator's CA certificate, PEM.
+        pool_key: As for `pull`.
         on_bytes: Called with the size of every chunk that arrives.
 
     Raises:
@@ -103,7 +136,7 @@ def pull_exactly(
         Unavailable: `UNREACHABLE`, `STORAGE_FULL`.
     """
     with _reach(folder, address, ca, on_bytes) as source:
-        pool = _pull_pool(folder, source.catalog, None)
+        pool = _pull_pool(folder, source, pool_key)
         request = catalog_pb2.GetReleaseRequest(candidate=digest)
         envelope = source.catalog.GetRelease(request, timeout=DEADLINE_S).envelope
         candidate = (read_release if released else read_candidate)(envelope, pool)
@@ -113,7 +146,7 @@ def pull_exactly(
                 f"The coordinator sent another list than {digest[:16]}.",
                 "Tell its operator.",
             )
-        return _pull_mirror(folder, source, pool, candidate)
+        return _pull_mirror(folder, source, pool, candidate, None)
 
 
 def pull_calibration(
@@ -134,12 +167,15 @@ def pull_calibration(
         return _pull_calibration(folder, source, file)
 
 
-def _pull_pool(folder: Path, catalog: CatalogStub, pool_key: PublicKey | None) -> Pool:
-    envelope = catalog.GetPool(catalog_pb2.GetPoolRequest(), timeout=DEADLINE_S).envelope
+def _pull_pool(folder: Path, source: _Source, pool_key: PublicKey | None) -> Pool:
+    envelope = source.catalog.GetPool(catalog_pb2.GetPoolRequest(), timeout=DEADLINE_S).envelope
     path = folder / POOL
     if not path.exists():
         pool = read_pool(envelope, pool_key)
         write_whole(path, envelope)
+        if pool_key is None:
+            key = pool.spec.coordinator
+            source.say(f"Trusting the pool's key {key} on first use; compare it with the operator's.")
         return pool
     pinned = read_pool(path.read_bytes())
     pool = read_pool(envelope, pool_key or PublicKey.from_hex(pinned.spec.coordinator))
@@ -158,9 +194,9 @@ def _seen(folder: Path, pool: Pool) -> Release | None:
     return read_release(path.read_bytes(), pool) if path.exists() else None
 
 
-def _pull_mirror(folder: Path, source: _Source, pool: Pool, release: Release) -> Mirror:
-    spec = release.spec
-    bundles = tuple(_pull_bundle(folder / BUNDLES / expert.bundle, source, pool) for expert in spec.experts)
+def _pull_mirror(folder: Path, source: _Source, pool: Pool, release: Release, held: Mirror | None) -> Mirror:
+    spec, known = release.spec, {bundle.digest: bundle for bundle in held.bundles} if held else {}
+    bundles = tuple(_pull_bundle(folder / BUNDLES / each.bundle, source, pool, known) for each in spec.experts)
     calibration = None if spec.calibration is None else _pull_calibration(folder, source, spec.calibration)
     return Mirror(pool, release, bundles, calibration)
 
@@ -173,9 +209,11 @@ def _pull_calibration(folder: Path, source: _Source, file: CalibrationFile) -> C
     return Calibration.load(path.read_bytes())
 
 
-def _pull_bundle(whole: Path, source: _Source, pool: Pool) -> Bundle:
+def _pull_bundle(whole: Path, source: _Source, pool: Pool, known: Mapping[str, Bundle]) -> Bundle:
     digest = whole.name
     if whole.is_dir():
+        if digest in known:
+            return known[digest]
         try:
             return open_listed(whole, pool)
         except Refused:
@@ -195,20 +233,22 @@ def _pull_bundle(whole: Path, source: _Source, pool: Pool) -> Bundle:
     for name, file in manifest.files.items():
         _pull_file(part / name, source, file)
     write_whole(part / ENVELOPE, envelope)
-    _open_part(part, manifest)
+    bundle = _open_part(part, manifest)
     part.replace(whole)
-    return open_bundle(whole)
+    return replace(bundle, folder=whole)
 
 
-def _open_part(part: Path, manifest: Manifest) -> None:
+def _open_part(part: Path, manifest: Manifest) -> Bundle:
     try:
-        check_tensors(open_bundle(part))
+        bundle = open_bundle(part)
+        check_tensors(bundle)
     except Refused:
         # Whatever is wrong with it, the next pull starts this bundle afresh.
         shutil.rmtree(part)
         raise
     for name in (*manifest.files, ENVELOPE):
         sync(part / name)
+    return bundle
 
 
 def _pull_file(path: Path, source: _Source, file: SignedFile) -> None:
@@ -248,12 +288,24 @@ def _continue_file(path: Path, source: _Source, file: SignedFile, offset: int) -
 
 
 @contextmanager
-def _reach(folder: Path, address: str, ca: Path | None, on_bytes: Callable[[int], None]) -> Iterator[_Source]:
-    """Connect to a coordinator, and say in words what a disk would not take."""
+def _reach(
+    folder: Path, address: str, ca: Path | None, on_bytes: Callable[[int], None], say: Say = _warn
+) -> Iterator[_Source]:
+    """Connect to a coordinator with the folder locked, and say in words what a disk would not take."""
+    lock = FileLock(folder / LOCK)
     try:
         with connect(address, ca) as channel:
-            (folder / BUNDLES).mkdir(parents=True, exist_ok=True)
-            yield _Source(CatalogStub(channel), address, on_bytes)
+            for name in (BUNDLES, RELEASES):
+                (folder / name).mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                say(f"Another pull works in {folder}; waiting for it.")
+                lock.acquire()
+            try:
+                yield _Source(CatalogStub(channel), address, on_bytes, say)
+            finally:
+                lock.release()
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise Unavailable(

@@ -6,20 +6,23 @@ releases/<number>...  every release that was fetched whole
 bundles/<digest>/     its bundles; kept when a later release drops them
 calibrations/<digest> biases and temperatures of its routers, where it has any
 .fingerprint.json     what the base model is by content; may be deleted at any time
+.pull.lock            held by the pull at work
 """
 
+import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from protocol.bundle import Bundle, SignedFile, check_file, open_bundle
 from protocol.compatibility import check_fit
 from protocol.documents import Pool, read_pool
 from protocol.errors import Code, Refused
-from protocol.release import Release, read_release
+from protocol.release import CalibrationFile, Release, read_release
 from router.pool.calibration import Calibration
 
 POOL, RELEASE, BUNDLES, FINGERPRINT = "pool.dsse.json", "release.dsse.json", "bundles", ".fingerprint.json"
-RELEASES, CALIBRATIONS = "releases", "calibrations"
+RELEASES, CALIBRATIONS, LOCK = "releases", "calibrations", ".pull.lock"
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,47 @@ class Mirror:
     """What the release adds to the scores of gates."""
 
 
+class Checked(NamedTuple):
+    """What a look at a folder found."""
+
+    held: int
+    """Bundles and calibrations that its releases list."""
+    read: int
+    """How many of them were read."""
+    damaged: dict[str, Refused]
+    """What is wrong, by digest."""
+
+
+def check_disk(folder: Path, sample: int | None = None) -> Checked:
+    """Read again, byte by byte, what earlier pulls fetched; needs no network.
+
+    Args:
+        folder: Where releases are kept.
+        sample: How many bundles and calibrations, drawn at random; without it, all of them.
+
+    Raises:
+        Refused: `WORKSPACE_MISSING`, or any code of a document: of the pool, or of a release.
+    """
+    pool, paths = _open_pool(folder), list[tuple[Path, CalibrationFile | None]]()
+    for envelope in (folder / RELEASES).glob("*.dsse.json"):
+        spec = read_release(envelope.read_bytes(), pool).spec
+        paths += [(folder / BUNDLES / expert.bundle, None) for expert in spec.experts]
+        if spec.calibration is not None:
+            paths.append((folder / CALIBRATIONS / spec.calibration.sha256, spec.calibration))
+    files = dict(paths)
+    drawn = list(files) if sample is None else random.sample(list(files), min(sample, len(files)))
+    damaged = {}
+    for path in drawn:
+        try:
+            if (file := files[path]) is None:
+                open_listed(path, pool)
+            else:
+                _open_calibration(folder, file)
+        except Refused as error:
+            damaged[path.name] = error
+    return Checked(len(files), len(drawn), damaged)
+
+
 def open_mirror(folder: Path, number: int | None = None) -> Mirror:
     """Open what an earlier pull fetched; needs no network.
 
@@ -44,12 +88,7 @@ def open_mirror(folder: Path, number: int | None = None) -> Mirror:
     Raises:
         Refused: `WORKSPACE_MISSING`, `RELEASE_UNKNOWN`, or any code of a document or bundle.
     """
-    if not (folder / RELEASE).is_file():
-        raise Refused(
-            Code.WORKSPACE_MISSING,
-            f"{folder.resolve()} holds no release yet.",
-            "Fetch one with: greylag-router pull --coordinator HOST:PORT --base MODEL",
-        )
+    pool = _open_pool(folder)
     path = folder / RELEASE if number is None else kept(folder, number)
     if not path.is_file():
         numbers = sorted(int(each.name.partition(".")[0]) for each in path.parent.glob("*.dsse.json"))
@@ -58,15 +97,28 @@ def open_mirror(folder: Path, number: int | None = None) -> Mirror:
             f"Release {number} was never fetched to {folder.resolve()}; these were: {', '.join(map(str, numbers))}.",
             "Ask for one of them, or leave the release out to take the newest.",
         )
-    pool = read_pool((folder / POOL).read_bytes())
     release = read_release(path.read_bytes(), pool)
     bundles = tuple(open_listed(folder / BUNDLES / expert.bundle, pool) for expert in release.spec.experts)
-    file, calibration = release.spec.calibration, None
-    if file is not None:
-        path = folder / CALIBRATIONS / file.sha256
-        check_file(path, SignedFile(file.sha256, file.size))
-        calibration = Calibration.load(path.read_bytes())
-    return Mirror(pool, release, bundles, calibration)
+    file = release.spec.calibration
+    return Mirror(pool, release, bundles, None if file is None else _open_calibration(folder, file))
+
+
+def _open_pool(folder: Path) -> Pool:
+    if not (folder / RELEASE).is_file():
+        raise Refused(
+            Code.WORKSPACE_MISSING,
+            f"{folder.resolve()} holds no release yet.",
+            "Fetch one with: greylag-router pull --coordinator HOST:PORT --base MODEL",
+        )
+    return read_pool((folder / POOL).read_bytes())
+
+
+def _open_calibration(folder: Path, file: CalibrationFile) -> Calibration:
+    path = folder / CALIBRATIONS / file.sha256
+    if not path.is_file():
+        raise Refused(Code.FILE_MISSING, f"{path} is missing.", "Fetch it again with: greylag-router pull")
+    check_file(path, SignedFile(file.sha256, file.size))
+    return Calibration.load(path.read_bytes())
 
 
 def kept(folder: Path, number: int) -> Path:

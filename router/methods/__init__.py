@@ -1,5 +1,7 @@
 """Routing methods: one small file each, a line here and an entry in the registry; imports `layer` and below."""
 
+from collections.abc import Sequence
+
 from protocol.errors import Code, Refused
 
 METHODS = {
@@ -31,6 +33,19 @@ NEEDS = {
 """What every expert must tell of its data, by method; those with an argument are no pool's method."""
 BY_MEANS = "nnls-request"
 """How a pool routes that asks for means, unless its founder chooses (docs/decisions/0013-mixtures.md)."""
+
+
+def find_allowed(names: Sequence[str]) -> None:
+    """Check methods that an operator opens to callers, named without their arguments.
+
+    Raises:
+        Refused: `METHOD_UNKNOWN`.
+    """
+    known = [entry.partition(":")[0] for entry in METHODS]
+    if unknown := [name for name in names if name not in known]:
+        raise Refused(
+            Code.METHOD_UNKNOWN, f"There is no routing method {unknown[0]!r:.200}.", f"Choose of: {', '.join(known)}."
+        )
 
 
 def find_method(method: str) -> str:

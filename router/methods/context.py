@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from protocol.errors import Code, Refused
+from router.base.batching import PromptLike
 from router.methods.features.extractor import Features
 from router.methods.features.mixture import Shares
 from router.pool.expert import Expert
@@ -18,8 +19,8 @@ class MethodContext:
 
     pool: ExpertPool
     """The experts that may answer."""
-    inputs: Sequence[str] = ()
-    """Texts; none where a method is only tried out."""
+    inputs: Sequence[PromptLike] = ()
+    """None where a method is only tried out."""
     k: int = 2
     """Experts a token, for methods that choose."""
     temperature: float = 1.0

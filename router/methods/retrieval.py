@@ -9,6 +9,7 @@ import torch
 
 from protocol.errors import Code
 from protocol.spec import BaseModelRef
+from router.base.batching import read_prompts
 from router.layer.routed_linear import RoutingPlan
 from router.methods.base_only import BaseOnly
 from router.methods.context import MethodContext
@@ -28,7 +29,7 @@ def nearest(asked: MethodContext) -> list[RoutingPlan]:
     if not experts or not asked.inputs:
         return [RoutingPlan(asked.pool, BaseOnly())] * len(asked.inputs)
     cosines = (
-        embedder.embed(asked.inputs)
+        embedder.embed([prompt.text for prompt in read_prompts(asked.seen.mixtures.reader.base, asked.inputs)])
         @ torch.stack([expert.centroid for expert in experts if expert.centroid is not None]).T
     )
     # A stable sort, since argmax leaves open which of equals it takes.

@@ -7,7 +7,7 @@ from itertools import compress
 import torch
 from torch import Tensor
 
-from router.base.batching import encode
+from router.base.batching import Prompt, prompt_batch
 from router.base.loading import Base
 from router.layer.routed_linear import routing
 from router.model.planner import Part, Planned
@@ -16,18 +16,18 @@ from router.query.answer import Answer, Answered
 
 
 def write(
-    base: Base, planned: Planned, inputs: Sequence[str], max_new_tokens: int, stop: Sequence[str] = ()
+    base: Base, planned: Planned, inputs: Sequence[Prompt], max_new_tokens: int, stop: Sequence[str] = ()
 ) -> Answered:
     """Answer a batch of inputs.
 
     Args:
         base: The base model.
         planned: How the inputs are routed.
-        inputs: Texts.
+        inputs: What is asked.
         max_new_tokens: Longest answer, in tokens; shorter where the model's positions end.
         stop: Texts before the first of which an answer ends.
     """
-    batch = encode(base, [inputs[at] for at in planned.order])
+    batch = prompt_batch(base, [inputs[at] for at in planned.order])
     read = batch["input_ids"].shape[1] if base.architecture == "decoder-only" else 1
     if base.positions is not None:
         max_new_tokens = min(max_new_tokens, base.positions - read)

@@ -3,6 +3,7 @@
 import threading
 from dataclasses import replace
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 from protocol.bundle import Bundle
 from router.base.linear import device_of, find_linear, linear_modules
@@ -37,6 +38,7 @@ class ExpertSet:
     ) -> None:
         self.base = base
         self.held = Held()
+        self._prepared: WeakKeyDictionary[Generation, set[str]] = WeakKeyDictionary()
         self._changing = threading.Lock()
         linears = {path: find_linear(base.model, path) for path in linear_modules(base.model)}
         self.places = {path: device_of(linear) for path, linear in linears.items()}

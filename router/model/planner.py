@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from router.base.batching import PromptLike
 from router.layer.routed_linear import Method, MixedPlan, RoutingPlan
 from router.methods.context import MethodContext
 from router.methods.features.extractor import Features
@@ -86,13 +87,13 @@ class Planned:
         return Planned(tuple(watched(part) for part in self.parts))
 
 
-def plan(features: Features, held: Held, inputs: Sequence[str], choices: Sequence[RoutingChoice]) -> Planned:
+def plan(features: Features, held: Held, inputs: Sequence[PromptLike], choices: Sequence[RoutingChoice]) -> Planned:
     """Decide how each input is routed.
 
     Args:
         features: For methods that read the inputs first.
         held: The releases that may be asked for.
-        inputs: Texts.
+        inputs: What is asked.
         choices: One for each input.
 
     Raises:

@@ -55,7 +55,9 @@ class RouteRecorder:
             everybody = self._unbounded.choose(module, u)
             if everybody is not None:
                 at, shares = self._known(module, everybody, u.shape)
-                np.put_along_axis(full, at, shares, axis=2)
+                rows, tokens = np.ogrid[: full.shape[0], : full.shape[1]]
+                # Added, not put: a filler may name an expert a second time, at weight 0.
+                np.add.at(full, (rows[..., None], tokens[..., None], at), shares)
         self._chunks.setdefault(path, []).append(_Chunk(experts, weights, full))
 
     def _known(

@@ -38,6 +38,11 @@ class Generation:
     expires: datetime | None = None
     """When the release is no longer to be taken for the newest, or asked for by its number."""
 
+    @property
+    def expired(self) -> bool:
+        """Whether its time is over, by this machine's clock."""
+        return self.expires is not None and self.expires < datetime.now(UTC)
+
     @classmethod
     def of(cls, release: ReleaseSpec, pool: ExpertPool) -> "Generation":
         """Answer with a release, whose experts a pool holds in its order."""
@@ -51,6 +56,8 @@ class Held:
     generations: tuple[Generation, ...] = field(default_factory=lambda: (Generation(),))
     kept: int = KEPT
     """At most so many."""
+    answers_expired: bool = True
+    """Whether the newest one answers still once it has expired, as it does on a machine that is offline."""
 
     @property
     def newest(self) -> Generation:
@@ -61,6 +68,11 @@ class Held:
     def releases(self) -> tuple[int, ...]:
         """Numbers of the releases that may be asked for, oldest first."""
         return tuple(generation.release for generation in self.generations if generation.release)
+
+    @property
+    def answering(self) -> bool:
+        """Whether the newest one may answer."""
+        return self.answers_expired or not self.newest.expired
 
     def followed_by(self, generation: Generation) -> "Held":
         """Hold a new release as the newest, and let go of the oldest beyond those kept.
@@ -94,12 +106,11 @@ class Held:
         """Look a release up by its number; None stands for the newest.
 
         Raises:
-            Refused: `RELEASE_UNKNOWN`, or `RELEASE_EXPIRED` for an earlier release whose time is over: an
-                expert that was yanked since must not answer for ever.
+            Refused: `RELEASE_UNKNOWN`, or `RELEASE_EXPIRED` for an earlier release whose time is over, since an
+                expert that was yanked must not answer for ever, and for the newest unless `answers_expired`.
         """
-        if release is None:
-            return self.newest
-        found = next((each for each in self.generations if each.release == release), None)
+        newest = self.newest
+        found = newest if release is None else next((e for e in self.generations if e.release == release), None)
         if found is None:
             held = ", ".join(str(number) for number in self.releases) or "none"
             raise Refused(
@@ -107,10 +118,12 @@ class Held:
                 f"Release {release} is not held here; these are: {held}.",
                 "Ask for one of them, or leave the release out to take the newest.",
             )
-        if found is not self.newest and found.expires is not None and found.expires < datetime.now(UTC):
+        if found.expires is not None and found.expired and not (found is newest and self.answers_expired):
             raise Refused(
                 Code.RELEASE_EXPIRED,
-                f"Release {release} expired at {found.expires:%Y-%m-%d %H:%M} UTC.",
-                "Leave the release out to take the newest.",
+                f"Release {found.release} expired at {found.expires:%Y-%m-%d %H:%M} UTC.",
+                "Ask for a new one of the router's operator."
+                if found is newest
+                else "Leave the release out to take the newest.",
             )
         return found

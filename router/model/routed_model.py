@@ -3,13 +3,15 @@
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import Unpack, cast
 
+import torch
 from platformdirs import user_cache_path
 
 from protocol.bundle import Bundle
 from protocol.errors import Code, Refused
-from router.base.batching import TokenPair, count_tokens, encode_pairs
+from protocol.signing import PublicKey
+from router.base.batching import Prompt, PromptLike, TokenPair, check_lengths, encode_pairs, read_prompts
 from router.base.fingerprint import check_base, display_name, first_line
 from router.base.likelihood import Likelihood, likelihoods
 from router.base.loading import Loading, load_base
@@ -26,7 +28,10 @@ from router.model.saved_model import open_saved, save
 from router.pool.capacity import check_room
 from router.query.answer import Answered
 from router.query.limits import DEFAULT_NEW_TOKENS
-from router.query.request import DEFAULT, Choices, RoutingChoice, one_each
+from router.query.request import DEFAULT, Choices, Input, Inputs, RoutingChoice, check_inputs, one_by_one, one_each
+
+Asking = Inputs | Sequence[Prompt]
+"""A text or a chat, or several, or what `RoutedModel.read` made of them."""
 
 
 class Options(Loading, total=False):
@@ -114,6 +119,7 @@ class RoutedModel(ExpertSet):
         *,
         folder: Path | None = None,
         ca: Path | None = None,
+        pool_key: PublicKey | None = None,
         **options: Unpack[Options],
     ) -> "RoutedModel":
         """Fetch the newest release of a coordinator and load it.
@@ -123,6 +129,7 @@ class RoutedModel(ExpertSet):
             base: Folder or Hub id of the pool's base model.
             folder: Where releases are kept; without one, the user's cache.
             ca: The coordinator's CA certificate, PEM.
+            pool_key: The key that must sign the pool; without one, the key seen first, which is logged, is trusted.
             options: As in `from_base`; the cache is in the folder unless it is named.
 
         Raises:
@@ -131,7 +138,7 @@ class RoutedModel(ExpertSet):
         """
         kept = folder or user_cache_path("greylag") / coordinator.replace(":", "-")
         options.setdefault("cache", kept / FINGERPRINT)
-        return cls.from_mirror(base, pull(kept, coordinator, ca=ca), **options)
+        return cls.from_mirror(base, pull(kept, coordinator, ca=ca, pool_key=pool_key, base=base), **options)
 
     @classmethod
     def from_pretrained(
@@ -186,8 +193,8 @@ class RoutedModel(ExpertSet):
     def export_lora(
         self,
         folder: Path | str,
-        inputs: Sequence[str],
-        choice: RoutingChoice = DEFAULT,
+        inputs: Asking,
+        choice: Choices = DEFAULT,
         *,
         rank: int,
         max_new_tokens: int = DEFAULT_NEW_TOKENS,
@@ -196,7 +203,7 @@ class RoutedModel(ExpertSet):
 
         Args:
             folder: A new folder.
-            inputs: Texts like those that the adapter is to serve.
+            inputs: Like those that the adapter is to serve.
             choice: How they are routed.
             rank: Of the adapter.
             max_new_tokens: Longest answer over which routing is averaged, in tokens.
@@ -204,15 +211,16 @@ class RoutedModel(ExpertSet):
         Raises:
             Refused: As `generate` and `router.model.export_lora.export_lora`.
         """
-        planned = self._planned(inputs, choice).recorded()
-        answered = write(self.base, planned, inputs, max_new_tokens)
+        prompts = self.read(inputs)
+        planned = self._planned(prompts, choice).recorded()
+        answered = write(self.base, planned, prompts, max_new_tokens)
         routes = [route for answer in answered.answers for route in answer.routes]
         name, architecture = display_name(self.base.source), self.base.architecture
         return export_lora(Path(folder), routes, planned.experts, rank=rank, base=name, architecture=architecture)
 
     def generate(
         self,
-        inputs: Sequence[str],
+        inputs: Asking,
         choice: Choices = DEFAULT,
         *,
         max_new_tokens: int = DEFAULT_NEW_TOKENS,
@@ -221,7 +229,7 @@ class RoutedModel(ExpertSet):
         """Answer a batch of inputs greedily.
 
         Args:
-            inputs: Texts.
+            inputs: A text or a chat, or several.
             choice: How they are routed, or one choice for each; what it leaves open, the release says.
             max_new_tokens: Longest answer, in tokens.
             stop: Texts before the first of which an answer ends.
@@ -229,12 +237,13 @@ class RoutedModel(ExpertSet):
         Raises:
             Refused: `REQUEST_INVALID`, or as `router.model.planner.plan`.
         """
-        answered = write(self.base, self._planned(inputs, choice), inputs, max_new_tokens, stop)
+        prompts = self.read(inputs)
+        answered = write(self.base, self._planned(prompts, choice), prompts, max_new_tokens, stop)
         return [answer.text for answer in answered.answers]
 
     def answer(
         self,
-        inputs: Sequence[str],
+        inputs: Asking,
         choice: Choices = DEFAULT,
         *,
         max_new_tokens: int = DEFAULT_NEW_TOKENS,
@@ -244,7 +253,7 @@ class RoutedModel(ExpertSet):
         """Answer a batch of inputs as `generate`, on request with the experts that answered.
 
         Args:
-            inputs: Texts.
+            inputs: As in `generate`.
             choice: As in `generate`.
             max_new_tokens: Longest answer, in tokens.
             explain: Whether the answers carry their tokens and routes.
@@ -253,40 +262,79 @@ class RoutedModel(ExpertSet):
         Raises:
             Refused: As `generate`.
         """
-        planned = self._planned(inputs, choice)
+        prompts = self.read(inputs)
+        planned = self._planned(prompts, choice)
         if explain or full:
             planned = planned.recorded(full=full)
-        return write(self.base, planned, inputs, max_new_tokens)
+        return write(self.base, planned, prompts, max_new_tokens)
 
-    def _planned(self, inputs: Sequence[str], choice: Choices) -> Planned:
-        if not inputs or not all(text.strip() for text in inputs):
-            raise Refused(
-                Code.REQUEST_INVALID, "A request needs at least one input, and no empty one.", "Leave empty inputs out."
-            )
-        count_tokens(self.base, inputs)  # before a method reads them
-        return plan(self.features, self.held, inputs, one_each(choice, len(inputs)))
+    def read(self, inputs: Asking) -> list[Prompt]:
+        """Write chats down and tokenise, once, what is going to be asked.
 
-    def losses(self, inputs: Sequence[str], targets: Sequence[str], choice: Choices = DEFAULT) -> list[float]:
+        Args:
+            inputs: A text or a chat, or several; what was read before stays as it is.
+
+        Raises:
+            Refused: `REQUEST_INVALID`, or `DATA_TOO_LONG`.
+        """
+        found: list[Input | Prompt] = [*one_by_one(cast("Inputs", inputs))]
+        check_inputs([each.text if isinstance(each, Prompt) else each for each in found])
+        prompts = read_prompts(self.base, found)
+        check_lengths(self.base, prompts)
+        return prompts
+
+    def _planned(self, prompts: Sequence[Prompt], choice: Choices) -> Planned:
+        return plan(self.features, self.held, prompts, one_each(choice, len(prompts)))
+
+    def prepared(self, choice: RoutingChoice) -> bool:
+        """Tell whether a request of this choice finds worked out what its method needs once."""
+        generation = self.held.find(choice.release)
+        return (choice.method or generation.settings.method) in self._prepared.get(generation, ())
+
+    def prepare(self, choice: RoutingChoice) -> None:
+        """Work out what a method needs once: statistics of public text, vectors that stand for experts.
+
+        Takes up to minutes; other requests may be answered meanwhile.
+
+        Raises:
+            Refused: As `router.model.planner.plan`.
+        """
+        generation = self.held.find(choice.release)
+        method = choice.method or generation.settings.method
+        whole = RoutingChoice(method, choice.k, release=choice.release)
+        word = Prompt("", [self.base.tokenizer.eos_token_id])
+        draw = torch.Generator().manual_seed(0)
+        with torch.inference_mode():
+            for part in self._planned([word], whole).parts:
+                for path, module in part.plan.pool.modules.items():
+                    linear = self.base.model.get_submodule(path)
+                    u = torch.randn(1, linear.in_features, generator=draw)
+                    part.plan.method.choose(module, u.to(self.places[path], self.base.model.dtype))
+        self._prepared.setdefault(generation, set()).add(method)
+
+    def losses(self, inputs: Asking, targets: Sequence[str], choice: Choices = DEFAULT) -> list[float]:
         """Mean negative log-likelihood of each input's one target, in nats a token, its end token among them.
 
         Raises:
             Refused: As `generate`.
         """
-        if not inputs or len(inputs) != len(targets):
+        found = one_by_one(cast("Inputs", inputs))
+        if not found or len(found) != len(targets):
             raise Refused(
                 Code.REQUEST_INVALID,
-                f"There are {len(inputs)} inputs and {len(targets)} targets.",
+                f"There are {len(found)} inputs and {len(targets)} targets.",
                 "Give one target for each input, and one input at least.",
             )
-        return [-each.mean for each in self.likelihoods(inputs, encode_pairs(self.base, inputs, targets), choice)]
+        prompts = read_prompts(self.base, found)
+        return [-each.mean for each in self.likelihoods(prompts, encode_pairs(self.base, prompts, targets), choice)]
 
     def likelihoods(
-        self, inputs: Sequence[str], pairs: Sequence[TokenPair], choice: Choices = DEFAULT
+        self, inputs: Sequence[PromptLike], pairs: Sequence[TokenPair], choice: Choices = DEFAULT
     ) -> list[Likelihood]:
         """Score tokens that the model may write after its inputs.
 
         Args:
-            inputs: Texts, by which methods route that read a request first.
+            inputs: By which methods route that read a request first.
             pairs: For each input its tokens and the target's, as `router.base.batching.encode_pairs` makes them.
             choice: As in `generate`.
 

@@ -12,7 +12,17 @@ from protocol.v1.query_pb2_grpc import QueryStub
 from protocol.wire.grpc_client import STREAM_DEADLINE_S, connect
 from router.query.answer import Answer, Answered, ModuleRoute
 from router.query.limits import DEFAULT_NEW_TOKENS
-from router.query.request import DEFAULT, Choices, RoutingChoice, one_each
+from router.query.request import (
+    DEFAULT,
+    Choices,
+    Input,
+    Inputs,
+    RoutingChoice,
+    Turn,
+    check_inputs,
+    one_by_one,
+    one_each,
+)
 
 _ENTRIES = 1 << 17
 """Of a route in one part: at most 5 bytes an expert and 4 a weight, so that a part stays near 1 MiB."""
@@ -20,7 +30,7 @@ _ENTRIES = 1 << 17
 
 def ask(
     address: str,
-    inputs: Sequence[str],
+    inputs: Inputs,
     choice: Choices = DEFAULT,
     *,
     max_new_tokens: int = DEFAULT_NEW_TOKENS,
@@ -31,7 +41,7 @@ def ask(
 
     Args:
         address: The router, `host:port`.
-        inputs: Texts.
+        inputs: A text or a chat, or several.
         choice: How they are routed, or one choice for each; what it leaves open, the release says.
         max_new_tokens: Longest answer, in tokens.
         explain: Whether to ask for the experts that answered, too.
@@ -41,9 +51,11 @@ def ask(
         Refused: `REQUEST_INVALID`, `UNTRUSTED`, `BAD_WIRE`, or as `router.model.planner.plan`.
         Unavailable: `UNREACHABLE`, `BUSY`.
     """
+    asked = one_by_one(inputs)
+    check_inputs(asked)
     request = query_pb2.AskRequest(
-        inputs=inputs,
-        choices=[choice_to_wire(each) for each in one_each(choice, len(inputs))],
+        inputs=map(input_to_wire, asked),
+        choices=[choice_to_wire(each) for each in one_each(choice, len(asked))],
         max_new_tokens=max_new_tokens,
         explain=explain,
     )
@@ -103,6 +115,20 @@ def _go_on(routes: list[ModuleRoute], piece: ModuleRoute) -> None:
         routes[-1] = replace(last, experts=experts, weights=np.concatenate([last.weights, piece.weights]))
     else:
         raise _senseless()
+
+
+def input_to_wire(asked: Input) -> query_pb2.Input:
+    """Write a text or a chat."""
+    if isinstance(asked, str):
+        return query_pb2.Input(text=asked)
+    return query_pb2.Input(chat=query_pb2.Chat(turns=[query_pb2.Turn(**turn) for turn in asked]))
+
+
+def input_from_wire(asked: query_pb2.Input) -> Input:
+    """Inverse of `input_to_wire`."""
+    if asked.HasField("chat"):
+        return [Turn(role=turn.role, content=turn.content) for turn in asked.chat.turns]
+    return asked.text
 
 
 def choice_to_wire(choice: RoutingChoice) -> query_pb2.RoutingChoice:

@@ -1,16 +1,17 @@
 """Inputs by task, as a person writes them down to look at how they are routed."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, SkipValidation, TypeAdapter, ValidationError
 
 from protocol.errors import Code, Refused
 from protocol.files import strict_json
 from protocol.statement import first_invalid
 from router.query.answer import Answered
 from router.query.attribution import Panel
+from router.query.request import Input, take_input
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class TaskInput:
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
     task: str
-    input: str
+    input: SkipValidation[Input]
     oracle: str | None = None
     """The expert that was trained for the task, as `name` or `contributor/name`."""
     score: float | None = None
@@ -31,7 +32,7 @@ _TASK_INPUT = TypeAdapter(TaskInput)
 
 
 def read_tasks(lines: Iterable[str]) -> list[TaskInput]:
-    """Read JSON Lines of `task`, `input` and, where they are known, `oracle` and `score`.
+    """Read JSON Lines of `task`, `input` or `messages` and, where they are known, `oracle` and `score`.
 
     Raises:
         Refused: `REQUEST_INVALID`, naming the line, or if there is none.
@@ -91,8 +92,9 @@ def position(name: str | None, experts: Sequence[str]) -> int | None:
 
 
 def _read(value: Any, where: str) -> TaskInput:
+    asked = take_input(value, where)
     try:
-        return _TASK_INPUT.validate_json(strict_json.dumps(value))
+        return replace(_TASK_INPUT.validate_json(strict_json.dumps({**value, "input": ""})), input=asked)
     except ValidationError as error:
         place, reason = first_invalid(error)
         raise Refused(Code.REQUEST_INVALID, f"{where}: {place}: {reason}.", "Correct the line.") from error

@@ -1,14 +1,15 @@
-"""What one request may choose for itself: method, k, temperature, experts, release.
+"""What one request asks, a text or a chat, and may choose for itself: method, k, temperature, experts, release.
 
 Needs no torch, so that the doors read and refuse a choice before the model wakes.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
 
 from protocol.errors import Code, Refused
 from protocol.files import strict_json
@@ -16,6 +17,22 @@ from protocol.statement import first_invalid
 
 MAX_K = 64
 """Most experts a token, as a release's own k."""
+_ASSISTANT = "assistant"
+
+
+@with_config(ConfigDict(extra="forbid", strict=True))
+class Turn(TypedDict):
+    """One turn of a chat."""
+
+    role: str
+    content: str
+
+
+Chat = Sequence[Turn]
+"""A chat up to where the assistant is to speak; the base's tokenizer writes it down, as in training."""
+Input = str | Chat
+Inputs = Input | Sequence[Input]
+"""One input, or several."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +83,31 @@ Choices = RoutingChoice | Sequence[RoutingChoice]
 class Request(NamedTuple):
     """One input and how it is to be routed."""
 
-    input: str
+    input: Input
     choice: RoutingChoice
+
+
+def one_by_one(inputs: Inputs) -> list[Input]:
+    """List inputs, of which there may be one alone."""
+    alone = isinstance(inputs, str) or (len(inputs) > 0 and isinstance(inputs[0], Mapping))
+    return [cast("Input", inputs)] if alone else list(cast("Sequence[Input]", inputs))
+
+
+def check_inputs(inputs: Sequence[Input]) -> None:
+    """Refuse what nobody can answer.
+
+    Raises:
+        Refused: `REQUEST_INVALID` if there is none, if one is empty, or for a chat in which the assistant speaks last.
+    """
+    texts = [[each] if isinstance(each, str) else [turn["content"] for turn in each] for each in inputs]
+    if not texts or not all(text.strip() for each in texts for text in each or [""]):
+        raise Refused(
+            Code.REQUEST_INVALID, "A request needs at least one input, and no empty one.", "Leave empty inputs out."
+        )
+    if any(not isinstance(each, str) and each[-1]["role"] == _ASSISTANT for each in inputs):
+        raise Refused(
+            Code.REQUEST_INVALID, "In a chat the assistant has spoken last.", "End it where the assistant is to speak."
+        )
 
 
 def one_each(choices: Choices, inputs: int) -> list[RoutingChoice]:
@@ -88,7 +128,7 @@ def one_each(choices: Choices, inputs: int) -> list[RoutingChoice]:
 
 
 def read_requests(lines: Iterable[str], default: RoutingChoice = DEFAULT) -> list[Request]:
-    """Read requests from JSON Lines: objects with `input` and any field of `RoutingChoice`.
+    """Read requests from JSON Lines: objects with `input` or `messages`, and any field of `RoutingChoice`.
 
     Args:
         lines: One object a line; blank lines are passed over.
@@ -102,22 +142,44 @@ def read_requests(lines: Iterable[str], default: RoutingChoice = DEFAULT) -> lis
     return [_read(fields, where.format(number), default) for number, fields in read]
 
 
-def _read(fields: Any, where: str, default: RoutingChoice) -> Request:
-    if not isinstance(fields, dict) or not isinstance(fields.get("input"), str):
+def take_input(fields: object, where: str) -> Input:
+    """Take the `input`, or the `messages`, out of what a line of JSON holds.
+
+    Args:
+        fields: The line's value; whatever else it holds stays.
+        where: The line, for people.
+
+    Raises:
+        Refused: `REQUEST_INVALID`.
+    """
+    if not isinstance(fields, dict) or ("input" in fields) == ("messages" in fields):
         raise Refused(
             Code.REQUEST_INVALID,
-            f'{where} is no object with an "input" of text.',
-            'Write {"input": "...", "method": "...", "k": 2, "allow": ["..."]}; all but the input may be left out.',
+            f'{where} is no object with an "input" or "messages".',
+            'Write {"input": "..."}, or {"messages": [{"role": "user", "content": "..."}]}; more may stand beside it.',
         )
-    text = fields.pop("input")
+    name = "input" if "input" in fields else "messages"
+    try:
+        return _INPUT[name].validate_json(strict_json.dumps(fields.pop(name)))
+    except ValidationError as error:
+        raise _wrong_line(where, error, name) from error
+
+
+def _read(fields: Any, where: str, default: RoutingChoice) -> Request:
+    asked = take_input(fields, where)
     try:
         choice = _CHOICE.validate_json(strict_json.dumps({**_given(default), **fields}))
     except ValidationError as error:
-        place, reason = first_invalid(error)
-        raise Refused(Code.REQUEST_INVALID, f"{where}: {place}: {reason}.", "Correct the line.") from error
+        raise _wrong_line(where, error) from error
     except Refused as error:
         raise Refused(error.code, f"{where}: {error.message}", error.hint) from error
-    return Request(text, choice)
+    return Request(asked, choice)
+
+
+def _wrong_line(where: str, error: ValidationError, name: str = "") -> Refused:
+    place, reason = first_invalid(error)
+    place = ".".join(part for part in (name, place) if part)
+    return Refused(Code.REQUEST_INVALID, f"{where}: {place}: {reason}.", "Correct the line.")
 
 
 def _given(choice: RoutingChoice) -> dict[str, object]:
@@ -129,3 +191,4 @@ def _out_of_range(name: str, found: float, expected: str) -> Refused:
 
 
 _CHOICE = TypeAdapter(RoutingChoice)
+_INPUT: dict[str, TypeAdapter[Any]] = {"input": TypeAdapter(str), "messages": TypeAdapter(list[Turn])}

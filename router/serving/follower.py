@@ -23,12 +23,20 @@ class Follower:
 
     Args:
         model: The running model.
-        fetch: Brings the newest release onto this machine, as `router.follow.pull.pull` does.
+        fetch: Given what it brought last, brings the newest release onto this machine, as `router.follow.pull.pull`.
         interval_s: Seconds between two rounds.
+        held: What was fetched before.
     """
 
-    def __init__(self, model: RoutedModel, fetch: Callable[[], Mirror], *, interval_s: float) -> None:
-        self._model, self._fetch, self._interval_s = model, fetch, interval_s
+    def __init__(
+        self,
+        model: RoutedModel,
+        fetch: Callable[[Mirror | None], Mirror],
+        *,
+        interval_s: float,
+        held: Mirror | None = None,
+    ) -> None:
+        self._model, self._fetch, self._interval_s, self._held = model, fetch, interval_s, held
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
         self._trouble: str | None = None
@@ -51,7 +59,7 @@ class Follower:
             Whether a new release was taken up.
         """
         try:
-            mirror = self._fetch()
+            mirror = self._held = self._fetch(self._held)
             if mirror.release.spec.number in (self._model.generation.release, self._refused):
                 self._trouble = None
                 return False

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import structlog
 from filelock import FileLock, Timeout
 
 from protocol.errors import Code, GreylagError, Refused
+from protocol.signing import PublicKey
 from protocol.wire.grpc_server import Listen, serve
-from router.base.fingerprint import check_base
 from router.follow.pull import pull
 from router.follow.workspace import FINGERPRINT, RELEASE, Mirror, open_mirror
 from router.model.routed_model import RoutedModel
@@ -46,10 +47,15 @@ def run(workspace: Path, settings: RouterSettings, on_ready: Callable[[int], Non
 
 
 def _run(workspace: Path, settings: RouterSettings, on_ready: Callable[[int], None]) -> None:
-    fetch = partial(pull, workspace, settings.coordinator, ca=settings.ca)
+    key = PublicKey.from_hex(settings.pool_key) if settings.pool_key else None
+
+    def fetch(held: Mirror | None) -> Mirror:
+        where, ca = settings.coordinator, settings.ca
+        return pull(workspace, where, ca=ca, pool_key=key, base=settings.base, held=held, say=_log.warning)
+
     mirror: Mirror | None
     try:
-        mirror = fetch()
+        mirror = fetch(None)
     except GreylagError as error:
         _log.warning("no new release at start", code=error.code.name, message=error.message)
         mirror = open_mirror(workspace) if (workspace / RELEASE).is_file() else None
@@ -61,16 +67,12 @@ def _run(workspace: Path, settings: RouterSettings, on_ready: Callable[[int], No
         cache=workspace / FINGERPRINT,
         **settings.loading,
     )
-
-    def fetch_for_this_base() -> Mirror:
-        found = fetch()
-        check_base(settings.base, found.pool.spec.base, workspace / FINGERPRINT)
-        return found
-
-    follower = Follower(model, fetch_for_this_base, interval_s=settings.follow_interval_s)
+    model.held = replace(model.held, answers_expired=settings.answer_expired)
+    follower = Follower(model, fetch, interval_s=settings.follow_interval_s, held=mirror)
     follower.start()
     try:
         listen = Listen(settings.listen, settings.tls_cert, settings.tls_key)
-        asyncio.run(serve(listen, QueryService(model).register, on_ready=on_ready))
+        service = QueryService(model, settings.allowance)
+        asyncio.run(serve(listen, service.register, on_ready=on_ready, healthy=lambda: model.held.answering))
     finally:
         follower.stop()

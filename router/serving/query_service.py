@@ -8,16 +8,17 @@ from typing import Any
 
 import grpc
 
+from protocol.documents import timestamp
 from protocol.errors import Code, Refused
 from protocol.v1 import query_pb2
 from protocol.v1.query_pb2_grpc import QueryServicer, add_QueryServicer_to_server
 from protocol.wire.grpc_server import to_end
-from router.base.batching import count_tokens
+from router.base.batching import Prompt
+from router.methods import find_method
 from router.model.routed_model import RoutedModel
-from router.query.answer import Answered
-from router.query.client import choice_from_wire, to_wire
-from router.query.limits import DEFAULT_NEW_TOKENS, MAX_INPUTS, MAX_NEW_TOKENS, MAX_SQUARED_TOKENS
-from router.query.request import DEFAULT
+from router.query.client import choice_from_wire, input_from_wire, to_wire
+from router.query.limits import DEFAULT_ALLOWANCE, DEFAULT_NEW_TOKENS, MAX_INPUTS, MAX_SQUARED_TOKENS, Allowance
+from router.query.request import DEFAULT, RoutingChoice
 
 SERVICE = "greylag.v1.Query"
 
@@ -27,12 +28,15 @@ class QueryService(QueryServicer):
 
     Args:
         model: The routed model; someone else keeps it at the newest release.
+        allowance: What a caller may ask for.
     """
 
-    def __init__(self, model: RoutedModel) -> None:
-        self._model = model
+    def __init__(self, model: RoutedModel, allowance: Allowance = DEFAULT_ALLOWANCE) -> None:
+        self._model, self._allowance = model, allowance
         # One batch fills the device; the others wait in the order in which they came.
         self._turn = asyncio.Lock()
+        # What a method works out once for all requests takes seconds to minutes, and nobody else waits for it.
+        self._preparing = asyncio.Lock()
 
     async def Ask(  # noqa: N802 - the service's name for it
         self,
@@ -42,34 +46,59 @@ class QueryService(QueryServicer):
         """Answer a batch of inputs.
 
         Raises:
-            Refused: `REQUEST_INVALID`, or as `router.model.planner.plan`.
+            Refused: `REQUEST_INVALID`, `METHOD_CLOSED`, or as `router.model.planner.plan`.
         """
-        if len(request.inputs) > MAX_INPUTS or request.max_new_tokens > MAX_NEW_TOKENS:
+        if len(request.inputs) > MAX_INPUTS or request.max_new_tokens > self._allowance.new_tokens:
             raise Refused(
                 Code.REQUEST_INVALID,
-                f"At most {MAX_INPUTS} inputs and {MAX_NEW_TOKENS} new tokens are taken in one request.",
+                f"At most {MAX_INPUTS} inputs and {self._allowance.new_tokens} new tokens are taken in one request.",
                 "Split the request.",
             )
+        choices = [choice_from_wire(choice) for choice in request.choices] or [DEFAULT]
+        for choice in dict.fromkeys(choices):
+            self._check_allowed(choice)
+        prompts = await to_end(partial(self._read, request))
+        for choice in dict.fromkeys(choices):
+            if not self._model.prepared(choice):
+                async with self._preparing:
+                    await to_end(partial(self._model.prepare, choice))
+        asked = partial(
+            self._model.answer,
+            prompts,
+            choices[0] if len(choices) == 1 else choices,
+            max_new_tokens=request.max_new_tokens or min(DEFAULT_NEW_TOKENS, self._allowance.new_tokens),
+            explain=request.explain,
+        )
         async with self._turn:
-            answered = await to_end(partial(self._answer, request))
+            answered = await to_end(asked)
         for part in to_wire(answered):
             yield part
 
-    def _answer(self, request: query_pb2.AskRequest) -> Answered:
-        inputs, choices = list(request.inputs), [choice_from_wire(choice) for choice in request.choices]
-        longest = max(count_tokens(self._model.base, inputs), default=0)
-        if len(inputs) * longest**2 > MAX_SQUARED_TOKENS:
+    def _check_allowed(self, choice: RoutingChoice) -> None:
+        most = self._allowance.k
+        if choice.k is not None and choice.k > most:
+            raise Refused(Code.REQUEST_INVALID, f"k is {choice.k}; at most {most} are taken.", "Ask for fewer experts.")
+        own = self._model.held.find(choice.release).settings.method
+        if choice.method is None or choice.method == own:
+            return
+        find_method(choice.method)
+        if choice.method.partition(":")[0] not in self._allowance.methods:
+            raise Refused(
+                Code.METHOD_CLOSED,
+                f"The router takes no requests by {choice.method:.100}; it takes {', '.join(self._allowance.methods)}.",
+                "Ask for one of them, or ask its operator to open more with `methods` in router.toml.",
+            )
+
+    def _read(self, request: query_pb2.AskRequest) -> list[Prompt]:
+        prompts = self._model.read([input_from_wire(each) for each in request.inputs])
+        longest = max(len(prompt.tokens) for prompt in prompts)
+        if len(prompts) * longest**2 > MAX_SQUARED_TOKENS:
             raise Refused(
                 Code.REQUEST_INVALID,
-                f"{len(inputs)} inputs of up to {longest} tokens are too much for one request.",
-                f"Send at most {math.isqrt(MAX_SQUARED_TOKENS // len(inputs))} tokens an input, or fewer inputs.",
+                f"{len(prompts)} inputs of up to {longest} tokens are too much for one request.",
+                f"Send at most {math.isqrt(MAX_SQUARED_TOKENS // len(prompts))} tokens an input, or fewer inputs.",
             )
-        return self._model.answer(
-            inputs,
-            (choices or [DEFAULT])[0] if len(choices) <= 1 else choices,
-            max_new_tokens=request.max_new_tokens or DEFAULT_NEW_TOKENS,
-            explain=request.explain,
-        )
+        return prompts
 
     async def Info(  # noqa: N802 - the service's name for it
         self,
@@ -82,6 +111,8 @@ class QueryService(QueryServicer):
             release=held.newest.release,
             experts=[expert.full_name for expert in held.newest.pool.experts],
             releases=held.releases,
+            expires=timestamp(held.newest.expires) if held.newest.expires else "",
+            expired=held.newest.expired,
         )
 
     def register(self, server: grpc.aio.Server) -> tuple[str, ...]:

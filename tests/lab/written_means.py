@@ -13,7 +13,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from router.base.batching import encode
+from router.base.batching import prompt_batch, read_prompts
 from router.base.loading import Base
 from router.pool.pool import ExpertPool
 
@@ -42,7 +42,7 @@ def written_means(base: Base, inputs: Sequence[str], paths: Sequence[str]) -> di
     hooks = [base.model.get_submodule(path).register_forward_pre_hook(partial(keep, path=path)) for path in paths]
     try:
         for start in range(0, len(inputs), AT_ONCE):
-            batch = encode(base, inputs[start : start + AT_ONCE])
+            batch = prompt_batch(base, read_prompts(base, inputs[start : start + AT_ONCE]))
             with torch.inference_mode():
                 base.model.generate(**batch, max_new_tokens=MOST_STEPS, do_sample=False, num_beams=1)
             mask = batch["attention_mask"].float()

@@ -181,16 +181,48 @@ def continuing(seen: release.Release, number: int) -> release.Release:
     return release.sign_release(samples.release(number).model_copy(update={"previous": seen.digest}), COORDINATOR)
 
 
-def test_the_first_the_same_the_next_and_one_far_ahead_are_taken() -> None:
+def check_fresh(
+    newest: release.Release, seen: release.Release | None, *between: release.Release, now: datetime = NOW
+) -> None:
+    release.check_fresh(newest, seen=seen, now=now, earlier={each.spec.number: each for each in between}.__getitem__)
+
+
+def test_the_first_the_same_the_next_and_one_ahead_are_taken() -> None:
     fifth = numbered(5)
-    release.check_fresh(numbered(1), seen=None, now=NOW)
-    for taken in (fifth, continuing(fifth, 6), numbered(10**6)):
-        release.check_fresh(taken, seen=fifth, now=NOW)
+    sixth = continuing(fifth, 6)
+    seventh = continuing(sixth, 7)
+    check_fresh(numbered(1), None)
+    for taken in (fifth, sixth, seventh, continuing(seventh, 8)):
+        check_fresh(taken, fifth, sixth, seventh)
+
+
+def test_a_fork_is_found_across_releases_that_were_skipped() -> None:
+    fifth = numbered(5)
+    sixth = continuing(fifth, 6)
+    foreign = continuing(continuing(fifth, 5), 6)  # continues another fifth
+    eighth = continuing(continuing(foreign, 7), 8)
+    for newest, *between in (
+        (continuing(foreign, 7), foreign),
+        (continuing(foreign, 7), sixth),  # what is sent is not what is named
+        (eighth, continuing(foreign, 7), foreign),
+        (numbered(7), sixth),
+    ):
+        error = refusal(lambda newest=newest, between=between: check_fresh(newest, fifth, *between))
+        assert error.code is Code.RELEASE_FORK
+
+
+def test_a_chain_without_end_is_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(release, "MOST_BETWEEN", 1)
+    chain = [numbered(5)]
+    while len(chain) < 4:
+        chain.append(continuing(chain[-1], 5 + len(chain)))
+    check_fresh(chain[2], *chain[:2])
+    assert refusal(lambda: check_fresh(chain[3], *chain[:3])).code is Code.RELEASE_FORK
 
 
 @pytest.mark.parametrize(("number", "seen"), [(1, 2), (5, 10**6)])
 def test_an_older_release_is_refused(number: int, seen: int) -> None:
-    error = refusal(lambda: release.check_fresh(numbered(number), seen=numbered(seen), now=NOW))
+    error = refusal(lambda: check_fresh(numbered(number), numbered(seen)))
     assert error.code is Code.RELEASE_ROLLBACK
     assert str(number) in error.message
     assert str(seen) in error.message
@@ -198,13 +230,13 @@ def test_an_older_release_is_refused(number: int, seen: int) -> None:
 
 def test_another_release_of_the_same_number_is_a_fork() -> None:
     fifth = numbered(5)
-    assert refusal(lambda: release.check_fresh(continuing(fifth, 5), seen=fifth, now=NOW)).code is Code.RELEASE_FORK
+    assert refusal(lambda: check_fresh(continuing(fifth, 5), fifth)).code is Code.RELEASE_FORK
 
 
 def test_a_next_release_that_continues_another_is_a_fork() -> None:
     fifth = numbered(5)
     stranger = continuing(continuing(fifth, 5), 6)
-    assert refusal(lambda: release.check_fresh(stranger, seen=fifth, now=NOW)).code is Code.RELEASE_FORK
+    assert refusal(lambda: check_fresh(stranger, fifth)).code is Code.RELEASE_FORK
 
 
 @pytest.mark.parametrize("change", ["twice", "backwards"])
@@ -221,10 +253,10 @@ def test_a_release_that_cannot_be_meant_is_refused(change: str) -> None:
 
 def test_a_release_expires() -> None:
     expires = documents.read_timestamp(RELEASE.spec.expires)
-    release.check_fresh(RELEASE, seen=None, now=expires)
-    release.check_fresh(RELEASE, seen=None, now=expires - timedelta(days=400))  # a clock that is behind
+    check_fresh(RELEASE, None, now=expires)
+    check_fresh(RELEASE, None, now=expires - timedelta(days=400))  # a clock that is behind
     for late in (timedelta(seconds=1), timedelta(days=2)):
-        error = refusal(lambda late=late: release.check_fresh(RELEASE, seen=None, now=expires + late))
+        error = refusal(lambda late=late: check_fresh(RELEASE, None, now=expires + late))
         assert error.code is Code.RELEASE_EXPIRED
         assert documents.timestamp(expires + late) in error.message
         assert "clock" in error.hint
@@ -233,14 +265,14 @@ def test_a_release_expires() -> None:
 def test_expiry_is_the_same_moment_in_every_time_zone() -> None:
     expires = documents.read_timestamp(RELEASE.spec.expires)
     east = timezone(timedelta(hours=9))
-    release.check_fresh(RELEASE, seen=None, now=expires.astimezone(east))
+    check_fresh(RELEASE, None, now=expires.astimezone(east))
     with pytest.raises(Refused):
-        release.check_fresh(RELEASE, seen=None, now=(expires + timedelta(seconds=1)).astimezone(east))
+        check_fresh(RELEASE, None, now=(expires + timedelta(seconds=1)).astimezone(east))
 
 
 def test_rollback_is_told_before_expiry() -> None:
     late = datetime(2030, 1, 1, tzinfo=UTC)
-    assert refusal(lambda: release.check_fresh(RELEASE, seen=numbered(2), now=late)).code is Code.RELEASE_ROLLBACK
+    assert refusal(lambda: check_fresh(RELEASE, numbered(2), now=late)).code is Code.RELEASE_ROLLBACK
 
 
 # Enrolments and receipts.

@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ class Catalog(CatalogServicer):
     def __init__(self, pool: Pool, identity: Identity) -> None:
         self.pool, self.identity = pool, identity
         self.release: Release | None = None
+        self.releases: dict[int, Release] = {}
         self.bundles: dict[str, Bundle] = {}
         self.files: dict[str, Path] = {}
         self.breaks = 0
@@ -59,17 +61,18 @@ class Catalog(CatalogServicer):
             pool=self.pool.digest, number=number, previous=self.release.digest if self.release else None,
             experts=experts, routing=Routing(), calibration=file, created=created, expires=expires,
         )  # fmt: skip
-        self.release = sign_release(spec, self.identity)
+        self.release = self.releases[number] = sign_release(spec, self.identity)
         return self.release
 
     def GetPool(self, request: Any, context: Any) -> Any:  # noqa: N802 - the service\'s name
         return catalog_pb2.GetPoolReply(envelope=self.pool.envelope)
 
     def GetRelease(self, request: Any, context: Any) -> Any:  # noqa: N802 - the service\'s name
-        if self.release is None:
-            _abort(context, Refused(Code.RELEASE_UNKNOWN, "There is no release yet."))
-        assert self.release
-        return catalog_pb2.GetReleaseReply(envelope=self.release.envelope)
+        found = self.releases.get(request.number) if request.number else self.release
+        if found is None:
+            _abort(context, Refused(Code.RELEASE_UNKNOWN, "There is no such release."))
+        assert found
+        return catalog_pb2.GetReleaseReply(envelope=found.envelope)
 
     def GetBundle(self, request: Any, context: Any) -> Any:  # noqa: N802 - the service\'s name
         return catalog_pb2.GetBundleReply(envelope=self.bundles[request.digest].manifest.envelope)
@@ -87,6 +90,11 @@ class Catalog(CatalogServicer):
                 self.breaks -= 1
                 context.abort(grpc.StatusCode.UNAVAILABLE, "cut")
             yield chunk
+
+
+def clock_at(moment: datetime) -> type[datetime]:
+    """A clock for `router.follow.pull`, where a test says what time it is."""
+    return type("Clock", (datetime,), {"now": classmethod(lambda *_: moment)})
 
 
 @contextmanager

@@ -5,10 +5,9 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 from torch import Tensor
 
-from router.base.batching import batch, masked_mean
+from router.base.batching import PromptLike, batch, masked_mean, read_prompts
 from router.base.loading import Base
 from router.base.module_paths import reads_input, shared_input
-from router.base.tokens import encode_input
 from router.layer.batch_rows import inseparable
 from router.layer.routed_linear import InputWatch, routing
 
@@ -72,18 +71,17 @@ class Reader:
         with torch.inference_mode(), routing(InputWatch(watch)):
             model.base_model(**read, use_cache=False)
 
-    def pooled(self, texts: Sequence[str], paths: Collection[str]) -> dict[str, Tensor]:
+    def pooled(self, inputs: Sequence[PromptLike], paths: Collection[str]) -> dict[str, Tensor]:
         """Average what enters modules over the tokens of each prompt.
 
         Args:
-            texts: Prompts; at least one.
+            inputs: Prompts; at least one.
             paths: Modules that see the prompt.
 
         Returns:
             [b, d] float32 by path.
         """
-        base = self.base
-        rows = [encode_input(base.tokenizer, text, base.architecture) for text in texts]
+        rows = [prompt.tokens for prompt in read_prompts(self.base, inputs)]
         found: dict[str, list[Tensor]] = {path: [] for path in paths}
 
         def see(path: str, u: Tensor, mask: Tensor) -> None:

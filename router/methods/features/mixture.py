@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from protocol.errors import Code, Refused
+from router.base.batching import PromptLike
 from router.methods.features.activations import Reader
 from router.methods.features.background import PublicText
 from router.methods.features.nnls import Floats, nnls
@@ -66,7 +67,7 @@ class Mixtures:
         self._told: WeakKeyDictionary[ExpertPool, tuple[str, ...]] = WeakKeyDictionary()
         self._lock = threading.Lock()
 
-    def shares(self, pool: ExpertPool, inputs: Sequence[str]) -> Shares:
+    def shares(self, pool: ExpertPool, inputs: Sequence[PromptLike]) -> Shares:
         """Solve requests; an expert that is not in the pool has no part in it.
 
         What experts' means are worked out to is kept, so an expert that joins costs its products with the others.

@@ -10,6 +10,7 @@ from peft import PeftModel
 from protocol.errors import Code, Refused
 from router.base.loading import load_base
 from router.cli.options import CHOICE_FLAGS
+from router.model.opening import load_model
 from router.query.request import RoutingChoice
 from tests.router.verbs import call, pulled_node
 
@@ -98,6 +99,22 @@ def test_a_saved_model_answers_without_its_workspace(
     assert alone["answers"] == here["answers"]
 
 
+def test_what_a_saved_model_works_out_once_is_kept(node: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("router.methods.features.background.TEXTS", 40)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    call("save", "-w", node, "--with-base", tmp_path / "model")
+    model = load_model(tmp_path, tmp_path / "model", [], {"device": "cpu"}, pytest.fail)
+    public = model.features.mixtures.public
+    public.spread(next(iter(model.features.mixtures.reader.sources)), "token")
+    assert list((tmp_path / "cache" / "greylag").glob("public-*.safetensors"))
+
+
+def test_a_model_that_takes_a_while_says_so(node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("router.cli.options._PATIENCE_S", 0)
+    said = call("ask", "-w", node, "--device", "cpu", "--max-new-tokens", 1, "a")
+    assert "Loading the model" in said.stderr
+
+
 def test_an_exported_adapter_is_opened_by_plain_peft(node: Path, t5_base: Path, tmp_path: Path) -> None:
     said = call(
         "export", "-w", node, "--device", "cpu", "--max-new-tokens", 2, "--out", tmp_path / "lora", "--rank", 3,
@@ -109,3 +126,22 @@ def test_an_exported_adapter_is_opened_by_plain_peft(node: Path, t5_base: Path, 
     assert sum(document["shares"].values()) == pytest.approx(1)
     adapter = PeftModel.from_pretrained(load_base(str(t5_base), device="cpu").model, str(tmp_path / "lora"))
     assert len([name for name, _ in adapter.named_parameters() if "lora_A" in name]) == document["modules"]
+
+
+@pytest.mark.parametrize("verb", [("export", "--out", "lora"), ("trace", "--json"), ("ask",), ("ask", "--requests")])
+def test_an_empty_stdin_asks_nothing(node: Path, verb: tuple[str, ...], tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="There is nothing to ask") as refused:
+        call(*verb, "-", "-w", tmp_path)  # before any model is looked for
+    assert refused.value.code is Code.REQUEST_INVALID
+
+
+@pytest.mark.parametrize("verb", [("save", "."), ("export", "--out", ".", "a b")])
+def test_the_folder_one_stands_in_is_not_exchanged(
+    node: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Refused) as refused:
+        call(*verb, "-w", node)
+    assert refused.value.code is Code.WORKSPACE_EXISTS
+    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.parent.glob(f".{tmp_path.name}*")) == []

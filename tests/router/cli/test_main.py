@@ -1,6 +1,10 @@
 """The verbs of greylag-router, in this process."""
 
 import json
+import shutil
+import socket
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -8,14 +12,16 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from protocol.bundle import GATES
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
 from router.cli.main import app
+from router.follow import pull as pulling
 from router.follow.pull import pull
-from router.follow.workspace import FINGERPRINT
+from router.follow.workspace import BUNDLES, FINGERPRINT
 from router.settings import FILE, RouterSettings, load, save
 from tests import factories
-from tests.router.catalog import Catalog
+from tests.router.catalog import Catalog, clock_at
 from tests.router.verbs import call
 
 
@@ -86,6 +92,27 @@ def test_a_file_of_requests_chooses_line_by_line(node: Path, tmp_path: Path) -> 
     assert (third["release"], third["method"], third["shares"]["ada/copy"]) == (2, "merged", 1)
 
 
+def test_what_lies_on_disk_is_checked_when_asked(node: Path, tmp_path: Path) -> None:
+    assert json.loads(call("check", "-w", node, "--json").stdout) == {
+        "schema": 1, "held": 2, "read": 2, "damaged": []
+    }  # fmt: skip
+    first, second = sorted((node / BUNDLES).iterdir())
+    gates = first / GATES
+    gates.write_bytes(gates.read_bytes()[:-1] + b"?")
+    result = CliRunner().invoke(app, ["check", "-w", str(node), "--json"])
+    assert [each["digest"] for each in json.loads(result.stdout)["damaged"]] == [first.name]
+    assert isinstance(result.exception, Refused)
+    assert result.exception.code is Code.DIGEST_MISMATCH
+    shutil.rmtree(second)
+    with pytest.raises(Refused, match="1 of 1 are damaged"):
+        call("check", "-w", node, "--sample", 1)
+    call("pull", "-w", node)
+    assert "Read 2 of 2; 0 are damaged." in call("check", "-w", node).stdout
+    with pytest.raises(Refused) as refused:
+        call("check", "-w", tmp_path / "nowhere")
+    assert refused.value.code is Code.WORKSPACE_MISSING
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
@@ -102,10 +129,13 @@ def test_what_cannot_be_chosen_is_refused(node: Path, arguments: list[str], code
     assert refused.value.code is code
 
 
-def test_an_expired_release_on_disk_is_said(catalog: Catalog, address: str, t5_base: Path, tmp_path: Path) -> None:
+def test_an_expired_release_on_disk_is_said(
+    catalog: Catalog, address: str, t5_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     held = list(catalog.bundles.values())
     catalog.publish(held, number=2, created="2020-01-01T00:00:00Z", expires="2020-01-02T00:00:00Z")
-    pull(tmp_path / "node", address, now=datetime(2020, 1, 1, tzinfo=UTC))
+    monkeypatch.setattr(pulling, "datetime", clock_at(datetime(2020, 1, 1, tzinfo=UTC)))
+    pull(tmp_path / "node", address)
     (tmp_path / "node" / "router.toml").write_text(f'coordinator = "{address}"\nbase = "{t5_base}"\n')
     asked = call("ask", "-w", tmp_path / "node", "--device", "cpu", "--max-new-tokens", 3, "a b")
     assert "Release 2 expired at 2020-01-02T00:00:00Z" in asked.stderr
@@ -120,6 +150,34 @@ def test_a_missing_and_an_unknown_setting_are_sentences(tmp_path: Path) -> None:
     (tmp_path / "router.toml").write_text('cordinator = "a:1"\n')
     with pytest.raises(Refused, match=r"setting cordinator is wrong: there is no such entry\."):
         load(tmp_path, base="b", coordinator="a:1")
+
+
+def torch_woke(*arguments: object) -> tuple[str, bool]:
+    """The error that a verb ends in, in a process of its own, and whether torch was imported on the way."""
+    program = (
+        "import sys; from router.cli.main import main\n"
+        "try: main()\nfinally: sys.stdout.write(str('torch' in sys.modules))"
+    )
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode != 0
+    return done.stderr, done.stdout == "True"
+
+
+def test_what_can_be_refused_at_once_is_refused_before_torch_wakes(tmp_path: Path) -> None:
+    (tmp_path / "asked.jsonl").write_text('{"input": "a", "method": "nope"}')
+    for asked in (("--method", "nope", "a"), ("--requests", tmp_path / "asked.jsonl")):
+        said, woke = torch_woke("ask", "-w", tmp_path, *asked)
+        assert ("METHOD_UNKNOWN" in said, woke) == (True, False)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        said, woke = torch_woke(
+            "serve", "-w", tmp_path, "--coordinator", "127.0.0.1:1", "--base", "x", "--listen", listen
+        )
+    assert ("Cannot listen" in said, woke) == (True, False)
+    (tmp_path / "router.toml").write_text('coordinator = "127.0.0.1:1"\nbase = "x"\nmethods = ["nope"]\n')
+    said, woke = torch_woke("serve", "-w", tmp_path)
+    assert ("METHOD_UNKNOWN" in said, woke) == (True, False)
 
 
 def test_methods_are_listed() -> None:

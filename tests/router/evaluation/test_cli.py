@@ -66,6 +66,14 @@ def test_what_cannot_be_run_is_refused(node: Path, more: list[object], code: Cod
     assert refused.value.code is code
 
 
+@pytest.mark.parametrize("shown", [(), ("--markdown",), ("--json",)])
+def test_methods_that_are_all_skipped_leave_no_table(node: Path, shown: tuple[str, ...]) -> None:
+    with pytest.raises(Refused, match="None of the methods can run") as refused:
+        call(*options(node, "--methods", "retrieval,average-activation", *shown))
+    assert refused.value.code is Code.STATISTICS_MISSING
+    assert "centroid" in refused.value.message
+
+
 @pytest.mark.parametrize(
     ("content", "code"),
     [

@@ -15,7 +15,9 @@ from router.evaluation.prompts import BatchLimits
 from router.evaluation.results import ANSWERS, RESULTS, Nothing, Results
 from router.evaluation.rows import Task
 from router.evaluation.scoring import Judged
+from router.methods.features.background import PublicText
 from router.model.routed_model import RoutedModel
+from router.pool.calibration import Calibration
 from router.query.request import DEFAULT, RoutingChoice
 
 LIMITS = BatchLimits(batch=4, new_tokens=3)
@@ -124,6 +126,34 @@ def test_a_rerun_goes_on_where_it_ended(model: RoutedModel, ranked: Task, writte
     answers = [json.loads(line) for line in (tmp_path / ANSWERS / lines[0]["answers"]).read_text().splitlines()]
     assert [each["row"] for each in answers] == [1, 2, 3]
     assert sum(each["accuracy"] for each in answers) / 3 == lines[0]["metrics"]["accuracy"]
+
+
+def test_a_score_is_stale_once_anything_that_routes_has_changed(
+    model: RoutedModel, ranked: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def calls() -> int:
+        counting = _Counting(model)
+        results = Results(tmp_path, counting, LIMITS)  # type: ignore[arg-type]
+        Comparing(counting, DEFAULT, LIMITS, "f1", results, Watching()).run([ranked], ["phatgoose"])  # type: ignore[arg-type]
+        return counting.calls
+
+    generation, pool = model.generation, model.generation.pool
+    assert calls() > 0
+    assert calls() == 0
+    zeros = Calibration.zeros([expert.digest for expert in pool.experts], sorted(pool.modules))
+    changed = [
+        (model, "generation", replace(generation, pool=pool.calibrated(zeros.at(zeros.vector + 1)))),
+        (model, "generation", replace(generation, pool=pool.calibrated(zeros))),
+        (model, "generation", generation),
+        (model.features.mixtures, "public", PublicText(model.features.mixtures.reader, ["some", "words"])),
+        (model.features.mixtures, "public", PublicText(model.features.mixtures.reader, ["other", "words"])),
+    ]
+    ran = []
+    for place, name, value in changed:
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, value)
+            ran.append(calls() > 0)
+    assert ran == [True, True, False, True, True]
 
 
 class _Counting:

@@ -27,8 +27,8 @@ def test_what_an_expert_is_trained_on_is_evaluated_on() -> None:
     more = [*chat, {"role": "user", "content": "s"}]
     lines = [json.dumps({"messages": chat}), json.dumps({"messages": more, "target": "t"})]
     ((first, second),) = (task.rows for task in read_rows(lines, name="chat"))
-    assert ([turn.content for turn in first.turns], first.targets) == (["q"], ("r",))
-    assert ([turn.content for turn in second.turns], second.targets) == (["q", "r", "s"], ("t",))
+    assert ([turn["content"] for turn in first.turns], first.targets) == (["q"], ("r",))
+    assert ([turn["content"] for turn in second.turns], second.targets) == (["q", "r", "s"], ("t",))
 
 
 def test_digests_tell_rows_apart() -> None:

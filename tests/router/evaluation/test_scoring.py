@@ -120,9 +120,9 @@ def test_figures_that_are_none_are_refused(model: RoutedModel, ranked: Task, mon
 def test_long_inputs_are_cut_at_the_end_that_matters_less(model: RoutedModel) -> None:
     (task,) = read_rows([RANKED[0], RANKED[2], RANKED[1]], name="t")
     found = write_prompts(model.base, task, BatchLimits(input_tokens=4))
-    assert (found.cut, found.lengths) == (2, [4, 4, 3])
+    assert (found.cut, [len(prompt.tokens) for prompt in found.prompts]) == (2, [4, 4, 3])
     kept = ["a b c", "z w v"] if model.base.architecture == "decoder-only" else ["please reverse it", "copy it :"]
-    assert found.texts == [*kept, "say d"]
+    assert [prompt.text for prompt in found.prompts] == [*kept, "say d"]
 
 
 def test_a_row_beyond_the_models_positions_is_refused(model: RoutedModel) -> None:
@@ -134,7 +134,7 @@ def test_a_row_beyond_the_models_positions_is_refused(model: RoutedModel) -> Non
         name="t",
     )
     if model.base.architecture == "encoder-decoder":
-        assert write_prompts(model.base, task, BatchLimits()).lengths[1] == 121
+        assert len(write_prompts(model.base, task, BatchLimits()).prompts[1].tokens) == 121
         return
     with pytest.raises(Refused, match=r"Row 2 .* 121 tokens .* 10 for the answer; the model takes 128") as refused:
         write_prompts(model.base, task, BatchLimits())
@@ -146,10 +146,10 @@ def test_a_chat_is_asked_as_the_template_writes_it(model: RoutedModel, monkeypat
     chat = [{"role": "user", "content": "say it"}]
     (task,) = read_rows([json.dumps({"messages": chat, "target": "it"})], name="t")
     tokenizer = model.base.tokenizer
-    assert write_prompts(model.base, task, BatchLimits()).texts == ["user: say it\nassistant:"]
+    assert write_prompts(model.base, task, BatchLimits()).prompts[0].text == "user: say it\nassistant:"
     template = "{% for each in messages %}<s> {{ each.content }} {% endfor %}now"
     monkeypatch.setattr(tokenizer, "chat_template", template)
-    (text,) = write_prompts(model.base, task, BatchLimits()).texts
+    text = write_prompts(model.base, task, BatchLimits()).prompts[0].text
     assert text == "<s> say it now"
     # The template has written the special tokens, so the tokenizer adds none.
     words = tokenizer.convert_ids_to_tokens(encode_input(tokenizer, text, model.base.architecture))

@@ -1,5 +1,6 @@
 """Requests as mixtures of experts, against slow float64 answers written from the formulas."""
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -325,16 +326,23 @@ def test_public_text_is_read_once_a_base(
 ) -> None:
     kept = tmp_path / "workspace" / "base.json"
     kept.parent.mkdir()
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr("router.methods.features.background.PATIENCE_S", 0)
     first = RoutedModel.from_base(str(t5_base), device="cpu", cache=kept)
     path = next(path for path in first.features.mixtures.reader.sources if reads_input(path))
     found = first.features.mixtures.public.spread(path, "pooled")
     (file,) = kept.parent.glob("public-*.safetensors")
+    assert "Statistics of public text" in terminal.getvalue()
+    terminal.truncate(0)
     look = Mock(side_effect=Reader.look)
     monkeypatch.setattr(Reader, "look", look)
     second = RoutedModel.from_base(str(t5_base), device="cpu", cache=kept)
     for mine, theirs in zip(second.features.mixtures.public.spread(path, "pooled"), found, strict=True):
         assert torch.equal(mine, theirs)
     look.assert_not_called()
+    assert terminal.getvalue() == ""
     file.write_bytes(file.read_bytes()[:1000])
     third = RoutedModel.from_base(str(t5_base), device="cpu", cache=kept)
     monkeypatch.undo()

@@ -136,7 +136,7 @@ def test_a_release_whose_method_lacks_statistics_is_not_taken_up(
         return load(self, bundle, **names)
 
     monkeypatch.setattr(RoutedModel, "load", counted)
-    follower = Follower(model, lambda: offered[0], interval_s=60)
+    follower = Follower(model, lambda _: offered[0], interval_s=60)
     assert not any(follower.step() for _ in range(5))
     assert model.digests == ()
     assert len(loaded) == 1  # not loaded again and again

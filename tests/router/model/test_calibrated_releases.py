@@ -8,7 +8,7 @@ import pytest
 from protocol.bundle import Bundle, sha256_of
 from protocol.errors import Code, Refused
 from router.follow.pull import pull
-from router.follow.workspace import CALIBRATIONS, open_mirror
+from router.follow.workspace import CALIBRATIONS, check_disk, open_mirror
 from router.model.routed_model import RoutedModel
 from router.pool.calibration import Calibration
 from router.query.request import RoutingChoice
@@ -60,3 +60,8 @@ def test_a_damaged_calibration_is_noticed(
         pull(node, address)
     assert refused.value.code is Code.DIGEST_MISMATCH
     assert pull(node, address).calibration is not None  # fetched afresh
+    assert check_disk(node).damaged == {}
+    kept.unlink()
+    assert [error.code for error in check_disk(node).damaged.values()] == [Code.FILE_MISSING]
+    with pytest.raises(Refused, match="is missing"):
+        open_mirror(node)

@@ -22,6 +22,7 @@ from router.model.recorder import RouteRecorder
 from router.model.releases import Generation
 from router.model.routed_model import RoutedModel
 from router.pool.expert import load_expert
+from router.pool.module_view import ModuleExperts
 from router.query.attribution import expert_shares, module_shares
 from router.query.request import RoutingChoice
 from tests import factories
@@ -113,6 +114,20 @@ def test_what_a_base_hands_to_experts_of_its_own_is_refused_not_guessed(model: R
     recorder.record("m", module, Choice(torch.zeros(2, 1).long(), torch.ones(2, 1)), torch.ones(2, 4))
     with pytest.raises(Refused, match="is not given every token of every input"):
         recorder.routes(0, [True, True], 1, causal=True)
+
+
+def test_a_filler_beside_an_expert_takes_nothing_off_its_whole_distribution(model: RoutedModel) -> None:
+    # Rows of a batch that were given fewer experts are filled up with an expert that they have, at weight 0.
+    class Everybody:
+        def choose(self, module: ModuleExperts, u: torch.Tensor) -> Choice:
+            return Choice(torch.tensor([[1, 0], [0, 0]]), torch.tensor([[0.25, 0.75], [1.0, 0.0]]))
+
+    module = next(iter(model.generation.pool.modules.values()))
+    recorder = RouteRecorder({digest: at for at, digest in enumerate(model.digests)}, 2, Everybody())
+    u = torch.ones(2, 4)
+    recorder.record("m", module, Everybody().choose(module, u), u)
+    full = [recorder.routes(row, [True], 1, causal=True)[0].full for row in range(2)]
+    assert [each[0, :2].tolist() for each in full if each is not None] == [[0.75, 0.25], [1.0, 0.0]]
 
 
 def test_score_is_the_mean_log_likelihood(model: RoutedModel) -> None:

@@ -25,7 +25,7 @@ def test_lines_are_read() -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('{"task": "t"}', "Line 1 of the tasks: input"),
+        ('{"task": "t"}', "Line 1 of the tasks is no object"),
         ('{"task": "t", "input": "a", "target": "b"}', "target"),
         ('{"task": "t", "input": 3}', "input"),
         ("[]", "Line 1"),

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,8 +12,8 @@ from protocol.errors import Code, Refused
 from protocol.v1 import query_pb2
 from protocol.wire.chunks import MAX_MESSAGE_BYTES
 from router.query.answer import Answer, Answered, ModuleRoute
-from router.query.client import choice_from_wire, choice_to_wire, from_wire, to_wire
-from router.query.request import DEFAULT, Request, RoutingChoice, read_requests
+from router.query.client import choice_from_wire, choice_to_wire, from_wire, input_from_wire, input_to_wire, to_wire
+from router.query.request import DEFAULT, Input, Request, RoutingChoice, Turn, one_by_one, read_requests
 
 FULL = RoutingChoice("merged", 3, 0.5, ("a", "bob/"), ("carol/x",), 7)
 
@@ -54,6 +56,36 @@ def test_a_choice_crosses_the_wire(choice: RoutingChoice) -> None:
     assert choice_from_wire(choice_to_wire(choice)) == choice
     written = {name: value for name, value in vars(choice).items() if value is not None}
     assert read_requests([json.dumps({"input": "x", **written})])[0].choice == choice
+
+
+def test_asking_a_router_that_runs_wakes_no_model() -> None:
+    program = "import sys, router.query.client, router.query.terminal; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    heavy = {"torch", "transformers", "peft", "datasets", "matplotlib", "scipy", "pandas", "structlog"}
+    assert heavy & set(done.stdout.split()) == set()
+
+
+CHAT: list[Turn] = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "say a"}]
+
+
+def test_a_chat_stands_where_a_text_may() -> None:
+    line = json.dumps({"messages": CHAT, "k": 1})
+    assert read_requests([line]) == [Request(CHAT, RoutingChoice(k=1))]
+    assert [input_from_wire(input_to_wire(each)) for each in (CHAT, "a", "")] == [CHAT, "a", ""]
+    assert one_by_one("a") == ["a"]
+    assert one_by_one(CHAT) == [CHAT]
+    assert one_by_one(both := list[Input]([CHAT, "a"])) == both
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"messages": "x"}, {"messages": [{"role": "user"}]}, {"messages": [{"role": "user", "content": 3}]},
+     {"messages": CHAT, "input": "x"}, {"messages": [{**CHAT[0], "name": "ada"}]}],
+)  # fmt: skip
+def test_a_line_that_is_no_chat_is_named(asked: object) -> None:
+    with pytest.raises(Refused, match="Line 1 of the requests") as refused:
+        read_requests([json.dumps(asked)])
+    assert refused.value.code is Code.REQUEST_INVALID
 
 
 def test_an_explanation_may_be_larger_than_a_message() -> None:

@@ -2,32 +2,59 @@
 
 import asyncio
 import threading
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protocol.errors import Code, Refused
+from protocol.signing import Identity
+from protocol.spec import Routing
 from protocol.v1 import query_pb2
+from protocol.v1.query_pb2_grpc import QueryStub
+from protocol.wire.grpc_client import connect
+from protocol.wire.grpc_server import Listen, serve
+from router.base.batching import Prompt
 from router.base.loading import load_base
+from router.model.releases import Held
 from router.model.routed_model import RoutedModel
+from router.pool import prototypes
 from router.query.answer import Answered
+from router.query.client import choice_to_wire, input_to_wire
+from router.query.limits import Allowance
+from router.query.request import DEFAULT, RoutingChoice
 from router.serving import query_service
 from router.serving.query_service import QueryService
+from tests import factories
 
 
-async def ask(service: QueryService, *inputs: str) -> int:
-    request = query_pb2.AskRequest(inputs=inputs, max_new_tokens=2)
+async def ask(service: QueryService, *inputs: str, choice: RoutingChoice = DEFAULT, new_tokens: int = 2) -> int:
+    request = query_pb2.AskRequest(
+        inputs=map(input_to_wire, inputs), max_new_tokens=new_tokens, choices=[choice_to_wire(choice)]
+    )
     return len([part async for part in service.Ask(request, None)])  # type: ignore[arg-type] # it needs no context
 
 
 class Slow:
-    """Answers when it is told to, and counts how many it answers at once."""
+    """Answers, or prepares, when it is told to, and counts how many it answers at once."""
 
-    def __init__(self, base: Any) -> None:
-        self.base, self.entered, self.go = base, threading.Event(), threading.Event()
+    def __init__(self) -> None:
+        self.held, self.entered, self.go = Held(), threading.Event(), threading.Event()
         self.now = self.most = self.calls = 0
+
+    def read(self, inputs: list[str]) -> list[Prompt]:
+        return [Prompt(text, [1]) for text in inputs]
+
+    def prepared(self, choice: RoutingChoice) -> bool:
+        return choice.method is None
+
+    def prepare(self, _: RoutingChoice) -> None:
+        self.entered.set()
+        assert self.go.wait(10)
 
     def answer(self, *_: object, **__: object) -> Answered:
         self.now, self.calls = self.now + 1, self.calls + 1
@@ -39,10 +66,7 @@ class Slow:
 
 
 def test_who_gives_up_lets_nobody_in_before_the_turn_is_over() -> None:
-    base = SimpleNamespace(
-        tokenizer=lambda *_, **__: {"input_ids": [1]}, architecture="encoder-decoder", positions=None
-    )
-    slow = Slow(base)
+    slow = Slow()
     service = QueryService(slow)  # type: ignore[arg-type] # all that it needs of a model
 
     async def impatient() -> None:
@@ -59,6 +83,118 @@ def test_who_gives_up_lets_nobody_in_before_the_turn_is_over() -> None:
 
     asyncio.run(impatient())
     assert (slow.calls, slow.most) == (2, 1)
+
+
+def test_nobody_waits_for_what_another_ones_method_works_out_first() -> None:
+    slow = Slow()
+    service = QueryService(slow)  # type: ignore[arg-type] # all that it needs of a model
+
+    async def both() -> None:
+        first = asyncio.create_task(ask(service, "a", choice=RoutingChoice("average-activation")))
+        assert await asyncio.to_thread(slow.entered.wait, 10)
+        slow.entered.clear()
+        second = asyncio.create_task(ask(service, "a"))
+        assert await asyncio.to_thread(slow.entered.wait, 10)  # it is being answered
+        assert (slow.calls, first.done()) == (1, False)
+        slow.go.set()
+        await asyncio.gather(first, second)
+
+    asyncio.run(both())
+    assert (slow.calls, slow.most) == (2, 1)
+
+
+@pytest.fixture
+def model(t5_base: Path, tmp_path: Path, identity: Identity) -> RoutedModel:
+    pool = factories.make_pool(t5_base, identity)
+    bundles = [
+        factories.make_bundle(tmp_path / name, pool, identity, name=name, seed=len(name)) for name in ("a", "bb")
+    ]
+    return RoutedModel.from_bundles(str(t5_base), bundles, device="cpu")
+
+
+def test_vectors_are_worked_out_before_the_turn(model: RoutedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = QueryService(model, Allowance(methods=("arrow",)))
+    places: list[str] = []
+    direction, answer = prototypes.first_direction, model.answer
+
+    def noted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def note(*arguments: object, **options: object) -> object:
+            places.append(name)
+            return call(*arguments, **options)
+
+        return note
+
+    monkeypatch.setattr(prototypes, "first_direction", noted("vector", direction))
+    monkeypatch.setattr(model, "answer", noted("answer", answer))
+    for _ in range(2):
+        asyncio.run(ask(service, "a b", choice=RoutingChoice("arrow")))
+    assert places.count("answer") == 2
+    assert places.index("answer") == places.count("vector") > 0
+
+
+@pytest.mark.parametrize("method", ["merged", "uniform", "spectr", "genknowsub:a"])
+def test_methods_that_cost_much_are_the_operators_to_open(model: RoutedModel, method: str) -> None:
+    with pytest.raises(Refused) as refused:
+        asyncio.run(ask(QueryService(model), "a", choice=RoutingChoice(method)))
+    assert refused.value.code is Code.METHOD_CLOSED
+    assert asyncio.run(
+        ask(QueryService(model, Allowance((method.partition(":")[0],))), "a", choice=RoutingChoice(method))
+    )
+    model.generation = replace(model.generation, settings=Routing(method=method.partition(":")[0]))
+    if ":" not in method:  # the release's own
+        assert asyncio.run(ask(QueryService(model), "a"))
+        assert asyncio.run(ask(QueryService(model), "a", choice=RoutingChoice(method)))
+
+
+def test_how_much_work_a_caller_may_ask_for_is_the_operators(model: RoutedModel) -> None:
+    service = QueryService(model, Allowance(k=1, new_tokens=3))
+    assert asyncio.run(ask(service, "a", choice=RoutingChoice("expert:bb", k=1), new_tokens=3))
+    assert asyncio.run(ask(service, "a", new_tokens=0))
+    for choice, new_tokens in ((RoutingChoice(k=2), 3), (DEFAULT, 4)):
+        with pytest.raises(Refused) as refused:
+            asyncio.run(ask(service, "a", choice=choice, new_tokens=new_tokens))
+        assert refused.value.code is Code.REQUEST_INVALID
+    with pytest.raises(Refused) as refused:
+        asyncio.run(ask(service, "a", choice=RoutingChoice("magic")))
+    assert refused.value.code is Code.METHOD_UNKNOWN
+
+
+def test_an_expired_release_is_said_and_stops_where_the_operator_wants_it(model: RoutedModel) -> None:
+    model.generation = replace(model.generation, release=7, expires=datetime(2020, 1, 1, tzinfo=UTC))
+    service = QueryService(model)
+
+    def look(port: int) -> tuple[query_pb2.InfoReply, int]:
+        with connect(f"127.0.0.1:{port}") as channel:
+            info = QueryStub(channel).Info(query_pb2.InfoRequest(), timeout=10)
+            wanted = health_pb2.HealthCheckRequest(service=query_service.SERVICE)
+            return info, health_pb2_grpc.HealthStub(channel).Check(wanted, timeout=10).status
+
+    def served() -> tuple[query_pb2.InfoReply, int]:
+        async def both() -> tuple[query_pb2.InfoReply, int]:
+            ready: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+            healthy = lambda: model.held.answering  # noqa: E731
+            serving = serve(Listen("127.0.0.1:0"), service.register, on_ready=ready.set_result, healthy=healthy)
+            task = asyncio.create_task(serving)
+            try:
+                return await asyncio.to_thread(look, await asyncio.wait_for(ready, 30))
+            finally:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+        return asyncio.run(both())
+
+    info, health = served()
+    assert (info.expired, info.expires, health) == (True, "2020-01-01T00:00:00Z", 1)
+    assert asyncio.run(ask(service, "a"))
+    model.held = replace(model.held, answers_expired=False)
+    info, health = served()
+    assert (info.expired, health) == (True, 2)
+    with pytest.raises(Refused) as refused:
+        asyncio.run(ask(service, "a"))
+    assert refused.value.code is Code.RELEASE_EXPIRED
+    model.generation = replace(model.generation, expires=datetime(2126, 1, 1, tzinfo=UTC))
+    assert not served()[0].expired
+    assert asyncio.run(ask(service, "a"))
 
 
 def test_a_request_that_would_take_too_much_memory(t5_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
