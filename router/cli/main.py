@@ -15,18 +15,15 @@ from router.cli.options import (
     Ca,
     Coordinator,
     Device,
-    Embedding,
     Json,
     NewTokens,
     PoolKey,
     Quantise,
     Requests,
-    Saved,
-    Server,
     Texts,
     Workspace,
     asking,
-    choice_flags,
+    asking_flags,
     read_choice,
     read_inputs,
 )
@@ -117,25 +114,17 @@ def check(
 
 
 @app.command()
-@choice_flags()
+@asking_flags(running=True)
 def ask(
     text: Texts = None,
     *,
     requests: Requests = None,
-    workspace: Workspace = Path(),
-    server: Server = None,
-    saved: Saved = None,
-    base: BaseModel = None,
-    embedding: Embedding = None,
     max_new_tokens: NewTokens = DEFAULT_NEW_TOKENS,
     explain: Annotated[
         bool, typer.Option("--explain", help="Show which experts answered, by token and module.")
     ] = False,
-    ca: Ca = None,
-    device: Device = None,
-    quantise: Quantise = None,
     json_: Json = False,
-    **choice: Any,
+    **shared: Any,
 ) -> None:
     """Ask the routed model one or more inputs; the input - reads one a line from stdin.
 
@@ -145,12 +134,9 @@ def ask(
 
     from router.query import terminal
 
-    asked = read_inputs(text, requests, read_choice(choice))
+    asked = read_inputs(text, requests, read_choice(shared))
     choices = [each.choice for each in asked]
-    releases = [each.release for each in choices]
-    settings = {"base": base, "embedding": embedding, "device": device, "quantise": quantise}
-    model = asking(releases, workspace, server, saved, ca=ca, settings=settings)
-    answered = model(
+    answered = asking(shared, [each.release for each in choices])(
         [each.input for each in asked],
         choices[0] if len(set(choices)) == 1 else choices,
         max_new_tokens=max_new_tokens,

@@ -27,16 +27,6 @@ ANSWERS = "answers"
 _BASE = "base.json"
 
 
-class Nothing:
-    """Remembers nothing."""
-
-    def find(self, _task: Task, _choice: RoutingChoice) -> None:
-        """Know no score."""
-
-    def keep(self, _task: Task, _choice: RoutingChoice, _score: Score, _judged: Sequence[Judged]) -> None:
-        """Forget it."""
-
-
 class Results:
     """A folder of scores.
 

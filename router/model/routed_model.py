@@ -43,17 +43,7 @@ class Options(Loading, total=False):
 
 
 class RoutedModel(ExpertSet):
-    """Answers with whatever experts it holds; grows and shrinks while it answers.
-
-    Experts come and go by exchanging the generation as a whole: a request that has begun finishes with
-    the generation that it began with, and may ask for one of the few releases before it.
-
-    Args:
-        base: A loaded base model; its linear modules are replaced by routed ones.
-        embedding: Folder or Hub id of the model that retrieval embeds queries by; without one, the base model.
-        public: Public text, one a line, for methods that hold requests against it; without it, random tokens.
-        cache: File that remembers the base model's fingerprint, and has other facts about the base kept beside it.
-    """
+    """Answers with whatever experts it holds, scores, and is loaded and saved; made as `ExpertSet` says."""
 
     @classmethod
     def from_base(
