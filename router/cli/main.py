@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from protocol.errors import Refused
-from protocol.programs import print_json, run, say
+from protocol.programs import print_json, put, run, say
 from router.cli import evaluate, look
 from router.cli.options import (
     BaseModel,
@@ -75,9 +75,9 @@ def pull(
         experts = [expert.model_dump() for expert in release.experts]
         print_json({"pool": mirror.pool.spec.name, "release": release.number, "experts": experts})
     else:
-        sys.stdout.write(f"Release {release.number} of {mirror.pool.spec.name}: {len(release.experts)} experts.\n")
+        put(f"Release {release.number} of {mirror.pool.spec.name}: {len(release.experts)} experts.")
         for expert in release.experts:
-            sys.stdout.write(f"  {expert.contributor}/{expert.name}  {expert.bundle[:16]}\n")
+            put(f"  {expert.contributor}/{expert.name}  {expert.bundle[:16]}")
 
 
 @app.command()
@@ -103,9 +103,9 @@ def check(
         ]
         print_json({"held": found.held, "read": found.read, "damaged": damaged})
     else:
-        sys.stdout.write(f"Read {found.read} of {found.held}; {len(found.damaged)} are damaged.\n")
+        put(f"Read {found.read} of {found.held}; {len(found.damaged)} are damaged.")
         for digest, error in found.damaged.items():
-            sys.stdout.write(f"  {digest[:16]}  {error.message}\n")
+            put(f"  {digest[:16]}  {error.message}")
     if found.damaged:
         code = next(iter(found.damaged.values())).code
         raise Refused(
