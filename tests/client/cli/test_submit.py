@@ -77,7 +77,7 @@ def test_a_refused_bundle_fails_with_its_own_status(cli: Cli, packed: Site, fake
     status, out, err = cli("submit", "--wait", "-w", packed.workspace.root)
     assert status == Code.NOT_FINITE.fate.exit
     assert "refused: NOT_FINITE A NaN." in out
-    assert "error: A NaN. [NOT_FINITE]\nhint: ?[2J\n" in err
+    assert "error: A NaN. [NOT_FINITE]\nhint: \\x1b[2J\n" in err
     assert cli("status", "-w", packed.workspace.root)[0] == 0
 
 
