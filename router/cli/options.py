@@ -125,10 +125,13 @@ def read_choice(shared: dict[str, Any]) -> "RoutingChoice":
     from router.methods import find_method
     from router.query.request import RoutingChoice
 
-    fields = {name: shared.get(name) for name in CHOICE_FLAGS}
+    fields: dict[str, Any] = {name: shared.get(name) for name in CHOICE_FLAGS}
     if fields["method"] is not None:
         find_method(fields["method"])  # before the model wakes
-    lists = {"allow": tuple(fields["allow"]) if fields["allow"] else None, "deny": tuple(fields["deny"] or ())}
+    lists: dict[str, Any] = {
+        "allow": tuple(fields["allow"]) if fields["allow"] else None,
+        "deny": tuple(fields["deny"] or ()),
+    }
     return RoutingChoice(**{**fields, **lists})
 
 
