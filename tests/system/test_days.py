@@ -92,7 +92,8 @@ def test_an_operators_day(t5_base: Path, tmp_path: Path) -> None:
         mallory = tmp_path / "mallory"
         address = ("--coordinator", town.address, "--base", town.base)
         taken = call("client", "init", "-w", mallory, *address, "--name", key)
-        assert taken.returncode != 0
+        assert taken.returncode == Code.NAME_MISLEADING.fate.exit
+        assert not (mallory / "client.toml").exists()
         data = write_rows(tmp_path / "rows.jsonl", 40)
         succeed("client", "train", "-w", ada, "--data", data)
         waits = call("client", "submit", "-w", ada)
