@@ -5,7 +5,7 @@ from collections.abc import Set as AbstractSet
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from coordinator.policy.lifecycle import State
+from coordinator.policy.lifecycle import WAITING, State
 from protocol.documents import Pool, read_timestamp, timestamp
 from protocol.release import CalibrationFile, Release, ReleasedExpert, ReleaseSpec
 
@@ -89,7 +89,7 @@ def steps_to(spec: ReleaseSpec, rows: Sequence[BundleFacts]) -> dict[str, State]
             continue
         # Earlier bundles under the same name that still wait: letting one in later would turn back time.
         overtaken = row.sequence < newest.get((row.contributor, row.name), 0)
-        if row.state == State.RELEASED or (row.state in (State.QUARANTINED, State.ACCEPTED) and overtaken):
+        if row.state == State.RELEASED or (row.state in WAITING and overtaken):
             steps[row.digest] = State.SUPERSEDED
     return steps
 

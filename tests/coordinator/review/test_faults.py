@@ -12,11 +12,11 @@ from coordinator.policy.lifecycle import State
 from coordinator.registry.registry import Registry
 from coordinator.registry.tables import ReleaseRow
 from coordinator.review.worker import TRIES
-from protocol.bundle import Bundle
+from protocol.bundle import ADAPTER_WEIGHTS, Bundle
 from protocol.documents import Pool
 from protocol.errors import Code
 from protocol.signing import Identity
-from tests.coordinator.conftest import Clock
+from tests.coordinator.conftest import Clock, make_pool, resign
 from tests.coordinator.review.test_worker import ObedientModel, Workshop, make
 
 
@@ -46,6 +46,40 @@ def test_a_slow_check_is_tried_again(shop: Workshop, tmp_path: Path, identity: I
     assert shop.listed() == [good.digest, slow.digest]
     steps = [(event.kind, event.step) for event in shop.registry.events(slow.digest)]
     assert steps[:3] == [("bundle", "received"), ("check", "failed"), ("bundle", "verified")]
+
+
+def test_what_its_check_held_up_does_not_take_the_place_of_its_successor(
+    shop: Workshop, tmp_path: Path, identity: Identity
+) -> None:
+    slow = shop.receive(make(shop, tmp_path, 1, identity))
+    shop.worker._check = failing(shop, slow)
+    shop.worker.step()
+    successor = shop.receive(resign(make(shop, tmp_path, 2, identity), identity, name="e1", supersedes=slow.digest))
+    shop.worker.step()
+    assert shop.listed() == [successor.digest]
+    shop.worker._check = shop.check
+    shop.clock.forward(minutes=1)
+    shop.worker.step()
+    assert shop.listed() == [successor.digest]
+    assert [shop.state(slow), shop.state(successor)] == [State.SUPERSEDED, State.RELEASED]
+
+
+def test_what_was_overtaken_before_anybody_let_it_in_is_not_public(
+    tmp_path: Path, coordinator_identity: Identity, registry: Registry, clock: Clock, identity: Identity
+) -> None:
+    pool = make_pool(coordinator_identity, admission="reviewed")
+    shop = Workshop(tmp_path, pool, coordinator_identity, registry, clock)
+    bundles = [shop.receive(make(shop, tmp_path, 1, identity))]
+    for number in (2, 3):
+        again = resign(make(shop, tmp_path, number, identity), identity, name="e1", supersedes=bundles[-1].digest)
+        bundles.append(shop.receive(again))
+    shop.worker.step()
+    for bundle in bundles[1:]:
+        registry.bundles.move(bundle.digest, State.ACCEPTED, actor="operator", now=clock())
+        shop.worker.step()
+    assert [shop.state(bundle) for bundle in bundles] == [State.SUPERSEDED, State.SUPERSEDED, State.RELEASED]
+    sizes = [registry.bundles.public_size(bundle.manifest.files[ADAPTER_WEIGHTS].sha256) for bundle in bundles]
+    assert [size is not None for size in sizes] == [False, True, True]
 
 
 def test_a_check_that_never_ends_becomes_a_verdict(shop: Workshop, tmp_path: Path, identity: Identity) -> None:

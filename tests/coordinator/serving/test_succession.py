@@ -8,14 +8,15 @@ import pytest
 
 from client.submission import outbox
 from coordinator.policy.lifecycle import State
-from protocol.bundle import Bundle
+from protocol.bundle import ADAPTER_WEIGHTS, Bundle
 from protocol.documents import read_receipt
 from protocol.errors import Code, GreylagError
 from protocol.signing import Identity
+from protocol.v1 import catalog_pb2
 from protocol.wire.grpc_status import from_rpc_error
 from tests import factories
 from tests.coordinator.conftest import Clock, Served, resign
-from tests.coordinator.contributor import Contributor
+from tests.coordinator.contributor import DEADLINE_S, Contributor
 
 ACCEPTED = (State.VERIFIED, State.QUARANTINED, State.ACCEPTED)
 LIVES = {
@@ -95,6 +96,17 @@ def test_a_name_that_lives_is_not_begun_anew(name: Name, clock: Clock) -> None:
     assert current.digest[:16] in refused.message
     name.served.registry.bundles.move(current.digest, State.REFUSED, actor="operator", now=clock())
     name.ada.submit(name.make([]))
+
+
+def test_what_was_overtaken_unseen_is_fetched_by_nobody(name: Name, clock: Clock) -> None:
+    overtaken = name.submit("waiting", heard=True)
+    name.served.registry.bundles.move(overtaken.digest, State.SUPERSEDED, actor="worker", now=clock())
+    get = catalog_pb2.GetBundleRequest(digest=overtaken.digest)
+    with pytest.raises(grpc.RpcError) as error:
+        name.ada.catalog.GetBundle(get, timeout=DEADLINE_S)
+    assert from_rpc_error(error.value, "the coordinator").code is Code.BUNDLE_UNKNOWN
+    with pytest.raises(grpc.RpcError):
+        name.ada.fetch(overtaken.manifest.files[ADAPTER_WEIGHTS].sha256)
 
 
 def refusal(call: Callable[[Bundle], object], bundle: Bundle) -> GreylagError:
