@@ -56,7 +56,7 @@ def fsck(
             raise Refused(
                 Code.DIGEST_MISMATCH,
                 f"The store lost or changed {len(found.missing + found.damaged)} files, such as {first[:16]}.",
-                "Restore them from a copy of the store, or yank the bundles that need them.",
+                "Restore them from a copy of the store, or refuse or yank the bundles that need them.",
             )
         open_.high_water.check()
 

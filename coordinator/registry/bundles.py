@@ -113,9 +113,10 @@ class Bundles(Subject):
             return set(session.scalars(select(BundleRow.digest).where(BundleRow.state.in_(states))))
 
     def files(self) -> dict[str, int]:
-        """Sizes in bytes by sha256 of every file that some bundle needs."""
+        """Sizes in bytes by sha256 of every file that some bundle needs; a refused or yanked one needs none."""
+        query = select(BundleFile.sha256, BundleFile.size).join(BundleRow, BundleRow.digest == BundleFile.bundle)
         with self._registry.reading() as session:
-            rows = session.execute(select(BundleFile.sha256, BundleFile.size))
+            rows = session.execute(query.where(BundleRow.state.not_in((State.REFUSED, State.YANKED))))
             return {row.sha256: row.size for row in rows}
 
     def public_size(self, sha256: str) -> int | None:

@@ -78,6 +78,15 @@ def test_whatever_became_of_the_last_one_the_next_is_taken(name: Name, lives: li
     assert name.ada.status(last.digest).state == "released"
 
 
+def test_a_yank_that_nobody_heard_of_leaves_the_name_to_the_next(name: Name, clock: Clock) -> None:
+    first = name.submit("released", heard=True)
+    name.submit("refused", heard=True)
+    name.served.registry.bundles.move(first.digest, State.YANKED, actor="operator", now=clock())
+    last = name.submit("released", heard=True)
+    assert last.spec.supersedes == first.digest
+    assert name.ada.status(last.digest).state == "released"
+
+
 def test_what_was_superseded_elsewhere_is_not_superseded_again(name: Name) -> None:
     name.submit("released", heard=True)
     old_records = list(name.records)

@@ -213,6 +213,30 @@ def test_files_are_dropped_only_when_asked_and_old(place: Place, tmp_path: Path)
     assert all(place.store.verify(sha256) for sha256 in place.files(kept))
 
 
+def test_what_is_refused_or_yanked_needs_no_bytes(program: Program, place: Place) -> None:
+    yanked, refused, kept = place.make(), place.make(), place.make()
+    place.submit(yanked)
+    place.work()
+    place.submit(refused)
+    place.submit(kept)
+    (lost, *_), shared = place.files(yanked) - place.files(kept), place.files(kept)
+    place.store.remove(lost)
+    status, said = fsck(program, place)
+    assert (status, said["missing"]) == (Code.DIGEST_MISMATCH.fate.exit, [lost])
+    assert "refuse or yank" in program.err
+    for verb, bundle in (("yank", yanked), ("refuse", refused)):
+        assert program(place.workspace, "experts", verb, bundle.digest[:8], "--reason", "Lost.") == 0
+    gone = (place.files(yanked) | place.files(refused)) - shared - {lost}
+    status, said = fsck(program, place)
+    assert (status, said["missing"], set(said["orphans"])) == (0, [], gone)  # type: ignore[call-overload]
+    day = timedelta(days=1)
+    with place.open() as open_:
+        open_.registry.bundles.keep(place.make().manifest, check=lambda _: None, sign=lambda _: b"", now=now() + day)
+        found = check_store(open_.registry, place.store, now=now() + 3 * day, delete=day)
+    assert set(found.dropped) == gone
+    assert shared <= set(place.store.digests())
+
+
 def test_files_of_an_upload_that_may_be_resumed_are_no_orphans(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = place.make()
 
