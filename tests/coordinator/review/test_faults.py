@@ -5,16 +5,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import structlog
 from sqlalchemy import update
 
 from coordinator.admission.limited_process import CheckFailedError
 from coordinator.policy.lifecycle import State
 from coordinator.registry.registry import Registry
 from coordinator.registry.tables import ReleaseRow
+from coordinator.review.probe import Model
 from coordinator.review.worker import TRIES
 from protocol.bundle import ADAPTER_WEIGHTS, Bundle
 from protocol.documents import Pool
-from protocol.errors import Code
+from protocol.errors import Code, Refused
 from protocol.signing import Identity
 from tests.coordinator.conftest import Clock, make_pool, resign
 from tests.coordinator.review.test_worker import ObedientModel, Workshop, make
@@ -148,6 +150,26 @@ def test_what_breaks_the_model_is_not_tried_all_the_time(
     shop.clock.forward(minutes=1)
     shop.worker.step()
     assert shop.listed() == [poison.digest]
+
+
+def test_what_is_unavailable_is_not_tried_all_the_time(shop: Workshop, tmp_path: Path, identity: Identity) -> None:
+    lost, unloaded = (shop.receive(make(shop, tmp_path, number, identity)) for number in (1, 2))
+    shop.store.remove(lost.manifest.files[ADAPTER_WEIGHTS].sha256)
+    loaded: list[str] = []
+
+    def load() -> Model:
+        loaded.append("once more")
+        raise Refused(Code.BASE_UNREADABLE, "Gone.")
+
+    shop.load = load
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(5):
+            shop.worker.step()
+        assert [log["bundle"] for log in logs] == [lost.digest, unloaded.digest], "each is tried once"
+        shop.clock.forward(minutes=1)
+        shop.worker.step()
+    assert len(loaded) == 2
+    assert len(logs) == 4
 
 
 def test_the_worker_goes_on_whatever_happens(shop: Workshop, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
