@@ -8,16 +8,21 @@ from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
+import structlog
+from filelock import FileLock
+
 from coordinator.policy.next_release import steps_to
 from coordinator.registry.registry import Registry
 from coordinator.registry.tables import Event
 from coordinator.workspace.paths import CoordinatorWorkspace
 from protocol.documents import Pool, read_receipt
-from protocol.errors import Code, Refused
+from protocol.errors import Code, GreylagError, Refused
 from protocol.files.atomic import write_whole
 from protocol.release import Release, read_release
 
 Document = TypeVar("Document")
+_WAIT_S = 30
+_log = structlog.get_logger(__name__)
 
 
 class HighWater:
@@ -31,26 +36,33 @@ class HighWater:
 
     def __init__(self, workspace: CoordinatorWorkspace, registry: Registry, pool: Pool) -> None:
         self._published, self._acknowledged = workspace.published, workspace.acknowledged
+        self._lock = workspace.lock("marks")
         self._registry, self._pool = registry, pool
 
     def rise(self, event: Event) -> None:
-        """Move a mark, if an event let out a release or a receipt."""
-        if event.kind == "release" and (release := self._registry.releases.find(int(event.step))):
-            write_whole(self._published, release.envelope)
-        if (event.kind, event.step) == ("bundle", "received") and (row := self._registry.bundles.find(event.subject)):
-            write_whole(self._acknowledged, row.receipt)
+        """Move the marks, if an event let out a release or a receipt; what goes wrong is logged.
+
+        What happened has happened: the next such event, or the next start, tries again.
+        """
+        if event.kind != "release" and (event.kind, event.step) != ("bundle", "received"):
+            return
+        try:
+            self.level()
+        except (OSError, GreylagError) as error:
+            _log.warning("not remembered", error=str(error))
 
     def level(self) -> None:
-        """Set both marks where the registry is."""
-        release, row = self._registry.releases.find(), self._registry.bundles.newest()
-        for path, content in (
-            (self._published, release.envelope if release else None),
-            (self._acknowledged, row.receipt if row else None),
-        ):
-            if content is None:
-                path.unlink(missing_ok=True)
-            else:
-                write_whole(path, content)
+        """Set both marks where the registry is, one process and one thread after the other, lest they go back."""
+        with FileLock(self._lock, timeout=_WAIT_S):
+            release, row = self._registry.releases.find(), self._registry.bundles.newest()
+            for path, content in (
+                (self._published, release.envelope if release else None),
+                (self._acknowledged, row.receipt if row else None),
+            ):
+                if content is None:
+                    path.unlink(missing_ok=True)
+                else:
+                    write_whole(path, content)
 
     def lost_release(self) -> Release | None:
         """The newest release that left the workspace, if the registry does not know it."""

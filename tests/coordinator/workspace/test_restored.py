@@ -10,9 +10,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import structlog
 
 from coordinator.fleet.campaigns.promotion import settle
 from coordinator.fleet.records.fleet import Fleet
+from coordinator.registry.bundles import Bundles
 from coordinator.registry.registry import Registry
 from coordinator.review.bundle_cache import Cache
 from coordinator.review.probe import Reviewer
@@ -25,7 +27,7 @@ from coordinator.workspace.fsck import check_store
 from coordinator.workspace.settings import load
 from protocol.bundle import Bundle
 from protocol.documents import read_receipt
-from protocol.errors import Code, Refused
+from protocol.errors import Code, Refused, Unavailable
 from protocol.release import Release, check_fresh, read_release, sign_candidate
 from protocol.signing import Identity
 from tests import factories
@@ -191,6 +193,28 @@ def test_a_workspace_of_an_earlier_version_begins_to_remember(place: Place) -> N
     newest = place.work()
     assert read_release(place.workspace.published.read_bytes(), place.pool).digest == newest.digest
     assert read_receipt(place.workspace.acknowledged.read_bytes(), place.pool).sequence == 1
+
+
+def test_marks_never_go_back(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(2):
+        place.submit(place.make())
+    newest = place.work()
+    with place.open() as open_:
+        for event in open_.registry.events():  # as two that committed at once may be told of
+            open_.high_water.rise(event)
+            assert read_release(place.workspace.published.read_bytes(), place.pool).digest == newest.digest
+            assert read_receipt(place.workspace.acknowledged.read_bytes(), place.pool).sequence == 2
+        bundle = place.make()
+
+        def fail(*_: object) -> None:
+            raise Unavailable(Code.BUSY, "The registry's database does not answer.")
+
+        with monkeypatch.context() as patch, structlog.testing.capture_logs() as logs:
+            patch.setattr(Bundles, "find", fail)
+            patch.setattr(Bundles, "newest", fail)
+            kept = open_.registry.bundles.keep(bundle.manifest, check=lambda _: None, sign=lambda _: b"3", now=now())
+    assert kept == b"3", "what is kept is acknowledged"
+    assert "not remembered" in [log["event"] for log in logs]
 
 
 def test_files_are_dropped_only_when_asked_and_old(place: Place, tmp_path: Path) -> None:
