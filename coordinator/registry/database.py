@@ -93,9 +93,9 @@ def check_schema(engine: Engine, *, older: bool = False) -> None:
     raise Refused(
         Code.SCHEMA_MISMATCH,
         f"The registry's schema is at revision {found}; this version needs {expected}.",
-        "Stop serve and worker, save a copy of the registry, then run: greylag-coordinator migrate"
+        "Stop every process, save a copy of the registry, then run: greylag-coordinator migrate"
         if known
-        else "A newer version wrote it: install that version of greylag again.",
+        else "Another version wrote it: install that version of greylag again.",
     )
 
 
