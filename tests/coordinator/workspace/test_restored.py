@@ -24,6 +24,7 @@ from coordinator.storage.blobs import Store
 from coordinator.storage.spool import Spool
 from coordinator.workspace.context import Opened, opened
 from coordinator.workspace.fsck import check_store
+from coordinator.workspace.locks import exclusive
 from coordinator.workspace.settings import load
 from protocol.bundle import Bundle
 from protocol.documents import read_receipt
@@ -128,6 +129,14 @@ def test_restore_then_fsck(program: Program, place: Place) -> None:
     assert place.submit(held) == 2
     status, said = fsck(program, place)
     assert (status, said["healthy"], said["orphans"]) == (0, True, [])
+
+
+@pytest.mark.parametrize("process", ["serve", "worker", "fleet"])
+def test_upkeep_waits_until_nobody_works(program: Program, place: Place, process: str) -> None:
+    with exclusive(place.workspace, process):
+        for verb in ("fsck", "migrate"):
+            assert program(place.workspace, verb) == Code.WORKSPACE_BUSY.fate.exit
+            assert process in program.err
 
 
 def test_restore_then_serve(program: Program, place: Place) -> None:
