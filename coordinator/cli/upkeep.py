@@ -43,14 +43,19 @@ def fsck(
     place, now = CoordinatorWorkspace(workspace), datetime.now(UTC)
     settings, age = load(place), None if delete is None else timedelta(days=delete)
     with all_stopped(place), opened(place, settings) as open_:
-        if adopt:
-            open_.high_water.adopt(now=now)
+        yanked = open_.high_water.adopt(now=now) if adopt else []
+        if yanked:
+            say(
+                "Yanked, because the adopted release holds neither them nor a successor of their name: "
+                f"{', '.join(digest[:16] for digest in yanked)}. Whoever wants one in again submits a new one."
+            )
         found = check_store(open_.registry, Store(settings.store), now=now, delete=age)
         release, receipts = open_.high_water.lost_release(), open_.high_water.lost_receipts()
         say(_in_words(found))
         if as_json:
             lost = {"lost_release": release.spec.number if release else None, "lost_receipts": receipts}
-            print_json({"healthy": found.healthy and not release and not receipts, **asdict(found), **lost})
+            healthy = found.healthy and not release and not receipts
+            print_json({"healthy": healthy, **asdict(found), **lost, "yanked": yanked})
         if not found.healthy:
             first = (found.missing + found.damaged)[0]
             raise Refused(

@@ -11,7 +11,8 @@ from typing import TypeVar
 import structlog
 from filelock import FileLock
 
-from coordinator.policy.next_release import steps_to
+from coordinator.policy.lifecycle import State
+from coordinator.policy.next_release import steps_to_adopted
 from coordinator.registry.registry import Registry
 from coordinator.registry.tables import Event
 from coordinator.workspace.paths import CoordinatorWorkspace
@@ -93,15 +94,22 @@ class HighWater:
             "Restore a newer copy or, without one, go on from here with: greylag-coordinator fsck --adopt",
         )
 
-    def adopt(self, *, now: datetime) -> None:
+    def adopt(self, *, now: datetime) -> list[str]:
         """Make the newest release that left the workspace the registry's, so that the next one follows it.
+
+        Returns:
+            Digests of the bundles that were yanked because that release holds neither them nor a successor.
 
         Raises:
             Refused: `STATE_CHANGE` if the registry holds another release of that number or a later one.
         """
+        steps: dict[str, State] = {}
         if release := self.lost_release():
-            self._registry.releases.adopt(release, steps_to(release.spec, self._registry.bundles.all()), now=now)
+            names = {row.key: row.name for row in self._registry.contributors.all()}
+            steps = steps_to_adopted(release.spec, self._registry.bundles.all(), names)
+            self._registry.releases.adopt(release, steps, now=now)
         self.level()
+        return [digest for digest, step in steps.items() if step is State.YANKED]
 
 
 def _read(path: Path, read: Callable[[bytes, Pool], Document], pool: Pool) -> Document | None:

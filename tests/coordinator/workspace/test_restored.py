@@ -26,7 +26,7 @@ from coordinator.workspace.context import Opened, opened
 from coordinator.workspace.fsck import check_store
 from coordinator.workspace.locks import exclusive
 from coordinator.workspace.settings import load
-from protocol.bundle import Bundle
+from protocol.bundle import ADAPTER_WEIGHTS, Bundle
 from protocol.documents import read_receipt
 from protocol.errors import Code, Refused, Unavailable
 from protocol.release import Release, check_fresh, read_release, sign_candidate
@@ -34,6 +34,7 @@ from protocol.signing import Identity
 from tests import factories
 from tests.coordinator.cli.test_main import SHAPES, Program, program
 from tests.coordinator.cli.test_processes import make_workspace
+from tests.coordinator.conftest import resign
 from tests.coordinator.contributor import enrolment
 from tests.coordinator.review.test_worker import ObedientModel
 
@@ -160,6 +161,26 @@ def test_restore_then_serve(program: Program, place: Place) -> None:
     place.submit(second)
     fourth = place.work()
     assert [expert.bundle for expert in fourth.spec.experts] == [first.digest, second.digest]
+
+
+def test_what_was_yanked_after_the_copy_is_not_public_again(program: Program, place: Place) -> None:
+    yanked, old = place.make(), place.make()
+    place.submit(yanked)
+    place.submit(old)
+    place.work()
+    backup = place.database.read_bytes()
+    assert program(place.workspace, "experts", "yank", yanked.digest[:8], "--reason", "Answers with insults.") == 0
+    place.submit(resign(place.make(), place.ada, name=old.spec.name, supersedes=old.digest))
+    place.work()
+    place.database.write_bytes(backup)
+    status, said = fsck(program, place, "--adopt")
+    assert (status, said["yanked"]) == (0, [yanked.digest])
+    assert yanked.digest[:16] in program.err
+    with place.open() as open_:
+        bundles = open_.registry.bundles
+        assert {row.digest: row.state for row in bundles.all()} == {yanked.digest: "yanked", old.digest: "superseded"}
+        public = [bundles.public_size(each.manifest.files[ADAPTER_WEIGHTS].sha256) for each in (yanked, old)]
+    assert public == [None, old.manifest.files[ADAPTER_WEIGHTS].size]
 
 
 def test_restore_then_promote(place: Place) -> None:
