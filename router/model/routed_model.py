@@ -291,16 +291,20 @@ class RoutedModel(ExpertSet):
         """
         generation = self.held.find(choice.release)
         method = choice.method or generation.settings.method
-        whole = RoutingChoice(method, choice.k, release=choice.release)
-        word = Prompt("", [self.base.tokenizer.eos_token_id])
+        word, whole = [Prompt("", [self.base.tokenizer.eos_token_id])], True
+        try:
+            planned = self._planned(word, RoutingChoice(method, choice.k, release=choice.release))
+        except Refused:  # the method takes some experts of the pool only; the request may name these
+            planned, whole = self._planned(word, choice), False
         draw = torch.Generator().manual_seed(0)
         with torch.inference_mode():
-            for part in self._planned([word], whole).parts:
+            for part in planned.parts:
                 for path, module in part.plan.pool.modules.items():
                     linear = self.base.model.get_submodule(path)
                     u = torch.randn(1, linear.in_features, generator=draw)
                     part.plan.method.choose(module, u.to(self.places[path], self.base.model.dtype))
-        self._prepared.setdefault(generation, set()).add(method)
+        if whole:
+            self._prepared.setdefault(generation, set()).add(method)
 
     def losses(self, inputs: Asking, targets: Sequence[str], choice: Choices = DEFAULT) -> list[float]:
         """Mean negative log-likelihood of each input's one target, in nats a token, its end token among them.

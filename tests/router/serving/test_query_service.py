@@ -1,6 +1,7 @@
 """The Query service over models that do what a test asks of them."""
 
 import asyncio
+import json
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
-from protocol.spec import Routing
+from protocol.spec import Centroid, Routing, Statistics
 from protocol.v1 import query_pb2
 from protocol.v1.query_pb2_grpc import QueryStub
 from protocol.wire.grpc_client import connect
@@ -130,6 +131,31 @@ def test_vectors_are_worked_out_before_the_turn(model: RoutedModel, monkeypatch:
         asyncio.run(ask(service, "a b", choice=RoutingChoice("arrow")))
     assert places.count("answer") == 2
     assert places.index("answer") == places.count("vector") > 0
+
+
+def test_who_denies_the_experts_that_a_method_cannot_take_is_answered(
+    model: RoutedModel, t5_base: Path, tmp_path: Path, identity: Identity
+) -> None:
+    pool = factories.make_pool(t5_base, identity)
+    model.append(factories.make_bundle(tmp_path / "scales", pool, identity, name="scales", kind="ia3"))
+    service, choice = QueryService(model, Allowance(methods=("arrow",))), RoutingChoice("arrow", deny=("scales",))
+    assert model.generate("a b", choice, max_new_tokens=2)
+    for _ in range(2):
+        assert asyncio.run(ask(service, "a b", choice=choice))
+        with pytest.raises(Refused) as refused:
+            asyncio.run(ask(service, "a b", choice=RoutingChoice("arrow")))
+        assert refused.value.code is Code.KIND_UNSUPPORTED
+
+
+def test_retrieval_is_served_where_the_tokenizer_adds_no_special_tokens(tmp_path: Path, identity: Identity) -> None:
+    base = factories.make_gpt2(tmp_path / "base")
+    tokenizer = json.loads((base / "tokenizer.json").read_text())
+    (base / "tokenizer.json").write_text(json.dumps(tokenizer | {"post_processor": None}))
+    pool, told = factories.make_pool(base, identity), Statistics(centroid=Centroid(width=32))
+    bundle = factories.make_bundle(tmp_path / "a", pool, identity, name="a", statistics=told)
+    model = RoutedModel.from_bundles(str(base), [bundle], device="cpu")
+    service = QueryService(model, Allowance(methods=("retrieval",)))
+    assert asyncio.run(ask(service, "a b", choice=RoutingChoice("retrieval")))
 
 
 @pytest.mark.parametrize("method", ["merged", "uniform", "spectr", "genknowsub:a"])
