@@ -291,7 +291,7 @@ class RoutedModel(ExpertSet):
         """
         generation = self.held.find(choice.release)
         method = choice.method or generation.settings.method
-        word, whole = [Prompt("", [self.base.tokenizer.eos_token_id])], True
+        word, whole = read_prompts(self.base, ["a"]), True
         try:
             planned = self._planned(word, RoutingChoice(method, choice.k, release=choice.release))
         except Refused:  # the method takes some experts of the pool only; the request may name these
