@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
@@ -36,7 +37,7 @@ class QueryService(QueryServicer):
         # One batch fills the device; the others wait in the order in which they came.
         self._turn = asyncio.Lock()
         # What a method works out once for all requests takes seconds to minutes, and nobody else waits for it.
-        self._preparing = asyncio.Lock()
+        self._preparing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def Ask(  # noqa: N802 - the service's name for it
         self,
@@ -59,9 +60,7 @@ class QueryService(QueryServicer):
             self._check_allowed(choice)
         prompts = await to_end(partial(self._read, request))
         for choice in dict.fromkeys(choices):
-            if not self._model.prepared(choice):
-                async with self._preparing:
-                    await to_end(partial(self._model.prepare, choice))
+            await self._prepare(choice)
         asked = partial(
             self._model.answer,
             prompts,
@@ -73,6 +72,14 @@ class QueryService(QueryServicer):
             answered = await to_end(asked)
         for part in to_wire(answered):
             yield part
+
+    async def _prepare(self, choice: RoutingChoice) -> None:
+        if self._model.prepared(choice):
+            return
+        method = choice.method or self._model.held.find(choice.release).settings.method
+        async with self._preparing[find_method(method)]:
+            if not self._model.prepared(choice):  # somebody who came before may have seen to it
+                await to_end(partial(self._model.prepare, choice))
 
     def _check_allowed(self, choice: RoutingChoice) -> None:
         most = self._allowance.k

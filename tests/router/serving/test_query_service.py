@@ -46,16 +46,20 @@ class Slow:
     def __init__(self) -> None:
         self.held, self.entered, self.go = Held(), threading.Event(), threading.Event()
         self.now = self.most = self.calls = 0
+        self.prepares: list[str | None] = []
+        self.ready: set[str | None] = {None}
 
     def read(self, inputs: list[str]) -> list[Prompt]:
         return [Prompt(text, [1]) for text in inputs]
 
     def prepared(self, choice: RoutingChoice) -> bool:
-        return choice.method is None
+        return choice.method in self.ready
 
-    def prepare(self, _: RoutingChoice) -> None:
+    def prepare(self, choice: RoutingChoice) -> None:
+        self.prepares.append(choice.method)
         self.entered.set()
         assert self.go.wait(10)
+        self.ready.add(choice.method)
 
     def answer(self, *_: object, **__: object) -> Answered:
         self.now, self.calls = self.now + 1, self.calls + 1
@@ -102,6 +106,23 @@ def test_nobody_waits_for_what_another_ones_method_works_out_first() -> None:
 
     asyncio.run(both())
     assert (slow.calls, slow.most) == (2, 1)
+
+
+def test_methods_are_prepared_side_by_side_and_each_once() -> None:
+    slow = Slow()
+    service = QueryService(slow)  # type: ignore[arg-type] # all that it needs of a model
+
+    async def several() -> None:
+        asking = []
+        for method in ("average-activation", "nnls-request"):
+            asking += [asyncio.create_task(ask(service, "a", choice=RoutingChoice(method))) for _ in range(2)]
+            assert await asyncio.to_thread(slow.entered.wait, 10)
+            slow.entered.clear()
+        slow.go.set()
+        await asyncio.gather(*asking)
+
+    asyncio.run(several())
+    assert (slow.prepares, slow.calls) == (["average-activation", "nnls-request"], 4)
 
 
 @pytest.fixture
