@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from protocol.errors import Refused
+from protocol.printable import printable
 from protocol.programs import print_json, put, run, say
 from router.cli import evaluate, look
 from router.cli.options import (
@@ -147,7 +148,7 @@ def ask(
         return
     for answer in answered.answers:
         # In a pipe it is data and stays as it is.
-        sys.stdout.write((terminal.printable(answer.text) if sys.stdout.isatty() else answer.text) + "\n")
+        sys.stdout.write((printable(answer.text) if sys.stdout.isatty() else answer.text) + "\n")
         if explain:
             terminal.explain(Console(stderr=True), answered, answer)
 
