@@ -19,6 +19,7 @@ from router.base.memory import memory_watched
 from router.follow.pull import pull
 from router.follow.workspace import FINGERPRINT, Mirror
 from router.layer.routed_linear import routing
+from router.methods import find_method
 from router.model.decode import write
 from router.model.expert_set import ExpertSet
 from router.model.export_lora import Exported, export_lora
@@ -279,7 +280,7 @@ class RoutedModel(ExpertSet):
     def prepared(self, choice: RoutingChoice) -> bool:
         """Tell whether a request of this choice finds worked out what its method needs once."""
         generation = self.held.find(choice.release)
-        return (choice.method or generation.settings.method) in self._prepared.get(generation, ())
+        return _preparation(choice.method or generation.settings.method) in self._prepared.get(generation, ())
 
     def prepare(self, choice: RoutingChoice) -> None:
         """Work out what a method needs once: statistics of public text, vectors that stand for experts.
@@ -304,7 +305,7 @@ class RoutedModel(ExpertSet):
                     u = torch.randn(1, linear.in_features, generator=draw)
                     part.plan.method.choose(module, u.to(self.places[path], self.base.model.dtype))
         if whole:
-            self._prepared.setdefault(generation, set()).add(method)
+            self._prepared.setdefault(generation, set()).add(_preparation(method))
 
     def losses(self, inputs: Asking, targets: Sequence[str], choice: Choices = DEFAULT) -> list[float]:
         """Mean negative log-likelihood of each input's one target, in nats a token, its end token among them.
@@ -366,3 +367,8 @@ class RoutedModel(ExpertSet):
                 "Train it again with a smaller learning rate.",
             )
         return sum(losses) / len(losses)
+
+
+def _preparation(method: str) -> str:
+    """Name what a method prepares; its argument matters only where vectors are worked out by it."""
+    return method if method.startswith("genknowsub:") else find_method(method)

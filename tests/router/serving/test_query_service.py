@@ -179,6 +179,14 @@ def test_retrieval_is_served_where_the_tokenizer_adds_no_special_tokens(tmp_path
     assert asyncio.run(ask(service, "a b", choice=RoutingChoice("retrieval")))
 
 
+def test_arguments_that_change_nothing_are_not_prepared_for_again(model: RoutedModel) -> None:
+    model.prepare(RoutingChoice("expert:a"))
+    model.prepare(RoutingChoice("genknowsub:a"))
+    assert model.prepared(RoutingChoice("expert:bb"))
+    assert model.prepared(RoutingChoice("genknowsub:a"))
+    assert not model.prepared(RoutingChoice("genknowsub:bb"))
+
+
 @pytest.mark.parametrize("method", ["merged", "uniform", "spectr", "genknowsub:a"])
 def test_methods_that_cost_much_are_the_operators_to_open(model: RoutedModel, method: str) -> None:
     with pytest.raises(Refused) as refused:
