@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from torch import nn
 
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
@@ -41,9 +43,10 @@ async def ask(service: QueryService, *inputs: str, choice: RoutingChoice = DEFAU
 
 
 class Slow:
-    """Answers, or prepares, when it is told to, and counts how many it answers at once."""
+    """Answers, or prepares, when it is told to, and counts how many pass through it at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, offloaded: bool = False) -> None:
+        self.base = SimpleNamespace(model=nn.Linear(1, 1, device="meta" if offloaded else "cpu"))
         self.held, self.entered, self.go = Held(), threading.Event(), threading.Event()
         self.now = self.most = self.calls = 0
         self.prepares: list[str | None] = []
@@ -57,17 +60,20 @@ class Slow:
 
     def prepare(self, choice: RoutingChoice) -> None:
         self.prepares.append(choice.method)
-        self.entered.set()
-        assert self.go.wait(10)
+        self.pass_through()
         self.ready.add(choice.method)
 
     def answer(self, *_: object, **__: object) -> Answered:
-        self.now, self.calls = self.now + 1, self.calls + 1
+        self.calls += 1
+        self.pass_through()
+        return Answered((), ())
+
+    def pass_through(self) -> None:
+        self.now += 1
         self.most = max(self.most, self.now)
         self.entered.set()
         assert self.go.wait(10)
         self.now -= 1
-        return Answered((), ())
 
 
 def test_who_gives_up_lets_nobody_in_before_the_turn_is_over() -> None:
@@ -105,7 +111,24 @@ def test_nobody_waits_for_what_another_ones_method_works_out_first() -> None:
         await asyncio.gather(first, second)
 
     asyncio.run(both())
-    assert (slow.calls, slow.most) == (2, 1)
+    assert (slow.calls, slow.most) == (2, 2)
+
+
+def test_one_pass_at_a_time_where_weights_come_and_go() -> None:
+    slow = Slow(offloaded=True)
+    service = QueryService(slow)  # type: ignore[arg-type] # all that it needs of a model
+
+    async def both() -> None:
+        first = asyncio.create_task(ask(service, "a"))
+        assert await asyncio.to_thread(slow.entered.wait, 10)
+        slow.entered.clear()
+        second = asyncio.create_task(ask(service, "a", choice=RoutingChoice("average-activation")))
+        assert not await asyncio.to_thread(slow.entered.wait, 0.2)
+        slow.go.set()
+        await asyncio.gather(first, second)
+
+    asyncio.run(both())
+    assert (slow.calls, slow.most, len(slow.prepares)) == (2, 1, 1)
 
 
 def test_methods_are_prepared_side_by_side_and_each_once() -> None:
@@ -185,6 +208,21 @@ def test_arguments_that_change_nothing_are_not_prepared_for_again(model: RoutedM
     assert model.prepared(RoutingChoice("expert:bb"))
     assert model.prepared(RoutingChoice("genknowsub:a"))
     assert not model.prepared(RoutingChoice("genknowsub:bb"))
+
+
+def test_choices_are_counted_before_anything_is_worked_out() -> None:
+    slow = Slow()
+    slow.go.set()
+    choices = [choice_to_wire(RoutingChoice(method)) for method in ("average-activation", "nnls-request")]
+    request = query_pb2.AskRequest(inputs=[input_to_wire("a")] * 3, choices=choices)
+
+    async def asked() -> None:
+        async for _ in QueryService(slow).Ask(request, None):  # type: ignore[arg-type] # as above
+            pass
+
+    with pytest.raises(Refused, match="3 inputs and 2 routing choices"):
+        asyncio.run(asked())
+    assert slow.prepares == []
 
 
 @pytest.mark.parametrize("method", ["merged", "uniform", "spectr", "genknowsub:a"])
