@@ -146,7 +146,7 @@ class GreylagLM(TemplateLM):
         said: dict[int, str] = {}
         bar = tqdm(total=len(requests), disable=disable_tqdm, desc="generate_until")
         for settings, order in self._alike(requests):
-            new_tokens, until = settings["max_gen_toks"], [text for text in settings["until"] if text]
+            new_tokens, until = settings["max_gen_toks"], settings["until"]
             for start in range(0, len(order), self._at_once):
                 batch = order[start : start + self._at_once]
                 contexts = [self._shortened(requests[at].args[0], new_tokens) for at in batch]

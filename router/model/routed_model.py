@@ -154,7 +154,7 @@ class RoutedModel(ExpertSet):
         """
         saved = open_saved(Path(folder), expected=expected)
         source = base or (str(saved.base) if saved.base else saved.index.base.name)
-        check_base(source, saved.index.base)
+        check_base(source, saved.index.base, options.get("cache"))
         model = cls.from_base(source, **options)
         check_room(saved.bundles, model.generation.pool, model.places, model.base.model.dtype)
         for expert, bundle in zip(saved.index.experts, saved.bundles, strict=True):
@@ -223,13 +223,14 @@ class RoutedModel(ExpertSet):
             inputs: A text or a chat, or several.
             choice: How they are routed, or one choice for each; what it leaves open, the release says.
             max_new_tokens: Longest answer, in tokens.
-            stop: Texts before the first of which an answer ends.
+            stop: Texts before the first of which an answer ends; empty ones are left out.
 
         Raises:
             Refused: `REQUEST_INVALID`, or as `router.model.planner.plan`.
         """
         prompts = self.read(inputs)
-        answered = write(self.base, self._planned(prompts, choice), prompts, max_new_tokens, stop)
+        ends = [text for text in stop if text]
+        answered = write(self.base, self._planned(prompts, choice), prompts, max_new_tokens, ends)
         return [answer.text for answer in answered.answers]
 
     def answer(
