@@ -110,7 +110,9 @@ def check(
     if found.damaged:
         code = next(iter(found.damaged.values())).code
         raise Refused(
-            code, f"{len(found.damaged)} of {found.read} are damaged.", "Fetch them with: greylag-router pull"
+            code,
+            f"{len(found.damaged)} of {found.read} are damaged.",
+            "Fetch those of the newest release with: greylag-router pull; those of earlier ones alone it leaves.",
         )
 
 
