@@ -39,7 +39,7 @@ def daemon(
     elif allow or decline:
         _decide(corner, allow or decline or 0, allowed=bool(allow))
     else:
-        quiet_libraries(settings.base)
+        quiet_libraries(settings.base, *filter(None, [settings.embedding]))
         _run(corner, data)
 
 

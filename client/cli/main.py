@@ -136,7 +136,7 @@ class Requested(NamedTuple):
         from client.job import assist, produce
 
         place, settings, request, progress = self._replace(request=replace(self.request, **more))
-        quiet_libraries(settings.base, *([request.adapter] if request.adapter else []))
+        quiet_libraries(settings.base, *filter(None, (settings.embedding, request.adapter)))
         if not leads():
             assist(place, settings, request)
             yield None

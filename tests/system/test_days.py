@@ -13,6 +13,9 @@ from router.model.routed_model import RoutedModel
 from tests.system.town import Town, call, found, succeed, write_rows
 
 
+pytestmark = pytest.mark.slow  # a minute each, most of it imports
+
+
 def read(name: str, *words: object) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(succeed(name, *words, "--json"))
     return document
@@ -92,7 +95,8 @@ def test_an_operators_day(t5_base: Path, tmp_path: Path) -> None:
         mallory = tmp_path / "mallory"
         address = ("--coordinator", town.address, "--base", town.base)
         taken = call("client", "init", "-w", mallory, *address, "--name", key)
-        assert taken.returncode != 0
+        assert taken.returncode == Code.NAME_MISLEADING.fate.exit
+        assert not (mallory / "client.toml").exists()
         data = write_rows(tmp_path / "rows.jsonl", 40)
         succeed("client", "train", "-w", ada, "--data", data)
         waits = call("client", "submit", "-w", ada)
@@ -107,8 +111,9 @@ def test_an_operators_day(t5_base: Path, tmp_path: Path) -> None:
         # A second contributor is let in, and her key is stolen before her expert is released.
         eve = town.join("eve")
         stolen = read("client", "keys", "show", "-w", eve)["key"]
-        decide("contributors", "approve", stolen)
         succeed("client", "train", "-w", eve, "--data", data, "--seed", 2)
+        assert call("client", "submit", "-w", eve).returncode == Code.KEY_PENDING.fate.exit
+        decide("contributors", "approve", stolen)
         succeed("client", "submit", "-w", eve)
         town.work()
         (second,) = states(eve)
