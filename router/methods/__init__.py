@@ -1,4 +1,4 @@
-"""Routing methods: one small file each or a few of a kind in one, a line here and an entry in the registry; imports `layer` and below."""
+"""Routing methods: a small file for each kind, a line here and an entry in the registry; imports `layer` and below."""
 
 from collections.abc import Sequence
 
