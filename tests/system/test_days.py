@@ -12,7 +12,6 @@ from protocol.signing import Identity
 from router.model.routed_model import RoutedModel
 from tests.system.town import Town, call, found, succeed, write_rows
 
-
 pytestmark = pytest.mark.slow  # a minute each, most of it imports
 
 
@@ -83,7 +82,7 @@ def test_a_contributors_day(t5_base: Path, tmp_path: Path) -> None:
 
 def test_an_operators_day(t5_base: Path, tmp_path: Path) -> None:
     town = found(tmp_path, t5_base, "--enrolment", "approved", "--admission", "reviewed")
-    place, database = town.coordinator, town.coordinator / "registry.db"
+    place = town.coordinator
 
     def decide(*words: object) -> None:
         succeed("coordinator", *words, "-w", place)
@@ -122,18 +121,35 @@ def test_an_operators_day(t5_base: Path, tmp_path: Path) -> None:
         town.work()
         assert [row["digest"] for row in town.experts() if row["state"] == "released"] == [first]
 
+
+def contribute_and_accept(town: Town, place: Path, data: Path, *options: object) -> str:
+    digest = contribute(town, place, data, *options)
+    succeed("coordinator", "experts", "accept", digest, "-w", town.coordinator)
+    town.work()
+    assert states(place)[digest] == "released"
+    return digest
+
+
+def test_an_operators_bad_day(t5_base: Path, tmp_path: Path) -> None:
+    town = found(tmp_path, t5_base, "--admission", "reviewed")
+    place, database = town.coordinator, town.coordinator / "registry.db"
+    data = write_rows(tmp_path / "rows.jsonl", 40)
+    with town.serving():
+        ada = town.join("ada")
+        contribute_and_accept(town, ada, data)
+
     # The database of this morning is put back: everybody says so, nothing is dropped, and the pool goes on.
     backup = tmp_path / "backup.db"
     shutil.copy(database, backup)
     with town.serving():
-        third = contribute_and_accept(town, ada, data)
+        third = contribute_and_accept(town, ada, data, "--seed", 3)
     shutil.copy(backup, database)
     stored = sorted(path for path in (place / "store").rglob("*") if path.is_file())
     for verb in (("serve", "--listen", town.address), ("worker", "--once"), ("fsck",)):
         refused = call("coordinator", *verb, "-w", place)
         assert refused.returncode == Code.REGISTRY_OLDER.fate.exit, (verb, refused.stderr)
     assert sorted(path for path in (place / "store").rglob("*") if path.is_file()) == stored
-    decide("fsck", "--adopt")
+    succeed("coordinator", "fsck", "--adopt", "-w", place)
     town.work()
     with town.serving():
         succeed("client", "submit", "-w", ada)
@@ -141,14 +157,6 @@ def test_an_operators_day(t5_base: Path, tmp_path: Path) -> None:
         assert third in {row["digest"] for row in town.experts()}
         numbers = [row["number"] for row in read("coordinator", "releases", "ls", "-w", place)["releases"]]
     assert len(set(numbers)) == len(numbers)
-
-
-def contribute_and_accept(town: Town, place: Path, data: Path) -> str:
-    digest = contribute(town, place, data, "--seed", 3)
-    succeed("coordinator", "experts", "accept", digest, "-w", town.coordinator)
-    town.work()
-    assert states(place)[digest] == "released"
-    return digest
 
 
 def test_a_users_day(t5_base: Path, tmp_path: Path) -> None:
