@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from protocol.errors import Refused
+from protocol.printable import printable
 from protocol.programs import print_json, put, run, say
 from router.cli import evaluate, look
 from router.cli.options import (
@@ -109,7 +110,9 @@ def check(
     if found.damaged:
         code = next(iter(found.damaged.values())).code
         raise Refused(
-            code, f"{len(found.damaged)} of {found.read} are damaged.", "Fetch them with: greylag-router pull"
+            code,
+            f"{len(found.damaged)} of {found.read} are damaged.",
+            "Fetch those of the newest release with: greylag-router pull; those of earlier ones alone it leaves.",
         )
 
 
@@ -147,7 +150,7 @@ def ask(
         return
     for answer in answered.answers:
         # In a pipe it is data and stays as it is.
-        sys.stdout.write((terminal.printable(answer.text) if sys.stdout.isatty() else answer.text) + "\n")
+        sys.stdout.write((printable(answer.text) if sys.stdout.isatty() else answer.text) + "\n")
         if explain:
             terminal.explain(Console(stderr=True), answered, answer)
 

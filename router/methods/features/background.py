@@ -207,7 +207,7 @@ def _written(tensors: dict[str, Tensor], place: Path) -> bool:
     try:
         save_file(tensors, partial, {"format": "pt"})
         partial.replace(place)
-    except OSError:  # a full or read-only disk: worked out again by the next process
+    except (OSError, SafetensorError):  # a full or read-only disk: worked out again by the next process
         with suppress(OSError):
             partial.unlink()
         return False

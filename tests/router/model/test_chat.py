@@ -102,6 +102,7 @@ def test_an_input_is_tokenised_once_on_its_way_to_an_answer(
     model = RoutedModel.from_bundles(str(base), bundles, device="cpu")
     tokenizer, read = model.base.tokenizer, list[str]()
     model.generate(INPUTS, RoutingChoice("nnls-token"), max_new_tokens=1)  # with it public text, once a base
+    model.prepare(RoutingChoice("nnls-token"))  # which reads a word of its own
     call = type(tokenizer).__call__
 
     def counted(self: object, text: str | None = None, **options: object) -> object:

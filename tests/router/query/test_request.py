@@ -21,13 +21,14 @@ FULL = RoutingChoice("merged", 3, 0.5, ("a", "bob/"), ("carol/x",), 7)
 @pytest.mark.parametrize(
     "wrong",
     [{"k": 0}, {"k": 65}, {"k": -1}, {"temperature": 0.0}, {"temperature": -1.0}, {"temperature": math.nan},
-     {"temperature": math.inf}, {"release": 0}],
+     {"temperature": math.inf}, {"release": 0}, {"method": "nnls-fixed:1." + "0" * 2_000_000}],
 )  # fmt: skip
-def test_figures_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+def test_figures_out_of_range_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(Refused) as refused:
         RoutingChoice(**wrong)  # type: ignore[arg-type]
     assert refused.value.code is Code.REQUEST_INVALID
     assert next(iter(wrong)) in refused.value.message
+    assert len(refused.value.message) < 200
 
 
 def test_lines_carry_their_own_choice_and_take_the_rest_from_flags() -> None:
