@@ -1,4 +1,4 @@
-"""How far a long verb has come: one event type, three ways to show it, all on stderr."""
+"""How far a long verb has come: one type of event; `client.cli.progress` shows it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,1 +1,4 @@
-"""The daemon beside the data: answers campaigns within its contributor's policy; `app`, `node`, `tasks` know Flower."""
+"""The daemon beside the data: answers campaigns within its contributor's policy.
+
+Only `app`, `supernode` and `task_loop` know Flower.
+"""

@@ -1,1 +1,4 @@
-"""The coordinator's half of the federation: nodes, campaigns, candidates. Only `link` and `flower` know Flower."""
+"""The coordinator's half of the federation: nodes, campaigns, candidates.
+
+Only `flower`, `simulation` and `calibration.aggregation` know Flower.
+"""

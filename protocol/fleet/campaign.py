@@ -25,6 +25,7 @@ ORDER_TYPE = "https://greylag.org/campaign/v1"
 DECISION_TYPE = "https://greylag.org/decision/v1"
 CLIENT_APP = "client.daemon.app:make_app"
 """What makes a node's app, by its name in the installed package."""
+# Both names are labels, part of the app's digest that pools have signed: they stay, wherever the code moves.
 _APP = f"""\
 [project]
 name = "campaign"
