@@ -5,21 +5,21 @@ import signal
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing, nullcontext, suppress
+from contextlib import aclosing, nullcontext
 from dataclasses import dataclass
-from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
 import structlog
 from google.protobuf.message import DecodeError
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from protocol.errors import Code, GreylagError, Refused, Unavailable
 from protocol.wire.chunks import MAX_MESSAGE_BYTES
 from protocol.wire.grpc_client import IDLE_S, STREAM_DEADLINE_S, check_address, is_loopback
 from protocol.wire.grpc_status import to_status
+from protocol.wire.health import Health
 from protocol.wire.peer import Context, Peer
 from protocol.wire.places import Places
 
@@ -40,7 +40,6 @@ _OPTIONS = (
     ("grpc.max_connection_idle_ms", 600_000),
     ("grpc.max_concurrent_streams", 128),
 )
-_HEALTH_S = 1.0
 Result = TypeVar("Result")
 _log = structlog.get_logger(__name__)
 
@@ -101,11 +100,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             try:
                 async with asyncio.timeout(self._listen.call_s) as whole:
                     await self._answer(handler, places, peer, context)
-            except (grpc.aio.AbortError, grpc.aio.InternalError):
-                raise  # the handler's own end, or the client is gone
+            except grpc.aio.BaseError:
+                raise  # the handler's own end, or one of the two sides is gone
             except Exception as error:  # noqa: BLE001 - gRPC would send its text to the client
                 late = Unavailable(Code.BUSY, "The call took too long.", "Try again; files continue.")
-                await peer.abort(to_status(self._told(late if whole.expired() else error)))
+                peer.end(to_status(self._told(late if whole.expired() else error)))
 
         return grpc.stream_stream_rpc_method_handler(call, None, handler.response_serializer)
 
@@ -124,9 +123,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         with places.one(context.peer()) if places else nullcontext():
             behaviour = handler.unary_unary or handler.unary_stream or handler.stream_unary
             request = requests() if handler.request_streaming else first
-            if iscoroutinefunction(handler.unary_stream):  # health's Watch, which writes by itself
-                await behaviour(request, peer)
-            elif handler.response_streaming:
+            if handler.response_streaming:
                 async with aclosing(behaviour(request, context)) as replies:
                     async for reply in replies:
                         await peer.write(reply)
@@ -175,38 +172,26 @@ async def serve(
         register: Adds the servicers and returns their full names, for the health service.
         count: Called with the code of every refusal.
         on_ready: Called once with the port, when calls are being taken.
-        healthy: What the health service says, looked at every second.
+        healthy: What the health service says.
 
     Raises:
         Refused: `SETTINGS_INVALID` if the address cannot be listened on, or the certificate and its
             key cannot be used.
     """
     server = grpc.aio.server(interceptors=[CallInterceptor(listen, count)], options=_OPTIONS)
-    monitor = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(monitor, server)
-    services = (*register(server), "")
-    port = _bind(server, listen)
     stopped = asyncio.Event()
+    add_HealthServicer_to_server(Health(register(server), healthy, stopped), server)
+    port = _bind(server, listen)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     await server.start()
-    await _tell(monitor, services, healthy=healthy())
-    on_ready(port)
     try:
-        while not stopped.is_set():
-            with suppress(TimeoutError):
-                await asyncio.wait_for(stopped.wait(), _HEALTH_S)
-            await _tell(monitor, services, healthy=healthy())
+        on_ready(port)
+        await stopped.wait()
     finally:
-        # At once, since a watcher who does not read keeps the monitor from telling the others.
-        await asyncio.gather(monitor.enter_graceful_shutdown(), server.stop(DRAIN_S))
-
-
-async def _tell(monitor: health.aio.HealthServicer, services: Sequence[str], *, healthy: bool) -> None:
-    said = health_pb2.HealthCheckResponse
-    for name in services:
-        await monitor.set(name, said.SERVING if healthy else said.NOT_SERVING)
+        stopped.set()
+        await server.stop(DRAIN_S)
 
 
 def check_listen(listen: Listen) -> None:

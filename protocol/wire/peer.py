@@ -54,16 +54,19 @@ class Peer:
         self._writing = False
         self._moved(reply.ByteSize())
 
-    async def abort(self, status: grpc.Status) -> None:
-        """End the call with an error.
+    def end(self, status: grpc.Status) -> None:
+        """Say how the call ended; the handler returns after this.
 
-        gRPC can neither send a status behind a message that is stuck nor take the message back, and keeps both as
-        long as the connection lives: whoever leaves a reply unread is hung up on.
+        What gRPC offers for it, to abort, may reach for a server that is gone already, and takes the process with it.
+        Nor can it send a status behind a message that is stuck, or take the message back: it keeps both as long as
+        the connection lives, so that whoever leaves a reply unread is hung up on.
         """
         if self._writing:
             _hang_up(self._context.peer())
             raise asyncio.CancelledError
-        await self._context.abort_with_status(status)
+        self._context.set_code(status.code)
+        self._context.set_details(status.details)
+        self._context.set_trailing_metadata(status.trailing_metadata or ())
 
     async def _wait(self, step: Awaitable[Result]) -> Result:
         clock = asyncio.get_running_loop().time

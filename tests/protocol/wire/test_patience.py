@@ -23,7 +23,7 @@ from protocol.wire.grpc_client import connect
 from protocol.wire.grpc_server import Listen, serve
 from protocol.wire.places import Places, network_of
 from tests.protocol.raw_http2 import RawClient, message, rude
-from tests.protocol.serving import Behaviour, run
+from tests.protocol.serving import LOOPBACK, Behaviour, run
 
 GET_POOL, FETCH, PUT = "greylag.v1.Catalog/GetPool", "greylag.v1.Catalog/Fetch", "greylag.v1.Intake/Put"
 WATCH = "grpc.health.v1.Health/Watch"
@@ -51,7 +51,7 @@ def test_who_watches_health_keeps_nobody_out() -> None:
             for watcher in watchers:
                 for _ in range(20):
                     watcher.call(WATCH, health_pb2.HealthCheckRequest())
-            assert not watchers[0].ended(1, within_s=0.1), "they do watch"
+            assert not all(watcher.ended(*range(1, 40, 2), within_s=0.1) for watcher in watchers), "some do watch"
             assert check(port) == health_pb2.HealthCheckResponse.SERVING
             assert get_pool(port) == b"envelope"
 
@@ -236,11 +236,15 @@ def test_a_stop_signal_ends_the_server_whoever_hangs_on(monkeypatch: pytest.Monk
 
     async def main() -> float:
         ready: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        serving = asyncio.create_task(serve(FEW, Behaviour().register, on_ready=ready.set_result))
-        await asyncio.to_thread(ask, await ready)
-        start = time.monotonic()
-        await asyncio.wait_for(serving, 20)
-        return time.monotonic() - start
+        serving = asyncio.create_task(serve(LOOPBACK, Behaviour().register, on_ready=ready.set_result))
+        try:
+            await asyncio.to_thread(ask, await ready)
+            start = time.monotonic()
+            await asyncio.wait_for(serving, 20)
+            return time.monotonic() - start
+        finally:  # gRPC takes the process with it when its loop goes first
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
 
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
