@@ -80,7 +80,7 @@ def made(workspace: ClientWorkspace) -> list[tuple[Manifest, Path, RunRecord]]:
     found = [
         (read_manifest(path.read_bytes()), run, record)
         for run, record in finished(workspace.runs)
-        for path in run.glob(f"{_PACKED}/*")
+        for path in run.glob(f"{_PACKED}/*.json")  # not what a kill left beside them
     ]
     return sorted(found, key=lambda entry: (entry[0].spec.created, entry[0].digest))
 
@@ -175,12 +175,12 @@ def _pack(
     name = "" if record is None else record.name
     records = outbox.load(workspace.outbox)
     earlier = _packed_already(workspace.bundles / name, run, shared)
-    if earlier is not None:
-        same = outbox.predecessor(records, name, but=earlier.digest)
-        facts = (earlier.spec.supersedes, earlier.spec.license, earlier.spec.contributor, earlier.spec.pool)
-        if facts == (same, settings.license, identity.public.hex, pool.digest):
-            return earlier
     supersedes = outbox.predecessor(records, name)
+    if earlier is not None:
+        facts = (earlier.spec.license, earlier.spec.contributor, earlier.spec.pool)
+        in_place = supersedes in (earlier.digest, earlier.spec.supersedes)  # it holds its name, or may still take it
+        if in_place and facts == (settings.license, identity.public.hex, pool.digest):
+            return earlier
     bundle = pack.pack_run(
         run, shared, workspace.bundles, pool, identity, license_id=settings.license, supersedes=supersedes, now=now
     )

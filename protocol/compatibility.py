@@ -45,8 +45,8 @@ def predecessor(earlier: Sequence[Submitted]) -> str | None:
 def check_succession(name: str, supersedes: str | None, earlier: Sequence[Submitted]) -> None:
     """Hold what a new bundle supersedes against what was submitted under its name.
 
-    The newest one may always be named: a contributor who has not heard yet that it was refused or yanked knows of
-    nothing that could be lost.
+    Whatever came after the one that holds the name may be named, too, and anything where none does: a contributor who
+    has not heard yet that it was refused or yanked knows of nothing that could be lost.
 
     Args:
         name: The bundle's name.
@@ -56,8 +56,8 @@ def check_succession(name: str, supersedes: str | None, earlier: Sequence[Submit
     Raises:
         Refused: `SUPERSEDES_UNKNOWN` or `VERSION_REUSED`.
     """
-    current = predecessor(earlier)
-    if supersedes == current or (earlier and supersedes == earlier[-1].digest):
+    current, digests = predecessor(earlier), [each.digest for each in earlier]
+    if supersedes == current or supersedes in digests[digests.index(current) if current else 0 :]:
         return
     if supersedes is None:
         raise Refused(

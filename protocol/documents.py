@@ -1,5 +1,6 @@
 """Signed documents of a pool: the pool itself, enrolments, receipts; and how any document is signed and read."""
 
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated
@@ -13,9 +14,8 @@ from protocol.spec import POOL_TYPE, TIMESTAMP_FORMAT, KeyHex, Name, PoolSpec, S
 from protocol.statement import Document, Strict
 
 ENROLMENT_TYPE = "https://greylag.org/enrolment/v1"
-
-
 RECEIPT_TYPE = "https://greylag.org/receipt/v1"
+_KEY = re.compile(r"[0-9a-fA-F]{64}")
 
 
 class Enrolment(Strict):
@@ -79,6 +79,17 @@ def read_pool(envelope: bytes, trusted: PublicKey | None = None) -> Pool:
         )
     signed.verify(key)
     return Pool(signed.digest, envelope, spec)
+
+
+def looks_like_key(name: str) -> bool:
+    """Tell whether a word would be taken for a key: 64 hexadecimal digits."""
+    return _KEY.fullmatch(name) is not None
+
+
+def check_name(name: str) -> None:
+    """Refuse a contributor's name that would be taken for somebody's key (`NAME_MISLEADING`)."""
+    if looks_like_key(name):
+        raise Refused(Code.NAME_MISLEADING, "A name may not look like a key.", "Choose another name.")
 
 
 def read_enrolment(envelope: bytes) -> Enrolment:

@@ -85,6 +85,12 @@ def say(sentence: str) -> None:
     sys.stderr.flush()
 
 
+def put(text: str) -> None:
+    """Print what a verb was asked for, on stdout."""
+    sys.stdout.write(printable(text) + "\n")
+    sys.stdout.flush()
+
+
 def print_json(document: dict[str, Any]) -> None:
     """Print the one document of a verb, on stdout."""
     sys.stdout.write(json.dumps({"schema": SCHEMA, **document}) + "\n")

@@ -175,7 +175,10 @@ def _check_continues(release: Release, seen: Release, earlier: Callable[[int], R
         digest = release.spec.previous
         for between in range(number - 1, max(known, number - 1 - MOST_BETWEEN), -1):
             before = earlier(between)
-            digest = before.spec.previous if (before.digest, before.spec.number) == (digest, between) else None
+            if (before.digest, before.spec.number) != (digest, between):
+                digest = None
+                break
+            digest = before.spec.previous
     if digest != seen.digest:
         raise Refused(
             Code.RELEASE_FORK,

@@ -2,8 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 
-from huggingface_hub import ModelCard, ModelCardData
-
 from client.runs.record import LOSSES, RunRecord
 from protocol.adapters import Ia3Module, Kind, Module
 from protocol.documents import Pool
@@ -63,6 +61,9 @@ def _told(statistics: Statistics) -> str:
 
 def render_card(record: RunRecord, pool: Pool, license_id: str, statistics: Statistics) -> str:
     """Write the model card from facts alone."""
+    # It reads the environment on being imported, which `quiet_libraries` prepares.
+    from huggingface_hub import ModelCard, ModelCardData  # noqa: PLC0415
+
     recipe, first = record.recipe, next(iter(record.modules.values()))
     steps = {"expert": record.steps["joint"]} if record.joint else record.steps
     how = f"steps of {recipe.batch_size}, learning rate {recipe.learning_rate}"

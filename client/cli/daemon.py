@@ -7,7 +7,7 @@ import typer
 
 from client.cli.options import JsonFlag, WorkspaceFlag, open_workspace
 from client.libraries import quiet_libraries
-from protocol.programs import print_json, say
+from protocol.programs import print_json, put, say
 
 if TYPE_CHECKING:
     from client.daemon.state import DaemonFolder
@@ -39,7 +39,7 @@ def daemon(
     elif allow or decline:
         _decide(corner, allow or decline or 0, allowed=bool(allow))
     else:
-        quiet_libraries(settings.base)
+        quiet_libraries(settings.base, *filter(None, [settings.embedding]))
         _run(corner, data)
 
 
@@ -84,12 +84,12 @@ def _show_status(corner: "DaemonFolder", *, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    typer.echo(f"daemon   {found['state']}, last seen {found['at'] or 'never'}")
-    typer.echo(f"fleet    {found['fleet'] or 'none yet'}")
+    put(f"daemon   {found['state']}, last seen {found['at'] or 'never'}")
+    put(f"fleet    {found['fleet'] or 'none yet'}")
     if found["why"]:
-        typer.echo(f"trouble  {found['why']}")
+        put(f"trouble  {found['why']}")
     for asked in found["campaigns"]:
         why = f": {asked['why']}" if asked.get("why") else ""
-        typer.echo(f"campaign {asked['number']} ({asked.get('kind', 'not asked yet')}) {asked.get('state', '')}{why}")
+        put(f"campaign {asked['number']} ({asked.get('kind', 'not asked yet')}) {asked.get('state', '')}{why}")
         if asked.get("state") == "waits" and asked.get("why") == YOURS:
             say(f"         greylag-client daemon -w {corner.workspace.root} --allow {asked['number']}  (or --decline)")

@@ -9,7 +9,7 @@ import typer
 from client.cli.options import GiveUpFlag, JsonFlag, ProgressFlag, WaitFlag, WorkspaceFlag, at_work, open_workspace
 from client.cli.progress import Style, show
 from client.cli.submit import submit_bundle
-from protocol.programs import print_json, say
+from protocol.programs import print_json, put, say
 
 if TYPE_CHECKING:
     from client.workspace.paths import ClientWorkspace
@@ -74,4 +74,4 @@ def _show(rows: list[dict[str, Any]], *, as_json: bool) -> None:
     for row in rows:
         loss = "loss unknown" if row["loss"] is None else f"loss {row['loss']:.3f}"
         released = f", first in release {row['release']}" if row["release"] else ""
-        typer.echo(f"{row['digest'][:12]} {row['name']} {row['date'][:10]} {loss} {row['state']}{released}")
+        put(f"{row['digest'][:12]} {row['name']} {row['date'][:10]} {loss} {row['state']}{released}")

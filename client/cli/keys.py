@@ -5,7 +5,7 @@ from pathlib import Path
 import typer
 
 from client.cli.options import JsonFlag, Verb, WorkspaceFlag, at_work, open_workspace
-from protocol.programs import print_json
+from protocol.programs import print_json, put
 
 app = typer.Typer(help="Show or make the contributor's key.", no_args_is_help=True)
 
@@ -23,7 +23,7 @@ def show(*, as_json: JsonFlag = False, workspace: WorkspaceFlag = Path()) -> Non
     if as_json:
         print_json({"key": public.hex, "keyid": public.keyid, "openssh": public.openssh})
     else:
-        typer.echo(f"key     {public.hex}\nkeyid   {public.keyid}\nopenssh {public.openssh}")
+        put(f"key     {public.hex}\nkeyid   {public.keyid}\nopenssh {public.openssh}")
 
 
 @app.command(cls=Verb)
@@ -37,4 +37,4 @@ def new(*, workspace: WorkspaceFlag = Path()) -> None:
 
     place = ClientWorkspace(workspace)
     with at_work(place):
-        typer.echo(keys.create(place.root / "contributor.key").public.hex)
+        put(keys.create(place.root / "contributor.key").public.hex)

@@ -28,7 +28,7 @@ from client.libraries import quiet_libraries
 from client.progress import Report
 from client.runs.consent import TELLS, Share
 from client.training.distributed import leads
-from protocol.programs import run, say, with_flags_of
+from protocol.programs import put, run, say, with_flags_of
 from router.base.device_map import read_amounts
 from router.base.quantisation import Bits
 
@@ -136,7 +136,7 @@ class Requested(NamedTuple):
         from client.job import assist, produce
 
         place, settings, request, progress = self._replace(request=replace(self.request, **more))
-        quiet_libraries(settings.base, *([request.adapter] if request.adapter else []))
+        quiet_libraries(settings.base, *filter(None, (settings.embedding, request.adapter)))
         if not leads():
             assist(place, settings, request)
             yield None
@@ -151,7 +151,7 @@ class Requested(NamedTuple):
                 bundle, _ = done
                 send = f"The bundle {bundle.spec.name} is ready; send it with: greylag-client submit {bundle.spec.name}"
                 say(in_workspace(send, self.place.root))
-                typer.echo(f"{bundle.digest} {bundle.folder}")
+                put(f"{bundle.digest} {bundle.folder}")
 
 
 @app.command(cls=Verb)
@@ -194,7 +194,7 @@ def init(
     if pool_key is None:
         say(f"Trusting the pool's key {joined.pool.spec.coordinator} on first use; compare it with the operator's.")
     say(f"Joined the pool {joined.pool.spec.name} as {joined.settings.name}, base model {joined.pool.spec.base.name}.")
-    typer.echo(joined.key.hex)
+    put(joined.key.hex)
 
 
 @app.command(cls=TrainingVerb)

@@ -10,7 +10,7 @@ from client.cli.options import GiveUpFlag, JsonFlag, ProgressFlag, WaitFlag, Wor
 from client.cli.progress import Style, show
 from client.progress import Report
 from protocol.errors import Code
-from protocol.programs import print_json, say
+from protocol.programs import print_json, put, say
 
 if TYPE_CHECKING:
     from client.submission.outbox import Record
@@ -93,7 +93,7 @@ def verify(bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")], 
     else:
         for name, value in facts.items():
             if name != "schema":
-                typer.echo(f"{name:<12} {value}")
+                put(f"{name:<12} {value}")
 
 
 def submit_bundle(
@@ -135,7 +135,7 @@ def _show_records(records: "list[Record]", *, as_json: bool) -> None:
         for record in records:
             released = f", first in release {record.release}" if record.release else ""
             reason = f": {record.code} {record.message}" if record.code else ""
-            typer.echo(f"{record.digest[:12]} {record.name} {record.state}{released}{reason}")
+            put(f"{record.digest[:12]} {record.name} {record.state}{released}{reason}")
 
 
 def _check_verdict(record: "Record") -> None:
@@ -166,4 +166,4 @@ def _show_leaving(leaving: dict[str, Any], settings: "ClientSettings") -> None:
         f"signed by the key {enrolment['key'][:16]}, which enrols as {enrolment['name']}; license {spec['license']}",
         *(f"the card tells: {name}: {value}" for name, value in leaving["card"].items()),
     ):
-        typer.echo(line)
+        put(line)

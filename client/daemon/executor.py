@@ -160,7 +160,7 @@ def main() -> None:
     """Run the process; it ends when its standard input does, so never later than the daemon."""
     place = DaemonFolder(ClientWorkspace(Path(sys.argv[1])))
     settings = client_settings.read(place.workspace.settings_file)
-    quiet_libraries(settings.base)
+    quiet_libraries(settings.base, *filter(None, [settings.embedding]))
     pool = place.workspace.pool(settings.pool_key)
     stopped = threading.Event()
 

@@ -190,7 +190,7 @@ def judge(
         ),
         (
             free_memory_mb < memory_mb, "later",
-            f"{free_memory_mb} MB of memory are free; daemon.toml asks for {memory_mb}",
+            f"less than {memory_mb} MB of memory are free, which daemon.toml asks for",
         ),
     )  # fmt: skip
     return next((Consented(state, why) for applies, state, why in hindrances if applies), Consented("done"))

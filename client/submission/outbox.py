@@ -61,10 +61,9 @@ def load(folder: Path) -> list[Record]:
     return sorted((_read(path) for path in folder.glob("*.json")), key=lambda record: record.sequence)
 
 
-def predecessor(records: list[Record], name: str, *, but: str | None = None) -> str | None:
-    """Return the digest of what the next bundle of a name supersedes, were `but` never submitted."""
-    earlier = [Submitted(each.digest, each.state) for each in records if each.name == name and each.digest != but]
-    return compatibility.predecessor(earlier)
+def predecessor(records: list[Record], name: str) -> str | None:
+    """Return the digest of what the next bundle of a name supersedes."""
+    return compatibility.predecessor([Submitted(each.digest, each.state) for each in records if each.name == name])
 
 
 def _read(path: Path) -> Record:

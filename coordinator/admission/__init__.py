@@ -1,1 +1,1 @@
-"""Rules that a bundle must pass before the model sees it: its envelope, its bytes, its content."""
+"""What the content of a bundle must pass before the model sees it, in a process with limits."""

@@ -1,4 +1,4 @@
-"""Is the inside of a bundle what its envelope says? Runs in the sandbox, never in a server."""
+"""Is the inside of a bundle what its envelope says? Runs in a limited process, never in a server."""
 
 from pathlib import Path
 

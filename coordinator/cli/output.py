@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from protocol.printable import printable
 from protocol.programs import print_json
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
 
     drawn = Table(*columns, box=box.SIMPLE_HEAD)
     for row in rows:
-        drawn.add_row(*(Text(str(cell)) for cell in row))  # Text: names are not markup
+        drawn.add_row(*(Text(printable(str(cell))) for cell in row))  # Text: names are not markup
     # A pipe has no width; whatever reads it should get whole digests.
     Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(drawn)
 

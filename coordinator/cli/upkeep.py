@@ -26,7 +26,7 @@ def fsck(
     as_json: JsonOption = False,
     workspace: WorkspaceOption = Path(),
 ) -> None:
-    """Verify every stored byte, and whether the registry knows all that left here. Stop serve and worker first.
+    """Verify every stored byte, and whether the registry knows all that left here. Stop every process first.
 
     Example: greylag-coordinator fsck -w pool --delete 30
     """
@@ -35,28 +35,33 @@ def fsck(
     from coordinator.storage.blobs import Store
     from coordinator.workspace.context import opened
     from coordinator.workspace.fsck import check_store
-    from coordinator.workspace.locks import exclusive
+    from coordinator.workspace.locks import all_stopped
     from coordinator.workspace.paths import CoordinatorWorkspace
     from coordinator.workspace.settings import load
 
     configure_logs(as_json=False)
     place, now = CoordinatorWorkspace(workspace), datetime.now(UTC)
     settings, age = load(place), None if delete is None else timedelta(days=delete)
-    with exclusive(place, "serve"), exclusive(place, "worker"), opened(place, settings) as open_:
-        if adopt:
-            open_.high_water.adopt(now=now)
+    with all_stopped(place), opened(place, settings) as open_:
+        yanked = open_.high_water.adopt(now=now) if adopt else []
+        if yanked:
+            say(
+                "Yanked, because the adopted release holds neither them nor a successor of their name: "
+                f"{', '.join(digest[:16] for digest in yanked)}. Whoever wants one in again submits a new one."
+            )
         found = check_store(open_.registry, Store(settings.store), now=now, delete=age)
         release, receipts = open_.high_water.lost_release(), open_.high_water.lost_receipts()
         say(_in_words(found))
         if as_json:
             lost = {"lost_release": release.spec.number if release else None, "lost_receipts": receipts}
-            print_json({"healthy": found.healthy and not release and not receipts, **asdict(found), **lost})
+            healthy = found.healthy and not release and not receipts
+            print_json({"healthy": healthy, **asdict(found), **lost, "yanked": yanked})
         if not found.healthy:
             first = (found.missing + found.damaged)[0]
             raise Refused(
                 Code.DIGEST_MISMATCH,
                 f"The store lost or changed {len(found.missing + found.damaged)} files, such as {first[:16]}.",
-                "Restore them from a copy of the store, or yank the bundles that need them.",
+                "Restore them from a copy of the store, or refuse or yank the bundles that need them.",
             )
         open_.high_water.check()
 
@@ -71,18 +76,18 @@ def _in_words(found: "Findings") -> str:
 
 
 def migrate(*, workspace: WorkspaceOption = Path()) -> None:
-    """Bring an older registry to the schema of this version. Stop serve and worker first.
+    """Bring an older registry to the schema of this version. Stop every process first.
 
     Example: greylag-coordinator migrate -w pool
     """
     from coordinator.registry.database import upgrade
-    from coordinator.workspace.locks import exclusive
+    from coordinator.workspace.locks import all_stopped
     from coordinator.workspace.paths import CoordinatorWorkspace
     from coordinator.workspace.settings import load
 
     configure_logs(as_json=False)
     place = CoordinatorWorkspace(workspace)
     settings = load(place)
-    with exclusive(place, "serve"), exclusive(place, "worker"):
+    with all_stopped(place):
         upgrade(settings.database)
     say("The registry has the schema of this version.")

@@ -85,10 +85,11 @@ def run(
             try:
                 if not link.is_up or superlink is None or driver is None:
                     link.stop()
-                    link.start()
                     if driver is not None and superlink is not None:
                         driver.lose_runs()
                         superlink.close()
+                        driver = superlink = None
+                    link.start()
                     superlink = client.Superlink(link.inner, secret)
                     driver = Driver(opened, superlink.begin, clock=clock, ask_again_s=ask_again_s)
                     on_ready(link.outer)
@@ -144,8 +145,6 @@ def _let_in(fleet: Fleet, superlink: client.Superlink, told: dict[str, str]) -> 
     if ours == told:
         return
     theirs = {node.public_key.decode(): node for node in superlink.nodes()}
-    told.clear()
-    told.update(ours)
     for node, name in nodes:
         if node.state == "active" and node.public not in theirs:
             try:
@@ -153,8 +152,11 @@ def _let_in(fleet: Fleet, superlink: client.Superlink, told: dict[str, str]) -> 
                 _log.info("node let in", contributor=name)
             except httpx.HTTPStatusError as error:
                 _log.warning("node not let in", contributor=name, status=error.response.status_code)
-                del told[node.public]  # it is tried again
+                del ours[node.public]  # it is tried again
     for public, known in theirs.items():
         if known.status != "unregistered" and ours.get(public) != "active":
             superlink.unregister(known.node_id)
             _log.info("node shut out", contributor=known.name)
+    # Last, since whatever failed before is to be done again.
+    told.clear()
+    told.update(ours)

@@ -26,8 +26,8 @@ class State(StrEnum):
 
 
 _STEPS = {
-    State.RECEIVED: {State.VERIFIED, State.REFUSED},
-    State.VERIFIED: {State.QUARANTINED, State.REFUSED},
+    State.RECEIVED: {State.VERIFIED, State.REFUSED, State.SUPERSEDED},
+    State.VERIFIED: {State.QUARANTINED, State.REFUSED, State.SUPERSEDED},
     State.QUARANTINED: {State.ACCEPTED, State.REFUSED, State.SUPERSEDED},
     State.ACCEPTED: {State.RELEASED, State.REFUSED, State.SUPERSEDED},
     State.RELEASED: {State.SUPERSEDED, State.YANKED},
@@ -38,9 +38,19 @@ _STEPS = {
 
 WAITING = frozenset({State.RECEIVED, State.VERIFIED, State.QUARANTINED, State.ACCEPTED})
 """States from which a bundle may still come into a release."""
-PUBLIC = frozenset({State.ACCEPTED, State.RELEASED, State.SUPERSEDED})
-"""States whose bytes anyone may fetch; superseded ones stay, so that a node that follows an earlier
-release can still complete it."""
+
+
+def is_public(state: str, release: int) -> bool:
+    """Tell whether anyone may fetch a bundle's bytes.
+
+    What was released and then superseded stays public, so that a node that follows an earlier release can still
+    complete it; what was overtaken before that never becomes it.
+
+    Args:
+        state: The bundle's state.
+        release: The first release that holds it; 0 for none.
+    """
+    return state in (State.ACCEPTED, State.RELEASED) or (state == State.SUPERSEDED and release > 0)
 
 
 def check_step(digest: str, before: State, after: State) -> None:

@@ -7,7 +7,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from coordinator.faults import fault_point
-from coordinator.policy.lifecycle import PUBLIC, WAITING, Standing, State
+from coordinator.policy.lifecycle import WAITING, Standing, State, is_public
 from coordinator.registry import journal
 from coordinator.registry.cascades import overtake
 from coordinator.registry.standing import read_standing
@@ -113,20 +113,21 @@ class Bundles(Subject):
             return set(session.scalars(select(BundleRow.digest).where(BundleRow.state.in_(states))))
 
     def files(self) -> dict[str, int]:
-        """Sizes in bytes by sha256 of every file that some bundle needs."""
+        """Sizes in bytes by sha256 of every file that some bundle needs; a refused or yanked one needs none."""
+        query = select(BundleFile.sha256, BundleFile.size).join(BundleRow, BundleRow.digest == BundleFile.bundle)
         with self._registry.reading() as session:
-            rows = session.execute(select(BundleFile.sha256, BundleFile.size))
+            rows = session.execute(query.where(BundleRow.state.not_in((State.REFUSED, State.YANKED))))
             return {row.sha256: row.size for row in rows}
 
     def public_size(self, sha256: str) -> int | None:
         """Size in bytes of a file that anyone may fetch; None for every other."""
         query = (
-            select(BundleFile.size)
+            select(BundleFile.size, BundleRow.state, BundleRow.release)
             .join(BundleRow, BundleRow.digest == BundleFile.bundle)
-            .where(BundleFile.sha256 == sha256, BundleRow.state.in_(PUBLIC))
+            .where(BundleFile.sha256 == sha256)
         )
         with self._registry.reading() as session:
-            return session.scalars(query).first()
+            return next((size for size, state, release in session.execute(query) if is_public(state, release)), None)
 
     def of_revoked_keys(self) -> list[BundleRow]:
         """Bundles that wait for something and whose contributors' keys were revoked, in order of arrival."""

@@ -1,6 +1,5 @@
 """Keys, their names, and whether they may submit."""
 
-import re
 from datetime import datetime
 
 from sqlalchemy import select
@@ -9,10 +8,8 @@ from coordinator.registry import journal
 from coordinator.registry.cascades import revoke_nodes
 from coordinator.registry.tables import Contributor
 from coordinator.registry.transactions import Subject
-from protocol.documents import Enrolment, timestamp
+from protocol.documents import Enrolment, check_name, looks_like_key, timestamp
 from protocol.errors import Code, Refused
-
-_KEY = re.compile(r"[0-9a-f]{64}")
 
 
 class Contributors(Subject):
@@ -31,8 +28,7 @@ class Contributors(Subject):
                 if known.name != enrolment.name:
                     raise Refused(Code.NAME_TAKEN, f"This key is enrolled as {known.name!r} already.", "Use that name.")
                 return known.state
-            if _KEY.fullmatch(enrolment.name):
-                raise Refused(Code.NAME_MISLEADING, "A name may not look like a key.", "Choose another name.")
+            check_name(enrolment.name)
             if session.scalar(select(Contributor.key).where(Contributor.name == enrolment.name)):
                 raise Refused(Code.NAME_TAKEN, f"The name {enrolment.name!r} is taken.", "Choose another name.")
             session.add(
@@ -60,7 +56,7 @@ class Contributors(Subject):
             Refused: `KEY_UNKNOWN`.
         """
         with self._registry.writing() as session:
-            column = Contributor.key if _KEY.fullmatch(name_or_key) else Contributor.name
+            column = Contributor.key if looks_like_key(name_or_key) else Contributor.name
             found = session.scalar(select(Contributor).where(column == name_or_key))
             if found is None:
                 raise Refused(

@@ -40,11 +40,11 @@ def connect(url: str) -> Engine:
     )
 
 
-def anchor(url: str) -> str:
-    """Write a database's URL so that it means the same in every folder."""
+def anchor(url: str, folder: Path) -> str:
+    """Write a database's URL so that it means the same everywhere; a relative file's path starts at a folder."""
     parsed = _parse(url)
     if parsed.get_backend_name() == "sqlite":
-        parsed = parsed.set(database=str(_file(parsed)))
+        parsed = parsed.set(database=str(folder.resolve() / _file(parsed)))
     return parsed.render_as_string(hide_password=False)
 
 
@@ -93,9 +93,9 @@ def check_schema(engine: Engine, *, older: bool = False) -> None:
     raise Refused(
         Code.SCHEMA_MISMATCH,
         f"The registry's schema is at revision {found}; this version needs {expected}.",
-        "Stop serve and worker, save a copy of the registry, then run: greylag-coordinator migrate"
+        "Stop every process, save a copy of the registry, then run: greylag-coordinator migrate"
         if known
-        else "A newer version wrote it: install that version of greylag again.",
+        else "Another version wrote it: install that version of greylag again.",
     )
 
 
@@ -131,7 +131,7 @@ def _parse(url: str) -> URL:
 
 
 def _file(parsed: URL) -> Path:
-    return Path(parsed.database or "registry.db").absolute()
+    return Path(parsed.database or "registry.db")
 
 
 def _no_registry(what: str) -> Refused:

@@ -94,6 +94,8 @@ def _store(session: Session, release: Release, steps: Mapping[str, State], *, ac
     journal.record(session, "release", release.digest, str(number), actor=actor, now=now)
     for digest, step in steps.items():
         if row := bundle_row(session, digest):
-            journal.take_step(session, row, step, actor=actor, now=now)
+            left_out = Refused(Code.DECLINED, f"Release {number}, which a newer registry published, left it out.")
+            reason = left_out if step is State.YANKED else None
+            journal.take_step(session, row, step, actor=actor, now=now, reason=reason)
             if step is State.RELEASED:
                 row.release, row.code, row.message, row.hint = number, "", "", ""

@@ -25,7 +25,7 @@ class Cache:
         """Return a bundle as a folder.
 
         Raises:
-            Unavailable: `DIGEST_MISMATCH` if the store lost or changed bytes, `STORAGE_FULL` if there is no room:
+            Unavailable: `STORE_DAMAGED` if the store lost or changed bytes, `STORAGE_FULL` if there is no room:
                 not the contributor's fault.
         """
         folder = self._folder / row.digest

@@ -17,7 +17,7 @@ from coordinator.review.bundle_cache import Cache
 from coordinator.review.probe import Reviewer
 from protocol.bundle import Bundle
 from protocol.documents import Pool
-from protocol.errors import Code, GreylagError, Refused
+from protocol.errors import Code, GreylagError, Refused, Unavailable
 from protocol.release import (
     CalibrationFile,
     Release,
@@ -113,6 +113,8 @@ class Worker:
             return work(row)
         except GreylagError as error:  # lost bytes, a full disk, a rotten row; or an operator was quicker
             _log.warning("skipped", bundle=row.digest, code=error.code.name, message=error.message)
+            if isinstance(error, Unavailable):
+                self._pause(row)
         except Exception:  # noqa: BLE001 - whatever a bundle sets off must not stop the worker
             _log.exception("failed", bundle=row.digest)
             self._pause(row)

@@ -10,7 +10,7 @@ from typing import IO
 from coordinator.fleet.records.candidates import no_candidate
 from coordinator.fleet.records.fleet import Fleet
 from coordinator.fleet.records.rounds import Rounds
-from coordinator.policy.lifecycle import PUBLIC
+from coordinator.policy.lifecycle import is_public
 from coordinator.registry.registry import Registry
 from coordinator.storage.blobs import Store, is_sha256
 from protocol.documents import Pool
@@ -65,7 +65,7 @@ class CatalogService(catalog_pb2_grpc.CatalogServicer):
     async def GetBundle(self, request: catalog_pb2.GetBundleRequest, context: Context) -> catalog_pb2.GetBundleReply:
         """Show a bundle's own envelope."""
         row = await asyncio.to_thread(self._registry.bundles.find, _digest(request.digest))
-        if row is None or row.state not in PUBLIC:
+        if row is None or not is_public(row.state, row.release):
             raise _no_bundle(request.digest)
         return catalog_pb2.GetBundleReply(envelope=row.envelope)
 

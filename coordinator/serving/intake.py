@@ -105,7 +105,7 @@ class Intake:
         """Judge an envelope, and open or find its upload session.
 
         Raises:
-            Refused: As `read_manifest` and `admission.envelope.judge`.
+            Refused: As `read_manifest` and `policy.eligibility.judge`.
             Unavailable: `STORAGE_FULL`.
         """
         manifest = bundle.read_manifest(envelope)

@@ -1,4 +1,4 @@
-"""Opens a workspace: what every command needs of it, and the locks that keep two processes apart."""
+"""Opens a workspace: what every command needs of it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,10 +59,7 @@ def opened(workspace: CoordinatorWorkspace, settings: Settings, metrics: Metrics
             metrics.stepped(event.step)
             if event.code:
                 metrics.refused(Code[event.code])
-        try:
-            open_.high_water.rise(event)
-        except OSError as error:  # what happened has happened; the next event or start tries again
-            _log.warning("not remembered", error=str(error))
+        open_.high_water.rise(event)
 
     registry = Registry.open(settings.database, announce)
     open_ = Opened(workspace, settings, pool, identity, registry)

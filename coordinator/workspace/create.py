@@ -12,10 +12,9 @@ from typing import Any
 import tomli_w
 from pydantic import ValidationError
 
-from coordinator.registry.database import anchor
 from coordinator.registry.registry import Registry
 from coordinator.workspace.paths import CoordinatorWorkspace
-from coordinator.workspace.settings import read
+from coordinator.workspace.settings import anchored, read
 from protocol.adapters import Shape
 from protocol.documents import Pool, read_timestamp, sign_pool, timestamp
 from protocol.errors import Code, Refused, from_os_error
@@ -140,10 +139,11 @@ def _write(
             identity.save(draft.key)
             draft.pool.write_bytes(pool.envelope)
             (draft.folder / "probe.txt").write_text("\n".join(probe) + "\n", encoding="utf-8")
+            settings |= anchored({name: settings[name] for name in ("database", "store") if name in settings}, Path())
             used = read(draft, **settings)
             # An external database is made where it is; SQLite's file moves in with the rest.
             _make_registry(used.database)
-            elsewhere = {"database": anchor(used.database), "store": _anchor(used.store)}
+            elsewhere = {"database": used.database, "store": used.store}
             settings |= {name: url for name, url in elsewhere.items() if str(draft.folder.resolve()) not in url}
             write_secret(draft.settings, tomli_w.dumps(settings).encode())
             _move_in(draft, workspace, pool)
@@ -190,10 +190,6 @@ def _make_registry(url: str) -> None:
             raise Refused(
                 Code.WORKSPACE_EXISTS, "The database holds the registry of another pool.", "Give an empty database."
             )
-
-
-def _anchor(store: str) -> str:
-    return store if "://" in store else str(Path(store).absolute())
 
 
 def _move_in(draft: CoordinatorWorkspace, workspace: CoordinatorWorkspace, pool: Pool) -> None:

@@ -14,7 +14,7 @@ class Findings:
     """What a check of the store found; files are named by their digests."""
 
     files: int
-    """Files that bundles need."""
+    """Files that bundles need; nothing is needed of what was refused or yanked, which never comes back."""
     missing: tuple[str, ...]
     """What bundles need and is not there."""
     damaged: tuple[str, ...]

@@ -8,16 +8,22 @@ from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
-from coordinator.policy.next_release import steps_to
+import structlog
+from filelock import FileLock
+
+from coordinator.policy.lifecycle import State
+from coordinator.policy.next_release import steps_to_adopted
 from coordinator.registry.registry import Registry
 from coordinator.registry.tables import Event
 from coordinator.workspace.paths import CoordinatorWorkspace
 from protocol.documents import Pool, read_receipt
-from protocol.errors import Code, Refused
+from protocol.errors import Code, GreylagError, Refused
 from protocol.files.atomic import write_whole
 from protocol.release import Release, read_release
 
 Document = TypeVar("Document")
+_WAIT_S = 30
+_log = structlog.get_logger(__name__)
 
 
 class HighWater:
@@ -31,26 +37,33 @@ class HighWater:
 
     def __init__(self, workspace: CoordinatorWorkspace, registry: Registry, pool: Pool) -> None:
         self._published, self._acknowledged = workspace.published, workspace.acknowledged
+        self._lock = workspace.lock("marks")
         self._registry, self._pool = registry, pool
 
     def rise(self, event: Event) -> None:
-        """Move a mark, if an event let out a release or a receipt."""
-        if event.kind == "release" and (release := self._registry.releases.find(int(event.step))):
-            write_whole(self._published, release.envelope)
-        if (event.kind, event.step) == ("bundle", "received") and (row := self._registry.bundles.find(event.subject)):
-            write_whole(self._acknowledged, row.receipt)
+        """Move the marks, if an event let out a release or a receipt; what goes wrong is logged.
+
+        What happened has happened: the next such event, or the next start, tries again.
+        """
+        if event.kind != "release" and (event.kind, event.step) != ("bundle", "received"):
+            return
+        try:
+            self.level()
+        except (OSError, GreylagError) as error:
+            _log.warning("not remembered", error=str(error))
 
     def level(self) -> None:
-        """Set both marks where the registry is."""
-        release, row = self._registry.releases.find(), self._registry.bundles.newest()
-        for path, content in (
-            (self._published, release.envelope if release else None),
-            (self._acknowledged, row.receipt if row else None),
-        ):
-            if content is None:
-                path.unlink(missing_ok=True)
-            else:
-                write_whole(path, content)
+        """Set both marks where the registry is, one process and one thread after the other, lest they go back."""
+        with FileLock(self._lock, timeout=_WAIT_S):
+            release, row = self._registry.releases.find(), self._registry.bundles.newest()
+            for path, content in (
+                (self._published, release.envelope if release else None),
+                (self._acknowledged, row.receipt if row else None),
+            ):
+                if content is None:
+                    path.unlink(missing_ok=True)
+                else:
+                    write_whole(path, content)
 
     def lost_release(self) -> Release | None:
         """The newest release that left the workspace, if the registry does not know it."""
@@ -81,15 +94,22 @@ class HighWater:
             "Restore a newer copy or, without one, go on from here with: greylag-coordinator fsck --adopt",
         )
 
-    def adopt(self, *, now: datetime) -> None:
+    def adopt(self, *, now: datetime) -> list[str]:
         """Make the newest release that left the workspace the registry's, so that the next one follows it.
+
+        Returns:
+            Digests of the bundles that were yanked because that release holds neither them nor a successor.
 
         Raises:
             Refused: `STATE_CHANGE` if the registry holds another release of that number or a later one.
         """
+        steps: dict[str, State] = {}
         if release := self.lost_release():
-            self._registry.releases.adopt(release, steps_to(release.spec, self._registry.bundles.all()), now=now)
+            names = {row.key: row.name for row in self._registry.contributors.all()}
+            steps = steps_to_adopted(release.spec, self._registry.bundles.all(), names)
+            self._registry.releases.adopt(release, steps, now=now)
         self.level()
+        return [digest for digest, step in steps.items() if step is State.YANKED]
 
 
 def _read(path: Path, read: Callable[[bytes, Pool], Document], pool: Pool) -> Document | None:

@@ -40,6 +40,17 @@ def exclusive(workspace: CoordinatorWorkspace, process: str) -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def all_stopped(workspace: CoordinatorWorkspace) -> Iterator[None]:
+    """Keep every process out of a workspace.
+
+    Raises:
+        Refused: As `exclusive`.
+    """
+    with exclusive(workspace, "serve"), exclusive(workspace, "worker"), exclusive(workspace, "fleet"):
+        yield
+
+
 def is_at_work(workspace: CoordinatorWorkspace, process: str) -> bool:
     """Tell whether a process of a kind works in a workspace, on this machine; it keeps nobody out."""
     lock = FileLock(workspace.lock(process))

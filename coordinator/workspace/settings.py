@@ -1,11 +1,13 @@
 """What an operator may set: coordinator.toml < GREYLAG_COORDINATOR_... < flags."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from coordinator.registry.database import anchor
 from coordinator.workspace.paths import CoordinatorWorkspace
 from protocol.errors import Code, Refused
 from protocol.settings import read_settings
@@ -76,6 +78,10 @@ def load(workspace: CoordinatorWorkspace, **flags: Any) -> Settings:
 def read(workspace: CoordinatorWorkspace, **given: Any) -> Settings:
     """Merge flags, environment, coordinator.toml (if there is one) and the workspace's own places.
 
+    Args:
+        workspace: Where relative paths start.
+        given: Settings given on the command line; None means not given.
+
     Raises:
         Refused: `SETTINGS_INVALID`, naming the setting.
     """
@@ -85,4 +91,15 @@ def read(workspace: CoordinatorWorkspace, **given: Any) -> Settings:
         "store": str(folder / "store"),
         "probe": folder / "probe.txt",
     }
-    return read_settings(Settings, given, workspace.settings, places)
+    settings = read_settings(Settings, given, workspace.settings, places)
+    return settings.model_copy(update=anchored({"database": settings.database, "store": settings.store}, folder))
+
+
+def anchored(places: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """Write a `database` and a `store` so that they mean the same everywhere; relative paths start at a folder."""
+    means = {"database": anchor, "store": _anchor_store}
+    return {name: means[name](place, folder) for name, place in places.items()}
+
+
+def _anchor_store(store: str, folder: Path) -> str:
+    return store if "://" in store else str(folder.resolve() / Path(store).expanduser())

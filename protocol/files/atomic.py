@@ -3,7 +3,6 @@
 import os
 import secrets
 import shutil
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,23 +10,29 @@ from pathlib import Path
 from protocol.errors import Code, Refused
 
 _SECRET_BYTES = 32
-_writing = threading.Lock()  # one temporary name a process
 
 
 def write_whole(path: Path, content: bytes) -> None:
     """Replace a file whole or not at all, and make its folder where it is missing; of several writers the last wins."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _writing:
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+    temporary = _beside(path)
+    try:
+        _write(temporary, content, 0o666)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+
+
+def _write(path: Path, content: bytes, mode: int) -> None:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def sync(path: Path) -> None:
@@ -45,15 +50,13 @@ def write_secret(path: Path, content: bytes) -> None:
     Raises:
         FileExistsError: There is a file already.
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    temporary = _beside(path)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        path.unlink()  # half a key would block its name for ever
-        raise
+        _write(temporary, content, 0o600)
+        os.link(temporary, path)  # unlike a rename, it never replaces
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync(path.parent)
 
 
 def renew_secret(path: Path) -> None:

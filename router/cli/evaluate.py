@@ -1,8 +1,6 @@
 """The verb of greylag-router that scores methods on somebody's own tasks."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,22 +9,17 @@ import typer
 from protocol.errors import Code, Refused
 from protocol.programs import print_json, say
 from router.cli.options import (
-    BaseModel,
-    Device,
-    Embedding,
     Json,
     NewTokens,
-    Quantise,
-    Saved,
-    Workspace,
-    choice_flags,
+    asking_flags,
+    open_model,
     read_choice,
     read_lines,
 )
 from router.query.limits import DEFAULT_NEW_TOKENS
 
 if TYPE_CHECKING:
-    from router.evaluation.compare import Comparison, ComparisonObserver
+    from router.evaluation.compare import Comparison
     from router.evaluation.rows import Task
 
 
@@ -61,7 +54,7 @@ OutputFlag = Annotated[
 MarkdownFlag = Annotated[bool, typer.Option("--markdown", help="Print the table in Markdown.")]
 
 
-@choice_flags("method")
+@asking_flags("method")
 def evaluate(
     *,
     tasks: TasksFlag = None,
@@ -75,14 +68,8 @@ def evaluate(
     max_new_tokens: NewTokens = DEFAULT_NEW_TOKENS,
     output: OutputFlag = None,
     markdown: MarkdownFlag = False,
-    workspace: Workspace = Path(),
-    saved: Saved = None,
-    base: BaseModel = None,
-    embedding: Embedding = None,
-    device: Device = None,
-    quantise: Quantise = None,
     json_: Json = False,
-    **choice: Any,
+    **shared: Any,
 ) -> None:
     """Score routing methods on your own tasks: a table of tasks and methods, and the mean.
 
@@ -92,25 +79,22 @@ def evaluate(
     Example: greylag-router evaluate --tasks my.jsonl --methods base,phatgoose,merged,oracle --output scores
     """
     from router.evaluation.contenders import read_methods
-    from router.model.opening import load_model
 
     if json_ and markdown:
         raise Refused(Code.REQUEST_INVALID, "Both --json and --markdown are given.", "Give one of the two.")
-    routing = read_choice(choice)
+    routing = read_choice(shared)
     names = read_methods(methods) if methods else []
     read, longest = _read_tasks(tasks, recipe, data, limit)
-    settings = {"base": base, "embedding": embedding, "device": device, "quantise": quantise}
-    model = load_model(workspace, saved, [routing.release], settings, say)
+    model = open_model(shared, [routing.release])
 
     from router.evaluation.compare import Comparing
     from router.evaluation.prompts import BatchLimits
-    from router.evaluation.results import Nothing, Results
+    from router.evaluation.results import Results
 
     limits = BatchLimits(batch_size, max_new_tokens, max_input_tokens or longest)
-    memory = Results(output, model, limits) if output else Nothing()
+    memory = Results(output, model, limits) if output else None
     names = names or list(dict.fromkeys(["base", model.held.find(routing.release).settings.method]))
-    with _progress() as progress:
-        found = Comparing(model, routing, limits, metric, memory, progress).run(read, names)
+    found = Comparing(model, routing, limits, metric, _Progress(), memory).run(read, names)
     _print(found, json_=json_, markdown=markdown)
 
 
@@ -166,35 +150,17 @@ def _print(found: "Comparison", *, json_: bool, markdown: bool) -> None:
         Console().print(report.as_table(found))
 
 
-@contextmanager
-def _progress() -> "Iterator[ComparisonObserver]":
-    """Show on stderr how far it is: a bar on a terminal, else a line for each method and task."""
-    if not sys.stderr.isatty():
-        yield _Lines()
-        return
-    from rich import progress
-    from rich.console import Console
-
-    with progress.Progress(console=Console(stderr=True)) as bars:
-        yield _Bar(bars)
-
-
-class _Lines:
-    def begin(self, task: str, method: str, rows: int) -> None:
-        say(f"{method}: {task}, {rows} rows")
-
-    def advance(self, rows: int) -> None:
-        pass
-
-
-class _Bar:
-    def __init__(self, bars: Any) -> None:
-        self._bars, self._bar = bars, bars.add_task("")
+class _Progress:
+    """Shows on stderr how far it is: a bar on a terminal, else a line for each method and task."""
 
     def begin(self, task: str, method: str, rows: int) -> None:
-        from rich.text import Text
+        from tqdm import tqdm
 
-        self._bars.reset(self._bar, total=rows, description=Text(f"{method}: {task}").markup)
+        if not sys.stderr.isatty():
+            say(f"{method}: {task}, {rows} rows")
+        self._bar = tqdm(total=rows, desc=f"{method}: {task}", disable=None, leave=False)
 
     def advance(self, rows: int) -> None:
-        self._bars.advance(self._bar, rows)
+        self._bar.update(rows)
+        if self._bar.n == self._bar.total:
+            self._bar.close()

@@ -10,19 +10,14 @@ from protocol.errors import Code, Refused
 from protocol.programs import print_json, say
 from router.cli.options import (
     BaseModel,
-    Ca,
-    Device,
-    Embedding,
     Json,
     NewTokens,
-    Quantise,
     Requests,
-    Saved,
-    Server,
     Texts,
     Workspace,
     asking,
-    choice_flags,
+    asking_flags,
+    open_model,
     read_choice,
     read_inputs,
     read_lines,
@@ -38,7 +33,7 @@ _AT_ONCE = 16
 """Inputs a batch, so that many do not need more memory than a few."""
 
 
-@choice_flags()
+@asking_flags(running=True)
 def trace(
     text: Texts = None,
     *,
@@ -56,17 +51,9 @@ def trace(
     full: Annotated[
         bool, typer.Option("--full", help="Take the probabilities of all experts, not of the chosen alone.")
     ] = False,
-    workspace: Workspace = Path(),
-    server: Server = None,
-    saved: Saved = None,
-    base: BaseModel = None,
-    embedding: Embedding = None,
     max_new_tokens: NewTokens = DEFAULT_NEW_TOKENS,
-    ca: Ca = None,
-    device: Device = None,
-    quantise: Quantise = None,
     json_: Json = False,
-    **choice: Any,
+    **shared: Any,
 ) -> None:
     """Look at which experts serve which modules and tokens: heat maps, distributions, distance from an oracle's.
 
@@ -81,15 +68,14 @@ def trace(
         raise Refused(
             Code.REQUEST_INVALID, "There is nothing to write.", "Give --png FILE, --html FILE, --json or several."
         )
-    if full and server:
+    if full and shared["server"]:
         raise Refused(
             Code.REQUEST_INVALID,
             "A router that serves sends the chosen experts alone, not whole distributions.",
             "Leave out --server to load the model here, or leave out --full.",
         )
-    asked, routing = _tasks(text, tasks, oracle), read_choice(choice)
-    settings = {"base": base, "embedding": embedding, "device": device, "quantise": quantise}
-    ask = asking([routing.release], workspace, server, saved, ca=ca, settings=settings)
+    asked, routing = _tasks(text, tasks, oracle), read_choice(shared)
+    ask = asking(shared, [routing.release])
     options = {"max_new_tokens": max_new_tokens, "explain": True} | ({"full": True} if full else {})
     inputs = [each.input for each in asked]
     batches = [ask(inputs[at : at + _AT_ONCE], routing, **options) for at in range(0, len(inputs), _AT_ONCE)]
@@ -111,22 +97,16 @@ def _draw(panels: "Sequence[Panel]", answered: "Answered", png: Path | None, htm
         say(f"Wrote {html}.")
 
 
-@choice_flags()
+@asking_flags()
 def export(
     text: Texts = None,
     *,
     out: Annotated[Path, typer.Option(help="New folder for the adapter.")],
     requests: Requests = None,
     rank: Annotated[int, typer.Option(min=1, max=1024, help="Rank of the adapter; engines bound it.")] = 64,
-    workspace: Workspace = Path(),
-    saved: Saved = None,
-    base: BaseModel = None,
-    embedding: Embedding = None,
     max_new_tokens: NewTokens = DEFAULT_NEW_TOKENS,
-    device: Device = None,
-    quantise: Quantise = None,
     json_: Json = False,
-    **choice: Any,
+    **shared: Any,
 ) -> None:
     """Write what answers a request as one plain LoRA, for engines that take one adapter.
 
@@ -134,12 +114,9 @@ def export(
 
     Example: greylag-router export --out french-lora --rank 32 "Translate to French: good morning"
     """
-    from router.model.opening import load_model
-
-    asked = read_inputs(text, requests, read_choice(choice))
+    asked = read_inputs(text, requests, read_choice(shared))
     choices = [each.choice for each in asked]
-    settings = {"base": base, "embedding": embedding, "device": device, "quantise": quantise}
-    model = load_model(workspace, saved, [each.release for each in choices], settings, say)
+    model = open_model(shared, [each.release for each in choices])
     inputs = [each.input for each in asked]
     exported = model.export_lora(out, inputs, choices, rank=rank, max_new_tokens=max_new_tokens)
     if json_:
@@ -162,9 +139,7 @@ def save(
 
     Example: greylag-router save --with-base model
     """
-    from router.model.opening import load_model
-
-    model = load_model(workspace, None, [], {"base": base, "device": "cpu"}, say)
+    model = open_model({"workspace": workspace, "base": base, "device": "cpu"})
     identity = model.save_pretrained(out, with_base=with_base)
     if json_:
         print_json({"folder": str(out), "identity": identity, "experts": len(model.digests)})

@@ -8,25 +8,23 @@ from typing import Annotated, Any
 import typer
 
 from protocol.errors import Refused
-from protocol.programs import print_json, run, say
+from protocol.printable import printable
+from protocol.programs import print_json, put, run, say
 from router.cli import evaluate, look
 from router.cli.options import (
     BaseModel,
     Ca,
     Coordinator,
     Device,
-    Embedding,
     Json,
     NewTokens,
     PoolKey,
     Quantise,
     Requests,
-    Saved,
-    Server,
     Texts,
     Workspace,
     asking,
-    choice_flags,
+    asking_flags,
     read_choice,
     read_inputs,
 )
@@ -78,9 +76,9 @@ def pull(
         experts = [expert.model_dump() for expert in release.experts]
         print_json({"pool": mirror.pool.spec.name, "release": release.number, "experts": experts})
     else:
-        sys.stdout.write(f"Release {release.number} of {mirror.pool.spec.name}: {len(release.experts)} experts.\n")
+        put(f"Release {release.number} of {mirror.pool.spec.name}: {len(release.experts)} experts.")
         for expert in release.experts:
-            sys.stdout.write(f"  {expert.contributor}/{expert.name}  {expert.bundle[:16]}\n")
+            put(f"  {expert.contributor}/{expert.name}  {expert.bundle[:16]}")
 
 
 @app.command()
@@ -106,36 +104,30 @@ def check(
         ]
         print_json({"held": found.held, "read": found.read, "damaged": damaged})
     else:
-        sys.stdout.write(f"Read {found.read} of {found.held}; {len(found.damaged)} are damaged.\n")
+        put(f"Read {found.read} of {found.held}; {len(found.damaged)} are damaged.")
         for digest, error in found.damaged.items():
-            sys.stdout.write(f"  {digest[:16]}  {error.message}\n")
+            put(f"  {digest[:16]}  {error.message}")
     if found.damaged:
         code = next(iter(found.damaged.values())).code
         raise Refused(
-            code, f"{len(found.damaged)} of {found.read} are damaged.", "Fetch them with: greylag-router pull"
+            code,
+            f"{len(found.damaged)} of {found.read} are damaged.",
+            "Fetch those of the newest release with: greylag-router pull; those of earlier ones alone it leaves.",
         )
 
 
 @app.command()
-@choice_flags()
+@asking_flags(running=True)
 def ask(
     text: Texts = None,
     *,
     requests: Requests = None,
-    workspace: Workspace = Path(),
-    server: Server = None,
-    saved: Saved = None,
-    base: BaseModel = None,
-    embedding: Embedding = None,
     max_new_tokens: NewTokens = DEFAULT_NEW_TOKENS,
     explain: Annotated[
         bool, typer.Option("--explain", help="Show which experts answered, by token and module.")
     ] = False,
-    ca: Ca = None,
-    device: Device = None,
-    quantise: Quantise = None,
     json_: Json = False,
-    **choice: Any,
+    **shared: Any,
 ) -> None:
     """Ask the routed model one or more inputs; the input - reads one a line from stdin.
 
@@ -145,12 +137,9 @@ def ask(
 
     from router.query import terminal
 
-    asked = read_inputs(text, requests, read_choice(choice))
+    asked = read_inputs(text, requests, read_choice(shared))
     choices = [each.choice for each in asked]
-    releases = [each.release for each in choices]
-    settings = {"base": base, "embedding": embedding, "device": device, "quantise": quantise}
-    model = asking(releases, workspace, server, saved, ca=ca, settings=settings)
-    answered = model(
+    answered = asking(shared, [each.release for each in choices])(
         [each.input for each in asked],
         choices[0] if len(set(choices)) == 1 else choices,
         max_new_tokens=max_new_tokens,
@@ -161,7 +150,7 @@ def ask(
         return
     for answer in answered.answers:
         # In a pipe it is data and stays as it is.
-        sys.stdout.write((terminal.printable(answer.text) if sys.stdout.isatty() else answer.text) + "\n")
+        sys.stdout.write((printable(answer.text) if sys.stdout.isatty() else answer.text) + "\n")
         if explain:
             terminal.explain(Console(stderr=True), answered, answer)
 

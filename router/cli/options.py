@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from threading import Timer
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,8 +16,11 @@ from router.base.quantisation import Bits
 from router.query.limits import MAX_NEW_TOKENS
 
 if TYPE_CHECKING:
+    from router.model.routed_model import RoutedModel
     from router.query.answer import Answered
     from router.query.request import Request, RoutingChoice
+
+_PATIENCE_S = 2.0
 
 Workspace = Annotated[
     Path, typer.Option("--workspace", "-w", envvar="GREYLAG_WORKSPACE", help="Workspace: the folder with router.toml.")
@@ -69,24 +73,39 @@ CHOICE_FLAGS: dict[str, tuple[Any, Any]] = {
 }
 
 
-def choice_flags(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a verb one flag for each field of a routing choice; they arrive in its `**choice`.
+# What every verb that asks a model says of it: each flag's type, and its option or default.
+MODEL_FLAGS: dict[str, tuple[Any, Any]] = {
+    "workspace": (Workspace, Path()), "saved": (Saved, None), "base": (BaseModel, None), "embedding": (Embedding, None),
+    "device": (Device, None), "quantise": (Quantise, None),
+}  # fmt: skip
+_SERVER_FLAGS: dict[str, tuple[Any, Any]] = {"server": (Server, None), "ca": (Ca, None)}
+
+
+def asking_flags(*without: str, running: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a verb the flags of `MODEL_FLAGS` and one for each field of a routing choice; they arrive in its `**shared`.
 
     Args:
-        without: Fields that get none.
+        without: Fields of a choice that get none.
+        running: Whether the verb can ask a router that runs, too.
     """
 
     def flagged(verb: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(verb)
         given = [entry for entry in signature.parameters.values() if entry.kind is not inspect.Parameter.VAR_KEYWORD]
-        flags = [
-            inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, _panel(option)]
-            )
-            for name, (kind, option) in CHOICE_FLAGS.items()
-            if name not in without
+        flags = {
+            **MODEL_FLAGS,
+            **(_SERVER_FLAGS if running else {}),
+            **{
+                name: (Annotated[kind, _panel(option)], None)
+                for name, (kind, option) in CHOICE_FLAGS.items()
+                if name not in without
+            },
+        }
+        more = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+            for name, (kind, default) in flags.items()
         ]
-        verb.__signature__ = signature.replace(parameters=[*given, *flags])  # type: ignore[attr-defined]
+        verb.__signature__ = signature.replace(parameters=[*given, *more])  # type: ignore[attr-defined]
         return verb
 
     return flagged
@@ -97,8 +116,8 @@ def _panel(option: Any) -> Any:
     return option
 
 
-def read_choice(flags: dict[str, Any]) -> "RoutingChoice":
-    """Make a routing choice of a verb's `**choice`.
+def read_choice(shared: dict[str, Any]) -> "RoutingChoice":
+    """Make a routing choice of a verb's `**shared`.
 
     Raises:
         Refused: `REQUEST_INVALID` or `METHOD_UNKNOWN`.
@@ -106,10 +125,14 @@ def read_choice(flags: dict[str, Any]) -> "RoutingChoice":
     from router.methods import find_method
     from router.query.request import RoutingChoice
 
-    if flags.get("method") is not None:
-        find_method(flags["method"])  # before the model wakes
-    lists = {"allow": tuple(flags["allow"]) if flags["allow"] else None, "deny": tuple(flags["deny"] or ())}
-    return RoutingChoice(**{**flags, **lists})
+    fields: dict[str, Any] = {name: shared.get(name) for name in CHOICE_FLAGS}
+    if fields["method"] is not None:
+        find_method(fields["method"])  # before the model wakes
+    lists: dict[str, Any] = {
+        "allow": tuple(fields["allow"]) if fields["allow"] else None,
+        "deny": tuple(fields["deny"] or ()),
+    }
+    return RoutingChoice(**{**fields, **lists})
 
 
 def read_inputs(text: list[str] | None, requests: str | None, choice: "RoutingChoice") -> "list[Request]":
@@ -166,24 +189,12 @@ def _not_text() -> Refused:
     return Refused(Code.REQUEST_INVALID, "The input is not UTF-8 text.", "Convert it to UTF-8.")
 
 
-def asking(
-    releases: Sequence[int | None],
-    workspace: Path,
-    server: str | None,
-    saved: Path | None,
-    *,
-    ca: Path | None,
-    settings: dict[str, Any],
-) -> "Callable[..., Answered]":
+def asking(shared: dict[str, Any], releases: Sequence[int | None]) -> "Callable[..., Answered]":
     """Find who answers: a router that runs, a saved model, or the workspace's.
 
     Args:
+        shared: A verb's `**shared`.
         releases: What is going to be asked for; None stands for the newest.
-        workspace: Folder with the pulled releases.
-        server: A router that runs, `host:port`.
-        saved: Folder of a saved model.
-        ca: The router's CA certificate, PEM.
-        settings: `base`, `embedding`, `device` and `quantise` from the command line.
 
     Returns:
         A function of inputs and choices, as `RoutedModel.answer`.
@@ -191,12 +202,28 @@ def asking(
     Raises:
         Refused: As `load_model`, or `REQUEST_INVALID` for both a router and a saved model.
     """
-    if server and saved:
+    if shared["server"] and shared["saved"]:
         raise Refused(Code.REQUEST_INVALID, "Both --server and --saved are given.", "Give one of the two.")
-    if server:
+    if shared["server"]:
         from router.query import client
 
-        return partial(client.ask, server, ca=ca)
+        return partial(client.ask, shared["server"], ca=shared["ca"])
+    return open_model(shared, releases).answer
+
+
+def open_model(shared: dict[str, Any], releases: Sequence[int | None] = ()) -> "RoutedModel":
+    """Load a model as `router.model.opening.load_model` does, and say so where it takes a while.
+
+    Args:
+        shared: A verb's `**shared`, or what of it matters.
+        releases: What is going to be asked for; None stands for the newest.
+    """
     from router.model.opening import load_model
 
-    return load_model(workspace, saved, releases, settings, say).answer
+    settings = {name: shared.get(name) for name in ("base", "embedding", "device", "quantise")}
+    waiting = Timer(_PATIENCE_S, say, ["Loading the model; a large one takes a while."])
+    waiting.start()
+    try:
+        return load_model(shared["workspace"], shared.get("saved"), releases, settings, say)
+    finally:
+        waiting.cancel()

@@ -92,16 +92,16 @@ class Comparing:
         choice: How all methods route, but for the method.
         limits: How many rows at once, and how long.
         main: Measure of what is written freely, one of `router.evaluation.metrics.METRICS`.
-        memory: What was scored before.
         progress: Looks on.
+        memory: What was scored before, if that is remembered.
     """
 
     model: RoutedModel
     choice: RoutingChoice
     limits: BatchLimits
     main: str
-    memory: Memory
     progress: ComparisonObserver
+    memory: Memory | None = None
 
     def run(self, tasks: Sequence[Task], methods: Sequence[str]) -> Comparison:
         """Let every method answer every task.
@@ -160,14 +160,15 @@ class Comparing:
     def _score(self, prompts: Prompts, task: Task, method: str) -> Score:
         choice = replace(self.choice, method=method)
         self.progress.begin(task.name, method, len(task.rows))
-        if (known := self.memory.find(task, choice)) is not None:
+        if self.memory is not None and (known := self.memory.find(task, choice)) is not None:
             self.progress.advance(len(task.rows))
             return known
         judged = judge(self.model, task, prompts, choice, self.limits.of(task), self.progress.advance)
         names = judged[0].metrics
         means = {name: sum(each.metrics[name] for each in judged) / len(judged) for name in names}
         score = Score(means, sum(each.tied for each in judged))
-        self.memory.keep(task, choice, score, judged)
+        if self.memory is not None:
+            self.memory.keep(task, choice, score, judged)
         return score
 
 

@@ -21,7 +21,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from protocol.errors import Code, Refused
-from router.base.batching import TokenPair, read_prompts
+from router.base.batching import Prompt, TokenPair
 from router.base.memory import memory_watched
 from router.base.tokens import Templated, encode_input, write_chat
 from router.evaluation.prompts import cut_to
@@ -146,7 +146,7 @@ class GreylagLM(TemplateLM):
         said: dict[int, str] = {}
         bar = tqdm(total=len(requests), disable=disable_tqdm, desc="generate_until")
         for settings, order in self._alike(requests):
-            new_tokens, until = settings["max_gen_toks"], [text for text in settings["until"] if text]
+            new_tokens, until = settings["max_gen_toks"], settings["until"]
             for start in range(0, len(order), self._at_once):
                 batch = order[start : start + self._at_once]
                 contexts = [self._shortened(requests[at].args[0], new_tokens) for at in batch]
@@ -170,10 +170,12 @@ class GreylagLM(TemplateLM):
         bar = tqdm(total=len(requests), disable=disable_tqdm, desc="loglikelihood")
         for start in range(0, len(order), self._at_once):
             batch = order[start : start + self._at_once]
-            # A method that reads the request first reads the context, or what there is instead.
-            texts = [context or continuation for (context, continuation), _, _ in (requests[at] for at in batch)]
-            prompts = read_prompts(self.model.base, texts)
             pairs = [self._pair(requests[at][1], requests[at][2]) for at in batch]
+            # A method that reads the request first reads the context, or what there is instead.
+            prompts = [
+                Prompt(context or continuation, pair.target if context in ("", continuation) else pair.input)
+                for (context, continuation), pair in zip((requests[at][0] for at in batch), pairs, strict=True)
+            ]
             with memory_watched():
                 scored = self.model.likelihoods(prompts, pairs, self._choice)
             for at, each in zip(batch, scored, strict=True):

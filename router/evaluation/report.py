@@ -6,8 +6,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from protocol.printable import printable
 from router.evaluation.compare import Comparison
-from router.query.terminal import printable
 
 
 def as_table(found: Comparison) -> Table:

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from protocol.files import strict_json
+from protocol.files.atomic import write_whole
 from router.base.fingerprint import fingerprint
 from router.evaluation.compare import Score
 from router.evaluation.prompts import BatchLimits
@@ -25,16 +26,6 @@ from router.query.request import RoutingChoice
 RESULTS = "results.jsonl"
 ANSWERS = "answers"
 _BASE = "base.json"
-
-
-class Nothing:
-    """Remembers nothing."""
-
-    def find(self, _task: Task, _choice: RoutingChoice) -> None:
-        """Know no score."""
-
-    def keep(self, _task: Task, _choice: RoutingChoice, _score: Score, _judged: Sequence[Judged]) -> None:
-        """Forget it."""
 
 
 class Results:
@@ -60,12 +51,10 @@ class Results:
         """Write a score down; its answers first, so that a line in the results always has them."""
         key = self._key(task, choice)
         answers = self._folder / ANSWERS / f"{key[:16]}.jsonl"
-        partial = answers.with_suffix(".part")
-        with partial.open("w", encoding="utf-8") as file:
-            file.writelines(
-                _line({"row": each.number, "answer": each.answer, "tied": each.tied, **each.metrics}) for each in judged
-            )
-        partial.replace(answers)
+        lines = [
+            _line({"row": each.number, "answer": each.answer, "tied": each.tied, **each.metrics}) for each in judged
+        ]
+        write_whole(answers, "".join(lines).encode())
         said = {"task": task.name, "method": choice.method, "rows": len(task.rows), "answers": answers.name}
         with (self._folder / RESULTS).open("a", encoding="utf-8") as file:
             file.write(_line({**said, "metrics": score.metrics, "ties": score.ties, "key": key}))

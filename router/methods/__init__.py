@@ -1,4 +1,4 @@
-"""Routing methods: one small file each, a line here and an entry in the registry; imports `layer` and below."""
+"""Routing methods: a small file for each kind, a line here and an entry in the registry; imports `layer` and below."""
 
 from collections.abc import Sequence
 

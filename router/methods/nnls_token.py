@@ -167,7 +167,9 @@ class ByToken(SharedDecision):
         # Rows that the request does not see have no share, and are passed over anyhow.
         shares = np.pad(self._shares.shares, ((0, 0), (0, 1)))[:, positions] * (1 - _TOKEN)
         alike = np.pad(self._shares.alike, (0, 1), constant_values=-1)[positions]
-        centre = self._prototype.public.spread(group.store.paths[0], "token").mean
+        # A group names siblings that the base may lack.
+        path = next(path for path, count in zip(group.store.paths, group.counts, strict=True) if count)
+        centre = self._prototype.public.spread(path, "token").mean
         self._masses = self._masses.to(device)
         return _Seen(
             group.by(self._prototype),

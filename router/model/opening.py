@@ -1,9 +1,12 @@
 """A routed model out of a router's folder."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from platformdirs import user_cache_path
 
 from protocol.documents import read_timestamp
 from router import settings as router_settings
@@ -35,7 +38,10 @@ def load_model(
     if saved is not None:
         from router.model.routed_model import RoutedModel  # noqa: PLC0415 - torch takes seconds
 
-        return RoutedModel.from_pretrained(saved, **settings)
+        cache = user_cache_path("greylag") / FINGERPRINT
+        with suppress(OSError):  # a home that cannot be written only costs the time again
+            cache.parent.mkdir(parents=True, exist_ok=True)
+        return RoutedModel.from_pretrained(saved, cache=cache, **settings)
     mirror = open_mirror(workspace)
     chosen = router_settings.load(workspace, **settings)
     spec = mirror.release.spec

@@ -19,6 +19,7 @@ from router.base.memory import memory_watched
 from router.follow.pull import pull
 from router.follow.workspace import FINGERPRINT, Mirror
 from router.layer.routed_linear import routing
+from router.methods import find_method
 from router.model.decode import write
 from router.model.expert_set import ExpertSet
 from router.model.export_lora import Exported, export_lora
@@ -43,17 +44,7 @@ class Options(Loading, total=False):
 
 
 class RoutedModel(ExpertSet):
-    """Answers with whatever experts it holds; grows and shrinks while it answers.
-
-    Experts come and go by exchanging the generation as a whole: a request that has begun finishes with
-    the generation that it began with, and may ask for one of the few releases before it.
-
-    Args:
-        base: A loaded base model; its linear modules are replaced by routed ones.
-        embedding: Folder or Hub id of the model that retrieval embeds queries by; without one, the base model.
-        public: Public text, one a line, for methods that hold requests against it; without it, random tokens.
-        cache: File that remembers the base model's fingerprint, and has other facts about the base kept beside it.
-    """
+    """Answers with whatever experts it holds, scores, and is loaded and saved; made as `ExpertSet` says."""
 
     @classmethod
     def from_base(
@@ -163,7 +154,7 @@ class RoutedModel(ExpertSet):
         """
         saved = open_saved(Path(folder), expected=expected)
         source = base or (str(saved.base) if saved.base else saved.index.base.name)
-        check_base(source, saved.index.base)
+        check_base(source, saved.index.base, options.get("cache"))
         model = cls.from_base(source, **options)
         check_room(saved.bundles, model.generation.pool, model.places, model.base.model.dtype)
         for expert, bundle in zip(saved.index.experts, saved.bundles, strict=True):
@@ -232,13 +223,14 @@ class RoutedModel(ExpertSet):
             inputs: A text or a chat, or several.
             choice: How they are routed, or one choice for each; what it leaves open, the release says.
             max_new_tokens: Longest answer, in tokens.
-            stop: Texts before the first of which an answer ends.
+            stop: Texts before the first of which an answer ends; empty ones are left out.
 
         Raises:
             Refused: `REQUEST_INVALID`, or as `router.model.planner.plan`.
         """
         prompts = self.read(inputs)
-        answered = write(self.base, self._planned(prompts, choice), prompts, max_new_tokens, stop)
+        ends = [text for text in stop if text]
+        answered = write(self.base, self._planned(prompts, choice), prompts, max_new_tokens, ends)
         return [answer.text for answer in answered.answers]
 
     def answer(
@@ -289,7 +281,7 @@ class RoutedModel(ExpertSet):
     def prepared(self, choice: RoutingChoice) -> bool:
         """Tell whether a request of this choice finds worked out what its method needs once."""
         generation = self.held.find(choice.release)
-        return (choice.method or generation.settings.method) in self._prepared.get(generation, ())
+        return _preparation(choice.method or generation.settings.method) in self._prepared.get(generation, ())
 
     def prepare(self, choice: RoutingChoice) -> None:
         """Work out what a method needs once: statistics of public text, vectors that stand for experts.
@@ -301,16 +293,20 @@ class RoutedModel(ExpertSet):
         """
         generation = self.held.find(choice.release)
         method = choice.method or generation.settings.method
-        whole = RoutingChoice(method, choice.k, release=choice.release)
-        word = Prompt("", [self.base.tokenizer.eos_token_id])
+        word, whole = read_prompts(self.base, ["a"]), True
+        try:
+            planned = self._planned(word, RoutingChoice(method, choice.k, release=choice.release))
+        except Refused:  # the method takes some experts of the pool only; the request may name these
+            planned, whole = self._planned(word, choice), False
         draw = torch.Generator().manual_seed(0)
         with torch.inference_mode():
-            for part in self._planned([word], whole).parts:
+            for part in planned.parts:
                 for path, module in part.plan.pool.modules.items():
                     linear = self.base.model.get_submodule(path)
                     u = torch.randn(1, linear.in_features, generator=draw)
                     part.plan.method.choose(module, u.to(self.places[path], self.base.model.dtype))
-        self._prepared.setdefault(generation, set()).add(method)
+        if whole:
+            self._prepared.setdefault(generation, set()).add(_preparation(method))
 
     def losses(self, inputs: Asking, targets: Sequence[str], choice: Choices = DEFAULT) -> list[float]:
         """Mean negative log-likelihood of each input's one target, in nats a token, its end token among them.
@@ -372,3 +368,8 @@ class RoutedModel(ExpertSet):
                 "Train it again with a smaller learning rate.",
             )
         return sum(losses) / len(losses)
+
+
+def _preparation(method: str) -> str:
+    """Name what a method prepares; its argument matters only where vectors are worked out by it."""
+    return method if method.startswith("genknowsub:") else find_method(method)

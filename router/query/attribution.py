@@ -95,21 +95,6 @@ def _add_given(total: NDArray[np.float64], route: ModuleRoute) -> None:
         total += np.maximum(route.full, 0).sum(axis=0, dtype=np.float64)
 
 
-def kl_divergence(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
-    """Kullback-Leibler divergence KL(p || q).
-
-    Args:
-        p: [n], the distribution that is taken for the truth.
-        q: [n].
-
-    Returns:
-        Nats; infinite if q excludes what p holds possible.
-    """
-    held = p > 0
-    with np.errstate(divide="ignore"):
-        return max(float(np.sum(p[held] * (np.log(p[held]) - np.log(q[held])))), 0.0)
-
-
 def oracle_divergence(panel: Panel, experts: int) -> float | None:
     """Return KL(oracle || routing) of a panel in nats, which is -log of what the oracle's expert was given.
 
@@ -118,9 +103,8 @@ def oracle_divergence(panel: Panel, experts: int) -> float | None:
     """
     if panel.oracle is None:
         return None
-    oracle = np.zeros(experts)
-    oracle[panel.oracle] = 1.0
-    return kl_divergence(oracle, distribution(panel.routes, experts))
+    given = min(float(distribution(panel.routes, experts)[panel.oracle]), 1.0)
+    return -math.log(given) if given > 0 else math.inf
 
 
 def correlation(panels: Sequence[Panel], experts: int) -> float | None:

@@ -17,6 +17,8 @@ from protocol.statement import first_invalid
 
 MAX_K = 64
 """Most experts a token, as a release's own k."""
+MAX_METHOD = 1000
+"""Longest method with its argument, in letters."""
 _ASSISTANT = "assistant"
 
 
@@ -42,7 +44,7 @@ class RoutingChoice:
     Experts are named `name`, `contributor/name`, or `contributor/` for all experts of a contributor.
 
     Raises:
-        Refused: `REQUEST_INVALID` for a figure out of range.
+        Refused: `REQUEST_INVALID` for a figure out of range, or a method that is too long.
     """
 
     # A request is a stranger's JSON as often as a caller's Python.
@@ -66,6 +68,8 @@ class RoutingChoice:
         for name in ("allow", "deny"):
             if isinstance(names := getattr(self, name), list):
                 object.__setattr__(self, name, tuple(names))
+        if self.method is not None and len(self.method) > MAX_METHOD:
+            raise _out_of_range("the method's length", len(self.method), f"{MAX_METHOD} letters at most")
         if self.k is not None and not 1 <= self.k <= MAX_K:
             raise _out_of_range("k", self.k, f"a whole number from 1 to {MAX_K}")
         if self.temperature is not None and not (math.isfinite(self.temperature) and self.temperature > 0):

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from protocol.printable import printable
 from router.query.answer import Answer, Answered
 from router.query.attribution import expert_shares, module_shares, token_weights
 
@@ -21,13 +22,6 @@ def as_json(answered: Answered, *, explain: bool) -> dict[str, Any]:
     return {
         "answers": [_answer_json(answer, answered.experts, explain=explain) for answer in answered.answers],
     }
-
-
-def printable(text: str) -> str:
-    """Make a model's or a stranger's text fit for a terminal: nothing in it steers the terminal."""
-    return "".join(
-        letter if letter.isprintable() or letter in "\n\t" else "\N{REPLACEMENT CHARACTER}" for letter in text
-    )
 
 
 def explain(console: Console, answered: Answered, answer: Answer) -> None:
@@ -84,7 +78,9 @@ def _token_table(answer: Answer, experts: Sequence[str], colours: dict[str, str]
     for position, (token, is_input) in enumerate(tokens):
         weights = token_weights(answer.routes, position, len(answer.input_tokens), len(experts))
         if weights is not None:
-            table.add_row(Text(token), "input" if is_input else "output", _ranking(weights, experts, colours))
+            table.add_row(
+                Text(printable(token)), "input" if is_input else "output", _ranking(weights, experts, colours)
+            )
     return table
 
 

@@ -2,7 +2,9 @@
 
 import asyncio
 import math
+from collections import defaultdict
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -14,11 +16,12 @@ from protocol.v1 import query_pb2
 from protocol.v1.query_pb2_grpc import QueryServicer, add_QueryServicer_to_server
 from protocol.wire.grpc_server import to_end
 from router.base.batching import Prompt
+from router.base.device_map import is_offloaded
 from router.methods import find_method
 from router.model.routed_model import RoutedModel
 from router.query.client import choice_from_wire, input_from_wire, to_wire
 from router.query.limits import DEFAULT_ALLOWANCE, DEFAULT_NEW_TOKENS, MAX_INPUTS, MAX_SQUARED_TOKENS, Allowance
-from router.query.request import DEFAULT, RoutingChoice
+from router.query.request import DEFAULT, RoutingChoice, one_each
 
 SERVICE = "greylag.v1.Query"
 
@@ -36,7 +39,9 @@ class QueryService(QueryServicer):
         # One batch fills the device; the others wait in the order in which they came.
         self._turn = asyncio.Lock()
         # What a method works out once for all requests takes seconds to minutes, and nobody else waits for it.
-        self._preparing = asyncio.Lock()
+        self._preparing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        # But where weights come when a module runs, and go again, two passes at once would miss some.
+        self._alone = self._turn if is_offloaded(model.base.model) else nullcontext()
 
     async def Ask(  # noqa: N802 - the service's name for it
         self,
@@ -57,15 +62,14 @@ class QueryService(QueryServicer):
         choices = [choice_from_wire(choice) for choice in request.choices] or [DEFAULT]
         for choice in dict.fromkeys(choices):
             self._check_allowed(choice)
+        each = one_each(choices[0] if len(choices) == 1 else choices, len(request.inputs))
         prompts = await to_end(partial(self._read, request))
         for choice in dict.fromkeys(choices):
-            if not self._model.prepared(choice):
-                async with self._preparing:
-                    await to_end(partial(self._model.prepare, choice))
+            await self._prepare(choice)
         asked = partial(
             self._model.answer,
             prompts,
-            choices[0] if len(choices) == 1 else choices,
+            each,
             max_new_tokens=request.max_new_tokens or min(DEFAULT_NEW_TOKENS, self._allowance.new_tokens),
             explain=request.explain,
         )
@@ -73,6 +77,15 @@ class QueryService(QueryServicer):
             answered = await to_end(asked)
         for part in to_wire(answered):
             yield part
+
+    async def _prepare(self, choice: RoutingChoice) -> None:
+        if self._model.prepared(choice):
+            return
+        method = choice.method or self._model.held.find(choice.release).settings.method
+        async with self._preparing[find_method(method)]:
+            if not self._model.prepared(choice):  # somebody who came before may have seen to it
+                async with self._alone:
+                    await to_end(partial(self._model.prepare, choice))
 
     def _check_allowed(self, choice: RoutingChoice) -> None:
         most = self._allowance.k

@@ -3,7 +3,7 @@
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from google.protobuf.message import Message
@@ -29,6 +29,7 @@ class RawClient:
         self.socket.sendall(PREFACE + frame(SETTINGS, 0, 0, settings) + frame(SETTINGS, ACK, 0))
         self._last = -1
         self._heard = b""
+        self._over: set[int] = set()
 
     def call(self, method: str, request: Message | None = None, *, end: bool = True) -> int:
         """Begin a call, with one request or none; give the number of its stream."""
@@ -46,13 +47,21 @@ class RawClient:
 
     def ended(self, *streams: int, within_s: float = 10.0) -> bool:
         """Read until the server has ended all these streams, or the connection; tell whether it did in time."""
-        left, deadline = set(streams), time.monotonic() + within_s
-        while left and (rest := deadline - time.monotonic()) > 0:
-            self.socket.settimeout(rest)
+        return self._read(lambda: self._over >= set(streams), within_s)
+
+    def how_many_ended(self, number: int, within_s: float = 10.0) -> int:
+        """Read until so many streams have ended, whichever they are; tell how many did in time."""
+        self._read(lambda: len(self._over) >= number, within_s)
+        return len(self._over)
+
+    def _read(self, enough: Callable[[], bool], within_s: float) -> bool:
+        deadline = time.monotonic() + within_s
+        while not enough():
+            self.socket.settimeout(max(deadline - time.monotonic(), 0.001))
             try:
                 heard = self.socket.recv(1 << 16)
             except TimeoutError:
-                break
+                return False
             except ConnectionError:
                 return True
             if not heard:
@@ -61,9 +70,9 @@ class RawClient:
             while len(self._heard) >= 9 and len(self._heard) >= (size := 9 + int.from_bytes(self._heard[:3], "big")):
                 kind, flags, stream = self._heard[3], self._heard[4], int.from_bytes(self._heard[5:9], "big")
                 if kind == RESET or (kind in (DATA, HEADERS) and flags & END_STREAM):
-                    left.discard(stream)
+                    self._over.add(stream)
                 self._heard = self._heard[size:]
-        return not left
+        return True
 
 
 @contextmanager

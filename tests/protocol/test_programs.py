@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from protocol.errors import Code, Refused
 from protocol.printable import printable
-from protocol.programs import print_json, run, say
+from protocol.programs import print_json, put, run, say
 
 
 def test_a_refusal_is_a_sentence_a_hint_and_an_exit_status(capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,7 +48,8 @@ def test_what_a_stranger_wrote_is_shown_and_not_obeyed(
 ) -> None:
     assert printable(text) == shown
     say(text)
-    assert capsys.readouterr().err == shown + "\n"
+    put(text)
+    assert capsys.readouterr() == (shown + "\n", shown + "\n")
 
 
 @given(st.text())

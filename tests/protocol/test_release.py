@@ -220,6 +220,18 @@ def test_a_chain_without_end_is_not_followed(monkeypatch: pytest.MonkeyPatch) ->
     assert refusal(lambda: check_fresh(chain[3], *chain[:3])).code is Code.RELEASE_FORK
 
 
+def test_a_chain_that_is_broken_is_not_followed_further() -> None:
+    asked = []
+
+    def earlier(number: int) -> release.Release:
+        asked.append(number)
+        return numbered(number)
+
+    ninth = continuing(numbered(8), 9)
+    error = refusal(lambda: release.check_fresh(ninth, seen=numbered(2), now=NOW, earlier=earlier))
+    assert (error.code, asked) == (Code.RELEASE_FORK, [8, 7])
+
+
 @pytest.mark.parametrize(("number", "seen"), [(1, 2), (5, 10**6)])
 def test_an_older_release_is_refused(number: int, seen: int) -> None:
     error = refusal(lambda: check_fresh(numbered(number), numbered(seen)))

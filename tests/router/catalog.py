@@ -93,7 +93,7 @@ class Catalog(CatalogServicer):
 
 
 def clock_at(moment: datetime) -> type[datetime]:
-    """What takes the place of `router.follow.pull.datetime` where a test says what time it is."""
+    """A clock for `router.follow.pull`, where a test says what time it is."""
     return type("Clock", (datetime,), {"now": classmethod(lambda *_: moment)})
 
 

@@ -170,10 +170,10 @@ CASES = (
     Case("train", no_held_out_rows, Code.DATA_EMPTY, "at least"),
     Case("evaluate", no_held_out_rows, Code.DATA_EMPTY, "at least"),
     Case("train", no_data, Code.DATA_UNREADABLE, "There is no data file"),
-    Case("info", no_data, Code.DATA_UNREADABLE, "No such file or directory"),
-    Case("evaluate", no_data, Code.DATA_UNREADABLE, "No such file or directory"),
-    Case("calibrate", no_data, Code.DATA_UNREADABLE, "No such file or directory"),
-    Case("train", full_disk, Code.STORAGE_FULL, "The disk of the workspace is full", "waiting"),
+    Case("info", no_data, Code.DATA_UNREADABLE, "There is no data file"),
+    Case("evaluate", no_data, Code.DATA_UNREADABLE, "There is no data file"),
+    Case("calibrate", no_data, Code.DATA_UNREADABLE, "There is no data file"),
+    Case("train", full_disk, Code.STORAGE_FULL, "The disk is full", "waiting"),
 )
 
 

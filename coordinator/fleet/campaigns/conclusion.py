@@ -13,7 +13,7 @@ from coordinator.workspace.context import Opened
 from protocol.errors import Refused
 
 
-def conclude(opened: Opened, campaign: Campaign, *, now: datetime, stopped: bool = False) -> str:
+def conclude(opened: Opened, campaign: Campaign, *, now: datetime, stopped: bool = False, trouble: str = "") -> str:
     """End a campaign, and do what follows from the answers that have come, however many.
 
     Args:
@@ -21,12 +21,15 @@ def conclude(opened: Opened, campaign: Campaign, *, now: datetime, stopped: bool
         campaign: A running one; another stays as it is.
         now: The time.
         stopped: Whether its operator ends it.
+        trouble: Why it is not carried on, in a sentence.
 
     Returns:
         The conclusion in a few sentences.
     """
     fleet = Fleet(opened.registry)
-    parts = ["Stopped by the operator."] if stopped else []
+    if (now_ := fleet.campaigns.find(campaign.number)).state != "running":  # somebody else has ended it meanwhile
+        return now_.conclusion
+    parts = ["Stopped by the operator."] if stopped else [trouble] if trouble else []
     parts.append(summary(fleet, campaign.number))
     if campaign.kind == "evaluate":
         parts.append(_decide(opened, campaign, now))

@@ -4,6 +4,7 @@ All progress is in the registry. A driver that starts anew, after its own end or
 was asked by the run that is over; nodes do what they did already without doing it twice.
 """
 
+import json
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
@@ -111,7 +112,10 @@ class Driver:
             self._let_go(campaign.number)  # Flower has ended its run; the next step opens another
         if timestamp(self._clock()) >= campaign.expires:
             sentence = f"It could not be carried on ({what})."
-            self._fleet.campaigns.conclude(campaign.number, "finished", sentence, actor="rule", now=self._clock())
+            try:
+                conclude(self._opened, campaign, now=self._clock(), trouble=sentence)
+            except Exception:  # noqa: BLE001 - what cannot be weighed ends all the same
+                self._fleet.campaigns.conclude(campaign.number, "finished", sentence, actor="rule", now=self._clock())
 
     def _hear(self, campaign: Campaign, run: client.Run, turn: OpenRound | None) -> None:
         answers = self._fleet.campaigns.answers(campaign.number)
@@ -131,13 +135,14 @@ class Driver:
 
     def _keep(self, campaign: Campaign, answer: CampaignAnswer, name: str, told: Reply, turn: OpenRound | None) -> None:
         reply = told if turn is None else turn.judged(told, answer.attempts)
-        crashed = reply.code == Code.UNREACHABLE.name and answer.attempts >= MAX_CRASHES
+        crashes = json.loads(answer.facts).get("crashes", 0) + (reply.code == Code.UNREACHABLE.name)
+        facts = {**reply.words, **reply.metrics, **({"error": reply.error} if reply.error else {})}
         self._fleet.campaigns.heard(
             campaign.number,
             answer.contributor,
-            "failed" if crashed else "waiting" if reply.state == "later" else reply.state,
+            "failed" if crashes >= MAX_CRASHES else "waiting" if reply.state == "later" else reply.state,
             code=reply.code,
-            facts={**reply.words, **reply.metrics, **({"error": reply.error} if reply.error else {})},
+            facts=facts | ({"crashes": crashes} if crashes and reply.state == "later" else {}),
             now=self._clock(),
             update=reply.update,
         )

@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -66,10 +68,10 @@ class Link:
 
 
 def _await(port: int) -> None:
-    for _ in range(int(START_S / 0.1)):
-        try:
+    end = time.monotonic() + START_S
+    while time.monotonic() < end:
+        with suppress(httpx.HTTPError):
             if httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == httpx.codes.OK:
                 return
-        except httpx.HTTPError:
-            threading.Event().wait(0.1)
+        threading.Event().wait(0.1)
     raise Unavailable(Code.BUSY, "Flower's server does not come up.", "It is tried again.")

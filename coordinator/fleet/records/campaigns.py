@@ -9,8 +9,8 @@ from sqlalchemy import and_, delete, func, select, update
 
 from coordinator.fleet.records.rounds import round_of
 from coordinator.registry import journal
-from coordinator.registry.registry import Registry
 from coordinator.registry.tables import Campaign, CampaignAnswer, Contributor, Node, Update
+from coordinator.registry.transactions import Subject
 from protocol.documents import timestamp
 from protocol.errors import Code, Refused
 from protocol.fleet.campaign import Order
@@ -19,15 +19,8 @@ FINAL = ("done", "failed")
 """States of an answer that is not asked for again."""
 
 
-class Campaigns:
-    """Every campaign.
-
-    Args:
-        registry: Opens the transactions.
-    """
-
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
+class Campaigns(Subject):
+    """Every campaign."""
 
     def next_number(self) -> int:
         """Number of the campaign that would come next."""

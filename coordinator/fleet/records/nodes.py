@@ -8,22 +8,15 @@ from sqlalchemy import select
 from coordinator.policy.eligibility import judge_contributor
 from coordinator.registry import journal
 from coordinator.registry.cascades import revoke_nodes
-from coordinator.registry.registry import Registry
 from coordinator.registry.tables import Contributor, Node
+from coordinator.registry.transactions import Subject
 from protocol.documents import timestamp
 from protocol.errors import Code, Refused
 from protocol.fleet.node_key import Binding
 
 
-class Nodes:
-    """The nodes of contributors.
-
-    Args:
-        registry: Opens the transactions.
-    """
-
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
+class Nodes(Subject):
+    """The nodes of contributors."""
 
     def bind(self, binding: Binding, envelope: bytes, *, now: datetime) -> None:
         """Remember a node's key as its contributor's; an earlier node of the same contributor goes out of use.

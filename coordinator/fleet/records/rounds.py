@@ -9,8 +9,8 @@ from typing import Any
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import undefer
 
-from coordinator.registry.registry import Registry
 from coordinator.registry.tables import CampaignAnswer, Round, Update
+from coordinator.registry.transactions import Subject
 from protocol import statement
 from protocol.documents import timestamp
 from protocol.fleet.campaign import ORDER_TYPE, Order
@@ -18,15 +18,8 @@ from protocol.release import CalibrationFile, Spent
 from protocol.signing import Signed
 
 
-class Rounds:
-    """Rounds in the registry's database.
-
-    Args:
-        registry: Opens the transactions.
-    """
-
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
+class Rounds(Subject):
+    """Rounds in the registry's database."""
 
     def of(self, campaign: int) -> list[Round]:
         """Rounds of a campaign, oldest first; the last one may be going on."""

@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from tqdm import tqdm
 
 from protocol.errors import Code, Refused
 from router.base.batching import masked_mean
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 Kind = Literal["pooled", "token"]
 
+PATIENCE_S = 2.0
+"""After how long a bar shows what takes long, in seconds."""
 _FEWEST = 2
 TEXTS = 1024
 """Texts that are read at most."""
@@ -88,7 +91,11 @@ class PublicText:
             self._file = place
             return
         spreads: dict[str, Tensor] = {}
-        for path, kind, samples in self._samples():
+        sources = set(self._reader.sources.values())
+        total = len(sources) + sum(map(self._reader.of_prompt, sources))
+        # On a terminal alone, and only once it has taken a while.
+        slow = {"desc": "Statistics of public text, once a base", "delay": PATIENCE_S, "disable": None, "leave": False}
+        for path, kind, samples in tqdm(self._samples(), total=total, **slow):
             fields = spread_of(samples)._asdict()
             spreads |= {f"{path}.{kind}.{field}": tensor for field, tensor in fields.items()}
         if place is not None and _written(spreads, place):
@@ -200,7 +207,7 @@ def _written(tensors: dict[str, Tensor], place: Path) -> bool:
     try:
         save_file(tensors, partial, {"format": "pt"})
         partial.replace(place)
-    except OSError:  # a full or read-only disk: worked out again by the next process
+    except (OSError, SafetensorError):  # a full or read-only disk: worked out again by the next process
         with suppress(OSError):
             partial.unlink()
         return False

@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+import httpx
 import pytest
 from sqlalchemy import update
 
@@ -45,6 +46,25 @@ def test_one_key_that_flower_does_not_take_keeps_nobody_out(town: Town, superlin
         service.step(town.opened, superlink, town.driver, told, now=town.clock())
         assert {node.public_key.decode() for node in superlink.nodes()} == good_ones
     assert told.keys() == good_ones
+
+
+def test_an_answer_that_never_came_is_asked_for_again(
+    town: Town, superlink: client.Superlink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes, register = {enrol(town.opened, name) for name in ("ada", "bob")}, superlink.register
+    cut = [httpx.ReadTimeout("too late")]
+
+    def once(public: str, name: str) -> None:
+        if cut:
+            raise cut.pop()
+        register(public, name)
+
+    monkeypatch.setattr(superlink, "register", once)
+    told: dict[str, str] = {}
+    with pytest.raises(httpx.ReadTimeout):
+        service.step(town.opened, superlink, town.driver, told, now=town.clock())
+    service.step(town.opened, superlink, town.driver, told, now=town.clock())
+    assert {node.public_key.decode() for node in superlink.nodes()} == nodes
 
 
 def test_one_candidate_that_cannot_be_read_stops_no_campaign(town: Town, superlink: client.Superlink) -> None:

@@ -5,18 +5,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import structlog
 from sqlalchemy import update
 
 from coordinator.admission.limited_process import CheckFailedError
 from coordinator.policy.lifecycle import State
 from coordinator.registry.registry import Registry
 from coordinator.registry.tables import ReleaseRow
+from coordinator.review.probe import Model
 from coordinator.review.worker import TRIES
-from protocol.bundle import Bundle
+from protocol.bundle import ADAPTER_WEIGHTS, Bundle
 from protocol.documents import Pool
-from protocol.errors import Code
+from protocol.errors import Code, Refused
 from protocol.signing import Identity
-from tests.coordinator.conftest import Clock
+from tests.coordinator.conftest import Clock, make_pool, resign
 from tests.coordinator.review.test_worker import ObedientModel, Workshop, make
 
 
@@ -46,6 +48,40 @@ def test_a_slow_check_is_tried_again(shop: Workshop, tmp_path: Path, identity: I
     assert shop.listed() == [good.digest, slow.digest]
     steps = [(event.kind, event.step) for event in shop.registry.events(slow.digest)]
     assert steps[:3] == [("bundle", "received"), ("check", "failed"), ("bundle", "verified")]
+
+
+def test_what_its_check_held_up_does_not_take_the_place_of_its_successor(
+    shop: Workshop, tmp_path: Path, identity: Identity
+) -> None:
+    slow = shop.receive(make(shop, tmp_path, 1, identity))
+    shop.worker._check = failing(shop, slow)
+    shop.worker.step()
+    successor = shop.receive(resign(make(shop, tmp_path, 2, identity), identity, name="e1", supersedes=slow.digest))
+    shop.worker.step()
+    assert shop.listed() == [successor.digest]
+    shop.worker._check = shop.check
+    shop.clock.forward(minutes=1)
+    shop.worker.step()
+    assert shop.listed() == [successor.digest]
+    assert [shop.state(slow), shop.state(successor)] == [State.SUPERSEDED, State.RELEASED]
+
+
+def test_what_was_overtaken_before_anybody_let_it_in_is_not_public(
+    tmp_path: Path, coordinator_identity: Identity, registry: Registry, clock: Clock, identity: Identity
+) -> None:
+    pool = make_pool(coordinator_identity, admission="reviewed")
+    shop = Workshop(tmp_path, pool, coordinator_identity, registry, clock)
+    bundles = [shop.receive(make(shop, tmp_path, 1, identity))]
+    for number in (2, 3):
+        again = resign(make(shop, tmp_path, number, identity), identity, name="e1", supersedes=bundles[-1].digest)
+        bundles.append(shop.receive(again))
+    shop.worker.step()
+    for bundle in bundles[1:]:
+        registry.bundles.move(bundle.digest, State.ACCEPTED, actor="operator", now=clock())
+        shop.worker.step()
+    assert [shop.state(bundle) for bundle in bundles] == [State.SUPERSEDED, State.SUPERSEDED, State.RELEASED]
+    sizes = [registry.bundles.public_size(bundle.manifest.files[ADAPTER_WEIGHTS].sha256) for bundle in bundles]
+    assert [size is not None for size in sizes] == [False, True, True]
 
 
 def test_a_check_that_never_ends_becomes_a_verdict(shop: Workshop, tmp_path: Path, identity: Identity) -> None:
@@ -114,6 +150,26 @@ def test_what_breaks_the_model_is_not_tried_all_the_time(
     shop.clock.forward(minutes=1)
     shop.worker.step()
     assert shop.listed() == [poison.digest]
+
+
+def test_what_is_unavailable_is_not_tried_all_the_time(shop: Workshop, tmp_path: Path, identity: Identity) -> None:
+    lost, unloaded = (shop.receive(make(shop, tmp_path, number, identity)) for number in (1, 2))
+    shop.store.remove(lost.manifest.files[ADAPTER_WEIGHTS].sha256)
+    loaded: list[str] = []
+
+    def load() -> Model:
+        loaded.append("once more")
+        raise Refused(Code.BASE_UNREADABLE, "Gone.")
+
+    shop.load = load
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(5):
+            shop.worker.step()
+        assert [log["bundle"] for log in logs] == [lost.digest, unloaded.digest], "each is tried once"
+        shop.clock.forward(minutes=1)
+        shop.worker.step()
+    assert len(loaded) == 2
+    assert len(logs) == 4
 
 
 def test_the_worker_goes_on_whatever_happens(shop: Workshop, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

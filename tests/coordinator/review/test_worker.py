@@ -235,6 +235,7 @@ def test_lost_bytes_are_not_the_contributors_fault(shop: Workshop, tmp_path: Pat
     assert [shop.state(lost), shop.state(whole)] == [State.RECEIVED, State.RELEASED]
     assert [log["code"] for log in logs if log["event"] == "skipped"] == [Code.STORE_DAMAGED.name]
     shop.store.put(lost.folder / GATES, gates)
+    shop.clock.forward(minutes=1)
     shop.worker.step()
     assert shop.state(lost) == State.RELEASED
 
@@ -248,6 +249,7 @@ def test_a_base_that_cannot_be_loaded_is_not_the_contributors_fault(shop: Worksh
     shop.worker.step()
     assert shop.state(bundle) == State.ACCEPTED
     shop.load = load
+    shop.clock.forward(minutes=1)
     shop.worker.step()
     assert shop.state(bundle) == State.RELEASED
 
@@ -350,5 +352,6 @@ def test_a_full_disk_makes_the_worker_wait(shop: Workshop, bundle: Bundle, monke
         patch.setattr(shop.store, "copy_to", full)
         assert not shop.worker.step()
     assert shop.state(bundle) == State.RECEIVED
+    shop.clock.forward(minutes=1)
     shop.worker.step()
     assert shop.state(bundle) == State.RELEASED

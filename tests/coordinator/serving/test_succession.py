@@ -8,14 +8,15 @@ import pytest
 
 from client.submission import outbox
 from coordinator.policy.lifecycle import State
-from protocol.bundle import Bundle
+from protocol.bundle import ADAPTER_WEIGHTS, Bundle
 from protocol.documents import read_receipt
 from protocol.errors import Code, GreylagError
 from protocol.signing import Identity
+from protocol.v1 import catalog_pb2
 from protocol.wire.grpc_status import from_rpc_error
 from tests import factories
 from tests.coordinator.conftest import Clock, Served, resign
-from tests.coordinator.contributor import Contributor
+from tests.coordinator.contributor import DEADLINE_S, Contributor
 
 ACCEPTED = (State.VERIFIED, State.QUARANTINED, State.ACCEPTED)
 LIVES = {
@@ -77,6 +78,15 @@ def test_whatever_became_of_the_last_one_the_next_is_taken(name: Name, lives: li
     assert name.ada.status(last.digest).state == "released"
 
 
+def test_a_yank_that_nobody_heard_of_leaves_the_name_to_the_next(name: Name, clock: Clock) -> None:
+    first = name.submit("released", heard=True)
+    name.submit("refused", heard=True)
+    name.served.registry.bundles.move(first.digest, State.YANKED, actor="operator", now=clock())
+    last = name.submit("released", heard=True)
+    assert last.spec.supersedes == first.digest
+    assert name.ada.status(last.digest).state == "released"
+
+
 def test_what_was_superseded_elsewhere_is_not_superseded_again(name: Name) -> None:
     name.submit("released", heard=True)
     old_records = list(name.records)
@@ -95,6 +105,17 @@ def test_a_name_that_lives_is_not_begun_anew(name: Name, clock: Clock) -> None:
     assert current.digest[:16] in refused.message
     name.served.registry.bundles.move(current.digest, State.REFUSED, actor="operator", now=clock())
     name.ada.submit(name.make([]))
+
+
+def test_what_was_overtaken_unseen_is_fetched_by_nobody(name: Name, clock: Clock) -> None:
+    overtaken = name.submit("waiting", heard=True)
+    name.served.registry.bundles.move(overtaken.digest, State.SUPERSEDED, actor="worker", now=clock())
+    get = catalog_pb2.GetBundleRequest(digest=overtaken.digest)
+    with pytest.raises(grpc.RpcError) as error:
+        name.ada.catalog.GetBundle(get, timeout=DEADLINE_S)
+    assert from_rpc_error(error.value, "the coordinator").code is Code.BUNDLE_UNKNOWN
+    with pytest.raises(grpc.RpcError):
+        name.ada.fetch(overtaken.manifest.files[ADAPTER_WEIGHTS].sha256)
 
 
 def refusal(call: Callable[[Bundle], object], bundle: Bundle) -> GreylagError:

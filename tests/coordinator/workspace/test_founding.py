@@ -136,3 +136,14 @@ def test_postgresql_by_environment_only(
     monkeypatch.delenv("GREYLAG_COORDINATOR_DATABASE")  # init wrote it down
     assert program.json(workspace, "experts", "ls")["experts"] == [listed]
     assert not (workspace.folder / "registry.db").exists()
+
+
+def test_what_the_environment_names_is_in_the_workspace(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GREYLAG_COORDINATOR_DATABASE", "sqlite:///r.db")
+    monkeypatch.setenv("GREYLAG_COORDINATOR_STORE", "blobs")
+    workspace, _ = make(tmp_path / "w")
+    monkeypatch.chdir(tmp_path)
+    assert program(workspace, "fsck") == 0
+    assert {"r.db", "blobs"} <= {path.name for path in workspace.folder.iterdir()}

@@ -10,9 +10,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import structlog
 
 from coordinator.fleet.campaigns.promotion import settle
 from coordinator.fleet.records.fleet import Fleet
+from coordinator.registry.bundles import Bundles
 from coordinator.registry.registry import Registry
 from coordinator.review.bundle_cache import Cache
 from coordinator.review.probe import Reviewer
@@ -22,15 +24,17 @@ from coordinator.storage.blobs import Store
 from coordinator.storage.spool import Spool
 from coordinator.workspace.context import Opened, opened
 from coordinator.workspace.fsck import check_store
+from coordinator.workspace.locks import exclusive
 from coordinator.workspace.settings import load
-from protocol.bundle import Bundle
+from protocol.bundle import ADAPTER_WEIGHTS, Bundle
 from protocol.documents import read_receipt
-from protocol.errors import Code, Refused
+from protocol.errors import Code, Refused, Unavailable
 from protocol.release import Release, check_fresh, read_release, sign_candidate
 from protocol.signing import Identity
 from tests import factories
 from tests.coordinator.cli.test_main import SHAPES, Program, program
 from tests.coordinator.cli.test_processes import make_workspace
+from tests.coordinator.conftest import resign
 from tests.coordinator.contributor import enrolment
 from tests.coordinator.review.test_worker import ObedientModel
 
@@ -128,6 +132,14 @@ def test_restore_then_fsck(program: Program, place: Place) -> None:
     assert (status, said["healthy"], said["orphans"]) == (0, True, [])
 
 
+@pytest.mark.parametrize("process", ["serve", "worker", "fleet"])
+def test_upkeep_waits_until_nobody_works(program: Program, place: Place, process: str) -> None:
+    with exclusive(place.workspace, process):
+        for verb in ("fsck", "migrate"):
+            assert program(place.workspace, verb) == Code.WORKSPACE_BUSY.fate.exit
+            assert process in program.err
+
+
 def test_restore_then_serve(program: Program, place: Place) -> None:
     first, second = place.make(), place.make()
     place.submit(first)
@@ -149,6 +161,26 @@ def test_restore_then_serve(program: Program, place: Place) -> None:
     place.submit(second)
     fourth = place.work()
     assert [expert.bundle for expert in fourth.spec.experts] == [first.digest, second.digest]
+
+
+def test_what_was_yanked_after_the_copy_is_not_public_again(program: Program, place: Place) -> None:
+    yanked, old = place.make(), place.make()
+    place.submit(yanked)
+    place.submit(old)
+    place.work()
+    backup = place.database.read_bytes()
+    assert program(place.workspace, "experts", "yank", yanked.digest[:8], "--reason", "Answers with insults.") == 0
+    place.submit(resign(place.make(), place.ada, name=old.spec.name, supersedes=old.digest))
+    place.work()
+    place.database.write_bytes(backup)
+    status, said = fsck(program, place, "--adopt")
+    assert (status, said["yanked"]) == (0, [yanked.digest])
+    assert yanked.digest[:16] in program.err
+    with place.open() as open_:
+        bundles = open_.registry.bundles
+        assert {row.digest: row.state for row in bundles.all()} == {yanked.digest: "yanked", old.digest: "superseded"}
+        public = [bundles.public_size(each.manifest.files[ADAPTER_WEIGHTS].sha256) for each in (yanked, old)]
+    assert public == [None, old.manifest.files[ADAPTER_WEIGHTS].size]
 
 
 def test_restore_then_promote(place: Place) -> None:
@@ -193,6 +225,28 @@ def test_a_workspace_of_an_earlier_version_begins_to_remember(place: Place) -> N
     assert read_receipt(place.workspace.acknowledged.read_bytes(), place.pool).sequence == 1
 
 
+def test_marks_never_go_back(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(2):
+        place.submit(place.make())
+    newest = place.work()
+    with place.open() as open_:
+        for event in open_.registry.events():  # as two that committed at once may be told of
+            open_.high_water.rise(event)
+            assert read_release(place.workspace.published.read_bytes(), place.pool).digest == newest.digest
+            assert read_receipt(place.workspace.acknowledged.read_bytes(), place.pool).sequence == 2
+        bundle = place.make()
+
+        def fail(*_: object) -> None:
+            raise Unavailable(Code.BUSY, "The registry's database does not answer.")
+
+        with monkeypatch.context() as patch, structlog.testing.capture_logs() as logs:
+            patch.setattr(Bundles, "find", fail)
+            patch.setattr(Bundles, "newest", fail)
+            kept = open_.registry.bundles.keep(bundle.manifest, check=lambda _: None, sign=lambda _: b"3", now=now())
+    assert kept == b"3", "what is kept is acknowledged"
+    assert "not remembered" in [log["event"] for log in logs]
+
+
 def test_files_are_dropped_only_when_asked_and_old(place: Place, tmp_path: Path) -> None:
     kept = place.make()
     place.submit(kept)
@@ -211,6 +265,30 @@ def test_files_are_dropped_only_when_asked_and_old(place: Place, tmp_path: Path)
     registry.close()
     assert not place.store.verify(old)
     assert all(place.store.verify(sha256) for sha256 in place.files(kept))
+
+
+def test_what_is_refused_or_yanked_needs_no_bytes(program: Program, place: Place) -> None:
+    yanked, refused, kept = place.make(), place.make(), place.make()
+    place.submit(yanked)
+    place.work()
+    place.submit(refused)
+    place.submit(kept)
+    (lost, *_), shared = place.files(yanked) - place.files(kept), place.files(kept)
+    place.store.remove(lost)
+    status, said = fsck(program, place)
+    assert (status, said["missing"]) == (Code.DIGEST_MISMATCH.fate.exit, [lost])
+    assert "refuse or yank" in program.err
+    for verb, bundle in (("yank", yanked), ("refuse", refused)):
+        assert program(place.workspace, "experts", verb, bundle.digest[:8], "--reason", "Lost.") == 0
+    gone = (place.files(yanked) | place.files(refused)) - shared - {lost}
+    status, said = fsck(program, place)
+    assert (status, said["missing"], set(said["orphans"])) == (0, [], gone)  # type: ignore[call-overload]
+    day = timedelta(days=1)
+    with place.open() as open_:
+        open_.registry.bundles.keep(place.make().manifest, check=lambda _: None, sign=lambda _: b"", now=now() + day)
+        found = check_store(open_.registry, place.store, now=now() + 3 * day, delete=day)
+    assert set(found.dropped) == gone
+    assert shared <= set(place.store.digests())
 
 
 def test_files_of_an_upload_that_may_be_resumed_are_no_orphans(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

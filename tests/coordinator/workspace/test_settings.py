@@ -31,6 +31,21 @@ def test_places_are_in_the_workspace(workspace: CoordinatorWorkspace, tmp_path: 
     assert settings.tls_key is None
 
 
+def test_a_relative_store_or_database_is_in_the_workspace_wherever_one_stands(
+    workspace: CoordinatorWorkspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for at in (workspace, CoordinatorWorkspace(Path(".."))):
+        at.settings.write_text('base = "b"\nstore = "blobs"\ndatabase = "sqlite:///r.db"\n')
+        settings = load(at)
+        assert (settings.store, settings.database) == (str(tmp_path / "blobs"), f"sqlite:///{tmp_path}/r.db")
+    url = "postgresql://ada:word@host/r"
+    workspace.settings.write_text(f'base = "b"\nstore = "s3://bucket/blobs"\ndatabase = "{url}"\n')
+    settings = load(workspace)
+    assert (settings.store, settings.database) == ("s3://bucket/blobs", url)
+
+
 @pytest.mark.parametrize(
     ("text", "word"),
     [('base = "b"\nlisen = "x"', "lisen"), ("base = 3", "base"), ("", "base"), ("base = ", "TOML"), ("\xff", "TOML")],

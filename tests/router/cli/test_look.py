@@ -10,6 +10,7 @@ from peft import PeftModel
 from protocol.errors import Code, Refused
 from router.base.loading import load_base
 from router.cli.options import CHOICE_FLAGS
+from router.model.opening import load_model
 from router.query.request import RoutingChoice
 from tests.router.verbs import call, pulled_node
 
@@ -96,6 +97,22 @@ def test_a_saved_model_answers_without_its_workspace(
     options = ("--device", "cpu", "--max-new-tokens", 4, "--json", "please reverse it : a b")
     alone, here = (json.loads(call("ask", *place, *options).stdout) for place in (("--saved", "model"), ("-w", node)))
     assert alone["answers"] == here["answers"]
+
+
+def test_what_a_saved_model_works_out_once_is_kept(node: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("router.methods.features.background.TEXTS", 40)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    call("save", "-w", node, "--with-base", tmp_path / "model")
+    model = load_model(tmp_path, tmp_path / "model", [], {"device": "cpu"}, pytest.fail)
+    public = model.features.mixtures.public
+    public.spread(next(iter(model.features.mixtures.reader.sources)), "token")
+    assert list((tmp_path / "cache" / "greylag").glob("public-*.safetensors"))
+
+
+def test_a_model_that_takes_a_while_says_so(node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("router.cli.options._PATIENCE_S", 0)
+    said = call("ask", "-w", node, "--device", "cpu", "--max-new-tokens", 1, "a")
+    assert "Loading the model" in said.stderr
 
 
 def test_an_exported_adapter_is_opened_by_plain_peft(node: Path, t5_base: Path, tmp_path: Path) -> None:

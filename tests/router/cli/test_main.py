@@ -104,8 +104,9 @@ def test_what_lies_on_disk_is_checked_when_asked(node: Path, tmp_path: Path) -> 
     assert isinstance(result.exception, Refused)
     assert result.exception.code is Code.DIGEST_MISMATCH
     shutil.rmtree(second)
-    with pytest.raises(Refused, match="1 of 1 are damaged"):
+    with pytest.raises(Refused, match="1 of 1 are damaged") as refused:
         call("check", "-w", node, "--sample", 1)
+    assert "newest release" in refused.value.hint
     call("pull", "-w", node)
     assert "Read 2 of 2; 0 are damaged." in call("check", "-w", node).stdout
     with pytest.raises(Refused) as refused:

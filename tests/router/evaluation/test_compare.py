@@ -12,7 +12,7 @@ from router.evaluation import report
 from router.evaluation.compare import Comparing, Comparison, Score
 from router.evaluation.contenders import read_methods
 from router.evaluation.prompts import BatchLimits
-from router.evaluation.results import ANSWERS, RESULTS, Nothing, Results
+from router.evaluation.results import ANSWERS, RESULTS, Results
 from router.evaluation.rows import Task
 from router.evaluation.scoring import Judged
 from router.methods.features.background import PublicText
@@ -39,7 +39,7 @@ class Watching:
 
 
 def comparing(model: RoutedModel, choice: RoutingChoice = DEFAULT) -> Comparing:
-    return Comparing(model, choice, LIMITS, "f1", Nothing(), Watching())
+    return Comparing(model, choice, LIMITS, "f1", Watching())
 
 
 def test_oracle_and_best_individual_are_chosen_by_evaluation(
@@ -106,7 +106,7 @@ def test_a_rerun_goes_on_where_it_ended(model: RoutedModel, ranked: Task, writte
     ) -> tuple[Comparison, int]:
         counting = _Counting(model)
         results = Results(tmp_path, counting, limits)  # type: ignore[arg-type]
-        comparison = Comparing(counting, choice, limits, "f1", results, Watching())  # type: ignore[arg-type]
+        comparison = Comparing(counting, choice, limits, "f1", Watching(), results)  # type: ignore[arg-type]
         return comparison.run([ranked, written], methods), counting.calls
 
     first, calls = run(["base", "phatgoose"])
@@ -134,7 +134,7 @@ def test_a_score_is_stale_once_anything_that_routes_has_changed(
     def calls() -> int:
         counting = _Counting(model)
         results = Results(tmp_path, counting, LIMITS)  # type: ignore[arg-type]
-        Comparing(counting, DEFAULT, LIMITS, "f1", results, Watching()).run([ranked], ["phatgoose"])  # type: ignore[arg-type]
+        Comparing(counting, DEFAULT, LIMITS, "f1", Watching(), results).run([ranked], ["phatgoose"])  # type: ignore[arg-type]
         return counting.calls
 
     generation, pool = model.generation, model.generation.pool

@@ -21,8 +21,11 @@ from lm_eval.api.registry import get_model  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 
 from protocol.errors import Code, Refused  # noqa: E402
+from router.base.batching import Prompt, TokenPair  # noqa: E402
+from router.base.likelihood import Likelihood  # noqa: E402
 from router.base.loading import load_base  # noqa: E402
 from router.evaluation.lm_eval import GreylagLM  # noqa: E402
+from router.query.request import RoutingChoice  # noqa: E402
 from tests import factories  # noqa: E402
 from tests.router.verbs import call, pulled_node  # noqa: E402
 
@@ -90,6 +93,26 @@ def test_what_is_too_long_is_cut_on_the_left(node: Path) -> None:
     # A decoder needs room for the answer, too: three of six positions, one of them taken by the begin token.
     (answer,) = model.generate_until(requests("generate_until", ("x y z a b c d e", {"max_gen_toks": 3})))
     assert answer == model.model.generate(["d e" if causal else "a b c d e"], max_new_tokens=3)[0]
+
+
+def test_who_reads_a_request_first_reads_the_tokens_that_are_scored(
+    node: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, seen = ours(node, max_length=4), list[tuple[Prompt, TokenPair]]()
+    likelihoods = model.model.likelihoods
+
+    def noted(prompts: list[Prompt], pairs: list[TokenPair], choice: RoutingChoice) -> list[Likelihood]:
+        seen.extend(zip(prompts, pairs, strict=True))
+        return likelihoods(prompts, pairs, choice)
+
+    monkeypatch.setattr(model.model, "likelihoods", noted)
+    model.loglikelihood(requests("loglikelihood", ("x y z a b c d e", " x y"), ("", "a b c")), disable_tqdm=True)
+    model.loglikelihood_rolling(requests("loglikelihood_rolling", ("a b c d e f g",)), disable_tqdm=True)
+    context, *others = seen
+    assert context[0].tokens == context[1].input
+    assert len(others) >= 3
+    # Where there is no context there is what is to be scored.
+    assert all(prompt.tokens == pair.target for prompt, pair in others)
 
 
 def test_an_answer_that_leaves_no_room_for_its_input_is_refused(node: Path) -> None:

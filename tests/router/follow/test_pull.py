@@ -2,11 +2,9 @@
 
 import errno
 import shutil
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import UTC, datetime
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -16,21 +14,14 @@ from safetensors.torch import load_file, save_file
 
 from protocol.bundle import ADAPTER_WEIGHTS, CARD, GATES, Bundle, pack
 from protocol.errors import Code, Refused, Unavailable
-from protocol.release import sign_release
-from protocol.signing import Identity
-from protocol.spec import Routing
 from protocol.v1.chunk_pb2 import Chunk
 from protocol.wire import chunks, grpc_client
 from router.follow import pull as pulling
 from router.follow import workspace
 from router.follow.pull import pull
-from router.follow.workspace import Mirror, open_mirror
-from router.model.releases import KEPT
-from router.model.routed_model import RoutedModel
-from router.query.request import RoutingChoice
-from router.serving.follower import Follower
+from router.follow.workspace import open_mirror
 from tests import factories
-from tests.router.catalog import Catalog, clock_at, serving
+from tests.router.catalog import Catalog
 
 
 def test_a_release_arrives_whole(catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path) -> None:
@@ -124,84 +115,6 @@ def test_a_swapped_bundle_is_refused(catalog: Catalog, address: str, bundles: li
     assert refused.value.code is Code.DIGEST_MISMATCH
 
 
-def test_never_backwards(catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path) -> None:
-    catalog.publish(bundles, number=5)
-    pull(tmp_path / "node", address)
-    catalog.publish(bundles[:1], number=4)
-    with pytest.raises(Refused) as refused:
-        pull(tmp_path / "node", address)
-    assert refused.value.code is Code.RELEASE_ROLLBACK
-    assert open_mirror(tmp_path / "node").release.spec.number == 5
-
-
-def test_never_sideways(catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path) -> None:
-    catalog.publish(bundles[:1], number=1)
-    pull(tmp_path / "node", address)
-    catalog.publish(bundles[:2], number=1)
-    with pytest.raises(Refused) as refused:
-        pull(tmp_path / "node", address)
-    assert refused.value.code is Code.RELEASE_FORK
-
-
-def test_never_sideways_across_releases_that_were_skipped(
-    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path
-) -> None:
-    node = tmp_path / "node"
-    catalog.publish(bundles[:1], number=1)
-    pull(node, address)
-    for number in (2, 3):
-        catalog.publish(bundles[:number], number=number, created="2020-01-01T00:00:00Z", expires="2020-01-02T00:00:00Z")
-    catalog.publish(bundles, number=4)
-    pull(node, address)  # what lies between may have expired
-    catalog.release = None
-    catalog.publish(bundles, number=5)
-    catalog.publish(bundles[:1], number=6)
-    with pytest.raises(Refused) as refused:
-        pull(node, address)
-    assert refused.value.code is Code.RELEASE_FORK
-    assert open_mirror(node).release.spec.number == 4
-
-
-def test_an_expired_release_is_no_news_but_what_is_here_stays(
-    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    catalog.publish(bundles, number=1, expires="2026-12-01T00:00:00Z")
-    monkeypatch.setattr(pulling, "datetime", clock_at(datetime(2026, 11, 30, tzinfo=UTC)))
-    pull(tmp_path / "node", address)
-    monkeypatch.setattr(pulling, "datetime", clock_at(datetime(2026, 12, 2, tzinfo=UTC)))
-    with pytest.raises(Refused) as refused:
-        pull(tmp_path / "node", address)
-    assert refused.value.code is Code.RELEASE_EXPIRED
-    assert len(open_mirror(tmp_path / "node").bundles) == 3
-
-
-def test_another_coordinator_is_not_trusted(
-    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path, t5_base: Path
-) -> None:
-    catalog.publish(bundles, number=1)
-    pull(tmp_path / "node", address)
-    stranger = Identity.generate()
-    catalog.pool, catalog.identity = factories.make_pool(t5_base, stranger), stranger
-    catalog.publish(bundles, number=2)
-    with pytest.raises(Refused) as refused:
-        pull(tmp_path / "node", address)
-    assert refused.value.code is Code.UNTRUSTED
-    with pytest.raises(Refused) as refused:
-        pull(tmp_path / "fresh", address, pool_key=Identity.generate().public)
-    assert refused.value.code is Code.UNTRUSTED
-
-
-def test_another_pool_of_the_same_operator_is_refused(
-    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path, t5_base: Path
-) -> None:
-    catalog.publish(bundles, number=1)
-    pull(tmp_path / "node", address)
-    catalog.pool = factories.make_pool(t5_base, catalog.identity, max_rank=3)
-    with pytest.raises(Refused) as refused:
-        pull(tmp_path / "node", address)
-    assert refused.value.code is Code.WRONG_POOL
-
-
 def test_no_release_yet(address: str, tmp_path: Path) -> None:
     with pytest.raises(Refused) as refused:
         pull(tmp_path / "node", address)
@@ -225,54 +138,6 @@ def test_a_full_disk_is_a_sentence(
             pull(tmp_path / "node", address)
     assert failed.value.code is Code.STORAGE_FULL
     assert len(pull(tmp_path / "node", address).bundles) == 1
-
-
-def test_a_running_model_follows(
-    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path, t5_base: Path
-) -> None:
-    model = RoutedModel.from_base(str(t5_base), device="cpu")
-    follower = Follower(model, lambda held: pull(tmp_path / "node", address, held=held), interval_s=60)
-    assert not follower.step()  # nothing is released yet
-    catalog.publish(bundles[:2], number=1)
-    assert follower.step()
-    assert not follower.step()
-    first = model.generation
-    catalog.publish(bundles[1:], number=2)
-    assert follower.step()
-    assert model.digests == (bundles[1].digest, bundles[2].digest)
-    assert model.generation.release == 2
-    # What stayed was not loaded again, and the old generation is whole.
-    assert model.generation.pool.experts[0] is first.pool.experts[1]
-    assert [expert.name for expert in first.pool.experts] == ["e0", "e1"]
-
-
-@pytest.fixture(scope="module")
-def opened() -> list[str]:
-    """Files of bundles that are opened from now on, as often as they are."""
-    seen: list[str] = []
-
-    def look(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "open" and "bundles" in str(arguments[0]):
-            seen.append(str(arguments[0]))
-
-    sys.addaudithook(look)
-    return seen
-
-
-def test_a_follower_reads_no_bundle_twice(
-    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path, t5_base: Path, opened: list[str]
-) -> None:
-    model = RoutedModel.from_base(str(t5_base), device="cpu")
-    follower = Follower(model, lambda held: pull(tmp_path / "node", address, held=held), interval_s=60)
-    catalog.publish(bundles[:2], number=1)
-    assert follower.step()
-    opened.clear()
-    assert not follower.step()
-    assert opened == []
-    catalog.publish(bundles, number=2)
-    assert follower.step()
-    assert opened
-    assert not [path for path in opened if bundles[2].digest not in path]
 
 
 def test_of_two_pulls_in_one_folder_one_waits_for_the_other(
@@ -308,68 +173,6 @@ def test_a_pull_for_another_base_fetches_no_bundle(
     assert refused.value.code is Code.BASE_MISMATCH
     assert not catalog.fetched
     assert len(pull(tmp_path / "node", address, base=str(t5_base)).bundles) == 3
-
-
-def test_the_key_that_is_trusted_is_shown_or_given(
-    catalog: Catalog, address: str, tmp_path: Path, t5_base: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    catalog.publish([], number=1)
-    key, stranger = catalog.identity.public, Identity.generate().public
-    with pytest.raises(Refused) as refused:
-        RoutedModel.from_release(address, str(t5_base), folder=tmp_path / "a", pool_key=stranger, device="cpu")
-    assert refused.value.code is Code.UNTRUSTED
-    RoutedModel.from_release(address, str(t5_base), folder=tmp_path / "b", pool_key=key, device="cpu")
-    assert caplog.messages == []
-    RoutedModel.from_release(address, str(t5_base), folder=tmp_path / "c", device="cpu")
-    assert [key.hex in message for message in caplog.messages] == [True]
-
-
-def test_a_release_in_another_order_is_taken_up_in_that_order(
-    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path, t5_base: Path
-) -> None:
-    catalog.publish(bundles, number=1)
-    model = RoutedModel.from_release(address, str(t5_base), folder=tmp_path / "node", device="cpu")
-    catalog.publish(bundles[::-1], number=2)
-    model.take_up(pull(tmp_path / "node", address))
-    assert model.digests == tuple(bundle.digest for bundle in bundles[::-1])
-
-
-def test_experts_take_the_releases_names_and_earlier_releases_stay_as_asked(
-    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path, t5_base: Path
-) -> None:
-    mirrors = []
-    for number in range(1, KEPT + 3):
-        catalog.publish(bundles[:1] if number == 1 else bundles, number=number)
-        mirrors.append(pull(tmp_path / "node", address))
-    model = RoutedModel.from_bundles(str(t5_base), bundles[:2], device="cpu")
-    model.take_up(mirrors[0])
-    assert [expert.full_name for expert in model.generation.pool.experts] == ["ada/e0"]
-    many = RoutedModel.from_mirror(str(t5_base), mirrors[-1], earlier=mirrors[:-1], device="cpu")
-    assert many.held.releases == tuple(range(1, KEPT + 3))
-    assert many.generate(["say a"], RoutingChoice(release=1), max_new_tokens=1)
-
-
-def test_a_follower_outlives_a_lost_coordinator(
-    catalog: Catalog, bundles: list[Bundle], tmp_path: Path, t5_base: Path
-) -> None:
-    model = RoutedModel.from_base(str(t5_base), device="cpu")
-    with serving(catalog) as address:
-        catalog.publish(bundles, number=1)
-        assert Follower(model, lambda held: pull(tmp_path / "node", address, held=held), interval_s=60).step()
-    assert not Follower(model, lambda held: pull(tmp_path / "node", address, held=held), interval_s=60).step()
-    assert model.generation.release == 1
-
-
-def test_from_release_loads_what_the_coordinator_serves(
-    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path, t5_base: Path, llama_base: Path
-) -> None:
-    catalog.publish(bundles, number=3)
-    model = RoutedModel.from_release(address, str(t5_base), folder=tmp_path / "node", device="cpu")
-    assert model.digests == tuple(bundle.digest for bundle in bundles)
-    assert model.answer(["a b"], max_new_tokens=2).answers[0].release == 3
-    with pytest.raises(Refused) as refused:
-        RoutedModel.from_release(address, str(llama_base), folder=tmp_path / "node", device="cpu")
-    assert refused.value.code is Code.BASE_MISMATCH
 
 
 def refused_by_pull(catalog: Catalog, address: str, bundles: list[Bundle], node: Path) -> Refused:
@@ -454,27 +257,6 @@ def test_a_bundle_under_another_ones_name_is_noticed(
     with pytest.raises(Refused) as refused:
         open_mirror(tmp_path / "node")
     assert refused.value.code is Code.DIGEST_MISMATCH
-
-
-def test_a_release_with_an_unknown_method_is_not_taken_up(
-    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path, t5_base: Path
-) -> None:
-    catalog.publish(bundles, number=1)
-    mirror = pull(tmp_path / "node", address)
-    spec = mirror.release.spec.model_copy(update={"routing": Routing(method="of-tomorrow")})
-    model = RoutedModel.from_base(str(t5_base), device="cpu")
-    before = model.generation
-    with pytest.raises(Refused) as refused:
-        model.take_up(replace(mirror, release=sign_release(spec, catalog.identity)))
-    assert refused.value.code is Code.METHOD_UNKNOWN
-    assert model.generation is before
-
-
-def test_a_follower_outlives_a_fault_of_its_own(tmp_path: Path, t5_base: Path) -> None:
-    def fetch(_: Mirror | None) -> Mirror:
-        raise RuntimeError("a bug")
-
-    assert not Follower(RoutedModel.from_base(str(t5_base), device="cpu"), fetch, interval_s=60).step()
 
 
 def test_tensors_other_than_the_specs_are_refused_and_the_last_release_stays(

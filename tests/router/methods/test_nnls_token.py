@@ -21,7 +21,7 @@ from router.methods.nnls_token import RIDGE, ByToken, Discriminant, ScaledGate, 
 from router.pool.expert import Expert
 from router.pool.expert_module import ExpertModule
 from router.pool.pool import ExpertPool
-from tests.router.experts import PATH, make_experts
+from tests.router.experts import PATH, make_experts, pool_of
 
 D, O = 32, 24  # noqa: E741 - the letter of the formulas
 TOKENS = torch.randn(400, D, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 3, D) + 0.5
@@ -128,6 +128,21 @@ def test_twice_as_many_at_twice_the_temperature_answer_what_nobody_has_half_of(k
             c = shares.shares[rows[at // 4]]
             expected = slow_choice(pool, kind, c, shares.alike.tolist(), token, 2 * more, 1.5 * more)
             assert found[at] == pytest.approx(expected, abs=2e-5)
+
+
+def test_a_base_may_lack_the_sibling_that_names_come_with() -> None:
+    here, lacking = "layers.0.mlp.up_proj", "layers.0.mlp.gate_proj"
+
+    class Known(Tokens):
+        def spread(self, path: str, kind: str) -> Spread:
+            assert path != lacking
+            return super().spread(path, kind)
+
+    pool = pool_of(torch.randn(3, D, generator=torch.Generator().manual_seed(0)), here)
+    shares = Shares(np.full((1, 3), 1 / 3), np.arange(3))
+    method = ByToken(MethodContext(pool, ["x"], 2), shares, ScaledGate(cast("PublicText", Known())))
+    assert lacking in pool.modules[here].group.store.paths
+    assert method.choose(pool.modules[here], torch.randn(1, 4, D)) is not None
 
 
 @pytest.mark.parametrize("tokens", [1, 12])

@@ -1,5 +1,6 @@
 """Chats are asked as experts were trained on them: by the tokenizer's own template."""
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -8,8 +9,12 @@ import pytest
 from client.data.chat import encode_chat
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
+from protocol.spec import Means, Statistics
+from protocol.v1.query_pb2 import AskRequest
 from router.model.routed_model import RoutedModel
-from router.query.request import Input, Turn
+from router.query.client import choice_to_wire, input_to_wire
+from router.query.request import Input, RoutingChoice, Turn
+from router.serving.query_service import QueryService
 from tests import factories
 from tests.router.verbs import call, pulled_node
 
@@ -17,6 +22,7 @@ TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }} : {{ m['content'] }} {{ eos_token }} {% endfor %}"
     "{% if add_generation_prompt %}assistant : {% endif %}"
 )
+INPUTS = ["reverse it : a b", "say z", "please now it"]
 CHAT: list[Turn] = [
     {"role": "user", "content": "say a"},
     {"role": "assistant", "content": "a"},
@@ -85,3 +91,32 @@ def test_every_verb_that_asks_takes_a_chat(base: Path, tmp_path: Path) -> None:
     assert answers[0]["input_tokens"][-1] == ":"
     said = call("export", "--out", tmp_path / "lora", "--requests", tmp_path / "asked.jsonl", *options)
     assert json.loads(said.stdout)["modules"]
+
+
+def test_an_input_is_tokenised_once_on_its_way_to_an_answer(
+    base: Path, tmp_path: Path, identity: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("router.methods.features.background.TEXTS", 40)
+    pool, means = factories.make_pool(base, identity), Statistics(means=Means())
+    bundles = [factories.make_bundle(tmp_path / n, pool, identity, name=n, statistics=means) for n in ("a", "b")]
+    model = RoutedModel.from_bundles(str(base), bundles, device="cpu")
+    tokenizer, read = model.base.tokenizer, list[str]()
+    model.generate(INPUTS, RoutingChoice("nnls-token"), max_new_tokens=1)  # with it public text, once a base
+    model.prepare(RoutingChoice("nnls-token"))  # which reads a word of its own
+    call = type(tokenizer).__call__
+
+    def counted(self: object, text: str | None = None, **options: object) -> object:
+        read.append(str(text))
+        return call(tokenizer, text, **options)
+
+    monkeypatch.setattr(type(tokenizer), "__call__", counted)
+    model.answer(INPUTS, RoutingChoice("nnls-token"), max_new_tokens=2, explain=True)
+    assert read == INPUTS
+    service, asked = QueryService(model), [input_to_wire(text) for text in INPUTS]
+    request = AskRequest(inputs=asked, choices=[choice_to_wire(RoutingChoice("nnls-token"))], max_new_tokens=2)
+
+    async def ask() -> None:
+        assert [part async for part in service.Ask(request, None)]  # type: ignore[arg-type] # it needs no context
+
+    asyncio.run(ask())
+    assert read == INPUTS * 2

@@ -57,6 +57,18 @@ def test_a_calibrated_model_is_saved_with_its_calibration(base: Path, model: Rou
     assert refused.value.code is Code.DIGEST_MISMATCH
 
 
+def test_the_bases_fingerprint_is_kept_between_loads(base: Path, model: RoutedModel, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path / "saved")
+    cache = tmp_path / "base.json"
+    RoutedModel.from_pretrained(tmp_path / "saved", base=str(base), cache=cache, device="cpu")
+    assert cache.is_file()
+
+
+def test_an_empty_stop_text_ends_nothing(model: RoutedModel) -> None:
+    whole = model.generate(TEXTS, max_new_tokens=4)
+    assert model.generate(TEXTS, max_new_tokens=4, stop=[""]) == whole
+
+
 def test_a_reloaded_model_is_the_same(base: Path, model: RoutedModel, tmp_path: Path) -> None:
     model.remove(model.digests[1])
     assert model.generation.release == 0  # changed by hand

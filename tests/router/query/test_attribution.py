@@ -11,7 +11,6 @@ from router.query.attribution import (
     correlation,
     distribution,
     expert_shares,
-    kl_divergence,
     module_shares,
     oracle_divergence,
     panels_document,
@@ -50,17 +49,13 @@ def test_whole_distributions_are_taken_where_they_are() -> None:
     assert distribution([route("q", [[0], [2]], [[1.0], [1.0]], full=full)], 3) == pytest.approx([0.4, 0.25, 0.35])
 
 
-def test_divergence_is_that_of_the_definition() -> None:
-    p, q = np.array([0.5, 0.5, 0.0]), np.array([0.25, 0.5, 0.25])
-    assert kl_divergence(p, q) == pytest.approx(0.5 * math.log(2))
-    assert kl_divergence(q, p) == math.inf
-    assert kl_divergence(p, p) == 0
-
-
 def test_divergence_from_the_oracle_is_what_its_expert_lacks() -> None:
     panel = Panel("t", TWO, oracle=2)
     assert oracle_divergence(panel, 3) == pytest.approx(-math.log(0.125))
     assert oracle_divergence(Panel("t", TWO), 3) is None
+    alone = route("q", [[0]], [[1.0]])
+    assert oracle_divergence(Panel("t", (alone,), oracle=0), 3) == 0
+    assert oracle_divergence(Panel("t", (alone,), oracle=1), 3) == math.inf
 
 
 def test_correlation_is_pearsons() -> None:

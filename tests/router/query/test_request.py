@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -19,13 +21,14 @@ FULL = RoutingChoice("merged", 3, 0.5, ("a", "bob/"), ("carol/x",), 7)
 @pytest.mark.parametrize(
     "wrong",
     [{"k": 0}, {"k": 65}, {"k": -1}, {"temperature": 0.0}, {"temperature": -1.0}, {"temperature": math.nan},
-     {"temperature": math.inf}, {"release": 0}],
+     {"temperature": math.inf}, {"release": 0}, {"method": "nnls-fixed:1." + "0" * 2_000_000}],
 )  # fmt: skip
-def test_figures_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+def test_figures_out_of_range_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(Refused) as refused:
         RoutingChoice(**wrong)  # type: ignore[arg-type]
     assert refused.value.code is Code.REQUEST_INVALID
     assert next(iter(wrong)) in refused.value.message
+    assert len(refused.value.message) < 200
 
 
 def test_lines_carry_their_own_choice_and_take_the_rest_from_flags() -> None:
@@ -54,6 +57,13 @@ def test_a_choice_crosses_the_wire(choice: RoutingChoice) -> None:
     assert choice_from_wire(choice_to_wire(choice)) == choice
     written = {name: value for name, value in vars(choice).items() if value is not None}
     assert read_requests([json.dumps({"input": "x", **written})])[0].choice == choice
+
+
+def test_asking_a_router_that_runs_wakes_no_model() -> None:
+    program = "import sys, router.query.client, router.query.terminal; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    heavy = {"torch", "transformers", "peft", "datasets", "matplotlib", "scipy", "pandas", "structlog"}
+    assert heavy & set(done.stdout.split()) == set()
 
 
 CHAT: list[Turn] = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "say a"}]

@@ -58,3 +58,14 @@ def test_json_has_routes_only_if_they_were_asked_for(*, asked: bool) -> None:
     assert ("routes" in document["answers"][0]) == asked
     if asked:
         assert document["answers"][0]["shares"] == {"bob/copy": 1.0, "ada/reverse": 0.0}
+
+
+def test_a_strangers_tokens_neither_steer_the_terminal_nor_turn_its_text_around() -> None:
+    hostile = "\x1b]0;owned\x07\u202e"
+    name, routes = f"eve/{hostile}", (route(f"layers.{hostile}", [0, 0], reads_input=True),)
+    answer = Answer("y", 4, f"expert:{hostile}", (f"in{hostile}",), (f"out{hostile}",), routes)
+    screen = io.StringIO()
+    explain(Console(file=screen, width=200), Answered((name,), (answer,)), answer)
+    shown = screen.getvalue()
+    assert shown.replace("\n", "").isprintable()
+    assert "in\\x1b]0;owned\\x07\\u202e" in shown

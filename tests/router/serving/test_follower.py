@@ -33,7 +33,7 @@ def test_a_round_that_does_not_end_does_not_hold_up_the_end(monkeypatch: pytest.
     monkeypatch.setattr(following, "STOP_S", 0.1)
     entered, go = threading.Event(), threading.Event()
 
-    def fetch() -> Mirror:
+    def fetch(_: Mirror | None) -> Mirror:
         entered.set()
         go.wait(20)  # a coordinator that sends a byte a second
         raise Unavailable(Code.UNREACHABLE, "The coordinator does not answer.", "Try again.")

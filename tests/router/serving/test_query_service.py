@@ -1,19 +1,22 @@
 """The Query service over models that do what a test asks of them."""
 
 import asyncio
+import json
 import threading
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from torch import nn
 
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
-from protocol.spec import Routing
+from protocol.spec import Centroid, Routing, Statistics
 from protocol.v1 import query_pb2
 from protocol.v1.query_pb2_grpc import QueryStub
 from protocol.wire.grpc_client import connect
@@ -40,29 +43,37 @@ async def ask(service: QueryService, *inputs: str, choice: RoutingChoice = DEFAU
 
 
 class Slow:
-    """Answers, or prepares, when it is told to, and counts how many it answers at once."""
+    """Answers, or prepares, when it is told to, and counts how many pass through it at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, offloaded: bool = False) -> None:
+        self.base = SimpleNamespace(model=nn.Linear(1, 1, device="meta" if offloaded else "cpu"))
         self.held, self.entered, self.go = Held(), threading.Event(), threading.Event()
         self.now = self.most = self.calls = 0
+        self.prepares: list[str | None] = []
+        self.ready: set[str | None] = {None}
 
     def read(self, inputs: list[str]) -> list[Prompt]:
         return [Prompt(text, [1]) for text in inputs]
 
     def prepared(self, choice: RoutingChoice) -> bool:
-        return choice.method is None
+        return choice.method in self.ready
 
-    def prepare(self, _: RoutingChoice) -> None:
-        self.entered.set()
-        assert self.go.wait(10)
+    def prepare(self, choice: RoutingChoice) -> None:
+        self.prepares.append(choice.method)
+        self.pass_through()
+        self.ready.add(choice.method)
 
     def answer(self, *_: object, **__: object) -> Answered:
-        self.now, self.calls = self.now + 1, self.calls + 1
+        self.calls += 1
+        self.pass_through()
+        return Answered((), ())
+
+    def pass_through(self) -> None:
+        self.now += 1
         self.most = max(self.most, self.now)
         self.entered.set()
         assert self.go.wait(10)
         self.now -= 1
-        return Answered((), ())
 
 
 def test_who_gives_up_lets_nobody_in_before_the_turn_is_over() -> None:
@@ -100,7 +111,41 @@ def test_nobody_waits_for_what_another_ones_method_works_out_first() -> None:
         await asyncio.gather(first, second)
 
     asyncio.run(both())
-    assert (slow.calls, slow.most) == (2, 1)
+    assert (slow.calls, slow.most) == (2, 2)
+
+
+def test_one_pass_at_a_time_where_weights_come_and_go() -> None:
+    slow = Slow(offloaded=True)
+    service = QueryService(slow)  # type: ignore[arg-type] # all that it needs of a model
+
+    async def both() -> None:
+        first = asyncio.create_task(ask(service, "a"))
+        assert await asyncio.to_thread(slow.entered.wait, 10)
+        slow.entered.clear()
+        second = asyncio.create_task(ask(service, "a", choice=RoutingChoice("average-activation")))
+        assert not await asyncio.to_thread(slow.entered.wait, 0.2)
+        slow.go.set()
+        await asyncio.gather(first, second)
+
+    asyncio.run(both())
+    assert (slow.calls, slow.most, len(slow.prepares)) == (2, 1, 1)
+
+
+def test_methods_are_prepared_side_by_side_and_each_once() -> None:
+    slow = Slow()
+    service = QueryService(slow)  # type: ignore[arg-type] # all that it needs of a model
+
+    async def several() -> None:
+        asking = []
+        for method in ("average-activation", "nnls-request"):
+            asking += [asyncio.create_task(ask(service, "a", choice=RoutingChoice(method))) for _ in range(2)]
+            assert await asyncio.to_thread(slow.entered.wait, 10)
+            slow.entered.clear()
+        slow.go.set()
+        await asyncio.gather(*asking)
+
+    asyncio.run(several())
+    assert (slow.prepares, slow.calls) == (["average-activation", "nnls-request"], 4)
 
 
 @pytest.fixture
@@ -130,6 +175,54 @@ def test_vectors_are_worked_out_before_the_turn(model: RoutedModel, monkeypatch:
         asyncio.run(ask(service, "a b", choice=RoutingChoice("arrow")))
     assert places.count("answer") == 2
     assert places.index("answer") == places.count("vector") > 0
+
+
+def test_who_denies_the_experts_that_a_method_cannot_take_is_answered(
+    model: RoutedModel, t5_base: Path, tmp_path: Path, identity: Identity
+) -> None:
+    pool = factories.make_pool(t5_base, identity)
+    model.append(factories.make_bundle(tmp_path / "scales", pool, identity, name="scales", kind="ia3"))
+    service, choice = QueryService(model, Allowance(methods=("arrow",))), RoutingChoice("arrow", deny=("scales",))
+    assert model.generate("a b", choice, max_new_tokens=2)
+    for _ in range(2):
+        assert asyncio.run(ask(service, "a b", choice=choice))
+        with pytest.raises(Refused) as refused:
+            asyncio.run(ask(service, "a b", choice=RoutingChoice("arrow")))
+        assert refused.value.code is Code.KIND_UNSUPPORTED
+
+
+def test_retrieval_is_served_where_the_tokenizer_adds_no_special_tokens(tmp_path: Path, identity: Identity) -> None:
+    base = factories.make_gpt2(tmp_path / "base")
+    tokenizer = json.loads((base / "tokenizer.json").read_text())
+    (base / "tokenizer.json").write_text(json.dumps(tokenizer | {"post_processor": None}))
+    pool, told = factories.make_pool(base, identity), Statistics(centroid=Centroid(width=32))
+    bundle = factories.make_bundle(tmp_path / "a", pool, identity, name="a", statistics=told)
+    model = RoutedModel.from_bundles(str(base), [bundle], device="cpu")
+    service = QueryService(model, Allowance(methods=("retrieval",)))
+    assert asyncio.run(ask(service, "a b", choice=RoutingChoice("retrieval")))
+
+
+def test_arguments_that_change_nothing_are_not_prepared_for_again(model: RoutedModel) -> None:
+    model.prepare(RoutingChoice("expert:a"))
+    model.prepare(RoutingChoice("genknowsub:a"))
+    assert model.prepared(RoutingChoice("expert:bb"))
+    assert model.prepared(RoutingChoice("genknowsub:a"))
+    assert not model.prepared(RoutingChoice("genknowsub:bb"))
+
+
+def test_choices_are_counted_before_anything_is_worked_out() -> None:
+    slow = Slow()
+    slow.go.set()
+    choices = [choice_to_wire(RoutingChoice(method)) for method in ("average-activation", "nnls-request")]
+    request = query_pb2.AskRequest(inputs=[input_to_wire("a")] * 3, choices=choices)
+
+    async def asked() -> None:
+        async for _ in QueryService(slow).Ask(request, None):  # type: ignore[arg-type] # as above
+            pass
+
+    with pytest.raises(Refused, match="3 inputs and 2 routing choices"):
+        asyncio.run(asked())
+    assert slow.prepares == []
 
 
 @pytest.mark.parametrize("method", ["merged", "uniform", "spectr", "genknowsub:a"])

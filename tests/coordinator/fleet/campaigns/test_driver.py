@@ -218,6 +218,22 @@ def test_a_node_that_dies_is_asked_again(town: Town) -> None:
     town.drive(lambda: town.states(number) == {"ada": "done"})
 
 
+def test_who_asked_for_time_often_and_dies_once_is_asked_again(town: Town) -> None:
+    said = [Reply("later", Code.CONSENT.name)] * MAX_CRASHES
+    dying: list[bool] = []
+    town.join("ada", lambda _: said.pop() if said else Reply(), lambda: bool(dying) and dying.pop())
+    number = town.start()
+    for _ in range(MAX_CRASHES):
+        town.drive(lambda: town.states(number) == {"ada": "waiting"})
+        town.clock.forward(timedelta(seconds=11))
+        town.driver.step()
+    dying.append(True)
+    town.drive(lambda: town.codes(number) == {"ada": "UNREACHABLE"} or town.states(number) == {"ada": "done"})
+    assert town.states(number) != {"ada": "failed"}
+    town.clock.forward(timedelta(seconds=11))
+    town.drive(lambda: town.states(number) == {"ada": "done"})
+
+
 def test_a_node_that_dies_over_every_order_is_given_up(town: Town) -> None:
     town.join("ada", good, lambda: True)
     number = town.start()

@@ -193,7 +193,8 @@ def test_one_bad_campaign_holds_up_no_other_and_ends_in_its_time(town: Town) -> 
     town.clock.forward(HOUR)
     town.driver.step()
     row = town.fleet.campaigns.find(bad)
-    assert (row.state, row.conclusion) == ("finished", "It could not be carried on (ENVELOPE_SCHEMA).")
+    assert row.state == "finished"
+    assert row.conclusion.startswith("It could not be carried on (ENVELOPE_SCHEMA). 0 answered;")
     town.driver.step()
     assert town.driver._runs == {}
 

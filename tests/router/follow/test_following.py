@@ -1,0 +1,137 @@
+"""A running model goes over to releases as they come, and reads nothing twice."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from protocol.bundle import Bundle
+from protocol.errors import Code, Refused
+from protocol.release import sign_release
+from protocol.spec import Routing
+from router.follow.pull import pull
+from router.follow.workspace import Mirror
+from router.model.releases import KEPT
+from router.model.routed_model import RoutedModel
+from router.query.request import RoutingChoice
+from router.serving.follower import Follower
+from tests.router.catalog import Catalog, serving
+
+
+def test_a_running_model_follows(
+    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path, t5_base: Path
+) -> None:
+    model = RoutedModel.from_base(str(t5_base), device="cpu")
+    follower = Follower(model, lambda held: pull(tmp_path / "node", address, held=held), interval_s=60)
+    assert not follower.step()  # nothing is released yet
+    catalog.publish(bundles[:2], number=1)
+    assert follower.step()
+    assert not follower.step()
+    first = model.generation
+    catalog.publish(bundles[1:], number=2)
+    assert follower.step()
+    assert model.digests == (bundles[1].digest, bundles[2].digest)
+    assert model.generation.release == 2
+    # What stayed was not loaded again, and the old generation is whole.
+    assert model.generation.pool.experts[0] is first.pool.experts[1]
+    assert [expert.name for expert in first.pool.experts] == ["e0", "e1"]
+
+
+@pytest.fixture(scope="module")
+def opened() -> list[str]:
+    """Files of bundles that are opened from now on, as often as they are."""
+    seen: list[str] = []
+
+    def look(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and "bundles" in str(arguments[0]):
+            seen.append(str(arguments[0]))
+
+    sys.addaudithook(look)
+    return seen
+
+
+def test_a_follower_reads_no_bundle_twice(
+    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path, t5_base: Path, opened: list[str]
+) -> None:
+    model = RoutedModel.from_base(str(t5_base), device="cpu")
+    follower = Follower(model, lambda held: pull(tmp_path / "node", address, held=held), interval_s=60)
+    catalog.publish(bundles[:2], number=1)
+    assert follower.step()
+    opened.clear()
+    assert not follower.step()
+    assert opened == []
+    catalog.publish(bundles, number=2)
+    assert follower.step()
+    assert opened
+    assert not [path for path in opened if bundles[2].digest not in path]
+
+
+def test_a_release_in_another_order_is_taken_up_in_that_order(
+    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path, t5_base: Path
+) -> None:
+    catalog.publish(bundles, number=1)
+    model = RoutedModel.from_release(address, str(t5_base), folder=tmp_path / "node", device="cpu")
+    catalog.publish(bundles[::-1], number=2)
+    model.take_up(pull(tmp_path / "node", address))
+    assert model.digests == tuple(bundle.digest for bundle in bundles[::-1])
+
+
+def test_experts_take_the_releases_names_and_earlier_releases_stay_as_asked(
+    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path, t5_base: Path
+) -> None:
+    mirrors = []
+    for number in range(1, KEPT + 3):
+        catalog.publish(bundles[:1] if number == 1 else bundles, number=number)
+        mirrors.append(pull(tmp_path / "node", address))
+    model = RoutedModel.from_bundles(str(t5_base), bundles[:2], device="cpu")
+    model.take_up(mirrors[0])
+    assert [expert.full_name for expert in model.generation.pool.experts] == ["ada/e0"]
+    many = RoutedModel.from_mirror(str(t5_base), mirrors[-1], earlier=mirrors[:-1], device="cpu")
+    assert many.held.releases == tuple(range(1, KEPT + 3))
+    assert many.generate(["say a"], RoutingChoice(release=1), max_new_tokens=1)
+
+
+def test_a_follower_outlives_a_lost_coordinator(
+    catalog: Catalog, bundles: list[Bundle], tmp_path: Path, t5_base: Path
+) -> None:
+    model = RoutedModel.from_base(str(t5_base), device="cpu")
+    with serving(catalog) as address:
+        catalog.publish(bundles, number=1)
+        assert Follower(model, lambda held: pull(tmp_path / "node", address, held=held), interval_s=60).step()
+    assert not Follower(model, lambda held: pull(tmp_path / "node", address, held=held), interval_s=60).step()
+    assert model.generation.release == 1
+
+
+def test_from_release_loads_what_the_coordinator_serves(
+    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path, t5_base: Path, llama_base: Path
+) -> None:
+    catalog.publish(bundles, number=3)
+    model = RoutedModel.from_release(address, str(t5_base), folder=tmp_path / "node", device="cpu")
+    assert model.digests == tuple(bundle.digest for bundle in bundles)
+    assert model.answer(["a b"], max_new_tokens=2).answers[0].release == 3
+    with pytest.raises(Refused) as refused:
+        RoutedModel.from_release(address, str(llama_base), folder=tmp_path / "node", device="cpu")
+    assert refused.value.code is Code.BASE_MISMATCH
+
+
+def test_a_release_with_an_unknown_method_is_not_taken_up(
+    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path, t5_base: Path
+) -> None:
+    catalog.publish(bundles, number=1)
+    mirror = pull(tmp_path / "node", address)
+    spec = mirror.release.spec.model_copy(update={"routing": Routing(method="of-tomorrow")})
+    model = RoutedModel.from_base(str(t5_base), device="cpu")
+    before = model.generation
+    with pytest.raises(Refused) as refused:
+        model.take_up(replace(mirror, release=sign_release(spec, catalog.identity)))
+    assert refused.value.code is Code.METHOD_UNKNOWN
+    assert model.generation is before
+
+
+def test_a_follower_outlives_a_fault_of_its_own(tmp_path: Path, t5_base: Path) -> None:
+    def fetch(_: Mirror | None) -> Mirror:
+        raise RuntimeError("a bug")
+
+    assert not Follower(RoutedModel.from_base(str(t5_base), device="cpu"), fetch, interval_s=60).step()
