@@ -14,7 +14,7 @@ from coordinator.policy.lifecycle import is_public
 from coordinator.registry.registry import Registry
 from coordinator.storage.blobs import Store, is_sha256
 from protocol.documents import Pool
-from protocol.errors import Code, Refused
+from protocol.errors import Code, Refused, Unavailable
 from protocol.v1 import catalog_pb2, catalog_pb2_grpc
 from protocol.v1.chunk_pb2 import Chunk
 from protocol.wire.chunks import CHUNK_BYTES
@@ -87,8 +87,8 @@ class CatalogService(catalog_pb2_grpc.CatalogServicer):
         if calibration:
             return BytesIO(calibration[offset:])
         if not await asyncio.to_thread(self._store.verify, sha256):
-            raise Refused(
-                Code.DIGEST_MISMATCH,
+            raise Unavailable(
+                Code.STORE_DAMAGED,
                 f"The stored file {sha256[:16]} is damaged, so it is not served.",
                 "Tell the pool's operator, who should run: greylag-coordinator fsck",
             )

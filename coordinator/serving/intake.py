@@ -116,7 +116,8 @@ class Intake:
 
         def check(standing: Standing, others_bytes: int) -> None:
             rules.judge_standing(manifest, self._pool, standing)  # once more: others may begin at the same moment
-            self._spool.check_room(others_bytes, manifest.total_bytes)
+            here = self._spool.held(manifest.digest, manifest.files)
+            self._spool.check_room(others_bytes, manifest.total_bytes, here)
 
         token, expires = secrets.token_bytes(_TOKEN_BYTES), self._clock() + self._session_life
         upload = self._registry.uploads.begin(manifest, check=check, token=token, expires=expires)

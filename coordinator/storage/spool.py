@@ -32,17 +32,18 @@ class Spool:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._quota, self._floor, self._free = folder, quota_bytes, floor_bytes, free_bytes
 
-    def check_room(self, others_bytes: int, new_bytes: int) -> None:
+    def check_room(self, others_bytes: int, new_bytes: int, here_bytes: int = 0) -> None:
         """Refuse to begin what would not fit.
 
         Args:
             others_bytes: Signed sizes of all other open uploads together, in bytes.
             new_bytes: Signed size of this upload, in bytes.
+            here_bytes: What of it lies here already, in bytes.
 
         Raises:
             Unavailable: `STORAGE_FULL`.
         """
-        if others_bytes + new_bytes > self._quota or self._free(self._folder) - new_bytes < self._floor:
+        if others_bytes + new_bytes > self._quota or self._free(self._folder) - (new_bytes - here_bytes) < self._floor:
             raise Unavailable(
                 Code.STORAGE_FULL, "The coordinator has no room for this upload now.", "Submit again later."
             )
@@ -61,6 +62,10 @@ class Spool:
         """Offsets in bytes at which files that are not complete continue, by name."""
         sizes = {name: _size(self.path(digest, name)) for name in files}
         return {name: max(size, 0) for name, size in sizes.items() if size != files[name].size}
+
+    def held(self, digest: str, files: Mapping[str, SignedFile]) -> int:
+        """How much of an upload lies here, in bytes."""
+        return sum(max(_size(self.path(digest, name)), 0) for name in files)
 
     def append(self, digest: str, name: str) -> "Appender":
         """Open a file of an upload at its end."""

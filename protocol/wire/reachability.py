@@ -48,7 +48,7 @@ def _wrong_scheme(connection: socket.socket, address: str) -> GreylagError | Non
     anybody = ssl.create_default_context()
     anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE  # only whether there is one at all
     try:
-        anybody.wrap_socket(connection).close()
+        _shake_hands(anybody, connection)
     except OSError:  # of which SSLError is one
         return None
     return Refused(
@@ -60,7 +60,7 @@ def _wrong_scheme(connection: socket.socket, address: str) -> GreylagError | Non
 
 def _wrong_certificate(connection: socket.socket, host: str, address: str, ca: Path | None) -> GreylagError | None:
     try:
-        ssl.create_default_context(cafile=ca).wrap_socket(connection, server_hostname=host).close()
+        _shake_hands(ssl.create_default_context(cafile=ca), connection, host)
     except ssl.SSLCertVerificationError as error:
         if error.verify_code in _OF_ANOTHER_HOST:
             what, hint = (
@@ -74,8 +74,15 @@ def _wrong_certificate(connection: socket.socket, host: str, address: str, ca: P
         else:
             what, hint = f"is not by the CA in {ca}", "Ask the operator for the right CA certificate."
         return Refused(Code.UNTRUSTED, f"The certificate of {address} {what}.", hint)
-    except (ssl.SSLError, ConnectionError):
+    except (ssl.SSLEOFError, ConnectionError):
+        return None  # it went away in the middle: a restart, or a proxy with nobody behind it
+    except ssl.SSLError:
         return Refused(
             Code.UNTRUSTED, f"{address} does not speak TLS.", "Check the port, and leave --ca out on loopback."
         )
     return None
+
+
+def _shake_hands(context: ssl.SSLContext, connection: socket.socket, host: str | None = None) -> None:
+    with context.wrap_socket(connection, server_hostname=host, do_handshake_on_connect=False) as wrapped:
+        wrapped.do_handshake()

@@ -1,5 +1,6 @@
 import errno
 import os
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,17 @@ def test_no_room(spool: Spool, others: int, new: int) -> None:
     with pytest.raises(Unavailable) as full:
         spool.check_room(others, new)
     assert full.value.code is Code.STORAGE_FULL
+
+
+def test_what_was_half_sent_needs_room_for_the_other_half_alone(spool: Spool) -> None:
+    spool.make("d", FILES)
+    with closing(spool.append("d", "a")) as writer:
+        writer.write(b"ab")
+        writer.sync()
+    assert spool.held("d", FILES) == 2
+    spool.check_room(0, 52, here_bytes=2)
+    with pytest.raises(Unavailable):
+        spool.check_room(0, 53, here_bytes=2)
 
 
 def test_a_full_disk_keeps_what_fits(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,9 @@
 import json
 import socket
+import struct
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -277,3 +280,18 @@ def test_a_refusal_is_not_repeated() -> None:
     with pytest.raises(Refused, match="Full"):
         run(behaviour, lambda port: get_pool(f"127.0.0.1:{port}"))
     assert behaviour.calls == 1
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+def test_who_goes_away_in_a_handshake_is_not_taken_for_a_stranger(how: str) -> None:
+    def hang_up(listener: socket.socket) -> None:
+        with suppress(OSError):
+            connection, _ = listener.accept()
+            if how == "reset":
+                connection.recv(1)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=hang_up, args=(listener,), daemon=True).start()
+        assert reachability.find_fault(f"127.0.0.1:{listener.getsockname()[1]}", None, tls=True) is None
