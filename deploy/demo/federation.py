@@ -22,6 +22,8 @@ RECIPE = {
     "--rank": 4, "--alpha": 4, "--learning-rate": 1.5e-3, "--expert-steps": 200, "--gate-steps": 100,
     "--batch-size": 16, "--eval-every": 100, "--max-input-tokens": 48, "--max-target-tokens": 16,
 }  # fmt: skip
+# What the demo compares; `merged` asks every expert for every token, so a router offers it only if it is told to.
+OPEN = {"GREYLAG_ROUTER_METHODS": json.dumps(["base", "expert", "merged", "phatgoose"])}
 PROBE = ("please copy it : a b c d", "kindly write it : k f a c", "now give it : m n p")
 
 Say = Callable[[str, str], None]
@@ -77,7 +79,7 @@ def federation(folder: Path, say: Say) -> Iterator[Federation]:
         say("coordinator", f"serves on {address}")
         with running(
             "router", "serve", "--workspace", folder / "router", "--coordinator", address, "--base", BASE,
-            "--follow-interval-s", "0.5", *listen, log=logs / "router.log",
+            "--follow-interval-s", "0.5", *listen, log=logs / "router.log", environment=OPEN,
         ) as router:  # fmt: skip
             where = first_document(router, logs / "router.log")["address"]
             say("router", f"answers on {where}, follows {address}")
