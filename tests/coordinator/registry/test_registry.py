@@ -204,6 +204,9 @@ def test_a_release_and_its_steps_are_one(
     assert registry.releases.find() is None
     registry.bundles.move(bundle.digest, State.VERIFIED, State.QUARANTINED, State.ACCEPTED, actor="worker", now=clock())
     registry.releases.publish(release, {bundle.digest: State.RELEASED}, now=clock())
+    with pytest.raises(Refused, match="cannot follow release 1") as skipped:
+        registry.releases.publish(sign_release(make(3), coordinator_identity), {}, now=clock())
+    assert skipped.value.code is Code.STATE_CHANGE
     row = registry.bundles.find(bundle.digest)
     assert row is not None
     assert (row.state, row.release) == (State.RELEASED, 1)
