@@ -10,7 +10,7 @@ import structlog
 from coordinator.admission.limited_process import CheckFailedError
 from coordinator.fleet.records.fleet import Fleet
 from coordinator.policy.lifecycle import State
-from coordinator.policy.next_release import next_release, steps_to
+from coordinator.policy.next_release import next_release
 from coordinator.registry.registry import Registry
 from coordinator.registry.tables import BundleRow
 from coordinator.review.bundle_cache import Cache
@@ -229,8 +229,7 @@ class Worker:
 
     def _publish(self, spec: ReleaseSpec) -> None:
         before = self._newest()
-        steps = steps_to(spec, self._registry.bundles.all())
-        self._registry.releases.publish(sign_release(spec, self._identity), steps, now=self._clock())
+        self._registry.releases.publish(sign_release(spec, self._identity), now=self._clock())
         listed = {expert.bundle for expert in spec.experts}
         for expert in before.spec.experts if before else ():
             if expert.bundle not in listed:

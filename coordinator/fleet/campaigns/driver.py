@@ -123,7 +123,7 @@ class Driver:
         kind: Kind = campaign.kind  # type: ignore[assignment] # written by `start` from a valid order
         # Flower gives a reply once; one that could not be kept is kept now.
         waiting = self._unkept.setdefault(campaign.number, {})
-        waiting |= {heard.message: heard.reply for heard in client.hear(run, kind, under_way.keys() - waiting.keys())}
+        waiting |= client.hear(run, kind, under_way.keys() - waiting.keys())
         for message, told in list(waiting.items()):
             if message in under_way:
                 try:

@@ -1,8 +1,8 @@
 """Campaigns, and what nodes answered; each change one transaction with its events."""
 
 import json
-from collections.abc import Mapping
-from datetime import datetime, timedelta
+from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import and_, delete, func, select, update
@@ -22,32 +22,25 @@ FINAL = ("done", "failed")
 class Campaigns(Subject):
     """Every campaign."""
 
-    def next_number(self) -> int:
-        """Number of the campaign that would come next."""
-        with self._registry.reading() as session:
-            return (session.scalar(select(func.max(Campaign.number))) or 0) + 1
-
-    def start(
-        self, order: Order, envelope: bytes, *, open_for: timedelta, round_ends: datetime, now: datetime
-    ) -> Campaign:
+    def start(self, make: Callable[[int], tuple[Order, bytes]], *, open_until: datetime, now: datetime) -> Campaign:
         """Open a campaign, and its first round if it goes in rounds.
 
-        Raises:
-            Refused: `STATE_CHANGE` if another one took its number, or if the candidate is not open.
+        Args:
+            make: Makes the order of a number, and its envelope.
+            open_until: Until then nodes that come late are asked, too.
+            now: The time.
         """
         with self._registry.writing() as session:
-            newest = session.scalar(select(func.max(Campaign.number))) or 0
-            if order.number != newest + 1:
-                raise Refused(Code.STATE_CHANGE, f"Campaign {order.number} cannot follow campaign {newest}.")
+            order, envelope = make((session.scalar(select(func.max(Campaign.number))) or 0) + 1)
             row = Campaign(
                 number=order.number, kind=order.kind, state="running", envelope=envelope,
-                candidate=order.candidate or "", open_until=timestamp(now + open_for), expires=order.expires,
+                candidate=order.candidate or "", open_until=timestamp(open_until), expires=order.expires,
                 created=order.created,
             )  # fmt: skip
             session.add(row)
             session.flush()
             if order.calibrating is not None:
-                session.add(round_of(order, envelope, round_ends))
+                session.add(round_of(order, envelope, now))
             journal.record(session, "campaign", str(row.number), "running", actor="operator", now=now)
             session.flush()
             return row

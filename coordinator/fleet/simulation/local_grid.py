@@ -11,8 +11,7 @@ from flwr.common.constant import ErrorCode
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.proto.node_pb2 import NodeInfo
-from flwr.serverapp import Grid
-from flwr.supercore.run import Run as FlowerRun
+from flwr.superlink.grid import InMemoryGrid
 
 from coordinator.fleet.flower.client import Run
 
@@ -31,8 +30,10 @@ class VirtualNode:
     state: RecordDict = field(default_factory=RecordDict)
 
 
-class LocalGrid(Grid):
+class LocalGrid(InMemoryGrid):
     """Carries messages to nodes of this process and back, through Flower's own serialisation.
+
+    It takes Flower's place but for its database, in which nodes would look for messages.
 
     Args:
         nodes: The nodes; more may be added while it works.
@@ -41,11 +42,10 @@ class LocalGrid(Grid):
     """
 
     def __init__(self, nodes: list[VirtualNode], *, workers: int = 4, on_wire: Callable[[bytes], object] = len) -> None:
-        self.nodes, self._on_wire = nodes, on_wire
+        self.nodes, self._on_wire, self.pull_interval = nodes, on_wire, 0.01
         self._workers = ThreadPoolExecutor(workers)
         self._replies: dict[str, Future[Message]] = {}
         self._numbers = itertools.count(1)
-        self._run: FlowerRun | None = None
 
     def as_run(self) -> Run:
         """Be the run of a campaign."""
@@ -54,27 +54,6 @@ class LocalGrid(Grid):
     def close(self) -> None:
         """Let the workers go."""
         self._workers.shutdown(cancel_futures=True)
-
-    def set_run(self, run: FlowerRun) -> None:
-        """Keep a run; nothing here needs one."""
-        self._run = run
-
-    @property
-    def run(self) -> FlowerRun:
-        """The run that was set."""
-        if self._run is None:
-            raise LookupError("no run was set")
-        return self._run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Make a message, as Flower's older apps do."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Identifiers of the nodes that are there."""
-        return [node.node_id for node in self.get_nodes()]
 
     def get_nodes(self) -> Iterable[NodeInfo]:
         """Nodes that are there."""
@@ -100,10 +79,6 @@ class LocalGrid(Grid):
         """Take the replies that are ready."""
         ready = [each for each in message_ids if each in self._replies and self._replies[each].done()]
         return [self._replies.pop(each).result() for each in ready]
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Push messages and wait for all replies."""
-        return [self._replies.pop(each).result(timeout) for each in self.push_messages(messages)]
 
     def _deliver(self, raw: bytes, number: int) -> Message:
         message, node = message_from_proto(MessageProto.FromString(raw)), self.nodes[number - 1]
