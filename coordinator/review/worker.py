@@ -182,7 +182,10 @@ class Worker:
         beside = self._fleet.candidates.place(row)
         if beside is None:
             return False
-        spec = self._next([*(self._released(other) for other in beside), new], self._proposed_calibration())
+        # What the open candidate says beside its list, a larger one goes on to say.
+        open_one = self._fleet.candidates.find()
+        calibration = read_candidate(open_one.envelope, self._pool).spec.calibration if open_one else None
+        spec = self._next([*(self._released(other) for other in beside), new], calibration)
         if spec is None:
             return False
         if verdict := self._try(spec, new):
@@ -191,11 +194,6 @@ class Worker:
         self._fleet.candidates.propose(candidate, now=self._clock())
         _log.info("proposed", candidate=candidate.digest, experts=len(spec.experts))
         return True
-
-    def _proposed_calibration(self) -> CalibrationFile | None:
-        """What the open candidate says beside its list, which a larger one goes on to say."""
-        row = self._fleet.candidates.find()
-        return read_candidate(row.envelope, self._pool).spec.calibration if row else None
 
     def _released(self, row: BundleRow) -> ReleasedExpert:
         contributor = self._registry.contributors.find(row.contributor)

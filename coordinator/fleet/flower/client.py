@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -31,7 +31,7 @@ from flwr.superlink.grid import HttpGrid
 from coordinator.fleet.flower.gateway import header
 from coordinator.fleet.flower.replies import MALFORMED, CarefulGrid
 from protocol.errors import Code, Unavailable
-from protocol.fleet.campaign import Kind, app_bundle
+from protocol.fleet.campaign import app_bundle
 from protocol.fleet.reply import ANSWER, ARRAYS, METRICS, ORDER, UPDATE, Reply, read_reply
 
 MESSAGE_TYPES: dict[str, str] = {
@@ -77,16 +77,13 @@ class Superlink:
     def __init__(self, port: int, secret: bytes) -> None:
         self._address = f"127.0.0.1:{port}"
         version = RuntimeVersionHttpInterceptor(component_name=_COMPONENT)
-        self._control = ControlHttpClient.from_server_address(
-            server_address=self._address, insecure=True, root_certificates=None,
-            interceptors=[version, RuntimeTokenHttpInterceptor(header(secret))],
-        )  # fmt: skip
+        plain: dict[str, Any] = {"server_address": self._address, "insecure": True, "root_certificates": None}
+        shown = RuntimeTokenHttpInterceptor(header(secret))
+        self._control = ControlHttpClient.from_server_address(**plain, interceptors=[version, shown])
         acquire = SuperExecAuthHttpInterceptor(
             master_secret=secret, protected_methods=frozenset({"/flwr.proto.Runtime/AcquireTask"})
         )
-        self._executor = RuntimeHttpClient.from_server_address(
-            server_address=self._address, insecure=True, root_certificates=None, interceptors=[version, acquire],
-        )  # fmt: skip
+        self._executor = RuntimeHttpClient.from_server_address(**plain, interceptors=[version, acquire])
 
     def close(self) -> None:
         """Close the connections."""
@@ -158,7 +155,7 @@ def online(run: Run) -> dict[str, Online]:
     }
 
 
-def ask(run: Run, node: int, kind: Kind, order: bytes, *, ttl_s: float) -> str:
+def ask(run: Run, node: int, kind: str, order: bytes, *, ttl_s: float) -> str:
     """Send a signed order to a node, and return the message's identifier."""
     run.enter()
     content = RecordDict({ORDER: ConfigRecord({"envelope": order})})
@@ -167,7 +164,7 @@ def ask(run: Run, node: int, kind: Kind, order: bytes, *, ttl_s: float) -> str:
     return sent[0] if sent and sent[0] else ""
 
 
-def hear(run: Run, kind: Kind, messages: Collection[str]) -> dict[str, Reply]:
+def hear(run: Run, kind: str, messages: Collection[str]) -> dict[str, Reply]:
     """Take the replies that have come, by the messages they answer; what breaks the schema is its node's failure."""
     if not messages:
         return {}
@@ -175,7 +172,7 @@ def hear(run: Run, kind: Kind, messages: Collection[str]) -> dict[str, Reply]:
     return {reply.metadata.reply_to_message_id: _read(kind, reply) for reply in run.grid.pull_messages(messages)}
 
 
-def _read(kind: Kind, message: Message) -> Reply:
+def _read(kind: str, message: Message) -> Reply:
     if message.has_error():
         if message.error.code == MALFORMED:
             return Reply("failed", Code.EGRESS.name)

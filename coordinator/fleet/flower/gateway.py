@@ -106,24 +106,18 @@ def _bounded(receive: Receive, send: Send, most: int) -> tuple[Receive, Send]:
 
 def outside(fleet: frozenset[str]) -> Callable[[Scope], bool]:
     """Allow the nodes' own calls, by their exact paths, and the health check."""
-
-    def allows(scope: Scope) -> bool:
-        return (scope["method"], scope["path"]) == ("GET", HEALTH) or (
-            scope["method"] == "POST" and scope["path"] in fleet
-        )
-
-    return allows
+    allowed = {("GET", HEALTH), *(("POST", path) for path in fleet)}
+    return lambda scope: (scope["method"], scope["path"]) in allowed
 
 
 def inside(secret: bytes) -> Callable[[Scope], bool]:
     """Allow executors, whom Flower asks for a secret itself, and operators who show ours."""
-    shown = header(secret)
+    shown = header(secret).encode()
 
     def allows(scope: Scope) -> bool:
         path: str = scope["path"]
         if path.startswith(_CONTROL):
-            headers = dict(scope["headers"])
-            return hmac.compare_digest(headers.get(SECRET_HEADER.encode(), b""), shown.encode())
+            return hmac.compare_digest(dict(scope["headers"]).get(SECRET_HEADER.encode(), b""), shown)
         return path.startswith(_RUNTIME) or path == HEALTH
 
     return allows

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -27,7 +27,6 @@ class VirtualNode:
     """Over every message."""
     since: str | None = None
     """When it connected, as ISO 8601."""
-    state: RecordDict = field(default_factory=RecordDict)
 
 
 class LocalGrid(InMemoryGrid):
@@ -37,13 +36,12 @@ class LocalGrid(InMemoryGrid):
 
     Args:
         nodes: The nodes; more may be added while it works.
-        workers: How many of them work at once.
         on_wire: Shown every message and reply, as bytes.
     """
 
-    def __init__(self, nodes: list[VirtualNode], *, workers: int = 4, on_wire: Callable[[bytes], object] = len) -> None:
+    def __init__(self, nodes: list[VirtualNode], *, on_wire: Callable[[bytes], object] = len) -> None:
         self.nodes, self._on_wire, self.pull_interval = nodes, on_wire, 0.01
-        self._workers = ThreadPoolExecutor(workers)
+        self._workers = ThreadPoolExecutor(4)
         self._replies: dict[str, Future[Message]] = {}
         self._numbers = itertools.count(1)
 
@@ -84,7 +82,7 @@ class LocalGrid(InMemoryGrid):
         message, node = message_from_proto(MessageProto.FromString(raw)), self.nodes[number - 1]
         if node.dies or not node.up:
             return Message(Error(ErrorCode.NODE_UNAVAILABLE, "Node Unavailable"), reply_to=message)
-        context = Context(run_id=1, node_id=number, node_config={}, state=node.state, run_config={})
+        context = Context(run_id=1, node_id=number, node_config={}, state=RecordDict(), run_config={})
         reply = node.app(message, context)
         sent = message_to_proto(reply).SerializeToString()
         self._on_wire(sent)

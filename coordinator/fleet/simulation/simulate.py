@@ -105,16 +105,16 @@ def simulate(
 def answer(seed: str, order: Order) -> Reply:
     """Draw an answer to an order, as the schema of its kind wants it."""
     draw = random.Random(f"{seed}-{order.number}")  # noqa: S311 - no secret
-    base = draw.uniform(2.0, 3.0)
-    if order.kind == "train":
-        metrics = {"loss": round(base, 4), "seconds": round(draw.uniform(60, 3600), 1)}
-        return Reply(words={"bundle": f"{draw.getrandbits(256):064x}"}, metrics=metrics)
-    if order.kind == "evaluate":
-        return Reply(metrics={"loss_base": base, "loss_candidate": base - draw.gauss(0.1, 0.05)})
     if order.calibrating is not None:
         numbers = array("f", (draw.gauss(0, 0.1) for _ in range(order.calibrating.numbers)))
         return Reply(words={"round": str(order.calibrating.number)}, update=numbers.tobytes())
-    return Reply(words={"device": "cpu"}, metrics={"memory_gb": round(draw.uniform(4, 64), 1)})
+    base = draw.uniform(2.0, 3.0)
+    metrics = {
+        "info": {"memory_gb": draw.uniform(4, 64)},
+        "train": {"loss": base},
+        "evaluate": {"loss_base": base, "loss_candidate": base - draw.gauss(0.1, 0.05)},
+    }
+    return Reply(metrics=metrics[order.kind])
 
 
 class Clock:

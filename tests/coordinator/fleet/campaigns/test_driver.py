@@ -48,7 +48,7 @@ class Town:
     def __init__(self, opened: Opened) -> None:
         self.opened, self.clock, self.fleet = opened, Clock(), Fleet(opened.registry)
         self.wire: list[bytes] = []
-        self.grid = LocalGrid([], workers=2, on_wire=self.wire.append)
+        self.grid = LocalGrid([], on_wire=self.wire.append)
         self.begun = 0
         self.driver = self.new_driver()
 
