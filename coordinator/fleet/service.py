@@ -11,7 +11,6 @@ from dataclasses import asdict
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import httpx
 import structlog
@@ -79,11 +78,11 @@ def run(
     log, secret = Path(config.folder, "flower.log"), Path(config.folder, SECRET).read_bytes()
     while not stopped.is_set():
         try:
-            with _server(config, log) as server, closing(client.Superlink(server.inner, secret)) as superlink:
+            with _server(config, log) as (process, inner, outer), closing(client.Superlink(inner, secret)) as superlink:
                 driver = Driver(opened, superlink.begin, clock=clock, ask_again_s=ask_again_s)
-                on_ready(server.outer)
+                on_ready(outer)
                 let_in: dict[str, str] = {}
-                while server.process.poll() is None and not stopped.is_set():
+                while process.poll() is None and not stopped.is_set():
                     try:
                         step(opened, superlink, driver, let_in, now=clock())
                     except httpx.HTTPError as error:
@@ -96,17 +95,12 @@ def run(
             stopped.wait(interval_s)
 
 
-class _Server(NamedTuple):
-    process: "subprocess.Popen[str]"
-    inner: int
-    """Port of the inner door."""
-    outer: int
-    """Port of the outer one."""
-
-
 @contextmanager
-def _server(config: LinkConfig, log: Path) -> Iterator[_Server]:
+def _server(config: LinkConfig, log: Path) -> Iterator[tuple["subprocess.Popen[str]", int, int]]:
     """Keep Flower's server up as a child process, which ends with this one, however this one ends.
+
+    Yields:
+        The process, and the ports of its inner and outer door.
 
     Raises:
         Unavailable: `BUSY` if it does not come up.
@@ -124,7 +118,7 @@ def _server(config: LinkConfig, log: Path) -> Iterator[_Server]:
         where = json.loads(process.stdout.readline() or "null")
         if where is None or not _comes_up(where["inner"]):
             raise Unavailable(Code.BUSY, f"Flower's server does not come up; see {log}.", "It is tried again.")
-        yield _Server(process, **where)
+        yield process, where["inner"], where["outer"]
     finally:
         end_child(process)
 

@@ -134,16 +134,14 @@ class Driver:
     def _keep(self, campaign: Campaign, answer: CampaignAnswer, name: str, told: Reply, turn: OpenRound | None) -> None:
         reply = told if turn is None else turn.judged(told, answer.attempts)
         crashes = json.loads(answer.facts).get("crashes", 0) + (reply.code == Code.UNREACHABLE.name)
-        facts = {**reply.words, **reply.metrics, **({"error": reply.error} if reply.error else {})}
-        self._fleet.campaigns.heard(
-            campaign.number,
-            answer.contributor,
-            "failed" if crashes >= MAX_CRASHES else "waiting" if reply.state == "later" else reply.state,
-            code=reply.code,
-            facts=facts | ({"crashes": crashes} if crashes and reply.state == "later" else {}),
-            now=self._clock(),
-            update=reply.update,
-        )
+        facts = {**reply.words, **reply.metrics}
+        if reply.error:
+            facts["error"] = reply.error
+        if crashes and reply.state == "later":
+            facts["crashes"] = crashes
+        state = "failed" if crashes >= MAX_CRASHES else "waiting" if reply.state == "later" else reply.state
+        number, now = campaign.number, self._clock()
+        self._fleet.campaigns.heard(number, answer.contributor, reply, state=state, facts=facts, now=now)
         _log.info("heard", campaign=campaign.number, contributor=name, state=reply.state, code=reply.code)
 
     def _ask(self, campaign: Campaign, run: client.Run, turn: OpenRound | None) -> None:

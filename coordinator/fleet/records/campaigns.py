@@ -14,6 +14,7 @@ from coordinator.registry.transactions import Subject
 from protocol.documents import timestamp
 from protocol.errors import Code, Refused
 from protocol.fleet.campaign import Order
+from protocol.fleet.reply import Reply
 
 FINAL = ("done", "failed")
 """States of an answer that is not asked for again."""
@@ -105,24 +106,16 @@ class Campaigns(Subject):
             row.state, row.message, row.at, row.attempts = "asked", message, timestamp(now), row.attempts + 1
 
     def heard(
-        self,
-        number: int,
-        contributor: str,
-        state: str,
-        *,
-        code: str,
-        facts: Mapping[str, Any],
-        now: datetime,
-        update: bytes = b"",
+        self, number: int, contributor: str, reply: Reply, *, state: str, facts: Mapping[str, Any], now: datetime
     ) -> None:
         """Keep what a node answered; a final answer is never replaced, so a reply that comes twice changes nothing."""
         with self._registry.writing() as session:
             row = session.get(CampaignAnswer, (number, contributor))
             if row is not None and row.state not in FINAL:
-                row.state, row.code, row.message, row.at = state, code, "", timestamp(now)
+                row.state, row.code, row.message, row.at = state, reply.code, "", timestamp(now)
                 row.facts = json.dumps(facts, sort_keys=True)
-                if update:
-                    session.merge(Update(campaign=number, contributor=contributor, content=update))
+                if reply.update:
+                    session.merge(Update(campaign=number, contributor=contributor, content=reply.update))
 
     def forget_messages(self, number: int) -> None:
         """Ask again whoever was asked by a run that is over."""

@@ -268,7 +268,10 @@ def test_a_final_answer_is_never_replaced(town: Town) -> None:
     town.drive(lambda: town.states(number) == {"ada": "done"})
     ((answer, _),) = town.fleet.campaigns.answers(number)
     for state, code in (("failed", "EGRESS"), ("waiting", "CONSENT"), ("done", "")):
-        town.fleet.campaigns.heard(number, answer.contributor, state, code=code, facts={"late": 1}, now=town.clock())
+        reply = Reply(state, code)
+        town.fleet.campaigns.heard(
+            number, answer.contributor, reply, state=state, facts={"late": 1}, now=town.clock()
+        )  # fmt: skip
         town.fleet.campaigns.asked(number, answer.contributor, "message-9", now=town.clock())
         ((again, _),) = town.fleet.campaigns.answers(number)
         assert facts(again) == facts(answer)
