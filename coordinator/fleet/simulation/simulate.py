@@ -9,7 +9,7 @@ import resource
 import time
 from array import array
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -89,17 +89,14 @@ def simulate(
         answers = fleet.campaigns.answers(number)
         ended = {name for answer, name in answers if answer.state in FINAL}
         return {
-            "nodes": count,
-            "failing": len(dying),
-            "late": len(tardy),
-            "kind": kind,
+            "nodes": count, "failing": len(dying), "late": len(tardy), "kind": kind,
             "answered": sum(answer.state == "done" for answer, _ in answers),
             "failed": [name for answer, name in answers if answer.state == "failed"],
             "silent": [name for _, name in fleet.nodes.all() if name not in ended],
             "conclusion": fleet.campaigns.find(number).conclusion,
             "seconds": round(time.monotonic() - began, 1),
             "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
-        }
+        }  # fmt: skip
 
 
 def answer(seed: str, order: Order) -> Reply:
@@ -137,10 +134,6 @@ def open_pool(folder: Path, policy: Policy | None = None) -> Iterator[Opened]:
     """Found a pool over a base model that nobody loads, with an empty registry.
 
     Its key is its own, so that nothing that is signed here is worth anything anywhere else.
-
-    Args:
-        folder: Where the registry goes.
-        policy: The pool's; that of a new pool, unless given.
     """
     identity = Identity.generate()
     spec = PoolSpec(
@@ -152,12 +145,9 @@ def open_pool(folder: Path, policy: Policy | None = None) -> Iterator[Opened]:
         coordinator=identity.public.hex,
         created=timestamp(datetime.now(UTC)),
     )
-    registry = Registry.open(f"sqlite:///{folder / 'registry.db'}", migrate=True)
     settings = Settings(base="none", database="none", store=str(folder), probe=folder / "none")
-    try:
+    with closing(Registry.open(f"sqlite:///{folder / 'registry.db'}", migrate=True)) as registry:
         yield Opened(CoordinatorWorkspace(folder), settings, sign_pool(spec, identity), identity, registry)
-    finally:
-        registry.close()
 
 
 def enrol(opened: Opened, name: str) -> str:
