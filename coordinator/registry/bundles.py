@@ -96,17 +96,17 @@ class Bundles(Subject):
         with self._registry.reading() as session:
             return list(session.scalars(query.where(BundleRow.state.in_(states)) if states else query))
 
-    def digests(self, *states: State) -> set[str]:
-        """Digests of the bundles in given states."""
+    def held(self) -> set[str]:
+        """Digests of the bundles that may be in a release: accepted and released ones."""
+        states = State.ACCEPTED, State.RELEASED
         with self._registry.reading() as session:
             return set(session.scalars(select(BundleRow.digest).where(BundleRow.state.in_(states))))
 
-    def files(self) -> dict[str, int]:
-        """Sizes in bytes by sha256 of every file that some bundle needs; a refused or yanked one needs none."""
-        query = select(BundleFile.sha256, BundleFile.size).join(BundleRow, BundleRow.digest == BundleFile.bundle)
+    def files(self) -> set[str]:
+        """The sha256 of every file that some bundle needs; a refused or yanked one needs none."""
+        query = select(BundleFile.sha256).join(BundleRow, BundleRow.digest == BundleFile.bundle)
         with self._registry.reading() as session:
-            rows = session.execute(query.where(BundleRow.state.not_in((State.REFUSED, State.YANKED))))
-            return {row.sha256: row.size for row in rows}
+            return set(session.scalars(query.where(BundleRow.state.not_in((State.REFUSED, State.YANKED)))))
 
     def public_size(self, sha256: str) -> int | None:
         """Size in bytes of a file that anyone may fetch; None for every other."""

@@ -205,7 +205,7 @@ class Worker:
         return True
 
     def _next(self, accepted: list[ReleasedExpert], calibration: CalibrationFile | None = None) -> ReleaseSpec | None:
-        held, now = self._registry.bundles.digests(State.ACCEPTED, State.RELEASED), self._clock()
+        held, now = self._registry.bundles.held(), self._clock()
         return next_release(self._pool, self._newest(), accepted=accepted, held=held, now=now, calibration=calibration)
 
     def _newest(self) -> Release | None:

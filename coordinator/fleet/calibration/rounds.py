@@ -14,7 +14,6 @@ from coordinator.fleet.records.campaigns import FINAL
 from coordinator.fleet.records.candidates import base_of
 from coordinator.fleet.records.fleet import Fleet
 from coordinator.fleet.records.rounds import file_of, order_of
-from coordinator.policy.lifecycle import State
 from coordinator.policy.next_release import next_release
 from coordinator.registry.tables import Campaign, Round
 from coordinator.workspace.context import Opened
@@ -148,7 +147,7 @@ class Calibrations:
         if row := self._fleet.candidates.find():
             changes = {"calibration": file, "created": timestamp(now)}
             return sign_candidate(read_candidate(row.envelope, pool).spec.model_copy(update=changes), identity)
-        newest, held = registry.releases.find(), registry.bundles.digests(State.ACCEPTED, State.RELEASED)
+        newest, held = registry.releases.find(), registry.bundles.held()
         if newest is None:
             return None
         before = read_release(newest.envelope, pool)

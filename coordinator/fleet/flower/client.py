@@ -122,10 +122,10 @@ class Superlink:
         client = grid._runtime_client  # noqa: SLF001 - Flower's own ServerApp process goes this way, too
         try:
             given = client.PullTaskInput(PullTaskInputRequest())
-        except httpx.HTTPError:
+            run = run_from_proto(given.run)
+        except Exception:
             grid.close()
             raise
-        run = run_from_proto(given.run)
         grid.set_run(run)
         heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
         heartbeat.start()

@@ -123,7 +123,7 @@ def test_keeping_is_one_row_and_one_receipt(
     assert keep(registry, bundle, clock) == keep(registry, bundle, clock) == b"receipt 1"
     assert registry.uploads.digests() == set()
     assert [(row.sequence, row.state) for row in registry.bundles.all()] == [(1, State.RECEIVED)]
-    assert {file.sha256 for file in bundle.manifest.files.values()} == registry.bundles.files().keys()
+    assert {file.sha256 for file in bundle.manifest.files.values()} == registry.bundles.files()
     assert [(event.number, event.kind, event.step) for event in events] == [
         (1, "contributor", "active"),
         (2, "bundle", "received"),

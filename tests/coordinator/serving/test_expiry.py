@@ -27,15 +27,19 @@ def test_sweeping_forgets_expired_uploads(served: Served, join: Join, identity: 
     assert served.registry.uploads.digests() == set()
 
 
+@pytest.mark.parametrize("first", ["dies", "drops"])
 def test_a_crash_among_expired_uploads_is_healed_by_a_restart(
-    served: Served, join: Join, identity: Identity, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    served: Served, join: Join, identity: Identity, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, first: str
 ) -> None:
-    """Whoever expires an upload dies over its bytes, or while they go; the row is there until they are gone."""
+    """Whoever expires an upload dies before or after its bytes are gone; the row is there until they are."""
     ada = join(identity)
     ada.begin(bundle)
     served.clock.forward(hours=25)
+    drop = served.spool.drop
 
-    def die(_: str) -> None:
+    def die(digest: str) -> None:
+        if first == "drops":
+            drop(digest)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -43,6 +47,8 @@ def test_a_crash_among_expired_uploads_is_healed_by_a_restart(
         with pytest.raises(KeyboardInterrupt):
             served.intake.begin(bundle.manifest.envelope)
     assert served.registry.uploads.digests() == {bundle.digest}, "bytes that are there belong to somebody"
+    served.intake.sweep()
+    assert (served.registry.uploads.digests(), list(served.spool._folder.iterdir())) == (set(), [])
     begun = ada.begin(bundle)
     ada.put(bundle, begun)
     assert ada.commit(begun)
