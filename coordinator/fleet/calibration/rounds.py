@@ -131,13 +131,12 @@ class Calibrations:
         if not reached:
             return f"{told} Nothing is calibrated."
         privacy = json.loads(reached[-1].facts).get("privacy")
+        spent = Spent.model_validate(privacy) if privacy else None
         content = self._fleet.rounds.content(reached[-1].sha256) or b""
-        file = file_of(reached[-1], content, Spent.model_validate(privacy) if privacy else None)
-        candidate = self._candidate(file, now)
+        candidate = self._candidate(file_of(reached[-1], content, spent), now)
         if candidate is None:
             return f"{told} What was calibrated is no longer proposed."
         self._fleet.candidates.propose(candidate, now=now)
-        spent = file.privacy
         budget = f" Epsilon {spent.epsilon:.2f} is spent at delta {spent.delta:g}." if spent else ""
         return f"{told}{budget} Candidate {candidate.digest[:16]} is to be evaluated."
 
