@@ -1,6 +1,7 @@
 """A base model with experts that come and go while it is used."""
 
 import threading
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -38,7 +39,7 @@ class ExpertSet:
     ) -> None:
         self.base = base
         self.held = Held()
-        self._prepared: WeakKeyDictionary[Generation, set[str]] = WeakKeyDictionary()
+        self._prepared: WeakKeyDictionary[ExpertPool, deque[str]] = WeakKeyDictionary()
         self._changing = threading.Lock()
         linears = {path: find_linear(base.model, path) for path in linear_modules(base.model)}
         self.places = {path: device_of(linear) for path, linear in linears.items()}

@@ -106,7 +106,7 @@ def plan(features: Features, held: Held, inputs: Sequence[PromptLike], choices: 
     parts = []
     for settled, positions in alike.items():
         generation, method, k, temperature, allow, deny = settled
-        pool = generation.pool.allowing(allow, deny)
+        pool = generation.allowing(allow, deny)
         asked = MethodContext(pool, [inputs[at] for at in positions], k, temperature, features=features)
         by_plan: dict[RoutingPlan, list[int]] = {}
         for at, each in zip(positions, resolve(method, asked), strict=True):

@@ -17,6 +17,8 @@ KEPT = 4
 As a rule they share pages, and an earlier one costs the experts that the newest lacks. Where a release comes in
 an order that none of them has, or finds most experts gone, it stands in pages of its own and counts whole.
 """
+_SUBSETS = 8
+"""Subsets of a generation's experts that are kept: requests name any."""
 Listed = tuple[str, str, str]
 """An expert as a release lists it: digest, name, contributor."""
 
@@ -37,6 +39,19 @@ class Generation:
     """Number of the release; 0 for a pool that was put together by hand."""
     expires: datetime | None = None
     """When the release is no longer to be taken for the newest, or asked for by its number."""
+    _subsets: dict[object, ExpertPool] = field(init=False, repr=False, default_factory=dict)
+
+    def allowing(self, allow: tuple[str, ...] | None, deny: tuple[str, ...]) -> ExpertPool:
+        """See some of the experts, as `ExpertPool.allowing`; with the last few subsets what methods know of them stays.
+
+        Raises:
+            Refused: `EXPERT_UNKNOWN`, or `EXPERTS_EXHAUSTED`.
+        """
+        pool = self._subsets.pop((allow, deny), None) or self.pool.allowing(allow, deny)
+        self._subsets[allow, deny] = pool
+        for former in list(self._subsets)[:-_SUBSETS]:
+            self._subsets.pop(former, None)
+        return pool
 
     @property
     def expired(self) -> bool:

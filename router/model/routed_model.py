@@ -1,6 +1,7 @@
 """The routed model: a base, every expert of a release, and a router at every module."""
 
 import math
+from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Unpack, cast
@@ -27,6 +28,7 @@ from router.model.planner import Planned, plan
 from router.model.releases import KEPT, Generation, Held
 from router.model.saved_model import open_saved, save
 from router.pool.capacity import check_room
+from router.pool.group_store import KEPT_PROTOTYPES
 from router.query.answer import Answered
 from router.query.limits import DEFAULT_NEW_TOKENS
 from router.query.request import DEFAULT, Choices, Input, Inputs, RoutingChoice, check_inputs, one_by_one, one_each
@@ -279,34 +281,33 @@ class RoutedModel(ExpertSet):
         return plan(self.features, self.held, prompts, one_each(choice, len(prompts)))
 
     def prepared(self, choice: RoutingChoice) -> bool:
-        """Tell whether a request of this choice finds worked out what its method needs once."""
-        generation = self.held.find(choice.release)
-        return _preparation(choice.method or generation.settings.method) in self._prepared.get(generation, ())
-
-    def prepare(self, choice: RoutingChoice) -> None:
-        """Work out what a method needs once: statistics of public text, vectors that stand for experts.
-
-        Takes up to minutes; other requests may be answered meanwhile.
+        """Tell whether a request of this choice finds worked out what its method needs once.
 
         Raises:
             Refused: As `router.model.planner.plan`.
         """
         generation = self.held.find(choice.release)
-        method = choice.method or generation.settings.method
-        word, whole = read_prompts(self.base, ["a"]), True
-        try:
-            planned = self._planned(word, RoutingChoice(method, choice.k, release=choice.release))
-        except Refused:  # the method takes some experts of the pool only; the request may name these
-            planned, whole = self._planned(word, choice), False
+        pool = generation.allowing(choice.allow, choice.deny)
+        return _preparation(choice.method or generation.settings.method) in self._prepared.get(pool, ())
+
+    def prepare(self, choice: RoutingChoice) -> None:
+        """Work out what a method needs once: statistics of public text, vectors that stand for experts.
+
+        Takes up to minutes; other requests may be answered meanwhile. It holds for the experts that the choice allows.
+
+        Raises:
+            Refused: As `router.model.planner.plan`.
+        """
+        (part,) = self._planned(read_prompts(self.base, ["a"]), choice).parts
         draw = torch.Generator().manual_seed(0)
         with torch.inference_mode():
-            for part in planned.parts:
-                for path, module in part.plan.pool.modules.items():
-                    linear = self.base.model.get_submodule(path)
-                    u = torch.randn(1, linear.in_features, generator=draw)
-                    part.plan.method.choose(module, u.to(self.places[path], self.base.model.dtype))
-        if whole:
-            self._prepared.setdefault(generation, set()).add(_preparation(method))
+            for path, module in part.plan.pool.modules.items():
+                linear = self.base.model.get_submodule(path)
+                u = torch.randn(1, linear.in_features, generator=draw)
+                part.plan.method.choose(module, u.to(self.places[path], self.base.model.dtype))
+        # No more than are kept: each method may have vectors of its own.
+        known = self._prepared.setdefault(part.asked.pool, deque(maxlen=KEPT_PROTOTYPES))
+        known.append(_preparation(part.method))
 
     def losses(self, inputs: Asking, targets: Sequence[str], choice: Choices = DEFAULT) -> list[float]:
         """Mean negative log-likelihood of each input's one target, in nats a token, its end token among them.
