@@ -10,6 +10,7 @@ from protocol.bundle import Bundle
 from router.base.linear import device_of, find_linear, linear_modules
 from router.base.loading import Base
 from router.base.memory import memory_watched
+from router.base.progress import bar
 from router.follow.workspace import Mirror
 from router.layer.routed_linear import RoutedLinear, routed_linears
 from router.methods.context import MethodContext
@@ -112,7 +113,7 @@ class ExpertSet:
             for digest, _, _ in held.difference(wanted):
                 pool = pool.remove(digest)
             check_room([bundle for _, bundle in new], pool, self.places, self.base.model.dtype)
-            for (_, name, contributor), bundle in new:
+            for (_, name, contributor), bundle in bar(new, "Loading experts"):
                 pool = pool.add(self.load(bundle, name=name, contributor=contributor))
             pool = pool.reordered([digest for digest, _, _ in wanted]).calibrated(mirror.calibration)
             resolve(release.routing.method, MethodContext(pool, k=release.routing.k, features=self.features))

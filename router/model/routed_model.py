@@ -17,6 +17,7 @@ from router.base.fingerprint import check_base, display_name, first_line
 from router.base.likelihood import Likelihood, likelihoods
 from router.base.loading import Loading, load_base
 from router.base.memory import memory_watched
+from router.base.progress import bar
 from router.follow.pull import pull
 from router.follow.workspace import FINGERPRINT, Mirror
 from router.layer.routed_linear import routing
@@ -73,7 +74,7 @@ class RoutedModel(ExpertSet):
             Refused: `BASE_UNREADABLE`, or as `append`.
         """
         model = cls.from_base(name_or_path, **options)
-        for bundle in bundles:
+        for bundle in bar(bundles, "Loading experts"):
             model.append(bundle)
         return model
 
@@ -159,7 +160,8 @@ class RoutedModel(ExpertSet):
         check_base(source, saved.index.base, options.get("cache"))
         model = cls.from_base(source, **options)
         check_room(saved.bundles, model.generation.pool, model.places, model.base.model.dtype)
-        for expert, bundle in zip(saved.index.experts, saved.bundles, strict=True):
+        listed = list(zip(saved.index.experts, saved.bundles, strict=True))
+        for expert, bundle in bar(listed, "Loading experts"):
             model.append(bundle, name=expert.name, contributor=expert.contributor)
         pool, index = model.generation.pool.calibrated(saved.calibration), saved.index
         model.generation = Generation(pool, index.routing, index.release)

@@ -21,6 +21,7 @@ from protocol.files.atomic import new_folder
 from protocol.spec import BaseModelRef, Routing, Sha256, Version
 from protocol.statement import Strict, read
 from router.base.fingerprint import FILES, fingerprint, locate
+from router.base.progress import bar
 from router.pool.calibration import Calibration
 from router.pool.pool import ExpertPool
 
@@ -130,7 +131,8 @@ def open_saved(folder: Path, *, expected: str | None = None) -> Saved:
             f"{folder} holds model {index.identity[:16]}; expected {expected[:16]}.",
             "Save it again.",
         )
-    bundles = tuple(_open_listed(folder / BUNDLES / expert.bundle, expert.bundle) for expert in index.experts)
+    listed = bar((expert.bundle for expert in index.experts), "Reading experts", len(index.experts))
+    bundles = tuple(_open_listed(folder / BUNDLES / digest, digest) for digest in listed)
     calibration = None if index.calibration is None else _open_calibration(folder / CALIBRATION, index.calibration)
     return Saved(index, bundles, folder / BASE if (folder / BASE).is_dir() else None, calibration)
 

@@ -19,11 +19,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from protocol.errors import Code, Refused
 from router.base.batching import masked_mean
 from router.base.fingerprint import fingerprint
+from router.base.progress import bar
 from router.base.tokens import encode_input, encode_target
 from router.methods.features.activations import Reader
 from router.methods.features.covariance import Spread, spread_of
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 Kind = Literal["pooled", "token"]
 
-PATIENCE_S = 2.0
-"""After how long a bar shows what takes long, in seconds."""
 _FEWEST = 2
 TEXTS = 1024
 """Texts that are read at most."""
@@ -93,9 +91,7 @@ class PublicText:
         spreads: dict[str, Tensor] = {}
         sources = set(self._reader.sources.values())
         total = len(sources) + sum(map(self._reader.of_prompt, sources))
-        # On a terminal alone, and only once it has taken a while.
-        slow = {"desc": "Statistics of public text, once a base", "delay": PATIENCE_S, "disable": None, "leave": False}
-        for path, kind, samples in tqdm(self._samples(), total=total, **slow):
+        for path, kind, samples in bar(self._samples(), "Statistics of public text, once a base", total):
             fields = spread_of(samples)._asdict()
             spreads |= {f"{path}.{kind}.{field}": tensor for field, tensor in fields.items()}
         if place is not None and _written(spreads, place):

@@ -3,6 +3,7 @@
 import io
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
 from itertools import combinations
@@ -330,7 +331,8 @@ def test_public_text_is_read_once_a_base(
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     monkeypatch.setattr("sys.stderr", terminal)
-    monkeypatch.setattr("router.methods.features.background.PATIENCE_S", 0)
+    monkeypatch.setattr("router.base.progress.PATIENCE_S", 0)
+    monkeypatch.setattr("router.base.progress._shown", ContextVar("shown", default=True))
     first = RoutedModel.from_base(str(t5_base), device="cpu", cache=kept)
     path = next(path for path in first.features.mixtures.reader.sources if reads_input(path))
     found = first.features.mixtures.public.spread(path, "pooled")
