@@ -20,12 +20,7 @@ from router.pool.module_view import ModuleExperts
 
 
 class Spectr:
-    """The k experts that answer a token loudest.
-
-    Args:
-        k: Experts a token.
-        temperature: T.
-    """
+    """The k experts that answer a token loudest."""
 
     def __init__(self, k: int, temperature: float) -> None:
         self._k, self._temperature = k, temperature

@@ -4,9 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from protocol.documents import read_timestamp
 from protocol.errors import Code, Refused
-from protocol.release import ReleaseSpec
 from protocol.spec import Routing
 from router.pool.expert import Expert
 from router.pool.pool import ExpertPool
@@ -58,11 +56,6 @@ class Generation:
         """Whether its time is over, by this machine's clock."""
         return self.expires is not None and self.expires < datetime.now(UTC)
 
-    @classmethod
-    def of(cls, release: ReleaseSpec, pool: ExpertPool) -> "Generation":
-        """Answer with a release, whose experts a pool holds in its order."""
-        return cls(pool, release.routing, release.number, read_timestamp(release.expires))
-
 
 @dataclass(frozen=True)
 class Held:
@@ -97,10 +90,6 @@ class Held:
         earlier = [each for each in self.generations if each.release not in (0, generation.release)]
         return replace(self, generations=(*earlier, generation)[-self.kept :])
 
-    def changed_to(self, generation: Generation) -> "Held":
-        """Put another generation in the newest one's place."""
-        return replace(self, generations=(*self.generations[:-1], generation))
-
     def nearest(self, wanted: Sequence[Listed]) -> ExpertPool:
         """Find the pool that is the shortest way to a release's experts.
 
@@ -127,7 +116,7 @@ class Held:
         newest = self.newest
         found = newest if release is None else next((e for e in self.generations if e.release == release), None)
         if found is None:
-            held = ", ".join(str(number) for number in self.releases) or "none"
+            held = ", ".join(map(str, self.releases)) or "none"
             raise Refused(
                 Code.RELEASE_UNKNOWN,
                 f"Release {release} is not held here; these are: {held}.",

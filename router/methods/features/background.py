@@ -7,7 +7,6 @@ has. Either way it is nobody's.
 """
 
 import hashlib
-import os
 import random
 import threading
 from collections.abc import Iterator, Sequence
@@ -17,10 +16,11 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from protocol.errors import Code, Refused
+from protocol.files.atomic import write_whole
 from router.base.batching import masked_mean
 from router.base.fingerprint import fingerprint
 from router.base.progress import bar
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Kind = Literal["pooled", "token"]
+"""Of texts' means, or of single tokens."""
 
-_FEWEST = 2
 TEXTS = 1024
 """Texts that are read at most."""
 _LENGTHS, _TARGETS = (6, 14), (1, 8)
@@ -67,12 +67,7 @@ class PublicText:
         return hashlib.sha256(repr(self._texts).encode()).hexdigest()
 
     def spread(self, path: str, kind: Kind) -> Spread:
-        """Return how public text spreads at a module's input.
-
-        Args:
-            path: A module; for `pooled`, one that sees the prompt.
-            kind: Of texts' means, or of single tokens.
-        """
+        """Return how public text spreads at a module's input; pooled, at one that sees the prompt."""
         names = [f"{self._reader.sources[path]}.{kind}.{field}" for field in Spread._fields]
         with self._lock:
             if not self._spreads and self._file is None:
@@ -85,7 +80,7 @@ class PublicText:
 
     def _prepare(self) -> None:
         place = self._place()
-        if place is not None and self._readable(place):
+        if place is not None and _readable(place):
             self._file = place
             return
         spreads: dict[str, Tensor] = {}
@@ -94,10 +89,12 @@ class PublicText:
         for path, kind, samples in bar(self._samples(), "Statistics of public text, once a base", total):
             fields = spread_of(samples)._asdict()
             spreads |= {f"{path}.{kind}.{field}": tensor for field, tensor in fields.items()}
-        if place is not None and _written(spreads, place):
-            self._file = place
-        else:
-            self._spreads = spreads
+        if place is not None:
+            with suppress(OSError):  # a full or read-only disk: worked out again by the next process
+                write_whole(place, save(spreads))
+                self._file = place
+                return
+        self._spreads = spreads
 
     def _place(self) -> Path | None:
         if self._cache is None:
@@ -107,22 +104,13 @@ class PublicText:
         digest = hashlib.sha256(repr(facts).encode()).hexdigest()
         return self._cache.with_name(f"public-{digest[:16]}.safetensors")
 
-    def _readable(self, place: Path) -> bool:
-        """Whether the file is whole: safetensors tells a file that was cut short."""
-        try:
-            with safe_open(place, "pt") as kept:
-                return bool(kept.keys())
-        except (OSError, SafetensorError):
-            return False
-
     def _samples(self) -> Iterator[tuple[str, Kind, Tensor]]:
         """Read the texts, and yield of every input the means and one token each, [n, d]."""
         reader = self._reader
         prompts, written = self._tokens()
         sources = list(dict.fromkeys(reader.sources.values()))
         while sources:
-            now: list[str] = []
-            held = 0
+            now, held = list[str](), 0
             while sources and (not now or held < _HELD_BYTES):
                 now.append(sources.pop(0))
                 width = reader.base.model.get_submodule(now[-1]).in_features
@@ -146,10 +134,10 @@ class PublicText:
 
     def _tokens(self) -> tuple[list[list[int]], list[list[int]]]:
         base, draw = self._reader.base, random.Random(0)  # noqa: S311 - no secret
-        texts = self._texts or random_texts(base.tokenizer, draw, _LENGTHS, TEXTS)
+        texts = self._texts or _random_texts(base.tokenizer, draw, _LENGTHS, TEXTS)
         prompts = [encode_input(base.tokenizer, text, base.architecture)[:_LONGEST] for text in texts]
         # What a decoder would write to public text nobody knows.
-        targets = random_texts(base.tokenizer, draw, _TARGETS, len(prompts))
+        targets = _random_texts(base.tokenizer, draw, _TARGETS, len(prompts))
         return prompts, [encode_target(base.tokenizer, text, base.architecture)[:-1] for text in targets]
 
 
@@ -163,12 +151,9 @@ def read_public(file: Path) -> list[str]:
         texts = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error.reason
-        raise Refused(
-            Code.DATA_UNREADABLE,
-            f"The public text {file} cannot be read: {reason}.",
-            "Check the path; UTF-8 is needed.",
-        ) from error
-    if len(texts) < _FEWEST:
+        message = f"The public text {file} cannot be read: {reason}."
+        raise Refused(Code.DATA_UNREADABLE, message, "Check the path; UTF-8 is needed.") from error
+    if len(texts) < 2:  # noqa: PLR2004 - of one text nothing varies
         raise Refused(
             Code.DATA_UNREADABLE,
             f"The public text {file} has {len(texts)} lines; expected some hundreds, one text each.",
@@ -177,17 +162,10 @@ def read_public(file: Path) -> list[str]:
     return texts
 
 
-def random_texts(
+def _random_texts(
     tokenizer: "PreTrainedTokenizerBase", draw: random.Random, lengths: tuple[int, int], count: int
 ) -> list[str]:
-    """Write texts of random tokens, special ones left out.
-
-    Args:
-        tokenizer: Whose vocabulary.
-        draw: Decides.
-        lengths: The shortest and the longest, in tokens.
-        count: Texts.
-    """
+    """Write texts of random tokens, special ones left out; lengths from the shortest to the longest, in tokens."""
     special = set(tokenizer.all_special_ids)
     known = [token for token in range(len(tokenizer)) if token not in special]
     texts: list[str] = []
@@ -198,13 +176,10 @@ def random_texts(
     return texts
 
 
-def _written(tensors: dict[str, Tensor], place: Path) -> bool:
-    partial = place.with_suffix(f".{os.getpid()}.tmp")
+def _readable(place: Path) -> bool:
+    """Whether the file is whole: safetensors tells a file that was cut short."""
     try:
-        save_file(tensors, partial, {"format": "pt"})
-        partial.replace(place)
-    except (OSError, SafetensorError):  # a full or read-only disk: worked out again by the next process
-        with suppress(OSError):
-            partial.unlink()
+        with safe_open(place, "pt") as kept:
+            return bool(kept.keys())
+    except (OSError, SafetensorError):
         return False
-    return True

@@ -44,7 +44,7 @@ def worked_out(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         monkeypatch.setattr(place, name, noting)
 
     note(parameter_average, "_average")
-    note(Spread, "whitened")
+    note(Spread, "raised")
     note(prototypes, "first_direction")
     return noted
 
