@@ -123,6 +123,7 @@ class ExpertSet:
             for (_, name, contributor), bundle in bar(new, "Loading experts"):
                 pool = pool.add(self.load(bundle, name=name, contributor=contributor))
             pool = pool.reordered([digest for digest, _, _ in wanted]).calibrated(mirror.calibration)
+            self.features.mixtures.public.follow(mirror.statistics)
             resolve(release.routing.method, MethodContext(pool, k=release.routing.k, features=self.features))
             expires = read_timestamp(release.expires)
             self.held = self.held.followed_by(Generation(pool, release.routing, release.number, expires))

@@ -150,6 +150,7 @@ class RoutedModel(ExpertSet):
         listed = list(zip(saved.index.experts, saved.bundles, strict=True))
         for expert, bundle in bar(listed, "Loading experts"):
             model.append(bundle, name=expert.name, contributor=expert.contributor)
+        model.features.mixtures.public.follow(saved.statistics)
         pool = model.generation.pool.calibrated(saved.calibration)
         model.generation = Generation(pool, saved.index.routing, saved.index.release)
         return model
@@ -163,7 +164,8 @@ class RoutedModel(ExpertSet):
         Raises:
             Refused: `WORKSPACE_EXISTS`, `BUNDLE_UNKNOWN` if a bundle is gone from where it was loaded.
         """
-        return save(Path(folder), self.base.source, self.generation, with_base=with_base)
+        told = self.features.mixtures.public.told
+        return save(Path(folder), self.base.source, self.generation, with_base=with_base, statistics=told)
 
     def export_lora(
         self,

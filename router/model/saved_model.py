@@ -3,6 +3,7 @@
 greylag.json          base, routing and experts in pool order, all by digest
 bundles/<digest>/     the experts as their contributors signed them
 calibration           biases and temperatures of the routers, where the release has any
+statistics/<digest>   what the pool tells of public text, where it tells any
 base/                 the base model's files, if they were asked for
 
 Bundles are kept rather than tensors as they run: who made an expert can still be checked, statistics come
@@ -14,7 +15,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from protocol.bundle import Bundle, open_bundle
+from protocol.bundle import Bundle, open_bundle, sha256_of
 from protocol.errors import Code, Refused
 from protocol.files import strict_json
 from protocol.files.atomic import new_folder
@@ -25,7 +26,7 @@ from router.base.progress import bar
 from router.model.releases import Generation
 from router.pool.calibration import Calibration
 
-INDEX, BASE, BUNDLES, CALIBRATION = "greylag.json", "base", "bundles", "calibration"
+INDEX, BASE, BUNDLES, CALIBRATION, STATISTICS = "greylag.json", "base", "bundles", "calibration", "statistics"
 _MAX_INDEX_BYTES = 1 << 24
 
 
@@ -48,6 +49,8 @@ class SavedModel(Strict):
     """Number of the release; 0 for a model that was put together by hand."""
     calibration: Sha256 | None = None
     """sha256 of the file of that name."""
+    statistics: Sha256 | None = None
+    """Name and sha256 of the file in the folder of that name."""
     experts: list[SavedExpert]
     """In pool order, which decides ties."""
 
@@ -68,9 +71,10 @@ class Saved:
     base: Path | None
     """The base model's folder, where it was saved, too."""
     calibration: Calibration | None
+    statistics: Path | None
 
 
-def save(folder: Path, base: str, generation: Generation, *, with_base: bool) -> str:
+def save(folder: Path, base: str, generation: Generation, *, with_base: bool, statistics: Path | None) -> str:
     """Write a routed model and return its identity; the folder must be new, and appears whole or not at all.
 
     Args:
@@ -78,6 +82,7 @@ def save(folder: Path, base: str, generation: Generation, *, with_base: bool) ->
         base: Folder or Hub id of the base model.
         generation: What answers; its experts' bundles must still lie where they were loaded from.
         with_base: Whether to copy the base model's files, too; else whoever loads the model names them.
+        statistics: What the pool tells of public text, if it does, in a file named by its sha256.
 
     Raises:
         Refused: `WORKSPACE_EXISTS` if there is something in the folder, `BASE_UNREADABLE`, `BUNDLE_UNKNOWN` or
@@ -90,6 +95,7 @@ def save(folder: Path, base: str, generation: Generation, *, with_base: bool) ->
         release=generation.release,
         experts=[SavedExpert(name=each.name, contributor=each.contributor, bundle=each.digest) for each in experts],
         calibration=calibration.digest if calibration else None,
+        statistics=statistics.name if statistics else None,
     )
     with new_folder(folder) as partial:
         for expert in experts:
@@ -97,6 +103,9 @@ def save(folder: Path, base: str, generation: Generation, *, with_base: bool) ->
             shutil.copytree(source, partial / BUNDLES / expert.digest)
         if calibration is not None:
             (partial / CALIBRATION).write_bytes(calibration.content)
+        if statistics is not None:
+            (partial / STATISTICS).mkdir()
+            shutil.copyfile(statistics, partial / STATISTICS / statistics.name)
         if with_base:
             (partial / BASE).mkdir()
             for pattern in FILES:
@@ -122,14 +131,18 @@ def open_saved(folder: Path, *, expected: str | None = None) -> Saved:
         raise _other(f"{folder} holds model {index.identity[:16]}; expected {expected[:16]}.")
     listed = bar((expert.bundle for expert in index.experts), "Reading experts", len(index.experts))
     bundles = tuple(_open_listed(folder / BUNDLES / digest, digest) for digest in listed)
-    calibration = None
+    calibration = statistics = None
     if index.calibration is not None:
-        path = folder / CALIBRATION
-        content = path.read_bytes() if path.is_file() else b""
-        if hashlib.sha256(content).hexdigest() != index.calibration:
-            raise _other(f"{path} is not what was saved.")
-        calibration = Calibration.load(content)
-    return Saved(index, bundles, folder / BASE if (folder / BASE).is_dir() else None, calibration)
+        calibration = Calibration.load(_checked(folder / CALIBRATION, index.calibration).read_bytes())
+    if index.statistics is not None:
+        statistics = _checked(folder / STATISTICS / index.statistics, index.statistics)
+    return Saved(index, bundles, folder / BASE if (folder / BASE).is_dir() else None, calibration, statistics)
+
+
+def _checked(path: Path, digest: str) -> Path:
+    if not path.is_file() or sha256_of(path) != digest:
+        raise _other(f"{path} is not what was saved.")
+    return path
 
 
 def _open_listed(folder: Path | None, digest: str) -> Bundle:
