@@ -55,17 +55,13 @@ class RoutedModel(ExpertSet):
 
     @classmethod
     def from_base(cls, name_or_path: str, **options: Unpack[Options]) -> "RoutedModel":
-        """Load a base model that holds no experts yet, as `load_base` does; inputs are read as the class says.
+        """Load a base model that holds no experts yet, as `load_base` does; inputs are read as `ExpertSet` says.
 
         Raises:
             Refused: `BASE_UNREADABLE`.
         """
-        embedding, public, cache = (
-            options.pop("embedding", None),
-            options.pop("public", None),
-            options.pop("cache", None),
-        )
-        return cls(load_base(name_or_path, **cast("Loading", options)), embedding, public, cache)
+        reading = options.pop("embedding", None), options.pop("public", None), options.pop("cache", None)
+        return cls(load_base(name_or_path, **cast("Loading", options)), *reading)
 
     @classmethod
     def from_bundles(cls, name_or_path: str, bundles: Iterable[Bundle], **options: Unpack[Options]) -> "RoutedModel":
@@ -147,8 +143,8 @@ class RoutedModel(ExpertSet):
         check_base(source, saved.index.base, options.get("cache"))
         model = cls.from_base(source, **options)
         check_room(saved.bundles, model.generation.pool, model.places, model.base.model.dtype)
-        listed = list(zip(saved.index.experts, saved.bundles, strict=True))
-        for expert, bundle in bar(listed, "Loading experts"):
+        listed = zip(saved.index.experts, saved.bundles, strict=True)
+        for expert, bundle in bar(listed, "Loading experts", len(saved.bundles)):
             model.append(bundle, name=expert.name, contributor=expert.contributor)
         model.features.mixtures.public.follow(saved.statistics)
         pool = model.generation.pool.calibrated(saved.calibration)

@@ -27,7 +27,7 @@ from router.base.progress import bar
 from router.base.tokens import encode_input, encode_target
 from router.methods.features.activations import Reader
 from router.methods.features.covariance import Spread, spread_of
-from router.methods.features.pool_statistics import dump_statistics, read_spread
+from router.methods.features.pool_statistics import dump_statistics, read_spread, tensors_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,7 +61,7 @@ class PublicText:
         self._reader, self._texts, self._cache = reader, tuple(texts[:TEXTS]), cache
         self.told: Path | None = None
         """What the pool tells, in a file named by its digest; what that leaves out is worked out here."""
-        self._spreads: dict[str, Tensor] = {}
+        self._spreads: dict[str, Spread] = {}
         self._file: Path | None = None
         self._lock = threading.Lock()
 
@@ -82,32 +82,27 @@ class PublicText:
             Refused: As `router.methods.features.pool_statistics.read_spread`.
         """
         source = self._reader.sources[path]
-        width = self._reader.base.model.get_submodule(source).in_features
-        if (told := self.told) and (spread := read_spread(told, f"{source}.{kind}", width)):
+        name, width = f"{source}.{kind}", self._reader.base.model.get_submodule(source).in_features
+        if (told := self.told) and (spread := read_spread(told, name, width)):
             return spread
-        names = [f"{source}.{kind}.{field}" for field in Spread._fields]
         with self._lock:
             if not self._spreads and self._file is None:
                 self._prepare()
             if self._file is None:
-                return Spread(*(self._spreads[name] for name in names))
+                return self._spreads[name]
         with safe_open(self._file, "pt") as kept:
             # Copied, since the file's pages would go with the file.
-            return Spread(*(kept.get_tensor(name).clone() for name in names))
+            return Spread(*(kept.get_tensor(f"{name}.{field}").clone() for field in Spread._fields))
 
     def _prepare(self) -> None:
         place = self._place()
         if place is not None and _readable(place):
             self._file = place
             return
-        spreads = {
-            f"{name}.{field}": tensor
-            for name, spread in self._work_out(KINDS).items()
-            for field, tensor in spread._asdict().items()
-        }
+        spreads = self._work_out(KINDS)
         if place is not None:
             with suppress(OSError):  # a full or read-only disk: worked out again by the next process
-                write_whole(place, save(spreads))
+                write_whole(place, save(tensors_of(spreads)))
                 self._file = place
                 return
         self._spreads = spreads
