@@ -1,7 +1,7 @@
 """Loading shows a bar on a terminal where a door asks for it, and nothing to who calls the library."""
 
 import io
-from contextvars import copy_context
+from contextvars import Context
 from pathlib import Path
 
 import pytest
@@ -26,13 +26,13 @@ def test_whoever_loads_experts_sees_how_far_it_is_where_a_door_shows_it(
     def load() -> None:
         load_model(node, folder if saved else None, [], {"device": "cpu"}, pytest.fail)
 
-    load()
+    Context().run(load)
     assert terminal.getvalue() == ""
 
     def shown() -> None:
         show_bars()
         load()
 
-    copy_context().run(shown)
+    Context().run(shown)
     for what in ("Reading experts", "Loading experts"):
         assert f"{what}:   0%" in terminal.getvalue()
