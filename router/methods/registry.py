@@ -19,12 +19,21 @@ from router.methods.parameter_average import averaged
 from router.methods.phatgoose import Phatgoose
 from router.methods.retrieval import nearest
 from router.methods.single_expert import SingleExpert
-from router.methods.spectr import Spectr
+from router.methods.spectr import Spectr, triangle
 
 
 def _by_means(asked: MethodContext) -> RoutingPlan:
     asked.check_means("average-activation", whole=True)
     return RoutingPlan(asked.pool, AverageActivation(asked.k, asked.temperature))
+
+
+def _filtered(asked: MethodContext) -> RoutingPlan:
+    pool = asked.only_factors()
+    # Of everybody, since nobody knows beforehand who passes the filter.
+    for expert in pool.experts:
+        for part in expert.modules.values():
+            triangle(part)
+    return RoutingPlan(pool, Lag())
 
 
 def _uniform(asked: MethodContext) -> RoutingPlan:
@@ -49,7 +58,7 @@ _MAKERS: dict[str, Callable[[MethodContext], RoutingPlan | Sequence[RoutingPlan]
     "base": lambda asked: RoutingPlan(asked.pool, BaseOnly()),
     "expert:NAME": lambda asked: RoutingPlan(asked.pool, SingleExpert(asked.pool.find(asked.argument))),
     "genknowsub:NAME,...": _subtracted,
-    "lag": lambda asked: RoutingPlan(asked.only_factors(), Lag()),
+    "lag": _filtered,
     "merged": lambda asked: RoutingPlan(asked.pool, Merged()),
     "nnls-fixed:MASS": lambda asked: by_request(asked, read_mass(asked.argument)),
     "nnls-gates": lambda asked: by_token(asked, ScaledGate),

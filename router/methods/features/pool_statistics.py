@@ -27,7 +27,7 @@ def dump_statistics(spreads: Mapping[str, Spread]) -> bytes:
 
 
 def tensors_of(spreads: Mapping[str, Spread]) -> dict[str, Tensor]:
-    """Name each tensor of spreads, by input and kind."""
+    """Name each tensor of spreads, which are by input and kind, such as the mean [d]."""
     return {f"{name}.{field}": tensor for name, each in spreads.items() for field, tensor in each._asdict().items()}
 
 

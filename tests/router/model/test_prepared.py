@@ -1,15 +1,18 @@
 """What a request's method needs once is worked out before its turn, and nothing is promised that is not."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from protocol.signing import Identity
 from protocol.spec import Means, Statistics
 from router.methods import parameter_average
 from router.methods.features.covariance import Spread
+from router.methods.lag import Lag
 from router.model.routed_model import RoutedModel
 from router.pool import prototypes
 from router.query.request import RoutingChoice
@@ -46,6 +49,7 @@ def worked_out(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     note(parameter_average, "_average")
     note(Spread, "raised")
     note(prototypes, "first_direction")
+    note(torch.linalg, "qr")
     return noted
 
 
@@ -62,6 +66,17 @@ def test_what_a_request_with_lists_needs_is_worked_out_before_its_turn(
         worked_out.clear()
         model.generate(["a b"], choice, max_new_tokens=2)
         assert worked_out == []
+
+
+def test_whoever_passes_a_filter_is_worked_out_before(
+    model: RoutedModel, worked_out: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("router.methods.registry.Lag", partial(Lag, 1))
+    model.prepare(RoutingChoice("lag"))
+    assert "qr" in worked_out
+    worked_out.clear()
+    model.generate(["a b c d", "x y z", "please reverse it"], RoutingChoice("lag"), max_new_tokens=6)
+    assert worked_out == []
 
 
 def test_what_is_no_longer_kept_is_not_promised(model: RoutedModel, worked_out: list[str]) -> None:
