@@ -38,12 +38,7 @@ def take_steps(
 ) -> bytes:
     """Train biases and temperatures on the rows that training takes; those that it holds back are for `evaluate`.
 
-    Args:
-        model: Holds the experts.
-        mirror: Says in which order their biases are told.
-        start: What the round starts from; None for zeros.
-        task: The round.
-        source: The private file.
+    Without a start, from zeros.
 
     Returns:
         All numbers of the calibration, float32.
