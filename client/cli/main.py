@@ -147,15 +147,14 @@ def init(
     coordinator: Annotated[str, typer.Option(help="The coordinator, host:port.")],
     name: Annotated[str | None, typer.Option(help="Name to enrol under; default: made from the key.")] = None,
     base: Annotated[
-        str | None,
-        typer.Option(help="The pool's base model, a folder or Hugging Face id; default: the id the pool names."),
+        str | None, typer.Option(help="Base model: folder or Hugging Face id; default: the pool's.")
     ] = None,
     pool_key: Annotated[
         str | None,
         typer.Option(help="The key that must sign the pool, 64 hexadecimal digits; default: the key seen first."),
     ] = None,
     ca: Annotated[
-        Path | None, typer.Option(help="CA certificate of the coordinator, PEM; default: the system's.")
+        Path | None, typer.Option(help="The coordinator's CA certificate, PEM; default: the system's.")
     ] = None,
     license_id: Annotated[
         str | None, typer.Option("--license", help="License of the experts, an SPDX identifier; default: apache-2.0.")
@@ -193,7 +192,7 @@ def train(
         bool, typer.Option("--joint", help="Train gates together with the expert, to compare: such gates route worse.")
     ] = False,
     epsilon: Annotated[
-        float | None, typer.Option(help="Promise every example differential privacy of this much, over all steps.")
+        float | None, typer.Option(help="Differential privacy of every example, over all steps.")
     ] = None,
     delta: Annotated[float | None, typer.Option(help="Its second figure; far less than one in the examples.")] = None,
     clip: Annotated[float, typer.Option(help="Norm to which the gradient of each example is clipped, for it.")] = 1.0,

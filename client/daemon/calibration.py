@@ -30,11 +30,7 @@ BATCH = 16
 
 
 def take_steps(
-    model: "RoutedModel",
-    mirror: Mirror,
-    start: Calibration | None,
-    task: Calibrating,
-    source: DataSource,
+    model: "RoutedModel", mirror: Mirror, start: Calibration | None, task: Calibrating, source: DataSource
 ) -> bytes:
     """Train biases and temperatures on the rows that training takes; those that it holds back are for `evaluate`.
 
