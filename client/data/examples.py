@@ -72,7 +72,7 @@ def read_examples(
     *,
     positions: int | None,
 ) -> Examples:
-    """Open, check, tokenise and split the private files, for a model of so many positions; None for no limit.
+    """Open, check, tokenise and split the private files; no example is longer than `positions` (None: no limit).
 
     Raises:
         Refused: `DATA_UNREADABLE`, `DATA_COLUMNS`, `DATA_EMPTY` or `DATA_TOO_LONG`.
