@@ -5,7 +5,7 @@ from sqlalchemy.orm import Session
 
 from coordinator.policy.lifecycle import Standing, State
 from coordinator.registry.tables import BundleFile, BundleRow, Contributor, Upload
-from protocol.bundle import ADAPTER_WEIGHTS, Manifest
+from protocol.bundle import ADAPTER_WEIGHTS, Manifest, read_manifest
 from protocol.compatibility import Submitted
 
 
@@ -20,9 +20,6 @@ def read_standing(session: Session, manifest: Manifest) -> Standing:
         .order_by(BundleRow.sequence)
     ):
         earlier.setdefault(name, []).append(Submitted(other, state))
-    uploads = session.scalar(
-        select(func.count()).select_from(Upload).where(Upload.contributor == key, Upload.digest != digest)
-    )
     twin = session.scalar(
         select(func.min(BundleRow.sequence))
         .join(BundleFile, BundleFile.bundle == BundleRow.digest)
@@ -36,6 +33,13 @@ def read_standing(session: Session, manifest: Manifest) -> Standing:
     return Standing(
         contributor=contributor.state if contributor else None,
         earlier=earlier,
-        uploads=uploads or 0,
+        uploads=tuple(other_uploads(session, manifest)),
         twin=twin,
     )
+
+
+def other_uploads(session: Session, manifest: Manifest) -> dict[str, Upload]:
+    """What else a contributor uploads, by the bundle's name."""
+    key, digest = manifest.spec.contributor, manifest.digest
+    found = session.scalars(select(Upload).where(Upload.contributor == key, Upload.digest != digest))
+    return {read_manifest(upload.envelope).spec.name: upload for upload in found}

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from datetime import datetime
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 
 from coordinator.policy.lifecycle import Standing
-from coordinator.registry.standing import read_standing
-from coordinator.registry.tables import Upload
+from coordinator.registry.bundles import bundle_row
+from coordinator.registry.standing import other_uploads, read_standing
+from coordinator.registry.tables import BundleRow, Upload
 from coordinator.registry.transactions import Subject
 from protocol.bundle import Manifest, read_manifest
 from protocol.documents import timestamp
@@ -22,22 +23,29 @@ class Uploads(Subject):
             return read_standing(session, manifest)
 
     def begin(
-        self, manifest: Manifest, *, check: Callable[[Standing, int], None], token: bytes, expires: datetime
-    ) -> Upload:
+        self, manifest: Manifest, *, check: Callable[[Standing], None], token: bytes, expires: datetime
+    ) -> tuple[Upload | BundleRow, str | None]:
         """Open an upload session, or find the one there is and let it live longer.
 
         Args:
             manifest: The bundle.
-            check: Judges, in the same transaction, the standing and the signed size in bytes of all other uploads.
+            check: Judges the standing, in the same transaction.
             token: Secret of a new session.
             expires: When the session ends.
+
+        Returns:
+            The session, or the bundle if its commit was quicker; and the digest of what was uploaded under the same
+            name until now, whose session is over.
 
         Raises:
             GreylagError: Whatever `check` refuses with.
         """
         with self._registry.writing() as session:
-            others = session.scalar(select(func.sum(Upload.total_bytes)).where(Upload.digest != manifest.digest))
-            check(read_standing(session, manifest), int(others or 0))
+            if known := bundle_row(session, manifest.digest):
+                return known, None
+            check(read_standing(session, manifest))
+            if replaced := other_uploads(session, manifest).get(manifest.spec.name):
+                session.delete(replaced)
             upload = session.get(Upload, manifest.digest)
             if upload is None:
                 upload = Upload(
@@ -50,7 +58,7 @@ class Uploads(Subject):
                 )
                 session.add(upload)
             upload.expires = timestamp(expires)
-            return upload
+            return upload, replaced.digest if replaced else None
 
     def find(self, digest: str, *, now: datetime) -> Upload | None:
         """Find an upload session that has not expired."""
@@ -69,10 +77,17 @@ class Uploads(Subject):
             envelopes = list(session.scalars(select(Upload.envelope)))
         return {file.sha256 for envelope in envelopes for file in read_manifest(envelope).files.values()}
 
-    def expire(self, *, now: datetime) -> list[str]:
-        """Forget sessions whose time is over, and return their digests."""
+    def expire(self, *, now: datetime, empty: datetime, is_empty: Callable[[str], bool]) -> list[str]:
+        """Forget sessions whose time is over, and return their digests.
+
+        Args:
+            now: Sessions that were to end until now are over.
+            empty: Sessions that were to end until then are over if they got nothing.
+            is_empty: Tells whether nothing came, by digest.
+        """
         with self._registry.writing() as session:
-            expired = list(session.scalars(select(Upload).where(Upload.expires <= timestamp(now))))
+            found = session.scalars(select(Upload).where(Upload.expires <= timestamp(max(now, empty))))
+            expired = [upload for upload in found if upload.expires <= timestamp(now) or is_empty(upload.digest)]
             for upload in expired:
                 session.delete(upload)
             return [upload.digest for upload in expired]

@@ -4,6 +4,7 @@
 import asyncio
 import zlib
 from collections.abc import AsyncIterator
+from functools import partial
 from io import BytesIO
 from typing import IO
 
@@ -12,12 +13,14 @@ from coordinator.fleet.records.fleet import Fleet
 from coordinator.fleet.records.rounds import Rounds
 from coordinator.policy.lifecycle import is_public
 from coordinator.registry.registry import Registry
-from coordinator.storage.blobs import Store, is_sha256
+from coordinator.storage.blobs import Store
 from protocol.documents import Pool
 from protocol.errors import Code, Refused, Unavailable
+from protocol.statement import is_sha256
 from protocol.v1 import catalog_pb2, catalog_pb2_grpc
 from protocol.v1.chunk_pb2 import Chunk
 from protocol.wire.chunks import CHUNK_BYTES
+from protocol.wire.grpc_server import to_end
 from protocol.wire.peer import Context
 from protocol.wire.places import Places
 
@@ -36,6 +39,8 @@ class CatalogService(catalog_pb2_grpc.CatalogServicer):
 
     def __init__(self, pool: Pool, registry: Registry, store: Store, streams: Places) -> None:
         self._pool, self._registry, self._store, self._streams = pool, registry, store, streams
+        # One file at a time: whoever asks and goes away leaves a thread at work, and the others to short calls.
+        self._hashing = asyncio.Lock()
 
     async def GetPool(self, request: catalog_pb2.GetPoolRequest, context: Context) -> catalog_pb2.GetPoolReply:
         """Show the signed pool."""
@@ -86,7 +91,9 @@ class CatalogService(catalog_pb2_grpc.CatalogServicer):
     async def _open(self, sha256: str, calibration: bytes | None, offset: int) -> IO[bytes]:
         if calibration:
             return BytesIO(calibration[offset:])
-        if not await asyncio.to_thread(self._store.verify, sha256):
+        async with self._hashing:
+            whole = await to_end(partial(self._store.is_whole, sha256))
+        if not whole:
             raise Unavailable(
                 Code.STORE_DAMAGED,
                 f"The stored file {sha256[:16]} is damaged, so it is not served.",

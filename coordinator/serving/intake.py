@@ -2,17 +2,16 @@
 
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from hmac import compare_digest
 
 from coordinator.faults import fault_point
 from coordinator.fleet.records.fleet import Fleet
 from coordinator.policy import eligibility as rules
-from coordinator.policy.lifecycle import Standing
 from coordinator.registry.registry import Registry
 from coordinator.registry.tables import BundleRow
-from coordinator.storage.blobs import Store, is_sha256
+from coordinator.storage.blobs import Store
 from coordinator.storage.spool import Spool
 from protocol import bundle, documents
 from protocol.bundle import Manifest
@@ -20,19 +19,12 @@ from protocol.documents import RECEIPT_TYPE, Pool, Receipt, timestamp
 from protocol.errors import Code, Refused
 from protocol.fleet.node_key import check_clock, read_binding
 from protocol.signing import Identity
+from protocol.statement import is_sha256
+from protocol.v1.intake_pb2 import BeginReply, MissingFile
 
 _TOKEN_BYTES = 32
-
-
-@dataclass(frozen=True)
-class Begun:
-    """The answer to a begin: a session, or the receipt of a bundle that is kept already."""
-
-    digest: str
-    token: bytes = b""
-    missing: tuple[tuple[str, int], ...] = ()
-    """(name, offset in bytes) of files that are not complete."""
-    receipt: bytes = b""
+_EMPTY_LIFE = timedelta(hours=1)
+"""How long an upload lives to which not a byte comes."""
 
 
 class Intake:
@@ -69,7 +61,7 @@ class Intake:
 
     def sweep(self) -> None:
         """Forget expired uploads, and the spooled bytes that belong to none."""
-        self._registry.uploads.expire(now=self._clock())
+        self._drop_expired()
         self._spool.sweep(self._registry.uploads.digests())
 
     def enrol(self, envelope: bytes) -> str:
@@ -101,8 +93,8 @@ class Intake:
         Fleet(self._registry).nodes.bind(binding, envelope, now=now)
         return self._fleet
 
-    def begin(self, envelope: bytes) -> Begun:
-        """Judge an envelope, and open or find its upload session.
+    def begin(self, envelope: bytes) -> BeginReply:
+        """Judge an envelope, and open or find its upload session, or the receipt of a bundle that is kept already.
 
         Raises:
             Refused: As `read_manifest` and `policy.eligibility.judge`.
@@ -110,20 +102,22 @@ class Intake:
         """
         manifest = bundle.read_manifest(envelope)
         if known := self._registry.bundles.find(manifest.digest):
-            return Begun(manifest.digest, receipt=known.receipt)
+            return BeginReply(digest=manifest.digest, receipt=known.receipt)
         self._drop_expired()
         rules.judge(manifest, self._pool, self._registry.uploads.standing(manifest))
-
-        def check(standing: Standing, others_bytes: int) -> None:
-            rules.judge_standing(manifest, self._pool, standing)  # once more: others may begin at the same moment
-            here = self._spool.held(manifest.digest, manifest.files)
-            self._spool.check_room(others_bytes, manifest.total_bytes, here)
-
+        self._spool.check_room(manifest.total_bytes - self._spool.held(manifest.digest, manifest.files))
         token, expires = secrets.token_bytes(_TOKEN_BYTES), self._clock() + self._session_life
-        upload = self._registry.uploads.begin(manifest, check=check, token=token, expires=expires)
+        # Judged once more: others may begin, or this one be committed, at the same moment.
+        check = partial(rules.judge_standing, manifest, self._pool)
+        upload, replaced = self._registry.uploads.begin(manifest, check=check, token=token, expires=expires)
+        if isinstance(upload, BundleRow):
+            return BeginReply(digest=manifest.digest, receipt=upload.receipt)
+        if replaced:
+            self._spool.drop(replaced)
         self._spool.make(manifest.digest, manifest.files)
-        missing = self._spool.missing(manifest.digest, manifest.files)
-        return Begun(manifest.digest, upload.token, tuple(missing.items()))
+        missing = self._spool.missing(manifest.digest, manifest.files).items()
+        files = [MissingFile(name=name, offset=offset) for name, offset in missing]
+        return BeginReply(digest=manifest.digest, token=upload.token, missing=files)
 
     def session(self, digest: str, token: bytes) -> Manifest:
         """Find an upload session of whoever holds its token.
@@ -133,7 +127,7 @@ class Intake:
         """
         upload = self._registry.uploads.find(digest, now=self._clock()) if is_sha256(digest) else None
         if upload is None:
-            raise Refused(Code.SESSION_UNKNOWN, f"There is no upload of {digest[:16]!r}.", "Begin again.")
+            raise no_session(digest)
         if not compare_digest(upload.token, token):
             raise Refused(Code.SESSION_DENIED, "The upload belongs to someone else.", "Begin again.")
         return bundle.read_manifest(upload.envelope)
@@ -193,13 +187,20 @@ class Intake:
             )
 
     def _drop_expired(self) -> None:
-        for digest in self._registry.uploads.expire(now=self._clock()):
+        now = self._clock()
+        empty = now + self._session_life - _EMPTY_LIFE
+        for digest in self._registry.uploads.expire(now=now, empty=empty, is_empty=self._is_empty):
             self._spool.drop(digest)
+
+    def _is_empty(self, digest: str) -> bool:
+        return not self._spool.held(digest, bundle.FILES)
 
     def _check_bytes(self, manifest: Manifest) -> None:
         for name, file in manifest.files.items():
             try:
                 bundle.check_file(self._spool.path(manifest.digest, name), file)
+            except FileNotFoundError as error:
+                raise no_session(manifest.digest) from error  # its name's next upload took its place
             except Refused:
                 self._spool.drop_file(manifest.digest, name)
                 raise
@@ -213,3 +214,8 @@ class Intake:
             received=timestamp(now),
         )
         return documents.sign(RECEIPT_TYPE, {"bundle": manifest.digest}, receipt, self._identity)
+
+
+def no_session(digest: str) -> Refused:
+    """Say that there is no such upload (`SESSION_UNKNOWN`)."""
+    return Refused(Code.SESSION_UNKNOWN, f"There is no upload of {digest[:16]!r}.", "Begin again.")

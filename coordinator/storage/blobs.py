@@ -5,8 +5,9 @@ cut once it has returned: the file is synced, renamed into place, and its folder
 """
 
 import hashlib
-import re
+import math
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -20,14 +21,11 @@ from fsspec.implementations.local import LocalFileSystem
 from coordinator.faults import fault_point
 from protocol.errors import Code, Refused, Unavailable
 from protocol.files.atomic import sync
+from protocol.statement import is_sha256
 
 _TEMPORARY = ".incoming-"
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-def is_sha256(text: str) -> bool:
-    """Tell whether a text is a digest; nothing else from outside may become a path or a query."""
-    return _SHA256.fullmatch(text) is not None
+_BELIEVED_S, _MOST_VERIFIED = 3600.0, 1 << 14
+"""How long, and of how many files, it is remembered that they were found whole."""
 
 
 class Store:
@@ -49,6 +47,7 @@ class Store:
                 Code.SETTINGS_INVALID, f"The store {url!r} cannot be used: {error}.", "Correct the setting `store`."
             ) from error
         self._local = isinstance(self._fs, LocalFileSystem)
+        self._verified: dict[object, float] = {}
 
     def put(self, path: Path, sha256: str) -> None:
         """Keep a file whose digest was checked. The file itself stays; its bytes must not change afterwards.
@@ -85,6 +84,24 @@ class Store:
                 return hashlib.file_digest(file, "sha256").hexdigest() == sha256  # type: ignore[arg-type] # as fsspec's
         except OSError:
             return False
+
+    def is_whole(self, sha256: str) -> bool:
+        """As `verify`; a good verdict holds for an hour, unless size or time of a local file change."""
+        try:
+            status = Path(self._key(sha256)).stat() if self._local else None
+        except OSError:
+            return False
+        seen = sha256, status and (status.st_size, status.st_mtime_ns)
+        now = time.monotonic()
+        if now - self._verified.get(seen, -math.inf) < _BELIEVED_S:
+            return True
+        whole = self.verify(sha256)
+        if whole:
+            self._verified.pop(seen, None)
+            self._verified[seen] = now
+            if len(self._verified) > _MOST_VERIFIED:
+                del self._verified[next(iter(self._verified))]
+        return whole
 
     def copy_to(self, sha256: str, target: Path) -> None:
         """Bring a file to a local path: by hard link where that works, else by copying.

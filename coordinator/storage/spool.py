@@ -3,7 +3,7 @@
 import os
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from coordinator.faults import fault_point
@@ -16,7 +16,7 @@ class Spool:
 
     Args:
         folder: Made if it is missing.
-        quota_bytes: Largest sum of the signed sizes of all uploads, in bytes.
+        quota_bytes: Most that all uploads may hold, in bytes.
         floor_bytes: Disk space that uploads leave free, in bytes.
         free_bytes: Tells the free space of the disk that a folder lies on, in bytes.
     """
@@ -32,18 +32,14 @@ class Spool:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._quota, self._floor, self._free = folder, quota_bytes, floor_bytes, free_bytes
 
-    def check_room(self, others_bytes: int, new_bytes: int, here_bytes: int = 0) -> None:
-        """Refuse to begin what would not fit.
-
-        Args:
-            others_bytes: Signed sizes of all other open uploads together, in bytes.
-            new_bytes: Signed size of this upload, in bytes.
-            here_bytes: What of it lies here already, in bytes.
+    def check_room(self, more_bytes: int) -> None:
+        """Refuse what does not fit beside all that lies here; what others have only declared takes no room.
 
         Raises:
             Unavailable: `STORAGE_FULL`.
         """
-        if others_bytes + new_bytes > self._quota or self._free(self._folder) - (new_bytes - here_bytes) < self._floor:
+        held = sum(max(_size(path), 0) for path in self._folder.glob("*/*"))
+        if held + more_bytes > self._quota or self._free(self._folder) - more_bytes < self._floor:
             raise Unavailable(
                 Code.STORAGE_FULL, "The coordinator has no room for this upload now.", "Submit again later."
             )
@@ -63,12 +59,17 @@ class Spool:
         sizes = {name: _size(self.path(digest, name)) for name in files}
         return {name: max(size, 0) for name, size in sizes.items() if size != files[name].size}
 
-    def held(self, digest: str, files: Mapping[str, SignedFile]) -> int:
+    def held(self, digest: str, files: Iterable[str]) -> int:
         """How much of an upload lies here, in bytes."""
         return sum(max(_size(self.path(digest, name)), 0) for name in files)
 
-    def append(self, digest: str, name: str) -> "Appender":
-        """Open a file of an upload at its end."""
+    def append(self, digest: str, name: str, size: int) -> "Appender":
+        """Open a file of an upload at its end.
+
+        Raises:
+            Unavailable: `STORAGE_FULL` if there is no room for the rest of its `size` bytes.
+        """
+        self.check_room(size - self.held(digest, [name]))
         return Appender(self.path(digest, name))
 
     def drop_file(self, digest: str, name: str) -> None:

@@ -49,7 +49,7 @@ class Settings(BaseSettings):
     idle_timeout_s: float = Field(default=30.0, gt=0)
     """Longest silence of an upload stream, in seconds."""
     spool_quota_bytes: int = Field(default=16 << 30, ge=1)
-    """Largest sum of the sizes of all unfinished uploads, in bytes."""
+    """Most that all unfinished uploads together may hold, in bytes."""
     free_disk_floor_bytes: int = Field(default=256 << 20, ge=0)
     """Disk space that uploads leave free, in bytes."""
 

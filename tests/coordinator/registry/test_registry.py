@@ -3,13 +3,14 @@
 import multiprocessing
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from coordinator.policy.lifecycle import Standing, State
 from coordinator.registry.registry import Registry
-from coordinator.registry.tables import Contributor, Event
+from coordinator.registry.tables import Contributor, Event, Upload
 from protocol.bundle import Bundle
 from protocol.compatibility import Submitted
 from protocol.documents import Enrolment, Pool
@@ -43,7 +44,7 @@ def keep(registry: Registry, bundle: Bundle, clock: Clock) -> bytes:
     return registry.bundles.keep(bundle.manifest, check=lambda _: None, sign=lambda n: b"receipt %d" % n, now=clock())
 
 
-def nothing(_standing: Standing, _others_bytes: int) -> None:
+def nothing(_standing: Standing) -> None:
     """Refuse nothing."""
 
 
@@ -103,12 +104,14 @@ def test_an_upload_session_is_one_and_expires(
     enrol(registry, pool, identity, clock)
     expires = clock() + timedelta(hours=1)
     registry.uploads.begin(bundle.manifest, check=nothing, token=b"first", expires=expires)
-    again = registry.uploads.begin(bundle.manifest, check=nothing, token=b"second", expires=expires)
-    assert again.token == b"first"
-    assert registry.uploads.expire(now=clock()) == []
+    again, replaced = registry.uploads.begin(bundle.manifest, check=nothing, token=b"second", expires=expires)
+    assert isinstance(again, Upload)
+    assert (again.token, replaced) == (b"first", None)
+    expire = partial(registry.uploads.expire, empty=clock(), is_empty=lambda _: True)
+    assert expire(now=clock()) == []
     clock.forward(hours=1)
     assert registry.uploads.find(bundle.digest, now=clock()) is None
-    assert registry.uploads.expire(now=clock()) == [bundle.digest]
+    assert expire(now=clock()) == [bundle.digest]
     assert registry.uploads.digests() == set()
 
 
@@ -153,7 +156,7 @@ def test_standing(registry: Registry, pool: Pool, identity: Identity, clock: Clo
     registry.uploads.begin(second.manifest, check=nothing, token=b"t", expires=clock() + timedelta(hours=1))
     third = resign(second, identity, name="three")
     kept = {"one": [Submitted(first.digest, "received")]}
-    assert registry.uploads.standing(third.manifest) == Standing("active", earlier=kept, uploads=1)
+    assert registry.uploads.standing(third.manifest) == Standing("active", earlier=kept, uploads=("two",))
     assert registry.uploads.standing(copy.manifest) == Standing("active", twin=1)
     registry.bundles.move(first.digest, State.REFUSED, actor="worker", now=clock())
     assert registry.uploads.standing(copy.manifest).twin is None
