@@ -11,7 +11,7 @@ envelope alone, before it stores a byte. A bundle's identity is the digest of th
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -112,9 +112,7 @@ def read_manifest(envelope: bytes) -> Manifest:
             raise Refused(Code.TOO_LARGE, f"{name} is {predicate.sizes[name]} bytes; at most {limit} are taken.")
     key = PublicKey.from_hex(predicate.spec.contributor)
     if key.keyid not in signed.keyids:
-        raise Refused(
-            Code.SIGNER_MISMATCH, "The bundle names another contributor than the key that signed it.", "Sign it again."
-        )
+        raise Refused(Code.SIGNER_MISMATCH, "The bundle names another contributor than its signer.", "Sign it again.")
     signed.verify(key)
     files = {name: SignedFile(parsed.subjects[name], predicate.sizes[name]) for name in FILES}
     return Manifest(signed.digest, envelope, predicate.spec, files)
@@ -184,7 +182,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check_folder(folder: Path, names: Mapping[str, object] | set[str] | tuple[str, ...]) -> None:
+def _check_folder(folder: Path, names: Collection[str]) -> None:
     entries = {entry.name: entry for entry in folder.iterdir()}
     for name, entry in sorted(entries.items()):
         if name not in names or entry.is_symlink() or not entry.is_file():

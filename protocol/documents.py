@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import Field
 
@@ -11,7 +11,7 @@ from protocol import statement
 from protocol.errors import Code, Refused
 from protocol.signing import Identity, PublicKey, Signed
 from protocol.spec import POOL_TYPE, TIMESTAMP_FORMAT, KeyHex, Name, PoolSpec, Sha256, Timestamp
-from protocol.statement import Document, Strict
+from protocol.statement import Strict
 
 ENROLMENT_TYPE = "https://greylag.org/enrolment/v1"
 RECEIPT_TYPE = "https://greylag.org/receipt/v1"
@@ -27,14 +27,22 @@ class Enrolment(Strict):
     created: Timestamp
 
 
-class Receipt(Strict):
-    """The coordinator's word that it keeps a bundle."""
+class OfPool(Strict):
+    """A document about a pool, which the pool's coordinator signs."""
 
     pool: Sha256
+
+
+class Receipt(OfPool):
+    """The coordinator's word that it keeps a bundle."""
+
     bundle: Sha256
     contributor: KeyHex
     sequence: Annotated[int, Field(ge=1)]
     received: Timestamp
+
+
+PoolDocument = TypeVar("PoolDocument", bound=OfPool)
 
 
 @dataclass(frozen=True)
@@ -99,9 +107,9 @@ def read_enrolment(envelope: bytes) -> Enrolment:
         Refused: `BAD_SIGNATURE`, `WEAK_KEY`, or any code of an envelope.
     """
     signed = Signed.parse(envelope)
-    spec = statement.read(Enrolment, statement.parse(signed.payload, ENROLMENT_TYPE).predicate, what="The enrolment")
-    signed.verify(PublicKey.from_hex(spec.key))
-    return spec
+    said = statement.read(Enrolment, statement.parse(signed.payload, ENROLMENT_TYPE).predicate, what="The enrolment")
+    signed.verify(PublicKey.from_hex(said.key))
+    return said
 
 
 def read_receipt(envelope: bytes, pool: Pool) -> Receipt:
@@ -110,12 +118,7 @@ def read_receipt(envelope: bytes, pool: Pool) -> Receipt:
     Raises:
         Refused: `WRONG_POOL`, `BAD_SIGNATURE`, or any code of an envelope.
     """
-    receipt = read_document(Receipt, RECEIPT_TYPE, envelope, PublicKey.from_hex(pool.spec.coordinator), "The receipt")[
-        1
-    ]
-    if receipt.pool != pool.digest:
-        raise Refused(Code.WRONG_POOL, "The receipt belongs to another pool.", "Tell the pool's operator.")
-    return receipt
+    return read_of_pool(Receipt, RECEIPT_TYPE, envelope, pool, "The receipt")[1]
 
 
 def timestamp(moment: datetime) -> str:
@@ -128,15 +131,17 @@ def read_timestamp(text: str) -> datetime:
     return datetime.strptime(text, TIMESTAMP_FORMAT).replace(tzinfo=UTC)
 
 
-def read_document(
-    document: type[Document], predicate_type: str, envelope: bytes, key: PublicKey, what: str
-) -> tuple[Signed, Document]:
-    """Verify a signed document by a key, and read what it says.
+def read_of_pool(
+    document: type[PoolDocument], predicate_type: str, envelope: bytes, pool: Pool, what: str
+) -> tuple[str, PoolDocument]:
+    """Verify a document about a pool, and return its digest and what it says.
 
     Raises:
-        Refused: Any code of an envelope or statement.
+        Refused: `WRONG_POOL`, `BAD_SIGNATURE`, or any code of an envelope.
     """
     signed = Signed.parse(envelope)
-    signed.verify(key)
-    parsed = statement.parse(signed.payload, predicate_type)
-    return signed, statement.read(document, parsed.predicate, what=what)
+    signed.verify(PublicKey.from_hex(pool.spec.coordinator))
+    said = statement.read(document, statement.parse(signed.payload, predicate_type).predicate, what=what)
+    if said.pool != pool.digest:
+        raise Refused(Code.WRONG_POOL, f"{what} belongs to another pool.", "Tell the pool's operator.")
+    return signed.digest, said

@@ -24,16 +24,10 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from protocol.documents import Pool, read_document, read_timestamp, sign, timestamp
+from protocol.documents import OfPool, Pool, read_of_pool, read_timestamp, sign, timestamp
 from protocol.errors import Code, Refused
-from protocol.signing import Identity, PublicKey, Signed
-from protocol.spec import (
-    Name,
-    Routing,
-    Sha256,
-    Timestamp,
-    Version,
-)
+from protocol.signing import Identity, Signed
+from protocol.spec import Name, Routing, Sha256, Timestamp, Version
 from protocol.statement import Strict
 
 RELEASE_TYPE = "https://greylag.org/release/v1"
@@ -76,11 +70,10 @@ class CalibrationFile(Strict):
     """None where no noise was added."""
 
 
-class ReleaseSpec(Strict):
+class ReleaseSpec(OfPool):
     """What "newest" means at a number."""
 
     version: Version = 1
-    pool: Sha256
     number: Annotated[int, Field(ge=1)]
     previous: Sha256 | None
     """Digest of the release before; null for the first."""
@@ -188,7 +181,5 @@ def _check_continues(release: Release, seen: Release, earlier: Callable[[int], R
 
 
 def _read_list(envelope: bytes, pool: Pool, predicate_type: str, what: str) -> Release:
-    signed, spec = read_document(ReleaseSpec, predicate_type, envelope, PublicKey.from_hex(pool.spec.coordinator), what)
-    if spec.pool != pool.digest:
-        raise Refused(Code.WRONG_POOL, f"{what} belongs to another pool.", "Tell the pool's operator.")
-    return Release(signed.digest, envelope, spec)
+    digest, spec = read_of_pool(ReleaseSpec, predicate_type, envelope, pool, what)
+    return Release(digest, envelope, spec)

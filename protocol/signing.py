@@ -18,7 +18,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
-    KeySerializationEncryption,
     NoEncryption,
     PrivateFormat,
     PublicFormat,
@@ -97,13 +96,15 @@ class PublicKey:
     @property
     def openssh(self) -> str:
         """The key in OpenSSH's one-line format."""
-        return (
-            Ed25519PublicKey.from_public_bytes(self.raw).public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
-        )
+        return self._key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+
+    @property
+    def _key(self) -> Ed25519PublicKey:
+        return Ed25519PublicKey.from_public_bytes(self.raw)
 
     @property
     def _verifier(self) -> SSlibKey:
-        return SSlibKey.from_crypto(Ed25519PublicKey.from_public_bytes(self.raw))
+        return SSlibKey.from_crypto(self._key)
 
 
 class Identity:
@@ -138,17 +139,12 @@ class Identity:
         try:
             key = load(text, passphrase.encode() if passphrase else None)
         except (TypeError, ValueError, UnsupportedAlgorithm) as error:
+            code, what, hint = Code.KEY_UNREADABLE, "holds no private key that can be read", "Restore it from a copy."
             if "not encrypted" in str(error):
-                raise Refused(
-                    Code.PASSPHRASE, f"{path} is not encrypted, but a passphrase was given.", "Leave it out."
-                ) from error
-            if b"ENCRYPTED" in text or "assword" in str(error) or "checksum" in str(error):
-                raise Refused(
-                    Code.PASSPHRASE, f"The passphrase does not open {path}.", "Give it in GREYLAG_KEY_PASSPHRASE."
-                ) from error
-            raise Refused(
-                Code.KEY_UNREADABLE, f"{path} holds no private key that can be read.", "Restore it from a copy."
-            ) from error
+                code, what, hint = Code.PASSPHRASE, "is not encrypted, but a passphrase was given", "Leave it out."
+            elif b"ENCRYPTED" in text or "assword" in str(error) or "checksum" in str(error):
+                code, what, hint = Code.PASSPHRASE, "needs another passphrase", "Give it in GREYLAG_KEY_PASSPHRASE."
+            raise Refused(code, f"{path} {what}.", hint) from error
         if not isinstance(key, Ed25519PrivateKey):
             raise Refused(Code.KEY_TYPE, f"{path} is not an Ed25519 key.", "Make one with: greylag-client keys new")
         return cls(key)
@@ -159,10 +155,8 @@ class Identity:
         Raises:
             FileExistsError: There is a file already.
         """
-        protection: KeySerializationEncryption = (
-            BestAvailableEncryption(passphrase.encode()) if passphrase else NoEncryption()
-        )
-        write_secret(path, self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, protection))
+        how = BestAvailableEncryption(passphrase.encode()) if passphrase else NoEncryption()
+        write_secret(path, self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, how))
 
     def sign(self, payload: bytes) -> bytes:
         """Put a payload into a signed envelope (JSON bytes)."""
@@ -212,15 +206,11 @@ class Signed:
         Raises:
             Refused: `BAD_SIGNATURE`.
         """
-        envelope = Envelope(
-            self.payload, PAYLOAD_TYPE, {keyid: Signature(keyid, value.hex()) for keyid, value in self.signatures}
-        )
+        signatures = {keyid: Signature(keyid, value.hex()) for keyid, value in self.signatures}
         try:
-            envelope.verify([key._verifier], 1)  # noqa: SLF001 - a class of this module
+            Envelope(self.payload, PAYLOAD_TYPE, signatures).verify([key._verifier], 1)  # noqa: SLF001 - of this module
         except VerificationError as error:
-            raise Refused(
-                Code.BAD_SIGNATURE, f"The document carries no valid signature by key {key.hex[:16]}."
-            ) from error
+            raise Refused(Code.BAD_SIGNATURE, f"There is no valid signature by key {key.hex[:16]}.") from error
         return self.payload
 
 

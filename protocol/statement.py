@@ -15,10 +15,12 @@ from protocol.errors import Code, Refused
 from protocol.files import strict_json
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 # What pydantic says of a form, said of a document.
 _PLAIN_REASONS = {"missing": "it is missing", "extra_forbidden": "there is no such entry"}
 _SUBJECT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_MOST_LETTERS = 200
+SHA256 = r"[0-9a-f]{64}"
+"""A digest, or a public key, as text."""
 
 
 class Strict(BaseModel):
@@ -88,12 +90,21 @@ def first_invalid(error: ValidationError) -> tuple[str, str]:
     """Say where a document, or a file of settings, breaks its schema first, and how.
 
     Returns:
-        The dotted place, escaped and cut, and the reason without a full stop.
+        The dotted place, and the reason without a full stop; both may quote the document, escaped and cut.
     """
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    place = ".".join(str(part) for part in first["loc"])[:200].encode("unicode_escape").decode()
-    reason = first["msg"].removeprefix("Value error, ").rstrip(".")
-    return place, _PLAIN_REASONS.get(first["type"], reason)
+    reason = _PLAIN_REASONS.get(first["type"], first["msg"].removeprefix("Value error, ").rstrip("."))
+    place = ".".join(str(part) for part in first["loc"])
+    return _quoted(place), _quoted(reason)
+
+
+def _quoted(text: str) -> str:
+    return text[:_MOST_LETTERS].encode("unicode_escape").decode()
+
+
+def is_sha256(text: str) -> bool:
+    """Tell whether a text is a digest; nothing else from outside may become a path or a query."""
+    return re.fullmatch(SHA256, text) is not None
 
 
 def _subjects(entries: Any) -> dict[str, str]:
@@ -106,7 +117,7 @@ def _subjects(entries: Any) -> dict[str, str]:
                 len(entry) == 2  # noqa: PLR2004 - exactly these two fields
                 and len(entry["digest"]) == 1
                 and _SUBJECT_NAME.fullmatch(name)
-                and _SHA256.fullmatch(digest)
+                and is_sha256(digest)
                 and name not in subjects
             ):
                 subjects[name] = digest

@@ -50,9 +50,10 @@ class ClientSettings(BaseSettings):
     @classmethod
     def _is_address(cls, value: str) -> str:
         try:
-            return check_address(value)
+            check_address(value)
         except Refused as error:
             raise ValueError(error.message) from error
+        return value
 
 
 def read(path: Path, **flags: object) -> ClientSettings:

@@ -1,6 +1,6 @@
 """The verbs that show and decide: experts, releases, contributors."""
 
-from datetime import UTC, datetime
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,10 +11,11 @@ from coordinator.cli.output import (
     ReasonOption,
     WorkspaceOption,
     fields,
+    now,
     opened_workspace,
     show_rows,
     table,
-)
+)  # fmt: skip
 from protocol.errors import Code, Refused
 from protocol.programs import print_json, say
 
@@ -178,13 +179,15 @@ def _decide(folder: Path, digest: str, step: Any, reason: str | None = None) -> 
     with opened_workspace(folder) as open_:
         row = open_.registry.bundles.by_prefix(digest)
         why = None if reason is None else Refused(Code.DECLINED, reason)
-        open_.registry.bundles.move(row.digest, step, actor="operator", reason=why, now=datetime.now(UTC))
+        open_.registry.bundles.move(row.digest, step, actor="operator", reason=why, now=now())
+    if step == "refused":
+        shutil.rmtree(open_.workspace.bundles / row.digest, ignore_errors=True)  # of no use to the worker any more
     say(f"Bundle {row.digest[:16]} ({row.name}) is {step}.")
 
 
 def _set_contributor(folder: Path, who: str, state: str) -> None:
     with opened_workspace(folder) as open_:
-        row = open_.registry.contributors.set_state(who, state, now=datetime.now(UTC))
+        row = open_.registry.contributors.set_state(who, state, now=now())
     say(f"{row.name} is {state}.")
 
 

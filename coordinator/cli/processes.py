@@ -1,14 +1,22 @@
 """The two processes: `serve` takes bundles in and hands releases out, `worker` judges and publishes."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coordinator.cli.output import CertOption, JsonOption, KeyOption, WorkspaceOption, configure_logs
+from coordinator.cli.output import (
+    CertOption,
+    JsonLogOption,
+    JsonOption,
+    KeyOption,
+    WorkspaceOption,
+    now,
+    opened_workspace,
+    stop_signal,
+)  # fmt: skip
 from protocol.programs import print_json, say
 
 if TYPE_CHECKING:
@@ -19,7 +27,6 @@ if TYPE_CHECKING:
 MetricsOption = Annotated[
     str | None, typer.Option(help="host:port where GET /metrics answers, in plain HTTP; default: nowhere.")
 ]
-JsonLogOption = Annotated[bool, typer.Option("--json-log", help="Write log lines as JSON.")]
 
 
 def serve(
@@ -48,7 +55,7 @@ def serve(
 
     flags = {"listen": listen, "tls_cert": tls_cert, "tls_key": tls_key, "metrics": metrics, "fleet_address": fleet}
     with _working(workspace, "serve", json_log=json_log, **flags) as (open_, counters):
-        serve_workspace(open_, counters, clock=_now, on_ready=ready)
+        serve_workspace(open_, counters, clock=now, on_ready=ready)
 
 
 def worker(
@@ -62,12 +69,7 @@ def worker(
 
     Example: greylag-coordinator worker -w pool
     """
-    import signal
-    import threading
-
-    stopped = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopped.set())
+    stopped = stop_signal()
     with _working(workspace, "worker", json_log=json_log, worker_metrics=metrics) as (open_, _):
         work = _worker(open_)
         say(f"Working for pool {open_.pool.spec.name}.")
@@ -81,21 +83,16 @@ def worker(
 @contextmanager
 def _working(folder: Path, process: str, *, json_log: bool, **flags: Any) -> "Iterator[tuple[Opened, Metrics]]":
     """Be the one process of a kind in a workspace, if its registry knows all that left it."""
-    from coordinator.workspace.context import opened
-    from coordinator.workspace.locks import exclusive
     from coordinator.workspace.metrics import Metrics
-    from coordinator.workspace.paths import CoordinatorWorkspace
-    from coordinator.workspace.settings import load
 
-    configure_logs(as_json=json_log)
-    place, counters = CoordinatorWorkspace(folder), Metrics()
-    settings = load(
-        place, **{name: flag.absolute() if isinstance(flag, Path) else flag for name, flag in flags.items()}
-    )
-    address = settings.metrics if process == "serve" else settings.worker_metrics
-    with exclusive(place, process), counters.exposed(address), opened(place, settings, counters) as open_:
+    counters = Metrics()
+    with ExitStack() as stack:
+        opened = opened_workspace(folder, process, json_log=json_log, counters=counters, **flags)
+        open_ = stack.enter_context(opened)
         open_.high_water.check()
         open_.high_water.level()
+        address = open_.settings.metrics if process == "serve" else open_.settings.worker_metrics
+        stack.enter_context(counters.exposed(address))
         yield open_, counters
 
 
@@ -124,9 +121,5 @@ def _worker(open_: "Opened") -> "Worker":
         cache=cache,
         check=lambda bundle: limited_process.check(bundle.folder, open_.workspace.pool),
         reviewer=Reviewer(load_model, open_.registry, cache, read_probe(open_.settings.probe)),
-        clock=_now,
+        clock=now,
     )
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)

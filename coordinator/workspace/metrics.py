@@ -36,9 +36,9 @@ class Metrics:
         if address is None:
             yield
             return
-        host, _, port = check_address(address).rpartition(":")
+        host, port = check_address(address)
         try:
-            server, thread = start_http_server(int(port), host.strip("[]"), registry=self._registry)
+            server, thread = start_http_server(port, host, registry=self._registry)
         except OSError as error:
             raise Refused(
                 Code.SETTINGS_INVALID,

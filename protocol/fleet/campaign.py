@@ -14,7 +14,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, model_validator
 
 from protocol import statement
-from protocol.documents import Pool, read_timestamp, sign, timestamp
+from protocol.documents import OfPool, Pool, read_of_pool, read_timestamp, sign, timestamp
 from protocol.errors import Code, Refused
 from protocol.release import MAX_CALIBRATION_BYTES, CalibrationFile
 from protocol.signing import Identity, PublicKey, Signed
@@ -123,11 +123,10 @@ class Order(Strict):
         return hashlib.sha256(first.model_dump_json().encode()).hexdigest()
 
 
-class Decision(Strict):
+class Decision(OfPool):
     """Whether a candidate becomes the newest release; signed by the pool's key, kept with its reason."""
 
     version: Version = 1
-    pool: Sha256
     candidate: Sha256
     promoted: bool
     by: Literal["rule", "operator"]
@@ -185,13 +184,7 @@ def read_decision(envelope: bytes, pool: Pool) -> Decision:
     Raises:
         Refused: `BAD_SIGNATURE`, `WRONG_POOL`, or any code of an envelope.
     """
-    signed = Signed.parse(envelope)
-    signed.verify(PublicKey.from_hex(pool.spec.coordinator))
-    parsed = statement.parse(signed.payload, DECISION_TYPE)
-    decision = statement.read(Decision, parsed.predicate, what="The decision")
-    if decision.pool != pool.digest:
-        raise Refused(Code.WRONG_POOL, "The decision is for another pool.", "Tell the pool's operator.")
-    return decision
+    return read_of_pool(Decision, DECISION_TYPE, envelope, pool, "The decision")[1]
 
 
 def app_bundle() -> bytes:

@@ -138,9 +138,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             _log.info("refused", code=error.code.name, message=error.message)
         else:
             _log.error("failed", exc_info=error)
-            error = Unavailable(
-                Code.INTERNAL, "The other side failed on this request.", "Ask its operator for the log."
-            )
+            error = Unavailable(Code.INTERNAL, "The other side failed on this.", "Ask its operator for the log.")
         self._count(error.code)
         return error
 
@@ -200,17 +198,15 @@ def check_listen(listen: Listen) -> None:
     Raises:
         Refused: `SETTINGS_INVALID`.
     """
-    host, _, port = check_address(listen.address).rpartition(":")
+    address = check_address(listen.address)
     _credentials(listen)
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        socket.create_server((host.strip("[]"), int(port)), family=family).close()
+        socket.create_server(address, family=socket.AF_INET6 if ":" in address[0] else socket.AF_INET).close()
     except OSError as error:
         raise _taken(listen) from error
 
 
 def _bind(server: grpc.aio.Server, listen: Listen) -> int:
-    check_address(listen.address)
     credentials = _credentials(listen)
     try:
         if credentials is None:
@@ -225,8 +221,8 @@ def _taken(listen: Listen) -> Refused:
 
 
 def _credentials(listen: Listen) -> grpc.ServerCredentials | None:
-    certificate, key = listen.certificate, listen.key
-    if certificate is None and key is None and is_loopback(listen.address):
+    certificate, key, local = listen.certificate, listen.key, is_loopback(listen.address)
+    if certificate is None and key is None and local:
         return None
     if certificate is None or key is None:
         raise Refused(
