@@ -158,11 +158,7 @@ def open_bundle(folder: Path) -> Bundle:
 
 
 def check_file(path: Path, signed: SignedFile) -> None:
-    """Hold a file against its signed size and digest.
-
-    Raises:
-        Refused: `SIZE_MISMATCH` or `DIGEST_MISMATCH`.
-    """
+    """Hold a file against its signed size and digest (`SIZE_MISMATCH` or `DIGEST_MISMATCH`)."""
     if (size := path.stat().st_size) != signed.size:
         raise Refused(Code.SIZE_MISMATCH, f"{path.name} has {size} bytes; {signed.size} were signed.")
     if sha256_of(path) != signed.sha256:

@@ -15,8 +15,7 @@ from protocol.errors import Code, Refused
 from protocol.spec import BaseModelRef, Centroid, PoolSpec
 from protocol.tensors import TensorInfo
 
-_LENGTH_FIELD_BYTES = 8
-_SMALLEST_HEADER_BYTES = 2
+_LENGTH_FIELD_BYTES, _SMALLEST_HEADER_BYTES = 8, 2
 MAX_MEAN = 65504.0
 """Largest number in a mean input: what float16 holds, in which every base can run."""
 _MIN_GATE_STD, _ROUNDING = 1e-8, 1e-6
@@ -98,39 +97,26 @@ def check_fit(manifest: Manifest, pool: Pool) -> None:
         )
     _check_base(spec.base, pool.spec.base)
     _check_modules(manifest, pool.spec)
-    told = manifest.spec.statistics
-    check_told({name for name in told.model_fields_set if getattr(told, name) is not None}, pool.spec)
-    _check_centroid(told.centroid, pool.spec)
+    check_told([name for name, told in spec.statistics if told is not None], pool.spec)
+    _check_centroid(spec.statistics.centroid, pool.spec)
     _check_sizes(manifest, pool.spec)
 
 
 def check_tensors(bundle: Bundle) -> None:
-    """Hold a bundle's tensors against its spec; only headers are read.
-
-    Raises:
-        Refused: `TENSOR_HEADER`, `TENSOR_NAMES`, `TENSOR_SHAPE` or `TENSOR_DTYPE`.
-    """
+    """Hold a bundle's tensors against its spec; only headers are read. Refuses as `tensors.check`."""
     tensors.check(bundle.folder / ADAPTER_WEIGHTS, tensors.adapter_tensors(bundle.spec))
     tensors.check(bundle.folder / GATES, tensors.gate_tensors(bundle.spec))
 
 
 def check_told(told: Collection[str], pool: PoolSpec) -> None:
-    """Refuse an expert that tells less about its data than a pool asks for.
-
-    Args:
-        told: Names of statistics, as in its spec.
-        pool: The pool.
-
-    Raises:
-        Refused: `STATISTICS_MISSING`.
-    """
-    missing = [name for name in pool.policy.statistics if name not in told]
-    if missing:
+    """Refuse an expert that tells less of its data, by names of statistics, than a pool asks (`STATISTICS_MISSING`)."""
+    asked = pool.policy.statistics
+    if missing := [name for name in asked if name not in told]:
         raise Refused(
             Code.STATISTICS_MISSING,
-            f"The pool {pool.name} takes experts that tell {' and '.join(pool.policy.statistics)} of their data; this "
-            f"one tells no {missing[0]}.",
-            f"Agree to it with: greylag-client train {' '.join(f'--share {name}' for name in pool.policy.statistics)}",
+            f"The pool {pool.name} takes experts that tell {' and '.join(asked)} of their data; this one tells no "
+            f"{missing[0]}.",
+            f"Agree to it with: greylag-client train {' '.join(f'--share {name}' for name in asked)}",
         )
 
 

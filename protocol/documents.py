@@ -101,11 +101,7 @@ def check_name(name: str) -> None:
 
 
 def read_enrolment(envelope: bytes) -> Enrolment:
-    """Verify that a key presents itself.
-
-    Raises:
-        Refused: `BAD_SIGNATURE`, `WEAK_KEY`, or any code of an envelope.
-    """
+    """Verify that a key presents itself (`BAD_SIGNATURE`, `WEAK_KEY`, or any code of an envelope)."""
     signed = Signed.parse(envelope)
     said = statement.read(Enrolment, statement.parse(signed.payload, ENROLMENT_TYPE).predicate, what="The enrolment")
     signed.verify(PublicKey.from_hex(said.key))
@@ -113,11 +109,7 @@ def read_enrolment(envelope: bytes) -> Enrolment:
 
 
 def read_receipt(envelope: bytes, pool: Pool) -> Receipt:
-    """Verify a receipt of a pool's coordinator.
-
-    Raises:
-        Refused: `WRONG_POOL`, `BAD_SIGNATURE`, or any code of an envelope.
-    """
+    """Verify a receipt of a pool's coordinator; refuses as `read_of_pool`."""
     return read_of_pool(Receipt, RECEIPT_TYPE, envelope, pool, "The receipt")[1]
 
 

@@ -104,36 +104,26 @@ class Release:
 
 def sign_release(spec: ReleaseSpec, identity: Identity) -> Release:
     """Sign a release; its subject is the pool."""
-    envelope = sign(RELEASE_TYPE, {"pool": spec.pool}, spec, identity)
-    return Release(Signed.parse(envelope).digest, envelope, spec)
+    return _sign_list(RELEASE_TYPE, spec, identity)
 
 
 def read_release(envelope: bytes, pool: Pool) -> Release:
-    """Verify a release of a pool.
-
-    Raises:
-        Refused: `WRONG_POOL`, `BAD_SIGNATURE`, or any code of an envelope.
-    """
+    """Verify a release of a pool; refuses as `read_of_pool`."""
     return _read_list(envelope, pool, RELEASE_TYPE, "The release")
 
 
 def sign_candidate(spec: ReleaseSpec, identity: Identity) -> Release:
     """Sign what may become a release; as a statement of another type it can never be taken for one."""
-    envelope = sign(CANDIDATE_TYPE, {"pool": spec.pool}, spec, identity)
-    return Release(Signed.parse(envelope).digest, envelope, spec)
+    return _sign_list(CANDIDATE_TYPE, spec, identity)
 
 
 def read_candidate(envelope: bytes, pool: Pool) -> Release:
-    """Verify a candidate of a pool.
-
-    Raises:
-        Refused: `WRONG_POOL`, `BAD_SIGNATURE`, or any code of an envelope.
-    """
+    """Verify a candidate of a pool; refuses as `read_of_pool`."""
     return _read_list(envelope, pool, CANDIDATE_TYPE, "The candidate")
 
 
 def check_fresh(release: Release, *, seen: Release | None, now: datetime, earlier: Callable[[int], Release]) -> None:
-    """Refuse to move backwards or sideways, or to take an expired release for the newest.
+    """Refuse to move backwards or sideways, or to take an expired release for the newest: rules 3 to 6.
 
     Args:
         release: What is to be the newest.
@@ -178,6 +168,11 @@ def _check_continues(release: Release, seen: Release, earlier: Callable[[int], R
             f"Release {number} does not continue release {known} as it was seen here.",
             "The coordinator shows different releases to different people; ask the operator.",
         )
+
+
+def _sign_list(predicate_type: str, spec: ReleaseSpec, identity: Identity) -> Release:
+    envelope = sign(predicate_type, {"pool": spec.pool}, spec, identity)
+    return Release(Signed.parse(envelope).digest, envelope, spec)
 
 
 def _read_list(envelope: bytes, pool: Pool, predicate_type: str, what: str) -> Release:

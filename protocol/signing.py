@@ -130,11 +130,8 @@ class Identity:
         try:
             text = path.read_bytes()
         except OSError as error:
-            raise Refused(
-                Code.KEY_UNREADABLE,
-                f"The key {path} cannot be read: {error.strerror}.",
-                "Check the path, or make a key.",
-            ) from error
+            what = f"The key {path} cannot be read: {error.strerror}."
+            raise Refused(Code.KEY_UNREADABLE, what, "Check the path, or make a key.") from error
         load = load_ssh_private_key if b"BEGIN OPENSSH" in text else load_pem_private_key
         try:
             key = load(text, passphrase.encode() if passphrase else None)
@@ -150,11 +147,7 @@ class Identity:
         return cls(key)
 
     def save(self, path: Path, passphrase: str | None = None) -> None:
-        """Write PKCS8 PEM, readable by its owner alone; an existing file is never replaced.
-
-        Raises:
-            FileExistsError: There is a file already.
-        """
+        """Write PKCS8 PEM, readable by its owner alone; `FileExistsError` if there is a file already."""
         how = BestAvailableEncryption(passphrase.encode()) if passphrase else NoEncryption()
         write_secret(path, self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, how))
 
@@ -184,12 +177,8 @@ class Signed:
 
     @classmethod
     def parse(cls, raw: bytes) -> "Signed":
-        """Read an envelope strictly.
-
-        Raises:
-            Refused: `ENVELOPE_SCHEMA`.
-        """
-        fields = _fields(strict_json.loads(raw, what="The envelope"), {"payload", "payloadType", "signatures"})
+        """Read an envelope strictly (`ENVELOPE_SCHEMA`)."""
+        fields = _fields(strict_json.loads(raw, what="The envelope"), "payload", "payloadType", "signatures")
         if fields["payloadType"] != PAYLOAD_TYPE:
             raise Refused(Code.ENVELOPE_SCHEMA, f"The envelope's payloadType is not {PAYLOAD_TYPE}.")
         entries = fields["signatures"]
@@ -201,11 +190,7 @@ class Signed:
         return cls(_base64(fields["payload"]), signatures)
 
     def verify(self, key: PublicKey) -> bytes:
-        """Return the payload if a key signed it.
-
-        Raises:
-            Refused: `BAD_SIGNATURE`.
-        """
+        """Return the payload if a key signed it (`BAD_SIGNATURE`)."""
         signatures = {keyid: Signature(keyid, value.hex()) for keyid, value in self.signatures}
         try:
             Envelope(self.payload, PAYLOAD_TYPE, signatures).verify([key._verifier], 1)  # noqa: SLF001 - of this module
@@ -214,14 +199,14 @@ class Signed:
         return self.payload
 
 
-def _fields(value: Any, names: set[str]) -> dict[str, Any]:
-    if not isinstance(value, dict) or set(value) != names:
+def _fields(value: Any, *names: str) -> dict[str, Any]:
+    if not isinstance(value, dict) or set(value) != set(names):
         raise Refused(Code.ENVELOPE_SCHEMA, f"The envelope needs exactly the fields {', '.join(sorted(names))}.")
     return value
 
 
 def _signature(entry: Any) -> tuple[str, bytes]:
-    fields = _fields(entry, {"keyid", "sig"})
+    fields = _fields(entry, "keyid", "sig")
     keyid = fields["keyid"]
     if not isinstance(keyid, str) or len(keyid) != 64 or set(keyid) - set("0123456789abcdef"):  # noqa: PLR2004 - sha256
         raise Refused(Code.ENVELOPE_SCHEMA, "A keyid is 64 hexadecimal digits.")

@@ -58,11 +58,7 @@ def build(predicate_type: str, subjects: Mapping[str, str], predicate: Strict) -
 
 
 def parse(payload: bytes, predicate_type: str) -> Statement:
-    """Read a statement of one type.
-
-    Raises:
-        Refused: `ENVELOPE_SCHEMA` or `UNSUPPORTED_STATEMENT`.
-    """
+    """Read a statement of one type (`ENVELOPE_SCHEMA` or `UNSUPPORTED_STATEMENT`)."""
     value = strict_json.loads(payload, what="The statement")
     if not isinstance(value, dict) or set(value) != {"_type", "subject", "predicateType", "predicate"}:
         raise Refused(Code.ENVELOPE_SCHEMA, "The payload is not an in-toto statement.")

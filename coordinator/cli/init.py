@@ -15,6 +15,7 @@ from protocol.programs import print_json, say, with_flags_of
 
 if TYPE_CHECKING:
     from coordinator.workspace.create import BaseFacts
+    from router.methods.features.background import Kind
 
 
 def _policy(text: str) -> Any:
@@ -67,6 +68,9 @@ def init(
     database: Annotated[str | None, typer.Option(help="URL of the registry; default: SQLite here.")] = None,
     store: Annotated[str | None, typer.Option(help="Folder or URL of the bundles' bytes; default: here.")] = None,
     probe: Annotated[Path | None, typer.Option(help="Public text to try experts on, one input a line.")] = None,
+    public_text: Annotated[
+        Path | None, typer.Option(help="Public text like what is asked, one a line, that means are held against.")
+    ] = None,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = Path(),
     **recipe_flags: Any,
@@ -83,6 +87,7 @@ def init(
     if listen:
         check_address(listen)
     method = _checked_method(method, statistics or ())
+    kinds = _kinds(method, statistics or (), public_text)
     policy = {
         "enrolment": enrolment, "admission": admission, "max_rank": max_rank,
         "max_bundle_bytes": max_bundle_bytes, "max_experts_per_contributor": max_experts, "release_days": release_days,
@@ -91,7 +96,7 @@ def init(
 
     def study() -> "BaseFacts":
         say(f"Reading the base model {base} ...")
-        return study_base(base)
+        return study_base(base, kinds, public_text)
 
     settings = {"listen": listen, "database": database, "store": store}
     choices = {"recipe": recipe_flags, "policy": policy, "routing": {"method": method, "k": k}}
@@ -101,6 +106,16 @@ def init(
     say(f"Its key is {pool.spec.coordinator}. Next: greylag-coordinator serve, greylag-coordinator worker")
     if as_json:
         print_json({"name": pool.spec.name, "pool": pool.digest, "key": pool.spec.coordinator})
+
+
+def _kinds(method: str | None, statistics: Sequence[str], public_text: Path | None) -> tuple["Kind", ...]:
+    """List the statistics of public text that the pool's methods read, which are worked out now and for everybody."""
+    if "means" in statistics:
+        return ("pooled", "token") if method in ("nnls-token", "nnls-gates") else ("pooled",)
+    if public_text:
+        hint = "Add --statistics means, or leave it out."
+        raise Refused(Code.SETTINGS_INVALID, "Only means are held against public text.", hint)
+    return ()
 
 
 def _checked_method(method: str | None, statistics: Sequence[str]) -> str | None:

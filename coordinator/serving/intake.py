@@ -120,11 +120,7 @@ class Intake:
         return BeginReply(digest=manifest.digest, token=upload.token, missing=files)
 
     def session(self, digest: str, token: bytes) -> Manifest:
-        """Find an upload session of whoever holds its token.
-
-        Raises:
-            Refused: `SESSION_UNKNOWN` or `SESSION_DENIED`.
-        """
+        """Find an upload session of whoever holds its token (`SESSION_UNKNOWN` or `SESSION_DENIED`)."""
         upload = self._registry.uploads.find(digest, now=self._clock()) if is_sha256(digest) else None
         if upload is None:
             raise no_session(digest)
@@ -169,11 +165,7 @@ class Intake:
         return receipt
 
     def status(self, digest: str) -> BundleRow:
-        """Find a bundle that was committed.
-
-        Raises:
-            Refused: `BUNDLE_UNKNOWN`.
-        """
+        """Find a bundle that was committed (`BUNDLE_UNKNOWN`)."""
         if is_sha256(digest) and (row := self._registry.bundles.find(digest)):
             return row
         raise Refused(Code.BUNDLE_UNKNOWN, f"No bundle {digest[:16]!r} was submitted.", "Submit it first.")

@@ -100,11 +100,7 @@ class Appender:
         """Bytes that the file has."""
 
     def write(self, data: bytes) -> None:
-        """Append; of data that does not fit, as much as fits stays.
-
-        Raises:
-            Unavailable: `STORAGE_FULL`.
-        """
+        """Append; of data that does not fit, as much as fits stays (`STORAGE_FULL`)."""
         with self._lock:
             if self._descriptor is None:
                 return  # the stream broke while this call waited for its thread

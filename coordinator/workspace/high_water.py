@@ -77,11 +77,7 @@ class HighWater:
         return max(0, receipt.sequence - (row.sequence if row else 0)) if receipt else 0
 
     def check(self) -> None:
-        """Refuse to go on from an older registry.
-
-        Raises:
-            Refused: `REGISTRY_OLDER`.
-        """
+        """Refuse to go on from an older registry (`REGISTRY_OLDER`)."""
         if release := self.lost_release():
             what = f"release {release.spec.number}, which was published from here"
         elif receipts := self.lost_receipts():

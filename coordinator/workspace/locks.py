@@ -14,11 +14,7 @@ _LOOK_S = 0.5
 
 @contextmanager
 def exclusive(workspace: CoordinatorWorkspace, *processes: str) -> Iterator[None]:
-    """Be the only process of some kinds in a workspace.
-
-    Raises:
-        Refused: `WORKSPACE_BUSY`.
-    """
+    """Be the only process of some kinds in a workspace (`WORKSPACE_BUSY`)."""
     with ExitStack() as stack:
         for process in processes:
             busy = f"Another `greylag-coordinator {process}` works in {workspace.folder.resolve()}."

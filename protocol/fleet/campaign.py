@@ -40,8 +40,6 @@ publisher = "greylag"
 serverapp = "coordinator.fleet.drive:Driver"
 clientapp = "{CLIENT_APP}"
 """
-
-
 Kind = Literal["info", "train", "evaluate", "calibrate"]
 """What a campaign may ask of a node."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -149,9 +147,8 @@ def read_order(envelope: bytes, pool: Pool, *, now: datetime) -> Order:
             version of this program understands, `CLOCKS_APART` for one that is over by this clock.
     """
     try:
-        signed = Signed.parse(envelope)
-        signed.verify(PublicKey.from_hex(pool.spec.coordinator))
-        predicate = statement.parse(signed.payload, ORDER_TYPE).predicate
+        payload = Signed.parse(envelope).verify(PublicKey.from_hex(pool.spec.coordinator))
+        predicate = statement.parse(payload, ORDER_TYPE).predicate
     except Refused as error:
         raise Refused(Code.ORDER_INVALID, f"The order is not to be trusted: {error.message}") from error
     try:
@@ -179,11 +176,7 @@ def sign_decision(decision: Decision, identity: Identity) -> bytes:
 
 
 def read_decision(envelope: bytes, pool: Pool) -> Decision:
-    """Verify a decision of a pool.
-
-    Raises:
-        Refused: `BAD_SIGNATURE`, `WRONG_POOL`, or any code of an envelope.
-    """
+    """Verify a decision of a pool; refuses as `read_of_pool`."""
     return read_of_pool(Decision, DECISION_TYPE, envelope, pool, "The decision")[1]
 
 

@@ -64,11 +64,7 @@ class NodeKey:
 
     @classmethod
     def load(cls, path: Path) -> "NodeKey":
-        """Read what `save` wrote.
-
-        Raises:
-            Refused: `KEY_UNREADABLE`, or `NODE_KEY` for a key of another kind.
-        """
+        """Read what `save` wrote (`KEY_UNREADABLE`, or `NODE_KEY` for a key of another kind)."""
         try:
             key = load_ssh_private_key(path.read_bytes(), None)
         except (OSError, TypeError, ValueError, UnsupportedAlgorithm) as error:
@@ -82,11 +78,7 @@ class NodeKey:
         return cls(key)
 
     def save(self, path: Path) -> None:
-        """Write the key in OpenSSH's format, which Flower reads; an existing file is never replaced.
-
-        Raises:
-            FileExistsError: There is a file already.
-        """
+        """Write the key in OpenSSH's format, which Flower reads; `FileExistsError` if there is a file already."""
         write_secret(path, self._key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
 
     def prove(self, pool: str, contributor: PublicKey) -> str:
@@ -102,11 +94,7 @@ def bind(pool: str, identity: Identity, node: NodeKey, created: str) -> bytes:
 
 
 def read_binding(envelope: bytes) -> Binding:
-    """Verify a binding in both directions.
-
-    Raises:
-        Refused: `BAD_SIGNATURE`, `NODE_KEY`, or any code of an envelope.
-    """
+    """Verify a binding in both directions (`BAD_SIGNATURE`, `NODE_KEY`, or any code of an envelope)."""
     signed = Signed.parse(envelope)
     document = statement.read(Binding, statement.parse(signed.payload, BINDING_TYPE).predicate, what="The binding")
     key = PublicKey.from_hex(document.contributor)

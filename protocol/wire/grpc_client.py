@@ -131,11 +131,7 @@ def is_loopback(address: str) -> bool:
 
 
 def check_address(address: str) -> tuple[str, int]:
-    """Return host, without brackets, and port of an address that must read `host:port`.
-
-    Raises:
-        Refused: `SETTINGS_INVALID`.
-    """
+    """Return host, without brackets, and port of an address that must read `host:port` (`SETTINGS_INVALID`)."""
     host, _, port = address.rpartition(":")
     if not host or not re.fullmatch("[0-9]{1,5}", port) or not int(port) < 1 << 16:
         raise Refused(Code.SETTINGS_INVALID, f"{address!r} is not an address.", "Write it as host:port.")

@@ -193,11 +193,7 @@ async def serve(
 
 
 def check_listen(listen: Listen) -> None:
-    """Refuse an address that cannot be listened on, before anything that takes long.
-
-    Raises:
-        Refused: `SETTINGS_INVALID`.
-    """
+    """Refuse an address that cannot be listened on, before anything that takes long (`SETTINGS_INVALID`)."""
     address = check_address(listen.address)
     _credentials(listen)
     try:

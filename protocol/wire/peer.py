@@ -32,11 +32,7 @@ class Peer:
         self._left_s, self._bytes, self._writing = idle_s, 0, False
 
     async def read(self) -> bytes | None:
-        """Return the next message as it came, or None at the end.
-
-        Raises:
-            Unavailable: `BUSY` if it takes too long.
-        """
+        """Return the next message as it came, or None at the end (`BUSY` if it takes too long)."""
         message: bytes | Any = await self._wait(self._context.read())
         if message is grpc.aio.EOF:
             return None
@@ -44,11 +40,7 @@ class Peer:
         return bytes(message)
 
     async def write(self, reply: Message) -> None:
-        """Send a message; returns when the peer has room for it.
-
-        Raises:
-            Unavailable: `BUSY` if it takes too long.
-        """
+        """Send a message; returns when the peer has room for it (`BUSY` if it takes too long)."""
         self._writing = True
         await self._wait(self._context.write(reply))
         self._writing = False
