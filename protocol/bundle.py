@@ -122,8 +122,7 @@ def pack(folder: Path, spec: ExpertSpec, identity: Identity) -> Bundle:
     """Write spec and signature into a folder that holds adapter, gates and card.
 
     Raises:
-        Refused: `FILE_MISSING`, `FILE_NOT_ALLOWED`, `TOO_LARGE`, or `SIGNER_MISMATCH` for a spec that
-            names another contributor than the identity.
+        Refused: `FILE_MISSING`, `FILE_NOT_ALLOWED`, `TOO_LARGE`, or `SIGNER_MISMATCH` for a spec of another identity.
     """
     for path in (folder / SPEC, folder / ENVELOPE):
         sweep(path)  # left by a kill in the middle of an earlier pack
@@ -139,11 +138,10 @@ def pack(folder: Path, spec: ExpertSpec, identity: Identity) -> Bundle:
 
 
 def open_bundle(folder: Path) -> Bundle:
-    """Verify a bundle on disk, byte by byte. No tensor is read.
+    """Verify a bundle on disk, byte by byte; no tensor is read.
 
     Raises:
-        Refused: As `read_manifest`, and `SIZE_MISMATCH`, `DIGEST_MISMATCH` or `SPEC_INVALID` for
-            bytes that are not the signed ones.
+        Refused: As `read_manifest`, `check_file` and `check_spec`.
     """
     if not (folder / ENVELOPE).is_file():
         raise Refused(Code.FILE_MISSING, f"{folder} holds no {ENVELOPE}.", "Give the folder of a finished bundle.")

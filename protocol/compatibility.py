@@ -47,11 +47,6 @@ def check_succession(name: str, supersedes: str | None, earlier: Sequence[Submit
     Whatever came after the one that holds the name may be named, too, and anything where none does: a contributor who
     has not heard yet that it was refused or yanked knows of nothing that could be lost.
 
-    Args:
-        name: The bundle's name.
-        supersedes: Digest of what it supersedes; None for nothing.
-        earlier: As for `predecessor`.
-
     Raises:
         Refused: `SUPERSEDES_UNKNOWN` or `VERSION_REUSED`.
     """

@@ -70,11 +70,8 @@ def read_pool(envelope: bytes, trusted: PublicKey | None = None) -> Pool:
 
     Args:
         envelope: The signed document.
-        trusted: The key it must be signed by; without one, the key that it names itself
-            (trust on first use: the caller shows the key to a person).
-
-    Raises:
-        Refused: `UNTRUSTED` for another key than the trusted one, or any code of an envelope.
+        trusted: The key that must have signed it (`UNTRUSTED`); without one, the key that it names itself (trust on
+            first use: the caller shows the key to a person).
     """
     signed = Signed.parse(envelope)
     spec = statement.read(PoolSpec, statement.parse(signed.payload, POOL_TYPE).predicate, what="The pool")

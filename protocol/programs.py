@@ -22,11 +22,7 @@ SCHEMA = 1
 
 
 def run(program: Callable[[], Any]) -> None:
-    """Run a program; an error of the table becomes a sentence, a hint and an exit status.
-
-    Raises:
-        SystemExit: With the documented status of what was refused.
-    """
+    """Run a program; an error of the table becomes a sentence, a hint and an exit status."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # else the library narrates handshakes on stderr
     try:
         try:
@@ -41,12 +37,7 @@ def run(program: Callable[[], Any]) -> None:
 
 
 def end_child(process: "subprocess.Popen[Any]", *, at_once: bool = False) -> None:
-    """End a process that was started with pipes, by force if it does not go, and put its pipes away.
-
-    Args:
-        process: May have ended.
-        at_once: Do not ask first.
-    """
+    """End a process that was started with pipes, by force if it does not go or `at_once`, and put its pipes away."""
     if at_once:
         process.kill()
     else:

@@ -55,11 +55,7 @@ _SMALL_ORDER_Y = frozenset(
 
 @dataclass(frozen=True)
 class PublicKey:
-    """An Ed25519 public key that passed the small-order check.
-
-    Args:
-        raw: The 32 bytes of RFC 8032, section 5.1.5.
-    """
+    """An Ed25519 public key, the 32 bytes of RFC 8032, section 5.1.5, that passed the small-order check."""
 
     raw: bytes
 

@@ -40,13 +40,7 @@ class Statement(NamedTuple):
 
 
 def build(predicate_type: str, subjects: Mapping[str, str], predicate: Strict) -> bytes:
-    """Serialise a statement; equal input gives equal bytes.
-
-    Args:
-        predicate_type: URI of the predicate's schema.
-        subjects: Name to sha256.
-        predicate: What is said of the subjects.
-    """
+    """Serialise a statement about subjects (name to sha256); equal input gives equal bytes."""
     return strict_json.dumps(
         {
             "_type": STATEMENT_TYPE,

@@ -59,13 +59,10 @@ def gate_tensors(spec: ExpertSpec) -> dict[str, TensorInfo]:
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Read and check the header of a safetensors file.
+    """Read and check the header of a safetensors file (`TENSOR_HEADER`).
 
     Returns:
         Tensors by name, in file order. Together they cover the file without gap or overlap.
-
-    Raises:
-        Refused: `TENSOR_HEADER`, with the file and what is wrong.
     """
     size = path.stat().st_size
     with path.open("rb") as file:

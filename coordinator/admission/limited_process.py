@@ -31,15 +31,9 @@ class CheckFailedError(Exception):
 
 
 def check(folder: Path, pool: Path, limits: ProcessLimits = ProcessLimits()) -> None:
-    """Check the content of a bundle in a subprocess.
-
-    Args:
-        folder: A bundle whose digests are right.
-        pool: The signed pool.
-        limits: What the process may use.
+    """Check the content of a bundle whose digests are right in a subprocess; refuses as `check_content`.
 
     Raises:
-        Refused: What `check_content` refuses with.
         CheckFailedError: The process was killed, crashed or did not answer.
     """
     command = [sys.executable, "-P", "-B", "-m", __name__, str(folder.resolve()), str(pool.resolve())]

@@ -19,14 +19,11 @@ _PARTNERS = {".lora_B.weight": ".lora_A.weight", ".adapter_up.weight": ".adapter
 
 
 def check_adapter(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
-    """Refuse adapter weights that are not finite or change nothing.
+    """Refuse adapter weights that are not finite or change nothing (`NOT_FINITE`, `NO_EFFECT`).
 
     Args:
         path: adapter_model.safetensors, whose header was checked.
         tensors: Its tensors by the names of `protocol.adapters`.
-
-    Raises:
-        Refused: `NOT_FINITE` naming the tensor, or `NO_EFFECT`.
     """
     active = set()
     with path.open("rb") as file:

@@ -16,15 +16,12 @@ _PLAIN_PATH = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 
 
 def check_config(config: object, spec: ExpertSpec, linears: set[str]) -> None:
-    """Hold a parsed adapter_config.json against the spec.
+    """Hold a parsed adapter_config.json against the spec that was signed (`CONFIG_MISMATCH`).
 
     Args:
         config: The parsed JSON.
         spec: What was signed.
         linears: Every module path of the base model that an expert may touch.
-
-    Raises:
-        Refused: `CONFIG_MISMATCH`, naming the key, what is expected and what was found.
     """
     if not isinstance(config, dict):
         raise _mismatch("the document", "an object", config)

@@ -96,11 +96,11 @@ def configure_logs(*, as_json: bool, level: int = logging.INFO) -> None:
 def opened_workspace(
     folder: Path, *processes: str, json_log: bool = False, counters: "Metrics | None" = None, **flags: Any
 ) -> "Iterator[Opened]":
-    """Open a workspace.
+    """Open a workspace, in which none of some processes may work meanwhile.
 
     Args:
         folder: The workspace.
-        processes: What may not work in it meanwhile.
+        processes: Their kinds.
         json_log: Write log lines as JSON.
         counters: Count what happens.
         flags: Settings given on the command line; paths start where the program does.

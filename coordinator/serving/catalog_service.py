@@ -28,14 +28,7 @@ _MAX_RELEASE_NUMBER = (1 << 31) - 1
 
 
 class CatalogService(catalog_pb2_grpc.CatalogServicer):
-    """Shows the pool, its releases and their bundles.
-
-    Args:
-        pool: The pool.
-        registry: Rows.
-        store: Bytes.
-        streams: Files on their way at once.
-    """
+    """Shows the pool, its releases and their bundles; at most so many `streams` of files are on their way at once."""
 
     def __init__(self, pool: Pool, registry: Registry, store: Store, streams: Places) -> None:
         self._pool, self._registry, self._store, self._streams = pool, registry, store, streams

@@ -65,11 +65,7 @@ class Intake:
         self._spool.sweep(self._registry.uploads.digests())
 
     def enrol(self, envelope: bytes) -> str:
-        """Take a key's presentation and return the key's state.
-
-        Raises:
-            Refused: `WRONG_POOL`, `NAME_TAKEN`, `KEY_REVOKED`, or any code of an envelope.
-        """
+        """Take a key's presentation and return the key's state (`WRONG_POOL`, or as the registry and the envelope)."""
         enrolment = documents.read_enrolment(envelope)
         self._check_pool(enrolment.pool)
         state = "active" if self._pool.spec.policy.enrolment == "open" else "pending"

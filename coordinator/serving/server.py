@@ -26,13 +26,7 @@ _log = structlog.get_logger(__name__)
 def serve_workspace(
     opened: Opened, metrics: Metrics, *, clock: Callable[[], datetime], on_ready: Callable[[str], None]
 ) -> None:
-    """Serve until SIGTERM or SIGINT.
-
-    Args:
-        opened: The workspace.
-        metrics: Counts refusals.
-        clock: Tells the time.
-        on_ready: Called once with `host:port`, when calls are being taken.
+    """Serve until SIGTERM or SIGINT; `on_ready` is called once with `host:port`, when calls are being taken.
 
     Raises:
         Refused: `SETTINGS_INVALID` for an address or a store that cannot be used.

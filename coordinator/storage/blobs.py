@@ -29,14 +29,7 @@ _BELIEVED_S, _MOST_VERIFIED = 3600.0, 1 << 14
 
 
 class Store:
-    """A content-addressed store.
-
-    Args:
-        url: fsspec URL or path of its root folder.
-
-    Raises:
-        Refused: `SETTINGS_INVALID` if the URL cannot be used.
-    """
+    """A content-addressed store at an fsspec URL or a path (`SETTINGS_INVALID` if it cannot be used)."""
 
     def __init__(self, url: str) -> None:
         try:
@@ -50,11 +43,7 @@ class Store:
         self._verified: dict[object, float] = {}
 
     def put(self, path: Path, sha256: str) -> None:
-        """Keep a file whose digest was checked. The file itself stays; its bytes must not change afterwards.
-
-        Raises:
-            Unavailable: `STORAGE_FULL`.
-        """
+        """Keep a file whose digest was checked, and whose bytes must not change afterwards (`STORAGE_FULL`)."""
         try:
             if self._local:
                 self._put_local(path, sha256)
@@ -68,11 +57,7 @@ class Store:
             ) from error
 
     def open(self, sha256: str, offset: int = 0) -> IO[bytes]:
-        """Open a file for reading at an offset in bytes.
-
-        Raises:
-            FileNotFoundError: Nothing lies under the digest.
-        """
+        """Open a file for reading at an offset in bytes; `FileNotFoundError` if nothing lies under the digest."""
         file: IO[bytes] = self._fs.open(self._key(sha256), "rb")
         file.seek(offset)
         return file
@@ -104,11 +89,7 @@ class Store:
         return whole
 
     def copy_to(self, sha256: str, target: Path) -> None:
-        """Bring a file to a local path: by hard link where that works, else by copying.
-
-        Raises:
-            FileNotFoundError: Nothing lies under the digest.
-        """
+        """Bring a file to a local path, by hard link where that works; `FileNotFoundError` as for `open`."""
         if self._local:
             _link_or_copy(Path(self._key(sha256)), target)
         else:
@@ -121,11 +102,7 @@ class Store:
                 yield name
 
     def kept_since(self, sha256: str) -> datetime:
-        """When a file came to lie here; a copy of the store counts as new.
-
-        Raises:
-            FileNotFoundError: Nothing lies under the digest.
-        """
+        """When a file came to lie here, a copy of the store being new; `FileNotFoundError` as for `open`."""
         if self._local:
             return datetime.fromtimestamp(Path(self._key(sha256)).stat().st_ctime, UTC)
         modified: datetime = self._fs.modified(self._key(sha256))

@@ -33,11 +33,7 @@ class Spool:
         self._folder, self._quota, self._floor, self._free = folder, quota_bytes, floor_bytes, free_bytes
 
     def check_room(self, more_bytes: int) -> None:
-        """Refuse what does not fit beside all that lies here; what others have only declared takes no room.
-
-        Raises:
-            Unavailable: `STORAGE_FULL`.
-        """
+        """Refuse what does not fit beside all that lies here; what is only declared takes none (`STORAGE_FULL`)."""
         held = sum(max(_size(path), 0) for path in self._folder.glob("*/*"))
         if held + more_bytes > self._quota or self._free(self._folder) - more_bytes < self._floor:
             raise Unavailable(
@@ -64,11 +60,7 @@ class Spool:
         return sum(max(_size(self.path(digest, name)), 0) for name in files)
 
     def append(self, digest: str, name: str, size: int) -> "Appender":
-        """Open a file of an upload at its end.
-
-        Raises:
-            Unavailable: `STORAGE_FULL` if there is no room for the rest of its `size` bytes.
-        """
+        """Open a file of an upload at its end, if there is room for the rest of its `size` bytes (`STORAGE_FULL`)."""
         self.check_room(size - self.held(digest, [name]))
         return Appender(self.path(digest, name))
 

@@ -27,13 +27,7 @@ _log = structlog.get_logger(__name__)
 
 
 class HighWater:
-    """The two marks of a workspace, and what its registry has to say to them.
-
-    Args:
-        workspace: Where the marks lie.
-        registry: The registry.
-        pool: The pool, whose key signed both.
-    """
+    """The two marks of a workspace, and what its registry has to say to them."""
 
     def __init__(self, workspace: CoordinatorWorkspace, registry: Registry, pool: Pool) -> None:
         self._published, self._acknowledged = workspace.published, workspace.acknowledged

@@ -11,11 +11,7 @@ from protocol.wire.grpc_client import check_address
 
 
 class Metrics:
-    """The counters of one process; every label is there from the start, at zero.
-
-    Args:
-        registry: Where they are collected; a new registry without one.
-    """
+    """The counters of one process; every label is there from the start, at zero."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         registry = self._registry = registry or CollectorRegistry()
@@ -28,11 +24,7 @@ class Metrics:
 
     @contextmanager
     def exposed(self, address: str | None) -> Iterator[None]:
-        """Answer `GET /metrics` at `host:port` for the length of a block; nowhere without an address.
-
-        Raises:
-            Refused: `SETTINGS_INVALID` if the address cannot be listened on.
-        """
+        """Answer `GET /metrics` at `host:port` for the length of a block (`SETTINGS_INVALID`); nowhere without one."""
         if address is None:
             yield
             return

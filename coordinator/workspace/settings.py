@@ -55,11 +55,7 @@ class Settings(BaseSettings):
 
 
 def load(workspace: CoordinatorWorkspace, **flags: Any) -> Settings:
-    """Read a workspace's settings once.
-
-    Args:
-        workspace: Where coordinator.toml lies; relative paths in it start there.
-        flags: Settings given on the command line; None means not given.
+    """Read a workspace's settings once; flags that are None were not given.
 
     Raises:
         Refused: `WORKSPACE_MISSING` or `SETTINGS_INVALID`.
@@ -77,10 +73,6 @@ def load(workspace: CoordinatorWorkspace, **flags: Any) -> Settings:
 
 def read(workspace: CoordinatorWorkspace, **given: Any) -> Settings:
     """Merge flags, environment, coordinator.toml (if there is one) and the workspace's own places.
-
-    Args:
-        workspace: Where relative paths start.
-        given: Settings given on the command line; None means not given.
 
     Raises:
         Refused: `SETTINGS_INVALID`, naming the setting.

@@ -15,12 +15,9 @@ def held(lock: Path, message: str, hint: str, wait_s: float = 0.0) -> Iterator[N
 
     Args:
         lock: The file; its folder must be there.
-        message: What to say if another process holds it.
+        message: What to say if another process holds it (`WORKSPACE_BUSY`).
         hint: What to do then.
         wait_s: How long to wait for the other, in seconds.
-
-    Raises:
-        Refused: `WORKSPACE_BUSY`.
     """
     file = FileLock(lock)
     try:

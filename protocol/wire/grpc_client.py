@@ -59,12 +59,8 @@ OPTIONS = (
 def connect(address: str, ca: Path | None = None) -> Iterator[grpc.Channel]:
     """Open a channel, and turn every failed call inside into an error of our table.
 
-    A loopback address without a CA certificate is spoken to in plain text; every other address
-    over TLS, checked against the CA certificate or, without one, the system's.
-
-    Args:
-        address: `host:port`.
-        ca: CA certificate, PEM.
+    A loopback address without a CA certificate is spoken to in plain text; every other address over TLS, checked
+    against the CA certificate (PEM) or, without one, the system's.
 
     Raises:
         Refused: `SETTINGS_INVALID`, `UNTRUSTED`, or whatever the other side refuses with.
@@ -86,15 +82,7 @@ def connect(address: str, ca: Path | None = None) -> Iterator[grpc.Channel]:
 
 
 def paced(stream: Any, address: str) -> Iterator[Any]:
-    """Pass on the messages of a call, unless fewer than `LEAST_BYTES` come in `IDLE_S` seconds.
-
-    Args:
-        stream: The call, as a stub returns it.
-        address: Whom it went to, for the sentence.
-
-    Raises:
-        Unavailable: `UNREACHABLE`.
-    """
+    """Pass on the messages of a call, unless fewer than `LEAST_BYTES` come in `IDLE_S` seconds (`UNREACHABLE`)."""
     moved, over, slow = 0, threading.Event(), False
 
     def watch() -> None:

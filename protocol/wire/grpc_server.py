@@ -69,11 +69,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     """Bounds calls in number and time, and turns errors into status codes; what is no error of ours, into INTERNAL.
 
     Every call is handled as one of two streams, whatever it is for the client, since only then gRPC leaves it to
-    us how long a request may take to come and a reply to be taken.
-
-    Args:
-        listen: How many calls, and how patiently.
-        count: Called with the code of every refusal.
+    us how long a request may take to come and a reply to be taken. `count` is called with the code of every refusal.
     """
 
     def __init__(self, listen: Listen, count: Callable[[Code], None]) -> None:
@@ -173,8 +169,7 @@ async def serve(
         healthy: What the health service says.
 
     Raises:
-        Refused: `SETTINGS_INVALID` if the address cannot be listened on, or the certificate and its
-            key cannot be used.
+        Refused: `SETTINGS_INVALID` if the address cannot be listened on, or the certificate and its key cannot be used.
     """
     server = grpc.aio.server(interceptors=[CallInterceptor(listen, count)], options=_OPTIONS)
     stopped = asyncio.Event()

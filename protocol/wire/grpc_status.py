@@ -23,12 +23,7 @@ def to_status(error: GreylagError) -> grpc.Status:
 
 
 def from_rpc_error(error: grpc.RpcError, address: str) -> GreylagError:
-    """Read the error of a failed call; what carries no code of ours is the transport's fault.
-
-    Args:
-        error: As raised by a stub, synchronous or asyncio.
-        address: Whom the call went to, for the sentence.
-    """
+    """Read the error of a failed call to an address; what carries no code of ours is the transport's fault."""
     call: Any = error  # what a stub raises is a call, too
     info = error_details_pb2.ErrorInfo()
     try:

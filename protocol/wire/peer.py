@@ -80,11 +80,7 @@ class Peer:
 
 
 def _hang_up(peer: str) -> None:
-    """Shut a connection of this process, which gRPC then finds closed from outside.
-
-    Args:
-        peer: As gRPC writes it: `ipv4:192.0.2.1:50000`.
-    """
+    """Shut a connection of this process, which gRPC then finds closed from outside."""
     port = peer.rpartition(":")[2]
     for connection in psutil.Process().net_connections("tcp"):
         there = connection.raddr

@@ -13,13 +13,7 @@ _OUT_OF_DATE = {9, 10}  # X509_V_ERR_CERT_NOT_YET_VALID and _CERT_HAS_EXPIRED
 
 
 def find_fault(address: str, ca: Path | None, *, tls: bool) -> GreylagError | None:
-    """Connect once more, and tell what stands in the way; None if nothing does.
-
-    Args:
-        address: `host:port`.
-        ca: CA certificate, PEM; None for the system's.
-        tls: Whether TLS is wanted there, or plain text.
-    """
+    """Connect once more to `host:port`, over TLS or not, and tell what stands in the way; None if nothing does."""
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     try:
