@@ -13,7 +13,6 @@ from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle, Manifest
 from protocol.documents import Pool
 from protocol.errors import Code, Refused
 from protocol.spec import BaseModelRef, Centroid, PoolSpec
-from protocol.tensors import TensorInfo
 
 _LENGTH_FIELD_BYTES, _SMALLEST_HEADER_BYTES = 8, 2
 MAX_MEAN = 65504.0
@@ -54,11 +53,8 @@ def check_succession(name: str, supersedes: str | None, earlier: Sequence[Submit
     if supersedes == current or supersedes in digests[digests.index(current) if current else 0 :]:
         return
     if supersedes is None:
-        raise Refused(
-            Code.VERSION_REUSED,
-            f"The name {name!r} is in use by bundle {str(current)[:16]}.",
-            "Choose another name, or say that the new bundle supersedes that one.",
-        )
+        what = f"The name {name!r} is in use by bundle {str(current)[:16]}."
+        raise Refused(Code.VERSION_REUSED, what, "Choose another name, or say that the new bundle supersedes that one.")
     raise Refused(
         Code.SUPERSEDES_UNKNOWN,
         f"{supersedes[:16]} is not this contributor's current bundle named {name!r}; "
@@ -85,11 +81,8 @@ def check_fit(manifest: Manifest, pool: Pool) -> None:
     """
     spec = manifest.spec
     if spec.pool != pool.digest:
-        raise Refused(
-            Code.WRONG_POOL,
-            f"The bundle was made for pool {spec.pool[:16]}; this is pool {pool.digest[:16]}.",
-            "Train and sign it for this pool.",
-        )
+        what = f"The bundle was made for pool {spec.pool[:16]}; this is pool {pool.digest[:16]}."
+        raise Refused(Code.WRONG_POOL, what, "Train and sign it for this pool.")
     _check_base(spec.base, pool.spec.base)
     _check_modules(manifest, pool.spec)
     check_told([name for name, told in spec.statistics if told is not None], pool.spec)
@@ -131,17 +124,11 @@ def _check_modules(manifest: Manifest, pool: PoolSpec) -> None:
         if shape is None:
             raise Refused(Code.MODULE_UNKNOWN, f"The base model has no module {path}.", "Train on the pool's base.")
         if (module.d_in, module.d_out) != (shape.d_in, shape.d_out):
-            raise Refused(
-                Code.MODULE_UNKNOWN,
-                f"{path} is declared {module.d_in} -> {module.d_out}; expected {shape.d_in} -> {shape.d_out}.",
-                "Train on the pool's base.",
-            )
+            what = f"{path} is declared {module.d_in} -> {module.d_out}; expected {shape.d_in} -> {shape.d_out}."
+            raise Refused(Code.MODULE_UNKNOWN, what, "Train on the pool's base.")
         if module.rank > pool.policy.max_rank:
-            raise Refused(
-                Code.RANK_OUT_OF_BOUNDS,
-                f"{path} has rank {module.rank}; the pool takes at most {pool.policy.max_rank}.",
-                "Train with a smaller rank.",
-            )
+            what = f"{path} has rank {module.rank}; the pool takes at most {pool.policy.max_rank}."
+            raise Refused(Code.RANK_OUT_OF_BOUNDS, what, "Train with a smaller rank.")
 
 
 def _check_centroid(centroid: Centroid | None, pool: PoolSpec) -> None:
@@ -161,23 +148,17 @@ def _check_centroid(centroid: Centroid | None, pool: PoolSpec) -> None:
 
 def _check_sizes(manifest: Manifest, pool: PoolSpec) -> None:
     if manifest.total_bytes > pool.policy.max_bundle_bytes:
-        raise Refused(
-            Code.TOO_LARGE,
-            f"The bundle has {manifest.total_bytes} bytes; the pool takes at most {pool.policy.max_bundle_bytes}.",
-            "Train with a smaller rank or fewer modules.",
+        what = f"The bundle has {manifest.total_bytes} bytes; the pool takes at most {pool.policy.max_bundle_bytes}."
+        raise Refused(Code.TOO_LARGE, what, "Train with a smaller rank or fewer modules.")
+    wanted = {ADAPTER_WEIGHTS: tensors.adapter_tensors(manifest.spec), GATES: tensors.gate_tensors(manifest.spec)}
+    for name, expected in wanted.items():
+        # A safetensors file is a length field, a header of bounded size, and the tensors.
+        payload = _LENGTH_FIELD_BYTES + sum(info.nbytes for info in expected.values())
+        least, most, size = (
+            payload + _SMALLEST_HEADER_BYTES,
+            payload + tensors.MAX_HEADER_BYTES,
+            manifest.files[name].size,
         )
-    _check_tensors_fill(manifest, ADAPTER_WEIGHTS, tensors.adapter_tensors(manifest.spec))
-    _check_tensors_fill(manifest, GATES, tensors.gate_tensors(manifest.spec))
-
-
-def _check_tensors_fill(manifest: Manifest, name: str, expected: dict[str, TensorInfo]) -> None:
-    """A safetensors file is a length field, a header of bounded size, and the tensors."""
-    size, payload = manifest.files[name].size, sum(info.nbytes for info in expected.values())
-    least = payload + _LENGTH_FIELD_BYTES + _SMALLEST_HEADER_BYTES
-    most = payload + _LENGTH_FIELD_BYTES + tensors.MAX_HEADER_BYTES
-    if not least <= size <= most:
-        raise Refused(
-            Code.SIZE_MISMATCH,
-            f"{name} is declared to have {size} bytes; its tensors need {least} to {most}.",
-            "Pack the bundle again.",
-        )
+        if not least <= size <= most:
+            what = f"{name} is declared to have {size} bytes; its tensors need {least} to {most}."
+            raise Refused(Code.SIZE_MISMATCH, what, "Pack the bundle again.")

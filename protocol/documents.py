@@ -1,6 +1,5 @@
 """Signed documents of a pool: the pool itself, enrolments, receipts; and how any document is signed and read."""
 
-import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, TypeVar
@@ -15,7 +14,6 @@ from protocol.statement import Strict
 
 ENROLMENT_TYPE = "https://greylag.org/enrolment/v1"
 RECEIPT_TYPE = "https://greylag.org/receipt/v1"
-_KEY = re.compile(r"[0-9a-fA-F]{64}")
 
 
 class Enrolment(Strict):
@@ -77,18 +75,15 @@ def read_pool(envelope: bytes, trusted: PublicKey | None = None) -> Pool:
     spec = statement.read(PoolSpec, statement.parse(signed.payload, POOL_TYPE).predicate, what="The pool")
     key = PublicKey.from_hex(spec.coordinator)
     if trusted is not None and key != trusted:
-        raise Refused(
-            Code.UNTRUSTED,
-            f"The pool is signed by key {key.hex[:16]}; this machine trusts {trusted.hex[:16]}.",
-            "Ask the operator; if the key really changed, start a new workspace.",
-        )
+        what = f"The pool is signed by key {key.hex[:16]}; this machine trusts {trusted.hex[:16]}."
+        raise Refused(Code.UNTRUSTED, what, "Ask the operator; if the key really changed, start a new workspace.")
     signed.verify(key)
     return Pool(signed.digest, envelope, spec)
 
 
 def looks_like_key(name: str) -> bool:
     """Tell whether a word would be taken for a key: 64 hexadecimal digits."""
-    return _KEY.fullmatch(name) is not None
+    return statement.is_sha256(name.lower())
 
 
 def check_name(name: str) -> None:

@@ -38,10 +38,7 @@ def run(program: Callable[[], Any]) -> None:
 
 def end_child(process: "subprocess.Popen[Any]", *, at_once: bool = False) -> None:
     """End a process that was started with pipes, by force if it does not go or `at_once`, and put its pipes away."""
-    if at_once:
-        process.kill()
-    else:
-        process.terminate()
+    (process.kill if at_once else process.terminate)()
     try:
         process.wait(STOP_S)
     except TimeoutExpired:

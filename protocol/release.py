@@ -148,11 +148,8 @@ def check_fresh(release: Release, *, seen: Release | None, now: datetime, earlie
 def _check_continues(release: Release, seen: Release, earlier: Callable[[int], Release]) -> None:
     number, known = release.spec.number, seen.spec.number
     if number < known:
-        raise Refused(
-            Code.RELEASE_ROLLBACK,
-            f"The coordinator offers release {number}, but release {known} was seen here.",
-            "Ask the operator whether an old backup was restored.",
-        )
+        what = f"The coordinator offers release {number}, but release {known} was seen here."
+        raise Refused(Code.RELEASE_ROLLBACK, what, "Ask the operator whether an old backup was restored.")
     digest: str | None = release.digest
     if number > known:
         digest = release.spec.previous

@@ -61,11 +61,8 @@ class PublicKey:
 
     def __post_init__(self) -> None:
         if len(self.raw) != 32:  # noqa: PLR2004 - RFC 8032
-            raise Refused(
-                Code.KEY_TYPE,
-                f"An Ed25519 public key has 32 bytes; this one has {len(self.raw)}.",
-                "Copy it as its owner shows it: 64 hexadecimal digits.",
-            )
+            what = f"An Ed25519 public key has 32 bytes; this one has {len(self.raw)}."
+            raise Refused(Code.KEY_TYPE, what, "Copy it as its owner shows it: 64 hexadecimal digits.")
         if self.raw[:31] + bytes([self.raw[31] & 0x7F]) in _SMALL_ORDER_Y:
             raise Refused(Code.WEAK_KEY, "The public key is of small order.", "Make a new key.")
 

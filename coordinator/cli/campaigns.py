@@ -8,20 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from coordinator.cli.output import (
+from coordinator.cli.options import (
     CertOption,
+    DigestArgument,
     JsonLogOption,
     JsonOption,
     KeyOption,
+    NumberArgument,
     ReasonOption,
     WorkspaceOption,
-    fields,
-    now,
-    opened_workspace,
-    show_rows,
-    stop_signal,
-    table,
-)  # fmt: skip
+)
+from coordinator.cli.output import fields, now, opened_workspace, show_rows, stop_signal, table
 from protocol.programs import print_json, say
 
 if TYPE_CHECKING:
@@ -36,8 +33,6 @@ candidates = typer.Typer(help="Show and decide what may become the newest releas
 Kind = Literal["info", "train", "evaluate", "calibrate"]
 """What can be asked; `protocol.fleet.campaign`'s, whose import --help does without."""
 _calibrate = partial(typer.Option, rich_help_panel="Of calibrate")
-NumberArgument = Annotated[int, typer.Argument(min=0, max=(1 << 31) - 1, help="0 for the newest.")]
-DigestArgument = Annotated[str, typer.Argument(help="Eight or more digits of the candidate's digest.")]
 
 
 def fleet(

@@ -6,16 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coordinator.cli.output import (
-    JsonOption,
-    ReasonOption,
-    WorkspaceOption,
-    fields,
-    now,
-    opened_workspace,
-    show_rows,
-    table,
-)  # fmt: skip
+from coordinator.cli.options import DigestArgument, JsonOption, NumberArgument, ReasonOption, WorkspaceOption
+from coordinator.cli.output import fields, now, opened_workspace, show_rows, table
 from protocol.errors import Code, Refused
 from protocol.programs import print_json, say
 
@@ -26,7 +18,6 @@ experts = typer.Typer(help="Show and decide what becomes of bundles.", no_args_i
 releases = typer.Typer(help="Show signed releases.", no_args_is_help=True)
 contributors = typer.Typer(help="Show, approve and revoke contributors' keys.", no_args_is_help=True)
 
-DigestArgument = Annotated[str, typer.Argument(help="Eight or more digits of the bundle's digest.")]
 WhoArgument = Annotated[str, typer.Argument(help="Name or key.")]
 
 
@@ -119,7 +110,7 @@ def releases_ls(*, as_json: JsonOption = False, workspace: WorkspaceOption = Pat
 
 @releases.command("show")
 def releases_show(
-    number: Annotated[int, typer.Argument(min=0, max=(1 << 31) - 1, help="0 for the newest.")] = 0,
+    number: NumberArgument = 0,
     *,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = Path(),
@@ -133,11 +124,8 @@ def releases_show(
     with opened_workspace(workspace) as open_:
         row = open_.registry.releases.find(number)
         if row is None:
-            raise Refused(
-                Code.RELEASE_UNKNOWN,
-                f"There is no release {number}." if number else "There is no release yet.",
-                "See: greylag-coordinator releases ls",
-            )
+            what = f"There is no release {number}." if number else "There is no release yet."
+            raise Refused(Code.RELEASE_UNKNOWN, what, "See: greylag-coordinator releases ls")
         release = read_release(row.envelope, open_.pool)
     if as_json:
         print_json({"digest": release.digest, "release": release.spec.model_dump(mode="json")})

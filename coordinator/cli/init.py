@@ -9,7 +9,8 @@ import click
 import typer
 from typer.core import TyperCommand, TyperOption
 
-from coordinator.cli.output import JsonOption, WorkspaceOption, now
+from coordinator.cli.options import JsonOption, WorkspaceOption
+from coordinator.cli.output import now
 from protocol.errors import Code, Refused
 from protocol.programs import print_json, say, with_flags_of
 
@@ -127,11 +128,8 @@ def _checked_method(method: str | None, statistics: Sequence[str]) -> str | None
     find_method(method)
     needed = NEEDS.get(method)
     if needed is not None and needed not in statistics:
-        raise Refused(
-            Code.SETTINGS_INVALID,
-            f"The method {method} routes only among experts that tell {needed} of their data.",
-            f"Add --statistics {needed}, so that every bundle must tell them.",
-        )
+        what = f"The method {method} routes only among experts that tell {needed} of their data."
+        raise Refused(Code.SETTINGS_INVALID, what, f"Add --statistics {needed}, so that every bundle must tell them.")
     return method
 
 

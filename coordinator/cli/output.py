@@ -1,4 +1,4 @@
-"""What every verb shares: where the workspace is, one JSON document or one table on stdout, talk on stderr."""
+"""What every verb shares: a workspace opened, one JSON document or one table on stdout, talk on stderr."""
 
 import logging
 import sys
@@ -6,9 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from protocol.printable import printable
 from protocol.programs import print_json
@@ -21,29 +19,6 @@ if TYPE_CHECKING:
 
 PROCESSES = ("serve", "worker", "fleet")
 _PIPE_WIDTH = 200
-_MOST_LETTERS = 500
-"""Longest reason of an operator; a signed decision takes no more."""
-
-WorkspaceOption = Annotated[
-    Path,
-    typer.Option("--workspace", "-w", envvar="GREYLAG_WORKSPACE", help="Workspace: the folder with coordinator.toml."),
-]
-CertOption = Annotated[Path | None, typer.Option(help="Certificate chain, PEM; needed beyond loopback.")]
-KeyOption = Annotated[Path | None, typer.Option(help="Its private key, PEM.")]
-JsonLogOption = Annotated[bool, typer.Option("--json-log", help="Write log lines as JSON.")]
-
-
-def _one_line(text: str) -> str:
-    if not text.strip() or not text.isprintable() or len(text) > _MOST_LETTERS:
-        raise typer.BadParameter(f"it is one line of 1 to {_MOST_LETTERS} letters")
-    return text
-
-
-ReasonOption = Annotated[
-    str,
-    typer.Option(callback=_one_line, help="One public sentence: it is kept, and the contributors concerned see it."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -1,32 +1,20 @@
 """The two processes: `serve` takes bundles in and hands releases out, `worker` judges and publishes."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coordinator.cli.output import (
-    CertOption,
-    JsonLogOption,
-    JsonOption,
-    KeyOption,
-    WorkspaceOption,
-    now,
-    opened_workspace,
-    stop_signal,
-)  # fmt: skip
+from coordinator.cli.options import CertOption, JsonLogOption, JsonOption, KeyOption, MetricsOption, WorkspaceOption
+from coordinator.cli.output import now, opened_workspace, stop_signal
 from protocol.programs import print_json, say
 
 if TYPE_CHECKING:
     from coordinator.review.worker import Worker
     from coordinator.workspace.context import Opened
     from coordinator.workspace.metrics import Metrics
-
-MetricsOption = Annotated[
-    str | None, typer.Option(help="host:port where GET /metrics answers, in plain HTTP; default: nowhere.")
-]
 
 
 def serve(
@@ -86,13 +74,12 @@ def _working(folder: Path, process: str, *, json_log: bool, **flags: Any) -> "It
     from coordinator.workspace.metrics import Metrics
 
     counters = Metrics()
-    with ExitStack() as stack:
-        opened = opened_workspace(folder, process, json_log=json_log, counters=counters, **flags)
-        open_ = stack.enter_context(opened)
+    with (
+        opened_workspace(folder, process, json_log=json_log, counters=counters, **flags) as open_,
+        counters.exposed(open_.settings.metrics if process == "serve" else open_.settings.worker_metrics),
+    ):
         open_.high_water.check()
         open_.high_water.level()
-        address = open_.settings.metrics if process == "serve" else open_.settings.worker_metrics
-        stack.enter_context(counters.exposed(address))
         yield open_, counters
 
 

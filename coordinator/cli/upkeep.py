@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coordinator.cli.output import PROCESSES, JsonOption, WorkspaceOption, configure_logs, now, opened_workspace
+from coordinator.cli.options import JsonOption, WorkspaceOption
+from coordinator.cli.output import PROCESSES, configure_logs, now, opened_workspace
 from protocol.errors import Code, Refused
 from protocol.programs import print_json, say
 

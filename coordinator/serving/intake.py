@@ -139,11 +139,8 @@ class Intake:
         manifest = self.session(digest, token)
         if missing := self._spool.missing(digest, manifest.files):
             name, offset = next(iter(missing.items()))
-            raise Refused(
-                Code.MISSING_RANGES,
-                f"{name} has {offset} of {manifest.files[name].size} bytes.",
-                "Begin again to learn what is missing.",
-            )
+            what = f"{name} has {offset} of {manifest.files[name].size} bytes."
+            raise Refused(Code.MISSING_RANGES, what, "Begin again to learn what is missing.")
         self._check_bytes(manifest)
         fault_point("bytes-checked")
         for name, file in manifest.files.items():
@@ -168,11 +165,8 @@ class Intake:
 
     def _check_pool(self, named: str) -> None:
         if named != self._pool.digest:
-            raise Refused(
-                Code.WRONG_POOL,
-                f"The envelope is for pool {named[:16]}; this is pool {self._pool.digest[:16]}.",
-                "Run the command again, in a workspace of this pool.",
-            )
+            what = f"The envelope is for pool {named[:16]}; this is pool {self._pool.digest[:16]}."
+            raise Refused(Code.WRONG_POOL, what, "Run the command again, in a workspace of this pool.")
 
     def _drop_expired(self) -> None:
         now = self._clock()

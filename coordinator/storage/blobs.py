@@ -36,9 +36,8 @@ class Store:
             self._fs, self._root = fsspec.core.url_to_fs(url)
             self._fs.makedirs(self._root, exist_ok=True)
         except (ImportError, OSError, ValueError) as error:
-            raise Refused(
-                Code.SETTINGS_INVALID, f"The store {url!r} cannot be used: {error}.", "Correct the setting `store`."
-            ) from error
+            what = f"The store {url!r} cannot be used: {error}."
+            raise Refused(Code.SETTINGS_INVALID, what, "Correct the setting `store`.") from error
         self._local = isinstance(self._fs, LocalFileSystem)
         self._verified: dict[object, float] = {}
 
@@ -52,9 +51,8 @@ class Store:
                 self._fs.put_file(str(path), temporary)
                 self._fs.mv(temporary, self._key(sha256))
         except OSError as error:
-            raise Unavailable(
-                Code.STORAGE_FULL, f"The store cannot take more: {error.strerror or error}.", "Try again later."
-            ) from error
+            what = f"The store cannot take more: {error.strerror or error}."
+            raise Unavailable(Code.STORAGE_FULL, what, "Try again later.") from error
 
     def open(self, sha256: str, offset: int = 0) -> IO[bytes]:
         """Open a file for reading at an offset in bytes; `FileNotFoundError` if nothing lies under the digest."""
@@ -112,13 +110,12 @@ class Store:
         """Drop a file that nothing needs."""
         self._fs.rm_file(self._key(sha256))
 
-    def sweep_leftovers(self) -> int:
-        """Drop what interrupted calls of `put` left, and return how many files that were."""
-        leftovers = [path for path in self._fs.find(self._root) if path.rpartition("/")[2].startswith(_TEMPORARY)]
-        for path in leftovers:
-            with suppress(OSError):  # whatever this one has, the others can go
-                self._fs.rm_file(path)
-        return len(leftovers)
+    def sweep_leftovers(self) -> None:
+        """Drop what interrupted calls of `put` left."""
+        for path in self._fs.find(self._root):
+            if path.rpartition("/")[2].startswith(_TEMPORARY):
+                with suppress(OSError):  # whatever this one has, the others can go
+                    self._fs.rm_file(path)
 
     def _key(self, sha256: str) -> str:
         return f"{self._root}/{sha256[:2]}/{sha256}"

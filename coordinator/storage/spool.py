@@ -36,9 +36,7 @@ class Spool:
         """Refuse what does not fit beside all that lies here; what is only declared takes none (`STORAGE_FULL`)."""
         held = sum(max(_size(path), 0) for path in self._folder.glob("*/*"))
         if held + more_bytes > self._quota or self._free(self._folder) - more_bytes < self._floor:
-            raise Unavailable(
-                Code.STORAGE_FULL, "The coordinator has no room for this upload now.", "Submit again later."
-            )
+            raise Unavailable(Code.STORAGE_FULL, "The coordinator has no room for this now.", "Submit again later.")
 
     def make(self, digest: str, files: Mapping[str, SignedFile]) -> None:
         """Make the folder and the empty files of an upload; what is there stays."""
@@ -74,12 +72,11 @@ class Spool:
         """Forget an upload."""
         shutil.rmtree(self._folder / digest, ignore_errors=True)
 
-    def sweep(self, keep: set[str]) -> int:
-        """Drop every upload that is not among those to keep, and return how many that were."""
-        leftovers = [entry.name for entry in self._folder.iterdir() if entry.name not in keep]
-        for name in leftovers:
-            self.drop(name)
-        return len(leftovers)
+    def sweep(self, keep: set[str]) -> None:
+        """Drop every upload that is not among those to keep."""
+        for entry in self._folder.iterdir():
+            if entry.name not in keep:
+                self.drop(entry.name)
 
 
 class Appender:

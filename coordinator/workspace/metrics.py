@@ -13,8 +13,8 @@ from protocol.wire.grpc_client import check_address
 class Metrics:
     """The counters of one process; every label is there from the start, at zero."""
 
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        registry = self._registry = registry or CollectorRegistry()
+    def __init__(self) -> None:
+        registry = self._registry = CollectorRegistry()
         self._refusals = Counter("greylag_refusals", "Refusals by code.", ["code"], registry=registry)
         self._steps = Counter("greylag_bundle_steps", "Steps of bundles by state.", ["state"], registry=registry)
         for code in Code:
@@ -32,11 +32,8 @@ class Metrics:
         try:
             server, thread = start_http_server(port, host, registry=self._registry)
         except OSError as error:
-            raise Refused(
-                Code.SETTINGS_INVALID,
-                f"Cannot answer /metrics at {address}: {error.strerror}.",
-                "Is another process listening there?",
-            ) from error
+            what = f"Cannot answer /metrics at {address}: {error.strerror}."
+            raise Refused(Code.SETTINGS_INVALID, what, "Is another process listening there?") from error
         try:
             yield
         finally:

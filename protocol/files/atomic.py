@@ -19,9 +19,8 @@ def write_whole(path: Path, content: bytes) -> None:
     try:
         _write(temporary, content, 0o666)
         temporary.replace(path)
-    except OSError:
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
 
 
 def _beside(path: Path) -> Path:

@@ -154,19 +154,13 @@ def read_order(envelope: bytes, pool: Pool, *, now: datetime) -> Order:
     try:
         order = statement.read(Order, predicate, what="it")
     except Refused as error:
-        raise Refused(
-            Code.VERSION_UNKNOWN,
-            f"This version of the program does not understand the pool's order ({error.message.rstrip('.')}).",
-            "Install the version that the pool's operator runs.",
-        ) from error
+        what = f"This version of the program does not understand the pool's order ({error.message.rstrip('.')})."
+        raise Refused(Code.VERSION_UNKNOWN, what, "Install the version that the pool's operator runs.") from error
     if order.pool != pool.digest:
         raise Refused(Code.ORDER_INVALID, "The order is for another pool.", "Tell the pool's operator.")
     if read_timestamp(order.expires) < now:
-        raise Refused(
-            Code.CLOCKS_APART,
-            f"The order ended at {order.expires}; this machine's clock says {timestamp(now)}.",
-            "Check the clock.",
-        )
+        what = f"The order ended at {order.expires}; this machine's clock says {timestamp(now)}."
+        raise Refused(Code.CLOCKS_APART, what, "Check the clock.")
     return order
 
 

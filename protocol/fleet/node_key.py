@@ -68,11 +68,8 @@ class NodeKey:
         try:
             key = load_ssh_private_key(path.read_bytes(), None)
         except (OSError, TypeError, ValueError, UnsupportedAlgorithm) as error:
-            raise Refused(
-                Code.KEY_UNREADABLE,
-                f"The node's key {path} cannot be read: {type(error).__name__}.",
-                "Remove it; the daemon makes a new one.",
-            ) from error
+            what = f"The node's key {path} cannot be read: {type(error).__name__}."
+            raise Refused(Code.KEY_UNREADABLE, what, "Remove it; the daemon makes a new one.") from error
         if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP384R1):
             raise Refused(Code.NODE_KEY, f"{path} is no key on P-384.", "Remove it; the daemon makes a new one.")
         return cls(key)

@@ -29,26 +29,17 @@ Whole messages count, so that the slowest line that a file gets through moves a 
 
 # Exponential back-off with jitter, inside gRPC: only UNAVAILABLE is retried, and only for calls that
 # may be repeated. Put carries a stream that cannot be replayed; upload.py resumes it by offset.
-_REPEATABLE = ("Enrol", "Begin", "Commit", "Status", "Bind")
+_VERBS = ("Enrol", "Begin", "Commit", "Status", "Bind")
+_REPEATABLE = [{"service": "greylag.v1.Catalog"}, {"service": "greylag.v1.Query"}]
+_REPEATABLE += [{"service": "greylag.v1.Intake", "method": verb} for verb in _VERBS]
 _RETRY = {
-    "methodConfig": [
-        {
-            "name": [{"service": "greylag.v1.Catalog"}, {"service": "greylag.v1.Query"}]
-            + [{"service": "greylag.v1.Intake", "method": name} for name in _REPEATABLE],
-            "retryPolicy": {
-                "maxAttempts": 5,
-                "initialBackoff": "0.2s",
-                "maxBackoff": "3s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ]
-}
+    "maxAttempts": 5, "initialBackoff": "0.2s", "maxBackoff": "3s", "backoffMultiplier": 2,
+    "retryableStatusCodes": ["UNAVAILABLE"],
+}  # fmt: skip
 OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.service_config", json.dumps(_RETRY)),
+    ("grpc.service_config", json.dumps({"methodConfig": [{"name": _REPEATABLE, "retryPolicy": _RETRY}]})),
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.min_reconnect_backoff_ms", 5_000),  # which is also how long a connection may take to come about
     ("grpc.enable_http_proxy", 0),

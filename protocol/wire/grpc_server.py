@@ -216,11 +216,8 @@ def _credentials(listen: Listen) -> grpc.ServerCredentials | None:
     if certificate is None and key is None and local:
         return None
     if certificate is None or key is None:
-        raise Refused(
-            Code.SETTINGS_INVALID,
-            f"{listen.address} needs TLS, and a certificate or its key is missing.",
-            "Give --tls-cert and --tls-key, or neither and listen on 127.0.0.1.",
-        )
+        what = f"{listen.address} needs TLS, and a certificate or its key is missing."
+        raise Refused(Code.SETTINGS_INVALID, what, "Give --tls-cert and --tls-key, or neither and listen on 127.0.0.1.")
     try:
         # gRPC takes any two files, and then answers nobody.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")

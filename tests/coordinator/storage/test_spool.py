@@ -91,6 +91,6 @@ def test_a_full_disk_keeps_what_fits(spool: Spool, monkeypatch: pytest.MonkeyPat
 def test_the_sweeper_keeps_open_uploads(spool: Spool) -> None:
     for digest in ("kept", "lost"):
         spool.make(digest, FILES)
-    assert spool.sweep({"kept"}) == 1
+    spool.sweep({"kept"})
     assert spool.missing("kept", FILES) == {"a": 0}
     assert not spool.path("lost", "a").exists()
