@@ -71,11 +71,8 @@ def with_flags_of(*others: Callable[..., Any]) -> Callable[[Callable[..., Any]],
 def needs(package: str, extra: str, what: str) -> None:
     """Refuse what a package of an extra has to be installed for (`SETTINGS_INVALID`)."""
     if importlib.util.find_spec(package) is None:
-        raise Refused(
-            Code.SETTINGS_INVALID,
-            f"{what} needs {package}, which is not installed.",
-            f"Install it with: pip install 'greylag[{extra}]'",
-        )
+        what = f"{what} needs {package}, which is not installed."
+        raise Refused(Code.SETTINGS_INVALID, what, f"Install it with: pip install 'greylag[{extra}]'")
 
 
 def say(sentence: str) -> None:

@@ -72,9 +72,8 @@ class PublicKey:
         try:
             return cls(bytes.fromhex(text))
         except ValueError as error:
-            raise Refused(
-                Code.KEY_TYPE, "A public key is written as 64 hexadecimal digits.", "Copy it as its owner shows it."
-            ) from error
+            what = "A public key is written as 64 hexadecimal digits."
+            raise Refused(Code.KEY_TYPE, what, "Copy it as its owner shows it.") from error
 
     @property
     def hex(self) -> str:

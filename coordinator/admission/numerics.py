@@ -56,9 +56,8 @@ def check_gates(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
                 what = f"{name} holds numbers beyond {MAX_MEAN:g}, which are no activations."
                 raise Refused(Code.NOT_FINITE, what, "Train again with a smaller learning rate.")
             if is_constant(gate.mean(), gate.std()):
-                raise Refused(
-                    Code.CONSTANT_GATE, f"{name} is constant, so it cannot route.", "Train the gates before packing."
-                )
+                what = f"{name} is constant, so it cannot route."
+                raise Refused(Code.CONSTANT_GATE, what, "Train the gates before packing.")
 
 
 def _blocks(file: BinaryIO, info: TensorInfo) -> Iterator[NDArray[np.floating]]:

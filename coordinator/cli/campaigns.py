@@ -1,4 +1,4 @@
-"""The verbs of the federation: `fleet`, `campaign`, and what is decided about candidates."""
+"""The verbs of the federation: `campaign`, and what is decided about candidates."""
 
 import json
 from datetime import timedelta
@@ -8,17 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from coordinator.cli.options import (
-    CertOption,
-    DigestArgument,
-    JsonLogOption,
-    JsonOption,
-    KeyOption,
-    NumberArgument,
-    ReasonOption,
-    WorkspaceOption,
-)
-from coordinator.cli.output import fields, now, opened_workspace, show_rows, stop_signal, table
+from coordinator.cli.options import DigestArgument, JsonOption, NumberArgument, ReasonOption, WorkspaceOption
+from coordinator.cli.output import fields, now, opened_workspace, show_rows, table
 from protocol.programs import print_json, say
 
 if TYPE_CHECKING:
@@ -33,41 +24,6 @@ candidates = typer.Typer(help="Show and decide what may become the newest releas
 Kind = Literal["info", "train", "evaluate", "calibrate"]
 """What can be asked; `protocol.fleet.campaign`'s, whose import --help does without."""
 _calibrate = partial(typer.Option, rich_help_panel="Of calibrate")
-
-
-def fleet(
-    *,
-    listen: Annotated[
-        str | None, typer.Option(help="host:port for daemons; default: fleet_listen of coordinator.toml.")
-    ] = None,
-    tls_cert: CertOption = None,
-    tls_key: KeyOption = None,
-    ask_again: Annotated[
-        float, typer.Option(min=0, help="Seconds before a node that could not answer is asked again.")
-    ] = 60.0,
-    json_log: JsonLogOption = False,
-    as_json: JsonOption = False,
-    workspace: WorkspaceOption = Path(),
-) -> None:
-    """Take contributors' daemons in and run campaigns with them, until SIGTERM.
-
-    Example: greylag-coordinator fleet -w pool --listen pool.example.org:7445 --tls-cert cert.pem --tls-key key.pem
-    """
-    _quiet_flower(workspace)
-    from coordinator.fleet.service import run
-
-    stopped = stop_signal()
-    flags: dict[str, Any] = {"fleet_listen": listen, "tls_cert": tls_cert, "tls_key": tls_key}
-
-    def ready(port: int) -> None:
-        say(f"Taking daemons of pool {open_.pool.spec.name} on port {port}; stop with Ctrl-C.")
-        if as_json:
-            print_json({"port": port, "pool": open_.pool.digest})
-
-    with opened_workspace(workspace, "fleet", json_log=json_log, **flags) as open_:
-        open_.high_water.check()
-        pause_s = open_.settings.worker_interval_s
-        run(open_, stopped, clock=now, on_ready=ready, interval_s=pause_s, ask_again_s=ask_again)
 
 
 @campaign.command("start")

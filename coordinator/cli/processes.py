@@ -1,4 +1,4 @@
-"""The two processes: `serve` takes bundles in and hands releases out, `worker` judges and publishes."""
+"""The processes: `serve` takes bundles in and hands releases out, `worker` judges, `fleet` asks contributors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,6 +68,43 @@ def worker(
             work.run(stopped, interval_s=open_.settings.worker_interval_s)
 
 
+def fleet(
+    *,
+    listen: Annotated[
+        str | None, typer.Option(help="host:port for daemons; default: fleet_listen of coordinator.toml.")
+    ] = None,
+    tls_cert: CertOption = None,
+    tls_key: KeyOption = None,
+    ask_again: Annotated[
+        float, typer.Option(min=0, help="Seconds before a node that could not answer is asked again.")
+    ] = 60.0,
+    json_log: JsonLogOption = False,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = Path(),
+) -> None:
+    """Take contributors' daemons in and run campaigns with them, until SIGTERM.
+
+    Example: greylag-coordinator fleet -w pool --listen pool.example.org:7445 --tls-cert cert.pem --tls-key key.pem
+    """
+    from coordinator.fleet.flower.gateway import quiet_flower
+
+    quiet_flower(workspace.resolve() / "fleet" / "home")
+    from coordinator.fleet.service import run
+
+    stopped = stop_signal()
+    flags: dict[str, Any] = {"fleet_listen": listen, "tls_cert": tls_cert, "tls_key": tls_key}
+
+    def ready(port: int) -> None:
+        say(f"Taking daemons of pool {open_.pool.spec.name} on port {port}; stop with Ctrl-C.")
+        if as_json:
+            print_json({"port": port, "pool": open_.pool.digest})
+
+    with opened_workspace(workspace, "fleet", json_log=json_log, **flags) as open_:
+        open_.high_water.check()
+        pause_s = open_.settings.worker_interval_s
+        run(open_, stopped, clock=now, on_ready=ready, interval_s=pause_s, ask_again_s=ask_again)
+
+
 @contextmanager
 def _working(folder: Path, process: str, *, json_log: bool, **flags: Any) -> "Iterator[tuple[Opened, Metrics]]":
     """Be the one process of a kind in a workspace, if its registry knows all that left it."""
@@ -102,11 +139,7 @@ def _worker(open_: "Opened") -> "Worker":
         return RoutedModel.from_base(base)
 
     return Worker(
-        open_.pool,
-        open_.identity,
-        open_.registry,
-        cache=cache,
+        open_.pool, open_.identity, open_.registry, cache=cache, clock=now,
         check=lambda bundle: limited_process.check(bundle.folder, open_.workspace.pool),
         reviewer=Reviewer(load_model, open_.registry, cache, read_probe(open_.settings.probe)),
-        clock=now,
-    )
+    )  # fmt: skip

@@ -49,15 +49,13 @@ class CatalogService(catalog_pb2_grpc.CatalogServicer):
             if found is None:
                 raise no_candidate(digest)
             return catalog_pb2.GetReleaseReply(envelope=found.envelope)
-        row = None
-        if request.number <= _MAX_RELEASE_NUMBER:
-            row = await asyncio.to_thread(self._registry.releases.find, request.number)
+        number = request.number
+        row = await asyncio.to_thread(self._registry.releases.find, number) if number <= _MAX_RELEASE_NUMBER else None
+        if row is None and number:
+            raise Refused(Code.RELEASE_UNKNOWN, f"There is no release {number}.", "Ask for the newest.")
         if row is None:
-            raise Refused(
-                Code.RELEASE_UNKNOWN,
-                f"There is no release {request.number}." if request.number else "There is no release yet.",
-                "Wait until the first expert is accepted." if not request.number else "Ask for the newest.",
-            )
+            what = "There is no release yet."
+            raise Refused(Code.RELEASE_UNKNOWN, what, "Wait until the first expert is accepted.")
         return catalog_pb2.GetReleaseReply(envelope=row.envelope)
 
     async def GetBundle(self, request: catalog_pb2.GetBundleRequest, context: Context) -> catalog_pb2.GetBundleReply:

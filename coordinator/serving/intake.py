@@ -79,9 +79,8 @@ class Intake:
                 an envelope.
         """
         if self._fleet is None:
-            raise Refused(
-                Code.FLEET_OFF, "This coordinator takes no daemons.", "Contribute with: greylag-client contribute"
-            )
+            what = "This coordinator takes no daemons."
+            raise Refused(Code.FLEET_OFF, what, "Contribute with: greylag-client contribute")
         binding = read_binding(envelope)
         self._check_pool(binding.pool)
         now = self._clock()
@@ -171,11 +170,9 @@ class Intake:
     def _drop_expired(self) -> None:
         now = self._clock()
         empty = now + self._session_life - _EMPTY_LIFE
-        for digest in self._registry.uploads.expire(now=now, empty=empty, is_empty=self._is_empty):
+        expire = self._registry.uploads.expire
+        for digest in expire(now=now, empty=empty, is_empty=lambda each: not self._spool.held(each, bundle.FILES)):
             self._spool.drop(digest)
-
-    def _is_empty(self, digest: str) -> bool:
-        return not self._spool.held(digest, bundle.FILES)
 
     def _check_bytes(self, manifest: Manifest) -> None:
         for name, file in manifest.files.items():
@@ -189,12 +186,9 @@ class Intake:
 
     def _receipt(self, manifest: Manifest, sequence: int, now: datetime) -> bytes:
         receipt = Receipt(
-            pool=self._pool.digest,
-            bundle=manifest.digest,
-            contributor=manifest.spec.contributor,
-            sequence=sequence,
+            pool=self._pool.digest, bundle=manifest.digest, contributor=manifest.spec.contributor, sequence=sequence,
             received=timestamp(now),
-        )
+        )  # fmt: skip
         return documents.sign(RECEIPT_TYPE, {"bundle": manifest.digest}, receipt, self._identity)
 
 

@@ -49,9 +49,8 @@ class IntakeService(intake_pb2_grpc.IntakeServicer):
         start = first.start
         manifest = await asyncio.to_thread(self._intake.session, start.digest, start.token)
         if start.name not in manifest.files:
-            raise Refused(
-                Code.FILE_NOT_ALLOWED, f"{start.name!r:.200} has no place in a bundle.", "Pack the bundle again."
-            )
+            what = f"{start.name!r:.200} has no place in a bundle."
+            raise Refused(Code.FILE_NOT_ALLOWED, what, "Pack the bundle again.")
         with self._streams.one(context.peer()), self._claim(start.digest, start.name):
             file = manifest.files[start.name]
             appender = await asyncio.to_thread(self._open, start.digest, start.name, file.size)

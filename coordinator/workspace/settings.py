@@ -46,8 +46,6 @@ class Settings(BaseSettings):
     """Pause of an idle worker, in seconds."""
     session_hours: float = Field(default=24.0, gt=0)
     """How long an upload may be resumed, in hours."""
-    idle_timeout_s: float = Field(default=30.0, gt=0)
-    """Longest silence of an upload stream, in seconds."""
     spool_quota_bytes: int = Field(default=16 << 30, ge=1)
     """Most that all unfinished uploads together may hold, in bytes."""
     free_disk_floor_bytes: int = Field(default=256 << 20, ge=0)

@@ -100,9 +100,8 @@ def read_binding(envelope: bytes) -> Binding:
     try:
         node.verify(bytes.fromhex(document.proof), _message(document.pool, key), _ECDSA)
     except (InvalidSignature, ValueError) as error:
-        raise Refused(
-            Code.BAD_SIGNATURE, "The node's key did not sign the contributor's key.", "Bind them again."
-        ) from error
+        what = "The node's key did not sign the contributor's key."
+        raise Refused(Code.BAD_SIGNATURE, what, "Bind them again.") from error
     return document
 
 

@@ -91,9 +91,8 @@ def paced(stream: Any, address: str) -> Iterator[Any]:
     except grpc.RpcError as error:
         if not slow:
             raise
-        raise Unavailable(
-            Code.UNREACHABLE, f"{address} stood still for {IDLE_S:g} s.", "Try again; files continue."
-        ) from error
+        what = f"{address} stood still for {IDLE_S:g} s."
+        raise Unavailable(Code.UNREACHABLE, what, "Try again; files continue.") from error
     finally:
         over.set()
 

@@ -67,9 +67,8 @@ class Peer:
             async with asyncio.timeout(self._left_s):
                 return await step
         except TimeoutError as error:
-            raise Unavailable(
-                Code.BUSY, f"The other side stood still for {self._idle_s:g} s.", "Try again; files continue."
-            ) from error
+            what = f"The other side stood still for {self._idle_s:g} s."
+            raise Unavailable(Code.BUSY, what, "Try again; files continue.") from error
         finally:
             self._left_s -= clock() - start
 
