@@ -37,9 +37,7 @@ KeyHex = Sha256
 Name = Annotated[str, AfterValidator(_is_name)]
 ModulePath = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$", max_length=255)]
 Timestamp = Annotated[
-    str,
-    StringConstraints(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$"),
-    AfterValidator(_exists),
+    str, StringConstraints(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$"), AfterValidator(_exists)
 ]
 Line = Annotated[str, StringConstraints(pattern=r"^\PC*$")]
 """Text of one line for a terminal: no control characters, no letters that turn the reading direction."""

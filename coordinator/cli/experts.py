@@ -110,10 +110,7 @@ def releases_ls(*, as_json: JsonOption = False, workspace: WorkspaceOption = Pat
 
 @releases.command("show")
 def releases_show(
-    number: NumberArgument = 0,
-    *,
-    as_json: JsonOption = False,
-    workspace: WorkspaceOption = Path(),
+    number: NumberArgument = 0, *, as_json: JsonOption = False, workspace: WorkspaceOption = Path()
 ) -> None:
     """Show one release, by default the newest, and its experts in order.
 

@@ -106,9 +106,12 @@ class Store:
         modified: datetime = self._fs.modified(self._key(sha256))
         return modified.astimezone(UTC)
 
-    def remove(self, sha256: str) -> None:
-        """Drop a file that nothing needs."""
-        self._fs.rm_file(self._key(sha256))
+    def remove(self, sha256: str) -> bool:
+        """Drop a file that nothing needs, and tell whether it went."""
+        with suppress(OSError):
+            self._fs.rm_file(self._key(sha256))
+            return True
+        return False
 
     def sweep_leftovers(self) -> None:
         """Drop what interrupted calls of `put` left."""

@@ -3,7 +3,8 @@
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from coordinator.faults import fault_point
@@ -90,26 +91,18 @@ class Appender:
 
     def write(self, data: bytes) -> None:
         """Append; of data that does not fit, as much as fits stays (`STORAGE_FULL`)."""
-        with self._lock:
-            if self._descriptor is None:
-                return  # the stream broke while this call waited for its thread
-            rest = memoryview(data)
-            try:
-                while rest:
-                    written = os.write(self._descriptor, rest)
-                    self.offset += written
-                    rest = rest[written:]
-            except OSError as error:
-                raise _full(error) from error
+        rest = memoryview(data)
+        with self._open() as descriptor:
+            while rest and descriptor is not None:
+                written = os.write(descriptor, rest)
+                self.offset += written
+                rest = rest[written:]
 
     def sync(self) -> None:
-        """Wait until the bytes are on the disk."""
-        with self._lock:
-            if self._descriptor is not None:
-                try:
-                    os.fsync(self._descriptor)
-                except OSError as error:
-                    raise _full(error) from error
+        """Wait until the bytes are on the disk (`STORAGE_FULL`)."""
+        with self._open() as descriptor:
+            if descriptor is not None:
+                os.fsync(descriptor)
         fault_point("spool-synced")
 
     def close(self) -> None:
@@ -119,13 +112,17 @@ class Appender:
                 os.close(self._descriptor)
                 self._descriptor = None
 
-
-def _full(error: OSError) -> Unavailable:
-    return Unavailable(
-        Code.STORAGE_FULL,
-        f"The coordinator cannot store more: {os.strerror(error.errno or 0)}.",
-        "Submit again later; it continues where it stopped.",
-    )
+    @contextmanager
+    def _open(self) -> Iterator[int | None]:
+        """Hand out the descriptor, None if the stream broke while this call waited for its thread."""
+        with self._lock:
+            try:
+                yield self._descriptor
+            except OSError as error:
+                what = f"The coordinator cannot store more: {os.strerror(error.errno or 0)}."
+                raise Unavailable(
+                    Code.STORAGE_FULL, what, "Submit again later; it continues where it stopped."
+                ) from error
 
 
 def _size(path: Path) -> int:
