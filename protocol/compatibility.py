@@ -12,7 +12,7 @@ from protocol import tensors
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle, Manifest
 from protocol.documents import Pool
 from protocol.errors import Code, Refused
-from protocol.spec import BaseModelRef, Centroid, PoolSpec
+from protocol.spec import Centroid, PoolSpec
 
 _LENGTH_FIELD_BYTES, _SMALLEST_HEADER_BYTES = 8, 2
 MAX_MEAN = 65504.0
@@ -83,7 +83,14 @@ def check_fit(manifest: Manifest, pool: Pool) -> None:
     if spec.pool != pool.digest:
         what = f"The bundle was made for pool {spec.pool[:16]}; this is pool {pool.digest[:16]}."
         raise Refused(Code.WRONG_POOL, what, "Train and sign it for this pool.")
-    _check_base(spec.base, pool.spec.base)
+    base = pool.spec.base
+    if part := spec.base.differing_part(base):
+        raise Refused(
+            Code.BASE_MISMATCH,
+            f"The bundle was trained on another base model: its {part} digest is {getattr(spec.base, part)[:16]}; "
+            f"expected {getattr(base, part)[:16]} ({base.name}).",
+            "Train on the pool's base model.",
+        )
     _check_modules(manifest, pool.spec)
     check_told([name for name, told in spec.statistics if told is not None], pool.spec)
     _check_centroid(spec.statistics.centroid, pool.spec)
@@ -105,16 +112,6 @@ def check_told(told: Collection[str], pool: PoolSpec) -> None:
             f"The pool {pool.name} takes experts that tell {' and '.join(asked)} of their data; this one tells no "
             f"{missing[0]}.",
             f"Agree to it with: greylag-client train {' '.join(f'--share {name}' for name in asked)}",
-        )
-
-
-def _check_base(found: BaseModelRef, expected: BaseModelRef) -> None:
-    if part := found.differing_part(expected):
-        raise Refused(
-            Code.BASE_MISMATCH,
-            f"The bundle was trained on another base model: its {part} digest is {getattr(found, part)[:16]}; "
-            f"expected {getattr(expected, part)[:16]} ({expected.name}).",
-            "Train on the pool's base model.",
         )
 
 

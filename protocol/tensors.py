@@ -6,10 +6,9 @@ single weight is looked at. Format: https://github.com/huggingface/safetensors#f
 """
 
 import math
-import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from protocol.errors import Code, Refused
 from protocol.files import strict_json
@@ -64,10 +63,11 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     """
     size = path.stat().st_size
     with path.open("rb") as file:
-        header = _header_bytes(file, size, path.name)
-    fields = strict_json.loads(
-        header, what=f"The header of {path.name}", code=Code.TENSOR_HEADER, max_bytes=MAX_HEADER_BYTES
-    )
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(MAX_HEADER_BYTES, size - 8):
+            raise Refused(Code.TENSOR_HEADER, f"{path.name} declares a header of {length} bytes.")
+        header = file.read(length)
+    fields = strict_json.loads(header, what=f"The header of {path.name}", code=Code.TENSOR_HEADER)
     if not isinstance(fields, dict) or not header.startswith(b"{"):
         raise Refused(Code.TENSOR_HEADER, f"The header of {path.name} is not an object.")
     metadata = fields.pop("__metadata__", {})
@@ -95,20 +95,9 @@ def check(path: Path, expected: Mapping[str, TensorInfo]) -> dict[str, TensorInf
         if info.dtype != want.dtype:
             raise Refused(Code.TENSOR_DTYPE, f"{name} in {path.name} is {info.dtype}; expected {want.dtype}.")
         if info.shape != want.shape:
-            raise Refused(
-                Code.TENSOR_SHAPE, f"{name} in {path.name} has shape {list(info.shape)}; expected {list(want.shape)}."
-            )
+            what = f"{name} in {path.name} has shape {list(info.shape)}; expected {list(want.shape)}."
+            raise Refused(Code.TENSOR_SHAPE, what)
     return found
-
-
-def _header_bytes(file: BinaryIO, size: int, name: str) -> bytes:
-    prefix = file.read(8)
-    if len(prefix) < 8:  # noqa: PLR2004 - the length field
-        raise Refused(Code.TENSOR_HEADER, f"{name} is too short to be a safetensors file.")
-    (length,) = struct.unpack("<Q", prefix)
-    if length > min(MAX_HEADER_BYTES, size - 8):
-        raise Refused(Code.TENSOR_HEADER, f"{name} declares a header of {length} bytes.")
-    return file.read(length)
 
 
 def _tensor(name: str, entry: object, start: int, file: str) -> TensorInfo:

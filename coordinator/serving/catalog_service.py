@@ -89,11 +89,8 @@ class CatalogService(catalog_pb2_grpc.CatalogServicer):
         async with self._hashing:
             whole = await to_end(partial(self._store.is_whole, sha256))
         if not whole:
-            raise Unavailable(
-                Code.STORE_DAMAGED,
-                f"The stored file {sha256[:16]} is damaged, so it is not served.",
-                "Tell the pool's operator, who should run: greylag-coordinator fsck",
-            )
+            hint = "Tell the pool's operator, who should run: greylag-coordinator fsck"
+            raise Unavailable(Code.STORE_DAMAGED, f"The stored file {sha256[:16]} is damaged, so not served.", hint)
         return await asyncio.to_thread(self._store.open, sha256, offset)
 
 

@@ -50,10 +50,9 @@ class HighWater:
         """Set both marks where the registry is, one process and one thread after the other, lest they go back."""
         with FileLock(self._lock, timeout=_WAIT_S):
             release, row = self._registry.releases.find(), self._registry.bundles.newest()
-            for path, content in (
-                (self._published, release.envelope if release else None),
-                (self._acknowledged, row.receipt if row else None),
-            ):
+            marks = {self._published: release.envelope if release else None}
+            marks[self._acknowledged] = row.receipt if row else None
+            for path, content in marks.items():
                 if content is None:
                     path.unlink(missing_ok=True)
                 else:

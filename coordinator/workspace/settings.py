@@ -59,11 +59,8 @@ def load(workspace: CoordinatorWorkspace, **flags: Any) -> Settings:
         Refused: `WORKSPACE_MISSING` or `SETTINGS_INVALID`.
     """
     if not workspace.settings.is_file():
-        raise Refused(
-            Code.WORKSPACE_MISSING,
-            f"{workspace.folder.resolve()} is no coordinator's workspace.",
-            "Go to one, name one with --workspace, or make one with: greylag-coordinator init",
-        )
+        hint = "Go to one, name one with --workspace, or make one with: greylag-coordinator init"
+        raise Refused(Code.WORKSPACE_MISSING, f"{workspace.folder.resolve()} is no coordinator's workspace.", hint)
     settings = read(workspace, **flags)
     paths = {name: getattr(settings, name) for name in ("probe", "tls_cert", "tls_key")}
     return settings.model_copy(update={name: path and workspace.folder / path for name, path in paths.items()})

@@ -46,6 +46,6 @@ def network_of(peer: str) -> str:
         address = ipaddress.ip_address(host)
     except ValueError:
         return host  # a socket in the file system
-    if isinstance(address, ipaddress.IPv4Address):
-        return str(address)
-    return str(address.ipv4_mapped or ipaddress.IPv6Address(int(address) >> 64 << 64))
+    if isinstance(address, ipaddress.IPv6Address):
+        address = address.ipv4_mapped or ipaddress.IPv6Address(int(address) >> 64 << 64)
+    return str(address)
