@@ -23,11 +23,7 @@ SCHEMA = 1
 
 
 def run(program: Callable[[], Any]) -> None:
-    """Run a program; an error of the table becomes a sentence, a hint and an exit status.
-
-    Raises:
-        SystemExit: With the documented status of what was refused.
-    """
+    """Run a program; an error of the table becomes a sentence, a hint and an exit status."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # else the library narrates handshakes on stderr
     try:
         try:
@@ -42,16 +38,8 @@ def run(program: Callable[[], Any]) -> None:
 
 
 def end_child(process: "subprocess.Popen[Any]", *, at_once: bool = False) -> None:
-    """End a process that was started with pipes, by force if it does not go, and put its pipes away.
-
-    Args:
-        process: May have ended.
-        at_once: Do not ask first.
-    """
-    if at_once:
-        process.kill()
-    else:
-        process.terminate()
+    """End a process that was started with pipes, by force if it does not go or `at_once`, and put its pipes away."""
+    (process.kill if at_once else process.terminate)()
     try:
         process.wait(STOP_S)
     except TimeoutExpired:
@@ -83,11 +71,8 @@ def with_flags_of(*others: Callable[..., Any]) -> Callable[[Callable[..., Any]],
 def needs(package: str, extra: str, what: str) -> None:
     """Refuse what a package of an extra has to be installed for (`SETTINGS_INVALID`)."""
     if importlib.util.find_spec(package) is None:
-        raise Refused(
-            Code.SETTINGS_INVALID,
-            f"{what} needs {package}, which is not installed.",
-            f"Install it with: pip install 'greylag[{extra}]'",
-        )
+        what = f"{what} needs {package}, which is not installed."
+        raise Refused(Code.SETTINGS_INVALID, what, f"Install it with: pip install 'greylag[{extra}]'")
 
 
 def say(sentence: str) -> None:

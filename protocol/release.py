@@ -24,16 +24,10 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from protocol.documents import Pool, read_document, read_timestamp, sign, timestamp
+from protocol.documents import OfPool, Pool, read_of_pool, read_timestamp, sign, timestamp
 from protocol.errors import Code, Refused
-from protocol.signing import Identity, PublicKey, Signed
-from protocol.spec import (
-    Name,
-    Routing,
-    Sha256,
-    Timestamp,
-    Version,
-)
+from protocol.signing import Identity, Signed
+from protocol.spec import Name, Routing, Sha256, Timestamp, Version
 from protocol.statement import Strict
 
 RELEASE_TYPE = "https://greylag.org/release/v1"
@@ -76,11 +70,10 @@ class CalibrationFile(Strict):
     """None where no noise was added."""
 
 
-class ReleaseSpec(Strict):
+class ReleaseSpec(OfPool):
     """What "newest" means at a number."""
 
     version: Version = 1
-    pool: Sha256
     number: Annotated[int, Field(ge=1)]
     previous: Sha256 | None
     """Digest of the release before; null for the first."""
@@ -111,36 +104,26 @@ class Release:
 
 def sign_release(spec: ReleaseSpec, identity: Identity) -> Release:
     """Sign a release; its subject is the pool."""
-    envelope = sign(RELEASE_TYPE, {"pool": spec.pool}, spec, identity)
-    return Release(Signed.parse(envelope).digest, envelope, spec)
+    return _sign_list(RELEASE_TYPE, spec, identity)
 
 
 def read_release(envelope: bytes, pool: Pool) -> Release:
-    """Verify a release of a pool.
-
-    Raises:
-        Refused: `WRONG_POOL`, `BAD_SIGNATURE`, or any code of an envelope.
-    """
+    """Verify a release of a pool; refuses as `read_of_pool`."""
     return _read_list(envelope, pool, RELEASE_TYPE, "The release")
 
 
 def sign_candidate(spec: ReleaseSpec, identity: Identity) -> Release:
     """Sign what may become a release; as a statement of another type it can never be taken for one."""
-    envelope = sign(CANDIDATE_TYPE, {"pool": spec.pool}, spec, identity)
-    return Release(Signed.parse(envelope).digest, envelope, spec)
+    return _sign_list(CANDIDATE_TYPE, spec, identity)
 
 
 def read_candidate(envelope: bytes, pool: Pool) -> Release:
-    """Verify a candidate of a pool.
-
-    Raises:
-        Refused: `WRONG_POOL`, `BAD_SIGNATURE`, or any code of an envelope.
-    """
+    """Verify a candidate of a pool; refuses as `read_of_pool`."""
     return _read_list(envelope, pool, CANDIDATE_TYPE, "The candidate")
 
 
 def check_fresh(release: Release, *, seen: Release | None, now: datetime, earlier: Callable[[int], Release]) -> None:
-    """Refuse to move backwards or sideways, or to take an expired release for the newest.
+    """Refuse to move backwards or sideways, or to take an expired release for the newest: rules 3 to 6.
 
     Args:
         release: What is to be the newest.
@@ -165,11 +148,8 @@ def check_fresh(release: Release, *, seen: Release | None, now: datetime, earlie
 def _check_continues(release: Release, seen: Release, earlier: Callable[[int], Release]) -> None:
     number, known = release.spec.number, seen.spec.number
     if number < known:
-        raise Refused(
-            Code.RELEASE_ROLLBACK,
-            f"The coordinator offers release {number}, but release {known} was seen here.",
-            "Ask the operator whether an old backup was restored.",
-        )
+        what = f"The coordinator offers release {number}, but release {known} was seen here."
+        raise Refused(Code.RELEASE_ROLLBACK, what, "Ask the operator whether an old backup was restored.")
     digest: str | None = release.digest
     if number > known:
         digest = release.spec.previous
@@ -187,8 +167,11 @@ def _check_continues(release: Release, seen: Release, earlier: Callable[[int], R
         )
 
 
+def _sign_list(predicate_type: str, spec: ReleaseSpec, identity: Identity) -> Release:
+    envelope = sign(predicate_type, {"pool": spec.pool}, spec, identity)
+    return Release(Signed.parse(envelope).digest, envelope, spec)
+
+
 def _read_list(envelope: bytes, pool: Pool, predicate_type: str, what: str) -> Release:
-    signed, spec = read_document(ReleaseSpec, predicate_type, envelope, PublicKey.from_hex(pool.spec.coordinator), what)
-    if spec.pool != pool.digest:
-        raise Refused(Code.WRONG_POOL, f"{what} belongs to another pool.", "Tell the pool's operator.")
-    return Release(signed.digest, envelope, spec)
+    digest, spec = read_of_pool(ReleaseSpec, predicate_type, envelope, pool, what)
+    return Release(digest, envelope, spec)

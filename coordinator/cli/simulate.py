@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from coordinator.cli.campaigns import Kind
-from coordinator.cli.output import JsonOption, WorkspaceOption, configure_logs, opened_workspace, table
+from coordinator.cli.options import JsonOption, WorkspaceOption
+from coordinator.cli.output import configure_logs, opened_workspace, table
 from protocol.programs import print_json
 
 

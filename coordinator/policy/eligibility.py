@@ -25,8 +25,8 @@ def judge(manifest: Manifest, pool: Pool, standing: Standing) -> None:
             "Submit an expert that you trained yourself.",
         )
     limit = pool.spec.policy.max_experts_per_contributor
-    held = sum(predecessor(earlier) is not None for other, earlier in standing.earlier.items() if other != name)
-    held += standing.uploads
+    others = {other for other, earlier in standing.earlier.items() if predecessor(earlier)}.union(standing.uploads)
+    held = len(others - {name})
     if held >= limit:
         raise Refused(
             Code.QUOTA,

@@ -11,7 +11,7 @@ from coordinator.policy.lifecycle import WAITING, Standing, State, is_public
 from coordinator.registry import journal
 from coordinator.registry.tables import BundleFile, BundleRow, Contributor, Event, Upload
 from coordinator.registry.transactions import Subject
-from protocol.bundle import ADAPTER_WEIGHTS, Manifest
+from protocol.bundle import ADAPTER_WEIGHTS, Manifest, read_manifest
 from protocol.compatibility import Submitted
 from protocol.documents import timestamp
 from protocol.errors import Code, GreylagError, Refused
@@ -170,9 +170,6 @@ def read_standing(session: Session, manifest: Manifest) -> Standing:
         .order_by(BundleRow.sequence)
     ):
         earlier.setdefault(name, []).append(Submitted(other, state))
-    uploads = session.scalar(
-        select(func.count()).select_from(Upload).where(Upload.contributor == key, Upload.digest != digest)
-    )
     twin = session.scalar(
         select(func.min(BundleRow.sequence))
         .join(BundleFile, BundleFile.bundle == BundleRow.digest)
@@ -183,4 +180,11 @@ def read_standing(session: Session, manifest: Manifest) -> Standing:
             BundleRow.state != State.REFUSED,
         )
     )
-    return Standing(contributor.state if contributor else None, earlier, uploads or 0, twin)
+    return Standing(contributor.state if contributor else None, earlier, tuple(other_uploads(session, manifest)), twin)
+
+
+def other_uploads(session: Session, manifest: Manifest) -> dict[str, Upload]:
+    """What else a contributor uploads, by the bundle's name."""
+    key, digest = manifest.spec.contributor, manifest.digest
+    found = session.scalars(select(Upload).where(Upload.contributor == key, Upload.digest != digest))
+    return {read_manifest(upload.envelope).spec.name: upload for upload in found}

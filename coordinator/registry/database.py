@@ -160,4 +160,10 @@ def translated() -> Iterator[None]:
             raise Refused(
                 Code.SETTINGS_INVALID, f"PostgreSQL says: {wrong[1]}.", "Correct the database's URL."
             ) from error
+        if re.search("readonly database|unable to open", said):
+            raise Refused(
+                Code.SETTINGS_INVALID,
+                f"The registry's database cannot be used: {said}.",
+                "Check the owner and the permissions of the file and of its folder.",
+            ) from error
         raise Unavailable(Code.BUSY, "The registry's database does not answer.", "Try again in a minute.") from error

@@ -3,6 +3,7 @@
 import multiprocessing
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from coordinator.policy.lifecycle import Standing, State
 from coordinator.registry.bundles import read_standing
 from coordinator.registry.registry import Registry
-from coordinator.registry.tables import Contributor, Event
+from coordinator.registry.tables import Contributor, Event, Upload
 from protocol.bundle import Bundle, Manifest
 from protocol.compatibility import Submitted
 from protocol.documents import Enrolment, Pool
@@ -44,7 +45,7 @@ def keep(registry: Registry, bundle: Bundle, clock: Clock) -> bytes:
     return registry.bundles.keep(bundle.manifest, check=lambda _: None, sign=lambda n: b"receipt %d" % n, now=clock())
 
 
-def nothing(_standing: Standing, _others_bytes: int) -> None:
+def nothing(_told: object) -> None:
     """Refuse nothing."""
 
 
@@ -103,15 +104,19 @@ def test_an_upload_session_is_one_and_expires(
 ) -> None:
     enrol(registry, pool, identity, clock)
     expires = clock() + timedelta(hours=1)
-    registry.uploads.begin(bundle.manifest, check=nothing, token=b"first", expires=expires)
-    again = registry.uploads.begin(bundle.manifest, check=nothing, token=b"second", expires=expires)
-    assert again.token == b"first"
     dropped: list[str] = []
-    registry.uploads.expire(dropped.append, now=clock())
+    registry.uploads.begin(bundle.manifest, check=nothing, drop=nothing, token=b"first", expires=expires)
+    again = registry.uploads.begin(
+        bundle.manifest, check=nothing, drop=dropped.append, token=b"second", expires=expires
+    )
+    assert isinstance(again, Upload)
+    assert again.token == b"first"
+    expire = partial(registry.uploads.expire, dropped.append, empty=clock(), is_empty=lambda _: True)
+    expire(now=clock())
     assert dropped == []
     clock.forward(hours=1)
     assert registry.uploads.find(bundle.digest, now=clock()) is None
-    registry.uploads.expire(dropped.append, now=clock())
+    expire(now=clock())
     assert (dropped, registry.uploads.digests()) == ([bundle.digest], set())
 
 
@@ -119,7 +124,9 @@ def test_keeping_is_one_row_and_one_receipt(
     registry: Registry, pool: Pool, identity: Identity, bundle: Bundle, clock: Clock, events: list[Event]
 ) -> None:
     enrol(registry, pool, identity, clock)
-    registry.uploads.begin(bundle.manifest, check=nothing, token=b"t", expires=clock() + timedelta(hours=1))
+    registry.uploads.begin(
+        bundle.manifest, check=nothing, drop=nothing, token=b"t", expires=clock() + timedelta(hours=1)
+    )
     assert keep(registry, bundle, clock) == keep(registry, bundle, clock) == b"receipt 1"
     assert registry.uploads.digests() == set()
     assert [(row.sequence, row.state) for row in registry.bundles.all()] == [(1, State.RECEIVED)]
@@ -158,10 +165,12 @@ def test_standing(registry: Registry, pool: Pool, identity: Identity, clock: Clo
     enrol(registry, pool, identity, clock)
     enrol(registry, pool, stranger, clock, "bob")
     keep(registry, first, clock)
-    registry.uploads.begin(second.manifest, check=nothing, token=b"t", expires=clock() + timedelta(hours=1))
+    registry.uploads.begin(
+        second.manifest, check=nothing, drop=nothing, token=b"t", expires=clock() + timedelta(hours=1)
+    )
     third = resign(second, identity, name="three")
     kept = {"one": [Submitted(first.digest, "received")]}
-    assert standing(registry, third.manifest) == Standing("active", earlier=kept, uploads=1)
+    assert standing(registry, third.manifest) == Standing("active", earlier=kept, uploads=("two",))
     assert standing(registry, copy.manifest) == Standing("active", twin=1)
     registry.bundles.move(first.digest, State.REFUSED, actor="worker", now=clock())
     assert standing(registry, copy.manifest).twin is None

@@ -1,7 +1,6 @@
 """Uploads whose time is over: their bytes and their rows go together."""
 
 import threading
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -10,21 +9,7 @@ from protocol.bundle import CARD, Bundle
 from protocol.signing import Identity
 from tests import factories
 from tests.coordinator.conftest import Served
-from tests.coordinator.serving.test_services import Join, join
-
-__all__ = ["join"]
-
-
-def test_sweeping_forgets_expired_uploads(served: Served, join: Join, identity: Identity, bundle: Bundle) -> None:
-    ada = join(identity)
-    ada.begin(bundle)
-    served.clock.forward(hours=1)
-    served.intake.sweep()
-    assert served.spool.path(bundle.digest, CARD).exists()
-    served.clock.now += timedelta(hours=24)
-    served.intake.sweep()
-    assert list(served.spool._folder.iterdir()) == []
-    assert served.registry.uploads.digests() == set()
+from tests.coordinator.serving.conftest import Join
 
 
 @pytest.mark.parametrize("first", ["dies", "drops"])

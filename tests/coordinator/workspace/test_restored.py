@@ -79,8 +79,8 @@ class Place:
             )  # fmt: skip
             intake.enrol(enrolment(self.pool.digest, self.ada, "ada"))
             begun = intake.begin(bundle.manifest.envelope)
-            for name, _ in begun.missing:
-                shutil.copy(bundle.folder / name, spool.path(begun.digest, name))
+            for file in begun.missing:
+                shutil.copy(bundle.folder / file.name, spool.path(begun.digest, file.name))
             return read_receipt(intake.commit(begun.digest, begun.token), self.pool).sequence
 
     def work(self) -> Release:
