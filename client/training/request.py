@@ -6,7 +6,7 @@ from pathlib import Path
 
 from client.runs.consent import Share
 from protocol.spec import Dtype, Promise
-from router.base.quantisation import Bits
+from router.base.device_map import Bits
 
 
 @dataclass(frozen=True)

@@ -32,10 +32,6 @@ def likelihoods(base: Base, pairs: Sequence[TokenPair]) -> list[Likelihood]:
     """Run the base, with whatever it is routed by, once over a batch of inputs and targets.
 
     Memory for logits is held for the targets' positions alone, as far as the base can leave others out.
-
-    Args:
-        base: The base model.
-        pairs: Tokens of each input, and of what the model is to write after it.
     """
     batch, labels = pair_batch(base, pairs)
     with torch.inference_mode():
