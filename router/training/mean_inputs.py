@@ -1,6 +1,7 @@
 """Mean inputs of modules: what Average Activation takes for gates."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 
 import torch
@@ -13,12 +14,7 @@ from router.base.tokens import IGNORED
 
 
 def mean_inputs(base: Base, paths: Sequence[str], batches: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Average what enters modules over examples, each example counting as much as any other.
-
-    Args:
-        base: The base model.
-        paths: Modules.
-        batches: As in `example_inputs`.
+    """Average what `example_inputs` gives over examples, each counting as much as any other.
 
     Returns:
         [d] by path, float32; summed in float64.
@@ -57,17 +53,15 @@ def example_inputs(
         mask = masks[base.architecture == "decoder-only" or reads_input(path)]
         found[path] = masked_mean(inputs[0].view(*mask.shape, -1), mask)
 
-    hooks = [base.model.get_submodule(path).register_forward_pre_hook(partial(look, path=path)) for path in paths]
-    try:
-        with torch.inference_mode():
-            for given in batches:
-                batch = {name: tensor.to(base.model.device) for name, tensor in given.items()}
-                read, written = batch["attention_mask"].bool(), batch["labels"] != IGNORED
-                # A decoder-only base is given both in one row.
-                prompt = read & ~written if base.architecture == "decoder-only" else read
-                masks = {True: prompt, False: written}
-                base.model(**batch)
-                yield dict(found)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, torch.inference_mode():
+        for path in paths:
+            module = base.model.get_submodule(path)
+            hooks.enter_context(module.register_forward_pre_hook(partial(look, path=path)))
+        for given in batches:
+            batch = {name: tensor.to(base.model.device) for name, tensor in given.items()}
+            read, written = batch["attention_mask"].bool(), batch["labels"] != IGNORED
+            # A decoder-only base is given both in one row.
+            prompt = read & ~written if base.architecture == "decoder-only" else read
+            masks = {True: prompt, False: written}
+            base.model(**batch)
+            yield dict(found)
