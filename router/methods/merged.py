@@ -8,7 +8,7 @@ uniform   each has the same share of the whole pool everywhere; what an absent o
 from torch import Tensor
 
 from router.layer.choice import CommonChoice
-from router.pool.module_view import ModuleExperts
+from router.pool.group_view import ModuleExperts
 
 
 class Merged:

@@ -10,7 +10,7 @@ from router.base.linear import device_of, find_linear, linear_modules
 from router.base.loading import Base
 from router.base.memory import memory_watched
 from router.follow.workspace import Mirror
-from router.layer.routed_linear import RoutedLinear, routed_linears
+from router.layer.routed_linear import RoutedLinear
 from router.methods.context import MethodContext
 from router.methods.features.extractor import Features
 from router.methods.registry import resolve
@@ -40,11 +40,11 @@ class ExpertSet:
         self.held = Held()
         self._prepared: WeakKeyDictionary[Generation, set[str]] = WeakKeyDictionary()
         self._changing = threading.Lock()
-        linears = {path: find_linear(base.model, path) for path in linear_modules(base.model)}
-        self.places = {path: device_of(linear) for path, linear in linears.items()}
-        for path, linear in linears.items():
+        self._linears = {path: find_linear(base.model, path) for path in linear_modules(base.model)}
+        self.places = {path: device_of(linear) for path, linear in self._linears.items()}
+        for path, linear in self._linears.items():
             base.model.set_submodule(path, RoutedLinear(path, linear))
-        self.features = Features.of_base(base, tuple(linears), embedding=embedding, public=public, cache=cache)
+        self.features = Features.of_base(base, tuple(self._linears), embedding=embedding, public=public, cache=cache)
 
     @property
     def generation(self) -> Generation:
@@ -65,10 +65,9 @@ class ExpertSet:
         """Read a bundle onto the model's device without using it yet.
 
         Raises:
-            Refused: `MODULE_UNKNOWN`, or `TENSOR_SHAPE` if the bundle was made for a model of other widths.
+            Refused: As `router.pool.expert.load_expert`.
         """
-        linears = routed_linears(self.base.model, bundle.spec.modules)
-        return load_expert(bundle, linears, dtype=self.base.model.dtype, name=name, contributor=contributor)
+        return load_expert(bundle, self._linears, dtype=self.base.model.dtype, name=name, contributor=contributor)
 
     def append(self, bundle: Bundle, *, name: str | None = None, contributor: str = "") -> None:
         """Add one expert from the next request on; the others are not touched.

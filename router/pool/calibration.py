@@ -95,10 +95,7 @@ class Calibration:
         return np.concatenate([self.bias.ravel(), self.log_temperature])
 
     def at(self, vector: _Floats) -> "Calibration":
-        """Take other numbers.
-
-        Args:
-            vector: As `vector` gives it, [m n + m].
+        """Take other numbers, [m n + m] as `vector` gives them.
 
         Raises:
             Refused: `TENSOR_SHAPE`, or `NOT_FINITE` for numbers that no calibration holds.

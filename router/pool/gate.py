@@ -17,12 +17,5 @@ EPS = 1e-5
 
 
 def standardise(x: Tensor) -> Tensor:
-    """Subtract the mean and divide by the standard deviation over features.
-
-    Args:
-        x: [..., d].
-
-    Returns:
-        [..., d] with mean 0 and biased variance 1 (up to `EPS`); a constant vector becomes 0.
-    """
+    """Give x [..., d] mean 0 and biased variance 1 (up to `EPS`) over features; a constant vector becomes 0."""
     return functional.layer_norm(x, x.shape[-1:], eps=EPS)
