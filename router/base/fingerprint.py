@@ -95,12 +95,7 @@ def fingerprint(name_or_path: str, cache: Path | None = None) -> BaseModelRef:
 
 
 def check_base(name_or_path: str, expected: BaseModelRef, cache: Path | None = None) -> None:
-    """Refuse any base model but the expected one.
-
-    Args:
-        name_or_path: Folder or Hub id.
-        expected: What a pool or a release was made for.
-        cache: As in `fingerprint`.
+    """Refuse any base model but the one that a pool or a release was made for, by its `fingerprint`.
 
     Raises:
         Refused: `BASE_MISMATCH` or `BASE_UNREADABLE`.

@@ -23,9 +23,7 @@ _IN_PLACE_EXPERTS = 4
 def dispatch(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> None:
     """Add what the experts of a choice [t, k] make of u [t, d] to y [t, o] in place, the quickest way."""
     ways = offered(module, u)
-    kind = (
-        u.dtype, u.shape[1], y.shape[1], len(u).bit_length(), len(module).bit_length(), tuple(ways),
-    )  # fmt: skip
+    kind = (u.dtype, u.shape[1], y.shape[1], len(u).bit_length(), len(module).bit_length(), tuple(ways))
     name = autotuner.known.get(kind)
     if name is None and u.is_cuda and torch.cuda.is_current_stream_capturing():
         # Nothing can be timed in here. Whoever captures runs the model first, which settles it as a rule.

@@ -40,15 +40,10 @@ Decision = list[Choice | CommonChoice | None]
 
 
 def choose_topk(group: RouteGroup, u: Tensor, k: int, temperature: float = 1.0) -> Decision:
-    """Choose the k best experts at every module of a group, in float32 whatever the model computes in.
+    """Choose the k best experts for u [..., d] at every module of a group; ties go to who came first.
 
-    bfloat16 scores would change the chosen pair for 0.5 to 2.8 % of tokens.
-
-    Args:
-        group: The modules and their experts.
-        u: [..., d].
-        k: Experts a token; all of them where there are fewer. Ties go to the expert that came first.
-        temperature: Divides the scores before the softmax.
+    In float32 whatever the model computes in: bfloat16 scores would change the chosen pair for 0.5 to 2.8 % of tokens.
+    The temperature divides the scores before the softmax.
 
     Returns:
         One choice a slot; None where no expert touches the module.

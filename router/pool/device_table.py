@@ -57,12 +57,10 @@ class GroupCalibration:
 
     bias: Tensor
     """[n, ...] float32 by row and slot, in units of the softmax."""
-    temperature: Tensor
-    """[...] float32 by slot."""
-    temperatures: tuple[float, ...]
-    """The same on the host."""
     flat: NDArray[np.float32]
-    """All biases on the host, those of a row together."""
+    """All of them on the host, those of a row together."""
+    temperatures: tuple[float, ...]
+    """By slot."""
 
     @classmethod
     def of(
@@ -70,9 +68,8 @@ class GroupCalibration:
     ) -> "GroupCalibration":
         """Look up what a release says about modules, given by path, and experts, by digest in the order of rows."""
         mine = calibration.over(experts, paths)
-        temperature = torch.from_numpy(mine.log_temperature).exp()
         bias = torch.from_numpy(mine.bias.T.copy())
-        return cls(bias.to(device), temperature.to(device), tuple(temperature.tolist()), bias.numpy().ravel())
+        return cls(bias.to(device), bias.numpy().ravel(), tuple(np.exp(mine.log_temperature).tolist()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +146,7 @@ class DeviceTable:
             if calibration is not None:
                 bias = torch.zeros(seen.shape, dtype=torch.float32, device=self._device)
                 bias[:, : len(calibration.bias)] = calibration.bias.T
-                temperature = calibration.temperature.clone()
+                temperature = torch.tensor(calibration.temperatures, device=self._device)
             return DeviceView(
                 self._columns, count, seen.to(self._device), self._rank, self._dtype, self._identity, self._aligned,
                 bias, temperature,

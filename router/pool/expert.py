@@ -57,12 +57,7 @@ class Expert:
 
 
 def load_expert(
-    bundle: Bundle,
-    linears: Mapping[str, Linear],
-    *,
-    dtype: torch.dtype,
-    name: str | None = None,
-    contributor: str = "",
+    bundle: Bundle, linears: Mapping[str, Linear], *, dtype: torch.dtype, name: str | None = None, contributor: str = ""
 ) -> Expert:
     """Read a verified bundle's tensors.
 
@@ -102,16 +97,11 @@ def load_expert(
             means[path] = finite(f"{path}.mean", mean, torch.float16).to(like.device)
     told = bundle.spec.statistics.centroid
     centroid = None if told is None else functional.normalize(finite(CENTROID, gates[CENTROID], torch.float32), dim=0)
+    told_by = told.embedding if told else None
     return Expert(
-        bundle.digest,
-        name or bundle.spec.name,
-        contributor,
-        MappingProxyType(modules),
-        bundle.folder,
-        MappingProxyType(means),
-        centroid,
-        told.embedding if told else None,
-    )
+        bundle.digest, name or bundle.spec.name, contributor, MappingProxyType(modules), bundle.folder,
+        MappingProxyType(means), centroid, told_by,
+    )  # fmt: skip
 
 
 def _fitting(linears: Mapping[str, Linear], path: str, expected: Shape) -> Linear:

@@ -119,12 +119,7 @@ class ExpertPool:
         )
 
     def opened_bytes(self, experts: Sequence[Mapping[str, Module]], dtype: torch.dtype) -> int:
-        """Estimate what the pages that more experts would open take, in bytes; a GPU gives it at once.
-
-        Args:
-            experts: What each would touch, by path.
-            dtype: What the model computes in.
-        """
+        """Estimate what pages that more experts, given by path, would open take in bytes; a GPU gives it at once."""
         stores = {module.path: (store, module) for store in self._store.groups.values() for module in store.modules}
         by_path: dict[str, list[Module]] = {}
         for modules in experts:
@@ -175,9 +170,8 @@ class ExpertPool:
     def allowing(self, allow: Iterable[str] | None, deny: Iterable[str]) -> "ExpertPool":
         """See only some of the experts; routing among them is as if the others had never come.
 
-        Args:
-            allow: Names as in `router.query.request.RoutingChoice`; None for everybody.
-            deny: The same; whoever is named in both is left out.
+        Names are those of `router.query.request.RoutingChoice`; whoever is named in both is left out. Without
+        a list to allow, everybody is.
 
         Raises:
             Refused: `EXPERT_UNKNOWN`, or `EXPERTS_EXHAUSTED` if nobody is left.

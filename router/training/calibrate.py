@@ -78,7 +78,7 @@ def calibrate(
     """Take one step of Adam a batch.
 
     Args:
-        base: A base model whose linear modules are routed ones.
+        base: Its linear modules are routed ones.
         pool: The experts.
         k: Experts a token.
         start: Biases and temperatures to begin with; says which experts and modules there are.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class GatedLinear(WrappedLinear):
-    """A linear module whose expert stands under a trainable gate: W u + b + delta(u) * sigmoid(v . u).
+    """A linear module whose expert stands under a trainable gate: W u + b + delta(u) * sigmoid(v . u), v = 0 at first.
 
     Args:
         linear: The base's module, frozen.

@@ -31,17 +31,12 @@ def mean_inputs(base: Base, paths: Sequence[str], batches: Iterable[Mapping[str,
 def example_inputs(
     base: Base, paths: Sequence[str], batches: Iterable[Mapping[str, Tensor]]
 ) -> Iterator[dict[str, Tensor]]:
-    """Average what enters modules over the tokens of each example.
+    """Average what enters modules, by path, over the tokens of each example: input_ids, attention_mask, labels [b, s].
 
     A decoder-only base reads prompts alone: their means are what a request can be compared with, tell nothing of the
     answers, and route better than those of whole rows. The decoder of an encoder-decoder is teacher-forced: it reads
     the targets, all positions of them at once. The code of arXiv 2402.05859 lets the model write instead, and keeps the
     last step alone, which makes its decoder's means weaker. No expert takes part.
-
-    Args:
-        base: The base model.
-        paths: Modules.
-        batches: input_ids, attention_mask and labels, each [b, s].
 
     Yields:
         [b, d] float32 by path, for each batch.
