@@ -22,6 +22,7 @@ from protocol.errors import Code, Refused, Unavailable
 from protocol.files.atomic import sync, write_whole
 from protocol.release import CalibrationFile, Release, check_fresh, read_candidate, read_release
 from protocol.signing import PublicKey
+from protocol.spec import StatisticsFile
 from protocol.v1 import catalog_pb2
 from protocol.v1.catalog_pb2_grpc import CatalogStub
 from protocol.wire.chunks import check_chunk
@@ -39,6 +40,7 @@ from router.follow.workspace import (
     Mirror,
     kept,
     open_listed,
+    statistics_of,
 )
 from router.pool.calibration import Calibration
 
@@ -198,15 +200,23 @@ def _pull_mirror(folder: Path, source: _Source, pool: Pool, release: Release, he
     spec, known = release.spec, {bundle.digest: bundle for bundle in held.bundles} if held else {}
     bundles = tuple(_pull_bundle(folder / BUNDLES / each.bundle, source, pool, known) for each in spec.experts)
     calibration = None if spec.calibration is None else _pull_calibration(folder, source, spec.calibration)
-    return Mirror(pool, release, bundles, calibration)
+    statistics = None
+    if (told := pool.spec.statistics) is not None:
+        statistics = statistics_of(folder, told)
+        _pull_listed(statistics, source, told)
+    return Mirror(pool, release, bundles, calibration, statistics)
 
 
 def _pull_calibration(folder: Path, source: _Source, file: CalibrationFile) -> Calibration:
     path = folder / CALIBRATIONS / file.sha256
+    _pull_listed(path, source, file)
+    return Calibration.load(path.read_bytes())
+
+
+def _pull_listed(path: Path, source: _Source, file: CalibrationFile | StatisticsFile) -> None:
     path.parent.mkdir(exist_ok=True)
     _pull_file(path, source, SignedFile(file.sha256, file.size))
     sync(path)
-    return Calibration.load(path.read_bytes())
 
 
 def _pull_bundle(whole: Path, source: _Source, pool: Pool, known: Mapping[str, Bundle]) -> Bundle:

@@ -5,6 +5,7 @@ release.dsse.json     the newest release that was fetched whole
 releases/<number>...  every release that was fetched whole
 bundles/<digest>/     its bundles; kept when a later release drops them
 calibrations/<digest> biases and temperatures of its routers, where it has any
+statistics/<digest>   what the pool tells of public text, where it tells any
 .fingerprint.json     what the base model is by content; may be deleted at any time
 .pull.lock            held by the pull at work
 """
@@ -19,10 +20,11 @@ from protocol.compatibility import check_fit
 from protocol.documents import Pool, read_pool
 from protocol.errors import Code, Refused
 from protocol.release import CalibrationFile, Release, read_release
+from protocol.spec import StatisticsFile
 from router.pool.calibration import Calibration
 
 POOL, RELEASE, BUNDLES, FINGERPRINT = "pool.dsse.json", "release.dsse.json", "bundles", ".fingerprint.json"
-RELEASES, CALIBRATIONS, LOCK = "releases", "calibrations", ".pull.lock"
+RELEASES, CALIBRATIONS, STATISTICS, LOCK = "releases", "calibrations", "statistics", ".pull.lock"
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Mirror:
     """In the release's order."""
     calibration: Calibration | None = None
     """What the release adds to the scores of gates."""
+    statistics: Path | None = None
+    """What the pool tells of public text, in a file named by its digest."""
 
 
 class Checked(NamedTuple):
@@ -58,7 +62,9 @@ def check_disk(folder: Path, sample: int | None = None) -> Checked:
     Raises:
         Refused: `WORKSPACE_MISSING`, or any code of a document: of the pool, or of a release.
     """
-    pool, paths = _open_pool(folder), list[tuple[Path, CalibrationFile | None]]()
+    pool, paths = _open_pool(folder), list[tuple[Path, CalibrationFile | StatisticsFile | None]]()
+    if pool.spec.statistics is not None:
+        paths.append((statistics_of(folder, pool.spec.statistics), pool.spec.statistics))
     for envelope in (folder / RELEASES).glob("*.dsse.json"):
         spec = read_release(envelope.read_bytes(), pool).spec
         paths += [(folder / BUNDLES / expert.bundle, None) for expert in spec.experts]
@@ -72,7 +78,7 @@ def check_disk(folder: Path, sample: int | None = None) -> Checked:
             if (file := files[path]) is None:
                 open_listed(path, pool)
             else:
-                _open_calibration(folder, file)
+                _check_listed(path, file)
         except Refused as error:
             damaged[path.name] = error
     return Checked(len(files), len(drawn), damaged)
@@ -100,7 +106,11 @@ def open_mirror(folder: Path, number: int | None = None) -> Mirror:
     release = read_release(path.read_bytes(), pool)
     bundles = tuple(open_listed(folder / BUNDLES / expert.bundle, pool) for expert in release.spec.experts)
     file = release.spec.calibration
-    return Mirror(pool, release, bundles, None if file is None else _open_calibration(folder, file))
+    calibration = None if file is None else _open_calibration(folder, file)
+    statistics = None if (told := pool.spec.statistics) is None else statistics_of(folder, told)
+    if statistics and told:
+        _check_listed(statistics, told)
+    return Mirror(pool, release, bundles, calibration, statistics)
 
 
 def _open_pool(folder: Path) -> Pool:
@@ -115,10 +125,19 @@ def _open_pool(folder: Path) -> Pool:
 
 def _open_calibration(folder: Path, file: CalibrationFile) -> Calibration:
     path = folder / CALIBRATIONS / file.sha256
+    _check_listed(path, file)
+    return Calibration.load(path.read_bytes())
+
+
+def _check_listed(path: Path, file: CalibrationFile | StatisticsFile) -> None:
     if not path.is_file():
         raise Refused(Code.FILE_MISSING, f"{path} is missing.", "Fetch it again with: greylag-router pull")
     check_file(path, SignedFile(file.sha256, file.size))
-    return Calibration.load(path.read_bytes())
+
+
+def statistics_of(folder: Path, file: StatisticsFile) -> Path:
+    """Return where what a pool tells of public text lies."""
+    return folder / STATISTICS / file.sha256
 
 
 def kept(folder: Path, number: int) -> Path:
