@@ -178,6 +178,7 @@ def serve(
     Example: greylag-router serve -w node --listen 127.0.0.1:7444
     """
     from protocol.wire.grpc_server import Listen, check_listen
+    from router.base.progress import show_bars
     from router.methods import find_allowed
     from router.settings import FILE, load, save
 
@@ -197,6 +198,7 @@ def serve(
     find_allowed(settings.methods)
     check_listen(Listen(settings.listen, settings.tls_cert, settings.tls_key))
     _configure_logs()
+    show_bars()
     from router.serving.process import run
 
     run(workspace, settings, on_ready)

@@ -12,6 +12,7 @@ import typer
 
 from protocol.errors import Code, Refused
 from protocol.programs import say
+from router.base import progress
 from router.base.device_map import Bits
 from router.query.limits import MAX_NEW_TOKENS
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from router.model.routed_model import RoutedModel
     from router.query.answer import Answered
     from router.query.request import Request, RoutingChoice
-
-_PATIENCE_S = 2.0
 
 Workspace = Annotated[
     Path, typer.Option("--workspace", "-w", envvar="GREYLAG_WORKSPACE", help="Workspace: the folder with router.toml.")
@@ -220,8 +219,9 @@ def open_model(shared: dict[str, Any], releases: Sequence[int | None] = ()) -> "
     """
     from router.model.opening import load_model
 
+    progress.show_bars()
     settings = {name: shared.get(name) for name in ("base", "embedding", "device", "quantise")}
-    waiting = Timer(_PATIENCE_S, say, ["Loading the model; a large one takes a while."])
+    waiting = Timer(progress.PATIENCE_S, say, ["Loading the model; a large one takes a while."])
     waiting.start()
     try:
         return load_model(shared["workspace"], shared.get("saved"), releases, settings, say)

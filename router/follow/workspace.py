@@ -21,6 +21,7 @@ from protocol.documents import Pool, read_pool
 from protocol.errors import Code, Refused
 from protocol.release import CalibrationFile, Release, read_release
 from protocol.spec import StatisticsFile
+from router.base.progress import bar
 from router.pool.calibration import Calibration
 
 POOL, RELEASE, BUNDLES, FINGERPRINT = "pool.dsse.json", "release.dsse.json", "bundles", ".fingerprint.json"
@@ -104,7 +105,8 @@ def open_mirror(folder: Path, number: int | None = None) -> Mirror:
             "Ask for one of them, or leave the release out to take the newest.",
         )
     release = read_release(path.read_bytes(), pool)
-    bundles = tuple(open_listed(folder / BUNDLES / expert.bundle, pool) for expert in release.spec.experts)
+    listed = bar(release.spec.experts, "Reading experts")
+    bundles = tuple(open_listed(folder / BUNDLES / expert.bundle, pool) for expert in listed)
     file = release.spec.calibration
     calibration = None if file is None else _open_calibration(folder, file)
     statistics = None if (told := pool.spec.statistics) is None else statistics_of(folder, told)
