@@ -166,11 +166,11 @@ def _ask(app: ClientApp, order: bytes) -> tuple[Reply, list[bytes]]:
     grid = LocalGrid([VirtualNode("key", app)], on_wire=wire.append)
     run = grid.as_run()
     message = flower.ask(run, 1, "info", order, ttl_s=60)
-    heard: list[flower.Heard] = []
+    heard: dict[str, Reply] = {}
     while not heard:
         heard = flower.hear(run, "info", [message])
     grid.close()
-    return heard[0].reply, wire
+    return heard[message], wire
 
 
 def _order(pool: Pool, signer: Identity) -> bytes:
