@@ -8,8 +8,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from protocol.files.atomic import write_whole
 from protocol.settings import dump_settings, read_settings
+from router.base.device_map import Bits
 from router.base.loading import Loading
-from router.base.quantisation import Bits
 from router.query.limits import CHEAP, MAX_NEW_TOKENS, Allowance
 from router.query.request import MAX_K
 

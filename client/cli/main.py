@@ -29,8 +29,7 @@ from client.progress import Report
 from client.runs.consent import TELLS, Share
 from client.training.distributed import leads
 from protocol.programs import put, run, say, with_flags_of
-from router.base.device_map import read_amounts
-from router.base.quantisation import Bits
+from router.base.device_map import Bits, read_amounts
 
 if TYPE_CHECKING:
     from client.training.plan import TrainingRequest

@@ -25,7 +25,7 @@ from protocol.files.atomic import new_folder, write_whole
 from protocol.spec import Dtype, PoolSpec
 from protocol.statement import first_invalid
 from protocol.tensors import ADAPTER_PREFIX, TensorInfo, read_header
-from router.base.fingerprint import folder_of
+from router.base.fingerprint import locate
 
 _MODULE: TypeAdapter[Module] = TypeAdapter(Module)
 _SUFFIXES = (".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector", ".ia3_l")
@@ -105,7 +105,7 @@ def write_adapter(adapter: Adapter, folder: Path, pool: PoolSpec) -> None:
 
 
 def _locate(name_or_path: str) -> Path:
-    folder = folder_of(name_or_path, _FILES, _unreadable)
+    folder = locate(name_or_path, _FILES, _unreadable)
     if not (folder / ADAPTER_WEIGHTS).is_file() and any((folder / name).exists() for name in _PICKLED):
         raise _unreadable(name_or_path, "its weights are pickled, and a pickle may run anything")
     for name in _FILES:

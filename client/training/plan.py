@@ -24,7 +24,7 @@ from protocol.files import strict_json
 from protocol.programs import needs
 from protocol.spec import Dtype, Name, PoolSpec, Promise, Recipe
 from protocol.statement import Document, first_invalid
-from router.base.quantisation import Bits
+from router.base.device_map import Bits
 
 PRIVATE_KINDS = ("lora", "rslora")
 """Kinds of experts that can be trained with differential privacy."""

@@ -13,7 +13,7 @@ import typer
 from protocol.errors import Code, Refused
 from protocol.programs import say
 from router.base import progress
-from router.base.quantisation import Bits
+from router.base.device_map import Bits
 from router.query.limits import MAX_NEW_TOKENS
 
 if TYPE_CHECKING:

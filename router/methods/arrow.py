@@ -12,8 +12,7 @@ from torch import Tensor
 
 from router.layer.topk import Decision, choose_by_scores, in_pieces, products
 from router.methods.shared_decision import SharedDecision
-from router.pool.group_view import RouteGroup
-from router.pool.module_view import ModuleExperts
+from router.pool.group_view import ModuleExperts, RouteGroup
 from router.pool.prototypes import Direction
 
 

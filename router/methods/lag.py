@@ -13,7 +13,7 @@ from torch import Tensor
 from router.layer.choice import Choice
 from router.methods.arrow import Arrow
 from router.methods.spectr import update_norms
-from router.pool.module_view import ModuleExperts
+from router.pool.group_view import ModuleExperts
 
 FILTERED = 20
 """Experts a token that pass the first stage."""

@@ -6,7 +6,7 @@ The outer products B_z A_z are averaged, not A and B on their own; experts that 
 from torch import Tensor
 
 from router.layer.choice import CommonChoice
-from router.pool.module_view import ModuleExperts
+from router.pool.group_view import ModuleExperts
 
 
 class Merged:

@@ -29,7 +29,7 @@ from router.layer.routed_linear import RoutingPlan
 from router.methods.base_only import BaseOnly
 from router.methods.context import MethodContext
 from router.methods.features.nnls import Floats
-from router.pool.module_view import ModuleExperts
+from router.pool.group_view import ModuleExperts
 
 _KEPT = 0.25
 """Of the largest share: smaller ones are noise."""
@@ -153,7 +153,7 @@ class ByRequest:
     def _table(self, module: ModuleExperts, device: torch.device) -> Choice | CommonChoice | None:
         found = []
         for kept in self._kept:
-            rows = [(module.row(digest), weight) for digest, weight in kept.items()]
+            rows = [(module.by_digest.get(digest), weight) for digest, weight in kept.items()]
             found.append([(row, weight) for row, weight in rows if row is not None])
         k = max(map(len, found))
         if not k:

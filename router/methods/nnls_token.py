@@ -30,8 +30,7 @@ from router.methods.features.mixture import Shares
 from router.methods.nnls_request import familiar, found_mass, wider
 from router.methods.shared_decision import SharedDecision
 from router.pool.expert import Expert
-from router.pool.group_view import RouteGroup
-from router.pool.module_view import ModuleExperts
+from router.pool.group_view import ModuleExperts, RouteGroup
 
 RIDGE = 0.1
 """Of the tokens' covariance, relative to its mean variance."""

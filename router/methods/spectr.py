@@ -16,7 +16,7 @@ from torch import Tensor
 from router.layer.choice import Choice, CommonChoice
 from router.layer.topk import Decision, choose_by_scores, in_pieces
 from router.pool.expert_module import ExpertModule
-from router.pool.module_view import ModuleExperts
+from router.pool.group_view import ModuleExperts
 
 
 class Spectr:

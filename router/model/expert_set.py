@@ -13,7 +13,7 @@ from router.base.loading import Base
 from router.base.memory import memory_watched
 from router.base.progress import bar
 from router.follow.workspace import Mirror
-from router.layer.routed_linear import RoutedLinear, routed_linears
+from router.layer.routed_linear import RoutedLinear
 from router.methods.context import Features, MethodContext
 from router.methods.features.activations import Reader
 from router.methods.features.background import PublicText, read_public
@@ -46,11 +46,11 @@ class ExpertSet:
         self.held = Held()
         self._prepared: WeakKeyDictionary[ExpertPool, deque[str]] = WeakKeyDictionary()
         self._changing = threading.Lock()
-        linears = {path: find_linear(base.model, path) for path in linear_modules(base.model)}
-        self.places = {path: device_of(linear) for path, linear in linears.items()}
-        for path, linear in linears.items():
+        self._linears = {path: find_linear(base.model, path) for path in linear_modules(base.model)}
+        self.places = {path: device_of(linear) for path, linear in self._linears.items()}
+        for path, linear in self._linears.items():
             base.model.set_submodule(path, RoutedLinear(path, linear))
-        reader = Reader(base, tuple(linears))
+        reader = Reader(base, tuple(self._linears))
         embedder = Embedder.load(embedding, device=base.model.device) if embedding else Embedder.of_base(base)
         text = PublicText(reader, read_public(public) if public else (), cache)
         self.features = Features(embedder, Mixtures(reader, text))
@@ -74,10 +74,9 @@ class ExpertSet:
         """Read a bundle onto the model's device without using it yet.
 
         Raises:
-            Refused: `MODULE_UNKNOWN`, or `TENSOR_SHAPE` if the bundle was made for a model of other widths.
+            Refused: As `router.pool.expert.load_expert`.
         """
-        linears = routed_linears(self.base.model, bundle.spec.modules)
-        return load_expert(bundle, linears, dtype=self.base.model.dtype, name=name, contributor=contributor)
+        return load_expert(bundle, self._linears, dtype=self.base.model.dtype, name=name, contributor=contributor)
 
     def append(self, bundle: Bundle, *, name: str | None = None, contributor: str = "") -> None:
         """Add one expert from the next request on; the others are not touched.

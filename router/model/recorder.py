@@ -12,7 +12,7 @@ from router.base.module_paths import reads_input
 from router.layer.batch_rows import inseparable
 from router.layer.choice import Choice, CommonChoice
 from router.layer.routed_linear import Method
-from router.pool.module_view import ModuleExperts
+from router.pool.group_view import ModuleExperts
 from router.query.answer import ModuleRoute
 
 
