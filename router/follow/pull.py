@@ -11,9 +11,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NoReturn, TypedDict, Unpack
 
 import grpc
 from filelock import FileLock, Timeout
+from tqdm import tqdm
 
 from protocol.bundle import ENVELOPE, Bundle, Manifest, SignedFile, check_file, open_bundle, read_manifest
 from protocol.compatibility import check_fit, check_tensors
@@ -42,33 +44,53 @@ from router.follow.workspace import (
 )
 from router.pool.calibration import Calibration
 
-Say = Callable[[str], None]
-_warn = logging.getLogger(__name__).warning
+PATIENCE_S = 2.0
+"""After how long a bar shows what takes long, in seconds."""
+_log = logging.getLogger(__name__)
+
+
+class Contact(TypedDict, total=False):
+    """How a coordinator is spoken to."""
+
+    ca: Path | None
+    """Its CA certificate, PEM."""
+    pool_key: PublicKey | None
+    """The key that must sign the pool; without one, the key pinned at the first pull."""
+    on_bytes: Callable[[int], None]
+    """Called with the size of every chunk that arrives."""
+    say: Callable[[str], None]
+    """Told which key is trusted on first use, and that another pull is waited for; without one, both are logged."""
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Where files come from."""
+    """Where files come from, and go to."""
 
+    folder: Path
     catalog: CatalogStub
     address: str
     """The coordinator, for people."""
-    on_bytes: Callable[[int], None]
-    """Called with the size of every chunk that arrives."""
-    say: Say
-    """Talks to whoever pulls."""
+    contact: Contact
+    bar: "tqdm[NoReturn]"
+    """How far all files are, in bytes."""
+
+    def say(self, sentence: str) -> None:
+        self.contact.get("say", _log.warning)(sentence)
+
+    def count(self, arrived: int) -> None:
+        self.bar.update(arrived)
+        if on_bytes := self.contact.get("on_bytes"):
+            on_bytes(arrived)
 
 
 def pull(
     folder: Path,
     address: str,
     *,
-    ca: Path | None = None,
-    pool_key: PublicKey | None = None,
     base: str | None = None,
     held: Mirror | None = None,
-    on_bytes: Callable[[int], None] = lambda _: None,
-    say: Say = _warn,
+    on_release: Callable[[Release], None] = lambda _: None,
+    **contact: Unpack[Contact],
 ) -> Mirror:
     """Fetch the newest release into a folder.
 
@@ -78,35 +100,36 @@ def pull(
     Args:
         folder: Where releases are kept; made if it is missing.
         address: The coordinator, `host:port`.
-        ca: Its CA certificate, PEM.
-        pool_key: The key that must sign the pool; without one, the key pinned at the first pull.
         base: The base model that the pool must be for: folder or Hub id.
         held: What an earlier pull returned: its bundles are not read again.
-        on_bytes: Called with the size of every chunk that arrives.
-        say: Told which key is trusted on first use, and that another pull is waited for.
+        on_release: Told what is offered, before more of it is fetched or checked; may raise.
+        contact: How the coordinator is spoken to.
 
     Raises:
         Refused: `UNTRUSTED`, `BASE_MISMATCH`, `RELEASE_UNKNOWN` before the first release, any code of
             `protocol.release.check_fresh`, or of a document or bundle.
         Unavailable: `UNREACHABLE`, `STORAGE_FULL`.
     """
-    with _reach(folder, address, ca, on_bytes, say) as source:
-        pool = _pull_pool(folder, source, pool_key)
+    with _reach(folder, address, contact) as source:
+        pool = _pull_pool(source)
         if base is not None:
             check_base(base, pool.spec.base, folder / FINGERPRINT)
         envelope = source.catalog.GetRelease(catalog_pb2.GetReleaseRequest(), timeout=DEADLINE_S).envelope
         release = read_release(envelope, pool)
+        on_release(release)
 
         def earlier(number: int) -> Release:
             wanted = catalog_pb2.GetReleaseRequest(number=number)
             return read_release(source.catalog.GetRelease(wanted, timeout=DEADLINE_S).envelope, pool)
 
-        check_fresh(release, seen=_seen(folder, pool), now=datetime.now(UTC), earlier=earlier)
+        newest = folder / RELEASE
+        seen = read_release(newest.read_bytes(), pool) if newest.exists() else None
+        check_fresh(release, seen=seen, now=datetime.now(UTC), earlier=earlier)
         if held is not None and held.release.digest == release.digest:
             return held
-        mirror = _pull_mirror(folder, source, pool, release, held)
+        mirror = _pull_mirror(source, pool, release, held)
         write_whole(kept(folder, release.spec.number), envelope)
-        write_whole(folder / RELEASE, envelope)
+        write_whole(newest, envelope)
     return mirror
 
 
@@ -116,9 +139,7 @@ def pull_exactly(
     digest: str,
     *,
     released: bool = False,
-    ca: Path | None = None,
-    pool_key: PublicKey | None = None,
-    on_bytes: Callable[[int], None] = lambda _: None,
+    **contact: Unpack[Contact],
 ) -> Mirror:
     """Fetch a candidate, or a release of any age, to be tried: it never becomes what `pull` or `open_mirror` return.
 
@@ -127,49 +148,39 @@ def pull_exactly(
         address: The coordinator, `host:port`.
         digest: The candidate or release.
         released: Whether it is a release.
-        ca: The coordinator's CA certificate, PEM.
-        pool_key: As for `pull`.
-        on_bytes: Called with the size of every chunk that arrives.
+        contact: How the coordinator is spoken to.
 
     Raises:
         Refused: `CANDIDATE_UNKNOWN`, `DIGEST_MISMATCH`, or any code of a document or bundle.
         Unavailable: `UNREACHABLE`, `STORAGE_FULL`.
     """
-    with _reach(folder, address, ca, on_bytes) as source:
-        pool = _pull_pool(folder, source, pool_key)
+    with _reach(folder, address, contact) as source:
+        pool = _pull_pool(source)
         request = catalog_pb2.GetReleaseRequest(candidate=digest)
         envelope = source.catalog.GetRelease(request, timeout=DEADLINE_S).envelope
         candidate = (read_release if released else read_candidate)(envelope, pool)
         if candidate.digest != digest:
             raise Refused(
-                Code.DIGEST_MISMATCH,
-                f"The coordinator sent another list than {digest[:16]}.",
-                "Tell its operator.",
+                Code.DIGEST_MISMATCH, f"The coordinator sent another list than {digest[:16]}.", "Tell its operator."
             )
-        return _pull_mirror(folder, source, pool, candidate, None)
+        return _pull_mirror(source, pool, candidate, None)
 
 
-def pull_calibration(
-    folder: Path,
-    address: str,
-    file: CalibrationFile,
-    *,
-    ca: Path | None = None,
-    on_bytes: Callable[[int], None] = lambda _: None,
-) -> Calibration:
+def pull_calibration(folder: Path, address: str, file: CalibrationFile, **contact: Unpack[Contact]) -> Calibration:
     """Fetch biases and temperatures that no release holds yet; arguments as for `pull_exactly`.
 
     Raises:
         Refused: `BUNDLE_UNKNOWN`, `DIGEST_MISMATCH`, or as `router.pool.calibration.Calibration.load`.
         Unavailable: `UNREACHABLE`, `STORAGE_FULL`.
     """
-    with _reach(folder, address, ca, on_bytes) as source:
-        return _pull_calibration(folder, source, file)
+    with _reach(folder, address, contact) as source:
+        return _pull_calibration(source, file)
 
 
-def _pull_pool(folder: Path, source: _Source, pool_key: PublicKey | None) -> Pool:
+def _pull_pool(source: _Source) -> Pool:
+    pool_key = source.contact.get("pool_key")
     envelope = source.catalog.GetPool(catalog_pb2.GetPoolRequest(), timeout=DEADLINE_S).envelope
-    path = folder / POOL
+    path = source.folder / POOL
     if not path.exists():
         pool = read_pool(envelope, pool_key)
         write_whole(path, envelope)
@@ -189,37 +200,40 @@ def _pull_pool(folder: Path, source: _Source, pool_key: PublicKey | None) -> Poo
     return pool
 
 
-def _seen(folder: Path, pool: Pool) -> Release | None:
-    path = folder / RELEASE
-    return read_release(path.read_bytes(), pool) if path.exists() else None
-
-
-def _pull_mirror(folder: Path, source: _Source, pool: Pool, release: Release, held: Mirror | None) -> Mirror:
+def _pull_mirror(source: _Source, pool: Pool, release: Release, held: Mirror | None) -> Mirror:
     spec, known = release.spec, {bundle.digest: bundle for bundle in held.bundles} if held else {}
-    bundles = tuple(_pull_bundle(folder / BUNDLES / each.bundle, source, pool, known) for each in spec.experts)
-    calibration = None if spec.calibration is None else _pull_calibration(folder, source, spec.calibration)
-    return Mirror(pool, release, bundles, calibration)
+    places = [source.folder / BUNDLES / expert.bundle for expert in spec.experts]
+    bundles = {place: _open_whole(place, pool, known) for place in places}
+    missing = {place: _pull_manifest(place.name, source, pool) for place, bundle in bundles.items() if bundle is None}
+    source.bar.total = sum(file.size for manifest in missing.values() for file in manifest.files.values())
+    here = bundles | {place: _pull_bundle(place, manifest, source) for place, manifest in missing.items()}
+    calibration = None if spec.calibration is None else _pull_calibration(source, spec.calibration)
+    return Mirror(pool, release, tuple(bundle for bundle in here.values() if bundle is not None), calibration)
 
 
-def _pull_calibration(folder: Path, source: _Source, file: CalibrationFile) -> Calibration:
-    path = folder / CALIBRATIONS / file.sha256
+def _pull_calibration(source: _Source, file: CalibrationFile) -> Calibration:
+    path = source.folder / CALIBRATIONS / file.sha256
     path.parent.mkdir(exist_ok=True)
     _pull_file(path, source, SignedFile(file.sha256, file.size))
     sync(path)
     return Calibration.load(path.read_bytes())
 
 
-def _pull_bundle(whole: Path, source: _Source, pool: Pool, known: Mapping[str, Bundle]) -> Bundle:
-    digest = whole.name
-    if whole.is_dir():
-        if digest in known:
-            return known[digest]
-        try:
-            return open_listed(whole, pool)
-        except Refused:
-            shutil.rmtree(whole)  # damaged since it came; fetched afresh
-    envelope = source.catalog.GetBundle(catalog_pb2.GetBundleRequest(digest=digest), timeout=DEADLINE_S).envelope
-    manifest = read_manifest(envelope)
+def _open_whole(place: Path, pool: Pool, known: Mapping[str, Bundle]) -> Bundle | None:
+    if not place.is_dir():
+        return None
+    if place.name in known:
+        return known[place.name]
+    try:
+        return open_listed(place, pool)
+    except Refused:
+        shutil.rmtree(place)  # damaged since it came; fetched afresh
+        return None
+
+
+def _pull_manifest(digest: str, source: _Source, pool: Pool) -> Manifest:
+    request = catalog_pb2.GetBundleRequest(digest=digest)
+    manifest = read_manifest(source.catalog.GetBundle(request, timeout=DEADLINE_S).envelope)
     if manifest.digest != digest:
         raise Refused(
             Code.DIGEST_MISMATCH,
@@ -228,17 +242,15 @@ def _pull_bundle(whole: Path, source: _Source, pool: Pool, known: Mapping[str, B
         )
     # The coordinator should have refused what does not fit; its word is not taken for it.
     check_fit(manifest, pool)
-    part = whole.with_name(f".{digest}.part")
+    return manifest
+
+
+def _pull_bundle(place: Path, manifest: Manifest, source: _Source) -> Bundle:
+    part = place.with_name(f".{place.name}.part")
     part.mkdir(exist_ok=True)
     for name, file in manifest.files.items():
         _pull_file(part / name, source, file)
-    write_whole(part / ENVELOPE, envelope)
-    bundle = _open_part(part, manifest)
-    part.replace(whole)
-    return replace(bundle, folder=whole)
-
-
-def _open_part(part: Path, manifest: Manifest) -> Bundle:
+    write_whole(part / ENVELOPE, manifest.envelope)
     try:
         bundle = open_bundle(part)
         check_tensors(bundle)
@@ -248,7 +260,8 @@ def _open_part(part: Path, manifest: Manifest) -> Bundle:
         raise
     for name in (*manifest.files, ENVELOPE):
         sync(part / name)
-    return bundle
+    part.replace(place)
+    return replace(bundle, folder=place)
 
 
 def _pull_file(path: Path, source: _Source, file: SignedFile) -> None:
@@ -256,9 +269,11 @@ def _pull_file(path: Path, source: _Source, file: SignedFile) -> None:
     if path.stat().st_size >= file.size:
         with suppress(Refused):  # damaged since it came; fetched afresh
             check_file(path, file)
+            source.bar.update(file.size)
             return
         path.write_bytes(b"")
     offset = path.stat().st_size
+    source.bar.update(offset)
     while offset < file.size:
         try:
             _continue_file(path, source, file, offset)
@@ -289,28 +304,29 @@ def _continue_file(path: Path, source: _Source, file: SignedFile, offset: int) -
             data = check_chunk(chunk, offset=offset, size=file.size)
             out.write(data)
             offset += len(data)
-            source.on_bytes(len(data))
+            source.count(len(data))
 
 
 @contextmanager
-def _reach(
-    folder: Path, address: str, ca: Path | None, on_bytes: Callable[[int], None], say: Say = _warn
-) -> Iterator[_Source]:
+def _reach(folder: Path, address: str, contact: Contact) -> Iterator[_Source]:
     """Connect to a coordinator with the folder locked, and say in words what a disk would not take."""
     lock = FileLock(folder / LOCK)
     try:
-        with connect(address, ca) as channel:
+        with connect(address, contact.get("ca")) as channel:
             for name in (BUNDLES, RELEASES):
                 (folder / name).mkdir(parents=True, exist_ok=True)
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                say(f"Another pull works in {folder}; waiting for it.")
-                lock.acquire()
-            try:
-                yield _Source(CatalogStub(channel), address, on_bytes, say)
-            finally:
-                lock.release()
+            # On a terminal alone, and only once it has taken a while.
+            with tqdm(total=0, unit="B", unit_scale=True, delay=PATIENCE_S, disable=None, leave=False) as bar:
+                source = _Source(folder, CatalogStub(channel), address, contact, bar)
+                try:
+                    lock.acquire(timeout=0)
+                except Timeout:
+                    source.say(f"Another pull works in {folder}; waiting for it.")
+                    lock.acquire()
+                try:
+                    yield source
+                finally:
+                    lock.release()
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise Unavailable(

@@ -49,13 +49,12 @@ def run(workspace: Path, settings: RouterSettings, on_ready: Callable[[int], Non
 def _run(workspace: Path, settings: RouterSettings, on_ready: Callable[[int], None]) -> None:
     key = PublicKey.from_hex(settings.pool_key) if settings.pool_key else None
 
-    def fetch(held: Mirror | None) -> Mirror:
-        where, ca = settings.coordinator, settings.ca
-        return pull(workspace, where, ca=ca, pool_key=key, base=settings.base, held=held, say=_log.warning)
-
+    fetch = partial(
+        pull, workspace, settings.coordinator, ca=settings.ca, pool_key=key, base=settings.base, say=_log.warning
+    )
     mirror: Mirror | None
     try:
-        mirror = fetch(None)
+        mirror = fetch()
     except GreylagError as error:
         _log.warning("no new release at start", code=error.code.name, message=error.message)
         mirror = open_mirror(workspace) if (workspace / RELEASE).is_file() else None
@@ -72,7 +71,7 @@ def _run(workspace: Path, settings: RouterSettings, on_ready: Callable[[int], No
     follower.start()
     try:
         listen = Listen(settings.listen, settings.tls_cert, settings.tls_key)
-        service = QueryService(model, settings.allowance)
+        service = QueryService(model, settings.allowance, lambda: follower.trouble)
         asyncio.run(serve(listen, service.register, on_ready=on_ready, healthy=lambda: model.held.answering))
     finally:
         follower.stop()

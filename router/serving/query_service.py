@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -32,10 +32,13 @@ class QueryService(QueryServicer):
     Args:
         model: The routed model; someone else keeps it at the newest release.
         allowance: What a caller may ask for.
+        trouble: Says why the model is not at the newest release; empty where it is.
     """
 
-    def __init__(self, model: RoutedModel, allowance: Allowance = DEFAULT_ALLOWANCE) -> None:
-        self._model, self._allowance = model, allowance
+    def __init__(
+        self, model: RoutedModel, allowance: Allowance = DEFAULT_ALLOWANCE, trouble: Callable[[], str] = str
+    ) -> None:
+        self._model, self._allowance, self._trouble = model, allowance, trouble
         # One batch fills the device; the others wait in the order in which they came.
         self._turn = asyncio.Lock()
         # What a method works out once for all requests takes seconds to minutes, and nobody else waits for it.
@@ -126,6 +129,7 @@ class QueryService(QueryServicer):
             releases=held.releases,
             expires=timestamp(held.newest.expires) if held.newest.expires else "",
             expired=held.newest.expired,
+            trouble=self._trouble(),
         )
 
     def register(self, server: grpc.aio.Server) -> tuple[str, ...]:
