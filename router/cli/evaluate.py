@@ -7,15 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from protocol.errors import Code, Refused
-from protocol.programs import print_json, say
-from router.cli.options import (
-    Json,
-    NewTokens,
-    asking_flags,
-    open_model,
-    read_choice,
-    read_lines,
-)
+from protocol.programs import print_json, say, with_flags_of
+from router.cli import options
+from router.cli.options import Json, NewTokens
 from router.query.limits import DEFAULT_NEW_TOKENS
 
 if TYPE_CHECKING:
@@ -54,7 +48,7 @@ OutputFlag = Annotated[
 MarkdownFlag = Annotated[bool, typer.Option("--markdown", help="Print the table in Markdown.")]
 
 
-@asking_flags("method")
+@with_flags_of(options.model, options.choice)
 def evaluate(
     *,
     tasks: TasksFlag = None,
@@ -69,7 +63,7 @@ def evaluate(
     output: OutputFlag = None,
     markdown: MarkdownFlag = False,
     json_: Json = False,
-    **shared: Any,
+    **flags: Any,
 ) -> None:
     """Score routing methods on your own tasks: a table of tasks and methods, and the mean.
 
@@ -82,10 +76,10 @@ def evaluate(
 
     if json_ and markdown:
         raise Refused(Code.REQUEST_INVALID, "Both --json and --markdown are given.", "Give one of the two.")
-    routing = read_choice(shared)
+    routing = options.read_choice(flags)
     names = read_methods(methods) if methods else []
     read, longest = _read_tasks(tasks, recipe, data, limit)
-    model = open_model(shared, [routing.release])
+    model = options.open_model(flags, [routing.release])
 
     from router.evaluation.compare import Comparing
     from router.evaluation.prompts import BatchLimits
@@ -114,7 +108,7 @@ def _read_tasks(
             "Rows come either from --tasks or from --recipe, and --data belongs to a recipe.",
             "Give --tasks FILE, or --recipe FILE with or without --data FOLDER.",
         )
-    return read_rows(read_lines(tasks), name="tasks" if tasks == "-" else Path(tasks).stem, limit=limit), None
+    return read_rows(options.read_lines(tasks), name="tasks" if tasks == "-" else Path(tasks).stem, limit=limit), None
 
 
 def lm_eval(ctx: typer.Context) -> None:

@@ -7,7 +7,7 @@ all tokens and modules; an oracle that always takes one expert has the distribut
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -154,7 +154,7 @@ def token_weights(
     return sums / modules if modules else None
 
 
-def panels_document(panels: Sequence[Panel], experts: Sequence[str]) -> Mapping[str, object]:
+def panels_document(panels: Sequence[Panel], experts: Sequence[str]) -> dict[str, object]:
     """Build what `trace --json` says of the panels and of all of them together."""
     return {
         "panels": [
