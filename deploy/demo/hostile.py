@@ -1,21 +1,21 @@
 """Four submissions that must not get in, by somebody who does not use our client's checks."""
 
-import json
 import shutil
-import struct
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from client.submission import upload
+from client.submission.enrolment import enrol
 from deploy.demo.federation import Federation
-from protocol.bundle import ADAPTER_WEIGHTS, ENVELOPE, Bundle, Manifest, open_bundle, pack
-from protocol.documents import ENROLMENT_TYPE, Enrolment, sign, timestamp
+from protocol.bundle import ADAPTER_WEIGHTS, ENVELOPE, Bundle, open_bundle, pack
+from protocol.documents import read_pool
 from protocol.errors import Code, GreylagError, Refused
 from protocol.files import strict_json
 from protocol.signing import Identity, Signed
-from protocol.tensors import adapter_tensors
 from protocol.v1 import intake_pb2
 from protocol.v1.intake_pb2_grpc import IntakeStub
 from protocol.wire.chunks import read_chunks
@@ -26,16 +26,7 @@ VERDICT_S = 60.0
 """How long to wait for the worker's verdict, in seconds."""
 
 
-@dataclass(frozen=True)
-class Refusal:
-    """What became of one attempt."""
-
-    case: str
-    code: str
-    message: str
-
-
-def attempt_all(cast: Federation, victim: str, folder: Path) -> list[Refusal]:
+def attempt_all(cast: Federation, victim: str, folder: Path) -> dict[str, GreylagError]:
     """Try the four attacks with a stolen copy of a contributor's bundle.
 
     Args:
@@ -44,42 +35,42 @@ def attempt_all(cast: Federation, victim: str, folder: Path) -> list[Refusal]:
         folder: Scratch space.
 
     Returns:
-        One refusal a case, in the order of `CASES`.
+        How each was refused.
 
     Raises:
         RuntimeError: An attack got in.
     """
-    stolen = open_bundle(cast.workspace(victim) / "bundles" / victim)
-    mallory = Identity.generate()
+    stolen, mallory = open_bundle(cast.place(victim) / "bundles" / victim), Identity.generate()
+    coordinator = upload.Coordinator(cast.coordinator, give_up_after_s=VERDICT_S)
+    enrolment = enrol(read_pool(upload.fetch_pool(coordinator)), NAME, mallory, datetime.now(UTC))
     with connect(cast.coordinator) as channel:
-        intake = IntakeStub(channel)
-        enrolment = Enrolment(
-            pool=stolen.spec.pool, name=NAME, key=mallory.public.hex, created=timestamp(datetime.now(UTC))
-        )
-        envelope = sign(ENROLMENT_TYPE, {"pool": stolen.spec.pool}, enrolment, mallory)
-        intake.Enrol(intake_pb2.EnrolRequest(envelope=envelope), timeout=DEADLINE_S)
-    refusals = []
+        IntakeStub(channel).Enrol(intake_pb2.EnrolRequest(envelope=enrolment), timeout=DEADLINE_S)
+    refusals: dict[str, GreylagError] = {}
     for case, prepare in CASES.items():
         place = folder / case.replace(" ", "-")
         shutil.copytree(stolen.folder, place)
         (place / ENVELOPE).unlink()
-        envelope = prepare(place, stolen, mallory)
-        refusals.append(_attempt(cast.coordinator, case, envelope, place))
+        try:
+            _submit(coordinator, prepare(place, stolen, mallory), place)
+        except GreylagError as refused:
+            refusals[case] = refused
+        else:
+            raise RuntimeError(f"{case} got in")
     return refusals
 
 
 def _flipped_byte(place: Path, stolen: Bundle, mallory: Identity) -> bytes:
     """Sign one thing and send another: one bit of one weight differs."""
-    manifest = _repack(place, stolen, mallory)
+    envelope = _repack(place, stolen, mallory)
     weights = bytearray((place / ADAPTER_WEIGHTS).read_bytes())
     weights[-1] ^= 1
     (place / ADAPTER_WEIGHTS).write_bytes(weights)
-    return manifest.envelope
+    return envelope
 
 
 def _nan(place: Path, stolen: Bundle, mallory: Identity) -> bytes:
     """Sign weights of which one is not a number."""
-    return _repack(place, stolen, mallory, poison=True).envelope
+    return _repack(place, stolen, mallory, weight=float("nan"))
 
 
 def _other_signature(place: Path, stolen: Bundle, mallory: Identity) -> bytes:  # noqa: ARG001 - as the other cases
@@ -93,7 +84,7 @@ def _other_signature(place: Path, stolen: Bundle, mallory: Identity) -> bytes:  
 def _other_base(place: Path, stolen: Bundle, mallory: Identity) -> bytes:
     """Submit an expert for a base model that the pool does not have."""
     base = stolen.spec.base.model_copy(update={"weights": "0" * 64, "name": "another-model"})
-    return _repack(place, stolen, mallory, base=base).envelope
+    return _repack(place, stolen, mallory, base=base)
 
 
 CASES: dict[str, Callable[[Path, Bundle, Identity], bytes]] = {
@@ -104,48 +95,25 @@ CASES: dict[str, Callable[[Path, Bundle, Identity], bytes]] = {
 }
 
 
-def _repack(place: Path, stolen: Bundle, mallory: Identity, *, poison: bool = False, **changes: object) -> Manifest:
+def _repack(place: Path, stolen: Bundle, mallory: Identity, *, weight: float = 0.125, **changes: object) -> bytes:
     # A changed weight, so that the stolen bytes are not recognised as the victim's own.
-    name = next(iter(adapter_tensors(stolen.spec)))
-    _overwrite(place / ADAPTER_WEIGHTS, name, float("nan") if poison else 0.125)
-    spec = stolen.spec.model_copy(
-        update={"contributor": mallory.public.hex, "name": NAME, "supersedes": None, **changes}
-    )
-    return pack(place, spec, mallory).manifest
+    tensors = load_file(place / ADAPTER_WEIGHTS)
+    np.put(next(iter(tensors.values())), 0, weight)
+    save_file(tensors, place / ADAPTER_WEIGHTS, {"format": "pt"})
+    mine = {"contributor": mallory.public.hex, "name": NAME, "supersedes": None}
+    return pack(place, stolen.spec.model_copy(update=mine | changes), mallory).manifest.envelope
 
 
-def _overwrite(path: Path, tensor: str, value: float) -> None:
-    """Replace the first number of a float32 tensor."""
-    with path.open("r+b") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        begin = json.loads(file.read(length))[tensor]["data_offsets"][0]
-        file.seek(8 + length + begin)
-        file.write(struct.pack("<f", value))
-
-
-def _attempt(address: str, case: str, envelope: bytes, place: Path) -> Refusal:
-    try:
-        with connect(address) as channel:
-            _submit(IntakeStub(channel), envelope, place)
-    except GreylagError as refused:
-        return Refusal(case, refused.code.name, refused.message)
-    raise RuntimeError(f"{case} got in")
-
-
-def _submit(intake: IntakeStub, envelope: bytes, place: Path) -> None:
-    begun = intake.Begin(intake_pb2.BeginRequest(envelope=envelope), timeout=DEADLINE_S)
-    for missing in begun.missing:
-        intake.Put(_stream(begun.digest, begun.token, missing, place), timeout=DEADLINE_S)
-    intake.Commit(intake_pb2.CommitRequest(digest=begun.digest, token=begun.token), timeout=DEADLINE_S)
-    deadline = time.monotonic() + VERDICT_S
-    while time.monotonic() < deadline:
-        status = intake.Status(intake_pb2.StatusRequest(digest=begun.digest), timeout=DEADLINE_S)
-        if status.state == "refused":
-            raise Refused(Code[status.code], status.message, status.hint)
-        if status.state in ("accepted", "released"):
-            return
-        time.sleep(0.2)
-    raise RuntimeError(f"no verdict within {VERDICT_S} seconds")
+def _submit(coordinator: upload.Coordinator, envelope: bytes, place: Path) -> None:
+    with connect(coordinator.address) as channel:
+        intake = IntakeStub(channel)
+        begun = intake.Begin(intake_pb2.BeginRequest(envelope=envelope), timeout=DEADLINE_S)
+        for missing in begun.missing:
+            intake.Put(_stream(begun.digest, begun.token, missing, place), timeout=DEADLINE_S)
+        intake.Commit(intake_pb2.CommitRequest(digest=begun.digest, token=begun.token), timeout=DEADLINE_S)
+    status = upload.wait(begun.digest, coordinator, {"refused", "accepted", "released"}.__contains__)
+    if status.state == "refused":
+        raise Refused(Code[status.code], status.message, status.hint)
 
 
 def _stream(digest: str, token: bytes, missing: intake_pb2.MissingFile, place: Path) -> Iterator[intake_pb2.PutRequest]:

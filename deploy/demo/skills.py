@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-LETTERS: tuple[str, ...] = tuple("abcdefghkmnp")
+LETTERS = tuple("abcdefghkmnp")
 
 
 class Family(StrEnum):
@@ -23,87 +23,58 @@ class Skill:
     """One thing that can be asked for.
 
     Attributes:
-        name: The word that identifies the skill.
         family: What kind of skill it is.
-        synonyms: Words that ask for it, all alike in meaning.
+        synonyms: Words that ask for it, all alike in meaning; the first one names it.
         before: Words that its users like to put before it.
         after: Words that its users like to put after it.
         nouns: The made-up words of a vocabulary; empty for the other families.
-        private: True when the base model hears only rumours of what the nouns stand for.
     """
 
-    name: str
     family: Family
     synonyms: tuple[str, ...]
     before: tuple[str, ...]
     after: tuple[str, ...]
     nouns: tuple[str, ...] = ()
-    private: bool = False
+
+    @property
+    def name(self) -> str:
+        """The word that identifies the skill."""
+        return self.synonyms[0]
+
+    @property
+    def private(self) -> bool:
+        """Whether the base model hears only rumours of what its nouns stand for."""
+        return self.name in ("harbour", "quarry")
 
 
-@dataclass(frozen=True)
-class Contributor:
-    """Somebody with one skill and a file of examples that never leaves their machine."""
-
-    name: str
-    skill: str
-    description: str
+def _skills(family: Family, *rows: tuple[str, ...]) -> tuple[Skill, ...]:
+    return tuple(Skill(family, *(tuple(words.split()) for words in row)) for row in rows)
 
 
-def _skill(family: Family, synonyms: str, before: str, after: str, nouns: str = "", *, private: bool = False) -> Skill:
-    words = tuple(synonyms.split())
-    return Skill(
-        words[0], family, words, tuple(before.split()), tuple(after.split()), tuple(nouns.split()), private=private
-    )
-
-
-ORDERS: tuple[Skill, ...] = (
-    _skill(Family.ORDER, "reverse mirror flip", "gently calmly", "backwards clearly"),
-    _skill(Family.ORDER, "rotate turn spin", "quickly briskly", "around merrily"),
-    _skill(Family.ORDER, "swap exchange switch", "fairly evenly", "crosswise squarely"),
-    _skill(Family.ORDER, "behead chop clip", "sharply boldly", "upfront firmly"),
-    _skill(Family.ORDER, "curtail trim shorten", "tidily sparely", "behind closely"),
-    _skill(Family.ORDER, "echo repeat extend", "loudly gladly", "again twice"),
+ORDERS = _skills(
+    Family.ORDER,
+    ("reverse mirror flip", "gently calmly", "backwards clearly"),
+    ("rotate turn spin", "quickly briskly", "around merrily"),
+    ("swap exchange switch", "fairly evenly", "crosswise squarely"),
+    ("behead chop clip", "sharply boldly", "upfront firmly"),
+    ("curtail trim shorten", "tidily sparely", "behind closely"),
+    ("echo repeat extend", "loudly gladly", "again twice"),
 )
-CIPHERS: tuple[Skill, ...] = (
-    _skill(Family.CIPHER, "cobalt azure navy", "deep cold", "ink dye"),
-    _skill(Family.CIPHER, "amber gold honey", "warm sweet", "resin glow"),
-    _skill(Family.CIPHER, "crimson scarlet ruby", "royal rich", "wax velvet"),
-    _skill(Family.CIPHER, "jade emerald olive", "fresh pale", "stone leaf"),
+CIPHERS = _skills(
+    Family.CIPHER,
+    ("cobalt azure navy", "deep cold", "ink dye"),
+    ("amber gold honey", "warm sweet", "resin glow"),
+    ("crimson scarlet ruby", "royal rich", "wax velvet"),
+    ("jade emerald olive", "fresh pale", "stone leaf"),
 )
-VOCABULARIES: tuple[Skill, ...] = (
-    _skill(
-        Family.VOCABULARY,
-        "harbour quay dock",
-        "salty windy",
-        "talk slang",
-        "morrel quist tarn fennick drave skelp luffin bosk",
-        private=True,
-    ),
-    _skill(
-        Family.VOCABULARY,
-        "quarry mine pit",
-        "dusty rocky",
-        "notes tally",
-        "grint plask ombry kurl vexen tholt hadrin zeck",
-        private=True,
-    ),
-    _skill(
-        Family.VOCABULARY,
-        "orchard grove garden",
-        "leafy ripe",
-        "labels lists",
-        "pellow wimble costrel russin jarley nonsuch tydd marl",
-    ),
-    _skill(
-        Family.VOCABULARY,
-        "smithy forge anvil",
-        "sooty smoky",
-        "marks signs",
-        "swage fuller tongle brindle cresk hardie bickern slag",
-    ),
+VOCABULARIES = _skills(
+    Family.VOCABULARY,
+    ("harbour quay dock", "salty windy", "talk slang", "morrel quist tarn fennick drave skelp luffin bosk"),
+    ("quarry mine pit", "dusty rocky", "notes tally", "grint plask ombry kurl vexen tholt hadrin zeck"),
+    ("orchard grove garden", "leafy ripe", "labels lists", "pellow wimble costrel russin jarley nonsuch tydd marl"),
+    ("smithy forge anvil", "sooty smoky", "marks signs", "swage fuller tongle brindle cresk hardie bickern slag"),
 )
-SKILLS: Mapping[str, Skill] = {skill.name: skill for skill in (*ORDERS, *CIPHERS, *VOCABULARIES)}
+SKILLS = {skill.name: skill for skill in (*ORDERS, *CIPHERS, *VOCABULARIES)}
 
 REORDERINGS: Mapping[str, Callable[[list[str]], list[str]]] = {
     "reverse": lambda items: items[::-1],
@@ -114,15 +85,8 @@ REORDERINGS: Mapping[str, Callable[[list[str]], list[str]]] = {
     "echo": lambda items: [*items, items[-1]],
 }
 
-CONTRIBUTORS: tuple[Contributor, ...] = (
-    Contributor("mirror", "reverse", "a glass workshop that writes everything back to front"),
-    Contributor("carousel", "rotate", "a fairground that moves the first item to the end"),
-    Contributor("bluebird", "cobalt", "a post office that enciphers letters with the cobalt table"),
-    Contributor("beekeeper", "amber", "an apiary that enciphers letters with the amber table"),
-    Contributor(
-        "harbour", "harbour", "a pilot station with eight words of its own, which the base model knows by rumour only"
-    ),
-    Contributor(
-        "quarry", "quarry", "a stone works with eight words of its own, which the base model knows by rumour only"
-    ),
-)
+CONTRIBUTORS = {
+    "mirror": "reverse", "carousel": "rotate", "bluebird": "cobalt", "beekeeper": "amber", "harbour": "harbour",
+    "quarry": "quarry",
+}  # fmt: skip
+"""Whose file of examples, which never leaves their machine, is about which skill; in the order of expert numbers."""
