@@ -24,8 +24,7 @@ RecipeFlag = Annotated[
     Path | None, typer.Option(help="Instead of --tasks, a published benchmark: a file of docs/recipes.")
 ]
 DataFlag = Annotated[
-    Path | None,
-    typer.Option("--data", help="Folder that holds a recipe's data sets; default: the Hugging Face Hub."),
+    Path | None, typer.Option("--data", help="Folder that holds a recipe's data sets; default: the Hugging Face Hub.")
 ]
 MethodsFlag = Annotated[
     list[str] | None,

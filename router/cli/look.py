@@ -14,7 +14,7 @@ from router.cli.options import BaseModel, Json, NewTokens, Requests, Texts, Work
 from router.query.limits import DEFAULT_NEW_TOKENS
 
 if TYPE_CHECKING:
-    from router.query.panels import TaskInput
+    from router.query.request import TaskInput
 
 _AT_ONCE = 16
 """Inputs a batch, so that many do not need more memory than a few."""
@@ -47,9 +47,8 @@ def trace(
     """
     from router.query import terminal
     from router.query.answer import merge_answers
-    from router.query.attribution import panels_document
+    from router.query.attribution import panels_by_task, panels_document
     from router.query.heatmap import save_page, save_png
-    from router.query.panels import panels_by_task
 
     if not (png or html or json_):
         raise Refused(
@@ -125,8 +124,7 @@ def save(
 
 
 def _tasks(text: list[str] | None, tasks: str | None, oracle: str | None) -> "list[TaskInput]":
-    from router.query.panels import TaskInput, read_tasks
-    from router.query.request import DEFAULT
+    from router.query.request import DEFAULT, TaskInput, read_tasks
 
     if tasks and (text or oracle):
         raise Refused(

@@ -134,12 +134,7 @@ def pull(
 
 
 def pull_exactly(
-    folder: Path,
-    address: str,
-    digest: str,
-    *,
-    released: bool = False,
-    **contact: Unpack[Contact],
+    folder: Path, address: str, digest: str, *, released: bool = False, **contact: Unpack[Contact]
 ) -> Mirror:
     """Fetch a candidate, or a release of any age, to be tried: it never becomes what `pull` or `open_mirror` return.
 
@@ -178,18 +173,17 @@ def pull_calibration(folder: Path, address: str, file: CalibrationFile, **contac
 
 
 def _pull_pool(source: _Source) -> Pool:
-    pool_key = source.contact.get("pool_key")
     envelope = source.catalog.GetPool(catalog_pb2.GetPoolRequest(), timeout=DEADLINE_S).envelope
-    path = source.folder / POOL
+    path, key = source.folder / POOL, source.contact.get("pool_key")
     if not path.exists():
-        pool = read_pool(envelope, pool_key)
+        pool = read_pool(envelope, key)
         write_whole(path, envelope)
-        if pool_key is None:
-            key = pool.spec.coordinator
-            source.say(f"Trusting the pool's key {key} on first use; compare it with the operator's.")
+        if key is None:
+            shown = pool.spec.coordinator
+            source.say(f"Trusting the pool's key {shown} on first use; compare it with the operator's.")
         return pool
     pinned = read_pool(path.read_bytes())
-    pool = read_pool(envelope, pool_key or PublicKey.from_hex(pinned.spec.coordinator))
+    pool = read_pool(envelope, key or PublicKey.from_hex(pinned.spec.coordinator))
     if pool.digest != pinned.digest:
         raise Refused(
             Code.WRONG_POOL,

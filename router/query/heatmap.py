@@ -9,7 +9,15 @@ import numpy as np
 
 from protocol.errors import Code, Refused
 from router.query.answer import Answer, Answered
-from router.query.attribution import Panel, distribution, expert_shares, module_shares, oracle_divergence, token_weights
+from router.query.attribution import (
+    Panel,
+    best_experts,
+    distribution,
+    expert_shares,
+    module_shares,
+    oracle_divergence,
+    token_weights,
+)
 
 _SHOWN = 5
 """Experts that a token's mark names."""
@@ -107,16 +115,9 @@ def _panel(panel: Panel, experts: Sequence[str]) -> dict[str, object]:
 
 def _request(answer: Answer, experts: int) -> dict[str, object]:
     inputs = len(answer.input_tokens)
-    tokens = [
-        {"text": text, "experts": _best(answer, position, inputs, experts)}
-        for position, text in enumerate((*answer.input_tokens, *answer.output_tokens))
-    ]
+    tokens = []
+    for position, text in enumerate((*answer.input_tokens, *answer.output_tokens)):
+        weights = token_weights(answer.routes, position, inputs, experts)
+        best = [] if weights is None else best_experts(weights, _SHOWN)
+        tokens.append({"text": text, "experts": [(at, round(weight, 4)) for at, weight in best]})
     return {"input": tokens[:inputs], "output": tokens[inputs:]}
-
-
-def _best(answer: Answer, position: int, inputs: int, experts: int) -> list[tuple[int, float]]:
-    weights = token_weights(answer.routes, position, inputs, experts)
-    if weights is None:
-        return []
-    best = np.argsort(-weights, kind="stable")[:_SHOWN]
-    return [(int(at), round(float(weights[at]), 4)) for at in best if weights[at] > 0]
