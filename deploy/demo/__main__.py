@@ -1,11 +1,7 @@
 """`make demo`: a whole federation on one machine, from private data to a routed answer."""
 
-import argparse
-import json
 import os
-import shutil
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -29,21 +25,13 @@ DRAWN = 16
 """Requests of each contributor in the heat maps."""
 
 
-def main() -> None:
-    """Run the demo and leave report.json, heat maps and every log in the folder."""
-    parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("build/demo"), help="where everything goes")
-    folder: Path = parser.parse_args().folder.resolve()
-    began = time.monotonic()
-    shutil.rmtree(folder, ignore_errors=True)
+def play(folder: Path) -> dict[str, object]:
+    """Run the demo and leave heat maps and every log in the folder."""
     console = Console(width=None if sys.stdout.isatty() else 140)
     screen = Screen(list(CONTRIBUTORS), console)
     with federation(folder, screen.say) as cast:
         _train(cast, screen)
-        report = _measure(cast, console)
-    report["seconds"] = round(time.monotonic() - began, 1)
-    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    console.print(f"Done in {report['seconds']:.0f} s; see report.json and heat-map.html in {folder}.")
+        return _measure(cast, console)
 
 
 def _train(cast: Federation, screen: Screen) -> None:
@@ -109,4 +97,4 @@ def _explain(cast: Federation, console: Console) -> int:
 
 
 if __name__ == "__main__":
-    perform(main)
+    perform("demo", play)

@@ -1,7 +1,9 @@
 """Real processes over loopback, each the program that a person would type; none outlives the demo."""
 
+import argparse
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -87,15 +89,32 @@ def running(
                 _running.discard(process)
 
 
-def perform(play: Callable[[], None]) -> None:
-    """Run a demo to its end, or to one sentence about why it ended early."""
+def perform(name: str, play: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """Run a demo to its end, or to one sentence about why it ended early.
+
+    Args:
+        name: What `make` calls it.
+        play: Given a folder that is not there yet, runs it and returns its report.
+
+    Returns:
+        The report, with the seconds that it took, as it also stands in report.json.
+    """
+    parser = argparse.ArgumentParser(prog=f"make {name}")
+    parser.add_argument("--folder", type=Path, default=Path("build") / name, help="where everything goes")
+    folder: Path = parser.parse_args().folder.resolve()
+    shutil.rmtree(folder, ignore_errors=True)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)  # unwinds every `with`, so that no process is left behind
+    began = time.monotonic()
     try:
-        play()
+        report = play(folder)
     except (RuntimeError, GreylagError, KeyboardInterrupt) as error:
         sys.stderr.write(f"error: {str(error) or 'interrupted'}\n")
         sys.exit(1)
+    report["seconds"] = round(time.monotonic() - began, 1)
+    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    sys.stderr.write(f"Done in {report['seconds']:.0f} s; report.json and all else is in {folder}.\n")
+    return report
 
 
 def stop_all() -> None:

@@ -1,8 +1,6 @@
 """`make demo-federation`: train, evaluate, promote, calibrate; somebody late, somebody poor, a killed node, attacks."""
 
-import argparse
 import json
-import shutil
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -28,12 +26,8 @@ OPEN_S = 30.0
 CALIBRATE = ("--rounds", 3, "--round-minutes", 1, "--steps", 10, "--learning-rate", 0.05)
 
 
-def main() -> None:
-    """Run it, and leave report.json and every log in the folder."""
-    parser = argparse.ArgumentParser(prog="make demo-federation")
-    parser.add_argument("--folder", type=Path, default=Path("build/demo-federation"), help="where everything goes")
-    folder: Path = parser.parse_args().folder.resolve()
-    shutil.rmtree(folder, ignore_errors=True)
+def play(folder: Path) -> dict[str, Any]:
+    """Run it, and leave every log in the folder."""
     began = time.monotonic()
 
     def say(who: str, what: str) -> None:
@@ -42,10 +36,7 @@ def main() -> None:
 
     with cast(folder, say) as town:
         report = _play(town)
-    report["planted_strings_found"] = len(leaks(folder))
-    report["seconds"] = round(time.monotonic() - began, 1)
-    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    sys.stdout.write(json.dumps(report) + "\n")
+    return report | {"planted_strings_found": len(leaks(folder))}
 
 
 def _play(town: Cast) -> dict[str, Any]:
@@ -135,4 +126,4 @@ def _mean(shown: dict[str, Any], loss: str) -> float:
 
 
 if __name__ == "__main__":
-    perform(main)
+    sys.stdout.write(json.dumps(perform("demo-federation", play)) + "\n")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import httpx
@@ -29,6 +30,7 @@ from protocol.errors import Code, Refused
 from protocol.fleet.campaign import Order, app_bundle, sign_order
 from protocol.fleet.node_key import NodeKey
 from protocol.fleet.reply import ANSWER, METRICS, Reply
+from protocol.programs import end_child
 from protocol.signing import Identity
 
 STRANGER_S = 15.0
@@ -66,11 +68,9 @@ def stranger_key(cast: Cast) -> bool:
              "--host", "127.0.0.1", "--port", str(free_port())],
             stdin=subprocess.PIPE, stdout=log, stderr=log,
         )  # fmt: skip
-        try:
+        with suppress(subprocess.TimeoutExpired):
             node.wait(STRANGER_S)
-        except subprocess.TimeoutExpired:
-            node.kill()
-            node.wait()
+        end_child(node, at_once=True)
     return "SuperNode ID" not in (folder / "log").read_text()
 
 

@@ -13,8 +13,7 @@ import tomli_w
 from deploy.demo.federation import Federation, Say, found_pool, routing, serving
 from deploy.demo.processes import free_port, run, running, wait_until
 from deploy.demo.world import Example
-from deploy.federation.certificate import make_certificate
-from deploy.federation.wiretap import tapped
+from deploy.federation.wiretap import make_certificate, tapped
 
 PLANT_EVERY = 16
 ASK_AGAIN_S = 3

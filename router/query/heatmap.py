@@ -80,8 +80,9 @@ def save_page(panels: Sequence[Panel], answered: Answered, path: Path) -> None:
         answered: The requests, with their routes.
         path: HTML file to write.
     """
+    routed = dict.fromkeys(f"release {answer.release}, method {answer.method}" for answer in answered.answers)
     document = {
-        "about": f"{len(answered.answers)} requests, {answered.routed_by}, {len(answered.experts)} experts",
+        "about": f"{len(answered.answers)} requests, {'; '.join(routed)}, {len(answered.experts)} experts",
         "experts": answered.experts,
         "shares": list(expert_shares([route for panel in panels for route in panel.routes], answered.experts).items()),
         "panels": [_panel(panel, answered.experts) for panel in panels],

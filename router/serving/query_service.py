@@ -1,4 +1,5 @@
 """The Query service: a routed model that answers over gRPC."""
+# ruff: noqa: N802, ARG002 - gRPC decides the names, and what is passed
 
 import asyncio
 import math
@@ -6,7 +7,6 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
 
 import grpc
 
@@ -15,6 +15,7 @@ from protocol.errors import Code, Refused
 from protocol.v1 import query_pb2
 from protocol.v1.query_pb2_grpc import QueryServicer, add_QueryServicer_to_server
 from protocol.wire.grpc_server import to_end
+from protocol.wire.peer import Context
 from router.base.batching import Prompt
 from router.base.device_map import is_offloaded
 from router.methods import find_method
@@ -46,11 +47,7 @@ class QueryService(QueryServicer):
         # But where weights come when a module runs, and go again, two passes at once would miss some.
         self._alone = self._turn if is_offloaded(model.base.model) else nullcontext()
 
-    async def Ask(  # noqa: N802 - the service's name for it
-        self,
-        request: query_pb2.AskRequest,
-        context: grpc.aio.ServicerContext[Any, Any],  # noqa: ARG002 - gRPC passes it
-    ) -> AsyncIterator[query_pb2.AskPart]:
+    async def Ask(self, request: query_pb2.AskRequest, context: Context) -> AsyncIterator[query_pb2.AskPart]:
         """Answer a batch of inputs.
 
         Raises:
@@ -116,11 +113,7 @@ class QueryService(QueryServicer):
             )
         return prompts
 
-    async def Info(  # noqa: N802 - the service's name for it
-        self,
-        request: query_pb2.InfoRequest,  # noqa: ARG002 - gRPC passes it
-        context: grpc.aio.ServicerContext[Any, Any],  # noqa: ARG002 - as above
-    ) -> query_pb2.InfoReply:
+    async def Info(self, request: query_pb2.InfoRequest, context: Context) -> query_pb2.InfoReply:
         """Tell which release answers at this moment."""
         held = self._model.held
         return query_pb2.InfoReply(
