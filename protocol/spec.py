@@ -157,6 +157,14 @@ class Routing(Strict):
     """Experts a token, at every module."""
 
 
+class StatisticsFile(Strict):
+    """What public text looks like inside the base, by content; `router.methods.features.pool_statistics` reads it."""
+
+    sha256: Sha256
+    size: Annotated[int, Field(ge=1, le=1 << 32)]
+    """In bytes."""
+
+
 class PoolSpec(Strict):
     """One base model, one recipe, one policy."""
 
@@ -169,6 +177,8 @@ class PoolSpec(Strict):
     recipe: Recipe = Recipe()
     policy: Policy = Policy()
     routing: Routing = Routing()
+    statistics: StatisticsFile | None = None
+    """Against which methods hold experts' means; None where every router works out its own."""
     coordinator: KeyHex
     """Public key that signs this document, releases and receipts."""
     created: Timestamp

@@ -17,6 +17,7 @@ from protocol.programs import print_json, say, with_flags_of
 if TYPE_CHECKING:
     from coordinator.workspace.create import BaseFacts
     from protocol.documents import Pool
+    from router.methods.features.background import Kind
 
 
 def _policy(text: str) -> Any:
@@ -73,6 +74,9 @@ def init(
     database: Annotated[str | None, typer.Option(help="URL of the registry; default: SQLite here.")] = None,
     store: Annotated[str | None, typer.Option(help="Folder or URL of the bundles' bytes; default: here.")] = None,
     probe: Annotated[Path | None, typer.Option(help="Public text to try experts on, one input a line.")] = None,
+    public_text: Annotated[
+        Path | None, typer.Option(help="Public text like what is asked, one a line, that means are held against.")
+    ] = None,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = Path(),
     **recipe_flags: Any,
@@ -87,6 +91,13 @@ def init(
 
     check_absent(place := CoordinatorWorkspace(workspace))
     method = _checked_method(method, statistics or ())
+    kinds = _kinds(method, statistics or ())
+    if public_text and not kinds:
+        raise Refused(
+            Code.SETTINGS_INVALID,
+            "Only means are held against public text.",
+            "Add --statistics means, or leave it out.",
+        )
     policy = {
         "enrolment": enrolment, "admission": admission, "max_rank": max_rank,
         "max_bundle_bytes": max_bundle_bytes, "max_experts_per_contributor": max_experts, "release_days": release_days,
@@ -94,7 +105,7 @@ def init(
     }  # fmt: skip
     fields = (_read_toml(recipe) if recipe else {}) | _given(recipe_flags)
     pool = found(
-        place, partial(_study, base), name=name, probe=probe,
+        place, partial(_study, base, kinds, public_text), name=name, probe=probe,
         settings={"listen": listen and check_address(listen), "database": database, "store": store},
         choices={"recipe": fields, "policy": _given(policy), "routing": _given({"method": method, "k": k})},
         now=datetime.now(UTC),
@@ -102,11 +113,18 @@ def init(
     _announce(pool, place.folder, as_json=as_json)
 
 
-def _study(base: str) -> "BaseFacts":
+def _study(base: str, kinds: Sequence["Kind"], public: Path | None) -> "BaseFacts":
     from coordinator.workspace.create import study_base
 
     say(f"Reading the base model {base} ...")
-    return study_base(base)
+    return study_base(base, kinds, public)
+
+
+def _kinds(method: str | None, statistics: Sequence[str]) -> tuple["Kind", ...]:
+    """List the statistics of public text that the pool's methods read, which are worked out now and for everybody."""
+    if "means" not in statistics:
+        return ()
+    return ("pooled", "token") if method in ("nnls-token", "nnls-gates") else ("pooled",)
 
 
 def _announce(pool: "Pool", folder: Path, *, as_json: bool) -> None:

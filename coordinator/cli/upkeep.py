@@ -49,7 +49,8 @@ def fsck(
                 "Yanked, because the adopted release holds neither them nor a successor of their name: "
                 f"{', '.join(digest[:16] for digest in yanked)}. Whoever wants one in again submits a new one."
             )
-        found = check_store(open_.registry, Store(settings.store), now=now, delete=age)
+        told = open_.pool.spec.statistics
+        found = check_store(open_.registry, Store(settings.store), now=now, delete=age, statistics=told)
         release, receipts = open_.high_water.lost_release(), open_.high_water.lost_receipts()
         say(_in_words(found))
         if as_json:

@@ -70,10 +70,10 @@ class CatalogService(catalog_pb2_grpc.CatalogServicer):
         return catalog_pb2.GetBundleReply(envelope=row.envelope)
 
     async def Fetch(self, request: catalog_pb2.FetchRequest, context: Context) -> AsyncIterator[Chunk]:
-        """Send a file of a public bundle, or a calibration, from an offset."""
+        """Send a file of a public bundle, a calibration, or the pool's statistics, from an offset."""
         sha256, offset = _digest(request.sha256), request.offset
         calibration = await asyncio.to_thread(Rounds(self._registry).content, sha256)
-        size = len(calibration) if calibration else await asyncio.to_thread(self._registry.bundles.public_size, sha256)
+        size = len(calibration) if calibration else await asyncio.to_thread(self._public_size, sha256)
         if size is None:
             raise _no_bundle(sha256)
         if offset > size:
@@ -82,6 +82,10 @@ class CatalogService(catalog_pb2_grpc.CatalogServicer):
             while data := await asyncio.to_thread(file.read, CHUNK_BYTES):
                 yield Chunk(offset=offset, data=data, crc32=zlib.crc32(data))
                 offset += len(data)
+
+    def _public_size(self, sha256: str) -> int | None:
+        told = self._pool.spec.statistics
+        return told.size if told and told.sha256 == sha256 else self._registry.bundles.public_size(sha256)
 
     async def _open(self, sha256: str, calibration: bytes | None, offset: int) -> IO[bytes]:
         if calibration:

@@ -1,18 +1,20 @@
 """Makes a workspace: key, signed pool, empty registry. Whole or not at all."""
 
+import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tomli_w
 from pydantic import ValidationError
 
 from coordinator.registry.registry import Registry
+from coordinator.storage.blobs import Store
 from coordinator.workspace.paths import CoordinatorWorkspace
 from coordinator.workspace.settings import anchored, read
 from protocol.adapters import Shape
@@ -21,8 +23,11 @@ from protocol.errors import Code, Refused, from_os_error
 from protocol.files.atomic import write_secret
 from protocol.fleet.campaign import APP_DIGEST
 from protocol.signing import Identity
-from protocol.spec import Architecture, BaseModelRef, Name, Policy, PoolSpec, Recipe, Routing
+from protocol.spec import Architecture, BaseModelRef, Name, Policy, PoolSpec, Recipe, Routing, StatisticsFile
 from protocol.statement import Strict, first_invalid
+
+if TYPE_CHECKING:
+    from router.methods.features.background import Kind
 
 PROBE = (
     "The quick brown fox jumps over the lazy dog.",
@@ -42,25 +47,38 @@ class BaseFacts:
     ref: BaseModelRef
     architecture: Architecture
     modules: dict[str, Shape]
+    statistics: bytes | None = None
+    """What public text looks like inside it, as a file; None in a pool whose methods do not ask."""
 
 
-def study_base(name_or_path: str) -> BaseFacts:
+def study_base(name_or_path: str, kinds: Collection["Kind"] = (), public: Path | None = None) -> BaseFacts:
     """Load a base model and list what a pool must know of it.
 
+    Args:
+        name_or_path: Folder or Hugging Face id.
+        kinds: Of statistics of public text that the pool's method reads.
+        public: The public text, one a line; without it, random tokens.
+
     Raises:
-        Refused: `BASE_UNREADABLE`.
+        Refused: `BASE_UNREADABLE`, or `DATA_UNREADABLE` for public text that is none.
     """
     from router.base.fingerprint import fingerprint  # noqa: PLC0415
     from router.base.linear import linear_modules  # noqa: PLC0415 - seconds of import that only this needs
     from router.base.loading import load_base  # noqa: PLC0415
+    from router.methods.features.background import read_public  # noqa: PLC0415
+    from router.model.expert_set import ExpertSet  # noqa: PLC0415
 
+    if public is not None:
+        read_public(public)  # refused before the base is loaded
     loaded = load_base(name_or_path, device="cpu")
-    folder = Path(name_or_path)
+    folder, modules = Path(name_or_path), linear_modules(loaded.model)
+    statistics = ExpertSet(loaded, public=public).features.mixtures.public.dump(kinds) if kinds else None
     return BaseFacts(
         location=str(folder.resolve()) if folder.is_dir() else name_or_path,
         ref=fingerprint(name_or_path),
         architecture=loaded.architecture,
-        modules=linear_modules(loaded.model),
+        modules=modules,
+        statistics=statistics,
     )
 
 
@@ -97,7 +115,7 @@ def found(
 
     Raises:
         Refused: `WORKSPACE_EXISTS`, `SETTINGS_INVALID` or `DATA_UNREADABLE`; nothing is left behind.
-        Unavailable: `BUSY` if the database does not answer.
+        Unavailable: `BUSY` if the database does not answer, `STORAGE_FULL`.
     """
     check_absent(workspace)
     lines = list(PROBE) if probe is None else read_probe(probe)
@@ -110,6 +128,7 @@ def found(
             Code.SETTINGS_INVALID, f"The pool's {place} is wrong: {reason}.", "Correct the option or the file."
         ) from error
     base, identity = study(), Identity.generate()
+    told = base.statistics
     spec = PoolSpec(
         name=chosen.name,
         base=base.ref,
@@ -118,17 +137,24 @@ def found(
         recipe=chosen.recipe,
         policy=chosen.policy,
         routing=chosen.routing,
+        statistics=StatisticsFile(sha256=hashlib.sha256(told).hexdigest(), size=len(told)) if told else None,
         coordinator=identity.public.hex,
         created=timestamp(now),
     )
     pool = sign_pool(spec, identity)
     given = {name: value for name, value in settings.items() if value is not None}
-    _write(workspace, identity, pool, probe=lines, settings={"base": base.location, **given})
+    _write(workspace, identity, pool, probe=lines, statistics=told, settings={"base": base.location, **given})
     return pool
 
 
 def _write(
-    workspace: CoordinatorWorkspace, identity: Identity, pool: Pool, *, probe: list[str], settings: dict[str, Any]
+    workspace: CoordinatorWorkspace,
+    identity: Identity,
+    pool: Pool,
+    *,
+    probe: list[str],
+    statistics: bytes | None,
+    settings: dict[str, Any],
 ) -> None:
     """Write a workspace whole, or leave nothing behind."""
     existed = workspace.folder.exists()
@@ -143,6 +169,10 @@ def _write(
             used = read(draft, **settings)
             # An external database is made where it is; SQLite's file moves in with the rest.
             _make_registry(used.database)
+            if statistics and pool.spec.statistics:
+                (file := draft.folder / ".statistics").write_bytes(statistics)
+                Store(used.store).put(file, pool.spec.statistics.sha256)
+                file.unlink()
             elsewhere = {"database": used.database, "store": used.store}
             settings |= {name: url for name, url in elsewhere.items() if str(draft.folder.resolve()) not in url}
             write_secret(draft.settings, tomli_w.dumps(settings).encode())

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from coordinator.registry.registry import Registry
 from coordinator.storage.blobs import Store
 from protocol.documents import read_timestamp
+from protocol.spec import StatisticsFile
 
 
 @dataclass(frozen=True)
@@ -14,9 +15,9 @@ class Findings:
     """What a check of the store found; files are named by their digests."""
 
     files: int
-    """Files that bundles need; nothing is needed of what was refused or yanked, which never comes back."""
+    """Files that pool and bundles need; nothing is needed of what was refused or yanked, which never comes back."""
     missing: tuple[str, ...]
-    """What bundles need and is not there."""
+    """What is needed and is not there."""
     damaged: tuple[str, ...]
     """Under what other bytes lie, or none that can be read."""
     orphans: tuple[str, ...]
@@ -32,7 +33,14 @@ class Findings:
         return not self.missing and not self.damaged
 
 
-def check_store(registry: Registry, store: Store, *, now: datetime, delete: timedelta | None = None) -> Findings:
+def check_store(
+    registry: Registry,
+    store: Store,
+    *,
+    now: datetime,
+    delete: timedelta | None = None,
+    statistics: StatisticsFile | None = None,
+) -> Findings:
     """Digest every stored file, and drop old orphans if asked to.
 
     Args:
@@ -40,16 +48,19 @@ def check_store(registry: Registry, store: Store, *, now: datetime, delete: time
         store: Where the files are; must not be written meanwhile if anything is to be dropped.
         now: The time.
         delete: Age from which on orphans are dropped; None to drop none.
+        statistics: The pool's own file, which is needed as long as the pool is.
     """
     present = set(store.digests())
-    needed, newest = registry.bundles.files(), registry.bundles.newest()
+    needed, newest = set(registry.bundles.files()), registry.bundles.newest()
+    if statistics is not None:
+        needed.add(statistics.sha256)
     horizon = read_timestamp(newest.received) if newest else datetime.min.replace(tzinfo=UTC)
-    orphans = {sha256: store.kept_since(sha256) for sha256 in present - needed.keys() - registry.uploads.files()}
+    orphans = {sha256: store.kept_since(sha256) for sha256 in present - needed - registry.uploads.files()}
     old = [sha256 for sha256, since in orphans.items() if delete is not None and since < min(horizon, now - delete)]
     return Findings(
         files=len(needed),
-        missing=tuple(sorted(needed.keys() - present)),
-        damaged=tuple(sha256 for sha256 in sorted(needed.keys() & present) if not store.verify(sha256)),
+        missing=tuple(sorted(needed - present)),
+        damaged=tuple(sha256 for sha256 in sorted(needed & present) if not store.verify(sha256)),
         orphans=tuple(sorted(orphans)),
         young=tuple(sorted(sha256 for sha256, since in orphans.items() if since >= horizon)),
         dropped=tuple(sorted(_drop(store, old))),

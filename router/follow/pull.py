@@ -39,7 +39,9 @@ from router.follow.workspace import (
     RELEASE,
     RELEASES,
     Mirror,
+    assemble,
     kept,
+    listed_files,
     open_listed,
 )
 from router.pool.calibration import Calibration
@@ -169,7 +171,9 @@ def pull_calibration(folder: Path, address: str, file: CalibrationFile, **contac
         Unavailable: `UNREACHABLE`, `STORAGE_FULL`.
     """
     with _reach(folder, address, contact) as source:
-        return _pull_calibration(source, file)
+        path = folder / CALIBRATIONS / file.sha256
+        _pull_listed(path, source, SignedFile(file.sha256, file.size))
+        return Calibration.load(path.read_bytes())
 
 
 def _pull_pool(source: _Source) -> Pool:
@@ -195,22 +199,23 @@ def _pull_pool(source: _Source) -> Pool:
 
 
 def _pull_mirror(source: _Source, pool: Pool, release: Release, held: Mirror | None) -> Mirror:
-    spec, known = release.spec, {bundle.digest: bundle for bundle in held.bundles} if held else {}
-    places = [source.folder / BUNDLES / expert.bundle for expert in spec.experts]
+    known = {bundle.digest: bundle for bundle in held.bundles} if held else {}
+    places = [source.folder / BUNDLES / expert.bundle for expert in release.spec.experts]
     bundles = {place: _open_whole(place, pool, known) for place in places}
     missing = {place: _pull_manifest(place.name, source, pool) for place, bundle in bundles.items() if bundle is None}
-    source.bar.total = sum(file.size for manifest in missing.values() for file in manifest.files.values())
-    here = bundles | {place: _pull_bundle(place, manifest, source) for place, manifest in missing.items()}
-    calibration = None if spec.calibration is None else _pull_calibration(source, spec.calibration)
-    return Mirror(pool, release, tuple(bundle for bundle in here.values() if bundle is not None), calibration)
+    listed = listed_files(source.folder, pool, release)
+    files = [*listed.values(), *(file for manifest in missing.values() for file in manifest.files.values())]
+    source.bar.total = sum(file.size for file in files)
+    bundles |= {place: _pull_bundle(place, manifest, source) for place, manifest in missing.items()}
+    for path, file in listed.items():
+        _pull_listed(path, source, file)
+    return assemble(source.folder, pool, release, (bundle for bundle in bundles.values() if bundle is not None))
 
 
-def _pull_calibration(source: _Source, file: CalibrationFile) -> Calibration:
-    path = source.folder / CALIBRATIONS / file.sha256
+def _pull_listed(path: Path, source: _Source, file: SignedFile) -> None:
     path.parent.mkdir(exist_ok=True)
-    _pull_file(path, source, SignedFile(file.sha256, file.size))
+    _pull_file(path, source, file)
     sync(path)
-    return Calibration.load(path.read_bytes())
 
 
 def _open_whole(place: Path, pool: Pool, known: Mapping[str, Bundle]) -> Bundle | None:

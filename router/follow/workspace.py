@@ -5,11 +5,13 @@ release.dsse.json     the newest release that was fetched whole
 releases/<number>...  every release that was fetched whole
 bundles/<digest>/     its bundles; kept when a later release drops them
 calibrations/<digest> biases and temperatures of its routers, where it has any
+statistics/<digest>   what the pool tells of public text, where it tells any
 .fingerprint.json     what the base model is by content; may be deleted at any time
 .pull.lock            held by the pull at work
 """
 
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,11 +20,11 @@ from protocol.bundle import Bundle, SignedFile, check_file, open_bundle
 from protocol.compatibility import check_fit
 from protocol.documents import Pool, read_pool
 from protocol.errors import Code, Refused
-from protocol.release import CalibrationFile, Release, read_release
+from protocol.release import Release, read_release
 from router.pool.calibration import Calibration
 
 POOL, RELEASE, BUNDLES, FINGERPRINT = "pool.dsse.json", "release.dsse.json", "bundles", ".fingerprint.json"
-RELEASES, CALIBRATIONS, LOCK = "releases", "calibrations", ".pull.lock"
+RELEASES, CALIBRATIONS, STATISTICS, LOCK = "releases", "calibrations", "statistics", ".pull.lock"
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Mirror:
     """In the release's order."""
     calibration: Calibration | None = None
     """What the release adds to the scores of gates."""
+    statistics: Path | None = None
+    """What the pool tells of public text, in a file named by its digest."""
 
 
 class Checked(NamedTuple):
@@ -58,21 +62,19 @@ def check_disk(folder: Path, sample: int | None = None) -> Checked:
     Raises:
         Refused: `WORKSPACE_MISSING`, or any code of a document: of the pool, or of a release.
     """
-    pool, paths = _open_pool(folder), list[tuple[Path, CalibrationFile | None]]()
+    pool, files = _open_pool(folder), dict[Path, SignedFile | None]()
     for envelope in (folder / RELEASES).glob("*.dsse.json"):
-        spec = read_release(envelope.read_bytes(), pool).spec
-        paths += [(folder / BUNDLES / expert.bundle, None) for expert in spec.experts]
-        if spec.calibration is not None:
-            paths.append((folder / CALIBRATIONS / spec.calibration.sha256, spec.calibration))
-    files = dict(paths)
-    drawn = list(files) if sample is None else random.sample(list(files), min(sample, len(files)))
+        release = read_release(envelope.read_bytes(), pool)
+        files |= dict.fromkeys(folder / BUNDLES / expert.bundle for expert in release.spec.experts)
+        files |= listed_files(folder, pool, release)
+    drawn = random.sample(list(files), min(sample or len(files), len(files)))
     damaged = {}
     for path in drawn:
         try:
             if (file := files[path]) is None:
                 open_listed(path, pool)
             else:
-                _open_calibration(folder, file)
+                _check_listed(path, file)
         except Refused as error:
             damaged[path.name] = error
     return Checked(len(files), len(drawn), damaged)
@@ -98,9 +100,32 @@ def open_mirror(folder: Path, number: int | None = None) -> Mirror:
             "Ask for one of them, or leave the release out to take the newest.",
         )
     release = read_release(path.read_bytes(), pool)
-    bundles = tuple(open_listed(folder / BUNDLES / expert.bundle, pool) for expert in release.spec.experts)
-    file = release.spec.calibration
-    return Mirror(pool, release, bundles, None if file is None else _open_calibration(folder, file))
+    bundles = [open_listed(folder / BUNDLES / expert.bundle, pool) for expert in release.spec.experts]
+    for each, file in listed_files(folder, pool, release).items():
+        _check_listed(each, file)
+    return assemble(folder, pool, release, bundles)
+
+
+def listed_files(folder: Path, pool: Pool, release: Release) -> dict[Path, SignedFile]:
+    """Return what a pool and a release list beside bundles, by where it lies."""
+    listed = {STATISTICS: pool.spec.statistics, CALIBRATIONS: release.spec.calibration}
+    return {
+        folder / where / file.sha256: SignedFile(file.sha256, file.size)
+        for where, file in listed.items()
+        if file is not None
+    }
+
+
+def assemble(folder: Path, pool: Pool, release: Release, bundles: Iterable[Bundle]) -> Mirror:
+    """Put together what lies in a folder whole, and was checked."""
+    calibration, statistics = release.spec.calibration, pool.spec.statistics
+    return Mirror(
+        pool,
+        release,
+        tuple(bundles),
+        None if calibration is None else Calibration.load((folder / CALIBRATIONS / calibration.sha256).read_bytes()),
+        None if statistics is None else folder / STATISTICS / statistics.sha256,
+    )
 
 
 def _open_pool(folder: Path) -> Pool:
@@ -113,12 +138,10 @@ def _open_pool(folder: Path) -> Pool:
     return read_pool((folder / POOL).read_bytes())
 
 
-def _open_calibration(folder: Path, file: CalibrationFile) -> Calibration:
-    path = folder / CALIBRATIONS / file.sha256
+def _check_listed(path: Path, file: SignedFile) -> None:
     if not path.is_file():
         raise Refused(Code.FILE_MISSING, f"{path} is missing.", "Fetch it again with: greylag-router pull")
-    check_file(path, SignedFile(file.sha256, file.size))
-    return Calibration.load(path.read_bytes())
+    check_file(path, file)
 
 
 def kept(folder: Path, number: int) -> Path:

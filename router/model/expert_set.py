@@ -114,5 +114,6 @@ class ExpertSet:
             for (_, name, contributor), bundle in new:
                 pool = pool.add(self.load(bundle, name=name, contributor=contributor))
             pool = pool.reordered([digest for digest, _, _ in wanted]).calibrated(mirror.calibration)
+            self.features.mixtures.public.follow(mirror.statistics)
             resolve(release.routing.method, MethodContext(pool, k=release.routing.k, features=self.features))
             self.held = self.held.followed_by(Generation.of(release, pool))

@@ -159,6 +159,7 @@ class RoutedModel(ExpertSet):
         check_room(saved.bundles, model.generation.pool, model.places, model.base.model.dtype)
         for expert, bundle in zip(saved.index.experts, saved.bundles, strict=True):
             model.append(bundle, name=expert.name, contributor=expert.contributor)
+        model.features.mixtures.public.follow(saved.statistics)
         pool, index = model.generation.pool.calibrated(saved.calibration), saved.index
         model.generation = Generation(pool, index.routing, index.release)
         return model
@@ -178,8 +179,9 @@ class RoutedModel(ExpertSet):
         """
         now = self.generation
         return save(
-            Path(folder), self.base.source, now.pool, routing=now.settings, release=now.release, with_base=with_base
-        )
+            Path(folder), self.base.source, now.pool, routing=now.settings, release=now.release, with_base=with_base,
+            statistics=self.features.mixtures.public.told,
+        )  # fmt: skip
 
     def export_lora(
         self,

@@ -3,6 +3,7 @@
 greylag.json          base, routing and experts in pool order, all by digest
 bundles/<digest>/     the experts as their contributors signed them
 calibration           biases and temperatures of the routers, where the release has any
+statistics/<digest>   what the pool tells of public text, where it tells any
 base/                 the base model's files, if they were asked for
 
 Bundles are kept rather than tensors as they run: who made an expert can still be checked, statistics come
@@ -14,7 +15,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from protocol.bundle import Bundle, open_bundle
+from protocol.bundle import Bundle, open_bundle, sha256_of
 from protocol.errors import Code, Refused
 from protocol.files import strict_json
 from protocol.files.atomic import new_folder
@@ -24,7 +25,7 @@ from router.base.fingerprint import FILES, fingerprint, locate
 from router.pool.calibration import Calibration
 from router.pool.pool import ExpertPool
 
-INDEX, BASE, BUNDLES, CALIBRATION = "greylag.json", "base", "bundles", "calibration"
+INDEX, BASE, BUNDLES, CALIBRATION, STATISTICS = "greylag.json", "base", "bundles", "calibration", "statistics"
 _MAX_INDEX_BYTES = 1 << 24
 
 
@@ -47,6 +48,8 @@ class SavedModel(Strict):
     """Number of the release; 0 for a model that was put together by hand."""
     calibration: Sha256 | None = None
     """sha256 of the file of that name."""
+    statistics: Sha256 | None = None
+    """Name and sha256 of the file in the folder of that name."""
     experts: list[SavedExpert]
     """In pool order, which decides ties."""
 
@@ -69,9 +72,19 @@ class Saved:
     base: Path | None
     """The base model's folder, where it was saved, too."""
     calibration: Calibration | None = None
+    statistics: Path | None = None
 
 
-def save(folder: Path, base: str, pool: ExpertPool, *, routing: Routing, release: int, with_base: bool) -> str:
+def save(
+    folder: Path,
+    base: str,
+    pool: ExpertPool,
+    *,
+    routing: Routing,
+    release: int,
+    with_base: bool,
+    statistics: Path | None = None,
+) -> str:
     """Write a routed model; the folder appears whole or not at all.
 
     Args:
@@ -81,6 +94,7 @@ def save(folder: Path, base: str, pool: ExpertPool, *, routing: Routing, release
         routing: What routes a request that asks for nothing else.
         release: Number of the release; 0 for none.
         with_base: Whether to copy the base model's files, too; else whoever loads the model names them.
+        statistics: What the pool tells of public text, in a file named by its sha256.
 
     Returns:
         The model's identity.
@@ -93,7 +107,7 @@ def save(folder: Path, base: str, pool: ExpertPool, *, routing: Routing, release
     listed = [SavedExpert(name=each.name, contributor=each.contributor, bundle=each.digest) for each in experts]
     index = SavedModel(
         base=fingerprint(base), routing=routing, release=release, experts=listed,
-        calibration=calibration.digest if calibration else None,
+        calibration=calibration.digest if calibration else None, statistics=statistics.name if statistics else None,
     )  # fmt: skip
     with new_folder(folder) as partial:
         for expert in experts:
@@ -101,6 +115,9 @@ def save(folder: Path, base: str, pool: ExpertPool, *, routing: Routing, release
             shutil.copytree(source, partial / BUNDLES / expert.digest)
         if calibration is not None:
             (partial / CALIBRATION).write_bytes(calibration.content)
+        if statistics is not None:
+            (partial / STATISTICS).mkdir()
+            shutil.copyfile(statistics, partial / STATISTICS / statistics.name)
         if with_base:
             _copy_base(locate(base), partial / BASE)
         (partial / INDEX).write_bytes(strict_json.dumps(index.model_dump(mode="json")))
@@ -132,7 +149,10 @@ def open_saved(folder: Path, *, expected: str | None = None) -> Saved:
         )
     bundles = tuple(_open_listed(folder / BUNDLES / expert.bundle, expert.bundle) for expert in index.experts)
     calibration = None if index.calibration is None else _open_calibration(folder / CALIBRATION, index.calibration)
-    return Saved(index, bundles, folder / BASE if (folder / BASE).is_dir() else None, calibration)
+    statistics = None if index.statistics is None else folder / STATISTICS / index.statistics
+    if statistics and (not statistics.is_file() or sha256_of(statistics) != index.statistics):
+        raise Refused(Code.DIGEST_MISMATCH, f"{statistics} is not what was saved.", "Save it again.")
+    return Saved(index, bundles, folder / BASE if (folder / BASE).is_dir() else None, calibration, statistics)
 
 
 def _open_calibration(path: Path, digest: str) -> Calibration:

@@ -10,10 +10,10 @@ import hashlib
 import os
 import random
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,11 +27,13 @@ from router.base.fingerprint import fingerprint
 from router.base.tokens import encode_input, encode_target
 from router.methods.features.activations import Reader
 from router.methods.features.covariance import Spread, spread_of
+from router.methods.features.pool_statistics import dump_statistics, read_spread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Kind = Literal["pooled", "token"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 PATIENCE_S = 2.0
 """After how long a bar shows what takes long, in seconds."""
@@ -59,14 +61,25 @@ class PublicText:
 
     def __init__(self, reader: Reader, texts: Sequence[str] = (), cache: Path | None = None) -> None:
         self._reader, self._texts, self._cache = reader, tuple(texts[:TEXTS]), cache
+        self.told: Path | None = None
+        """What the pool tells, in a file named by its digest; what that leaves out is worked out here."""
         self._spreads: dict[str, Tensor] = {}
         self._file: Path | None = None
         self._lock = threading.Lock()
 
     @property
     def digest(self) -> str:
-        """What the texts are, as sha256."""
-        return hashlib.sha256(repr(self._texts).encode()).hexdigest()
+        """What the texts are, or what the pool tells of them, as sha256."""
+        return told.name if (told := self.told) else hashlib.sha256(repr(self._texts).encode()).hexdigest()
+
+    def follow(self, told: Path | None) -> None:
+        """Take what a pool tells of public text; texts that were given go before it.
+
+        Args:
+            told: A file as `dump` makes it, named by its sha256; None if the pool tells nothing.
+        """
+        if not self._texts:
+            self.told = told
 
     def spread(self, path: str, kind: Kind) -> Spread:
         """Return how public text spreads at a module's input.
@@ -74,8 +87,15 @@ class PublicText:
         Args:
             path: A module; for `pooled`, one that sees the prompt.
             kind: Of texts' means, or of single tokens.
+
+        Raises:
+            Refused: As `router.methods.features.pool_statistics.read_spread`.
         """
-        names = [f"{self._reader.sources[path]}.{kind}.{field}" for field in Spread._fields]
+        source = self._reader.sources[path]
+        width = self._reader.base.model.get_submodule(source).in_features
+        if (told := self.told) and (spread := read_spread(told, f"{source}.{kind}", width)):
+            return spread
+        names = [f"{source}.{kind}.{field}" for field in Spread._fields]
         with self._lock:
             if not self._spreads and self._file is None:
                 self._prepare()
@@ -90,18 +110,29 @@ class PublicText:
         if place is not None and self._readable(place):
             self._file = place
             return
-        spreads: dict[str, Tensor] = {}
-        sources = set(self._reader.sources.values())
-        total = len(sources) + sum(map(self._reader.of_prompt, sources))
-        # On a terminal alone, and only once it has taken a while.
-        slow = {"desc": "Statistics of public text, once a base", "delay": PATIENCE_S, "disable": None, "leave": False}
-        for path, kind, samples in tqdm(self._samples(), total=total, **slow):
-            fields = spread_of(samples)._asdict()
-            spreads |= {f"{path}.{kind}.{field}": tensor for field, tensor in fields.items()}
+        spreads = {
+            f"{name}.{field}": tensor
+            for name, spread in self._work_out(KINDS).items()
+            for field, tensor in spread._asdict().items()
+        }
         if place is not None and _written(spreads, place):
             self._file = place
         else:
             self._spreads = spreads
+
+    def dump(self, kinds: Collection[Kind]) -> bytes:
+        """Work out what a pool tells, as `router.methods.features.pool_statistics` writes it."""
+        return dump_statistics(self._work_out(kinds))
+
+    def _work_out(self, kinds: Collection[Kind]) -> dict[str, Spread]:
+        """Read the texts; returns spreads by input and kind."""
+        sources = set(self._reader.sources.values())
+        counts = {"pooled": sum(map(self._reader.of_prompt, sources)), "token": len(sources)}
+        # On a terminal alone, and only once it has taken a while.
+        slow = {"desc": "Statistics of public text, once a base", "delay": PATIENCE_S, "disable": None, "leave": False}
+        wanted = (each for each in self._samples() if each[1] in kinds)
+        shown = tqdm(wanted, total=sum(counts[kind] for kind in kinds), **slow)
+        return {f"{path}.{kind}": spread_of(samples) for path, kind, samples in shown}
 
     def _place(self) -> Path | None:
         if self._cache is None:

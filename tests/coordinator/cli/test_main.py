@@ -131,7 +131,7 @@ def test_init_makes_a_workspace_of_a_real_base(program: Program, tmp_path: Path,
     assert workspace.key.stat().st_mode & 0o777 == 0o600
     assert (workspace.folder / "probe.txt").read_text() == "reverse : a b\ncopy : c\n"
     assert sorted(path.name for path in workspace.folder.iterdir()) == [
-        "coordinator.key", "coordinator.toml", "pool.dsse.json", "probe.txt", "registry.db",
+        "coordinator.key", "coordinator.toml", "pool.dsse.json", "probe.txt", "registry.db", "store",
     ]  # fmt: skip
     before = workspace.key.read_bytes()
     assert program(workspace, "init", "--name", "birds", "--base", str(t5_base)) == 73

@@ -4,9 +4,11 @@ import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
+from coordinator.storage.blobs import Store
 from coordinator.workspace.context import opened
 from coordinator.workspace.create import BaseFacts, found
 from coordinator.workspace.paths import CoordinatorWorkspace
@@ -14,6 +16,10 @@ from coordinator.workspace.settings import load
 from protocol.documents import Pool, read_pool
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
+from protocol.spec import Means, Statistics
+from router.follow.pull import pull
+from router.methods.features.background import PublicText
+from router.model.routed_model import RoutedModel
 from tests import factories
 from tests.coordinator.cli.test_main import SHAPES, Program, program, refused
 from tests.coordinator.cli.test_processes import BASE, serving
@@ -147,3 +153,36 @@ def test_what_the_environment_names_is_in_the_workspace(
     monkeypatch.chdir(tmp_path)
     assert program(workspace, "fsck") == 0
     assert {"r.db", "blobs"} <= {path.name for path in workspace.folder.iterdir()}
+
+
+def test_a_pool_that_asks_for_means_tells_what_they_are_held_against(
+    program: Program, tmp_path: Path, t5_base: Path, identity: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (text := tmp_path / "text").write_text("say a b\nreverse c d\ncopy e f\n")
+    place, base = CoordinatorWorkspace(tmp_path / "w"), ("--name", "p", "--base", str(t5_base))
+    assert program(place, "init", *base, "--public-text", str(text)) == Code.SETTINGS_INVALID.fate.exit
+    text.write_text("one line\n")
+    means = ("--statistics", "means", "--public-text", str(text))
+    assert program(place, "init", *base, *means) == Code.DATA_UNREADABLE.fate.exit
+    assert not place.folder.exists()
+    text.write_text("say a b\nreverse c d\ncopy e f\n")
+    assert program(place, "init", *base, *means) == 0
+    pool = read_pool(place.pool.read_bytes())
+    assert pool.spec.statistics
+    assert program.json(place, "fsck", "--delete", "0")["files"] == 1  # before any bundle, and it stays
+    bundle = factories.make_bundle(tmp_path / "b", pool, identity, statistics=Statistics(means=Means()))
+    with serving(place) as (_, channel):
+        ada = Contributor(channel, identity)
+        ada.enrol(pool, "ada")
+        ada.submit(bundle)
+        assert program(place, "worker", "--once") == 0
+        address = channel._channel.target().decode().removeprefix("dns:///")  # type: ignore[attr-defined]
+        mirror = pull(tmp_path / "node", address)
+    monkeypatch.setattr(PublicText, "_samples", Mock(side_effect=AssertionError("public text is read again")))
+    model = RoutedModel.from_mirror(str(t5_base), mirror, device="cpu")
+    assert model.generation.settings.method == "nnls-request"
+    assert len(model.generate(["say a b"])) == 1
+    assert program(place, "fsck") == 0
+    Store(str(place.folder / "store")).remove(pool.spec.statistics.sha256)
+    assert program(place, "fsck") == Code.DIGEST_MISMATCH.fate.exit
+    assert pool.spec.statistics.sha256[:16] in program.err
