@@ -65,15 +65,7 @@ class Federation:
         return data
 
     def contribute(self, contributor: str, data: Path, on_progress: Callable[[dict[str, Any]], None]) -> str:
-        """Train, pack and submit, and wait for the verdict.
-
-        Args:
-            contributor: Whose workspace.
-            data: Its private file.
-            on_progress: Told about every step of training and upload.
-
-        Returns:
-            What the client said in the end: digest, name and state.
+        """Train, pack, submit and wait for the verdict; returns what the client said in the end.
 
         Raises:
             RuntimeError: The client failed.

@@ -30,15 +30,7 @@ def program(name: str, *arguments: object) -> list[str]:
 
 
 def run(name: str, *arguments: object, log: Path) -> str:
-    """Run a program to its end.
-
-    Args:
-        name: client, coordinator or router.
-        arguments: Its command line.
-        log: File that its stderr is appended to.
-
-    Returns:
-        What it printed on stdout.
+    """Run a program to its end, as `running` keeps it, and return what it printed on stdout.
 
     Raises:
         RuntimeError: It failed; the message ends with its last words.
