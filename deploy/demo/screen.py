@@ -16,14 +16,9 @@ _COLOURS = {"coordinator": "yellow", "router": "magenta"}
 
 
 class Screen:
-    """A growing record with bars below it; on a pipe, the record alone. Safe to call from several threads.
+    """A growing record with bars below it, while `bars` is entered; on a pipe, the record alone.
 
-    Args:
-        contributors: Who gets a bar.
-        console: Where to draw.
-
-    Attributes:
-        bars: Drawn for the length of a `with`.
+    Safe to call from several threads.
     """
 
     def __init__(self, contributors: Sequence[str], console: Console) -> None:

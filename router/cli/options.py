@@ -202,12 +202,7 @@ def asking(shared: dict[str, Any], releases: Sequence[int | None]) -> "Callable[
 
 
 def open_model(shared: dict[str, Any], releases: Sequence[int | None] = ()) -> "RoutedModel":
-    """Load a model as `router.model.opening.load_model` does, and say so where it takes a while.
-
-    Args:
-        shared: A verb's `**shared`, or what of it matters.
-        releases: What is going to be asked for; None stands for the newest.
-    """
+    """Load a model as `router.model.opening.load_model` does, and say so where it takes a while."""
     from router.model.opening import load_model
 
     settings = {name: shared.get(name) for name in ("base", "embedding", "device", "quantise")}

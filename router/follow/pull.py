@@ -145,7 +145,7 @@ def pull_exactly(
         address: The coordinator, `host:port`.
         digest: The candidate or release.
         released: Whether it is a release.
-        contact: How the coordinator is spoken to.
+        contact: As for `pull`.
 
     Raises:
         Refused: `CANDIDATE_UNKNOWN`, `DIGEST_MISMATCH`, or any code of a document or bundle.

@@ -31,11 +31,7 @@ class Panel:
 
 
 def panels_by_task(tasks: Sequence[TaskInput], answered: Answered) -> list[Panel]:
-    """Put the answers of each task together.
-
-    Args:
-        tasks: What was asked.
-        answered: The answers in the same order, with their routes.
+    """Put the answers of each task together, which are in the order of what was asked.
 
     Raises:
         Refused: `EXPERT_UNKNOWN` for an oracle that is not in the release.

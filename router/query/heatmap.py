@@ -29,12 +29,7 @@ def save_png(panels: Sequence[Panel], experts: Sequence[str], path: Path) -> Non
     """Draw which expert served which module, one panel a group of requests.
 
     As Figure 3 of arXiv 2402.05859: modules downwards, experts across, colour is mean weight, up to the largest of all
-    panels, dashed lines around the oracle's expert.
-
-    Args:
-        panels: What to draw.
-        experts: Names in pool order.
-        path: PNG file to write.
+    panels, dashed lines around the oracle's expert. Experts are named in pool order.
 
     Raises:
         Refused: `REQUEST_INVALID` for a panel without routes.
@@ -73,13 +68,7 @@ def save_png(panels: Sequence[Panel], experts: Sequence[str], path: Path) -> Non
 
 
 def save_page(panels: Sequence[Panel], answered: Answered, path: Path) -> None:
-    """Write one HTML page that needs nothing else: shares, heat maps, and every token's experts.
-
-    Args:
-        panels: As in `save_png`.
-        answered: The requests, with their routes.
-        path: HTML file to write.
-    """
+    """Write one HTML page that needs nothing else: shares, heat maps, and every token's experts."""
     routed = dict.fromkeys(f"release {answer.release}, method {answer.method}" for answer in answered.answers)
     document = {
         "about": f"{len(answered.answers)} requests, {'; '.join(routed)}, {len(answered.experts)} experts",

@@ -24,13 +24,7 @@ def as_json(answered: Answered, *, explain: bool) -> dict[str, Any]:
 
 
 def explain(console: Console, answered: Answered, answer: Answer) -> None:
-    """Print who answered: shares of all routing, then token by token, then module by module.
-
-    Args:
-        console: Where to print.
-        answered: The batch; names its experts.
-        answer: One answer of it, with its routes.
-    """
+    """Print who gave one answer of a batch: shares of all routing, then token by token, then module by module."""
     colours = {name: _COLOURS[at % len(_COLOURS)] for at, name in enumerate(answered.experts)}
     title = Text(f"Who answered (release {answer.release}, {printable(answer.method)})")  # Text: names are not markup
     table = Table("expert", "share", "", title=title)
