@@ -12,7 +12,6 @@ from deploy.demo import hostile, measure, world
 from deploy.demo.federation import Federation, federation
 from deploy.demo.processes import perform, stop_all
 from deploy.demo.screen import Screen, accuracy_table, refusal_table
-from deploy.demo.skills import CONTRIBUTORS
 from router.query import terminal
 from router.query.attribution import Panel
 from router.query.client import ask
@@ -28,7 +27,7 @@ DRAWN = 16
 def play(folder: Path) -> dict[str, object]:
     """Run the demo and leave heat maps and every log in the folder."""
     console = Console(width=None if sys.stdout.isatty() else 140)
-    screen = Screen(list(CONTRIBUTORS), console)
+    screen = Screen(list(world.CONTRIBUTORS), console)
     with federation(folder, screen.say) as cast:
         _train(cast, screen)
         return _measure(cast, console)
@@ -43,9 +42,9 @@ def _train(cast: Federation, screen: Screen) -> None:
         screen.done(contributor, f"verdict: {said}")
 
     with screen.bars, ThreadPoolExecutor(1 + min(os.cpu_count() or 1, 4)) as pool:
-        watcher = pool.submit(cast.watch, len(CONTRIBUTORS))
+        watcher = pool.submit(cast.watch, len(world.CONTRIBUTORS))
         try:
-            for finished in [*(pool.submit(one, name) for name in CONTRIBUTORS), watcher]:
+            for finished in [*(pool.submit(one, name) for name in world.CONTRIBUTORS), watcher]:
                 finished.result()
         except BaseException:
             stop_all()
@@ -56,14 +55,14 @@ def _train(cast: Federation, screen: Screen) -> None:
 def _measure(cast: Federation, console: Console) -> dict[str, object]:
     """Ask the running router, attack the coordinator, and show both."""
     own, composed = measure.held_out(cast.router), measure.composed(cast.router)
-    refusals = hostile.attempt_all(cast, next(iter(CONTRIBUTORS)), cast.folder / "hostile")
+    refusals = hostile.attempt_all(cast, next(iter(world.CONTRIBUTORS)), cast.folder / "hostile")
     console.print(accuracy_table("Exact match on each contributor's held-out requests", own))
     console.print(accuracy_table("Exact match on requests that need two contributors", composed))
     console.print(refusal_table(refusals))
     release = _explain(cast, console)
     return {
         "schema": 1,
-        "contributors": len(CONTRIBUTORS),
+        "contributors": len(world.CONTRIBUTORS),
         "release": release,
         "accuracy": measure.average(own),
         "composed": measure.average(composed),
@@ -85,7 +84,7 @@ def _explain(cast: Federation, console: Console) -> int:
     terminal.explain(console, answered, answer)
     owners = tuple(expert.split("/")[0] for expert in answered.experts)
     panels, answers = [], []
-    for name in CONTRIBUTORS:
+    for name in world.CONTRIBUTORS:
         inputs = [one.input for one in world.held_out(name, DRAWN, measure.HELD_OUT_SEED)]
         explained = ask(cast.router, inputs, max_new_tokens=measure.MAX_NEW_TOKENS, explain=True).answers
         routes = [route for each in explained for route in each.routes]

@@ -17,7 +17,6 @@ from transformers import BatchEncoding, PreTrainedTokenizerFast, T5Config, T5For
 
 from deploy.demo import world
 from deploy.demo.federation import BASE
-from deploy.demo.skills import CONTRIBUTORS
 from deploy.demo.world import Example
 from router.base.tokens import IGNORED
 
@@ -121,7 +120,7 @@ def check(model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast)
     """Print how the base does with and without marks, and return the exact match on marked requests."""
     marked = exact_match(model, tokenizer, world.marked(CHECK_EXAMPLES, SEED))
     print(f"marked requests: {marked:.3f} exact (at least {REQUIRED_MARKED} is required)", file=sys.stderr)
-    for contributor in CONTRIBUTORS:
+    for contributor in world.CONTRIBUTORS:
         unmarked = exact_match(model, tokenizer, world.held_out(contributor, CHECK_EXAMPLES, SEED))
         print(f"{contributor}, unmarked: {unmarked:.3f} exact", file=sys.stderr)
     return marked

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 
 from deploy.demo import world
-from deploy.demo.skills import CONTRIBUTORS
 from deploy.demo.world import Example
 from router.query.client import ask
 from router.query.request import RoutingChoice
@@ -21,7 +20,8 @@ Accuracy = Mapping[str, float]
 def held_out(router: str) -> dict[str, Accuracy]:
     """Measure on each contributor's held-out requests."""
     return {
-        name: _accuracy(router, world.held_out(name, PER_CONTRIBUTOR, HELD_OUT_SEED), (name,)) for name in CONTRIBUTORS
+        name: _accuracy(router, world.held_out(name, PER_CONTRIBUTOR, HELD_OUT_SEED), (name,))
+        for name in world.CONTRIBUTORS
     }
 
 
