@@ -1,5 +1,6 @@
 """What the three programs share: one JSON document on stdout, talk on stderr, errors as sentences."""
 
+import importlib.util
 import inspect
 import json
 import os
@@ -9,7 +10,7 @@ from contextlib import suppress
 from subprocess import TimeoutExpired
 from typing import TYPE_CHECKING, Any
 
-from protocol.errors import GreylagError, from_os_error
+from protocol.errors import Code, GreylagError, Refused, from_os_error
 from protocol.printable import printable
 
 if TYPE_CHECKING:
@@ -77,6 +78,16 @@ def with_flags_of(*others: Callable[..., Any]) -> Callable[[Callable[..., Any]],
         return verb
 
     return decorate
+
+
+def needs(package: str, extra: str, what: str) -> None:
+    """Refuse what a package of an extra has to be installed for (`SETTINGS_INVALID`)."""
+    if importlib.util.find_spec(package) is None:
+        raise Refused(
+            Code.SETTINGS_INVALID,
+            f"{what} needs {package}, which is not installed.",
+            f"Install it with: pip install 'greylag[{extra}]'",
+        )
 
 
 def say(sentence: str) -> None:

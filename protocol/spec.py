@@ -5,14 +5,16 @@ decide, without looking at a single weight, which tensors a bundle must hold.
 """
 
 import re
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from protocol.adapters import Activation, Alpha, Kind, Module, Rank, Shape
 from protocol.statement import Strict
 
+Flag = TypeVar("Flag")
 POOL_TYPE = "https://greylag.org/pool/v1"
 TIMESTAMP_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 
@@ -112,9 +114,16 @@ class Recipe(Strict):
     """Longest accepted target, in tokens."""
 
 
-def recipe_fields() -> dict[str, tuple[type, str]]:
-    """Tell type and meaning of each field of a recipe, of which the doors make flags."""
-    return {name: (type(field.default), field.description or "") for name, field in Recipe.model_fields.items()}
+def recipe_flags(option: Callable[..., Flag], panel: str, without: Collection[str] = ()) -> list[Flag]:
+    """Have a door's library make a flag of each field of a recipe, shown in a panel of its help, but for some."""
+    return [
+        option(
+            param_decls=[name, f"--{name.replace('_', '-')}"], type=type(field.default), help=field.description or "",
+            rich_help_panel=panel,
+        )
+        for name, field in Recipe.model_fields.items()
+        if name not in without
+    ]  # fmt: skip
 
 
 class Promotion(Strict):

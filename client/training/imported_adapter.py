@@ -53,11 +53,7 @@ class Adapter:
 
 
 def read_adapter(name_or_path: str, pool: PoolSpec) -> Adapter:
-    """Read what an adapter is, without its weights, and hold it against a pool.
-
-    Args:
-        name_or_path: A folder as PEFT saves it, or a Hugging Face id.
-        pool: Modules of the base and the largest rank.
+    """Read what an adapter is, a folder or a Hugging Face id, without its weights, and hold it against a pool.
 
     Raises:
         Refused: `ADAPTER_UNREADABLE`, `KIND_UNSUPPORTED`, `MODULE_UNKNOWN`, `RANK_OUT_OF_BOUNDS`, or a code of
@@ -83,11 +79,6 @@ def read_adapter(name_or_path: str, pool: PoolSpec) -> Adapter:
 
 def write_adapter(adapter: Adapter, folder: Path, pool: PoolSpec) -> None:
     """Write an adapter as an expert's files, whole or not at all, with full names and nothing that is private.
-
-    Args:
-        adapter: What to write.
-        folder: Does not exist yet.
-        pool: Says what its base model is called.
 
     Raises:
         Refused: `NOT_FINITE`, or `NO_EFFECT` where it adds nothing.

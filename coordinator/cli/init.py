@@ -34,15 +34,9 @@ class InitVerb(TyperCommand):
     @cached_property
     def params(self) -> list[click.Parameter]:  # type: ignore[override] # nobody puts another list there
         """Its flags."""
-        from protocol.spec import recipe_fields  # pydantic: not before the verb, or its help, is asked for
+        from protocol.spec import recipe_flags  # pydantic: not before the verb, or its help, is asked for
 
-        recipe = [
-            TyperOption(
-                param_decls=[name, f"--{name.replace('_', '-')}"], type=kind, help=text, rich_help_panel=_RECIPE
-            )
-            for name, (kind, text) in recipe_fields().items()
-        ]
-        return [*self._own, *recipe]
+        return [*self._own, *recipe_flags(TyperOption, _RECIPE)]
 
 
 _RECIPE = "Recipe (default: the paper's)"

@@ -69,8 +69,8 @@ class Village:
         self.grid.nodes.append(VirtualNode(enrol(self.opened, "good"), app))
 
     def join(self, place: DaemonFolder) -> None:
-        act = Act(place, Work(place, self.opened.pool, device="cpu"))
-        node = VirtualNode(enrol(self.opened, "bad"), make_app(self.opened.pool, act, act.log))
+        act = Act(place, Work(place, device="cpu"))
+        node = VirtualNode(enrol(self.opened, "bad"), make_app(self.opened.pool, act, place.say))
         self.grid.nodes.append(node)
 
     def ask(self, kind: Kind) -> int:

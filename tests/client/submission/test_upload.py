@@ -8,7 +8,7 @@ import pytest
 
 from client.progress import Progress
 from client.submission import upload
-from client.submission.enrolment import enrol
+from client.submission.join import enrol
 from protocol.bundle import ADAPTER_WEIGHTS, Bundle
 from protocol.documents import Pool, Receipt
 from protocol.errors import Code, GreylagError, Refused, Unavailable
