@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from protocol.errors import Code, Refused
-from protocol.programs import print_json, say, with_flags_of
+from protocol.programs import needs, print_json, say, with_flags_of
 from router.cli import options
 from router.cli.options import Json, NewTokens
 from router.query.limits import DEFAULT_NEW_TOKENS
@@ -118,12 +118,9 @@ def lm_eval(ctx: typer.Context) -> None:
 
     Example: greylag-router lm-eval --model greylag --model_args workspace=node,method=merged --tasks boolq
     """
-    try:
-        from lm_eval.__main__ import cli_evaluate
-    except ImportError as error:
-        raise Refused(
-            Code.SETTINGS_INVALID, "lm-evaluation-harness is not installed.", "Run: pip install 'greylag[harness]'"
-        ) from error
+    needs("lm_eval", "harness", "lm-eval")
+    from lm_eval.__main__ import cli_evaluate
+
     import router.evaluation.lm_eval  # noqa: F401 - its import registers the model
 
     sys.argv = ["lm_eval", *ctx.args]

@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 
 import structlog
-from filelock import FileLock, Timeout
 
-from protocol.errors import Code, GreylagError, Refused
+from protocol.errors import GreylagError
+from protocol.files.locks import held
 from protocol.signing import PublicKey
 from protocol.wire.grpc_server import Listen, serve
 from router.follow.pull import pull
@@ -37,13 +37,9 @@ def run(workspace: Path, settings: RouterSettings, on_ready: Callable[[int], Non
         Refused: `WORKSPACE_BUSY`, `BASE_MISMATCH`, `BASE_UNREADABLE` or `SETTINGS_INVALID`.
     """
     workspace.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(workspace / ".router.lock", timeout=0):
-            _run(workspace, settings, on_ready)
-    except Timeout as error:
-        raise Refused(
-            Code.WORKSPACE_BUSY, f"Another router serves from {workspace.resolve()}.", "Stop it, or use another folder."
-        ) from error
+    busy = f"Another router serves from {workspace.resolve()}."
+    with held(workspace / ".router.lock", busy, "Stop it, or use another folder."):
+        _run(workspace, settings, on_ready)
 
 
 def _run(workspace: Path, settings: RouterSettings, on_ready: Callable[[int], None]) -> None:
