@@ -14,11 +14,10 @@ from coordinator.cli.output import (
     KeyOption,
     ReasonOption,
     WorkspaceOption,
-    configure_logs,
     opened_workspace,
     table,
 )
-from protocol.programs import print_json, say
+from protocol.programs import configure_logs, print_json, say
 
 if TYPE_CHECKING:
     from coordinator.fleet.records.fleet import Fleet

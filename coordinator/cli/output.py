@@ -1,6 +1,5 @@
 """What every verb shares: where the workspace is, one JSON document or one table on stdout, talk on stderr."""
 
-import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from protocol.printable import printable
-from protocol.programs import print_json
+from protocol.programs import configure_logs, print_json
 
 if TYPE_CHECKING:
     from coordinator.workspace.context import Opened
@@ -67,25 +66,6 @@ def fields(row: object, *names: str) -> dict[str, Any]:
     return {name: getattr(row, name) for name in names}
 
 
-def configure_logs(*, as_json: bool, level: int = logging.INFO) -> None:
-    """Send log lines of a level or above to stderr, for people or for machines."""
-    import structlog
-
-    renderer: Any = structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(colors=False)
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=False,
-    )
-
-
 @contextmanager
 def opened_workspace(folder: Path) -> "Iterator[Opened]":
     """Open a workspace for a verb that shows or decides."""
@@ -93,7 +73,7 @@ def opened_workspace(folder: Path) -> "Iterator[Opened]":
     from coordinator.workspace.paths import CoordinatorWorkspace
     from coordinator.workspace.settings import load
 
-    configure_logs(as_json=False)
+    configure_logs()
     place = CoordinatorWorkspace(folder)
     with opened(place, load(place)) as open_:
         yield open_

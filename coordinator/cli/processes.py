@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coordinator.cli.output import CertOption, JsonOption, KeyOption, WorkspaceOption, configure_logs
-from protocol.programs import print_json, say
+from coordinator.cli.output import CertOption, JsonOption, KeyOption, WorkspaceOption
+from protocol.programs import configure_logs, print_json, say
 
 if TYPE_CHECKING:
     from coordinator.review.worker import Worker

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from coordinator.cli.campaigns import Kind
-from coordinator.cli.output import JsonOption, WorkspaceOption, configure_logs, opened_workspace, table
-from protocol.programs import print_json
+from coordinator.cli.output import JsonOption, WorkspaceOption, opened_workspace, table
+from protocol.programs import configure_logs, print_json
 
 
 def simulate(
@@ -45,7 +45,7 @@ def simulate(
     from coordinator.fleet.flower.gateway import quiet_flower
     from coordinator.workspace.paths import CoordinatorWorkspace
 
-    configure_logs(as_json=False, level=logging.WARNING)
+    configure_logs(level=logging.WARNING)
     policy = None
     if CoordinatorWorkspace(workspace).settings.is_file():
         with opened_workspace(workspace) as open_:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coordinator.cli.output import JsonOption, WorkspaceOption, configure_logs
+from coordinator.cli.output import JsonOption, WorkspaceOption
 from protocol.errors import Code, Refused
-from protocol.programs import print_json, say
+from protocol.programs import configure_logs, print_json, say
 
 if TYPE_CHECKING:
     from coordinator.workspace.fsck import Findings
@@ -39,7 +39,7 @@ def fsck(
     from coordinator.workspace.paths import CoordinatorWorkspace
     from coordinator.workspace.settings import load
 
-    configure_logs(as_json=False)
+    configure_logs()
     place, now = CoordinatorWorkspace(workspace), datetime.now(UTC)
     settings, age = load(place), None if delete is None else timedelta(days=delete)
     with all_stopped(place), opened(place, settings) as open_:
@@ -86,7 +86,7 @@ def migrate(*, workspace: WorkspaceOption = Path()) -> None:
     from coordinator.workspace.paths import CoordinatorWorkspace
     from coordinator.workspace.settings import load
 
-    configure_logs(as_json=False)
+    configure_logs()
     place = CoordinatorWorkspace(workspace)
     settings = load(place)
     with all_stopped(place):

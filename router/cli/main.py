@@ -9,7 +9,7 @@ import typer
 
 from protocol.errors import Refused
 from protocol.printable import printable
-from protocol.programs import print_json, put, run, say, with_flags_of
+from protocol.programs import configure_logs, print_json, put, run, say, with_flags_of
 from router.cli import evaluate, look, options
 from router.cli.options import Device, Json, NewTokens, Quantise, Requests, Texts, Workspace
 from router.query.limits import DEFAULT_NEW_TOKENS
@@ -171,7 +171,7 @@ def serve(
     # Before the model, and torch, wake.
     find_allowed(settings.methods)
     check_listen(Listen(settings.listen, settings.tls_cert, settings.tls_key))
-    _configure_logs()
+    configure_logs()
     from router.serving.process import run
 
     run(workspace, settings, on_ready)
@@ -190,21 +190,6 @@ def methods(*, json_: Json = False) -> None:
     else:
         for name, line in METHODS.items():
             sys.stdout.write(f"{name:<20} {line}\n")
-
-
-def _configure_logs() -> None:
-    import structlog
-
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            # Plain tracebacks: the pretty ones print local variables, and with them people's questions.
-            structlog.processors.format_exc_info,
-            structlog.dev.ConsoleRenderer(colors=False),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
 
 
 if __name__ == "__main__":
