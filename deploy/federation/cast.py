@@ -43,13 +43,9 @@ class Cast(Federation):
 
     def join(self, contributor: str, rows: Iterable[Example]) -> Path:
         """Plant a word in a contributor's private file, and let every campaign run."""
-        data = super().join(
-            contributor,
-            (
-                row if at % PLANT_EVERY else row._replace(input=f"{planted(contributor)} {row.input}")
-                for at, row in enumerate(rows)
-            ),
-        )
+        word = f"{planted(contributor)} "
+        mine = [row if at % PLANT_EVERY else row._replace(input=word + row.input) for at, row in enumerate(rows)]
+        data = super().join(contributor, mine)
         policy = {"data": str(data), "campaigns": {"train": "auto", "evaluate": "auto", "calibrate": "auto"}}
         (self.place(contributor) / "daemon.toml").write_text(tomli_w.dumps(policy))
         return data
@@ -79,12 +75,8 @@ class Cast(Federation):
         number = self.operate("campaign", "start", kind, *minutes, *options)["campaign"]["number"]
         self.say("coordinator", f"campaign {number} ({kind}) begins")
         meanwhile()
-
-        wait_until(
-            lambda: self.shown(number)["campaign"]["state"] == "finished",
-            CAMPAIGN_S + 60,
-            f"Campaign {number} does not come to an end.",
-        )
+        endless = f"Campaign {number} does not come to an end."
+        wait_until(lambda: self.shown(number)["campaign"]["state"] == "finished", CAMPAIGN_S + 60, endless)
         shown = self.shown(number)
         self.say("coordinator", f"campaign {number}: {shown['summary']}")
         return shown

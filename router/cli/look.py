@@ -61,9 +61,8 @@ def trace(
             "Leave out --server to load the model here, or leave out --full.",
         )
     asked, routing = _tasks(text, tasks, oracle), options.read_choice(flags)
-    ask = partial(options.asking(flags, [routing.release]), max_new_tokens=max_new_tokens, explain=True)
-    if full:
-        ask = partial(ask, full=True)
+    more = {"full": True} if full else {}
+    ask = partial(options.asking(flags, [routing.release]), max_new_tokens=max_new_tokens, explain=True, **more)
     inputs = [each.input for each in asked]
     answered = merge_answers([ask(inputs[at : at + _AT_ONCE], routing) for at in range(0, len(inputs), _AT_ONCE)])
     panels = panels_by_task(asked, answered)

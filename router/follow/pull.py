@@ -183,8 +183,7 @@ def _pull_pool(source: _Source) -> Pool:
         pool = read_pool(envelope, key)
         write_whole(path, envelope)
         if key is None:
-            shown = pool.spec.coordinator
-            source.say(f"Trusting the pool's key {shown} on first use; compare it with the operator's.")
+            source.say(f"Trusting the pool's key {pool.spec.coordinator} on first use; compare it with the operator's.")
         return pool
     pinned = read_pool(path.read_bytes())
     pool = read_pool(envelope, key or PublicKey.from_hex(pinned.spec.coordinator))

@@ -1,6 +1,7 @@
 """Heat maps of who answered, as a picture and as a page to point at."""
 
 import json
+import math
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -9,15 +10,7 @@ import numpy as np
 
 from protocol.errors import Code, Refused
 from router.query.answer import Answer, Answered
-from router.query.attribution import (
-    Panel,
-    best_experts,
-    distribution,
-    expert_shares,
-    module_shares,
-    oracle_divergence,
-    token_weights,
-)
+from router.query.attribution import Panel, best_experts, expert_shares, module_shares, oracle_divergence, token_weights
 
 _SHOWN = 5
 """Experts that a token's mark names."""
@@ -90,7 +83,7 @@ def _panel(panel: Panel, experts: Sequence[str]) -> dict[str, object]:
     modules = module_shares(panel.routes, experts)
     notes = []
     if (divergence := oracle_divergence(panel, len(experts))) is not None:
-        given = distribution(panel.routes, len(experts))[panel.oracle]
+        given = math.exp(-divergence)
         notes.append(f"KL(oracle || routing) {divergence:.2f} nats: the oracle's expert was given {given:.1%}.")
     if panel.score is not None:
         notes.append(f"Score {panel.score:g}.")

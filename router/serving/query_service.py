@@ -66,13 +66,8 @@ class QueryService(QueryServicer):
         prompts = await to_end(partial(self._read, request))
         for choice in dict.fromkeys(choices):
             await self._prepare(choice)
-        asked = partial(
-            self._model.answer,
-            prompts,
-            each,
-            max_new_tokens=request.max_new_tokens or min(DEFAULT_NEW_TOKENS, self._allowance.new_tokens),
-            explain=request.explain,
-        )
+        most = request.max_new_tokens or min(DEFAULT_NEW_TOKENS, self._allowance.new_tokens)
+        asked = partial(self._model.answer, prompts, each, max_new_tokens=most, explain=request.explain)
         async with self._turn:
             answered = await to_end(asked)
         for part in to_wire(answered):
