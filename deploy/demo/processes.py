@@ -82,14 +82,9 @@ def running(
 
 
 def perform(name: str, play: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    """Run a demo to its end, or to one sentence about why it ended early.
+    """Run what `make` calls by a name to its end, or to one sentence about why it ended early.
 
-    Args:
-        name: What `make` calls it.
-        play: Given a folder that is not there yet, runs it and returns its report.
-
-    Returns:
-        The report, with the seconds that it took, as it also stands in report.json.
+    Its report, with the seconds that it took, is returned and left in the folder, which is not there before.
     """
     parser = argparse.ArgumentParser(prog=f"make {name}")
     parser.add_argument("--folder", type=Path, default=Path("build") / name, help="where everything goes")

@@ -102,9 +102,8 @@ def _takes_task(port: int) -> bool:
         server_address=f"127.0.0.1:{port}", insecure=True, root_certificates=None,
         interceptors=[RuntimeVersionHttpInterceptor(component_name="stranger")],
     )  # fmt: skip
-    kinds = [TaskType.SERVER_APP, TaskType.CLIENT_APP]
     try:
-        client.AcquireTask(AcquireTaskRequest(supported_task_types=kinds))
+        client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP, TaskType.CLIENT_APP]))
     except httpx.HTTPError:
         return False
     return True  # whether or not there was a task to be had

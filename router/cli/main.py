@@ -74,16 +74,13 @@ def check(
     from router.follow.workspace import check_disk
 
     found = check_disk(workspace, sample)
+    damaged = [{"digest": it, "code": error.code.name, "message": error.message} for it, error in found.damaged.items()]
     if json_:
-        damaged = [
-            {"digest": digest, "code": error.code.name, "message": error.message}
-            for digest, error in found.damaged.items()
-        ]
         print_json(found._asdict() | {"damaged": damaged})
     else:
-        put(f"Read {found.read} of {found.held}; {len(found.damaged)} are damaged.")
-        for digest, error in found.damaged.items():
-            put(f"  {digest[:16]}  {error.message}")
+        put(f"Read {found.read} of {found.held}; {len(damaged)} are damaged.")
+        for each in damaged:
+            put(f"  {each['digest'][:16]}  {each['message']}")
     if found.damaged:
         code = next(iter(found.damaged.values())).code
         raise Refused(

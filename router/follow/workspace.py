@@ -45,7 +45,7 @@ class Checked(NamedTuple):
     """What a look at a folder found."""
 
     held: int
-    """Bundles and calibrations that its releases list."""
+    """Bundles and other files that its releases and its pool list."""
     read: int
     """How many of them were read."""
     damaged: dict[str, Refused]
@@ -57,7 +57,7 @@ def check_disk(folder: Path, sample: int | None = None) -> Checked:
 
     Args:
         folder: Where releases are kept.
-        sample: How many bundles and calibrations, drawn at random; without it, all of them.
+        sample: How many bundles and other files, drawn at random; without it, all of them.
 
     Raises:
         Refused: `WORKSPACE_MISSING`, or any code of a document: of the pool, or of a release.
