@@ -63,6 +63,9 @@ def _bars() -> Iterator[Report]:
     from rich import progress
     from rich.console import Console
 
+    from router.base.progress import show_bars
+
+    show_bars()
     columns = (
         progress.TextColumn("{task.description:<8}"),
         progress.BarColumn(),

@@ -13,9 +13,7 @@ from router.cli.options import Json, NewTokens
 from router.query.limits import DEFAULT_NEW_TOKENS
 
 if TYPE_CHECKING:
-    from router.evaluation.compare import Comparison
     from router.evaluation.rows import Task
-
 
 TasksFlag = Annotated[
     str | None, typer.Option(help="JSON Lines of task, input or messages, target or targets, choices; - reads stdin.")
@@ -44,7 +42,6 @@ InputTokensFlag = Annotated[
 OutputFlag = Annotated[
     Path | None, typer.Option(help="Folder for scores and answers; run again to go on where it ended.")
 ]
-MarkdownFlag = Annotated[bool, typer.Option("--markdown", help="Print the table in Markdown.")]
 
 
 @with_flags_of(options.model, options.choice)
@@ -60,7 +57,6 @@ def evaluate(
     max_input_tokens: InputTokensFlag = None,
     max_new_tokens: NewTokens = DEFAULT_NEW_TOKENS,
     output: OutputFlag = None,
-    markdown: MarkdownFlag = False,
     json_: Json = False,
     **flags: Any,
 ) -> None:
@@ -73,13 +69,14 @@ def evaluate(
     """
     from router.evaluation.contenders import read_methods
 
-    if json_ and markdown:
-        raise Refused(Code.REQUEST_INVALID, "Both --json and --markdown are given.", "Give one of the two.")
     routing = options.read_choice(flags)
     names = read_methods(methods) if methods else []
     read, longest = _read_tasks(tasks, recipe, data, limit)
     model = options.open_model(flags, [routing.release])
 
+    from rich.console import Console
+
+    from router.evaluation import report
     from router.evaluation.compare import Comparing
     from router.evaluation.prompts import BatchLimits
     from router.evaluation.results import Results
@@ -87,8 +84,13 @@ def evaluate(
     limits = BatchLimits(batch_size, max_new_tokens, max_input_tokens or longest)
     memory = Results(output, model, limits) if output else None
     names = names or list(dict.fromkeys(["base", model.held.find(routing.release).settings.method]))
-    found = Comparing(model, routing, limits, metric, _Progress(), memory).run(read, names)
-    _print(found, json_=json_, markdown=markdown)
+    # On a terminal there are bars.
+    told = (lambda _: None) if sys.stderr.isatty() else say
+    found = Comparing(model, routing, limits, metric, told, memory).run(read, names)
+    if json_:
+        print_json(report.as_json(found))
+    else:
+        Console().print(report.as_table(found))
 
 
 def _read_tasks(
@@ -125,32 +127,3 @@ def lm_eval(ctx: typer.Context) -> None:
 
     sys.argv = ["lm_eval", *ctx.args]
     cli_evaluate()
-
-
-def _print(found: "Comparison", *, json_: bool, markdown: bool) -> None:
-    from rich.console import Console
-
-    from router.evaluation import report
-
-    if json_:
-        print_json(report.as_json(found))
-    elif markdown:
-        sys.stdout.write(report.as_markdown(found))
-    else:
-        Console().print(report.as_table(found))
-
-
-class _Progress:
-    """Shows on stderr how far it is: a bar on a terminal, else a line for each method and task."""
-
-    def begin(self, task: str, method: str, rows: int) -> None:
-        from tqdm import tqdm
-
-        if not sys.stderr.isatty():
-            say(f"{method}: {task}, {rows} rows")
-        self._bar = tqdm(total=rows, desc=f"{method}: {task}", disable=None, leave=False)
-
-    def advance(self, rows: int) -> None:
-        self._bar.update(rows)
-        if self._bar.n == self._bar.total:
-            self._bar.close()

@@ -10,6 +10,7 @@ import typer
 from protocol.errors import Refused
 from protocol.printable import printable
 from protocol.programs import configure_logs, print_json, put, run, say, with_flags_of
+from router.base.progress import show_bars
 from router.cli import evaluate, look, options
 from router.cli.options import Device, Json, NewTokens, Quantise, Requests, Texts, Workspace
 from router.query.limits import DEFAULT_NEW_TOKENS
@@ -43,6 +44,7 @@ def pull(*, workspace: Workspace = Path(), json_: Json = False, **flags: Any) ->
     from router.follow import pull as pulling
     from router.settings import load, save
 
+    show_bars()
     settings = load(workspace, **flags)
     key = PublicKey.from_hex(settings.pool_key) if settings.pool_key else None
     where = settings.coordinator
@@ -169,6 +171,7 @@ def serve(
     find_allowed(settings.methods)
     check_listen(Listen(settings.listen, settings.tls_cert, settings.tls_key))
     configure_logs()
+    show_bars()
     from router.serving.process import run
 
     run(workspace, settings, on_ready)

@@ -12,6 +12,7 @@ import typer
 
 from protocol.errors import Code, Refused
 from protocol.programs import say
+from router.base import progress
 from router.base.quantisation import Bits
 from router.query.limits import MAX_NEW_TOKENS
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from router.query.answer import Answered
     from router.query.request import Request, RoutingChoice
 
-_PATIENCE_S = 2.0
 _ONE = "Give one of the two."
 
 Workspace = Annotated[
@@ -205,8 +205,9 @@ def open_model(shared: dict[str, Any], releases: Sequence[int | None] = ()) -> "
     """Load a model as `router.model.opening.load_model` does, and say so where it takes a while."""
     from router.model.opening import load_model
 
+    progress.show_bars()
     settings = {name: shared.get(name) for name in ("base", "embedding", "device", "quantise")}
-    waiting = Timer(_PATIENCE_S, say, ["Loading the model; a large one takes a while."])
+    waiting = Timer(progress.PATIENCE_S, say, ["Loading the model; a large one takes a while."])
     waiting.start()
     try:
         return load_model(shared["workspace"], shared.get("saved"), releases, settings, say)

@@ -11,11 +11,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NoReturn, TypedDict, Unpack
+from typing import TYPE_CHECKING, NoReturn, TypedDict, Unpack
 
 import grpc
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from protocol.bundle import ENVELOPE, Bundle, Manifest, SignedFile, check_file, open_bundle, read_manifest
 from protocol.compatibility import check_fit, check_tensors
@@ -30,6 +29,7 @@ from protocol.wire.chunks import check_chunk
 from protocol.wire.grpc_client import DEADLINE_S, STREAM_DEADLINE_S, connect, paced
 from protocol.wire.grpc_status import from_rpc_error
 from router.base.fingerprint import check_base
+from router.base.progress import byte_bar
 from router.follow.workspace import (
     BUNDLES,
     CALIBRATIONS,
@@ -46,8 +46,9 @@ from router.follow.workspace import (
 )
 from router.pool.calibration import Calibration
 
-PATIENCE_S = 2.0
-"""After how long a bar shows what takes long, in seconds."""
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
 _log = logging.getLogger(__name__)
 
 
@@ -313,8 +314,7 @@ def _reach(folder: Path, address: str, contact: Contact) -> Iterator[_Source]:
         with connect(address, contact.get("ca")) as channel:
             for name in (BUNDLES, RELEASES):
                 (folder / name).mkdir(parents=True, exist_ok=True)
-            # On a terminal alone, and only once it has taken a while.
-            with tqdm(total=0, unit="B", unit_scale=True, delay=PATIENCE_S, disable=None, leave=False) as bar:
+            with byte_bar("Fetching") as bar:
                 source = _Source(folder, CatalogStub(channel), address, contact, bar)
                 try:
                     lock.acquire(timeout=0)

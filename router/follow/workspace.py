@@ -21,6 +21,7 @@ from protocol.compatibility import check_fit
 from protocol.documents import Pool, read_pool
 from protocol.errors import Code, Refused
 from protocol.release import Release, read_release
+from router.base.progress import bar
 from router.pool.calibration import Calibration
 
 POOL, RELEASE, BUNDLES, FINGERPRINT = "pool.dsse.json", "release.dsse.json", "bundles", ".fingerprint.json"
@@ -100,7 +101,8 @@ def open_mirror(folder: Path, number: int | None = None) -> Mirror:
             "Ask for one of them, or leave the release out to take the newest.",
         )
     release = read_release(path.read_bytes(), pool)
-    bundles = [open_listed(folder / BUNDLES / expert.bundle, pool) for expert in release.spec.experts]
+    listed = bar(release.spec.experts, "Reading experts")
+    bundles = [open_listed(folder / BUNDLES / expert.bundle, pool) for expert in listed]
     for each, file in listed_files(folder, pool, release).items():
         _check_listed(each, file)
     return assemble(folder, pool, release, bundles)

@@ -18,13 +18,7 @@ from router.pool.prototypes import Direction
 
 
 class Arrow(SharedDecision):
-    """The k experts whose main direction a token points along, either way.
-
-    Args:
-        k: Experts a token.
-        temperature: T.
-        prototypes: Where the directions come from.
-    """
+    """The k experts whose main direction, as the prototypes give it, a token points along, either way."""
 
     def __init__(self, k: int, temperature: float, prototypes: Direction = Direction()) -> None:  # noqa: B008 - frozen
         super().__init__()

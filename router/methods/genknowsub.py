@@ -24,13 +24,7 @@ from router.pool.prototypes import Direction
 
 
 class GenKnowSub(SharedDecision):
-    """The k experts along whose own main direction a token points, less what the general experts do.
-
-    Args:
-        generals: The general experts.
-        k: Experts a token, the general ones not counted.
-        temperature: T, as in Arrow.
-    """
+    """The k experts along whose own main direction a token points, less what the general ones, not counted, do."""
 
     def __init__(self, generals: tuple[Expert, ...], k: int, temperature: float) -> None:
         super().__init__()

@@ -20,11 +20,7 @@ FILTERED = 20
 
 
 class Lag:
-    """The expert that answers a token loudest, among those whose main direction it points along.
-
-    Args:
-        filtered: Experts a token that pass the first stage.
-    """
+    """The expert that answers a token loudest, among those whose main direction it points along."""
 
     def __init__(self, filtered: int = FILTERED) -> None:
         self._filter = Arrow(filtered, 1.0)

@@ -8,11 +8,7 @@ from router.pool.module_view import ModuleExperts
 
 
 class SingleExpert:
-    """One expert, as its contributor trained it.
-
-    Args:
-        expert: The expert.
-    """
+    """One expert, as its contributor trained it."""
 
     def __init__(self, expert: Expert) -> None:
         self._expert = expert

@@ -78,7 +78,7 @@ class RouteRecorder:
         """Put together what one row of the batch was given.
 
         Args:
-            row: Position in the batch.
+            row: Its position.
             input_mask: For each input position whether it holds a token (else padding).
             output_length: Tokens that the model wrote for this row.
             causal: Whether the model is decoder-only; every module then sees input and output alike.

@@ -74,11 +74,12 @@ class QueryService(QueryServicer):
             yield part
 
     async def _prepare(self, choice: RoutingChoice) -> None:
-        if self._model.prepared(choice):
+        prepared = partial(self._model.prepared, choice)
+        if await to_end(prepared):
             return
         method = choice.method or self._model.held.find(choice.release).settings.method
         async with self._preparing[find_method(method)]:
-            if not self._model.prepared(choice):  # somebody who came before may have seen to it
+            if not await to_end(prepared):  # somebody who came before may have seen to it
                 async with self._alone:
                     await to_end(partial(self._model.prepare, choice))
 

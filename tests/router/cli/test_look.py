@@ -112,7 +112,7 @@ def test_what_a_saved_model_works_out_once_is_kept(node: Path, tmp_path: Path, m
 
 
 def test_a_model_that_takes_a_while_says_so(node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("router.cli.options._PATIENCE_S", 0)
+    monkeypatch.setattr("router.base.progress.PATIENCE_S", 0)
     said = call("ask", "-w", node, "--device", "cpu", "--max-new-tokens", 1, "a")
     assert "Loading the model" in said.stderr
 

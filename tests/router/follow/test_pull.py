@@ -6,6 +6,7 @@ import shutil
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
 from itertools import repeat
@@ -20,6 +21,7 @@ from protocol.bundle import ADAPTER_WEIGHTS, CARD, GATES, Bundle, pack
 from protocol.errors import Code, Refused, Unavailable
 from protocol.v1.chunk_pb2 import Chunk
 from protocol.wire import chunks, grpc_client
+from router.base import progress
 from router.follow import pull as pulling
 from router.follow import workspace
 from router.follow.pull import pull
@@ -53,10 +55,15 @@ def test_what_takes_long_shows_a_bar_over_the_bytes_of_all_bundles(
     pull(tmp_path / "node", address)
     monkeypatch.setattr(chunks, "CHUNK_BYTES", 1000)
     catalog.publish(bundles, number=2)
-    monkeypatch.setattr(pulling, "PATIENCE_S", patience)
-    monkeypatch.setattr(pulling, "tqdm", partial(tqdm, mininterval=0))
+    monkeypatch.setattr(progress, "PATIENCE_S", patience)
+    monkeypatch.setattr("tqdm.tqdm", partial(tqdm, mininterval=0))
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
-    pull(tmp_path / "node", address)
+
+    def shown() -> None:
+        progress.show_bars()
+        pull(tmp_path / "node", address)
+
+    copy_context().run(shown)
     size = sum(file.size for bundle in bundles[1:] for file in bundle.manifest.files.values())
     assert (f"/{tqdm.format_sizeof(size)} " in terminal.getvalue()) == (patience < 1)
     assert bool(terminal.getvalue()) == (patience < 1)
