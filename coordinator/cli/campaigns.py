@@ -120,22 +120,23 @@ def campaign_start(
     from coordinator.fleet.flower.gateway import quiet_flower
 
     quiet_flower(workspace.resolve() / "fleet" / "home")
-    from coordinator.fleet.campaigns.start import CalibrationPlan, start
-    from protocol.fleet.campaign import Privacy
+    from coordinator.fleet.campaigns.start import start
+    from protocol.errors import Code, Refused
+    from protocol.fleet.campaign import Calibrating, Privacy
 
     privacy = None
     if budget is not None:
+        if strategy != "fedavg":
+            what = f"Noise is accounted for with fedavg, not with {strategy}."
+            raise Refused(Code.SETTINGS_INVALID, what, "Leave --strategy or --budget out.")
         privacy = Privacy(clipping_norm=clip, noise_multiplier=noise, max_epsilon=budget, delta=delta)
-    plan = CalibrationPlan(strategy, rounds, round_minutes, steps, learning_rate, privacy)
+    plan = Calibrating(
+        strategy=strategy, rounds=rounds, round_minutes=round_minutes, steps=steps, learning_rate=learning_rate,
+        numbers=1, privacy=privacy,
+    )  # fmt: skip
     with opened_workspace(workspace) as open_:
-        row = start(
-            open_,
-            kind,
-            open_for=timedelta(minutes=open_for),
-            ends_after=timedelta(minutes=ends_after),
-            now=_now(),
-            plan=plan if kind == "calibrate" else None,
-        )
+        last = timedelta(minutes=ends_after)
+        row = start(open_, kind, open_for=timedelta(minutes=open_for), ends_after=last, now=_now(), plan=plan)
     say(f"Campaign {row.number} ({row.kind}) runs until {row.expires}; see: greylag-coordinator campaign show")
     _check_driven(workspace)
     if as_json:
@@ -166,13 +167,13 @@ def campaign_show(
     Example: greylag-coordinator campaign show 3
     """
     from coordinator.fleet.campaigns.conclusion import summary
-    from coordinator.fleet.records.rounds import Rounds, facts_of, order_of
+    from coordinator.fleet.records.rounds import facts_of, order_of
 
     with opened_workspace(workspace) as open_:
         row = _fleet(open_).campaigns.find(number)
         answers = [_answer(answer, name) for answer, name in _fleet(open_).campaigns.answers(row.number)]
         said = row.conclusion or summary(_fleet(open_), row.number)
-        rounds = [facts_of(each) for each in Rounds(open_.registry).of(row.number)]
+        rounds = [facts_of(each) for each in _fleet(open_).rounds.of(row.number)]
         task = order_of(row.envelope).calibrating
     if row.state == "running":
         _check_driven(workspace)
@@ -290,8 +291,7 @@ def _check_driven(folder: Path) -> None:
 
 
 def _decide(folder: Path, digest: str, reason: str, *, promoted: bool) -> None:
-    from coordinator.fleet.campaigns.promotion import settle
-    from coordinator.fleet.records.candidates import no_candidate
+    from coordinator.fleet.records.candidates import no_candidate, settle
 
     with opened_workspace(folder) as open_:
         found = [row.digest for row in _fleet(open_).candidates.all() if row.digest.startswith(digest)]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from coordinator.review.worker import Worker
     from coordinator.workspace.context import Opened
     from coordinator.workspace.metrics import Metrics
+    from router.model.routed_model import RoutedModel
 
 MetricsOption = Annotated[
     str | None, typer.Option(help="host:port where GET /metrics answers, in plain HTTP; default: nowhere.")
@@ -102,7 +103,7 @@ def _working(folder: Path, process: str, *, json_log: bool, **flags: Any) -> "It
 def _worker(open_: "Opened") -> "Worker":
     from coordinator.admission import limited_process
     from coordinator.review.bundle_cache import Cache
-    from coordinator.review.probe import Model, Reviewer
+    from coordinator.review.probe import Reviewer
     from coordinator.review.worker import Worker
     from coordinator.storage.blobs import Store
     from coordinator.workspace.create import read_probe
@@ -112,7 +113,7 @@ def _worker(open_: "Opened") -> "Worker":
     check_base(base, open_.pool.spec.base, open_.workspace.fingerprint)
     cache = Cache(open_.workspace.bundles, Store(open_.settings.store))
 
-    def load_model() -> Model:
+    def load_model() -> "RoutedModel":
         from router.base.progress import show_bars
         from router.model.routed_model import RoutedModel
 

@@ -54,8 +54,8 @@ def simulate(
         quiet_flower(Path(folder) / "home")
         from coordinator.fleet.simulation import simulate as simulation
 
-        crowd = simulation.Crowd(simulate, failing, late, seed)
-        told = simulation.simulate(Path(folder), kind, crowd, policy)
+        crowd = {"failing": failing, "late": late}
+        told = simulation.simulate(Path(folder), kind, simulate, **crowd, seed=seed, policy=policy)
     if as_json:
         print_json(told)
     else:

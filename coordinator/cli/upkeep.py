@@ -81,7 +81,7 @@ def migrate(*, workspace: WorkspaceOption = Path()) -> None:
 
     Example: greylag-coordinator migrate -w pool
     """
-    from coordinator.registry.database import upgrade
+    from coordinator.registry.registry import Registry
     from coordinator.workspace.locks import all_stopped
     from coordinator.workspace.paths import CoordinatorWorkspace
     from coordinator.workspace.settings import load
@@ -90,5 +90,5 @@ def migrate(*, workspace: WorkspaceOption = Path()) -> None:
     place = CoordinatorWorkspace(workspace)
     settings = load(place)
     with all_stopped(place):
-        upgrade(settings.database)
+        Registry.open(settings.database, older=True).close()
     say("The registry has the schema of this version.")

@@ -36,8 +36,8 @@ _STEPS = {
     State.YANKED: set(),
 }
 
-WAITING = frozenset({State.RECEIVED, State.VERIFIED, State.QUARANTINED, State.ACCEPTED})
-"""States from which a bundle may still come into a release."""
+WAITING = State.RECEIVED, State.VERIFIED, State.QUARANTINED, State.ACCEPTED
+"""States from which a bundle may still come into a release, one after the other."""
 
 
 def is_public(state: str, release: int) -> bool:

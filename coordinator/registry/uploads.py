@@ -6,7 +6,7 @@ from datetime import datetime
 from sqlalchemy import func, select
 
 from coordinator.policy.lifecycle import Standing
-from coordinator.registry.standing import read_standing
+from coordinator.registry.bundles import read_standing
 from coordinator.registry.tables import Upload
 from coordinator.registry.transactions import Subject
 from protocol.bundle import Manifest, read_manifest
@@ -15,11 +15,6 @@ from protocol.documents import timestamp
 
 class Uploads(Subject):
     """Bundles on their way."""
-
-    def standing(self, manifest: Manifest) -> Standing:
-        """Read what bears on a new bundle."""
-        with self._registry.reading() as session:
-            return read_standing(session, manifest)
 
     def begin(
         self, manifest: Manifest, *, check: Callable[[Standing, int], None], token: bytes, expires: datetime
@@ -41,13 +36,9 @@ class Uploads(Subject):
             upload = session.get(Upload, manifest.digest)
             if upload is None:
                 upload = Upload(
-                    digest=manifest.digest,
-                    contributor=manifest.spec.contributor,
-                    token=token,
-                    envelope=manifest.envelope,
-                    total_bytes=manifest.total_bytes,
-                    expires=timestamp(expires),
-                )
+                    digest=manifest.digest, contributor=manifest.spec.contributor, token=token,
+                    envelope=manifest.envelope, total_bytes=manifest.total_bytes,
+                )  # fmt: skip
                 session.add(upload)
             upload.expires = timestamp(expires)
             return upload
@@ -69,10 +60,15 @@ class Uploads(Subject):
             envelopes = list(session.scalars(select(Upload.envelope)))
         return {file.sha256 for envelope in envelopes for file in read_manifest(envelope).files.values()}
 
-    def expire(self, *, now: datetime) -> list[str]:
-        """Forget sessions whose time is over, and return their digests."""
+    def expire(self, drop: Callable[[str], None], *, now: datetime) -> None:
+        """Forget sessions whose time is over.
+
+        Args:
+            drop: Deletes a session's bytes. A session is forgotten after its bytes, and nobody begins it anew in
+                between: a crash leaves one whose time is over, which is forgotten the next time.
+            now: The time.
+        """
         with self._registry.writing() as session:
-            expired = list(session.scalars(select(Upload).where(Upload.expires <= timestamp(now))))
-            for upload in expired:
+            for upload in session.scalars(select(Upload).where(Upload.expires <= timestamp(now))):
+                drop(upload.digest)
                 session.delete(upload)
-            return [upload.digest for upload in expired]

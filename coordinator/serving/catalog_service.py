@@ -9,7 +9,6 @@ from typing import IO
 
 from coordinator.fleet.records.candidates import no_candidate
 from coordinator.fleet.records.fleet import Fleet
-from coordinator.fleet.records.rounds import Rounds
 from coordinator.policy.lifecycle import is_public
 from coordinator.registry.registry import Registry
 from coordinator.storage.blobs import Store, is_sha256
@@ -72,7 +71,7 @@ class CatalogService(catalog_pb2_grpc.CatalogServicer):
     async def Fetch(self, request: catalog_pb2.FetchRequest, context: Context) -> AsyncIterator[Chunk]:
         """Send a file of a public bundle, a calibration, or the pool's statistics, from an offset."""
         sha256, offset = _digest(request.sha256), request.offset
-        calibration = await asyncio.to_thread(Rounds(self._registry).content, sha256)
+        calibration = await asyncio.to_thread(Fleet(self._registry).rounds.content, sha256)
         size = len(calibration) if calibration else await asyncio.to_thread(self._public_size, sha256)
         if size is None:
             raise _no_bundle(sha256)

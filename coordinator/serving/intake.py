@@ -8,7 +8,7 @@ from hmac import compare_digest
 
 from coordinator.faults import fault_point
 from coordinator.fleet.records.fleet import Fleet
-from coordinator.policy import eligibility as rules
+from coordinator.policy.eligibility import judge
 from coordinator.policy.lifecycle import Standing
 from coordinator.registry.registry import Registry
 from coordinator.registry.tables import BundleRow
@@ -69,7 +69,7 @@ class Intake:
 
     def sweep(self) -> None:
         """Forget expired uploads, and the spooled bytes that belong to none."""
-        self._registry.uploads.expire(now=self._clock())
+        self._registry.uploads.expire(self._spool.drop, now=self._clock())
         self._spool.sweep(self._registry.uploads.digests())
 
     def enrol(self, envelope: bytes) -> str:
@@ -105,17 +105,16 @@ class Intake:
         """Judge an envelope, and open or find its upload session.
 
         Raises:
-            Refused: As `read_manifest` and `policy.eligibility.judge`.
+            Refused: As `read_manifest` and `judge`.
             Unavailable: `STORAGE_FULL`.
         """
         manifest = bundle.read_manifest(envelope)
         if known := self._registry.bundles.find(manifest.digest):
             return Begun(manifest.digest, receipt=known.receipt)
-        self._drop_expired()
-        rules.judge(manifest, self._pool, self._registry.uploads.standing(manifest))
+        self._registry.uploads.expire(self._spool.drop, now=self._clock())
 
         def check(standing: Standing, others_bytes: int) -> None:
-            rules.judge_standing(manifest, self._pool, standing)  # once more: others may begin at the same moment
+            judge(manifest, self._pool, standing)
             here = self._spool.held(manifest.digest, manifest.files)
             self._spool.check_room(others_bytes, manifest.total_bytes, here)
 
@@ -144,7 +143,7 @@ class Intake:
         A file whose bytes are wrong is forgotten, so that the next try sends it afresh.
 
         Raises:
-            Refused: `SESSION_UNKNOWN`, `SESSION_DENIED`, `MISSING_RANGES`, `DIGEST_MISMATCH`, or as `judge_standing`.
+            Refused: `SESSION_UNKNOWN`, `SESSION_DENIED`, `MISSING_RANGES`, `DIGEST_MISMATCH`, or as `judge`.
             Unavailable: `STORAGE_FULL` or `BUSY`.
         """
         if is_sha256(digest) and (known := self._registry.bundles.find(digest)):
@@ -166,7 +165,7 @@ class Intake:
         now = self._clock()
         receipt = self._registry.bundles.keep(
             manifest,
-            check=lambda standing: rules.judge_standing(manifest, self._pool, standing),
+            check=lambda standing: judge(manifest, self._pool, standing),
             sign=lambda sequence: self._receipt(manifest, sequence, now),
             now=now,
         )
@@ -191,10 +190,6 @@ class Intake:
                 f"The envelope is for pool {named[:16]}; this is pool {self._pool.digest[:16]}.",
                 "Run the command again, in a workspace of this pool.",
             )
-
-    def _drop_expired(self) -> None:
-        for digest in self._registry.uploads.expire(now=self._clock()):
-            self._spool.drop(digest)
 
     def _check_bytes(self, manifest: Manifest) -> None:
         for name, file in manifest.files.items():

@@ -51,7 +51,7 @@ def check_store(
         statistics: The pool's own file, which is needed as long as the pool is.
     """
     present = set(store.digests())
-    needed, newest = set(registry.bundles.files()), registry.bundles.newest()
+    needed, newest = registry.bundles.files(), registry.bundles.newest()
     if statistics is not None:
         needed.add(statistics.sha256)
     horizon = read_timestamp(newest.received) if newest else datetime.min.replace(tzinfo=UTC)

@@ -11,8 +11,6 @@ from typing import TypeVar
 import structlog
 from filelock import FileLock
 
-from coordinator.policy.lifecycle import State
-from coordinator.policy.next_release import steps_to_adopted
 from coordinator.registry.registry import Registry
 from coordinator.registry.tables import Event
 from coordinator.workspace.paths import CoordinatorWorkspace
@@ -103,13 +101,10 @@ class HighWater:
         Raises:
             Refused: `STATE_CHANGE` if the registry holds another release of that number or a later one.
         """
-        steps: dict[str, State] = {}
-        if release := self.lost_release():
-            names = {row.key: row.name for row in self._registry.contributors.all()}
-            steps = steps_to_adopted(release.spec, self._registry.bundles.all(), names)
-            self._registry.releases.adopt(release, steps, now=now)
+        release = self.lost_release()
+        yanked = self._registry.releases.adopt(release, now=now) if release else []
         self.level()
-        return [digest for digest, step in steps.items() if step is State.YANKED]
+        return yanked
 
 
 def _read(path: Path, read: Callable[[bytes, Pool], Document], pool: Pool) -> Document | None:

@@ -171,7 +171,7 @@ def _ask(app: ClientApp, pool: Pool, signer: Identity) -> tuple[Reply, list[byte
     while not (heard := flower.hear(run, "info", [message])):
         pass
     grid.close()
-    return heard[0].reply, wire
+    return heard[message], wire
 
 
 def _zip(name: str, text: str, base: bytes = b"") -> bytes:

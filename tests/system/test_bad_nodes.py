@@ -20,7 +20,7 @@ from coordinator.fleet.campaigns.driver import Driver
 from coordinator.fleet.campaigns.start import start
 from coordinator.fleet.records.fleet import Fleet
 from coordinator.fleet.simulation.local_grid import LocalGrid, VirtualNode
-from coordinator.fleet.simulation.scratch_pool import Clock, enrol, propose
+from coordinator.fleet.simulation.simulate import Clock, enrol, propose
 from coordinator.registry.registry import Registry
 from coordinator.workspace.context import Opened
 from coordinator.workspace.paths import CoordinatorWorkspace

@@ -251,9 +251,7 @@ def test_releases(program: Program, founded: tuple[CoordinatorWorkspace, Pool], 
     registry = Registry.open(f"sqlite:///{workspace.folder / 'registry.db'}")
     now = datetime.now(UTC)
     registry.bundles.move(bundle.digest, State.ACCEPTED, actor="operator", now=now)
-    registry.releases.publish(
-        sign_release(spec, Identity.load(workspace.key)), {bundle.digest: State.RELEASED}, now=now
-    )
+    registry.releases.publish(sign_release(spec, Identity.load(workspace.key)), now=now)
     registry.close()
     (listed,) = program.json(workspace, "releases", "ls")["releases"]
     assert (listed["number"], listed["experts"]) == (1, 1)

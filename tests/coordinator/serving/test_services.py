@@ -4,13 +4,12 @@ import queue
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from pathlib import Path
 
 import grpc
 import pytest
 
-from coordinator.policy.lifecycle import Standing, State
+from coordinator.policy.lifecycle import State
 from protocol.bundle import ADAPTER_WEIGHTS, CARD, GATES, Bundle
 from protocol.documents import Pool, read_receipt
 from protocol.errors import Code, GreylagError, Unavailable
@@ -270,12 +269,8 @@ def test_a_full_disk_refuses_a_beginning(served: Served, join: Join, identity: I
     ada.submit(bundle)
 
 
-def test_a_race_to_begin_is_decided_where_it_is_written(
-    served: Served, join: Join, identity: Identity, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_uploads_that_were_begun_count(served: Served, join: Join, identity: Identity, bundle: Bundle) -> None:
     ada, limit = join(identity), served.pool.spec.policy.max_experts_per_contributor
-    # What all see who look before anybody has written.
-    monkeypatch.setattr(served.registry.uploads, "standing", lambda _: Standing("active"))
     for number in range(limit):
         ada.begin(resign(bundle, identity, name=f"e{number}"))
     assert refusal(lambda: ada.begin(resign(bundle, identity, name="more"))).code is Code.QUOTA
@@ -315,7 +310,7 @@ def test_the_catalog(
     assert ada.catalog.GetPool(catalog_pb2.GetPoolRequest()).envelope == served.pool.envelope
     expert = ReleasedExpert(name="expert", contributor="ada", bundle=bundle.digest)
     release = sign_release(first_release(served.pool, expert), coordinator_identity)
-    served.registry.releases.publish(release, {bundle.digest: State.RELEASED}, now=served.clock())
+    served.registry.releases.publish(release, now=served.clock())
     for number in (0, 1):
         envelope = ada.catalog.GetRelease(catalog_pb2.GetReleaseRequest(number=number)).envelope
         assert read_release(envelope, served.pool).spec.experts == (expert,)
@@ -362,15 +357,3 @@ def test_damaged_bytes_are_never_served(
     lost = refusal(lambda: ada.fetch(gates))
     assert lost.code is Code.STORE_DAMAGED
     assert isinstance(lost, Unavailable), "the caller did nothing wrong"
-
-
-def test_sweeping_forgets_expired_uploads(served: Served, join: Join, identity: Identity, bundle: Bundle) -> None:
-    ada = join(identity)
-    ada.begin(bundle)
-    served.clock.forward(hours=1)
-    served.intake.sweep()
-    assert served.spool.path(bundle.digest, CARD).exists()
-    served.clock.now += timedelta(hours=24)
-    served.intake.sweep()
-    assert list(served.spool._folder.iterdir()) == []
-    assert served.registry.uploads.digests() == set()
