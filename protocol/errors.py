@@ -107,6 +107,9 @@ class Code(Enum):
     RELEASE_UNKNOWN = Fate("NOT_FOUND", 404, EX_NOINPUT, "There is no such release.")
     RELEASE_ROLLBACK = Fate("FAILED_PRECONDITION", 409, EX_PROTOCOL, "The release is older than one already seen.")
     RELEASE_FORK = Fate("FAILED_PRECONDITION", 409, EX_PROTOCOL, "The release does not continue the one seen before.")
+    RELEASE_TOO_FAR = Fate(
+        "FAILED_PRECONDITION", 409, EX_PROTOCOL, "The release is too far ahead of the one seen before."
+    )
     RELEASE_EXPIRED = Fate("FAILED_PRECONDITION", 410, EX_PROTOCOL, "The release has expired.")
     METHOD_UNKNOWN = Fate("INVALID_ARGUMENT", 400, EX_USAGE, "There is no such routing method.")
     METHOD_CLOSED = Fate("PERMISSION_DENIED", 403, EX_NOPERM, "The router's operator keeps the method to himself.")

@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -73,6 +74,25 @@ def needs(package: str, extra: str, what: str) -> None:
     if importlib.util.find_spec(package) is None:
         what = f"{what} needs {package}, which is not installed."
         raise Refused(Code.SETTINGS_INVALID, what, f"Install it with: pip install 'greylag[{extra}]'")
+
+
+def configure_logs(*, as_json: bool = False, level: int = logging.INFO) -> None:
+    """Send log lines of a level or above to stderr, for people or for machines."""
+    import structlog  # noqa: PLC0415 - `--help` needs none
+
+    renderer: Any = structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(colors=False)
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,  # plain: the pretty ones print variables, and with them questions
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
 
 
 def say(sentence: str) -> None:

@@ -12,7 +12,8 @@ client workflow a release is timestamp, snapshot and targets in one, and the poo
 3. Its number is not below that of the newest release that the node has used: no rollback (`check_fresh`).
 4. Under the same number it is the same release, byte by byte: no fork.
 5. From a higher number, `previous` leads back to the release that was used last, through every release between, each
-   fetched and held against rules 1 and 2. These may have expired. More than `MOST_BETWEEN` are not followed.
+   fetched and held against rules 1 and 2. These may have expired. More than `MOST_BETWEEN` are not followed: no fork,
+   but too far.
 6. It has not expired, by the node's own clock. Asked last, so that a rollback is told as one.
 7. Every file that it lists is fetched by digest, and only once all are whole is it the newest that was used.
 """
@@ -132,7 +133,7 @@ def check_fresh(release: Release, *, seen: Release | None, now: datetime, earlie
         earlier: Fetches and verifies a release by its number.
 
     Raises:
-        Refused: `RELEASE_ROLLBACK`, `RELEASE_FORK` or `RELEASE_EXPIRED`.
+        Refused: `RELEASE_ROLLBACK`, `RELEASE_TOO_FAR`, `RELEASE_FORK` or `RELEASE_EXPIRED`.
     """
     if seen is not None:
         _check_continues(release, seen, earlier)
@@ -150,10 +151,17 @@ def _check_continues(release: Release, seen: Release, earlier: Callable[[int], R
     if number < known:
         what = f"The coordinator offers release {number}, but release {known} was seen here."
         raise Refused(Code.RELEASE_ROLLBACK, what, "Ask the operator whether an old backup was restored.")
+    if number - known - 1 > MOST_BETWEEN:
+        raise Refused(
+            Code.RELEASE_TOO_FAR,
+            f"Release {number} is too far from release {known} as it was seen here: more than {MOST_BETWEEN} releases "
+            "lie between.",
+            "Follow the pool in a new folder, once its operator has confirmed the pool's key.",
+        )
     digest: str | None = release.digest
     if number > known:
         digest = release.spec.previous
-        for between in range(number - 1, max(known, number - 1 - MOST_BETWEEN), -1):
+        for between in range(number - 1, known, -1):
             before = earlier(between)
             if (before.digest, before.spec.number) != (digest, between):
                 digest = None

@@ -82,7 +82,7 @@ def submit(
         Refused: What the coordinator refuses with, or `UNTRUSTED` for a receipt that is not right.
         Unavailable: `UNREACHABLE`, `BUSY` or `STORAGE_FULL`.
     """
-    transfer = _Transfer(bundle, enrolment, report)
+    transfer = Transfer(bundle, enrolment, report)
     patience = _Patience(coordinator)
     damaged = False
     while True:
@@ -135,7 +135,7 @@ def wait(digest: str, coordinator: Coordinator, decided: Callable[[str], bool]) 
         coordinator.sleep(POLL_S)
 
 
-class _Transfer:
+class Transfer:
     """One bundle on its way; remembers how far it came."""
 
     def __init__(self, bundle: Bundle, enrolment: bytes, report: Report) -> None:

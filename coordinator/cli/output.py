@@ -1,6 +1,5 @@
 """What every verb shares: a workspace opened, one JSON document or one table on stdout, talk on stderr."""
 
-import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from protocol.printable import printable
-from protocol.programs import print_json
+from protocol.programs import configure_logs, print_json
 
 if TYPE_CHECKING:
     import threading
@@ -46,25 +45,6 @@ def show_rows(kind: str, columns: Sequence[str], rows: Sequence[dict[str, Any]],
 def fields(row: object, *names: str) -> dict[str, Any]:
     """Take columns out of a row."""
     return {name: getattr(row, name) for name in names}
-
-
-def configure_logs(*, as_json: bool, level: int = logging.INFO) -> None:
-    """Send log lines of a level or above to stderr, for people or for machines."""
-    import structlog
-
-    renderer: Any = structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(colors=False)
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=False,
-    )
 
 
 @contextmanager

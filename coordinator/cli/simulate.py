@@ -7,8 +7,8 @@ import typer
 
 from coordinator.cli.campaigns import Kind
 from coordinator.cli.options import JsonOption, WorkspaceOption
-from coordinator.cli.output import configure_logs, opened_workspace, table
-from protocol.programs import print_json
+from coordinator.cli.output import opened_workspace, table
+from protocol.programs import configure_logs, print_json
 
 
 def simulate(
@@ -46,11 +46,11 @@ def simulate(
     from coordinator.fleet.flower.gateway import quiet_flower
     from coordinator.workspace.paths import CoordinatorWorkspace
 
-    configure_logs(as_json=False, level=logging.WARNING)
     policy = None
     if CoordinatorWorkspace(workspace).settings.is_file():
         with opened_workspace(workspace) as open_:
             policy = open_.pool.spec.policy
+    configure_logs(level=logging.WARNING)
     with TemporaryDirectory() as folder:
         quiet_flower(Path(folder) / "home")
         from coordinator.fleet.simulation import simulate as simulation

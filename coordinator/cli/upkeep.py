@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from coordinator.cli.options import JsonOption, WorkspaceOption
-from coordinator.cli.output import PROCESSES, configure_logs, now, opened_workspace
+from coordinator.cli.output import PROCESSES, now, opened_workspace
 from protocol.errors import Code, Refused
-from protocol.programs import print_json, say
+from protocol.programs import configure_logs, print_json, say
 
 if TYPE_CHECKING:
     from coordinator.workspace.fsck import Findings
@@ -81,7 +81,7 @@ def migrate(*, workspace: WorkspaceOption = Path()) -> None:
     from coordinator.workspace.paths import CoordinatorWorkspace
     from coordinator.workspace.settings import load
 
-    configure_logs(as_json=False)
+    configure_logs()
     place = CoordinatorWorkspace(workspace)
     settings = load(place)
     with exclusive(place, *PROCESSES):

@@ -2,7 +2,10 @@
 
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
-from typing import TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 PATIENCE_S = 2.0
 """After how long somebody who waits is told what for, in seconds."""
@@ -26,6 +29,15 @@ def bar(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[
     """
     from tqdm import tqdm  # noqa: PLC0415 - doors import this before they know their verb
 
-    # None: on a terminal alone.
-    hidden = None if _shown.get() else True
-    yield from tqdm(items, what, total, leave=False, delay=PATIENCE_S, disable=hidden)
+    yield from tqdm(items, what, total, leave=False, delay=PATIENCE_S, disable=_hidden())
+
+
+def byte_bar(what: str) -> "tqdm[NoReturn]":
+    """Make a bar over bytes, for a `with`: whoever moves it sets its `total` as soon as it is known."""
+    from tqdm import tqdm  # noqa: PLC0415 - as above
+
+    return tqdm(desc=what, total=0, unit="B", unit_scale=True, leave=False, delay=PATIENCE_S, disable=_hidden())
+
+
+def _hidden() -> bool | None:
+    return None if _shown.get() else True  # None: on a terminal alone

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from protocol.errors import Code, Refused
-from protocol.programs import print_json, say
-from router.cli.options import Json, NewTokens, asking_flags, open_model, read_choice, read_lines
+from protocol.programs import needs, print_json, say, with_flags_of
+from router.cli import options
+from router.cli.options import Json, NewTokens
 from router.query.limits import DEFAULT_NEW_TOKENS
 
 if TYPE_CHECKING:
@@ -21,8 +22,7 @@ RecipeFlag = Annotated[
     Path | None, typer.Option(help="Instead of --tasks, a published benchmark: a file of docs/recipes.")
 ]
 DataFlag = Annotated[
-    Path | None,
-    typer.Option("--data", help="Folder that holds a recipe's data sets; default: the Hugging Face Hub."),
+    Path | None, typer.Option("--data", help="Folder that holds a recipe's data sets; default: the Hugging Face Hub.")
 ]
 MethodsFlag = Annotated[
     list[str] | None,
@@ -44,7 +44,7 @@ OutputFlag = Annotated[
 ]
 
 
-@asking_flags("method")
+@with_flags_of(options.model, options.choice)
 def evaluate(
     *,
     tasks: TasksFlag = None,
@@ -58,7 +58,7 @@ def evaluate(
     max_new_tokens: NewTokens = DEFAULT_NEW_TOKENS,
     output: OutputFlag = None,
     json_: Json = False,
-    **shared: Any,
+    **flags: Any,
 ) -> None:
     """Score routing methods on your own tasks: a table of tasks and methods, and the mean.
 
@@ -69,10 +69,10 @@ def evaluate(
     """
     from router.evaluation.contenders import read_methods
 
-    routing = read_choice(shared)
+    routing = options.read_choice(flags)
     names = read_methods(methods) if methods else []
     read, longest = _read_tasks(tasks, recipe, data, limit)
-    model = open_model(shared, [routing.release])
+    model = options.open_model(flags, [routing.release])
 
     from rich.console import Console
 
@@ -109,7 +109,7 @@ def _read_tasks(
             "Rows come either from --tasks or from --recipe, and --data belongs to a recipe.",
             "Give --tasks FILE, or --recipe FILE with or without --data FOLDER.",
         )
-    return read_rows(read_lines(tasks), name="tasks" if tasks == "-" else Path(tasks).stem, limit=limit), None
+    return read_rows(options.read_lines(tasks), name="tasks" if tasks == "-" else Path(tasks).stem, limit=limit), None
 
 
 def lm_eval(ctx: typer.Context) -> None:
@@ -120,12 +120,9 @@ def lm_eval(ctx: typer.Context) -> None:
 
     Example: greylag-router lm-eval --model greylag --model_args workspace=node,method=merged --tasks boolq
     """
-    try:
-        from lm_eval.__main__ import cli_evaluate
-    except ImportError as error:
-        raise Refused(
-            Code.SETTINGS_INVALID, "lm-evaluation-harness is not installed.", "Run: pip install 'greylag[harness]'"
-        ) from error
+    needs("lm_eval", "harness", "lm-eval")
+    from lm_eval.__main__ import cli_evaluate
+
     import router.evaluation.lm_eval  # noqa: F401 - its import registers the model
 
     sys.argv = ["lm_eval", *ctx.args]
