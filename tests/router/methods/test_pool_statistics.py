@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -13,10 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from protocol.documents import sign_pool
-from protocol.errors import Code, Refused, Unavailable
+from protocol.errors import Code, Refused
 from protocol.release import sign_release
 from protocol.spec import Means, Routing, Statistics, StatisticsFile
-from protocol.wire.grpc_status import to_status
 from router.follow.pull import pull
 from router.follow.workspace import STATISTICS, check_disk, open_mirror
 from router.methods.features.background import KINDS, PublicText
@@ -104,25 +102,17 @@ def test_text_of_ones_own_goes_before_the_pools(
 
 
 def test_what_the_coordinator_lost_keeps_nobody_out(
-    catalog: Catalog, address: str, told: Path, t5_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    catalog: Catalog, address: str, told: Path, t5_base: Path, tmp_path: Path
 ) -> None:
-    (digest,) = [sha256 for sha256, path in catalog.files.items() if path == told]
-    fetch = Catalog.Fetch
-
-    def lost(self: Catalog, request: Any, context: Any) -> Any:
-        if request.sha256 == digest:
-            context.abort_with_status(to_status(Unavailable(Code.STORE_DAMAGED, "It is damaged.")))
-        return fetch(self, request, context)
-
+    catalog.lost.update(sha256 for sha256, path in catalog.files.items() if path == told)
     heard: list[str] = []
-    with monkeypatch.context() as patch:
-        patch.setattr(Catalog, "Fetch", lost)
-        assert pull(tmp_path / "node", address, say=heard.append).statistics is None
+    assert pull(tmp_path / "node", address, say=heard.append).statistics is None
     assert "worked out here" in heard[-1]
     model = RoutedModel.from_mirror(str(t5_base), open_mirror(tmp_path / "node"), device="cpu")
     assert len(model.generate(["say a b"], ASKED, max_new_tokens=2)) == 1
     assert [error.code for error in check_disk(tmp_path / "node").damaged.values()] == [Code.FILE_MISSING]
-    assert pull(tmp_path / "node", address).statistics  # once it is there again
+    catalog.lost.clear()
+    assert pull(tmp_path / "node", address).statistics
 
 
 def test_what_is_told_is_read_once(
