@@ -180,11 +180,6 @@ def read_standing(session: Session, manifest: Manifest) -> Standing:
             BundleRow.state != State.REFUSED,
         )
     )
-    return Standing(contributor.state if contributor else None, earlier, tuple(other_uploads(session, manifest)), twin)
-
-
-def other_uploads(session: Session, manifest: Manifest) -> dict[str, Upload]:
-    """What else a contributor uploads, by the bundle's name."""
-    key, digest = manifest.spec.contributor, manifest.digest
-    found = session.scalars(select(Upload).where(Upload.contributor == key, Upload.digest != digest))
-    return {read_manifest(upload.envelope).spec.name: upload for upload in found}
+    others = session.scalars(select(Upload.envelope).where(Upload.contributor == key, Upload.digest != digest))
+    uploads = tuple({read_manifest(envelope).spec.name for envelope in others})
+    return Standing(contributor.state if contributor else None, earlier, uploads, twin)

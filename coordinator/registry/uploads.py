@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
 
 from coordinator.policy.lifecycle import Standing
-from coordinator.registry.bundles import bundle_row, other_uploads, read_standing
+from coordinator.registry.bundles import bundle_row, read_standing
 from coordinator.registry.tables import BundleRow, Upload
 from coordinator.registry.transactions import Subject
 from protocol.bundle import Manifest, read_manifest
@@ -21,18 +22,14 @@ class Uploads(Subject):
         manifest: Manifest,
         *,
         check: Callable[[Standing], None],
-        drop: Callable[[str], None],
         token: bytes,
         expires: datetime,
     ) -> Upload | BundleRow:
         """Open an upload session, or find the one there is and let it live longer.
 
-        What was uploaded under the same name until now is over.
-
         Args:
             manifest: The bundle.
-            check: Judges the standing, in the same transaction.
-            drop: Deletes the bytes of a session that is over.
+            check: Judges the standing: first where whoever is refused holds nobody up, then in the same transaction.
             token: Secret of a new session.
             expires: When the session ends.
 
@@ -42,13 +39,12 @@ class Uploads(Subject):
         Raises:
             GreylagError: Whatever `check` refuses with.
         """
+        with self._registry.reading() as session:
+            check(read_standing(session, manifest))
         with self._registry.writing() as session:
             if known := bundle_row(session, manifest.digest):
                 return known
             check(read_standing(session, manifest))
-            if replaced := other_uploads(session, manifest).get(manifest.spec.name):
-                drop(replaced.digest)
-                session.delete(replaced)
             upload = session.get(Upload, manifest.digest)
             if upload is None:
                 upload = Upload(
@@ -77,20 +73,26 @@ class Uploads(Subject):
         return {file.sha256 for envelope in envelopes for file in read_manifest(envelope).files.values()}
 
     def expire(
-        self, drop: Callable[[str], None], *, now: datetime, empty: datetime, is_empty: Callable[[str], bool]
+        self, drop: Callable[[str], bool], *, now: datetime, empty: datetime, is_empty: Callable[[str], bool]
     ) -> None:
         """Forget sessions whose time is over.
 
         Args:
-            drop: Deletes a session's bytes. A session is forgotten after its bytes, and nobody begins it anew in
-                between: a crash leaves one whose time is over, which is forgotten the next time.
+            drop: Deletes a session's bytes, unless somebody works on it. A session is forgotten after its bytes, and
+                nobody begins it anew in between: a crash leaves one whose time is over, which is forgotten next time.
             now: Sessions that were to end until now are over.
             empty: Sessions that were to end until then are over if they got nothing.
             is_empty: Tells whether nothing came, by digest.
         """
+        query = select(Upload.digest, Upload.expires).where(Upload.expires <= timestamp(max(now, empty)))
+
+        def over(session: Session) -> list[str]:
+            rows = session.execute(query)
+            return [digest for digest, expires in rows if expires <= timestamp(now) or is_empty(digest)]
+
+        with self._registry.reading() as session:
+            if not over(session):
+                return
         with self._registry.writing() as session:
-            for upload in session.scalars(select(Upload).where(Upload.expires <= timestamp(max(now, empty)))):
-                if upload.expires > timestamp(now) and not is_empty(upload.digest):
-                    continue
-                drop(upload.digest)
-                session.delete(upload)
+            for digest in filter(drop, over(session)):
+                session.execute(delete(Upload).where(Upload.digest == digest))

@@ -102,11 +102,10 @@ class Intake:
 
         def check(standing: Standing) -> None:
             judge(manifest, self._pool, standing)
-            self._spool.check_room(manifest.total_bytes - self._spool.held(manifest.digest, manifest.files))
+            self._spool.check_room(manifest.total_bytes - self._spool.held(manifest.digest))
 
         token, expires = secrets.token_bytes(_TOKEN_BYTES), self._clock() + self._session_life
-        begin = self._registry.uploads.begin
-        upload = begin(manifest, check=check, drop=self._spool.drop, token=token, expires=expires)
+        upload = self._registry.uploads.begin(manifest, check=check, token=token, expires=expires)
         if isinstance(upload, BundleRow):
             return BeginReply(digest=manifest.digest, receipt=upload.receipt)
         self._spool.make(manifest.digest, manifest.files)
@@ -133,9 +132,16 @@ class Intake:
             Unavailable: `STORAGE_FULL` or `BUSY`.
         """
         if is_sha256(digest) and (known := self._registry.bundles.find(digest)):
-            self._spool.drop(digest)
-            return known.receipt
-        manifest = self.session(digest, token)
+            receipt = known.receipt
+        else:
+            with self._spool.kept(digest):
+                receipt = self._keep(self.session(digest, token))
+        self._spool.drop(digest)
+        fault_point("spool-dropped")
+        return receipt
+
+    def _keep(self, manifest: Manifest) -> bytes:
+        digest = manifest.digest
         if missing := self._spool.missing(digest, manifest.files):
             name, offset = next(iter(missing.items()))
             what = f"{name} has {offset} of {manifest.files[name].size} bytes."
@@ -146,15 +152,12 @@ class Intake:
             self._store.put(self._spool.path(digest, name), file.sha256)
         fault_point("blobs-stored")
         now = self._clock()
-        receipt = self._registry.bundles.keep(
+        return self._registry.bundles.keep(
             manifest,
             check=lambda standing: judge(manifest, self._pool, standing),
             sign=lambda sequence: self._receipt(manifest, sequence, now),
             now=now,
         )
-        self._spool.drop(digest)
-        fault_point("spool-dropped")
-        return receipt
 
     def status(self, digest: str) -> BundleRow:
         """Find a bundle that was committed (`BUNDLE_UNKNOWN`)."""
@@ -173,15 +176,13 @@ class Intake:
             self._spool.drop,
             now=now,
             empty=now + self._session_life - _EMPTY_LIFE,
-            is_empty=lambda digest: not self._spool.held(digest, bundle.FILES),
+            is_empty=lambda digest: not self._spool.held(digest),
         )
 
     def _check_bytes(self, manifest: Manifest) -> None:
         for name, file in manifest.files.items():
             try:
                 bundle.check_file(self._spool.path(manifest.digest, name), file)
-            except FileNotFoundError as error:
-                raise no_session(manifest.digest) from error  # its name's next upload took its place
             except Refused:
                 self._spool.drop_file(manifest.digest, name)
                 raise

@@ -3,8 +3,10 @@
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from coordinator.faults import fault_point
@@ -13,7 +15,7 @@ from protocol.errors import Code, Unavailable
 
 
 class Spool:
-    """A folder of unfinished uploads.
+    """A folder of unfinished uploads; one object at a time owns it, and knows by heart what lies there.
 
     Args:
         folder: Made if it is missing.
@@ -32,11 +34,23 @@ class Spool:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._quota, self._floor, self._free = folder, quota_bytes, floor_bytes, free_bytes
+        self._lock = threading.Lock()  # held for moments: event loops wait for it
+        self._writers: set[Appender] = set()
+        self._kept: set[str] = set()
+        # Bytes by upload: what lies here, and of a file that is being written all that it may get.
+        self._held = Counter[str]()
+        for path in folder.glob("*/*"):
+            self._held[path.parent.name] += max(_size(path), 0)
 
     def check_room(self, more_bytes: int) -> None:
-        """Refuse what does not fit beside all that lies here; what is only declared takes none (`STORAGE_FULL`)."""
-        held = sum(max(_size(path), 0) for path in self._folder.glob("*/*"))
-        if held + more_bytes > self._quota or self._free(self._folder) - more_bytes < self._floor:
+        """Refuse what does not fit beside what lies here or is being written (`STORAGE_FULL`); no other claims room."""
+        with self._lock:
+            self._check_room(more_bytes)
+
+    def _check_room(self, more_bytes: int) -> None:
+        coming = sum(writer.size - writer.offset for writer in self._writers)
+        full = sum(self._held.values()) + more_bytes > self._quota
+        if full or self._free(self._folder) - coming - more_bytes < self._floor:
             raise Unavailable(Code.STORAGE_FULL, "The coordinator has no room for this now.", "Submit again later.")
 
     def make(self, digest: str, files: Mapping[str, SignedFile]) -> None:
@@ -54,24 +68,50 @@ class Spool:
         sizes = {name: _size(self.path(digest, name)) for name in files}
         return {name: max(size, 0) for name, size in sizes.items() if size != files[name].size}
 
-    def held(self, digest: str, files: Iterable[str]) -> int:
-        """How much of an upload lies here, in bytes."""
-        return sum(max(_size(self.path(digest, name)), 0) for name in files)
+    def held(self, digest: str) -> int:
+        """How much of an upload lies here or is being written, in bytes."""
+        return self._held[digest]
 
     def append(self, digest: str, name: str, size: int) -> "Appender":
         """Open a file of an upload at its end, if there is room for the rest of its `size` bytes (`STORAGE_FULL`)."""
-        self.check_room(size - self.held(digest, [name]))
-        return Appender(self.path(digest, name))
+        path = self.path(digest, name)
+        with self._lock:
+            self._check_room(size - max(_size(path), 0))
+            writer = Appender(path, size, self._closed)
+            self._writers.add(writer)
+            self._held[digest] += size - writer.offset
+        return writer
 
     def drop_file(self, digest: str, name: str) -> None:
         """Forget the bytes of one file, so that it starts again."""
         path = self.path(digest, name)
-        path.unlink(missing_ok=True)
-        path.touch()
+        with self._lock:
+            self._held[digest] -= max(_size(path), 0)
+            path.unlink(missing_ok=True)
+            path.touch()
 
-    def drop(self, digest: str) -> None:
-        """Forget an upload."""
-        shutil.rmtree(self._folder / digest, ignore_errors=True)
+    @contextmanager
+    def kept(self, digest: str) -> Iterator[None]:
+        """Let nobody drop an upload meanwhile, so that the bytes that were checked are those that are kept."""
+        with self._lock:
+            self._kept.add(digest)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._kept.remove(digest)
+
+    def drop(self, digest: str) -> bool:
+        """Forget an upload, unless it is kept or written just now; tell whether it is gone."""
+        aside = self._folder / f".gone-{uuid.uuid4().hex}"
+        with self._lock:
+            if digest in self._kept or any(writer.path.parent.name == digest for writer in self._writers):
+                return False
+            with suppress(FileNotFoundError):
+                (self._folder / digest).rename(aside)
+            self._held.pop(digest, None)
+        shutil.rmtree(aside, ignore_errors=True)
+        return True
 
     def sweep(self, keep: set[str]) -> None:
         """Drop every upload that is not among those to keep."""
@@ -79,12 +119,23 @@ class Spool:
             if entry.name not in keep:
                 self.drop(entry.name)
 
+    def _closed(self, writer: "Appender") -> None:
+        with self._lock:
+            self._writers.remove(writer)
+            self._held[writer.path.parent.name] -= writer.size - writer.offset
+
 
 class Appender:
-    """The one writer of a spool file. Its calls may come from any thread, also while it is being closed."""
+    """The one writer of a spool file. Its calls may come from any thread, also while it is being closed.
 
-    def __init__(self, path: Path) -> None:
-        self._lock = threading.Lock()
+    Args:
+        path: The file.
+        size: Bytes that the file is to have.
+        on_close: Called once.
+    """
+
+    def __init__(self, path: Path, size: int, on_close: Callable[["Appender"], None]) -> None:
+        self._lock, self.path, self.size, self._on_close = threading.Lock(), path, size, on_close
         self._descriptor: int | None = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         self.offset = os.fstat(self._descriptor).st_size
         """Bytes that the file has."""
@@ -111,6 +162,7 @@ class Appender:
             if self._descriptor is not None:
                 os.close(self._descriptor)
                 self._descriptor = None
+                self._on_close(self)
 
     @contextmanager
     def _open(self) -> Iterator[int | None]:

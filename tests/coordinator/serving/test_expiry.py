@@ -52,12 +52,12 @@ def test_who_begins_again_while_his_upload_expires_keeps_his_bytes(
         served.intake.begin(bundle.manifest.envelope)
         began.set()
 
-    def slowly(digest: str) -> None:
+    def slowly(digest: str) -> bool:
         if not again:
             again.append(threading.Thread(target=begin_again))
             again[0].start()
             began.wait(0.3)
-        drop(digest)
+        return drop(digest)
 
     monkeypatch.setattr(served.spool, "drop", slowly)
     served.intake.begin(other.manifest.envelope)

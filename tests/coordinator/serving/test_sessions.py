@@ -4,12 +4,13 @@ import os
 import threading
 from datetime import timedelta
 from pathlib import Path
+from typing import NoReturn
 
 import grpc
 import pytest
 
 from protocol.bundle import CARD, GATES, Bundle
-from protocol.documents import Pool
+from protocol.documents import Pool, read_receipt
 from protocol.errors import Code, Unavailable
 from protocol.signing import Identity
 from protocol.v1 import catalog_pb2, intake_pb2
@@ -65,7 +66,7 @@ def limited_to_one(tmp_path: Path, identity: Identity, clock: Clock) -> Served:
     return Served(tmp_path, make_pool(identity, max_experts_per_contributor=1), identity, clock)
 
 
-def test_an_upload_takes_the_place_of_an_abandoned_one_of_its_name(
+def test_an_abandoned_upload_of_the_same_name_does_not_block_its_successor(
     tmp_path: Path, coordinator_identity: Identity, identity: Identity, clock: Clock
 ) -> None:
     served = limited_to_one(tmp_path, coordinator_identity, clock)
@@ -76,9 +77,62 @@ def test_an_upload_takes_the_place_of_an_abandoned_one_of_its_name(
         begun = ada.begin(first)
         ada.put(first, begun, GATES)
         ada.submit(second)
-        assert refusal(lambda: ada.put(first, begun)).code is Code.SESSION_UNKNOWN
-        assert list(served.spool._folder.iterdir()) == []
-        assert served.registry.uploads.digests() == set()
+        ada.put(first, begun, *set(first.manifest.files) - {GATES})
+        assert refusal(lambda: ada.commit(begun)).code is Code.VERSION_REUSED
+
+
+def test_a_race_for_a_name_is_decided_at_commit(
+    join: Join, identity: Identity, bundle: Bundle, pool: Pool, tmp_path: Path
+) -> None:
+    ada = join(identity)
+    other = factories.make_bundle(tmp_path / "other", pool, identity, seed=9)
+    first, second = ada.begin(bundle), ada.begin(other)
+    ada.put(bundle, first)
+    ada.put(other, second)
+    ada.commit(first)
+    assert refusal(lambda: ada.commit(second)).code is Code.VERSION_REUSED
+    ada.submit(resign(other, identity, supersedes=bundle.digest))
+
+
+@pytest.mark.parametrize("hours", [0, 25])
+def test_nobody_swaps_the_files_of_a_commit_at_work(
+    served: Served,
+    join: Join,
+    identity: Identity,
+    bundle: Bundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    hours: int,
+) -> None:
+    """A successor begins, and the same bundle begins anew, while its checked bytes go to the store."""
+    ada = join(identity)
+    successor = factories.make_bundle(tmp_path / "other", served.pool, identity, seed=9)
+    begun = ada.begin(bundle)
+    ada.put(bundle, begun)
+
+    def meanwhile(point: str) -> None:
+        if point == "bytes-checked":
+            served.clock.forward(hours=hours)
+            served.intake.begin(successor.manifest.envelope)
+            served.intake.begin(bundle.manifest.envelope)
+
+    monkeypatch.setattr("coordinator.serving.intake.fault_point", meanwhile)
+    assert read_receipt(ada.commit(begun), served.pool).bundle == bundle.digest
+    assert all(served.store.verify(file.sha256) for file in bundle.manifest.files.values())
+    assert served.registry.uploads.digests() == {successor.digest}
+    assert [path.name for path in served.spool._folder.iterdir()] == [successor.digest]
+
+
+def test_who_is_refused_takes_no_lock(
+    served: Served, join: Join, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada = join(Identity.generate())
+
+    def writing() -> NoReturn:
+        raise AssertionError
+
+    monkeypatch.setattr(served.registry, "writing", writing)
+    assert refusal(lambda: ada.begin(bundle)).code is Code.KEY_UNKNOWN
 
 
 def test_a_session_that_never_got_a_byte_ends_after_an_hour(

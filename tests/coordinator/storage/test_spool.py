@@ -52,7 +52,7 @@ def test_room_is_what_others_hold_and_what_the_disk_has(tmp_path: Path) -> None:
     spool.make("d", FILES)
     with closing(spool.append("d", "a", 6)) as writer:
         writer.write(b"ab")
-    assert spool.held("d", FILES) == 2
+    assert spool.held("d") == 2
     spool.check_room(38)
     with pytest.raises(Unavailable) as full:
         spool.check_room(39)
@@ -66,6 +66,51 @@ def test_room_is_what_others_hold_and_what_the_disk_has(tmp_path: Path) -> None:
         spool.append("d", "a", 6)
     disk = 14
     spool.append("d", "a", 6).close()
+
+
+def test_writers_at_once_share_the_room(tmp_path: Path) -> None:
+    disk = 100
+    spool = Spool(tmp_path / "spool", quota_bytes=20, floor_bytes=10, free_bytes=lambda _: disk)
+    for digest in ("d", "e", "f", "g"):
+        spool.make(digest, FILES)
+    first, *_ = writers = [spool.append(digest, "a", 6) for digest in ("d", "e", "f")]
+    first.write(b"abc")
+    with pytest.raises(Unavailable) as full:
+        spool.append("g", "a", 6)
+    assert full.value.code is Code.STORAGE_FULL
+    spool.check_room(2)
+    disk = 26  # 15 are still to come
+    with pytest.raises(Unavailable):
+        spool.check_room(2)
+    disk = 100
+    for writer in writers:
+        writer.close()
+        writer.close()
+    spool.check_room(17)
+    spool.append("g", "a", 6).close()
+    again = Spool(tmp_path / "spool", quota_bytes=20, floor_bytes=10, free_bytes=lambda _: disk)
+    with pytest.raises(Unavailable):
+        again.check_room(18)
+    assert again.drop("d")
+    again.check_room(20)
+
+
+def test_what_is_written_or_committed_is_not_dropped(spool: Spool) -> None:
+    spool.make("d", FILES)
+    writer = spool.append("d", "a", 6)
+    assert not spool.drop("d")
+    writer.close()
+    with spool.kept("d"):
+        assert not spool.drop("d")
+    assert spool.path("d", "a").exists()
+    assert spool.drop("d")
+    assert not spool.path("d", "a").exists()
+
+
+def test_an_upload_that_is_gone_takes_no_room(spool: Spool) -> None:
+    with pytest.raises(FileNotFoundError):
+        spool.append("d", "a", 50)
+    spool.check_room(50)
 
 
 def test_a_full_disk_keeps_what_fits(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
