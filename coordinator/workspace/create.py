@@ -212,5 +212,5 @@ def _move_in(draft: CoordinatorWorkspace, workspace: CoordinatorWorkspace, pool:
             registry.claim(pool.digest, now=read_timestamp(pool.spec.created))
     except BaseException:
         for path in moved:
-            path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         raise

@@ -45,6 +45,20 @@ def test_a_database_takes_one_pool(tmp_path: Path, database_url: str) -> None:
         assert open_.registry.contributors.all() == []
 
 
+def test_what_cannot_be_founded_leaves_a_folder_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = BaseFacts("nowhere", BASE, "encoder-decoder", SHAPES, statistics=b"means")
+    why = Refused(Code.WORKSPACE_EXISTS, "Another pool was quicker.", "Give an empty database.")
+    monkeypatch.setattr("coordinator.registry.registry.Registry.claim", Mock(side_effect=why))
+    (note := tmp_path / "note").write_text("mine")
+    with pytest.raises(Refused) as refused:
+        found(
+            CoordinatorWorkspace(tmp_path), lambda: facts, name="p", choices={}, settings={}, probe=None,
+            now=datetime.now(UTC),
+        )  # fmt: skip
+    assert refused.value is why
+    assert list(tmp_path.iterdir()) == [note]
+
+
 def test_a_workspace_never_works_on_another_pools_registry(
     program: Program, tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
