@@ -148,8 +148,8 @@ def _sqlite(url: URL) -> Engine:
 
 
 @contextmanager
-def translated() -> Iterator[None]:
-    """Turn a failing database into an error that says what to correct, or to try again."""
+def translated(*, opening: bool = False) -> Iterator[None]:
+    """Turn a failing database into an error that says what to correct (most of it when opening), or to try again."""
     try:
         yield
     except (DBAPIError, NoConnectionError) as error:
@@ -160,7 +160,7 @@ def translated() -> Iterator[None]:
             raise Refused(
                 Code.SETTINGS_INVALID, f"PostgreSQL says: {wrong[1]}.", "Correct the database's URL."
             ) from error
-        if re.search("readonly database|unable to open", said):
+        if opening and re.search("readonly database|unable to open", said):
             raise Refused(
                 Code.SETTINGS_INVALID,
                 f"The registry's database cannot be used: {said}.",

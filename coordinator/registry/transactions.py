@@ -54,7 +54,7 @@ class Transactions:
         database.check_place(url, new=migrate)
         engine = database.connect(url)
         try:
-            with database.translated():
+            with database.translated(opening=True):
                 if migrate:
                     database.migrate(engine)
                 database.check_schema(engine, older=older)

@@ -111,12 +111,15 @@ def test_a_database_that_may_not_be_written_is_no_busy_one(tmp_path: Path) -> No
     try:
         with engine.connect() as connection:
             connection.exec_driver_sql("PRAGMA query_only = ON")
-            with pytest.raises(GreylagError) as refused, database.translated():
+            with pytest.raises(GreylagError) as refused, database.translated(opening=True):
+                connection.exec_driver_sql("CREATE TABLE a (b)")
+            with pytest.raises(GreylagError) as later, database.translated():
                 connection.exec_driver_sql("CREATE TABLE a (b)")
     finally:
         engine.dispose()
     assert refused.value.code is Code.SETTINGS_INVALID
     assert "readonly" in refused.value.message
+    assert later.value.code is Code.BUSY, "what worked when it was opened may work again"
 
 
 def test_whoever_gets_no_connection_is_told_to_come_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
