@@ -4,6 +4,7 @@
 import asyncio
 import zlib
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from functools import partial
 from io import BytesIO
 from typing import IO
@@ -87,10 +88,11 @@ class CatalogService(catalog_pb2_grpc.CatalogServicer):
             return BytesIO(calibration[offset:])
         async with self._hashing:
             whole = await to_end(partial(self._store.is_whole, sha256))
-        if not whole:
-            hint = "Tell the pool's operator, who should run: greylag-coordinator fsck"
-            raise Unavailable(Code.STORE_DAMAGED, f"The stored file {sha256[:16]} is damaged, so not served.", hint)
-        return await asyncio.to_thread(self._store.open, sha256, offset)
+        with suppress(FileNotFoundError):
+            if whole:
+                return await asyncio.to_thread(self._store.open, sha256, offset)
+        hint = "Tell the pool's operator, who should run: greylag-coordinator fsck"
+        raise Unavailable(Code.STORE_DAMAGED, f"The stored file {sha256[:16]} is damaged, so not served.", hint)
 
 
 def _digest(text: str) -> str:

@@ -24,6 +24,7 @@ from protocol.files.atomic import sync
 from protocol.statement import is_sha256
 
 _TEMPORARY = ".incoming-"
+_TELL_OF_CHANGE = "size", "mtime", "created", "etag", "ETag", "LastModified", "last_modified", "updated"  # some of it
 _BELIEVED_S, _MOST_VERIFIED = 3600.0, 1 << 14
 """How long, and of how many files, it is remembered that they were found whole."""
 
@@ -69,12 +70,13 @@ class Store:
             return False
 
     def is_whole(self, sha256: str) -> bool:
-        """As `verify`; a good verdict holds for an hour, unless size or time of a local file change."""
+        """As `verify`; a good verdict holds for an hour, unless the file goes or what tells of a change changes."""
         try:
-            status = Path(self._key(sha256)).stat() if self._local else None
+            self._fs.invalidate_cache(self._key(sha256))
+            info = self._fs.info(self._key(sha256))
         except OSError:
             return False
-        seen = sha256, status and (status.st_size, status.st_mtime_ns)
+        seen = sha256, *(str(info.get(name)) for name in _TELL_OF_CHANGE)
         now = time.monotonic()
         if now - self._verified.get(seen, -math.inf) < _BELIEVED_S:
             return True

@@ -281,9 +281,9 @@ def test_texts_that_are_no_digests(join: Join, identity: Identity, digest: str) 
     assert refusal(lambda: ada.catalog.GetBundle(request)).code is Code.BUNDLE_UNKNOWN
 
 
-@pytest.mark.parametrize("how", ["changed", "deleted"])
+@pytest.mark.parametrize("how", ["changed", "deleted", "deleted late"])
 def test_damaged_bytes_are_never_served(
-    served: Served, join: Join, identity: Identity, bundle: Bundle, how: str
+    served: Served, join: Join, identity: Identity, bundle: Bundle, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ada = join(identity)
     ada.submit(bundle)
@@ -291,8 +291,10 @@ def test_damaged_bytes_are_never_served(
     gates = bundle.manifest.files[GATES].sha256
     assert ada.fetch(gates)
     path = Path(served.store._key(gates))
-    if how == "deleted":
+    if how.startswith("deleted"):
         path.unlink()
+        if how == "deleted late":
+            monkeypatch.setattr(served.store, "is_whole", lambda _: True)
     else:
         data = bytearray(path.read_bytes())
         data[-1] ^= 1

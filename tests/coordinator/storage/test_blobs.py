@@ -125,3 +125,12 @@ def test_leftovers_are_swept(tmp_path: Path) -> None:
     (tmp_path / "store" / ".incoming-1").write_bytes(b"half")
     store.sweep_leftovers()
     assert fsspec.filesystem("file").find(str(tmp_path / "store")) == []
+
+
+def test_a_good_verdict_ends_with_the_file(store: Store, source: Path) -> None:
+    store.put(source, SHA256)
+    assert store.is_whole(SHA256)
+    store.remove(SHA256)
+    assert not store.is_whole(SHA256)
+    damage(store)
+    assert not store.is_whole(SHA256)
