@@ -38,6 +38,9 @@ def read_settings(
     where = file or "the settings file"
     try:
         written = tomllib.loads(file.read_text(encoding="utf-8")) if file and file.is_file() else {}
+        for name in written.keys() - schema.model_fields.keys():  # also what would steer pydantic-settings itself
+            what = f"The setting {name} is wrong: there is no such entry."
+            raise Refused(Code.SETTINGS_INVALID, what, "Remove it.")
         return schema(**{**(defaults or {}), **written, **EnvSettingsSource(schema)(), **given})
     except ValidationError as error:
         name, reason = first_invalid(error)

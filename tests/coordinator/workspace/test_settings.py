@@ -71,3 +71,12 @@ def test_no_workspace(tmp_path: Path) -> None:
     with pytest.raises(Refused) as refused:
         load(CoordinatorWorkspace(tmp_path))
     assert refused.value.code is Code.WORKSPACE_MISSING
+
+
+@pytest.mark.parametrize("name", ["_env_file", "_secrets_dir", "_cli_parse_args", "listne"])
+def test_what_is_no_setting_is_refused(workspace: CoordinatorWorkspace, name: str) -> None:
+    workspace.settings.write_text(f'base = "b"\n{name} = "x"\n')
+    with pytest.raises(Refused, match=rf"setting {name} is wrong: there is no such entry\.") as refused:
+        load(workspace)
+    assert refused.value.code is Code.SETTINGS_INVALID
+    assert refused.value.hint == "Remove it."
