@@ -132,7 +132,8 @@ class Identity:
             if "not encrypted" in str(error):
                 code, what, hint = Code.PASSPHRASE, "is not encrypted, but a passphrase was given", "Leave it out."
             elif b"ENCRYPTED" in text or "assword" in str(error) or "checksum" in str(error):
-                code, what, hint = Code.PASSPHRASE, "needs another passphrase", "Give it in GREYLAG_KEY_PASSPHRASE."
+                what = "needs another passphrase" if passphrase else "needs a passphrase"
+                code, hint = Code.PASSPHRASE, "Give it in GREYLAG_KEY_PASSPHRASE."
             raise Refused(code, f"{path} {what}.", hint) from error
         if not isinstance(key, Ed25519PrivateKey):
             raise Refused(Code.KEY_TYPE, f"{path} is not an Ed25519 key.", "Make one with: greylag-client keys new")

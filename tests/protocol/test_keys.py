@@ -147,6 +147,7 @@ def test_a_locked_key_needs_its_passphrase(tmp_path: Path, form: PrivateFormat, 
     error = load_refusal(written(tmp_path / "key", form, LOCK), passphrase)
     assert error.code is Code.PASSPHRASE
     assert "GREYLAG_KEY_PASSPHRASE" in error.hint
+    assert ("another" in error.message) == (passphrase == "wrong")
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=str)
