@@ -34,7 +34,7 @@ class Spool:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._quota, self._floor, self._free = folder, quota_bytes, floor_bytes, free_bytes
-        self._lock = threading.Lock()  # held for moments: event loops wait for it
+        self._lock = threading.RLock()  # held for moments: event loops wait for it
         self._writers: set[Appender] = set()
         self._kept: set[str] = set()
         # Bytes by upload: what lies here, and of a file that is being written all that it may get.
@@ -45,12 +45,9 @@ class Spool:
     def check_room(self, more_bytes: int) -> None:
         """Refuse what does not fit beside what lies here or is being written (`STORAGE_FULL`); no other claims room."""
         with self._lock:
-            self._check_room(more_bytes)
-
-    def _check_room(self, more_bytes: int) -> None:
-        coming = sum(writer.size - writer.offset for writer in self._writers)
-        full = sum(self._held.values()) + more_bytes > self._quota
-        if full or self._free(self._folder) - coming - more_bytes < self._floor:
+            coming = sum(writer.size - writer.offset for writer in self._writers)
+            held = sum(self._held.values())
+        if held + more_bytes > self._quota or self._free(self._folder) - coming - more_bytes < self._floor:
             raise Unavailable(Code.STORAGE_FULL, "The coordinator has no room for this now.", "Submit again later.")
 
     def make(self, digest: str, files: Mapping[str, SignedFile]) -> None:
@@ -74,13 +71,12 @@ class Spool:
 
     def append(self, digest: str, name: str, size: int) -> "Appender":
         """Open a file of an upload at its end, if there is room for the rest of its `size` bytes (`STORAGE_FULL`)."""
-        path = self.path(digest, name)
         with self._lock:
-            self._check_room(size - max(_size(path), 0))
-            writer = Appender(path, size, self._closed)
+            self.check_room(size - max(_size(self.path(digest, name)), 0))
+            writer = Appender(self.path(digest, name), size, self._closed)
             self._writers.add(writer)
             self._held[digest] += size - writer.offset
-        return writer
+            return writer
 
     def drop_file(self, digest: str, name: str) -> None:
         """Forget the bytes of one file, so that it starts again."""
@@ -98,8 +94,7 @@ class Spool:
         try:
             yield
         finally:
-            with self._lock:
-                self._kept.remove(digest)
+            self._kept.remove(digest)
 
     def drop(self, digest: str) -> bool:
         """Forget an upload, unless it is kept or written just now; tell whether it is gone."""
@@ -126,13 +121,7 @@ class Spool:
 
 
 class Appender:
-    """The one writer of a spool file. Its calls may come from any thread, also while it is being closed.
-
-    Args:
-        path: The file.
-        size: Bytes that the file is to have.
-        on_close: Called once.
-    """
+    """The one writer of a spool file of `size` bytes. Its calls may come from any thread, also while it is closed."""
 
     def __init__(self, path: Path, size: int, on_close: Callable[["Appender"], None]) -> None:
         self._lock, self.path, self.size, self._on_close = threading.Lock(), path, size, on_close
