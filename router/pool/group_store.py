@@ -80,13 +80,18 @@ class ModuleStore:
 
         Returns:
             The part where it is now; None for an expert that leaves the module alone.
+
+        Raises:
+            ValueError: No room was reserved.
         """
         placed, key, row = None, -1, len(self.parts)
         shapes = self.shapes[-1] if row else FactorShapes()
         scales = part.scales if part else None
         vectors = {name: pages.append(getattr(scales, name, None)) for name, pages in self.vectors.items()}
-        if part is None or self.factors is None:
+        if part is None:
             self.absent.append(row)
+        elif self.factors is None:
+            raise ValueError(f"No room was reserved at {self.path}.")
         else:
             key, a, b = self.factors.append(part.a, part.b, part.activation)
             placed = ExpertModule(a, b, part.scaling, gate, part.activation, scales and Scales(**vectors))
