@@ -51,7 +51,6 @@ def _train(cast: Federation, screen: Screen) -> None:
             watcher.result()
         except BaseException:
             stop_all()
-            contributed.set()
             pool.shutdown(cancel_futures=True)
             raise
 

@@ -115,8 +115,7 @@ def found_pool(folder: Path, *options: object) -> str:
         "coordinator", "init", "-w", folder / "coordinator", "--name", POOL_NAME, "--base", BASE,
         "--probe", probe, *RECIPE, *options, "--json", log=folder / "logs" / "coordinator.log",
     )  # fmt: skip
-    key: str = json.loads(founded)["key"]
-    return key
+    return str(json.loads(founded)["key"])
 
 
 @contextmanager

@@ -115,9 +115,8 @@ def stop_all() -> None:
 
 
 def _end(process: "subprocess.Popen[str]") -> None:
-    """End a program, and then whatever it started and left behind."""
     end_child(process)
-    with suppress(ProcessLookupError):  # as a rule, nobody is left
+    with suppress(ProcessLookupError):  # what it started and left behind; as a rule, nobody
         os.killpg(process.pid, signal.SIGKILL)
 
 
@@ -153,5 +152,4 @@ def free_port() -> int:
     """Return a loopback port that nobody listens on at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        return int(probe.getsockname()[1])

@@ -58,18 +58,15 @@ def spreading_options(max_memory: Mapping[str, str]) -> dict[str, Any]:
 
     given = read_amounts(f"{device}={amount}" for device, amount in max_memory.items())
     gpus = torch.cuda.device_count()
-    names: tuple[int | str, ...] = (*range(gpus), "cpu")
-    if missing := sorted(given.keys() - set(map(str, names))):
+    devices = {str(number): torch.device("cuda", number) for number in range(gpus)} | {"cpu": torch.device("cpu")}
+    if missing := sorted(given.keys() - devices.keys()):
         raise Refused(Code.SETTINGS_INVALID, f"There is no GPU {missing[0]} here; found {gpus}.", "Count them from 0.")
     # Else a line for each model that some weights lie elsewhere.
     logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
-    by_device = {
-        # To ask a GPU makes a context there, for which one that is left out may have no room.
-        name: convert_file_size_to_int(given[str(name)])
-        if str(name) in given
-        else int(_SHARE * free_bytes(torch.device("cpu" if name == "cpu" else f"cuda:{name}")))
-        for name in names
-    }
+    # To ask a GPU makes a context there, for which one that is left out may have no room.
+    amounts = {name: int(_SHARE * free_bytes(device)) for name, device in devices.items() if name not in given}
+    amounts |= {name: convert_file_size_to_int(amount) for name, amount in given.items()}
+    by_device = {name if name == "cpu" else int(name): amounts[name] for name in devices}
     return {"device_map": AUTO, "max_memory": by_device}
 
 

@@ -76,13 +76,10 @@ class ModuleStore:
             self.factors.reserve(part.a, part.b, part.activation)
 
     def append(self, part: ExpertModule | None, gate: Tensor) -> ExpertModule | None:
-        """Copy the next row's part, whose gate [d] is in its place, where `reserve` made room for it.
+        """Copy the next row's part, whose gate [d] is in its place, where `reserve` made room, else a `ValueError`.
 
         Returns:
             The part where it is now; None for an expert that leaves the module alone.
-
-        Raises:
-            ValueError: No room was reserved.
         """
         placed, key, row = None, -1, len(self.parts)
         shapes = self.shapes[-1] if row else FactorShapes()

@@ -109,18 +109,15 @@ class Follower:
         # By the table: the error's own sentence may name a path, and whoever asks the router may read this.
         said = f"{what} was not taken up: {meaning} [{code.name}]"
         if (said, str(error)) != self._logged:  # said once, not at every round
-            fault = None if isinstance(error, GreylagError) else error
-            say = _log.error if fault else _log.warning
-            say("release not taken up", code=code.name, message=str(error), exc_info=fault)
+            say = _log.warning if isinstance(error, GreylagError) else _log.exception
+            say("release not taken up", code=code.name, message=str(error))
         self._logged, self.trouble = (said, str(error)), said
         # Where the network or the disk failed nobody is at fault: what came stays, and the next round continues.
         if offered is not None and (whole or not (code.fate.again or code in _PASSING)):
-            before = self._failed
-            again = before is not None and before.digest == offered.digest
-            wait_s = min(2 * before.wait_s, LONGEST_S) if before and again else self._interval_s
-            if whole and isinstance(error, Refused):
-                wait_s = math.inf
-            self._failed = _Failed(offered.digest, said, wait_s, monotonic() + wait_s)
+            before = self._failed if self._failed and self._failed.digest == offered.digest else None
+            wait_s = min(2 * before.wait_s, LONGEST_S) if before else self._interval_s
+            again_at = math.inf if whole and isinstance(error, Refused) else monotonic() + wait_s
+            self._failed = _Failed(offered.digest, said, wait_s, again_at)
 
     def _run(self) -> None:
         while not self._stop.is_set():

@@ -14,7 +14,7 @@ from protocol.signing import PublicKey
 from protocol.wire.grpc_server import Listen, serve
 from router.base.fingerprint import check_base
 from router.follow.pull import pull
-from router.follow.workspace import FINGERPRINT, POOL, RELEASE, RELEASES, Mirror, open_mirror
+from router.follow.workspace import FINGERPRINT, POOL, RELEASES, Mirror, open_mirror
 from router.model.releases import Held
 from router.model.routed_model import RoutedModel
 from router.serving.follower import Follower
@@ -45,31 +45,23 @@ def run(workspace: Path, settings: RouterSettings, on_ready: Callable[[int], Non
 
 
 def _run(workspace: Path, settings: RouterSettings, on_ready: Callable[[int], None]) -> None:
-    key = PublicKey.from_hex(settings.pool_key) if settings.pool_key else None
-
+    key, cache = PublicKey.from_hex(settings.pool_key) if settings.pool_key else None, workspace / FINGERPRINT
     fetch = partial(
         pull, workspace, settings.coordinator, ca=settings.ca, pool_key=key, base=settings.base, say=_log.warning
     )
     mirror: Mirror | None = None
-    numbers = list[int]()
     try:
         mirror = fetch()
     except GreylagError as error:
         _log.warning("no new release at start", code=error.code.name, message=error.message)
-    if (workspace / RELEASE).is_file():
-        pool = read_pool((workspace / POOL).read_bytes())
-        check_base(settings.base, pool.spec.base, workspace / FINGERPRINT)
-        kept = (workspace / RELEASES).glob("*.dsse.json")
-        numbers = sorted((int(each.name.partition(".")[0]) for each in kept), reverse=True)
+    kept = [int(each.name.partition(".")[0]) for each in (workspace / RELEASES).glob("*.dsse.json")]
+    if kept:
+        check_base(settings.base, read_pool((workspace / POOL).read_bytes()).spec.base, cache)
     model = RoutedModel.from_base(
-        settings.base,
-        embedding=settings.embedding,
-        public=settings.public_text,
-        cache=workspace / FINGERPRINT,
-        **settings.loading,
+        settings.base, embedding=settings.embedding, public=settings.public_text, cache=cache, **settings.loading
     )
     model.held = Held(answers_expired=settings.answer_expired)
-    for number in numbers:
+    for number in sorted(kept, reverse=True):
         try:
             if mirror is None or mirror.release.spec.number != number:
                 mirror = open_mirror(workspace, number)
