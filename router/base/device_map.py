@@ -11,10 +11,10 @@ experts, which stay in the dtype that the model computes in.
 import logging
 import re
 from collections.abc import Iterable, Mapping
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 from protocol.errors import Code, Refused
+from protocol.programs import needs
 
 if TYPE_CHECKING:
     from torch import nn
@@ -83,12 +83,7 @@ def quantising_options(quantise: Bits, dtype: Any, device: str) -> dict[str, Any
     Raises:
         Refused: `SETTINGS_INVALID` without bitsandbytes.
     """
-    if find_spec("bitsandbytes") is None:
-        raise Refused(
-            Code.SETTINGS_INVALID,
-            "A quantised base needs the library bitsandbytes, which is not installed.",
-            "Install it with: pip install 'greylag[quantised]'",
-        )
+    needs("bitsandbytes", "quantised", "A quantised base")
     from transformers import BitsAndBytesConfig  # noqa: PLC0415 - seconds of import
 
     # Else a line for every product that is computed in 8 bits.
