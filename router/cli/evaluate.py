@@ -121,7 +121,7 @@ def lm_eval(ctx: typer.Context) -> None:
 
     Example: greylag-router lm-eval --model greylag --model_args workspace=node,method=merged --tasks boolq
     """
-    needs("lm_eval", "harness", "lm-eval")
+    needs("lm_eval", "harness", "This verb")
     from lm_eval.__main__ import cli_evaluate
 
     import router.evaluation.lm_eval  # noqa: F401 - its import registers the model

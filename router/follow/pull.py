@@ -166,14 +166,16 @@ def pull_exactly(
         return _pull_mirror(source, pool, candidate, None)
 
 
-def pull_calibration(folder: Path, address: str, file: CalibrationFile, **contact: Unpack[Contact]) -> Calibration:
+def pull_calibration(
+    folder: Path, address: str, file: CalibrationFile, *, ca: Path | None, on_bytes: Callable[[int], None]
+) -> Calibration:
     """Fetch biases and temperatures that no release holds yet; arguments as for `pull_exactly`.
 
     Raises:
         Refused: `BUNDLE_UNKNOWN`, `DIGEST_MISMATCH`, or as `router.pool.calibration.Calibration.load`.
         Unavailable: `UNREACHABLE`, `STORAGE_FULL`.
     """
-    with _reach(folder, address, contact) as source:
+    with _reach(folder, address, {"ca": ca, "on_bytes": on_bytes}) as source:
         path = folder / CALIBRATIONS / file.sha256
         _pull_listed(path, source, SignedFile(file.sha256, file.size))
         return Calibration.load(path.read_bytes())
@@ -324,6 +326,8 @@ def _continue_file(path: Path, source: _Source, file: SignedFile, offset: int) -
 @contextmanager
 def _reach(folder: Path, address: str, contact: Contact) -> Iterator[_Source]:
     """Connect to a coordinator with the folder locked, and say in words what a disk would not take."""
+    if unknown := contact.keys() - Contact.__annotations__.keys():  # one misspelt would trust whoever answers
+        raise TypeError(f"Nobody knows the keyword {min(unknown)}.")
     lock = FileLock(folder / LOCK)
     try:
         with connect(address, contact.get("ca")) as channel:

@@ -50,6 +50,7 @@ class Catalog(CatalogServicer):
         created: str = "2026-11-22T12:00:00Z",
         expires: str = "2126-01-01T00:00:00Z",
         calibration: Path | None = None,
+        method: str = "phatgoose",
     ) -> Release:
         for bundle in bundles:
             self.bundles[bundle.digest] = bundle
@@ -61,7 +62,7 @@ class Catalog(CatalogServicer):
             self.files[file.sha256] = calibration
         spec = ReleaseSpec(
             pool=self.pool.digest, number=number, previous=self.release.digest if self.release else None,
-            experts=experts, routing=Routing(), calibration=file, created=created, expires=expires,
+            experts=experts, routing=Routing(method=method), calibration=file, created=created, expires=expires,
         )  # fmt: skip
         self.release = self.releases[number] = sign_release(spec, self.identity)
         return self.release
