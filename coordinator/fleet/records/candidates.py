@@ -1,5 +1,6 @@
 """Releases that wait to be judged, and what becomes of them; always by a signed decision."""
 
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Literal
@@ -45,12 +46,13 @@ class Candidates(Subject):
             wanted = Candidate.digest == digest if digest else Candidate.state == "open"
             return session.scalars(select(Candidate).where(wanted)).one_or_none()
 
-    def place(self, row: BundleRow) -> list[BundleRow] | None:
+    def place(self, row: BundleRow, put_off: Collection[str] = ()) -> list[BundleRow] | None:
         """Say beside which other new bundles an accepted one is proposed; None for not now.
 
         Bundles that come one after the other share a candidate until it is being evaluated. Those of a candidate
         that was held back are proposed once more, each alone. Of a contributor's bundles under one name the newest
-        is proposed, whichever was accepted first; an older one only if that was held back.
+        is proposed, whichever was accepted first; an older one only if that was held back or is put off, which
+        `put_off` tells by digest.
         """
         with self._registry.reading() as session:
             accepted = select(BundleRow).where(BundleRow.state == State.ACCEPTED).order_by(BundleRow.sequence)
@@ -60,6 +62,7 @@ class Candidates(Subject):
         successors = (
             other for other in waiting.values()
             if (other.contributor, other.name) == (row.contributor, row.name) and other.sequence > row.sequence
+            and other.digest not in put_off
         )  # fmt: skip
         if row.code == Code.HELD_BACK.name or any(other.code != Code.HELD_BACK.name for other in successors):
             return None

@@ -16,7 +16,7 @@ from coordinator.registry.tables import Candidate
 from coordinator.workspace.context import Opened
 from coordinator.workspace.paths import CoordinatorWorkspace
 from coordinator.workspace.settings import Settings
-from protocol.bundle import Bundle
+from protocol.bundle import ADAPTER_WEIGHTS, Bundle
 from protocol.documents import Pool
 from protocol.errors import Code, Refused
 from protocol.fleet.campaign import read_decision
@@ -166,6 +166,27 @@ def test_an_older_one_is_proposed_when_its_successor_was_held_back(bench: Bench,
     bench.decide(promoted=False)
     bench.work()
     assert bench.listed() == [old.digest]
+
+
+def test_an_older_one_is_proposed_while_its_successor_is_put_off(bench: Bench, identity: Identity) -> None:
+    """The successor's bytes are lost; when they are found, it is proposed instead."""
+    old, new = (
+        factories.make_bundle(bench.folder / str(seed), bench.shop.pool, identity, name="poems", seed=seed)
+        for seed in range(2)
+    )
+    for bundle in (old, new):
+        bench.shop.receive(bundle)
+        steps = State.VERIFIED, State.QUARANTINED, State.ACCEPTED
+        bench.shop.registry.bundles.move(bundle.digest, *steps, actor="operator", now=bench.shop.clock())
+    lost = new.manifest.files[ADAPTER_WEIGHTS].sha256
+    bench.shop.store.remove(lost)
+    bench.shop.worker.step()
+    bench.work()
+    assert bench.listed() == [old.digest]
+    bench.shop.store.put(new.folder / ADAPTER_WEIGHTS, lost)
+    bench.shop.clock.forward(hours=2)
+    bench.work()
+    assert bench.listed() == [new.digest]
 
 
 def test_an_operator_overrules_with_a_decision_of_his_own(bench: Bench) -> None:
