@@ -54,8 +54,9 @@ def start(
         plan: Of a `calibrate`.
 
     Raises:
-        Refused: `CANDIDATE_UNKNOWN` for an `evaluate` with nothing to evaluate; for a `calibrate`: `RELEASE_UNKNOWN`,
-            `METHOD_UNKNOWN`, `EXPERTS_EXHAUSTED`, `TOO_LARGE`, `SETTINGS_INVALID` or `BUDGET_EXHAUSTED`.
+        Refused: `CANDIDATE_UNKNOWN` or `STATE_CHANGE` for an `evaluate` with nothing to evaluate, or that is asked
+            already; for a `calibrate`: `RELEASE_UNKNOWN`, `METHOD_UNKNOWN`, `EXPERTS_EXHAUSTED`, `TOO_LARGE`,
+            `SETTINGS_INVALID` or `BUDGET_EXHAUSTED`.
     """
     fleet, calibrating, release = Fleet(opened.registry), None, None
     candidate = fleet.candidates.find() if kind in ("evaluate", "calibrate") else None

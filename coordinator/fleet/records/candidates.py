@@ -158,11 +158,13 @@ def base_of(opened: Opened, *, candidate: str = "", release: str = "") -> Releas
     """Find the list that is calibrated: the one that is named, or else the open candidate or the newest release.
 
     Raises:
-        Refused: `RELEASE_UNKNOWN` if there is none.
+        Refused: `RELEASE_UNKNOWN` if there is none, or not the one that is named.
     """
     if not release and (row := Candidates(opened.registry).find(candidate)):
         return read_candidate(row.envelope, opened.pool)
-    found = opened.registry.releases.by_digest(release) if release else opened.registry.releases.find()
-    if found is None:
-        raise Refused(Code.RELEASE_UNKNOWN, "There is neither a candidate nor a release to calibrate.", "Train first.")
-    return read_release(found.envelope, opened.pool)
+    releases = opened.registry.releases
+    if not candidate and (found := releases.by_digest(release) if release else releases.find()):
+        return read_release(found.envelope, opened.pool)
+    if candidate or release:
+        raise Refused(Code.RELEASE_UNKNOWN, "The list that was calibrated is gone.", "Restore the registry.")
+    raise Refused(Code.RELEASE_UNKNOWN, "There is neither a candidate nor a release to calibrate.", "Train first.")

@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 
 from coordinator.fleet.campaigns.start import start, start_due
-from coordinator.fleet.records.candidates import settle
+from coordinator.fleet.records.candidates import Candidates, base_of, settle
 from coordinator.fleet.records.fleet import Fleet
 from coordinator.policy.lifecycle import State
 from coordinator.registry.registry import Registry
@@ -234,6 +234,47 @@ def test_there_is_nothing_to_evaluate(bench: Bench) -> None:
     with pytest.raises(Refused) as refused:
         bench.decide(promoted=True, digest="1" * 64)
     assert refused.value.code is Code.CANDIDATE_UNKNOWN
+
+
+def test_a_candidate_is_evaluated_by_one_campaign_at_a_time(bench: Bench) -> None:
+    """The process and an operator start at the same moment; afterwards the operator may ask again."""
+    bench.submit()
+    hour, now = timedelta(hours=1), bench.shop.clock()
+    first = start(bench.opened, "evaluate", open_for=hour, ends_after=hour, now=now)
+    with pytest.raises(Refused) as refused:
+        start(bench.opened, "evaluate", open_for=hour, ends_after=hour, now=now)
+    assert refused.value.code is Code.STATE_CHANGE
+    bench.fleet.campaigns.conclude(first.number, "stopped", "Enough.", actor="operator", now=now)
+    assert start(bench.opened, "evaluate", open_for=hour, ends_after=hour, now=now).number == 2
+
+
+def test_a_candidate_that_is_overtaken_meanwhile_is_not_evaluated(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.submit()
+    find, hour = Candidates.find, timedelta(hours=1)
+
+    def late(candidates: Candidates, digest: str = "") -> Candidate | None:
+        row = find(candidates, digest)
+        monkeypatch.undo()
+        bench.submit()
+        return row
+
+    monkeypatch.setattr(Candidates, "find", late)
+    with pytest.raises(Refused) as refused:
+        start(bench.opened, "evaluate", open_for=hour, ends_after=hour, now=bench.shop.clock())
+    assert refused.value.code is Code.STATE_CHANGE
+    assert bench.fleet.campaigns.all() == []
+
+
+@pytest.mark.parametrize("named", ["candidate", "release"])
+def test_a_list_that_is_gone_is_not_taken_for_the_newest(bench: Bench, named: str) -> None:
+    bench.submit()
+    bench.decide(promoted=True)
+    assert base_of(bench.opened).digest == bench.shop.newest().digest
+    with pytest.raises(Refused, match="is gone") as refused:
+        base_of(bench.opened, **{named: "1" * 64})
+    assert refused.value.code is Code.RELEASE_UNKNOWN
 
 
 def test_a_yank_overtakes_the_open_candidate(bench: Bench) -> None:
