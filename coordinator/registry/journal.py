@@ -1,6 +1,7 @@
-"""The registry's journal: every step of anything is one row, in the same transaction as the step.
+"""The registry's journal: every step of a key, node, bundle, candidate, release or campaign is one row.
 
-The steps that several changes of the registry take or bring with them stand here, too.
+It is written in the same transaction as the step. Uploads, rounds and single answers are not told of. The steps that
+several changes take or bring with them stand here, too, and what a candidate lists.
 """
 
 import json

@@ -32,7 +32,7 @@ class Uploads(Subject):
         Args:
             manifest: The bundle.
             check: Judges the standing, in the same transaction.
-            drop: Deletes the bytes of a session that is over.
+            drop: Forgets the bytes of a session that is over, quickly: whoever writes waits meanwhile.
             token: Secret of a new session.
             expires: When the session ends.
 
@@ -82,8 +82,8 @@ class Uploads(Subject):
         """Forget sessions whose time is over.
 
         Args:
-            drop: Deletes a session's bytes. A session is forgotten after its bytes, and nobody begins it anew in
-                between: a crash leaves one whose time is over, which is forgotten the next time.
+            drop: Forgets a session's bytes, quickly, or raises. A session is forgotten after its bytes, and nobody
+                begins it anew in between: a crash leaves one whose time is over, which is forgotten the next time.
             now: Sessions that were to end until now are over.
             empty: Sessions that were to end until then are over if they got nothing.
             is_empty: Tells whether nothing came, by digest.

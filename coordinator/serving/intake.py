@@ -107,6 +107,7 @@ class Intake:
         token, expires = secrets.token_bytes(_TOKEN_BYTES), self._clock() + self._session_life
         begin = self._registry.uploads.begin
         upload = begin(manifest, check=check, drop=self._spool.drop, token=token, expires=expires)
+        self._spool.clear()
         if isinstance(upload, BundleRow):
             return BeginReply(digest=manifest.digest, receipt=upload.receipt)
         self._spool.make(manifest.digest, manifest.files)
@@ -134,6 +135,7 @@ class Intake:
         """
         if is_sha256(digest) and (known := self._registry.bundles.find(digest)):
             self._spool.drop(digest)
+            self._spool.clear()
             return known.receipt
         manifest = self.session(digest, token)
         if missing := self._spool.missing(digest, manifest.files):
@@ -153,6 +155,7 @@ class Intake:
             now=now,
         )
         self._spool.drop(digest)
+        self._spool.clear()
         fault_point("spool-dropped")
         return receipt
 
@@ -175,6 +178,7 @@ class Intake:
             empty=now + self._session_life - _EMPTY_LIFE,
             is_empty=lambda digest: not self._spool.held(digest, bundle.FILES),
         )
+        self._spool.clear()
 
     def _check_bytes(self, manifest: Manifest) -> None:
         for name, file in manifest.files.items():

@@ -1,15 +1,18 @@
 """Files on their way in: one folder an upload, one file a bundle's file; its length is the offset."""
 
 import os
+import secrets
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from coordinator.faults import fault_point
 from protocol.bundle import SignedFile
 from protocol.errors import Code, Unavailable
+
+_ASIDE = ".dropped-"
 
 
 class Spool:
@@ -70,14 +73,21 @@ class Spool:
         path.touch()
 
     def drop(self, digest: str) -> None:
-        """Forget an upload."""
-        shutil.rmtree(self._folder / digest, ignore_errors=True)
+        """Forget an upload, at once however large it is: its bytes lie aside until `clear`."""
+        with suppress(FileNotFoundError):
+            (self._folder / digest).rename(self._folder / f"{_ASIDE}{secrets.token_hex(16)}")
+
+    def clear(self) -> None:
+        """Delete the bytes that lie aside."""
+        for entry in self._folder.glob(f"{_ASIDE}*"):
+            shutil.rmtree(entry, ignore_errors=True)
 
     def sweep(self, keep: set[str]) -> None:
-        """Drop every upload that is not among those to keep."""
-        for entry in self._folder.iterdir():
+        """Drop every upload that is not among those to keep, and delete what lies aside."""
+        for entry in list(self._folder.iterdir()):
             if entry.name not in keep:
                 self.drop(entry.name)
+        self.clear()
 
 
 class Appender:
