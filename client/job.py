@@ -6,6 +6,7 @@ from datetime import datetime
 from pathlib import Path
 
 from client.bundle import pack
+from client.data.columns import SEEN
 from client.progress import Report
 from client.runs.plot import draw
 from client.runs.record import ADAPTER, RunRecord, finished, is_finished, read_record, where_stopped
@@ -99,7 +100,8 @@ def bring_back(workspace: ClientWorkspace, digest: str, now: datetime) -> Bundle
 
 
 def _train_what_is_missing(plan: TrainingPlan, run: Path, report: Report) -> None:
-    if not (is_finished(run) and (plan.sharing.folder(run) / GATES).is_file()):
+    parts = plan.sharing.folder(run) / GATES, run / SEEN  # an older version did not note what it saw
+    if not (is_finished(run) and all(part.is_file() for part in parts)):
         _import_training()(plan, run, report)
 
 

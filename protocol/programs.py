@@ -69,10 +69,10 @@ def with_flags_of(*others: Callable[..., Any]) -> Callable[[Callable[..., Any]],
     return decorate
 
 
-def needs(package: str, extra: str, what: str) -> None:
-    """Refuse what a package of an extra has to be installed for (`SETTINGS_INVALID`)."""
-    if importlib.util.find_spec(package) is None:
-        what = f"{what} needs {package}, which is not installed."
+def needs(module: str, extra: str, what: str) -> None:
+    """Refuse what a package of an extra has to be installed for (`SETTINGS_INVALID`), which holds a module."""
+    if importlib.util.find_spec(module) is None:
+        what = f"{what} needs {module.replace('_', '-')}, which is not installed."
         raise Refused(Code.SETTINGS_INVALID, what, f"Install it with: pip install 'greylag[{extra}]'")
 
 

@@ -42,8 +42,9 @@ def pack_run(
         license=license_id, supersedes=supersedes, created=timestamp(now), tool=f"greylag-client {tool_version()}",
     )  # fmt: skip
     partial, old = folder.with_name(f".{record.name}.tmp"), folder.with_name(f".{record.name}.old")
-    for left in (partial, old):
-        shutil.rmtree(left, ignore_errors=True)
+    if old.exists() and not folder.exists():  # a kill came between the two renames below
+        old.rename(folder)
+    shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         for source in (run / ADAPTER / ADAPTER_CONFIG, run / ADAPTER / ADAPTER_WEIGHTS, shared / GATES):
@@ -52,6 +53,7 @@ def pack_run(
         packed = bundle.pack(partial, spec, identity)
         check_tensors(packed)
         if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
             folder.rename(old)
         partial.rename(folder)
         shutil.rmtree(old, ignore_errors=True)

@@ -63,7 +63,10 @@ def asked(
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of first weights and order of examples.")] = 0,
     device: Annotated[
         Literal["cpu", "cuda", "auto"] | None,
-        typer.Option(help="Where to train; default: a GPU if there is one. auto spreads the base over all and memory."),
+        typer.Option(
+            help="Where to train; default: a GPU if there is one. auto spreads the base over all GPUs, then memory, "
+            "then disk."
+        ),
     ] = None,
     max_memory: Annotated[
         list[str] | None,
@@ -170,17 +173,11 @@ def init(
     from client.workspace.disk import storage
     from client.workspace.paths import ClientWorkspace
 
-    place = ClientWorkspace(workspace)
     flags: dict[str, object] = {
         "coordinator": coordinator, "name": name, "base": base, "pool_key": pool_key, "ca": ca, "license": license_id,
     }  # fmt: skip
     with storage():
-        key = join(place, flags, datetime.now(UTC))
-    pool = place.pool.spec
-    if pool_key is None:
-        say(f"Trusting the pool's key {pool.coordinator} on first use; compare it with the operator's.")
-    say(f"Joined the pool {pool.name} as {place.settings.name}, base model {pool.base.name}.")
-    put(key.hex)
+        put(join(ClientWorkspace(workspace), flags, datetime.now(UTC), say).hex)
 
 
 @app.command(cls=TrainingVerb)
@@ -191,7 +188,7 @@ def train(
         bool, typer.Option("--joint", help="Train gates together with the expert, to compare: such gates route worse.")
     ] = False,
     epsilon: Annotated[
-        float | None, typer.Option(help="Differential privacy of every example, over all steps.")
+        float | None, typer.Option(help="Bound of differential privacy for every example, over all steps.")
     ] = None,
     delta: Annotated[float | None, typer.Option(help="Its second figure; far less than one in the examples.")] = None,
     clip: Annotated[float, typer.Option(help="Norm to which the gradient of each example is clipped, for it.")] = 1.0,

@@ -66,13 +66,14 @@ def status(
     from client.submission import outbox, submit, upload
 
     place = open_workspace(workspace)
+    pool = place.pool  # one that cannot be trusted is told before its coordinator is asked
     coordinator = upload.Coordinator(place.settings.coordinator, place.settings.ca, give_up_after, say)
     records = [submit.refresh(place, record, coordinator, wait=wait) for record in outbox.load(place.outbox)]
     if not records:
         say("Nothing was submitted from here yet.")
     _show_records(records, as_json=as_json)
     for record in records if wait else ():
-        submit.check_decided(record, place.pool)
+        submit.check_decided(record, pool)
 
 
 def verify(bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")], *, as_json: JsonFlag = False) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,11 +31,11 @@ BATCH = 16
 
 
 def take_steps(
-    model: "RoutedModel", mirror: Mirror, start: Calibration | None, task: Calibrating, source: DataSource
+    model: "RoutedModel", mirror: Mirror, start: Calibration | None, task: Calibrating, source: DataSource, notes: Path
 ) -> bytes:
     """Train biases and temperatures on the rows that training takes; those that it holds back are for `evaluate`.
 
-    Without a start, from zeros.
+    Without a start, from zeros. Which rows these are is noted in a folder first.
 
     Returns:
         All numbers of the calibration, float32.
@@ -57,6 +58,7 @@ def take_steps(
             "Tell the pool's operator.",
         )  # fmt: skip
     examples = read_examples(source, base.tokenizer, base.architecture, pool.recipe, positions=base.positions)
+    examples.note(notes)
     seed = hashlib.sha256(f"{mirror.release.digest} {task.number}".encode()).digest()
     batches = _batches(base, examples.train, task.steps, random.Random(seed))  # noqa: S311 - no secret
     experts = model.generation.pool

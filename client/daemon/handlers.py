@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from client.daemon.policy import DaemonPolicy
 from client.daemon.state import DaemonFolder
 from client.daemon.welcome import check_welcome
-from client.data.columns import DataSource
+from client.data.columns import SEEN, DataSource
 from client.job import produce
 from client.progress import Progress
 from client.runs.record import coarse, finished
@@ -40,7 +40,7 @@ _BATCH = 16
 class Work:
     """A node's hands: the data, the model that stays loaded, the way to the coordinator.
 
-    What the workspace's files say is read anew for each order.
+    What the workspace's files say is read anew for each order; the base that was loaded first stays.
     """
 
     place: DaemonFolder
@@ -108,8 +108,9 @@ class Work:
             if error.code is not Code.RELEASE_UNKNOWN:
                 raise
         model, share = self._loaded(workspace), workspace.pool.spec.recipe.held_out
-        trained = (record.boundary or record.recipe.held_out for _, record in finished(workspace.runs))
-        pairs = held_out_pairs(_source(policy, workspace), model.base.tokenizer, share, trained)
+        runs, source = dict(finished(workspace.runs)), _source(policy, workspace)
+        limit = min((record.recipe.held_out for run, record in runs.items() if not (run / SEEN).is_file()), default=1.0)
+        pairs = held_out_pairs(source, model.base.tokenizer, share, (self.place.folder, *runs), limit)
         losses: dict[str, float] = {}
         if current is not None:
             model.take_up(current)
@@ -142,7 +143,7 @@ class Work:
             start = pull_calibration(self.place.releases, where, task.start, ca=ca, on_bytes=count)
         model = self._loaded(workspace)
         model.take_up(mirror)
-        update = take_steps(model, mirror, start, task, _source(policy, workspace))
+        update = take_steps(model, mirror, start, task, _source(policy, workspace), self.place.folder)
         keep_only(self.place.releases, set(model.digests))
         metrics = {"seconds": round(time.monotonic() - began, 1)}
         return Reply(words={"round": str(task.number)}, metrics=metrics, update=update)

@@ -20,7 +20,9 @@ import psutil
 from client.daemon.child_process import FIRST_PAUSE_S, LONGEST_PAUSE_S, Child
 from client.daemon.policy import read_policy
 from client.daemon.state import PORT, WORKING, DaemonFolder
+from client.submission.join import enrol, enrolled
 from client.workspace.disk import storage
+from client.workspace.paths import ClientWorkspace
 from protocol.documents import timestamp
 from protocol.errors import Code, GreylagError, Refused, from_os_error
 from protocol.files.locks import held
@@ -137,13 +139,14 @@ class Daemon:
         Raises:
             Refused: What does not pass.
         """
-        workspace = self._place.workspace
-        enrolment = EnrolRequest(envelope=workspace.enrolment_file.read_bytes())
-        envelope = bind(workspace.pool.digest, workspace.identity(), node, timestamp(datetime.now(UTC)))
+        workspace = ClientWorkspace(self._place.workspace.root)  # read anew, as the executor does
+        identity, pool, now = workspace.identity(), workspace.pool, datetime.now(UTC)
+        enrolment = enrolled(workspace, identity.public) or enrol(pool, workspace.settings.name, identity, now)
+        envelope = bind(pool.digest, identity, node, timestamp(now))
         try:
             with connect(workspace.settings.coordinator, workspace.settings.ca) as channel:
                 intake = IntakeStub(channel)
-                intake.Enrol(enrolment, timeout=DEADLINE_S)
+                intake.Enrol(EnrolRequest(envelope=enrolment), timeout=DEADLINE_S)
                 self._fleet = intake.Bind(BindRequest(envelope=envelope), timeout=DEADLINE_S).fleet
         except GreylagError as error:
             if isinstance(error, Refused) and error.code not in _PASSING:

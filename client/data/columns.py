@@ -5,6 +5,9 @@ from pathlib import Path
 
 from protocol.errors import Code, Refused
 
+SEEN = "seen.bin"
+"""Which rows were trained on, by hash, in a run's folder and, for calibrations, in the daemon's."""
+
 
 @dataclass(frozen=True)
 class DataColumns:

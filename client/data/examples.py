@@ -9,7 +9,7 @@ tokenizer's own chat template or, where it has none, as lines `role: content` th
 A row is held out, or not, by its content alone, through a hash under the workspace's own key: rows
 that come, go or move change nothing for the others, and a row that stands twice falls on one side.
 Where the share would hold none of few rows, the one with the lowest hash is held out, which others
-may take the place of: so each training notes where it drew its boundary, and `evaluate` keeps to all of them.
+may take the place of: so what trains notes which rows it took, and `evaluate` takes none of these.
 
 No sentence of a refusal ever quotes a cell.
 """
@@ -18,6 +18,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import datasets
@@ -25,9 +26,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from client.data.columns import DataColumns, DataSource
+from client.data.columns import SEEN, DataColumns, DataSource
 from client.data.files import Row, read_rows
 from protocol.errors import Code, Refused
+from protocol.files.atomic import write_whole
 from protocol.spec import Architecture, Recipe
 from router.base.tokens import ASSISTANT, IGNORED, Templated, encode_input, encode_target, write_chat, write_prompt
 
@@ -55,13 +57,17 @@ class Examples:
 
     train: datasets.Dataset
     held_out: datasets.Dataset
-    boundary: float
-    """Below which a row's place, 0 to 1, holds it out."""
+    places: NDArray[np.float64]
+    """Where the rows to train on fall, 0 to 1."""
 
     @property
     def rows(self) -> int:
         """Rows of the files."""
         return len(self.train) + len(self.held_out)
+
+    def note(self, folder: Path) -> None:
+        """Add the rows to train on to those that a folder has noted as seen."""
+        write_whole(folder / SEEN, np.union1d(_noted([folder]), self.places).tobytes())
 
 
 def read_examples(
@@ -87,13 +93,15 @@ def read_examples(
         _table(row for row, place in zip(encoded, places, strict=True) if (place < boundary) == out)
         for out in (False, True)
     )
-    return Examples(train, held_out, boundary)
+    return Examples(train, held_out, np.array([place for place in places if place >= boundary]))
 
 
 def held_out_pairs(
-    source: DataSource, tokenizer: "PreTrainedTokenizerBase", share: float, trained: Iterable[float]
+    source: DataSource, tokenizer: "PreTrainedTokenizerBase", share: float, notes: Iterable[Path], limit: float
 ) -> list[Pair]:
-    """Read, as text, the rows that a share holds back, and that no training has seen, wherever it drew its boundary.
+    """Read, as text, the rows that a share holds back of those that no folder has noted (`Examples.note`).
+
+    Rows whose place is `limit` or above may have been trained on without a note.
 
     Raises:
         Refused: `DATA_UNREADABLE`, `DATA_COLUMNS` or `DATA_EMPTY`.
@@ -101,11 +109,12 @@ def held_out_pairs(
     # Which takes what others take, too.
     pairs = [pair for _, pair in _pairs(source, tokenizer, "decoder-only")]
     places = [_place(source.split_key, pair) for pair in pairs]
-    boundary = min([boundary_of(places, share), *trained])
-    held = [pair for pair, place in zip(pairs, places, strict=True) if place < boundary]
-    if not held:
-        raise Refused(Code.DATA_EMPTY, "Every row that is left may have been trained on here.", "Add examples.")
-    return held
+    fresh = np.setdiff1d([place for place in places if place < limit], _noted(notes))
+    if not len(fresh):
+        what = "Every row of the data may have been trained on here, and that counts for good."
+        raise Refused(Code.DATA_EMPTY, what, "Add examples that are new.")
+    held = set(fresh[fresh < max(share, np.nextafter(fresh[0], 1.0))].tolist())
+    return [pair for pair, place in zip(pairs, places, strict=True) if place in held]
 
 
 def boundary_of(places: list[float], share: float) -> float:
@@ -130,6 +139,11 @@ def boundary_of(places: list[float], share: float) -> float:
             "Add examples, or give a smaller --held-out.",
         )
     return boundary
+
+
+def _noted(folders: Iterable[Path]) -> NDArray[np.float64]:
+    files = (folder / SEEN for folder in folders)
+    return np.frombuffer(b"".join(file.read_bytes() for file in files if file.is_file()))
 
 
 def _place(key: bytes, pair: Pair) -> float:
@@ -203,7 +217,7 @@ def _checked(found: Any, what: str, hint: str) -> str:
 
 def _turns(row: Row, column: str) -> list[dict[str, str]]:
     """Read a chat; one that is not there is empty."""
-    found = row.fields.get(column) or []
+    found = [] if (cell := row.fields.get(column)) is None else cell
     hint = 'Write it as [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}].'
     if not isinstance(found, list) or not all(isinstance(turn, dict) for turn in found):
         raise Refused(Code.DATA_COLUMNS, f"{row.where}: {column} is no list of messages.", hint)

@@ -42,8 +42,6 @@ class RunRecord(Strict):
     """Steps that each phase took."""
     losses: dict[Name, float]
     """Losses on the held-out rows, in nats a token, three digits: of the base alone, with the expert, with it gated."""
-    boundary: float | None = None
-    """Below which place, 0 to 1, a row was held out; None for the recipe's share."""
     rows: Annotated[str, Field(max_length=40)]
     """How many examples, as a power of ten: an exact count says more about the data than it should."""
 

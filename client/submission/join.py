@@ -1,9 +1,11 @@
 """Joining a pool: fetch it, trust it, hold the base model against it, make a key, write it all down."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from pydantic_settings import EnvSettingsSource
 
 from client.workspace import keys
 from client.workspace.paths import ClientWorkspace
@@ -27,11 +29,17 @@ from protocol.v1.catalog_pb2_grpc import CatalogStub
 from protocol.wire.grpc_client import DEADLINE_S, connect
 from router.base.fingerprint import check_base
 
+_OPEN = {"pool_key": "0" * 64, "base": "the pool's", "name": "made-from-the-key"}
+"""Hold the place of what the pool and the key tell where nobody chose."""
 
-def join(workspace: ClientWorkspace, flags: Mapping[str, Any], now: datetime) -> PublicKey:
-    """Make a workspace for one pool, with settings by name, of which `coordinator` is needed.
 
-    client.toml is written last; without it there is no workspace.
+def join(
+    workspace: ClientWorkspace, flags: Mapping[str, Any], now: datetime, say: Callable[[str], object] = str
+) -> PublicKey:
+    """Make a workspace for one pool, with settings by name, of which `coordinator` is needed, and say which it is.
+
+    The environment gives what flags do not, as for every other verb. client.toml is written last; without it there is
+    no workspace.
 
     Returns:
         The contributor's key.
@@ -47,24 +55,26 @@ def join(workspace: ClientWorkspace, flags: Mapping[str, Any], now: datetime) ->
             f"{workspace.root.resolve()} is a workspace already.",
             "Choose another folder with --workspace.",
         )
-    pool_key, ca = flags.get("pool_key"), flags.get("ca")
-    with connect(flags["coordinator"], ca) as channel:
+    given = EnvSettingsSource(ClientSettings)() | {name: flag for name, flag in flags.items() if flag is not None}
+    asked = read_settings(ClientSettings, given, defaults=_OPEN)  # before anybody is spoken to
+    trusted = PublicKey.from_hex(asked.pool_key) if "pool_key" in given else None
+    with connect(asked.coordinator, asked.ca) as channel:
         envelope = CatalogStub(channel).GetPool(GetPoolRequest(), timeout=DEADLINE_S).envelope
-    pool = read_pool(envelope, PublicKey.from_hex(pool_key) if pool_key else None)
-    base = str(flags.get("base") or pool.spec.base.name)
+    pool = read_pool(envelope, trusted)
+    base = asked.base if "base" in given else pool.spec.base.name
     if Path(base).is_dir():
         base = str(Path(base).resolve())  # so that verbs find it from any folder
     with workspace.lock():
         check_base(base, pool.spec.base, workspace.base_cache)
-        key_file = workspace.root / "contributor.key"
+        key_file = workspace.root / asked.key
         made = not key_file.exists()
         identity = keys.create(key_file) if made else keys.load(key_file)
         chosen = {
-            "base": base, "pool_key": pool.spec.coordinator, "ca": ca and ca.resolve(),
-            "name": flags.get("name") or f"contributor-{identity.public.hex[:8]}",
+            "base": base, "pool_key": pool.spec.coordinator, "ca": asked.ca and asked.ca.resolve(),
+            "name": given.get("name", f"contributor-{identity.public.hex[:8]}"),
         }  # fmt: skip
         try:
-            settings = read_settings(ClientSettings, {**flags, **chosen})
+            settings = read_settings(ClientSettings, {**given, **chosen})
             write_whole(workspace.pool_file, pool.envelope)
             write_whole(workspace.enrolment_file, enrol(pool, settings.name, identity, now))
             write_whole(workspace.settings_file, dump_settings(settings))
@@ -72,6 +82,9 @@ def join(workspace: ClientWorkspace, flags: Mapping[str, Any], now: datetime) ->
             for path in (workspace.pool_file, workspace.enrolment_file, *([key_file] if made else [])):
                 path.unlink(missing_ok=True)
             raise
+    if trusted is None:
+        say(f"Trusting the pool's key {pool.spec.coordinator} on first use; compare it with the operator's.")
+    say(f"Joined the pool {pool.spec.name} as {settings.name}, base model {pool.spec.base.name}.")
     return identity.public
 
 

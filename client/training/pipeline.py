@@ -121,9 +121,9 @@ class _Run:
             name=plan.name, pool=plan.workspace.pool.digest, recipe=plan.recipe, modules=dict(plan.modules),
             dtype="float32" if plan.adapter is None else plan.adapter.dtype, adopted=plan.adapter is not None,
             joint=request.joint, privacy=request.privacy, steps=history.steps(folder),
-            losses=history.losses(folder, last=request.privacy is not None), boundary=self.examples.boundary,
-            rows=coarse(self.examples.rows),
+            losses=history.losses(folder, last=request.privacy is not None), rows=coarse(self.examples.rows),
         )  # fmt: skip
+        self.examples.note(folder)
         write_whole(folder / RECORD, strict_json.dumps(record.model_dump(mode="json")))
         for checkpoints in history.PHASES:
             shutil.rmtree(folder / checkpoints, ignore_errors=True)

@@ -125,7 +125,7 @@ def make_plan(workspace: ClientWorkspace, request: TrainingRequest) -> TrainingP
 
     Raises:
         Refused: `SETTINGS_INVALID`, `STATISTICS_MISSING`, `RANK_OUT_OF_BOUNDS`, `KIND_UNSUPPORTED`, or a code of the
-            pool's document or of the adapter.
+            pool's document, of the adapter or of the key that splits rows.
     """
     pool, name = workspace.pool.spec, request.name or workspace.settings.name
     check_told({share.statistic for share in request.share}, pool)
@@ -146,6 +146,7 @@ def make_plan(workspace: ClientWorkspace, request: TrainingRequest) -> TrainingP
     _check_privacy(request, recipe)
     if workspace.settings.share_epsilon is not None and {Share.MEANS, Share.ALL_MEANS} & set(request.share):
         needs("dp_accounting", "private", "Noise on means")
+    _ = workspace.split_key
     return TrainingPlan(request, workspace, name, recipe, modules, adapter)
 
 

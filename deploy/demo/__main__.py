@@ -2,7 +2,8 @@
 
 import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,10 +43,12 @@ def _train(cast: Federation, screen: Screen) -> None:
         screen.done(contributor, f"verdict: {said}")
 
     with screen.bars, ThreadPoolExecutor(1 + min(os.cpu_count() or 1, 4)) as pool:
-        watcher = pool.submit(cast.watch, len(world.CONTRIBUTORS))
+        watcher = pool.submit(cast.watch, len(world.CONTRIBUTORS), contributed := threading.Event())
         try:
-            for finished in [*(pool.submit(one, name) for name in world.CONTRIBUTORS), watcher]:
+            for finished in as_completed([pool.submit(one, name) for name in world.CONTRIBUTORS]):
                 finished.result()
+            contributed.set()
+            watcher.result()
         except BaseException:
             stop_all()
             pool.shutdown(cancel_futures=True)

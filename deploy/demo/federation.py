@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,8 +25,8 @@ RECIPE = (
 METHODS = ("base", "expert", "merged", "phatgoose")
 """What the demo compares; `merged` asks every expert for every token, so a router offers it only if it is told to."""
 PROBE = ("please copy it : a b c d", "kindly write it : k f a c", "now give it : m n p")
-TRAIN_S = 600.0
-"""Longest time in which every contributor's expert is released, in seconds."""
+SETTLE_S = 60.0
+"""How long the router may take to follow the last release, in seconds."""
 
 Say = Callable[[str, str], None]
 """Tells a person who did what."""
@@ -83,11 +84,11 @@ class Federation:
             raise RuntimeError(f"{contributor} failed: see {log}")
         return said.strip()
 
-    def watch(self, experts: int) -> None:
-        """Tell whenever the router has taken up a new release, until one has so many experts.
+    def watch(self, experts: int, contributed: threading.Event) -> None:
+        """Tell whenever the router has taken up a new release, until all have contributed and one has so many experts.
 
         Raises:
-            RuntimeError: None has in time.
+            RuntimeError: None has in time, which runs from when all have contributed.
         """
         seen = 0
         with connect(self.router) as channel:
@@ -100,7 +101,9 @@ class Federation:
                     self.say("router", f"took up release {seen}: {len(info.experts)} experts")
                 return len(info.experts) >= experts
 
-            wait_until(look, TRAIN_S, "The router did not follow the last release.")
+            while not contributed.wait(0.5):
+                look()
+            wait_until(look, SETTLE_S, "The router did not follow the last release.")
 
 
 def found_pool(folder: Path, *options: object) -> str:
@@ -112,8 +115,7 @@ def found_pool(folder: Path, *options: object) -> str:
         "coordinator", "init", "-w", folder / "coordinator", "--name", POOL_NAME, "--base", BASE,
         "--probe", probe, *RECIPE, *options, "--json", log=folder / "logs" / "coordinator.log",
     )  # fmt: skip
-    key: str = json.loads(founded)["key"]
-    return key
+    return str(json.loads(founded)["key"])
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -77,7 +77,7 @@ def running(
             try:
                 yield process
             finally:
-                end_child(process)
+                _end(process)
                 _running.discard(process)
 
 
@@ -98,6 +98,8 @@ def perform(name: str, play: Callable[[Path], dict[str, Any]]) -> dict[str, Any]
     except (RuntimeError, GreylagError, KeyboardInterrupt) as error:
         sys.stderr.write(f"error: {str(error) or 'interrupted'}\n")
         sys.exit(1)
+    finally:
+        stop_all()
     report["seconds"] = round(time.monotonic() - began, 1)
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     sys.stderr.write(f"Done in {report['seconds']:.0f} s; report.json and all else is in {folder}.\n")
@@ -109,7 +111,13 @@ def stop_all() -> None:
     with _starting:
         _ending.set()
     for process in list(_running):
-        end_child(process)
+        _end(process)
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    end_child(process)
+    with suppress(ProcessLookupError):  # what it started and left behind; as a rule, nobody
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def wait_until(look: Callable[[], Found], seconds: float, otherwise: str) -> Found:
@@ -144,5 +152,4 @@ def free_port() -> int:
     """Return a loopback port that nobody listens on at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        return int(probe.getsockname()[1])

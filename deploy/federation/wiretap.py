@@ -56,6 +56,9 @@ def tapped(address: str, behind: str, certificate: Path, key: Path, record: Path
         certificate: The server's, PEM; also what it is trusted by.
         key: Its key.
         record: File that the bytes are appended to, in the clear.
+
+    Raises:
+        RuntimeError: Nobody can listen on the address.
     """
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate, key)
@@ -76,7 +79,11 @@ def tapped(address: str, behind: str, certificate: Path, key: Path, record: Path
                     writer.close()
                     joins.discard(task)
 
-            server = await asyncio.start_server(join, host, int(port), ssl=context)
+            try:
+                server = await asyncio.start_server(join, host, int(port), ssl=context)
+            except OSError as error:
+                listening.set_exception(RuntimeError(f"Nobody can listen on {address}: {error.strerror}."))
+                return
             listening.set_result(lambda: loop.call_soon_threadsafe(stopped.set))
             await stopped.wait()
             server.close()

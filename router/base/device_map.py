@@ -11,10 +11,10 @@ experts, which stay in the dtype that the model computes in.
 import logging
 import re
 from collections.abc import Iterable, Mapping
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 from protocol.errors import Code, Refused
+from protocol.programs import needs
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,15 +58,15 @@ def spreading_options(max_memory: Mapping[str, str]) -> dict[str, Any]:
 
     given = read_amounts(f"{device}={amount}" for device, amount in max_memory.items())
     gpus = torch.cuda.device_count()
-    free = {str(number): free_bytes(torch.device("cuda", number)) for number in range(gpus)}
-    free["cpu"] = free_bytes(torch.device("cpu"))
-    if missing := sorted(given.keys() - free.keys()):
+    devices = {str(number): torch.device("cuda", number) for number in range(gpus)} | {"cpu": torch.device("cpu")}
+    if missing := sorted(given.keys() - devices.keys()):
         raise Refused(Code.SETTINGS_INVALID, f"There is no GPU {missing[0]} here; found {gpus}.", "Count them from 0.")
     # Else a line for each model that some weights lie elsewhere.
     logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
-    amounts = {name: int(_SHARE * size) for name, size in free.items()}
+    # To ask a GPU makes a context there, for which one that is left out may have no room.
+    amounts = {name: int(_SHARE * free_bytes(device)) for name, device in devices.items() if name not in given}
     amounts |= {name: convert_file_size_to_int(amount) for name, amount in given.items()}
-    by_device = {name if name == "cpu" else int(name): size for name, size in amounts.items()}
+    by_device = {name if name == "cpu" else int(name): amounts[name] for name in devices}
     return {"device_map": AUTO, "max_memory": by_device}
 
 
@@ -83,12 +83,7 @@ def quantising_options(quantise: Bits, dtype: Any, device: str) -> dict[str, Any
     Raises:
         Refused: `SETTINGS_INVALID` without bitsandbytes.
     """
-    if find_spec("bitsandbytes") is None:
-        raise Refused(
-            Code.SETTINGS_INVALID,
-            "A quantised base needs the library bitsandbytes, which is not installed.",
-            "Install it with: pip install 'greylag[quantised]'",
-        )
+    needs("bitsandbytes", "quantised", "A quantised base")
     from transformers import BitsAndBytesConfig  # noqa: PLC0415 - seconds of import
 
     # Else a line for every product that is computed in 8 bits.

@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError
 from protocol.errors import Code, Refused
 from protocol.files import strict_json
 from protocol.statement import Strict, first_invalid
+from router.base.fingerprint import first_line
 from router.evaluation.rows import Task, read_row
 from router.query.limits import MAX_NEW_TOKENS
 
@@ -120,7 +121,7 @@ def _rows(task: RecipeTask, data: Path | None) -> Iterator[Mapping[str, Any]]:
                 where = f"{task.dataset}, {config}, {split}" if config else f"{task.dataset}, {split}"
                 raise Refused(
                     Code.DATA_UNREADABLE,
-                    f"The data of {task.name} ({where}) cannot be loaded: {str(error).splitlines()[0]:.200}.",
+                    f"The data of {task.name} ({where}) cannot be loaded: {first_line(error):.200}.",
                     "Fetch them once with a network, or give a folder that holds them with --data.",
                 ) from error
 

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from protocol.bundle import ENVELOPE, Bundle, Manifest, SignedFile, check_file, open_bundle, read_manifest
 from protocol.compatibility import check_fit, check_tensors
 from protocol.documents import Pool, read_pool
-from protocol.errors import Code, Refused, Unavailable
+from protocol.errors import Code, GreylagError, Refused, Unavailable
 from protocol.files.atomic import sync, write_whole
 from protocol.release import CalibrationFile, Release, check_fresh, read_candidate, read_release
 from protocol.signing import PublicKey
@@ -38,6 +38,7 @@ from router.follow.workspace import (
     POOL,
     RELEASE,
     RELEASES,
+    STATISTICS,
     Mirror,
     assemble,
     kept,
@@ -49,6 +50,7 @@ from router.pool.calibration import Calibration
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+_LOST = (Code.BUNDLE_UNKNOWN, Code.STORE_DAMAGED)
 _log = logging.getLogger(__name__)
 
 
@@ -164,14 +166,16 @@ def pull_exactly(
         return _pull_mirror(source, pool, candidate, None)
 
 
-def pull_calibration(folder: Path, address: str, file: CalibrationFile, **contact: Unpack[Contact]) -> Calibration:
+def pull_calibration(
+    folder: Path, address: str, file: CalibrationFile, *, ca: Path | None, on_bytes: Callable[[int], None]
+) -> Calibration:
     """Fetch biases and temperatures that no release holds yet; arguments as for `pull_exactly`.
 
     Raises:
         Refused: `BUNDLE_UNKNOWN`, `DIGEST_MISMATCH`, or as `router.pool.calibration.Calibration.load`.
         Unavailable: `UNREACHABLE`, `STORAGE_FULL`.
     """
-    with _reach(folder, address, contact) as source:
+    with _reach(folder, address, {"ca": ca, "on_bytes": on_bytes}) as source:
         path = folder / CALIBRATIONS / file.sha256
         _pull_listed(path, source, SignedFile(file.sha256, file.size))
         return Calibration.load(path.read_bytes())
@@ -208,14 +212,27 @@ def _pull_mirror(source: _Source, pool: Pool, release: Release, held: Mirror | N
     source.bar.total = sum(file.size for file in files)
     bundles |= {place: _pull_bundle(place, manifest, source) for place, manifest in missing.items()}
     for path, file in listed.items():
-        _pull_listed(path, source, file)
+        try:
+            _pull_listed(path, source, file)
+        except GreylagError as error:
+            if path.parent.name != STATISTICS or error.code not in _LOST:
+                raise
+            # Its loss must not keep newcomers out: nothing but time is lost with it.
+            source.say("The coordinator lost what the pool tells of public text; it is worked out here when needed.")
     return assemble(source.folder, pool, release, (bundle for bundle in bundles.values() if bundle is not None))
 
 
 def _pull_listed(path: Path, source: _Source, file: SignedFile) -> None:
     path.parent.mkdir(exist_ok=True)
-    _pull_file(path, source, file)
-    sync(path)
+    with suppress(Refused, FileNotFoundError):  # damaged since it came; fetched afresh
+        check_file(path, file)
+        source.bar.update(file.size)
+        return
+    # Beside it, since a router at work may be reading what lies there.
+    part = path.with_name(f".{path.name}.part")
+    _pull_file(part, source, file)
+    sync(part)
+    part.replace(path)
 
 
 def _open_whole(place: Path, pool: Pool, known: Mapping[str, Bundle]) -> Bundle | None:
@@ -309,6 +326,8 @@ def _continue_file(path: Path, source: _Source, file: SignedFile, offset: int) -
 @contextmanager
 def _reach(folder: Path, address: str, contact: Contact) -> Iterator[_Source]:
     """Connect to a coordinator with the folder locked, and say in words what a disk would not take."""
+    if unknown := contact.keys() - Contact.__annotations__.keys():  # one misspelt would trust whoever answers
+        raise TypeError(f"Nobody knows the keyword {min(unknown)}.")
     lock = FileLock(folder / LOCK)
     try:
         with connect(address, contact.get("ca")) as channel:

@@ -69,7 +69,7 @@ class GroupCalibration:
         """Look up what a release says about modules, given by path, and experts, by digest in the order of rows."""
         mine = calibration.over(experts, paths)
         bias = torch.from_numpy(mine.bias.T.copy())
-        return cls(bias.to(device), bias.numpy().ravel(), tuple(np.exp(mine.log_temperature).tolist()))
+        return cls(bias.to(device), bias.numpy().ravel(), tuple(torch.from_numpy(mine.log_temperature).exp().tolist()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +146,7 @@ class DeviceTable:
             if calibration is not None:
                 bias = torch.zeros(seen.shape, dtype=torch.float32, device=self._device)
                 bias[:, : len(calibration.bias)] = calibration.bias.T
-                temperature = torch.tensor(calibration.temperatures, device=self._device)
+                temperature = torch.tensor(calibration.temperatures, dtype=torch.float32, device=self._device)
             return DeviceView(
                 self._columns, count, seen.to(self._device), self._rank, self._dtype, self._identity, self._aligned,
                 bias, temperature,

@@ -76,7 +76,7 @@ class ModuleStore:
             self.factors.reserve(part.a, part.b, part.activation)
 
     def append(self, part: ExpertModule | None, gate: Tensor) -> ExpertModule | None:
-        """Copy the next row's part, whose gate [d] is in its place, where `reserve` made room for it.
+        """Copy the next row's part, whose gate [d] is in its place, where `reserve` made room, else a `ValueError`.
 
         Returns:
             The part where it is now; None for an expert that leaves the module alone.
@@ -85,8 +85,10 @@ class ModuleStore:
         shapes = self.shapes[-1] if row else FactorShapes()
         scales = part.scales if part else None
         vectors = {name: pages.append(getattr(scales, name, None)) for name, pages in self.vectors.items()}
-        if part is None or self.factors is None:
+        if part is None:
             self.absent.append(row)
+        elif self.factors is None:
+            raise ValueError(f"No room was reserved at {self.path}.")
         else:
             key, a, b = self.factors.append(part.a, part.b, part.activation)
             placed = ExpertModule(a, b, part.scaling, gate, part.activation, scales and Scales(**vectors))

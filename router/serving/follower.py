@@ -1,5 +1,6 @@
 """Keep a running model at the newest release."""
 
+import math
 import threading
 from collections.abc import Callable
 from time import monotonic
@@ -7,7 +8,7 @@ from typing import NamedTuple
 
 import structlog
 
-from protocol.errors import Code, GreylagError, Unavailable
+from protocol.errors import Code, GreylagError, Refused
 from protocol.release import Release
 from router.follow.workspace import Mirror
 from router.model.routed_model import RoutedModel
@@ -16,6 +17,8 @@ STOP_S = 5.0
 """How long a round may take to end after it is told to, in seconds."""
 LONGEST_S = 3600.0
 """Longest wait before a release that failed is tried again, in seconds."""
+_PASSING = (Code.BAD_WIRE, Code.CHUNK_CORRUPT, Code.OFFSET_MISMATCH, Code.SETTINGS_INVALID)
+"""What a line or a disk may do to a pull, beside what is `Unavailable`; says nothing about the release."""
 _log = structlog.get_logger(__name__)
 
 
@@ -37,8 +40,9 @@ class Follower:
     """Polls for releases in a thread of its own and swaps them in.
 
     Whatever goes wrong (no network, a release that is not to be trusted, a full disk), the model keeps answering with
-    the last good release, and the next round tries again. A release that does not verify or cannot be loaded is tried
-    again only after a while, twice as long each time; a newer one is not kept waiting by it.
+    the last good release, and the next round tries again. A release that does not verify, or finds no memory, is tried
+    again only after a while, twice as long each time, and one that came whole and is refused not at all, since what is
+    loaded of it stays in memory; a newer one is not kept waiting by either.
 
     Args:
         model: The running model.
@@ -58,6 +62,7 @@ class Follower:
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
         self._offered: Release | None = None
         self._failed: _Failed | None = None
+        self._logged = ("", "")
         self.trouble = ""
 
     def start(self) -> None:
@@ -85,10 +90,9 @@ class Follower:
         except _TooEarly:
             return False
         except Exception as error:  # noqa: BLE001 - a device out of memory, or a fault of ours, must not end the following
-            # Where the network or the disk failed nobody is at fault: what came stays, and the next round continues.
-            self._note(error, at_once=mirror is None and isinstance(error, Unavailable))
+            self._note(error, whole=mirror is not None)
             return False
-        self._failed, self.trouble = None, ""
+        self._failed, self._logged, self.trouble = None, ("", ""), ""
         return is_new
 
     def _consider(self, release: Release) -> None:
@@ -97,20 +101,23 @@ class Follower:
             self.trouble = failed.said
             raise _TooEarly
 
-    def _note(self, error: Exception, *, at_once: bool) -> None:
-        offered, known = self._offered, isinstance(error, GreylagError)
-        code = error.code if isinstance(error, GreylagError) else Code.INTERNAL
+    def _note(self, error: Exception, *, whole: bool) -> None:
+        offered, code, meaning = self._offered, Code.INTERNAL, "This router failed; its log says why."
+        if isinstance(error, GreylagError):
+            code, meaning = error.code, error.code.fate.meaning
         what = f"Release {offered.spec.number}" if offered else "The newest release"
         # By the table: the error's own sentence may name a path, and whoever asks the router may read this.
-        said = f"{what} was not taken up: {code.fate.meaning} [{code.name}]"
-        if said != self.trouble:  # said once, not at every round
-            _log.warning("release not taken up", code=code.name, message=str(error), exc_info=None if known else error)
-        self.trouble = said
-        if offered is not None and not at_once:
-            before = self._failed
-            again = before is not None and before.digest == offered.digest
-            wait_s = min(2 * before.wait_s, LONGEST_S) if before and again else self._interval_s
-            self._failed = _Failed(offered.digest, said, wait_s, monotonic() + wait_s)
+        said = f"{what} was not taken up: {meaning} [{code.name}]"
+        if (said, str(error)) != self._logged:  # said once, not at every round
+            say = _log.warning if isinstance(error, GreylagError) else _log.exception
+            say("release not taken up", code=code.name, message=str(error))
+        self._logged, self.trouble = (said, str(error)), said
+        # Where the network or the disk failed nobody is at fault: what came stays, and the next round continues.
+        if offered is not None and (whole or not (code.fate.again or code in _PASSING)):
+            before = self._failed if self._failed and self._failed.digest == offered.digest else None
+            wait_s = min(2 * before.wait_s, LONGEST_S) if before else self._interval_s
+            again_at = math.inf if whole and isinstance(error, Refused) else monotonic() + wait_s
+            self._failed = _Failed(offered.digest, said, wait_s, again_at)
 
     def _run(self) -> None:
         while not self._stop.is_set():

@@ -2,18 +2,20 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import structlog
 
+from protocol.documents import read_pool
 from protocol.errors import GreylagError
 from protocol.files.locks import held
 from protocol.signing import PublicKey
 from protocol.wire.grpc_server import Listen, serve
+from router.base.fingerprint import check_base
 from router.follow.pull import pull
-from router.follow.workspace import FINGERPRINT, RELEASE, Mirror, open_mirror
+from router.follow.workspace import FINGERPRINT, POOL, RELEASES, Mirror, open_mirror
+from router.model.releases import Held
 from router.model.routed_model import RoutedModel
 from router.serving.follower import Follower
 from router.serving.query_service import QueryService
@@ -25,8 +27,8 @@ _log = structlog.get_logger(__name__)
 def run(workspace: Path, settings: RouterSettings, on_ready: Callable[[int], None]) -> None:
     """Serve a workspace until SIGTERM or SIGINT.
 
-    Starts with the release on disk where there is one, so that a router comes up without its
-    coordinator; before the first release the base answers.
+    Starts with the newest release, from the disk where its coordinator cannot be reached, or with the newest before
+    it that can be loaded; where there is none, the base answers.
 
     Args:
         workspace: Folder with the pulled releases; made if it is missing.
@@ -43,26 +45,31 @@ def run(workspace: Path, settings: RouterSettings, on_ready: Callable[[int], Non
 
 
 def _run(workspace: Path, settings: RouterSettings, on_ready: Callable[[int], None]) -> None:
-    key = PublicKey.from_hex(settings.pool_key) if settings.pool_key else None
-
+    key, cache = PublicKey.from_hex(settings.pool_key) if settings.pool_key else None, workspace / FINGERPRINT
     fetch = partial(
         pull, workspace, settings.coordinator, ca=settings.ca, pool_key=key, base=settings.base, say=_log.warning
     )
-    mirror: Mirror | None
+    mirror: Mirror | None = None
     try:
         mirror = fetch()
     except GreylagError as error:
         _log.warning("no new release at start", code=error.code.name, message=error.message)
-        mirror = open_mirror(workspace) if (workspace / RELEASE).is_file() else None
-    load = RoutedModel.from_base if mirror is None else partial(RoutedModel.from_mirror, mirror=mirror)
-    model = load(
-        settings.base,
-        embedding=settings.embedding,
-        public=settings.public_text,
-        cache=workspace / FINGERPRINT,
-        **settings.loading,
+    kept = [int(each.name.partition(".")[0]) for each in (workspace / RELEASES).glob("*.dsse.json")]
+    if kept:
+        check_base(settings.base, read_pool((workspace / POOL).read_bytes()).spec.base, cache)
+    model = RoutedModel.from_base(
+        settings.base, embedding=settings.embedding, public=settings.public_text, cache=cache, **settings.loading
     )
-    model.held = replace(model.held, answers_expired=settings.answer_expired)
+    model.held = Held(answers_expired=settings.answer_expired)
+    for number in sorted(kept, reverse=True):
+        try:
+            if mirror is None or mirror.release.spec.number != number:
+                mirror = open_mirror(workspace, number)
+            model.take_up(mirror)
+            break
+        except Exception as error:  # noqa: BLE001 - whatever it is, the last good release answers
+            _log.warning("release cannot be loaded", release=number, message=str(error))
+            model.held = Held(answers_expired=settings.answer_expired)  # without what it has left behind
     follower = Follower(model, fetch, interval_s=settings.follow_interval_s, held=mirror)
     follower.start()
     try:

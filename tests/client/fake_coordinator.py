@@ -64,6 +64,7 @@ class FakeCoordinator(intake_pb2_grpc.IntakeServicer, catalog_pb2_grpc.CatalogSe
     def Enrol(self, request: intake_pb2.EnrolRequest, context: grpc.ServicerContext) -> intake_pb2.EnrolReply:
         self._enter("Enrol", request.SerializeToString(), context)
         enrolment = read_enrolment(request.envelope)
+        self._check_pool(enrolment.pool, context)
         self.names[enrolment.key] = enrolment.name
         return intake_pb2.EnrolReply(state=self.key_state)
 
@@ -122,6 +123,7 @@ class FakeCoordinator(intake_pb2_grpc.IntakeServicer, catalog_pb2_grpc.CatalogSe
     def Bind(self, request: intake_pb2.BindRequest, context: grpc.ServicerContext) -> intake_pb2.BindReply:
         self._enter("Bind", request.SerializeToString(), context)
         binding = read_binding(request.envelope)
+        self._check_pool(binding.pool, context)
         self.nodes[binding.contributor] = binding.node
         return intake_pb2.BindReply(fleet="127.0.0.1:1")
 
@@ -143,6 +145,10 @@ class FakeCoordinator(intake_pb2_grpc.IntakeServicer, catalog_pb2_grpc.CatalogSe
         self.heard += raw
         if self.fail.get(name):
             self._abort(self.fail[name].pop(0), context)
+
+    def _check_pool(self, named: str, context: grpc.ServicerContext) -> None:
+        if named != self.pool.digest:
+            self._abort(Refused(Code.WRONG_POOL, "It is about another pool."), context)
 
     @staticmethod
     def _abort(error: GreylagError, context: grpc.ServicerContext) -> None:

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from client.cli.main import app as client_app
+from client.submission.join import enrolled
 from client.workspace.paths import ClientWorkspace
 from client.workspace.settings import ClientSettings
 from coordinator.cli.main import app as coordinator_app
@@ -19,6 +20,7 @@ from protocol.signing import Identity
 from protocol.spec import Recipe
 from tests import factories
 from tests.client.conftest import Cli, Site, Trained
+from tests.client.fake_coordinator import FakeCoordinator
 
 
 def files_of(folder: Path) -> set[str]:
@@ -59,6 +61,35 @@ def test_init_checks_a_pinned_key(cli: Cli, tmp_path: Path, address: str, t5_bas
     assert "trusts" in err
     assert files_of(tmp_path) == set()
     assert cli(*flags, "--pool-key", t5_pool.spec.coordinator)[0] == 0
+
+
+def test_init_heeds_the_environment_as_other_verbs_do(
+    cli: Cli, tmp_path: Path, address: str, t5_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ("init", "--coordinator", address, "--base", t5_base, "-w", tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setenv("GREYLAG_CLIENT_POOL_KEY", Identity.generate().public.hex)
+        status, out, _ = cli(*flags)
+        assert (status, out, files_of(tmp_path)) == (Code.UNTRUSTED.fate.exit, "", set())
+    monkeypatch.setenv("GREYLAG_CLIENT_NAME", "envname")
+    monkeypatch.setenv("GREYLAG_CLIENT_KEY", "mine.key")
+    status, out, err = cli(*flags, "--name", "flagname")
+    assert (status, "as flagname, base" in err) == (0, True)
+    assert ClientWorkspace(tmp_path, name="flagname").identity().public.hex == out.strip()
+    (tmp_path / "client.toml").unlink()
+    assert "as envname, base" in cli(*flags)[2]
+    workspace = ClientWorkspace(tmp_path)
+    assert enrolled(workspace, workspace.identity().public)
+
+
+@pytest.mark.parametrize("flag", [("--pool-key", "not-hex"), ("--base", ""), ("--name", "No Name!")])
+def test_init_asks_nobody_if_a_flag_is_wrong(
+    cli: Cli, tmp_path: Path, address: str, fake: FakeCoordinator, t5_base: Path, flag: tuple[str, str]
+) -> None:
+    status, _, err = cli("init", "--coordinator", address, "--base", t5_base, "-w", tmp_path, *flag)
+    assert status == Code.SETTINGS_INVALID.fate.exit
+    assert flag[0] in err
+    assert (fake.calls, files_of(tmp_path)) == ([], set())
 
 
 def test_init_refuses_another_base(cli: Cli, tmp_path: Path, address: str, llama_base: Path, t5_pool: Pool) -> None:
@@ -161,6 +192,12 @@ def test_what_train_cannot_do_is_a_sentence(
     assert not site.workspace.bundles.exists()
 
 
+def test_a_damaged_split_key_is_told_before_the_base_is_read(cli: Cli, site: Site) -> None:
+    (site.workspace.root / "split.key").write_bytes(b"short")
+    assert cli("train", "--data", site.data, "-w", site.workspace.root)[0] == Code.KEY_UNREADABLE.fate.exit
+    assert not site.workspace.base_cache.exists()
+
+
 def test_train_refuses_a_base_that_changed(
     cli: Cli, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,6 +210,13 @@ def test_train_refuses_a_base_that_changed(
 
 def test_help_names_the_licence_that_is_given_by_default(cli: Cli) -> None:
     assert f"default: {ClientSettings.model_fields['license'].default}." in " ".join(cli("init", "-h")[1].split())
+
+
+def test_help_says_where_a_base_is_spread_and_what_epsilon_is(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    shown = " ".join(cli("train", "-h")[1].split())
+    assert "spreads the base over all GPUs, then memory, then disk." in shown
+    assert "Bound of differential privacy for every example" in shown
 
 
 def test_verify_finds_a_flipped_byte(cli: Cli, packed: Site) -> None:

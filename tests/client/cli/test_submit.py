@@ -1,5 +1,6 @@
 """Bundles on their way: what leaves, what comes of it, and the way back to an earlier expert."""
 
+import errno
 import hashlib
 import json
 import re
@@ -69,6 +70,18 @@ def test_submit_keeps_the_receipt_and_status_the_verdict(cli: Cli, packed: Site,
     assert (status, document["schema"]) == (0, 1)
     assert (document["bundles"][0]["state"], document["bundles"][0]["release"]) == ("released", 3)
     assert "in release 3" in cli("status", "-w", root)[1]
+
+
+def test_status_looks_at_the_pool_before_it_asks(
+    cli: Cli, packed: Site, fake: FakeCoordinator, llama_base: Path
+) -> None:
+    assert cli("submit", "-w", packed.workspace.root)[0] == 0
+    fake.calls.clear()
+    packed.workspace.pool_file.write_bytes(factories.make_pool(llama_base, Identity.generate()).envelope)
+    assert cli("status", "-w", packed.workspace.root)[0] == Code.UNTRUSTED.fate.exit
+    packed.workspace.pool_file.unlink()
+    assert cli("status", "-w", packed.workspace.root)[0] == Code.WORKSPACE_MISSING.fate.exit
+    assert fake.calls == []
 
 
 def test_a_refused_bundle_fails_with_its_own_status(cli: Cli, packed: Site, fake: FakeCoordinator) -> None:
@@ -230,3 +243,21 @@ def test_a_better_expert_supersedes_the_one_that_was_submitted(
     outbox.save(site.workspace.outbox, record.model_copy(update={"state": "refused"}))
     cli("train", "--data", data, "-w", root, *flags, 2)
     assert open_bundle(site.workspace.bundles / "anna").spec.supersedes == first.digest
+
+
+def test_a_kill_between_two_renames_costs_no_bundle(cli: Cli, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    flags = ("train", "--data", site.data, "-w", site.workspace.root, "--device", "cpu", "--gate-steps", 1)
+    first = cli(*flags, "--expert-steps", 2)[1].split()[0]
+    folder = site.workspace.bundles / "anna"
+    old = folder.rename(folder.with_name(".anna.old"))  # the kill
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", full)
+        assert cli(*flags, "--expert-steps", 2)[0] == Code.STORAGE_FULL.fate.exit
+    assert open_bundle(folder).digest == first
+    old.mkdir()  # a kill later, before the old one was removed
+    second = cli(*flags, "--expert-steps", 3)[1].split()[0]
+    assert open_bundle(folder).digest == second != first
+    assert not old.exists()

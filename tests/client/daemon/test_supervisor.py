@@ -19,6 +19,7 @@ from client.daemon.policy import check_data, write_policy
 from client.daemon.state import DaemonFolder
 from client.daemon.supervisor import Daemon, exclusive, notify, status
 from protocol.errors import Code, Refused
+from tests import factories
 from tests.client.conftest import Cli, Site, make_site
 from tests.client.fake_coordinator import FakeCoordinator, serving
 
@@ -174,6 +175,19 @@ def test_the_node_is_bound_and_its_child_is_told_nothing_of_the_data(
     assert node[node.index("--isolation") + 1] == "process"
     assert executor[1:3] == ["-m", "client.daemon.executor"]
     assert status(place)["state"] == "stopped"
+
+
+def test_the_node_is_bound_to_the_pool_as_it_stands_now(tmp_path: Path, site: Site) -> None:
+    fake = FakeCoordinator(site.pool, site.operator)
+    with serving(fake) as address:
+        here = make_site(tmp_path / "here", site.base, site.pool, site.operator, address)
+        place = DaemonFolder(here.workspace)
+        node, daemon = place.prepare(), Daemon(place, lambda _: None)
+        assert daemon._introduced(node)
+        fake.pool = factories.make_pool(site.base, site.operator)
+        here.workspace.pool_file.write_bytes(fake.pool.envelope)
+        assert daemon._introduced(node)
+    assert fake.calls == ["Enrol", "Bind"] * 2
 
 
 @pytest.fixture

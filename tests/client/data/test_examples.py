@@ -263,6 +263,10 @@ def test_data_columns(read: Read, row: dict[str, Any], words: str) -> None:
     ("messages", "words"),
     [
         (SECRET, "messages is no list of messages"),
+        ("", "messages is no list of messages"),
+        (0, "messages is no list of messages"),
+        (False, "messages is no list of messages"),
+        ({}, "messages is no list of messages"),
         ([SECRET], "messages is no list of messages"),
         ([{"from": "a", "value": SECRET}], "the role of message 1 holds no text"),
         (
@@ -276,6 +280,11 @@ def test_a_chat_that_is_none_is_named(read: Read, messages: Any, words: str) -> 
     assert (error.code, error.message) == (Code.DATA_COLUMNS, f"Line 2 of chat.jsonl: {words}.")
 
 
+def test_an_empty_cell_of_a_csv_file_is_no_chat(read: Read) -> None:
+    error = refusal(lambda: read("chat.csv", 'messages\n""\n""\n'))
+    assert (error.code, "Write it as [" in error.hint) == (Code.DATA_COLUMNS, True)
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -285,6 +294,7 @@ def test_a_chat_that_is_none_is_named(read: Read, messages: Any, words: str) -> 
         (lines(ROW, {"input": SECRET}), "Line 2 of rows.jsonl"),
         (lines(CHAT, CHAT, {"messages": [{"role": "user", "content": SECRET}]}), "Line 3 of rows.jsonl"),
         (lines(CHAT, {"messages": []}), "Line 2 of rows.jsonl"),
+        (lines(CHAT, {"messages": None}), "Line 2 of rows.jsonl"),
         (lines(CHAT, {"messages": [{"role": "assistant", "content": SECRET}]}), "Line 2 of rows.jsonl"),
     ],
 )

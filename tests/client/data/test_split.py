@@ -26,7 +26,7 @@ def held_out(
     path: Path, rows: Rows, tokenizer: PreTrainedTokenizerFast, key: bytes = b"a", share: float = 0.1
 ) -> set[str]:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    pairs = held_out_pairs(DataSource((path,), DataColumns(), key), tokenizer, share, ())
+    pairs = held_out_pairs(DataSource((path,), DataColumns(), key), tokenizer, share, (), 1.0)
     assert len(pairs) == len({pair.prompt for pair in pairs})
     return {pair.prompt for pair in pairs}
 

@@ -227,6 +227,9 @@ def test_half_a_promise_and_a_missing_library_are_told(site: Site, cli: Cli, mon
     status, _, err = cli(*command, "--delta", 1e-3)
     assert status == Code.SETTINGS_INVALID.fate.exit
     assert "pip install 'greylag[private]'" in err
+    monkeypatch.setenv("GREYLAG_CLIENT_SHARE_EPSILON", "4")
+    _, _, err = cli("train", "-w", site.workspace.root, "--data", site.data, "--share", "means")
+    assert "Noise on means needs dp-accounting, which is not installed." in err
 
 
 def test_private_and_plain_training_share_their_trainer() -> None:

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from protocol.adapters import Kind
+from protocol.errors import Refused
 from protocol.signing import Identity
 from router import settings as router_settings
-from router.base.device_map import is_offloaded
+from router.base import memory
+from router.base.device_map import is_offloaded, spreading_options
 from router.base.linear import bias_of, device_of, find_linear, linear_modules, weight_of
 from router.base.loading import load_base
 from router.model.routed_model import RoutedModel
@@ -41,6 +43,25 @@ def test_experts_of_every_kind_answer_alike(base: Path, method: str, tmp_path: P
     choice = RoutingChoice(method)
     assert spread.generate(INPUTS, choice, max_new_tokens=4) == plain.generate(INPUTS, choice, max_new_tokens=4)
     assert spread.losses(INPUTS, ["b a", "d"], choice) == pytest.approx(plain.losses(INPUTS, ["b a", "d"], choice))
+
+
+def test_a_gpu_whose_share_is_given_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To ask makes a CUDA context there, which takes hundreds of megabytes."""
+    asked = []
+
+    def free(device: torch.device) -> int:
+        asked.append(str(device))
+        return 1 << 30
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(memory, "free_bytes", free)
+    with pytest.raises(Refused, match="no GPU 3"):
+        spreading_options({"3": "1GiB"})
+    assert asked == []
+    most = spreading_options({"1": "0GiB", "cpu": "2GiB"})["max_memory"]
+    assert asked == ["cuda:0", "cuda:2"]
+    share = int(0.9 * (1 << 30))
+    assert most == {0: share, 1: 0, 2: share, "cpu": 2 << 30}
 
 
 def test_a_weight_that_is_elsewhere_is_read_whole(base: Path) -> None:

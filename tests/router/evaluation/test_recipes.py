@@ -99,6 +99,16 @@ def lay(folder: Path, **splits: list[dict[str, Any]]) -> Path:
     return folder
 
 
+def test_an_error_without_a_text_is_told_by_its_name(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: str, **__: str) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(datasets, "load_dataset", broken)
+    with pytest.raises(Refused, match=r"cannot be loaded: RuntimeError\.") as refused:
+        cook(read_recipe(small))
+    assert refused.value.code is Code.DATA_UNREADABLE
+
+
 def test_data_sets_are_read_from_a_folder(small: Path, tmp_path: Path) -> None:
     data = lay(tmp_path / "data", train=[{"q": "a", "t": ["b", "c"]}], validation=[{"q": "d", "t": ["e"]}] * 2)
     (task,) = cook(read_recipe(small), data=data)

@@ -1,17 +1,20 @@
 """A running model goes over to releases as they come, and reads nothing twice."""
 
+import errno
 import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from protocol.bundle import ADAPTER_WEIGHTS, Bundle
 from protocol.errors import Code, Refused, Unavailable
 from protocol.release import sign_release
 from protocol.spec import Routing
+from router.follow import pull as pulling
 from router.follow.pull import pull
 from router.follow.workspace import Mirror
 from router.model.releases import KEPT
@@ -106,6 +109,61 @@ def test_a_release_that_cannot_be_loaded_is_not_loaded_at_every_round(
     assert loads == [1, 2]
     assert "Release 2 " in follower.trouble
     assert "[MEMORY_FULL]" in follower.trouble
+
+
+def test_a_release_that_this_version_refuses_is_loaded_once(
+    catalog: Catalog,
+    address: str,
+    bundles: list[Bundle],
+    tmp_path: Path,
+    t5_base: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("router.serving.follower.monotonic", lambda: now)
+    model = RoutedModel.from_base(str(t5_base), device="cpu")
+    follower = Follower(model, partial(pull, tmp_path / "node", address), interval_s=10)
+    catalog.publish(bundles[:1], number=1)
+    assert follower.step()
+    catalog.publish(bundles[:2], number=2, method="of-tomorrow")
+    known = []
+    for now in (10, 20, 40, 80, 4000):
+        assert not follower.step()
+        known.append((now, len(model.generation.pool._store.experts)))
+    assert [rows for _, rows in known] == [2] * 5  # each attempt costs memory that comes back only later
+    assert "[METHOD_UNKNOWN]" in follower.trouble
+    catalog.publish(bundles[:2], number=3)
+    assert follower.step()
+
+
+@pytest.mark.parametrize("trouble", [grpc.StatusCode.UNKNOWN, errno.EIO])
+def test_what_the_line_or_the_disk_did_is_tried_again_at_the_next_round(
+    catalog: Catalog,
+    address: str,
+    bundles: list[Bundle],
+    tmp_path: Path,
+    t5_base: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    trouble: grpc.StatusCode | int,
+) -> None:
+    monkeypatch.setattr("router.serving.follower.monotonic", lambda: 0.0)
+    follower = Follower(
+        RoutedModel.from_base(str(t5_base), device="cpu"), partial(pull, tmp_path / "node", address), interval_s=10
+    )
+    catalog.publish(bundles[:1], number=1)
+    with monkeypatch.context() as patch:
+        if isinstance(trouble, grpc.StatusCode):
+            patch.setattr(catalog, "bundles", {})  # the call fails with a status that says nothing of ours
+        else:
+
+            def broken(*_: object) -> None:
+                raise OSError(trouble, "Input/output error")
+
+            patch.setattr(pulling, "sync", broken)
+        for _ in range(2):
+            assert not follower.step()
+    assert follower.trouble
+    assert follower.step()
 
 
 def test_a_follower_reads_no_bundle_twice(

@@ -9,7 +9,7 @@ from protocol.bundle import Bundle
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
 from router.follow import pull as pulling
-from router.follow.pull import pull
+from router.follow.pull import pull, pull_calibration
 from router.follow.workspace import open_mirror
 from router.model.routed_model import RoutedModel
 from tests import factories
@@ -106,3 +106,12 @@ def test_the_key_that_is_trusted_is_shown_or_given(
     assert caplog.messages == []
     RoutedModel.from_release(address, str(t5_base), folder=tmp_path / "c", device="cpu")
     assert [key.hex in message for message in caplog.messages] == [True]
+
+
+def test_a_misspelt_option_trusts_nobody(catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path) -> None:
+    catalog.publish(bundles[:1], number=1)
+    with pytest.raises(TypeError, match="pool_keys"):
+        pull(tmp_path / "node", address, pool_keys="x")  # type: ignore[call-arg]
+    assert not (tmp_path / "node").exists()
+    with pytest.raises(TypeError, match="pool_key"):  # which it would not look at
+        pull_calibration(tmp_path / "node", address, None, pool_key=None)  # type: ignore[call-arg, arg-type]

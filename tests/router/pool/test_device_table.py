@@ -1,9 +1,13 @@
 """A table says where every expert is, however the pool came to be as it is."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
 from router.pool import device_table
+from router.pool.calibration import Calibration
 from router.pool.device_table import DeviceView
 from router.pool.expert import Expert
 from router.pool.expert_module import ExpertModule
@@ -77,6 +81,22 @@ def test_who_is_hidden_is_not_seen() -> None:
 def test_rows_that_begin_anywhere_are_known(d: int, aligned: bool) -> None:  # noqa: FBT001 - a parameter of the test
     pool = ExpertPool().add(newcomer(0, d))
     assert group_of(pool).view.aligned is aligned
+
+
+def test_temperatures_are_torchs_and_float32_whatever_the_default() -> None:
+    pool = ExpertPool().add(newcomer(0)).add(newcomer(1))
+    plain = Calibration.zeros([expert.digest for expert in pool.experts], PATHS)
+    logs = np.array([-3.996, -3.956, 0.5], np.float32)  # the first two differ from NumPy's in the last bit
+    group = group_of(pool.calibrated(replace(plain, log_temperature=logs)))
+    torch.set_default_dtype(torch.float64)
+    try:
+        view = group.view
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert view.temperature is not None
+    by_path = dict(zip(PATHS, torch.from_numpy(logs).exp().tolist(), strict=True))
+    assert view.temperature.dtype is torch.float32
+    assert view.temperature.tolist() == [by_path[path] for path in group.store.paths]
 
 
 def test_a_view_follows_until_it_is_outgrown() -> None:

@@ -16,6 +16,7 @@ from router.methods.phatgoose import Phatgoose
 from router.pool.expert import Expert
 from router.pool.expert_module import ExpertModule, Scales
 from router.pool.gate import standardise
+from router.pool.group_store import ModuleStore
 from router.pool.pages import Column, FactorPages, GatePages, VectorPages
 from router.pool.pool import ExpertPool
 from tests.router.experts import PATH, make_experts, make_layer
@@ -191,6 +192,13 @@ def test_an_expert_of_other_widths_than_its_neighbours_leaves_nothing_behind() -
     with pytest.raises(ValueError, match="among those"):
         pool.add(replace(stranger, modules={SIBLINGS[0]: part, SIBLINGS[1]: wide}))
     assert torch.equal(pool.add(siblings(2)).modules[SIBLINGS[1]].gates[1], siblings(2).modules[SIBLINGS[1]].gate)
+
+
+def test_a_part_without_room_is_no_part_left_out() -> None:
+    store, part = ModuleStore(PATH, torch.device("cpu")), newcomer(0).modules[PATH]
+    with pytest.raises(ValueError, match="room"):
+        store.append(part, part.gate)
+    assert store.absent == []
 
 
 def test_the_pool_keeps_tensors_of_its_own() -> None:
