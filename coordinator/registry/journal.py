@@ -1,7 +1,6 @@
 """The registry's journal: every step of a key, node, bundle, candidate, release or campaign is one row.
 
-It is written in the same transaction as the step. Uploads, rounds and single answers are not told of. The steps that
-several changes take or bring with them stand here, too, and what a candidate lists.
+It is written in the same transaction. The steps that several changes take or bring with them stand here, too.
 """
 
 import json

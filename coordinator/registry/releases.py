@@ -1,9 +1,9 @@
 """Releases, and the steps that bundles take by them."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from datetime import datetime
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session, defer
 
 from coordinator.policy.lifecycle import WAITING, State
@@ -35,7 +35,7 @@ class Releases(Subject):
             if newest + 1 != number:
                 raise Refused(Code.STATE_CHANGE, f"Release {number} cannot follow release {newest}.")
             decide(session)
-            _store(session, release, (State.ACCEPTED,), actor="worker", now=now)
+            _store(session, release, BundleRow.state == State.ACCEPTED, actor="worker", now=now)
             released = set(session.scalars(select(BundleRow.digest).where(BundleRow.state == State.RELEASED)))
             if released != {expert.bundle for expert in release.spec.experts}:
                 raise Refused(Code.STATE_CHANGE, f"Release {number} does not list what is released.")
@@ -69,8 +69,8 @@ class Releases(Subject):
             reason = Refused(Code.DECLINED, f"Release {number}, which a newer registry published, left it out.")
             for row in out:
                 journal.take_step(session, row, State.YANKED, actor="operator", now=now, reason=reason)
-            keys = set(session.scalars(select(Contributor.key).where(Contributor.state == "active")))
-            _store(session, release, WAITING, keys, actor="operator", now=now)
+            active = BundleRow.contributor.in_(select(Contributor.key).where(Contributor.state == "active"))
+            _store(session, release, BundleRow.state.in_(WAITING) & active, actor="operator", now=now)
             return [row.digest for row in out]
 
     def find(self, number: int = 0) -> ReleaseRow | None:
@@ -91,16 +91,8 @@ class Releases(Subject):
             return list(session.scalars(select(ReleaseRow).order_by(ReleaseRow.number)))
 
 
-def _store(
-    session: Session,
-    release: Release,
-    passing: Collection[State],
-    keys: Collection[str] | None = None,
-    *,
-    actor: str,
-    now: datetime,
-) -> None:
-    """Keep a release, and let listed bundles that wait in one of some states into it, of some keys or of all."""
+def _store(session: Session, release: Release, passes: ColumnElement[bool], *, actor: str, now: datetime) -> None:
+    """Keep a release, and let those of the listed bundles into it that pass."""
     number, listed = release.spec.number, {expert.bundle for expert in release.spec.experts}
     session.add(ReleaseRow(number=number, digest=release.digest, envelope=release.envelope))
     journal.overtake(session, now=now)
@@ -108,9 +100,10 @@ def _store(
     bears_on = BundleRow.state.in_((*WAITING, State.RELEASED)) | BundleRow.digest.in_(listed)
     small = defer(BundleRow.envelope), defer(BundleRow.receipt)
     rows = session.scalars(select(BundleRow).where(bears_on).options(*small).order_by(BundleRow.sequence)).all()
+    passing = set(session.scalars(select(BundleRow.digest).where(passes, BundleRow.digest.in_(listed))))
     newest = {(row.contributor, row.name): row.sequence for row in rows if row.digest in listed}
     for row in rows:
-        if row.digest in listed and row.state in passing and (keys is None or row.contributor in keys):
+        if row.digest in passing:
             for step in (*WAITING[WAITING.index(State(row.state)) + 1 :], State.RELEASED):
                 journal.take_step(session, row, step, actor=actor, now=now)
             row.release, row.code, row.message, row.hint = number, "", "", ""

@@ -135,7 +135,6 @@ class Intake:
         """
         if is_sha256(digest) and (known := self._registry.bundles.find(digest)):
             self._spool.drop(digest)
-            self._spool.clear()
             return known.receipt
         manifest = self.session(digest, token)
         if missing := self._spool.missing(digest, manifest.files):

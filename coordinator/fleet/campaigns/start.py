@@ -82,10 +82,6 @@ def start_due(opened: Opened, *, now: datetime) -> Campaign | None:
     """Start the evaluation of the open candidate if the operator's settings say that it is due.
 
     A candidate is evaluated by itself once: if too few nodes answered to decide anything, the operator asks again.
-
-    Args:
-        opened: The workspace.
-        now: The time.
     """
     after, fleet = opened.settings.evaluate_after_minutes, Fleet(opened.registry)
     candidate = None if after is None else fleet.candidates.find()

@@ -38,9 +38,7 @@ from protocol.signing import Identity
 from protocol.spec import BaseModelRef, Policy, PoolSpec
 
 _NOTHING = "0" * 64
-_PAUSE_S = 0.02
-LONGEST_S = 600.0
-"""After so long a simulation is given up, in seconds."""
+LONGEST_S, _PAUSE_S = 600.0, 0.02
 _ABOUT_EXPERTS: dict[Kind, int] = {"evaluate": 0, "calibrate": 2}
 """How many experts a candidate lists that virtual nodes are asked about."""
 
@@ -67,7 +65,7 @@ def simulate(
         policy: The pool's; that of a new pool, unless given.
 
     Raises:
-        Unavailable: `BUSY` if it takes longer than `LONGEST_S`.
+        Unavailable: `BUSY` if it takes longer than `LONGEST_S` seconds.
     """
     order = random.Random(seed).sample(range(count), count)  # noqa: S311 - no secret
     dying, tardy = order[: round(failing * count)], order[count - round(late * count) :]
@@ -102,8 +100,7 @@ def simulate(
             "answered": sum(answer.state == "done" for answer, _ in answers),
             "failed": [name for answer, name in answers if answer.state == "failed"],
             "silent": [name for _, name in fleet.nodes.all() if name not in ended],
-            "conclusion": fleet.campaigns.find(number).conclusion,
-            "seconds": round(time.monotonic() - began, 1),
+            "conclusion": fleet.campaigns.find(number).conclusion, "seconds": round(time.monotonic() - began, 1),
             "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> (20 if sys.platform == "darwin" else 10),
         }  # fmt: skip
 

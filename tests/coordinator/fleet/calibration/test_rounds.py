@@ -5,7 +5,6 @@ import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -61,8 +60,7 @@ def learning(value: float, seen: list[Calibrating] | None = None) -> Callable[[O
 
 def begin(town: Town, **changes: object) -> int:
     minute, hour = timedelta(minutes=1), timedelta(hours=1)
-    facts: dict[str, Any] = {"rounds": 2, "round_minutes": 2.0}
-    plan = CalibrationPlan(**(facts | changes))
+    plan = CalibrationPlan(**{"rounds": 2, "round_minutes": 2.0, **changes})  # type: ignore[arg-type]
     return start(town.opened, "calibrate", open_for=minute, ends_after=hour, now=town.clock(), plan=plan).number
 
 
