@@ -58,20 +58,13 @@ def campaign_start(
     Example: greylag-coordinator campaign start train --open-for 60
     """
     _quiet_flower(workspace)
-    from coordinator.fleet.campaigns.start import start
-    from protocol.errors import Code, Refused
-    from protocol.fleet.campaign import Calibrating, Privacy
+    from coordinator.fleet.campaigns.start import CalibrationPlan, start
+    from protocol.fleet.campaign import Privacy
 
     privacy = None
     if budget is not None:
-        if strategy != "fedavg":
-            what = f"Noise is accounted for with fedavg, not with {strategy}."
-            raise Refused(Code.SETTINGS_INVALID, what, "Leave --strategy or --budget out.")
         privacy = Privacy(clipping_norm=clip, noise_multiplier=noise, max_epsilon=budget, delta=delta)
-    plan = Calibrating(
-        strategy=strategy, rounds=rounds, round_minutes=round_minutes, steps=steps, learning_rate=learning_rate,
-        numbers=1, privacy=privacy,
-    )  # fmt: skip
+    plan = CalibrationPlan(strategy, rounds, round_minutes, steps, learning_rate, privacy)
     late, end = timedelta(minutes=open_for), timedelta(minutes=ends_after)
     with opened_workspace(workspace) as open_:
         row = start(open_, kind, open_for=late, ends_after=end, now=now(), plan=plan)

@@ -82,14 +82,16 @@ def run(
                 driver = Driver(opened, superlink.begin, clock=clock, ask_again_s=ask_again_s)
                 on_ready(outer)
                 let_in: dict[str, str] = {}
-                while process.poll() is None and not stopped.is_set():
-                    try:
-                        step(opened, superlink, driver, let_in, now=clock())
-                    except httpx.HTTPError as error:
-                        _log.warning("flower does not answer", error=type(error).__name__)
-                        driver.lose_runs()
-                    stopped.wait(interval_s)
-                driver.lose_runs()
+                try:
+                    while process.poll() is None and not stopped.is_set():
+                        try:
+                            step(opened, superlink, driver, let_in, now=clock())
+                        except httpx.HTTPError as error:
+                            _log.warning("flower does not answer", error=type(error).__name__)
+                            driver.lose_runs()
+                        stopped.wait(interval_s)
+                finally:
+                    driver.lose_runs()
         except Unavailable as error:
             _log.warning("waiting", code=error.code.name, message=error.message)
             stopped.wait(interval_s)
@@ -116,16 +118,16 @@ def _server(config: LinkConfig, log: Path) -> Iterator[tuple["subprocess.Popen[s
         process.stdin.write(json.dumps(asdict(config)) + "\n")
         process.stdin.flush()
         where = json.loads(process.stdout.readline() or "null")
-        if where is None or not _comes_up(where["inner"]):
+        if where is None or not _comes_up(process, where["inner"]):
             raise Unavailable(Code.BUSY, f"Flower's server does not come up; see {log}.", "It is tried again.")
         yield process, where["inner"], where["outer"]
     finally:
         end_child(process)
 
 
-def _comes_up(port: int) -> bool:
+def _comes_up(process: "subprocess.Popen[str]", port: int) -> bool:
     end = time.monotonic() + START_S
-    while time.monotonic() < end:
+    while process.poll() is None and time.monotonic() < end:
         with suppress(httpx.HTTPError):
             if httpx.get(f"http://127.0.0.1:{port}{HEALTH}", timeout=5).status_code == httpx.codes.OK:
                 return True

@@ -1,6 +1,6 @@
-"""The registry's journal: every step of anything is one row, in the same transaction as the step.
+"""The registry's journal: every step of a key, node, bundle, candidate, release or campaign is one row.
 
-The steps that several changes of the registry take or bring with them stand here, too.
+It is written in the same transaction. The steps that several changes take or bring with them stand here, too.
 """
 
 import json

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from datetime import datetime
 
-from sqlalchemy import func, select
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, func, select
+from sqlalchemy.orm import Session, defer
 
 from coordinator.policy.lifecycle import WAITING, State
 from coordinator.registry import journal
@@ -35,7 +35,7 @@ class Releases(Subject):
             if newest + 1 != number:
                 raise Refused(Code.STATE_CHANGE, f"Release {number} cannot follow release {newest}.")
             decide(session)
-            _store(session, release, State.ACCEPTED, actor="worker", now=now)
+            _store(session, release, BundleRow.state == State.ACCEPTED, actor="worker", now=now)
             released = set(session.scalars(select(BundleRow.digest).where(BundleRow.state == State.RELEASED)))
             if released != {expert.bundle for expert in release.spec.experts}:
                 raise Refused(Code.STATE_CHANGE, f"Release {number} does not list what is released.")
@@ -43,8 +43,9 @@ class Releases(Subject):
     def adopt(self, release: Release, *, now: datetime) -> list[str]:
         """Take in a release that a newer registry published; the next one leaves out what this one does not hold.
 
-        What it lists has passed there whatever it still waits for here. What is released here, and neither listed
-        there nor followed by one of its name, was most likely yanked meanwhile, and must not be public again.
+        What it lists has passed there whatever it still waits for here; only what waits with a key that is revoked
+        here is left for the worker to turn away. What is released here, and neither listed there nor followed by one
+        of its name, was most likely yanked meanwhile, and must not be public again.
 
         Returns:
             Digests of the bundles that are yanked.
@@ -68,7 +69,8 @@ class Releases(Subject):
             reason = Refused(Code.DECLINED, f"Release {number}, which a newer registry published, left it out.")
             for row in out:
                 journal.take_step(session, row, State.YANKED, actor="operator", now=now, reason=reason)
-            _store(session, release, *WAITING, actor="operator", now=now)
+            active = BundleRow.contributor.in_(select(Contributor.key).where(Contributor.state == "active"))
+            _store(session, release, BundleRow.state.in_(WAITING) & active, actor="operator", now=now)
             return [row.digest for row in out]
 
     def find(self, number: int = 0) -> ReleaseRow | None:
@@ -89,16 +91,19 @@ class Releases(Subject):
             return list(session.scalars(select(ReleaseRow).order_by(ReleaseRow.number)))
 
 
-def _store(session: Session, release: Release, *passing: State, actor: str, now: datetime) -> None:
-    """Keep a release, and let listed bundles that wait in one of some states into it."""
+def _store(session: Session, release: Release, passes: ColumnElement[bool], *, actor: str, now: datetime) -> None:
+    """Keep a release, and let those of the listed bundles into it that pass."""
     number, listed = release.spec.number, {expert.bundle for expert in release.spec.experts}
     session.add(ReleaseRow(number=number, digest=release.digest, envelope=release.envelope))
     journal.overtake(session, now=now)
     journal.record(session, "release", release.digest, str(number), actor=actor, now=now)
-    rows = session.scalars(select(BundleRow).order_by(BundleRow.sequence)).all()
+    bears_on = BundleRow.state.in_((*WAITING, State.RELEASED)) | BundleRow.digest.in_(listed)
+    small = defer(BundleRow.envelope), defer(BundleRow.receipt)
+    rows = session.scalars(select(BundleRow).where(bears_on).options(*small).order_by(BundleRow.sequence)).all()
+    passing = set(session.scalars(select(BundleRow.digest).where(passes, BundleRow.digest.in_(listed))))
     newest = {(row.contributor, row.name): row.sequence for row in rows if row.digest in listed}
     for row in rows:
-        if row.digest in listed and row.state in passing:
+        if row.digest in passing:
             for step in (*WAITING[WAITING.index(State(row.state)) + 1 :], State.RELEASED):
                 journal.take_step(session, row, step, actor=actor, now=now)
             row.release, row.code, row.message, row.hint = number, "", "", ""

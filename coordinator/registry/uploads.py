@@ -78,8 +78,8 @@ class Uploads(Subject):
         """Forget sessions whose time is over.
 
         Args:
-            drop: Deletes a session's bytes, unless somebody works on it. A session is forgotten after its bytes, and
-                nobody begins it anew in between: a crash leaves one whose time is over, which is forgotten next time.
+            drop: Forgets a session's bytes, quickly, unless somebody works on it. A session is forgotten after them,
+                and nobody begins it anew in between: a crash leaves one that is forgotten the next time.
             now: Sessions that were to end until now are over.
             empty: Sessions that were to end until then are over if they got nothing.
             is_empty: Tells whether nothing came, by digest.

@@ -107,7 +107,7 @@ class Worker:
 
     def _attempt(self, row: BundleRow, work: Callable[[BundleRow], bool]) -> bool:
         """Work on one bundle; what goes wrong, whatever it is, neither holds up the others nor is a verdict."""
-        if row.digest in self._put_off and self._clock() < self._put_off[row.digest][1]:
+        if row.digest in self._resting():
             return False
         try:
             return work(row)
@@ -119,6 +119,10 @@ class Worker:
             _log.exception("failed", bundle=row.digest)
             self._pause(row)
         return False
+
+    def _resting(self) -> set[str]:
+        """Digests of the bundles that are put off now."""
+        return {digest for digest, (_, until) in self._put_off.items() if self._clock() < until}
 
     def _pause(self, row: BundleRow) -> None:
         """Leave a bundle alone for a while, each time for longer; a restart forgets it."""
@@ -168,7 +172,7 @@ class Worker:
     def _release(self, row: BundleRow) -> bool:
         """Put an accepted expert into a release, or into a candidate that contributors' held-out data decide about."""
         new, is_evaluated = self._released(row), self._pool.spec.policy.promotion.when == "evaluated"
-        beside = self._fleet.candidates.place(row) if is_evaluated else []
+        beside = self._fleet.candidates.place(row, self._resting()) if is_evaluated else []
         if beside is None:
             return False
         calibration = None

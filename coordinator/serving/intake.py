@@ -137,6 +137,7 @@ class Intake:
             with self._spool.kept(digest):
                 receipt = self._keep(self.session(digest, token))
         self._spool.drop(digest)
+        self._spool.clear()
         fault_point("spool-dropped")
         return receipt
 
@@ -178,6 +179,7 @@ class Intake:
             empty=now + self._session_life - _EMPTY_LIFE,
             is_empty=lambda digest: not self._spool.held(digest),
         )
+        self._spool.clear()
 
     def _check_bytes(self, manifest: Manifest) -> None:
         for name, file in manifest.files.items():

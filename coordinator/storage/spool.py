@@ -1,9 +1,9 @@
 """Files on their way in: one folder an upload, one file a bundle's file; its length is the offset."""
 
 import os
+import secrets
 import shutil
 import threading
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -37,6 +37,7 @@ class Spool:
         self._lock = threading.RLock()  # held for moments: event loops wait for it
         self._writers: set[Appender] = set()
         self._kept: set[str] = set()
+        self._aside: list[Path] = []
         # Bytes by upload: what lies here, and of a file that is being written all that it may get.
         self._held = Counter[str]()
         for path in folder.glob("*/*"):
@@ -97,22 +98,28 @@ class Spool:
             self._kept.remove(digest)
 
     def drop(self, digest: str) -> bool:
-        """Forget an upload, unless it is kept or written just now; tell whether it is gone."""
-        aside = self._folder / f".gone-{uuid.uuid4().hex}"
+        """Put an upload aside until `clear`, unless it is kept or written just now; tell whether it is gone."""
         with self._lock:
             if digest in self._kept or any(writer.path.parent.name == digest for writer in self._writers):
                 return False
             with suppress(FileNotFoundError):
-                (self._folder / digest).rename(aside)
+                self._aside.append((self._folder / digest).rename(self._folder / f".dropped-{secrets.token_hex(16)}"))
             self._held.pop(digest, None)
-        shutil.rmtree(aside, ignore_errors=True)
-        return True
+            return True
+
+    def clear(self) -> None:
+        """Delete the bytes that lie aside."""
+        with self._lock:
+            aside, self._aside = self._aside, []
+        for folder in aside:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def sweep(self, keep: set[str]) -> None:
-        """Drop every upload that is not among those to keep."""
-        for entry in self._folder.iterdir():
+        """Drop every upload that is not among those to keep, and delete what lies aside."""
+        for entry in list(self._folder.iterdir()):
             if entry.name not in keep:
                 self.drop(entry.name)
+        self.clear()
 
     def _closed(self, writer: "Appender") -> None:
         with self._lock:

@@ -65,16 +65,16 @@ class Privacy(Strict):
 class Calibrating(Strict):
     """How routers are calibrated, and which round this is."""
 
-    strategy: Strategy = "fedavg"
-    rounds: Annotated[int, Field(ge=1, le=1000)] = 3
-    number: Annotated[int, Field(ge=1)] = 1
+    strategy: Strategy
+    rounds: Annotated[int, Field(ge=1, le=1000)]
+    number: Annotated[int, Field(ge=1)]
     """This round."""
-    round_minutes: Annotated[float, Field(gt=0)] = 10.0
+    round_minutes: Annotated[float, Field(gt=0)]
     """Who has not answered then is late."""
-    steps: Annotated[int, Field(ge=1, le=100_000)] = 20
+    steps: Annotated[int, Field(ge=1, le=100_000)]
     """Steps of gradient descent that a node takes in a round."""
-    learning_rate: Annotated[float, Field(gt=0, le=10)] = 0.05
-    start: CalibrationFile | None = None
+    learning_rate: Annotated[float, Field(gt=0, le=10)]
+    start: CalibrationFile | None
     """What the round starts from; null for zeros."""
     numbers: Annotated[int, Field(ge=1, le=MAX_CALIBRATION_BYTES // 4)]
     """How many an answer holds: a bias for each module and expert, then a log temperature for each module."""

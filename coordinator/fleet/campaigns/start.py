@@ -1,8 +1,10 @@
 """Starts campaigns: signs the order and opens the row."""
 
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import structlog
+from pydantic import ValidationError
 
 from coordinator.fleet.records.candidates import base_of, no_candidate
 from coordinator.fleet.records.fleet import Fleet
@@ -10,13 +12,26 @@ from coordinator.registry.tables import Campaign
 from coordinator.workspace.context import Opened
 from protocol.documents import read_timestamp, timestamp
 from protocol.errors import Code, Refused
-from protocol.fleet.campaign import Calibrating, Kind, Order, sign_order
+from protocol.fleet.campaign import Calibrating, Kind, Order, Privacy, Strategy, sign_order
 from protocol.release import MAX_CALIBRATION_BYTES, Release, read_candidate
+from protocol.statement import first_invalid
 from router.pool.calibration import METHOD, Calibration
 
 OPEN_FOR, ENDS_AFTER = timedelta(minutes=10), timedelta(days=1)
 """How long a campaign goes on unless its operator says otherwise."""
 _log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class CalibrationPlan:
+    """What its operator says of a `calibrate`, as `Calibrating` says it to nodes."""
+
+    strategy: Strategy = "fedavg"
+    rounds: int = 3
+    round_minutes: float = 10.0
+    steps: int = 20
+    learning_rate: float = 0.05
+    privacy: Privacy | None = None
 
 
 def start(
@@ -26,7 +41,7 @@ def start(
     open_for: timedelta,
     ends_after: timedelta,
     now: datetime,
-    plan: Calibrating | None = None,
+    plan: CalibrationPlan | None = None,
 ) -> Campaign:
     """Start a campaign.
 
@@ -36,11 +51,12 @@ def start(
         open_for: How long nodes that come late are asked, too; in rounds there is always room.
         ends_after: When it ends, whoever is silent.
         now: The time.
-        plan: Of a `calibrate`: its first round, but for what it starts from and how many numbers that are.
+        plan: Of a `calibrate`.
 
     Raises:
-        Refused: `CANDIDATE_UNKNOWN` for an `evaluate` with nothing to evaluate; for a `calibrate`: `RELEASE_UNKNOWN`,
-            `METHOD_UNKNOWN`, `EXPERTS_EXHAUSTED`, `TOO_LARGE` or `BUDGET_EXHAUSTED`.
+        Refused: `CANDIDATE_UNKNOWN` or `STATE_CHANGE` for an `evaluate` with nothing to evaluate, or that is asked
+            already; for a `calibrate`: `RELEASE_UNKNOWN`, `METHOD_UNKNOWN`, `EXPERTS_EXHAUSTED`, `TOO_LARGE`,
+            `SETTINGS_INVALID` or `BUDGET_EXHAUSTED`.
     """
     fleet, calibrating, release = Fleet(opened.registry), None, None
     candidate = fleet.candidates.find() if kind in ("evaluate", "calibrate") else None
@@ -48,7 +64,7 @@ def start(
         raise no_candidate("")
     if kind == "calibrate":
         base = base_of(opened)
-        calibrating = _first_round(opened, base, plan or Calibrating(numbers=1))
+        calibrating = _first_round(opened, base, plan or CalibrationPlan())
         release = None if candidate else base.digest
 
     def make(number: int) -> tuple[Order, bytes]:
@@ -66,10 +82,6 @@ def start_due(opened: Opened, *, now: datetime) -> Campaign | None:
     """Start the evaluation of the open candidate if the operator's settings say that it is due.
 
     A candidate is evaluated by itself once: if too few nodes answered to decide anything, the operator asks again.
-
-    Args:
-        opened: The workspace.
-        now: The time.
     """
     after, fleet = opened.settings.evaluate_after_minutes, Fleet(opened.registry)
     candidate = None if after is None else fleet.candidates.find()
@@ -86,7 +98,7 @@ def start_due(opened: Opened, *, now: datetime) -> Campaign | None:
     return campaign
 
 
-def _first_round(opened: Opened, base: Release, plan: Calibrating) -> Calibrating:
+def _first_round(opened: Opened, base: Release, plan: CalibrationPlan) -> Calibrating:
     spec, modules = base.spec, opened.pool.spec.modules
     if spec.routing.method != METHOD:
         raise Refused(
@@ -102,8 +114,13 @@ def _first_round(opened: Opened, base: Release, plan: Calibrating) -> Calibratin
             Code.TOO_LARGE,
             f"A calibration of {len(spec.experts)} experts at {len(modules)} modules is too large to send.",
         )
+    try:
+        first = Calibrating(**vars(plan), number=1, start=spec.calibration, numbers=len(empty.vector))
+    except ValidationError as error:
+        fault = ": ".join(filter(None, first_invalid(error)))
+        raise Refused(Code.SETTINGS_INVALID, f"The plan makes no round: {fault}.") from error
     if plan.privacy is not None:
         from coordinator.fleet.calibration.aggregation import check_budget  # noqa: PLC0415 - Flower, after it was told to be quiet
 
         check_budget(plan.privacy, Fleet(opened.registry).rounds.noises(), plan.rounds)
-    return plan.model_copy(update={"start": spec.calibration, "numbers": len(empty.vector)})
+    return first

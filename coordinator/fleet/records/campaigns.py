@@ -9,7 +9,7 @@ from sqlalchemy import and_, delete, func, select, update
 
 from coordinator.fleet.records.rounds import round_of
 from coordinator.registry import journal
-from coordinator.registry.tables import Campaign, CampaignAnswer, Contributor, Node, Update
+from coordinator.registry.tables import Campaign, CampaignAnswer, Candidate, Contributor, Node, Update
 from coordinator.registry.transactions import Subject
 from protocol.documents import timestamp
 from protocol.errors import Code, Refused
@@ -30,9 +30,18 @@ class Campaigns(Subject):
             make: Makes the order of a number, and its envelope.
             open_until: Until then nodes that come late are asked, too.
             now: The time.
+
+        Raises:
+            Refused: `STATE_CHANGE` for an `evaluate` of a candidate that is not open or is being evaluated.
         """
         with self._registry.writing() as session:
             order, envelope = make((session.scalar(select(func.max(Campaign.number))) or 0) + 1)
+            if order.kind == "evaluate":
+                asked = select(Campaign.candidate).where(Campaign.kind == "evaluate", Campaign.state == "running")
+                due = Candidate.digest == order.candidate, Candidate.state == "open", Candidate.digest.not_in(asked)
+                if session.scalar(select(Candidate.sequence).where(*due)) is None:
+                    what = f"Candidate {order.candidate:.16} is not open any more, or is being evaluated."
+                    raise Refused(Code.STATE_CHANGE, what, "See: greylag-coordinator campaign ls")
             row = Campaign(
                 number=order.number, kind=order.kind, state="running", envelope=envelope,
                 candidate=order.candidate or "", open_until=timestamp(open_until), expires=order.expires,

@@ -1,5 +1,6 @@
 """Releases that wait to be judged, and what becomes of them; always by a signed decision."""
 
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Literal
@@ -45,12 +46,13 @@ class Candidates(Subject):
             wanted = Candidate.digest == digest if digest else Candidate.state == "open"
             return session.scalars(select(Candidate).where(wanted)).one_or_none()
 
-    def place(self, row: BundleRow) -> list[BundleRow] | None:
+    def place(self, row: BundleRow, put_off: Collection[str] = ()) -> list[BundleRow] | None:
         """Say beside which other new bundles an accepted one is proposed; None for not now.
 
         Bundles that come one after the other share a candidate until it is being evaluated. Those of a candidate
         that was held back are proposed once more, each alone. Of a contributor's bundles under one name the newest
-        is proposed, whichever was accepted first; an older one only if that was held back.
+        is proposed, whichever was accepted first; an older one only if that was held back or is put off, which
+        `put_off` tells by digest.
         """
         with self._registry.reading() as session:
             accepted = select(BundleRow).where(BundleRow.state == State.ACCEPTED).order_by(BundleRow.sequence)
@@ -60,6 +62,7 @@ class Candidates(Subject):
         successors = (
             other for other in waiting.values()
             if (other.contributor, other.name) == (row.contributor, row.name) and other.sequence > row.sequence
+            and other.digest not in put_off
         )  # fmt: skip
         if row.code == Code.HELD_BACK.name or any(other.code != Code.HELD_BACK.name for other in successors):
             return None
@@ -155,11 +158,13 @@ def base_of(opened: Opened, *, candidate: str = "", release: str = "") -> Releas
     """Find the list that is calibrated: the one that is named, or else the open candidate or the newest release.
 
     Raises:
-        Refused: `RELEASE_UNKNOWN` if there is none.
+        Refused: `RELEASE_UNKNOWN` if there is none, or not the one that is named.
     """
     if not release and (row := Candidates(opened.registry).find(candidate)):
         return read_candidate(row.envelope, opened.pool)
-    found = opened.registry.releases.by_digest(release) if release else opened.registry.releases.find()
-    if found is None:
-        raise Refused(Code.RELEASE_UNKNOWN, "There is neither a candidate nor a release to calibrate.", "Train first.")
-    return read_release(found.envelope, opened.pool)
+    releases = opened.registry.releases
+    if not candidate and (found := releases.by_digest(release) if release else releases.find()):
+        return read_release(found.envelope, opened.pool)
+    if candidate or release:
+        raise Refused(Code.RELEASE_UNKNOWN, "The list that was calibrated is gone.", "Restore the registry.")
+    raise Refused(Code.RELEASE_UNKNOWN, "There is neither a candidate nor a release to calibrate.", "Train first.")

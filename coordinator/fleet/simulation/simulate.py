@@ -6,6 +6,7 @@ They contribute to a pool to try things in, whose keys and registry are thrown a
 import pkgutil
 import random
 import resource
+import sys
 import time
 from array import array
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from coordinator.workspace.paths import CoordinatorWorkspace
 from coordinator.workspace.settings import Settings
 from protocol.adapters import Shape
 from protocol.documents import ENROLMENT_TYPE, Enrolment, sign, sign_pool, timestamp
+from protocol.errors import Code, Unavailable
 from protocol.fleet.campaign import APP_DIGEST, CLIENT_APP, Kind, Order
 from protocol.fleet.node_key import NodeKey, bind, read_binding
 from protocol.fleet.reply import Reply
@@ -36,7 +38,7 @@ from protocol.signing import Identity
 from protocol.spec import BaseModelRef, Policy, PoolSpec
 
 _NOTHING = "0" * 64
-_PAUSE_S = 0.02
+LONGEST_S, _PAUSE_S = 600.0, 0.02
 _ABOUT_EXPERTS: dict[Kind, int] = {"evaluate": 0, "calibrate": 2}
 """How many experts a candidate lists that virtual nodes are asked about."""
 
@@ -61,6 +63,9 @@ def simulate(
         late: Share of them that come only after the first round.
         seed: Of who fails, who is late, and the figures that nodes tell.
         policy: The pool's; that of a new pool, unless given.
+
+    Raises:
+        Unavailable: `BUSY` if it takes longer than `LONGEST_S` seconds.
     """
     order = random.Random(seed).sample(range(count), count)  # noqa: S311 - no secret
     dying, tardy = order[: round(failing * count)], order[count - round(late * count) :]
@@ -78,6 +83,8 @@ def simulate(
             number = start(opened, kind, open_for=OPEN_FOR, ends_after=ENDS_AFTER, now=clock()).number
             driver, fleet = Driver(opened, grid.as_run, clock=clock), Fleet(opened.registry)
             while fleet.campaigns.find(number).state == "running":
+                if time.monotonic() > began + LONGEST_S:
+                    raise Unavailable(Code.BUSY, f"The campaign did not end within {LONGEST_S:.0f} s.")
                 driver.step()
                 if not any(answer.state == "asked" for answer, _ in fleet.campaigns.answers(number)):
                     for at in tardy:
@@ -93,9 +100,8 @@ def simulate(
             "answered": sum(answer.state == "done" for answer, _ in answers),
             "failed": [name for answer, name in answers if answer.state == "failed"],
             "silent": [name for _, name in fleet.nodes.all() if name not in ended],
-            "conclusion": fleet.campaigns.find(number).conclusion,
-            "seconds": round(time.monotonic() - began, 1),
-            "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
+            "conclusion": fleet.campaigns.find(number).conclusion, "seconds": round(time.monotonic() - began, 1),
+            "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> (20 if sys.platform == "darwin" else 10),
         }  # fmt: skip
 
 

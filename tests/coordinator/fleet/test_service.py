@@ -1,5 +1,8 @@
 """The process `fleet`: what one node or one candidate is wrong with keeps nothing else from going on."""
 
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -77,3 +80,11 @@ def test_one_candidate_that_cannot_be_read_stops_no_campaign(town: Town, superli
     number = start(town.opened, "info", open_for=minute, ends_after=minute, now=town.clock()).number
     service.step(due, superlink, town.driver, {}, now=town.clock())
     assert town.states(number) == {"ada": "asked"}
+
+
+def test_nobody_waits_for_a_server_that_is_dead() -> None:
+    with subprocess.Popen([sys.executable, "-c", ""], text=True) as process:
+        process.wait(30)
+    began = time.monotonic()
+    assert not service._comes_up(process, 9)
+    assert time.monotonic() - began < service.START_S / 2

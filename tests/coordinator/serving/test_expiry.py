@@ -1,5 +1,6 @@
 """Uploads whose time is over: their bytes and their rows go together."""
 
+import shutil
 import threading
 from pathlib import Path
 
@@ -63,3 +64,23 @@ def test_who_begins_again_while_his_upload_expires_keeps_his_bytes(
     served.intake.begin(other.manifest.envelope)
     again[0].join(20)
     assert served.spool.path(bundle.digest, CARD).exists()
+
+
+def test_bytes_are_deleted_once_nobody_waits_for_the_registry(
+    served: Served, join: Join, identity: Identity, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada = join(identity)
+    ada.put(bundle, ada.begin(bundle), CARD)
+    served.clock.forward(hours=25)
+    remove, uploads = shutil.rmtree, list[set[str]]()
+
+    def look(path: Path, *, ignore_errors: bool) -> None:
+        uploads.append(served.registry.uploads.digests())
+        remove(path, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr("coordinator.storage.spool.shutil.rmtree", look)
+    other = factories.make_bundle(tmp_path / "other", served.pool, identity, name="other", seed=7)
+    served.intake.begin(other.manifest.envelope)
+    assert uploads
+    assert all(bundle.digest not in each for each in uploads)
+    assert [entry.name for entry in served.spool._folder.iterdir()] == [other.digest]

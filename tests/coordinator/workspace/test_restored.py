@@ -228,6 +228,29 @@ def test_what_was_in_the_older_database_takes_its_place_in_the_adopted_release(
     assert place.work().digest == seen.digest, "there is nothing to say anew"
 
 
+@pytest.mark.parametrize("steps", [0, 2, 3])
+def test_who_is_revoked_before_the_adoption_does_not_hold_it_up(program: Program, place: Place, steps: int) -> None:
+    """Restore, revoke, adopt: what the older database still held as waiting is turned away by the worker."""
+    waiting, released = place.make(), place.make()
+    place.submit(released)
+    place.work()
+    place.submit(waiting)
+    with place.open() as open_:
+        open_.registry.bundles.move(waiting.digest, *WAITING[1 : steps + 1], actor="worker", now=now())
+    backup = place.database.read_bytes()
+    seen = place.work()
+    place.database.write_bytes(backup)
+    assert program(place.workspace, "contributors", "revoke", "ada") == 0
+    assert fsck(program, place, "--adopt")[0] == 0
+    third = place.work()
+    assert third.spec.previous == seen.digest
+    assert [expert.bundle for expert in third.spec.experts] == [released.digest]
+    with place.open() as open_:
+        row = open_.registry.bundles.find(waiting.digest)
+        assert row is not None
+        assert (row.state, row.code) == (State.REFUSED, Code.KEY_REVOKED.name)
+
+
 def test_a_workspace_of_an_earlier_version_begins_to_remember(place: Place) -> None:
     place.submit(place.make())
     place.work()

@@ -89,6 +89,13 @@ def test_a_round_has_bounds(pool: Pool, task: dict[str, object]) -> None:
         order(pool, kind="calibrate", release="1" * 64, calibrating={**TASK, **task})
 
 
+@pytest.mark.parametrize("left_out", TASK)
+def test_a_round_says_all_that_is_asked(pool: Pool, left_out: str) -> None:
+    task = {name: value for name, value in TASK.items() if name != left_out}
+    with pytest.raises(ValidationError, match=left_out):
+        order(pool, kind="calibrate", release="1" * 64, calibrating=task)
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"kind": "evaluate"}, {"candidate": "1" * 64}, {"kind": "leak"}, {"kind": "calibrate", "release": "1" * 64},

@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 
 from client.daemon.app import make_app
-from coordinator.fleet.campaigns.start import start
+from coordinator.fleet.campaigns.start import CalibrationPlan, start
 from coordinator.fleet.records.rounds import facts_of, order_of
 from coordinator.fleet.simulation.local_grid import VirtualNode
 from coordinator.fleet.simulation.simulate import enrol, open_pool, propose
@@ -60,8 +60,7 @@ def learning(value: float, seen: list[Calibrating] | None = None) -> Callable[[O
 
 def begin(town: Town, **changes: object) -> int:
     minute, hour = timedelta(minutes=1), timedelta(hours=1)
-    facts: dict[str, object] = {"rounds": 2, "round_minutes": 2.0, "numbers": 1}
-    plan = Calibrating.model_validate(facts | changes)
+    plan = CalibrationPlan(**{"rounds": 2, "round_minutes": 2.0, **changes})  # type: ignore[arg-type]
     return start(town.opened, "calibrate", open_for=minute, ends_after=hour, now=town.clock(), plan=plan).number
 
 
@@ -299,6 +298,17 @@ def test_a_budget_that_ends_on_the_way_ends_the_campaign_with_what_there_is(town
     said = [finish(town, number) for number in (first, second)]
     assert any("would go beyond the budget of 7.5" in each for each in said)
     assert len(town.fleet.rounds.noises()) == 2
+
+
+@pytest.mark.parametrize(
+    ("plan", "sentence"),
+    [({"strategy": "krum", "privacy": PRIVACY}, "fedavg"), ({"rounds": 0}, "rounds"), ({"steps": 0}, "steps")],
+)
+def test_a_plan_that_makes_no_order_is_refused(town: Town, plan: dict[str, object], sentence: str) -> None:
+    with pytest.raises(Refused, match=sentence) as refused:
+        begin(town, **plan)
+    assert refused.value.code is Code.SETTINGS_INVALID
+    assert town.fleet.campaigns.all() == []
 
 
 @pytest.mark.parametrize("method", ["merged", "nnls-request", "nnls-gates", "average-activation"])

@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 
 from coordinator.fleet.campaigns.start import start, start_due
-from coordinator.fleet.records.candidates import settle
+from coordinator.fleet.records.candidates import Candidates, base_of, settle
 from coordinator.fleet.records.fleet import Fleet
 from coordinator.policy.lifecycle import State
 from coordinator.registry.registry import Registry
@@ -16,7 +16,7 @@ from coordinator.registry.tables import Candidate
 from coordinator.workspace.context import Opened
 from coordinator.workspace.paths import CoordinatorWorkspace
 from coordinator.workspace.settings import Settings
-from protocol.bundle import Bundle
+from protocol.bundle import ADAPTER_WEIGHTS, Bundle
 from protocol.documents import Pool
 from protocol.errors import Code, Refused
 from protocol.fleet.campaign import read_decision
@@ -168,6 +168,27 @@ def test_an_older_one_is_proposed_when_its_successor_was_held_back(bench: Bench,
     assert bench.listed() == [old.digest]
 
 
+def test_an_older_one_is_proposed_while_its_successor_is_put_off(bench: Bench, identity: Identity) -> None:
+    """The successor's bytes are lost; when they are found, it is proposed instead."""
+    old, new = (
+        factories.make_bundle(bench.folder / str(seed), bench.shop.pool, identity, name="poems", seed=seed)
+        for seed in range(2)
+    )
+    for bundle in (old, new):
+        bench.shop.receive(bundle)
+        steps = State.VERIFIED, State.QUARANTINED, State.ACCEPTED
+        bench.shop.registry.bundles.move(bundle.digest, *steps, actor="operator", now=bench.shop.clock())
+    lost = new.manifest.files[ADAPTER_WEIGHTS].sha256
+    bench.shop.store.remove(lost)
+    bench.shop.worker.step()
+    bench.work()
+    assert bench.listed() == [old.digest]
+    bench.shop.store.put(new.folder / ADAPTER_WEIGHTS, lost)
+    bench.shop.clock.forward(hours=2)
+    bench.work()
+    assert bench.listed() == [new.digest]
+
+
 def test_an_operator_overrules_with_a_decision_of_his_own(bench: Bench) -> None:
     bundle = bench.submit()
     held = bench.open().digest
@@ -213,6 +234,47 @@ def test_there_is_nothing_to_evaluate(bench: Bench) -> None:
     with pytest.raises(Refused) as refused:
         bench.decide(promoted=True, digest="1" * 64)
     assert refused.value.code is Code.CANDIDATE_UNKNOWN
+
+
+def test_a_candidate_is_evaluated_by_one_campaign_at_a_time(bench: Bench) -> None:
+    """The process and an operator start at the same moment; afterwards the operator may ask again."""
+    bench.submit()
+    hour, now = timedelta(hours=1), bench.shop.clock()
+    first = start(bench.opened, "evaluate", open_for=hour, ends_after=hour, now=now)
+    with pytest.raises(Refused) as refused:
+        start(bench.opened, "evaluate", open_for=hour, ends_after=hour, now=now)
+    assert refused.value.code is Code.STATE_CHANGE
+    bench.fleet.campaigns.conclude(first.number, "stopped", "Enough.", actor="operator", now=now)
+    assert start(bench.opened, "evaluate", open_for=hour, ends_after=hour, now=now).number == 2
+
+
+def test_a_candidate_that_is_overtaken_meanwhile_is_not_evaluated(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.submit()
+    find, hour = Candidates.find, timedelta(hours=1)
+
+    def late(candidates: Candidates, digest: str = "") -> Candidate | None:
+        row = find(candidates, digest)
+        monkeypatch.undo()
+        bench.submit()
+        return row
+
+    monkeypatch.setattr(Candidates, "find", late)
+    with pytest.raises(Refused) as refused:
+        start(bench.opened, "evaluate", open_for=hour, ends_after=hour, now=bench.shop.clock())
+    assert refused.value.code is Code.STATE_CHANGE
+    assert bench.fleet.campaigns.all() == []
+
+
+@pytest.mark.parametrize("named", ["candidate", "release"])
+def test_a_list_that_is_gone_is_not_taken_for_the_newest(bench: Bench, named: str) -> None:
+    bench.submit()
+    bench.decide(promoted=True)
+    assert base_of(bench.opened).digest == bench.shop.newest().digest
+    with pytest.raises(Refused, match="is gone") as refused:
+        base_of(bench.opened, **{named: "1" * 64})
+    assert refused.value.code is Code.RELEASE_UNKNOWN
 
 
 def test_a_yank_overtakes_the_open_candidate(bench: Bench) -> None:

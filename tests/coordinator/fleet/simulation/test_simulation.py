@@ -10,6 +10,7 @@ import pytest
 
 from coordinator.fleet.campaigns.driver import MAX_CRASHES
 from coordinator.fleet.simulation.simulate import simulate
+from protocol.errors import Code, Unavailable
 from protocol.fleet.campaign import APP_DIGEST, KINDS, Kind
 from protocol.spec import Policy, Promotion
 
@@ -29,6 +30,13 @@ def test_memory_does_not_grow_with_the_crowd(tmp_path: Path) -> None:
         (tmp_path / str(nodes)).mkdir()
         peaks.append(simulate(tmp_path / str(nodes), "info", nodes)["peak_mb"])
     assert peaks[1] < peaks[0] + 20
+
+
+def test_a_campaign_that_does_not_end_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coordinator.fleet.simulation.simulate.LONGEST_S", 0.0)
+    with pytest.raises(Unavailable) as refused:
+        simulate(tmp_path, "info", 2)
+    assert refused.value.code is Code.BUSY
 
 
 @pytest.mark.parametrize("kind", KINDS)
