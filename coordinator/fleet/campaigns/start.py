@@ -118,7 +118,7 @@ def _first_round(opened: Opened, base: Release, plan: CalibrationPlan) -> Calibr
         first = Calibrating(**vars(plan), number=1, start=spec.calibration, numbers=len(empty.vector))
     except ValidationError as error:
         fault = ": ".join(filter(None, first_invalid(error)))
-        raise Refused(Code.SETTINGS_INVALID, f"The plan makes no round: {fault}.") from error
+        raise Refused(Code.SETTINGS_INVALID, f"The plan makes no round: {fault}.", "Correct the options.") from error
     if plan.privacy is not None:
         from coordinator.fleet.calibration.aggregation import check_budget  # noqa: PLC0415 - Flower, after it was told to be quiet
 
