@@ -29,11 +29,7 @@ POLL_S, PAUSE_S = 0.2, 1.0
 
 
 def check_app(digest: str, content: bytes, pool: Pool) -> None:
-    """Let an app bundle pass if the pool's policy names its very bytes, whatever it calls itself.
-
-    Raises:
-        Refused: `APP_UNKNOWN`.
-    """
+    """Let an app bundle pass if the pool's policy names its very bytes, whatever it calls itself (`APP_UNKNOWN`)."""
     found = hashlib.sha256(content).hexdigest()
     if found != digest or found not in pool.spec.policy.apps:
         raise Refused(

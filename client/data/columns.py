@@ -30,11 +30,7 @@ class DataSource:
 
 
 def check_file(path: Path) -> None:
-    """Refuse a private file that cannot be read.
-
-    Raises:
-        Refused: `DATA_UNREADABLE`.
-    """
+    """Refuse a private file that cannot be read (`DATA_UNREADABLE`)."""
     try:
         with path.open("rb"):
             return

@@ -159,11 +159,7 @@ def decided(state: str, pool: Pool) -> bool:
 
 
 def check_decided(record: outbox.Record, pool: Pool) -> None:
-    """Fail if waiting has ended and nobody has decided about a bundle.
-
-    Raises:
-        Unavailable: `BUSY`.
-    """
+    """Fail if waiting has ended and nobody has decided about a bundle (`BUSY`)."""
     if not decided(record.state, pool):
         raise Unavailable(
             Code.BUSY,

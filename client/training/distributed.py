@@ -27,11 +27,7 @@ def leads() -> bool:
 
 
 def check_together(device: str | None) -> None:
-    """Refuse ways of training together that are not built.
-
-    Raises:
-        Refused: `SETTINGS_INVALID`.
-    """
+    """Refuse ways of training together that are not built (`SETTINGS_INVALID`)."""
     if processes() == 1:
         return
     reason = next(

@@ -56,11 +56,7 @@ def pack(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def check_packing(base: "Base") -> None:
-    """Refuse a model in which packed examples see each other.
-
-    Raises:
-        Refused: `SETTINGS_INVALID`.
-    """
+    """Refuse a model in which packed examples see each other (`SETTINGS_INVALID`)."""
     if base.architecture == "decoder-only" and _apart(base.model):
         return
     raise Refused(

@@ -36,11 +36,7 @@ def judge(manifest: Manifest, pool: Pool, standing: Standing) -> None:
 
 
 def judge_contributor(state: str | None) -> None:
-    """Let only active keys through.
-
-    Raises:
-        Refused: `KEY_UNKNOWN`, `KEY_PENDING` or `KEY_REVOKED`.
-    """
+    """Let only active keys through (`KEY_UNKNOWN`, `KEY_PENDING` or `KEY_REVOKED`)."""
     match state:
         case "active":
             return

@@ -18,12 +18,7 @@ class Uploads(Subject):
     """Bundles on their way."""
 
     def begin(
-        self,
-        manifest: Manifest,
-        *,
-        check: Callable[[Standing], None],
-        token: bytes,
-        expires: datetime,
+        self, manifest: Manifest, *, check: Callable[[Standing], None], token: bytes, expires: datetime
     ) -> Upload | BundleRow:
         """Open an upload session, or find the one there is and let it live longer.
 

@@ -36,11 +36,7 @@ def _read(base: Base, asked: str | Sequence[Mapping[str, object]]) -> Prompt:
 
 
 def check_lengths(base: Base, prompts: Sequence[Prompt]) -> None:
-    """Refuse what leaves the model no position for an answer.
-
-    Raises:
-        Refused: `DATA_TOO_LONG`.
-    """
+    """Refuse what leaves the model no position for an answer (`DATA_TOO_LONG`)."""
     if base.positions is None:
         return
     most = base.positions - (base.architecture == "decoder-only")

@@ -18,11 +18,7 @@ _NO_END = 1 << 62
 
 @contextmanager
 def memory_watched() -> Iterator[None]:
-    """Say in words that a device has no memory left for what is inside.
-
-    Raises:
-        Unavailable: `MEMORY_FULL`.
-    """
+    """Say in words that a device has no memory left for what is inside (`MEMORY_FULL`)."""
     try:
         yield
     except torch.OutOfMemoryError as error:  # the device's limit, not the expert's fault

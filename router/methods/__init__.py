@@ -40,11 +40,7 @@ BY_MEANS = "nnls-request"
 
 
 def find_allowed(names: Sequence[str]) -> None:
-    """Check methods that an operator opens to callers, named without their arguments.
-
-    Raises:
-        Refused: `METHOD_UNKNOWN`.
-    """
+    """Check methods that an operator opens to callers, named without their arguments (`METHOD_UNKNOWN`)."""
     known = [entry.partition(":")[0] for entry in METHODS]
     if unknown := [name for name in names if name not in known]:
         raise Refused(

@@ -16,11 +16,7 @@ from router.pool.pool import ExpertPool
 def check_room(
     bundles: Sequence[Bundle], pool: ExpertPool, places: Mapping[str, torch.device], dtype: torch.dtype
 ) -> None:
-    """Refuse experts that do not fit where the modules, by path, compute, beside those of the pool.
-
-    Raises:
-        Unavailable: `MEMORY_FULL`.
-    """
+    """Refuse experts that do not fit where the modules, by path, compute, beside those of the pool (`MEMORY_FULL`)."""
     for device in set(places.values()):
         parts = [
             {path: module for path, module in bundle.spec.modules.items() if places.get(path) == device}
