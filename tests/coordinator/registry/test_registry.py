@@ -2,9 +2,11 @@
 
 import multiprocessing
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -259,3 +261,20 @@ def test_two_processes_share_one_journal(database_url: str, registry: Registry, 
         process.join(60)
         assert process.exitcode == 0
     assert [event.number for event in registry.events()] == list(range(1, 31))
+
+
+def test_of_two_writers_one_waits(database_url: str) -> None:
+    with closing(Registry.open(database_url, migrate=True)) as ours, closing(Registry.open(database_url)) as theirs:
+        done: list[str] = []
+
+        def write() -> None:
+            with theirs.writing():
+                done.append("theirs")
+
+        other = Thread(target=write)
+        with ours.writing():
+            other.start()
+            other.join(0.5)
+            done.append("ours")
+        other.join(30)
+    assert done == ["ours", "theirs"]
