@@ -9,6 +9,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from sqlalchemy import select
 
 from coordinator.policy.lifecycle import Standing, State
 from coordinator.registry.bundles import read_standing
@@ -268,11 +269,13 @@ def test_of_two_writers_one_waits(database_url: str) -> None:
         done: list[str] = []
 
         def write() -> None:
-            with theirs.writing():
+            with theirs.writing() as session:
+                session.scalar(select(Event.number))
                 done.append("theirs")
 
         other = Thread(target=write)
-        with ours.writing():
+        with ours.writing() as session:
+            session.scalar(select(Event.number))
             other.start()
             other.join(0.5)
             done.append("ours")
