@@ -8,15 +8,11 @@ from pathlib import Path
 from client.bundle import pack
 from client.progress import Report
 from client.runs.plot import draw
-from client.runs.record import ADAPTER, LOSSES, RunRecord, finished, read_record, where_stopped
+from client.runs.record import ADAPTER, RunRecord, finished, is_finished, read_record, where_stopped
 from client.submission import outbox
-from client.training.plan import TrainingPlan, check_budget, make_plan
-from client.training.request import TrainingRequest
-from client.workspace import keys
+from client.training.plan import TrainingPlan, TrainingRequest, check_budget, make_plan
 from client.workspace.paths import ClientWorkspace
-from client.workspace.settings import ClientSettings
 from protocol.bundle import ADAPTER_WEIGHTS, ENVELOPE, GATES, Bundle, Manifest, open_bundle, read_manifest, sha256_of
-from protocol.documents import Pool
 from protocol.errors import Code, Refused
 from protocol.files.atomic import write_whole
 from protocol.signing import Identity
@@ -28,50 +24,48 @@ _PACKED = "packed"
 
 def produce(
     workspace: ClientWorkspace,
-    settings: ClientSettings,
     request: TrainingRequest,
     report: Report,
     now: datetime,
     say: Callable[[str], object] = str,
 ) -> Bundle:
-    """Train and pack one expert, or the gates of one; all that is cheap to check is checked before the slow part.
+    """Train and pack one expert, or the gates of one, and say what came of it; the caller holds the workspace's lock.
 
-    Args:
-        workspace: Locked by the caller.
-        settings: Its settings.
-        request: What to train.
-        report: Told after every step.
-        now: Time of signing.
-        say: Told in sentences what came of it.
+    All that is cheap to check is checked before the slow part.
 
     Raises:
         Refused: A code of the data, the base, the key, the recipe or the adapter, or `BUDGET_EXHAUSTED`.
         Unavailable: `INTERRUPTED`.
     """
-    plan = make_plan(workspace, settings, request)
-    identity = keys.load(workspace.root / settings.key)
-    check_base(settings.base, plan.pool.spec.base, workspace.base_cache)
+    plan, identity = make_plan(workspace, request), workspace.identity()
+    check_base(workspace.settings.base, workspace.pool.spec.base, workspace.base_cache)
     run = workspace.runs / plan.run_id()
-    if read_record(run) is None:
+    if not is_finished(run):
         check_budget(request, (record for _, record in finished(workspace.runs)))
         if stopped := where_stopped(run):
             say(f"Continuing a training that was stopped after {stopped}.")
     _train_what_is_missing(plan, run, report)
-    for sentence in _result(run, plan):
+    record = read_record(run)
+    say(f"How it went: {draw(run)}")
+    for sentence in _result(record, plan):
         say(sentence)
-    bundle = _pack(workspace, settings, run, plan.sharing.folder(run), plan.pool, identity, now)
-    for sentence in _compared(workspace, run, bundle):
-        say(sentence)
+    bundle = _pack(workspace, record, run, plan.sharing.folder(run), identity, now)
+    earlier = next((each for manifest, _, each in made(workspace) if manifest.digest == bundle.spec.supersedes), None)
+    if earlier is not None and earlier.loss < record.loss:
+        say(
+            f"Its loss on held-out rows is {record.loss:.3f}; it takes the place of one with {earlier.loss:.3f}. "
+            "Earlier experts are listed, and brought back, by: greylag-client history"
+        )
     return bundle
 
 
-def assist(workspace: ClientWorkspace, settings: ClientSettings, request: TrainingRequest) -> None:
+def assist(workspace: ClientWorkspace, request: TrainingRequest) -> None:
     """Train with a process that packs what comes out (`client.training.distributed`).
 
     Raises:
         Refused: As `produce`.
     """
-    plan = make_plan(workspace, settings, request)
+    plan = make_plan(workspace, request)
     _train_what_is_missing(plan, workspace.runs / plan.run_id(), lambda _: None)
 
 
@@ -85,68 +79,45 @@ def made(workspace: ClientWorkspace) -> list[tuple[Manifest, Path, RunRecord]]:
     return sorted(found, key=lambda entry: (entry[0].spec.created, entry[0].digest))
 
 
-def bring_back(workspace: ClientWorkspace, settings: ClientSettings, digest: str, now: datetime) -> Bundle:
-    """Pack an earlier expert anew, as the one that takes the place of what was submitted last under its name.
-
-    Args:
-        workspace: Locked by the caller.
-        settings: Its settings.
-        digest: Of a bundle that was made here, or how it begins.
-        now: Time of signing.
+def bring_back(workspace: ClientWorkspace, digest: str, now: datetime) -> Bundle:
+    """Pack anew the expert whose digest begins so, in the place of what was submitted last under its name.
 
     Raises:
         Refused: `BUNDLE_UNKNOWN`, or as `client.bundle.pack.pack_run`.
     """
-    found = [(manifest, run) for manifest, run, _ in made(workspace) if manifest.digest.startswith(digest)]
+    found = [entry for entry in made(workspace) if entry[0].digest.startswith(digest)]
     if len(found) != 1:
         raise Refused(
             Code.BUNDLE_UNKNOWN,
             f"{len(found)} bundles that were made here have a digest that begins with {digest!r:.80}.",
             "Give one that this lists: greylag-client history",
         )
-    ((manifest, run),) = found
+    ((manifest, run, record),) = found
     gates = manifest.files[GATES].sha256
     shared = next(path.parent for path in run.rglob(GATES) if sha256_of(path) == gates)
-    identity = keys.load(workspace.root / settings.key)
-    return _pack(workspace, settings, run, shared, workspace.pool(settings.pool_key), identity, now)
+    return _pack(workspace, record, run, shared, workspace.identity(), now)
 
 
 def _train_what_is_missing(plan: TrainingPlan, run: Path, report: Report) -> None:
-    if read_record(run) is None or not (plan.sharing.folder(run) / GATES).is_file():
+    if not (is_finished(run) and (plan.sharing.folder(run) / GATES).is_file()):
         _import_training()(plan, run, report)
 
 
-def _result(run: Path, plan: TrainingPlan) -> Iterator[str]:
-    record = read_record(run)
-    if record is None:
-        return
-    yield f"How it went: {draw(run)}"
+def _result(record: RunRecord, plan: TrainingPlan) -> Iterator[str]:
     if (privacy := record.privacy) is not None:
         yield (
             f"Every example that was trained on has the promise of epsilon {privacy.epsilon:g}, delta "
             f"{privacy.delta:g}. The losses below are for you alone: the bundle does not tell them."
         )
-    losses = record.losses
-    yield "Loss on held-out rows: " + ", ".join(f"{loss:.3f} {LOSSES[name]}" for name, loss in losses.items()) + "."
+    yield f"Loss on held-out rows: {record.told_losses()}."
     if plan.adapter is not None:
-        named = plan.adapter.base_name or "no base model"
+        named, pool = plan.adapter.base_name or "no base model", plan.workspace.pool.spec.base.name
         yield (
-            f"The adapter names {named}, the pool {plan.pool.spec.base.name}; a name proves nothing, and an adapter "
+            f"The adapter names {named}, the pool {pool}; a name proves nothing, and an adapter "
             "holds no other proof of the weights that it was trained on."
         )
-    if record.loss >= losses["base"]:
+    if record.loss >= record.losses["base"]:
         yield "On these rows the expert does not help: perhaps it belongs to other rows, or to another base model."
-
-
-def _compared(workspace: ClientWorkspace, run: Path, bundle: Bundle) -> Iterator[str]:
-    """Say if an expert is worse than the one whose place it takes."""
-    earlier = next((record for each, _, record in made(workspace) if each.digest == bundle.spec.supersedes), None)
-    record = read_record(run)
-    if earlier is not None and record is not None and earlier.loss < record.loss:
-        yield (
-            f"Its loss on held-out rows is {record.loss:.3f}; it takes the place of one with {earlier.loss:.3f}. "
-            "Earlier experts are listed, and brought back, by: greylag-client history"
-        )
 
 
 def _import_training() -> Callable[[TrainingPlan, Path, Report], None]:
@@ -162,28 +133,16 @@ def _import_training() -> Callable[[TrainingPlan, Path, Report], None]:
 
 
 def _pack(
-    workspace: ClientWorkspace,
-    settings: ClientSettings,
-    run: Path,
-    shared: Path,
-    pool: Pool,
-    identity: Identity,
-    now: datetime,
+    workspace: ClientWorkspace, record: RunRecord, run: Path, shared: Path, identity: Identity, now: datetime
 ) -> Bundle:
     """Pack a run, unless the very same expert lies packed already: a rerun changes nothing."""
-    record = read_record(run)
-    name = "" if record is None else record.name
-    records = outbox.load(workspace.outbox)
-    earlier = _packed_already(workspace.bundles / name, run, shared)
-    supersedes = outbox.predecessor(records, name)
-    if earlier is not None:
+    supersedes = outbox.predecessor(outbox.load(workspace.outbox), record.name)
+    if (earlier := _packed_already(workspace.bundles / record.name, run, shared)) is not None:
         facts = (earlier.spec.license, earlier.spec.contributor, earlier.spec.pool)
         in_place = supersedes in (earlier.digest, earlier.spec.supersedes)  # it holds its name, or may still take it
-        if in_place and facts == (settings.license, identity.public.hex, pool.digest):
+        if in_place and facts == (workspace.settings.license, identity.public.hex, workspace.pool.digest):
             return earlier
-    bundle = pack.pack_run(
-        run, shared, workspace.bundles, pool, identity, license_id=settings.license, supersedes=supersedes, now=now
-    )
+    bundle = pack.pack_run(workspace, record, run, shared, identity, supersedes=supersedes, now=now)
     write_whole(run / _PACKED / f"{bundle.digest}.json", bundle.manifest.envelope)
     return bundle
 

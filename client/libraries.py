@@ -7,16 +7,17 @@ import warnings
 from pathlib import Path
 
 
-def quiet_libraries(*models: str) -> None:
+def quiet_libraries(*models: str | None) -> None:
     """Before the first import of the training libraries: no telemetry, no chatter.
 
     Args:
-        models: The base model and others; if all are folders, the libraries are told to ask nobody.
+        models: The base model and others, None for none; if all are folders, the libraries are told to ask nobody.
     """
-    if all(Path(model).is_dir() for model in models):
+    if all(model is None or Path(model).is_dir() for model in models):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     for name, value in {
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_DATASETS_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "TRANSFORMERS_VERBOSITY": "error",
         "TORCH_CPP_LOG_LEVEL": "ERROR",

@@ -3,9 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-GIVE_UP_AFTER_S = 600.0
-"""Seconds without any progress after which a verb gives up, unless a flag says otherwise."""
-
 
 @dataclass(frozen=True)
 class Progress:

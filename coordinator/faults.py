@@ -4,15 +4,9 @@ import os
 import signal
 
 POINTS = (
-    "spool-synced",
-    "bytes-checked",
-    "blob-linked",
-    "blob-renamed",
-    "blobs-stored",
-    "before-commit",
-    "after-commit",
+    "spool-synced", "bytes-checked", "blob-linked", "blob-renamed", "blobs-stored", "before-commit", "after-commit",
     "spool-dropped",
-)
+)  # fmt: skip
 """In the order in which an acceptance passes them."""
 
 

@@ -40,12 +40,7 @@ class Fault(NamedTuple):
 
 
 def first_unsupported(config: Mapping[str, Any], keys: frozenset[str]) -> Fault | None:
-    """Find the first key that no expert has.
-
-    Args:
-        config: The parsed adapter_config.json.
-        keys: Further keys that are looked at elsewhere.
-    """
+    """Find the first key that no expert has, beside further `keys` that are looked at elsewhere."""
     for key, value in config.items():
         if key not in _INFORMATIVE | keys and value not in _OFF:
             return Fault(key, f"nothing, since {_WHY[key]}" if key in _WHY else "nothing", value)

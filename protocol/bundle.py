@@ -11,7 +11,7 @@ envelope alone, before it stores a byte. A bundle's identity is the digest of th
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -112,9 +112,7 @@ def read_manifest(envelope: bytes) -> Manifest:
             raise Refused(Code.TOO_LARGE, f"{name} is {predicate.sizes[name]} bytes; at most {limit} are taken.")
     key = PublicKey.from_hex(predicate.spec.contributor)
     if key.keyid not in signed.keyids:
-        raise Refused(
-            Code.SIGNER_MISMATCH, "The bundle names another contributor than the key that signed it.", "Sign it again."
-        )
+        raise Refused(Code.SIGNER_MISMATCH, "The bundle names another contributor than its signer.", "Sign it again.")
     signed.verify(key)
     files = {name: SignedFile(parsed.subjects[name], predicate.sizes[name]) for name in FILES}
     return Manifest(signed.digest, envelope, predicate.spec, files)
@@ -124,8 +122,7 @@ def pack(folder: Path, spec: ExpertSpec, identity: Identity) -> Bundle:
     """Write spec and signature into a folder that holds adapter, gates and card.
 
     Raises:
-        Refused: `FILE_MISSING`, `FILE_NOT_ALLOWED`, `TOO_LARGE`, or `SIGNER_MISMATCH` for a spec that
-            names another contributor than the identity.
+        Refused: `FILE_MISSING`, `FILE_NOT_ALLOWED`, `TOO_LARGE`, or `SIGNER_MISMATCH` for a spec of another identity.
     """
     for path in (folder / SPEC, folder / ENVELOPE):
         sweep(path)  # left by a kill in the middle of an earlier pack
@@ -141,11 +138,10 @@ def pack(folder: Path, spec: ExpertSpec, identity: Identity) -> Bundle:
 
 
 def open_bundle(folder: Path) -> Bundle:
-    """Verify a bundle on disk, byte by byte. No tensor is read.
+    """Verify a bundle on disk, byte by byte; no tensor is read.
 
     Raises:
-        Refused: As `read_manifest`, and `SIZE_MISMATCH`, `DIGEST_MISMATCH` or `SPEC_INVALID` for
-            bytes that are not the signed ones.
+        Refused: As `read_manifest`, `check_file` and `check_spec`.
     """
     if not (folder / ENVELOPE).is_file():
         raise Refused(Code.FILE_MISSING, f"{folder} holds no {ENVELOPE}.", "Give the folder of a finished bundle.")
@@ -160,11 +156,7 @@ def open_bundle(folder: Path) -> Bundle:
 
 
 def check_file(path: Path, signed: SignedFile) -> None:
-    """Hold a file against its signed size and digest.
-
-    Raises:
-        Refused: `SIZE_MISMATCH` or `DIGEST_MISMATCH`.
-    """
+    """Hold a file against its signed size and digest (`SIZE_MISMATCH` or `DIGEST_MISMATCH`)."""
     if (size := path.stat().st_size) != signed.size:
         raise Refused(Code.SIZE_MISMATCH, f"{path.name} has {size} bytes; {signed.size} were signed.")
     if sha256_of(path) != signed.sha256:
@@ -184,7 +176,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check_folder(folder: Path, names: Mapping[str, object] | set[str] | tuple[str, ...]) -> None:
+def _check_folder(folder: Path, names: Collection[str]) -> None:
     entries = {entry.name: entry for entry in folder.iterdir()}
     for name, entry in sorted(entries.items()):
         if name not in names or entry.is_symlink() or not entry.is_file():

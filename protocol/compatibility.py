@@ -12,11 +12,9 @@ from protocol import tensors
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle, Manifest
 from protocol.documents import Pool
 from protocol.errors import Code, Refused
-from protocol.spec import BaseModelRef, Centroid, PoolSpec
-from protocol.tensors import TensorInfo
+from protocol.spec import Centroid, PoolSpec
 
-_LENGTH_FIELD_BYTES = 8
-_SMALLEST_HEADER_BYTES = 2
+_LENGTH_FIELD_BYTES, _SMALLEST_HEADER_BYTES = 8, 2
 MAX_MEAN = 65504.0
 """Largest number in a mean input: what float16 holds, in which every base can run."""
 _MIN_GATE_STD, _ROUNDING = 1e-8, 1e-6
@@ -48,11 +46,6 @@ def check_succession(name: str, supersedes: str | None, earlier: Sequence[Submit
     Whatever came after the one that holds the name may be named, too, and anything where none does: a contributor who
     has not heard yet that it was refused or yanked knows of nothing that could be lost.
 
-    Args:
-        name: The bundle's name.
-        supersedes: Digest of what it supersedes; None for nothing.
-        earlier: As for `predecessor`.
-
     Raises:
         Refused: `SUPERSEDES_UNKNOWN` or `VERSION_REUSED`.
     """
@@ -60,11 +53,8 @@ def check_succession(name: str, supersedes: str | None, earlier: Sequence[Submit
     if supersedes == current or supersedes in digests[digests.index(current) if current else 0 :]:
         return
     if supersedes is None:
-        raise Refused(
-            Code.VERSION_REUSED,
-            f"The name {name!r} is in use by bundle {str(current)[:16]}.",
-            "Choose another name, or say that the new bundle supersedes that one.",
-        )
+        what = f"The name {name!r} is in use by bundle {str(current)[:16]}."
+        raise Refused(Code.VERSION_REUSED, what, "Choose another name, or say that the new bundle supersedes that one.")
     raise Refused(
         Code.SUPERSEDES_UNKNOWN,
         f"{supersedes[:16]} is not this contributor's current bundle named {name!r}; "
@@ -91,56 +81,37 @@ def check_fit(manifest: Manifest, pool: Pool) -> None:
     """
     spec = manifest.spec
     if spec.pool != pool.digest:
+        what = f"The bundle was made for pool {spec.pool[:16]}; this is pool {pool.digest[:16]}."
+        raise Refused(Code.WRONG_POOL, what, "Train and sign it for this pool.")
+    base = pool.spec.base
+    if part := spec.base.differing_part(base):
         raise Refused(
-            Code.WRONG_POOL,
-            f"The bundle was made for pool {spec.pool[:16]}; this is pool {pool.digest[:16]}.",
-            "Train and sign it for this pool.",
+            Code.BASE_MISMATCH,
+            f"The bundle was trained on another base model: its {part} digest is {getattr(spec.base, part)[:16]}; "
+            f"expected {getattr(base, part)[:16]} ({base.name}).",
+            "Train on the pool's base model.",
         )
-    _check_base(spec.base, pool.spec.base)
     _check_modules(manifest, pool.spec)
-    told = manifest.spec.statistics
-    check_told({name for name in told.model_fields_set if getattr(told, name) is not None}, pool.spec)
-    _check_centroid(told.centroid, pool.spec)
+    check_told([name for name, told in spec.statistics if told is not None], pool.spec)
+    _check_centroid(spec.statistics.centroid, pool.spec)
     _check_sizes(manifest, pool.spec)
 
 
 def check_tensors(bundle: Bundle) -> None:
-    """Hold a bundle's tensors against its spec; only headers are read.
-
-    Raises:
-        Refused: `TENSOR_HEADER`, `TENSOR_NAMES`, `TENSOR_SHAPE` or `TENSOR_DTYPE`.
-    """
+    """Hold a bundle's tensors against its spec; only headers are read. Refuses as `tensors.check`."""
     tensors.check(bundle.folder / ADAPTER_WEIGHTS, tensors.adapter_tensors(bundle.spec))
     tensors.check(bundle.folder / GATES, tensors.gate_tensors(bundle.spec))
 
 
 def check_told(told: Collection[str], pool: PoolSpec) -> None:
-    """Refuse an expert that tells less about its data than a pool asks for.
-
-    Args:
-        told: Names of statistics, as in its spec.
-        pool: The pool.
-
-    Raises:
-        Refused: `STATISTICS_MISSING`.
-    """
-    missing = [name for name in pool.policy.statistics if name not in told]
-    if missing:
+    """Refuse an expert that tells less of its data, by names of statistics, than a pool asks (`STATISTICS_MISSING`)."""
+    asked = pool.policy.statistics
+    if missing := [name for name in asked if name not in told]:
         raise Refused(
             Code.STATISTICS_MISSING,
-            f"The pool {pool.name} takes experts that tell {' and '.join(pool.policy.statistics)} of their data; this "
-            f"one tells no {missing[0]}.",
-            f"Agree to it with: greylag-client train {' '.join(f'--share {name}' for name in pool.policy.statistics)}",
-        )
-
-
-def _check_base(found: BaseModelRef, expected: BaseModelRef) -> None:
-    if part := found.differing_part(expected):
-        raise Refused(
-            Code.BASE_MISMATCH,
-            f"The bundle was trained on another base model: its {part} digest is {getattr(found, part)[:16]}; "
-            f"expected {getattr(expected, part)[:16]} ({expected.name}).",
-            "Train on the pool's base model.",
+            f"The pool {pool.name} takes experts that tell {' and '.join(asked)} of their data; this one tells no "
+            f"{missing[0]}.",
+            f"Agree to it with: greylag-client train {' '.join(f'--share {name}' for name in asked)}",
         )
 
 
@@ -150,17 +121,11 @@ def _check_modules(manifest: Manifest, pool: PoolSpec) -> None:
         if shape is None:
             raise Refused(Code.MODULE_UNKNOWN, f"The base model has no module {path}.", "Train on the pool's base.")
         if (module.d_in, module.d_out) != (shape.d_in, shape.d_out):
-            raise Refused(
-                Code.MODULE_UNKNOWN,
-                f"{path} is declared {module.d_in} -> {module.d_out}; expected {shape.d_in} -> {shape.d_out}.",
-                "Train on the pool's base.",
-            )
+            what = f"{path} is declared {module.d_in} -> {module.d_out}; expected {shape.d_in} -> {shape.d_out}."
+            raise Refused(Code.MODULE_UNKNOWN, what, "Train on the pool's base.")
         if module.rank > pool.policy.max_rank:
-            raise Refused(
-                Code.RANK_OUT_OF_BOUNDS,
-                f"{path} has rank {module.rank}; the pool takes at most {pool.policy.max_rank}.",
-                "Train with a smaller rank.",
-            )
+            what = f"{path} has rank {module.rank}; the pool takes at most {pool.policy.max_rank}."
+            raise Refused(Code.RANK_OUT_OF_BOUNDS, what, "Train with a smaller rank.")
 
 
 def _check_centroid(centroid: Centroid | None, pool: PoolSpec) -> None:
@@ -180,23 +145,17 @@ def _check_centroid(centroid: Centroid | None, pool: PoolSpec) -> None:
 
 def _check_sizes(manifest: Manifest, pool: PoolSpec) -> None:
     if manifest.total_bytes > pool.policy.max_bundle_bytes:
-        raise Refused(
-            Code.TOO_LARGE,
-            f"The bundle has {manifest.total_bytes} bytes; the pool takes at most {pool.policy.max_bundle_bytes}.",
-            "Train with a smaller rank or fewer modules.",
+        what = f"The bundle has {manifest.total_bytes} bytes; the pool takes at most {pool.policy.max_bundle_bytes}."
+        raise Refused(Code.TOO_LARGE, what, "Train with a smaller rank or fewer modules.")
+    wanted = {ADAPTER_WEIGHTS: tensors.adapter_tensors(manifest.spec), GATES: tensors.gate_tensors(manifest.spec)}
+    for name, expected in wanted.items():
+        # A safetensors file is a length field, a header of bounded size, and the tensors.
+        payload = _LENGTH_FIELD_BYTES + sum(info.nbytes for info in expected.values())
+        least, most, size = (
+            payload + _SMALLEST_HEADER_BYTES,
+            payload + tensors.MAX_HEADER_BYTES,
+            manifest.files[name].size,
         )
-    _check_tensors_fill(manifest, ADAPTER_WEIGHTS, tensors.adapter_tensors(manifest.spec))
-    _check_tensors_fill(manifest, GATES, tensors.gate_tensors(manifest.spec))
-
-
-def _check_tensors_fill(manifest: Manifest, name: str, expected: dict[str, TensorInfo]) -> None:
-    """A safetensors file is a length field, a header of bounded size, and the tensors."""
-    size, payload = manifest.files[name].size, sum(info.nbytes for info in expected.values())
-    least = payload + _LENGTH_FIELD_BYTES + _SMALLEST_HEADER_BYTES
-    most = payload + _LENGTH_FIELD_BYTES + tensors.MAX_HEADER_BYTES
-    if not least <= size <= most:
-        raise Refused(
-            Code.SIZE_MISMATCH,
-            f"{name} is declared to have {size} bytes; its tensors need {least} to {most}.",
-            "Pack the bundle again.",
-        )
+        if not least <= size <= most:
+            what = f"{name} is declared to have {size} bytes; its tensors need {least} to {most}."
+            raise Refused(Code.SIZE_MISMATCH, what, "Pack the bundle again.")

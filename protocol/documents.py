@@ -1,9 +1,8 @@
 """Signed documents of a pool: the pool itself, enrolments, receipts; and how any document is signed and read."""
 
-import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import Field
 
@@ -11,11 +10,10 @@ from protocol import statement
 from protocol.errors import Code, Refused
 from protocol.signing import Identity, PublicKey, Signed
 from protocol.spec import POOL_TYPE, TIMESTAMP_FORMAT, KeyHex, Name, PoolSpec, Sha256, Timestamp
-from protocol.statement import Document, Strict
+from protocol.statement import Strict
 
 ENROLMENT_TYPE = "https://greylag.org/enrolment/v1"
 RECEIPT_TYPE = "https://greylag.org/receipt/v1"
-_KEY = re.compile(r"[0-9a-fA-F]{64}")
 
 
 class Enrolment(Strict):
@@ -27,14 +25,22 @@ class Enrolment(Strict):
     created: Timestamp
 
 
-class Receipt(Strict):
-    """The coordinator's word that it keeps a bundle."""
+class OfPool(Strict):
+    """A document about a pool, which the pool's coordinator signs."""
 
     pool: Sha256
+
+
+class Receipt(OfPool):
+    """The coordinator's word that it keeps a bundle."""
+
     bundle: Sha256
     contributor: KeyHex
     sequence: Annotated[int, Field(ge=1)]
     received: Timestamp
+
+
+PoolDocument = TypeVar("PoolDocument", bound=OfPool)
 
 
 @dataclass(frozen=True)
@@ -62,28 +68,22 @@ def read_pool(envelope: bytes, trusted: PublicKey | None = None) -> Pool:
 
     Args:
         envelope: The signed document.
-        trusted: The key it must be signed by; without one, the key that it names itself
-            (trust on first use: the caller shows the key to a person).
-
-    Raises:
-        Refused: `UNTRUSTED` for another key than the trusted one, or any code of an envelope.
+        trusted: The key that must have signed it (`UNTRUSTED`); without one, the key that it names itself (trust on
+            first use: the caller shows the key to a person).
     """
     signed = Signed.parse(envelope)
     spec = statement.read(PoolSpec, statement.parse(signed.payload, POOL_TYPE).predicate, what="The pool")
     key = PublicKey.from_hex(spec.coordinator)
     if trusted is not None and key != trusted:
-        raise Refused(
-            Code.UNTRUSTED,
-            f"The pool is signed by key {key.hex[:16]}; this machine trusts {trusted.hex[:16]}.",
-            "Ask the operator; if the key really changed, start a new workspace.",
-        )
+        what = f"The pool is signed by key {key.hex[:16]}; this machine trusts {trusted.hex[:16]}."
+        raise Refused(Code.UNTRUSTED, what, "Ask the operator; if the key really changed, start a new workspace.")
     signed.verify(key)
     return Pool(signed.digest, envelope, spec)
 
 
 def looks_like_key(name: str) -> bool:
     """Tell whether a word would be taken for a key: 64 hexadecimal digits."""
-    return _KEY.fullmatch(name) is not None
+    return statement.is_sha256(name.lower())
 
 
 def check_name(name: str) -> None:
@@ -93,29 +93,16 @@ def check_name(name: str) -> None:
 
 
 def read_enrolment(envelope: bytes) -> Enrolment:
-    """Verify that a key presents itself.
-
-    Raises:
-        Refused: `BAD_SIGNATURE`, `WEAK_KEY`, or any code of an envelope.
-    """
+    """Verify that a key presents itself (`BAD_SIGNATURE`, `WEAK_KEY`, or any code of an envelope)."""
     signed = Signed.parse(envelope)
-    spec = statement.read(Enrolment, statement.parse(signed.payload, ENROLMENT_TYPE).predicate, what="The enrolment")
-    signed.verify(PublicKey.from_hex(spec.key))
-    return spec
+    said = statement.read(Enrolment, statement.parse(signed.payload, ENROLMENT_TYPE).predicate, what="The enrolment")
+    signed.verify(PublicKey.from_hex(said.key))
+    return said
 
 
 def read_receipt(envelope: bytes, pool: Pool) -> Receipt:
-    """Verify a receipt of a pool's coordinator.
-
-    Raises:
-        Refused: `WRONG_POOL`, `BAD_SIGNATURE`, or any code of an envelope.
-    """
-    receipt = read_document(Receipt, RECEIPT_TYPE, envelope, PublicKey.from_hex(pool.spec.coordinator), "The receipt")[
-        1
-    ]
-    if receipt.pool != pool.digest:
-        raise Refused(Code.WRONG_POOL, "The receipt belongs to another pool.", "Tell the pool's operator.")
-    return receipt
+    """Verify a receipt of a pool's coordinator; refuses as `read_of_pool`."""
+    return read_of_pool(Receipt, RECEIPT_TYPE, envelope, pool, "The receipt")[1]
 
 
 def timestamp(moment: datetime) -> str:
@@ -128,15 +115,17 @@ def read_timestamp(text: str) -> datetime:
     return datetime.strptime(text, TIMESTAMP_FORMAT).replace(tzinfo=UTC)
 
 
-def read_document(
-    document: type[Document], predicate_type: str, envelope: bytes, key: PublicKey, what: str
-) -> tuple[Signed, Document]:
-    """Verify a signed document by a key, and read what it says.
+def read_of_pool(
+    document: type[PoolDocument], predicate_type: str, envelope: bytes, pool: Pool, what: str
+) -> tuple[str, PoolDocument]:
+    """Verify a document about a pool, and return its digest and what it says.
 
     Raises:
-        Refused: Any code of an envelope or statement.
+        Refused: `WRONG_POOL`, `BAD_SIGNATURE`, or any code of an envelope.
     """
     signed = Signed.parse(envelope)
-    signed.verify(key)
-    parsed = statement.parse(signed.payload, predicate_type)
-    return signed, statement.read(document, parsed.predicate, what=what)
+    signed.verify(PublicKey.from_hex(pool.spec.coordinator))
+    said = statement.read(document, statement.parse(signed.payload, predicate_type).predicate, what=what)
+    if said.pool != pool.digest:
+        raise Refused(Code.WRONG_POOL, f"{what} belongs to another pool.", "Tell the pool's operator.")
+    return signed.digest, said

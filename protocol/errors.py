@@ -11,9 +11,8 @@ import errno
 from enum import Enum
 from typing import NamedTuple
 
-EX_USAGE, EX_DATAERR, EX_NOINPUT, EX_UNAVAILABLE, EX_SOFTWARE = 64, 65, 66, 69, 70
-EX_CANTCREAT, EX_IOERR, EX_TEMPFAIL, EX_PROTOCOL = 73, 74, 75, 76
-EX_NOPERM, EX_CONFIG = 77, 78
+EX_USAGE, EX_DATAERR, EX_NOINPUT, EX_UNAVAILABLE, EX_SOFTWARE, EX_CANTCREAT = 64, 65, 66, 69, 70, 73
+EX_IOERR, EX_TEMPFAIL, EX_PROTOCOL, EX_NOPERM, EX_CONFIG = 74, 75, 76, 77, 78
 
 
 class Fate(NamedTuple):
@@ -108,14 +107,15 @@ class Code(Enum):
     RELEASE_UNKNOWN = Fate("NOT_FOUND", 404, EX_NOINPUT, "There is no such release.")
     RELEASE_ROLLBACK = Fate("FAILED_PRECONDITION", 409, EX_PROTOCOL, "The release is older than one already seen.")
     RELEASE_FORK = Fate("FAILED_PRECONDITION", 409, EX_PROTOCOL, "The release does not continue the one seen before.")
+    RELEASE_TOO_FAR = Fate(
+        "FAILED_PRECONDITION", 409, EX_PROTOCOL, "The release is too far ahead of the one seen before."
+    )
     RELEASE_EXPIRED = Fate("FAILED_PRECONDITION", 410, EX_PROTOCOL, "The release has expired.")
     METHOD_UNKNOWN = Fate("INVALID_ARGUMENT", 400, EX_USAGE, "There is no such routing method.")
     METHOD_CLOSED = Fate("PERMISSION_DENIED", 403, EX_NOPERM, "The router's operator keeps the method to himself.")
     EXPERT_UNKNOWN = Fate("NOT_FOUND", 404, EX_NOINPUT, "There is no such expert in the release.")
     EXPERTS_EXHAUSTED = Fate("INVALID_ARGUMENT", 400, EX_USAGE, "Too few experts are left for what is asked.")
-    STATISTICS_MISSING = Fate(
-        "FAILED_PRECONDITION", 409, EX_DATAERR, "A method needs what a bundle does not tell about its data."
-    )
+    STATISTICS_MISSING = Fate("FAILED_PRECONDITION", 409, EX_DATAERR, "A bundle tells too little of its data.")
     STATE_CHANGE = Fate("FAILED_PRECONDITION", 409, EX_USAGE, "What it is about is in no state for that step.")
     REQUEST_INVALID = Fate("INVALID_ARGUMENT", 400, EX_USAGE, "The request cannot be answered as it is.")
 
@@ -141,14 +141,10 @@ class Code(Enum):
 
     # Nobody's fault; try again.
     UNREACHABLE = Fate("UNAVAILABLE", 503, EX_UNAVAILABLE, "The other side cannot be reached.", again=True)
-    MEMORY_FULL = Fate(
-        "RESOURCE_EXHAUSTED", 507, EX_UNAVAILABLE, "The experts do not fit into the machine's memory.", again=True
-    )
+    MEMORY_FULL = Fate("RESOURCE_EXHAUSTED", 507, EX_UNAVAILABLE, "The experts do not fit into memory.", again=True)
     STORAGE_FULL = Fate("RESOURCE_EXHAUSTED", 507, EX_IOERR, "The disk is full.", again=True)
     STORE_DAMAGED = Fate("DATA_LOSS", 500, EX_IOERR, "The coordinator lost or changed what it keeps.", again=True)
-    INTERRUPTED = Fate(
-        "UNAVAILABLE", 503, EX_TEMPFAIL, "A person stopped it; it goes on from where it was.", again=True
-    )
+    INTERRUPTED = Fate("UNAVAILABLE", 503, EX_TEMPFAIL, "A person stopped it; it goes on where it was.", again=True)
     BUSY = Fate("UNAVAILABLE", 503, EX_TEMPFAIL, "The other side is busy or shutting down.", again=True)
     INTERNAL = Fate("INTERNAL", 500, EX_SOFTWARE, "The other side failed; its log says why.", again=True)
 

@@ -1,7 +1,9 @@
 """What the three programs share: one JSON document on stdout, talk on stderr, errors as sentences."""
 
+import importlib.util
 import inspect
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -9,7 +11,7 @@ from contextlib import suppress
 from subprocess import TimeoutExpired
 from typing import TYPE_CHECKING, Any
 
-from protocol.errors import GreylagError, from_os_error
+from protocol.errors import Code, GreylagError, Refused, from_os_error
 from protocol.printable import printable
 
 if TYPE_CHECKING:
@@ -22,11 +24,7 @@ SCHEMA = 1
 
 
 def run(program: Callable[[], Any]) -> None:
-    """Run a program; an error of the table becomes a sentence, a hint and an exit status.
-
-    Raises:
-        SystemExit: With the documented status of what was refused.
-    """
+    """Run a program; an error of the table becomes a sentence, a hint and an exit status."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # else the library narrates handshakes on stderr
     try:
         try:
@@ -41,16 +39,8 @@ def run(program: Callable[[], Any]) -> None:
 
 
 def end_child(process: "subprocess.Popen[Any]", *, at_once: bool = False) -> None:
-    """End a process that was started with pipes, by force if it does not go, and put its pipes away.
-
-    Args:
-        process: May have ended.
-        at_once: Do not ask first.
-    """
-    if at_once:
-        process.kill()
-    else:
-        process.terminate()
+    """End a process that was started with pipes, by force if it does not go or `at_once`, and put its pipes away."""
+    (process.kill if at_once else process.terminate)()
     try:
         process.wait(STOP_S)
     except TimeoutExpired:
@@ -77,6 +67,32 @@ def with_flags_of(*others: Callable[..., Any]) -> Callable[[Callable[..., Any]],
         return verb
 
     return decorate
+
+
+def needs(package: str, extra: str, what: str) -> None:
+    """Refuse what a package of an extra has to be installed for (`SETTINGS_INVALID`)."""
+    if importlib.util.find_spec(package) is None:
+        what = f"{what} needs {package}, which is not installed."
+        raise Refused(Code.SETTINGS_INVALID, what, f"Install it with: pip install 'greylag[{extra}]'")
+
+
+def configure_logs(*, as_json: bool = False, level: int = logging.INFO) -> None:
+    """Send log lines of a level or above to stderr, for people or for machines."""
+    import structlog  # noqa: PLC0415 - `--help` needs none
+
+    renderer: Any = structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(colors=False)
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,  # plain: the pretty ones print variables, and with them questions
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
 
 
 def say(sentence: str) -> None:

@@ -12,7 +12,8 @@ client workflow a release is timestamp, snapshot and targets in one, and the poo
 3. Its number is not below that of the newest release that the node has used: no rollback (`check_fresh`).
 4. Under the same number it is the same release, byte by byte: no fork.
 5. From a higher number, `previous` leads back to the release that was used last, through every release between, each
-   fetched and held against rules 1 and 2. These may have expired. More than `MOST_BETWEEN` are not followed.
+   fetched and held against rules 1 and 2. These may have expired. More than `MOST_BETWEEN` are not followed: no fork,
+   but too far.
 6. It has not expired, by the node's own clock. Asked last, so that a rollback is told as one.
 7. Every file that it lists is fetched by digest, and only once all are whole is it the newest that was used.
 """
@@ -24,16 +25,10 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from protocol.documents import Pool, read_document, read_timestamp, sign, timestamp
+from protocol.documents import OfPool, Pool, read_of_pool, read_timestamp, sign, timestamp
 from protocol.errors import Code, Refused
-from protocol.signing import Identity, PublicKey, Signed
-from protocol.spec import (
-    Name,
-    Routing,
-    Sha256,
-    Timestamp,
-    Version,
-)
+from protocol.signing import Identity, Signed
+from protocol.spec import Name, Routing, Sha256, Timestamp, Version
 from protocol.statement import Strict
 
 RELEASE_TYPE = "https://greylag.org/release/v1"
@@ -76,11 +71,10 @@ class CalibrationFile(Strict):
     """None where no noise was added."""
 
 
-class ReleaseSpec(Strict):
+class ReleaseSpec(OfPool):
     """What "newest" means at a number."""
 
     version: Version = 1
-    pool: Sha256
     number: Annotated[int, Field(ge=1)]
     previous: Sha256 | None
     """Digest of the release before; null for the first."""
@@ -111,36 +105,26 @@ class Release:
 
 def sign_release(spec: ReleaseSpec, identity: Identity) -> Release:
     """Sign a release; its subject is the pool."""
-    envelope = sign(RELEASE_TYPE, {"pool": spec.pool}, spec, identity)
-    return Release(Signed.parse(envelope).digest, envelope, spec)
+    return _sign_list(RELEASE_TYPE, spec, identity)
 
 
 def read_release(envelope: bytes, pool: Pool) -> Release:
-    """Verify a release of a pool.
-
-    Raises:
-        Refused: `WRONG_POOL`, `BAD_SIGNATURE`, or any code of an envelope.
-    """
+    """Verify a release of a pool; refuses as `read_of_pool`."""
     return _read_list(envelope, pool, RELEASE_TYPE, "The release")
 
 
 def sign_candidate(spec: ReleaseSpec, identity: Identity) -> Release:
     """Sign what may become a release; as a statement of another type it can never be taken for one."""
-    envelope = sign(CANDIDATE_TYPE, {"pool": spec.pool}, spec, identity)
-    return Release(Signed.parse(envelope).digest, envelope, spec)
+    return _sign_list(CANDIDATE_TYPE, spec, identity)
 
 
 def read_candidate(envelope: bytes, pool: Pool) -> Release:
-    """Verify a candidate of a pool.
-
-    Raises:
-        Refused: `WRONG_POOL`, `BAD_SIGNATURE`, or any code of an envelope.
-    """
+    """Verify a candidate of a pool; refuses as `read_of_pool`."""
     return _read_list(envelope, pool, CANDIDATE_TYPE, "The candidate")
 
 
 def check_fresh(release: Release, *, seen: Release | None, now: datetime, earlier: Callable[[int], Release]) -> None:
-    """Refuse to move backwards or sideways, or to take an expired release for the newest.
+    """Refuse to move backwards or sideways, or to take an expired release for the newest: rules 3 to 6.
 
     Args:
         release: What is to be the newest.
@@ -149,7 +133,7 @@ def check_fresh(release: Release, *, seen: Release | None, now: datetime, earlie
         earlier: Fetches and verifies a release by its number.
 
     Raises:
-        Refused: `RELEASE_ROLLBACK`, `RELEASE_FORK` or `RELEASE_EXPIRED`.
+        Refused: `RELEASE_ROLLBACK`, `RELEASE_TOO_FAR`, `RELEASE_FORK` or `RELEASE_EXPIRED`.
     """
     if seen is not None:
         _check_continues(release, seen, earlier)
@@ -165,15 +149,19 @@ def check_fresh(release: Release, *, seen: Release | None, now: datetime, earlie
 def _check_continues(release: Release, seen: Release, earlier: Callable[[int], Release]) -> None:
     number, known = release.spec.number, seen.spec.number
     if number < known:
+        what = f"The coordinator offers release {number}, but release {known} was seen here."
+        raise Refused(Code.RELEASE_ROLLBACK, what, "Ask the operator whether an old backup was restored.")
+    if number - known - 1 > MOST_BETWEEN:
         raise Refused(
-            Code.RELEASE_ROLLBACK,
-            f"The coordinator offers release {number}, but release {known} was seen here.",
-            "Ask the operator whether an old backup was restored.",
+            Code.RELEASE_TOO_FAR,
+            f"Release {number} is too far from release {known} as it was seen here: more than {MOST_BETWEEN} releases "
+            "lie between.",
+            "Follow the pool in a new folder, once its operator has confirmed the pool's key.",
         )
     digest: str | None = release.digest
     if number > known:
         digest = release.spec.previous
-        for between in range(number - 1, max(known, number - 1 - MOST_BETWEEN), -1):
+        for between in range(number - 1, known, -1):
             before = earlier(between)
             if (before.digest, before.spec.number) != (digest, between):
                 digest = None
@@ -187,8 +175,11 @@ def _check_continues(release: Release, seen: Release, earlier: Callable[[int], R
         )
 
 
+def _sign_list(predicate_type: str, spec: ReleaseSpec, identity: Identity) -> Release:
+    envelope = sign(predicate_type, {"pool": spec.pool}, spec, identity)
+    return Release(Signed.parse(envelope).digest, envelope, spec)
+
+
 def _read_list(envelope: bytes, pool: Pool, predicate_type: str, what: str) -> Release:
-    signed, spec = read_document(ReleaseSpec, predicate_type, envelope, PublicKey.from_hex(pool.spec.coordinator), what)
-    if spec.pool != pool.digest:
-        raise Refused(Code.WRONG_POOL, f"{what} belongs to another pool.", "Tell the pool's operator.")
-    return Release(signed.digest, envelope, spec)
+    digest, spec = read_of_pool(ReleaseSpec, predicate_type, envelope, pool, what)
+    return Release(digest, envelope, spec)

@@ -1,18 +1,14 @@
 """Settings of a program: flags before environment before a TOML file; what nobody knows is refused."""
 
 import os
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import tomli_w
 from pydantic import ValidationError
-from pydantic_settings import (
-    BaseSettings,
-    InitSettingsSource,
-    PydanticBaseSettingsSource,
-    TomlConfigSettingsSource,
-)
+from pydantic_settings import BaseSettings, EnvSettingsSource
 
 from protocol.errors import Code, Refused
 from protocol.statement import first_invalid
@@ -38,10 +34,11 @@ def read_settings(
         Refused: `SETTINGS_INVALID`, naming the setting and what is wrong with it.
     """
     _check_environment(schema)
-    given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
+    given = {name: value for name, value in flags.items() if value is not None}
     where = file or "the settings file"
     try:
-        return _located(schema, file, dict(defaults or {}))(**given)
+        written = tomllib.loads(file.read_text(encoding="utf-8")) if file and file.is_file() else {}
+        return schema(**{**(defaults or {}), **written, **EnvSettingsSource(schema)(), **given})
     except ValidationError as error:
         name, reason = first_invalid(error)
         raise Refused(
@@ -70,21 +67,3 @@ def _check_environment(schema: type[BaseSettings]) -> None:
 
 def _prefix(schema: type[BaseSettings]) -> str:
     return schema.model_config.get("env_prefix", "")
-
-
-def _located(schema: type[Settings], file: Path | None, defaults: dict[str, Any]) -> type[Settings]:
-    class Located(schema):  # type: ignore[valid-type, misc] # the file is known only here
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the library's signature
-            file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the library's signature
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            places = InitSettingsSource(settings_cls, defaults)
-            files = (TomlConfigSettingsSource(settings_cls, file),) if file else ()
-            return init_settings, env_settings, *files, places
-
-    return Located

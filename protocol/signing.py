@@ -18,7 +18,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
-    KeySerializationEncryption,
     NoEncryption,
     PrivateFormat,
     PublicFormat,
@@ -56,21 +55,14 @@ _SMALL_ORDER_Y = frozenset(
 
 @dataclass(frozen=True)
 class PublicKey:
-    """An Ed25519 public key that passed the small-order check.
-
-    Args:
-        raw: The 32 bytes of RFC 8032, section 5.1.5.
-    """
+    """An Ed25519 public key, the 32 bytes of RFC 8032, section 5.1.5, that passed the small-order check."""
 
     raw: bytes
 
     def __post_init__(self) -> None:
         if len(self.raw) != 32:  # noqa: PLR2004 - RFC 8032
-            raise Refused(
-                Code.KEY_TYPE,
-                f"An Ed25519 public key has 32 bytes; this one has {len(self.raw)}.",
-                "Copy it as its owner shows it: 64 hexadecimal digits.",
-            )
+            what = f"An Ed25519 public key has 32 bytes; this one has {len(self.raw)}."
+            raise Refused(Code.KEY_TYPE, what, "Copy it as its owner shows it: 64 hexadecimal digits.")
         if self.raw[:31] + bytes([self.raw[31] & 0x7F]) in _SMALL_ORDER_Y:
             raise Refused(Code.WEAK_KEY, "The public key is of small order.", "Make a new key.")
 
@@ -80,9 +72,8 @@ class PublicKey:
         try:
             return cls(bytes.fromhex(text))
         except ValueError as error:
-            raise Refused(
-                Code.KEY_TYPE, "A public key is written as 64 hexadecimal digits.", "Copy it as its owner shows it."
-            ) from error
+            what = "A public key is written as 64 hexadecimal digits."
+            raise Refused(Code.KEY_TYPE, what, "Copy it as its owner shows it.") from error
 
     @property
     def hex(self) -> str:
@@ -97,13 +88,15 @@ class PublicKey:
     @property
     def openssh(self) -> str:
         """The key in OpenSSH's one-line format."""
-        return (
-            Ed25519PublicKey.from_public_bytes(self.raw).public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
-        )
+        return self._key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+
+    @property
+    def _key(self) -> Ed25519PublicKey:
+        return Ed25519PublicKey.from_public_bytes(self.raw)
 
     @property
     def _verifier(self) -> SSlibKey:
-        return SSlibKey.from_crypto(Ed25519PublicKey.from_public_bytes(self.raw))
+        return SSlibKey.from_crypto(self._key)
 
 
 class Identity:
@@ -129,40 +122,26 @@ class Identity:
         try:
             text = path.read_bytes()
         except OSError as error:
-            raise Refused(
-                Code.KEY_UNREADABLE,
-                f"The key {path} cannot be read: {error.strerror}.",
-                "Check the path, or make a key.",
-            ) from error
+            what = f"The key {path} cannot be read: {error.strerror}."
+            raise Refused(Code.KEY_UNREADABLE, what, "Check the path, or make a key.") from error
         load = load_ssh_private_key if b"BEGIN OPENSSH" in text else load_pem_private_key
         try:
             key = load(text, passphrase.encode() if passphrase else None)
         except (TypeError, ValueError, UnsupportedAlgorithm) as error:
+            code, what, hint = Code.KEY_UNREADABLE, "holds no private key that can be read", "Restore it from a copy."
             if "not encrypted" in str(error):
-                raise Refused(
-                    Code.PASSPHRASE, f"{path} is not encrypted, but a passphrase was given.", "Leave it out."
-                ) from error
-            if b"ENCRYPTED" in text or "assword" in str(error) or "checksum" in str(error):
-                raise Refused(
-                    Code.PASSPHRASE, f"The passphrase does not open {path}.", "Give it in GREYLAG_KEY_PASSPHRASE."
-                ) from error
-            raise Refused(
-                Code.KEY_UNREADABLE, f"{path} holds no private key that can be read.", "Restore it from a copy."
-            ) from error
+                code, what, hint = Code.PASSPHRASE, "is not encrypted, but a passphrase was given", "Leave it out."
+            elif b"ENCRYPTED" in text or "assword" in str(error) or "checksum" in str(error):
+                code, what, hint = Code.PASSPHRASE, "needs another passphrase", "Give it in GREYLAG_KEY_PASSPHRASE."
+            raise Refused(code, f"{path} {what}.", hint) from error
         if not isinstance(key, Ed25519PrivateKey):
             raise Refused(Code.KEY_TYPE, f"{path} is not an Ed25519 key.", "Make one with: greylag-client keys new")
         return cls(key)
 
     def save(self, path: Path, passphrase: str | None = None) -> None:
-        """Write PKCS8 PEM, readable by its owner alone; an existing file is never replaced.
-
-        Raises:
-            FileExistsError: There is a file already.
-        """
-        protection: KeySerializationEncryption = (
-            BestAvailableEncryption(passphrase.encode()) if passphrase else NoEncryption()
-        )
-        write_secret(path, self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, protection))
+        """Write PKCS8 PEM, readable by its owner alone; `FileExistsError` if there is a file already."""
+        how = BestAvailableEncryption(passphrase.encode()) if passphrase else NoEncryption()
+        write_secret(path, self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, how))
 
     def sign(self, payload: bytes) -> bytes:
         """Put a payload into a signed envelope (JSON bytes)."""
@@ -190,12 +169,8 @@ class Signed:
 
     @classmethod
     def parse(cls, raw: bytes) -> "Signed":
-        """Read an envelope strictly.
-
-        Raises:
-            Refused: `ENVELOPE_SCHEMA`.
-        """
-        fields = _fields(strict_json.loads(raw, what="The envelope"), {"payload", "payloadType", "signatures"})
+        """Read an envelope strictly (`ENVELOPE_SCHEMA`)."""
+        fields = _fields(strict_json.loads(raw, what="The envelope"), "payload", "payloadType", "signatures")
         if fields["payloadType"] != PAYLOAD_TYPE:
             raise Refused(Code.ENVELOPE_SCHEMA, f"The envelope's payloadType is not {PAYLOAD_TYPE}.")
         entries = fields["signatures"]
@@ -207,31 +182,23 @@ class Signed:
         return cls(_base64(fields["payload"]), signatures)
 
     def verify(self, key: PublicKey) -> bytes:
-        """Return the payload if a key signed it.
-
-        Raises:
-            Refused: `BAD_SIGNATURE`.
-        """
-        envelope = Envelope(
-            self.payload, PAYLOAD_TYPE, {keyid: Signature(keyid, value.hex()) for keyid, value in self.signatures}
-        )
+        """Return the payload if a key signed it (`BAD_SIGNATURE`)."""
+        signatures = {keyid: Signature(keyid, value.hex()) for keyid, value in self.signatures}
         try:
-            envelope.verify([key._verifier], 1)  # noqa: SLF001 - a class of this module
+            Envelope(self.payload, PAYLOAD_TYPE, signatures).verify([key._verifier], 1)  # noqa: SLF001 - of this module
         except VerificationError as error:
-            raise Refused(
-                Code.BAD_SIGNATURE, f"The document carries no valid signature by key {key.hex[:16]}."
-            ) from error
+            raise Refused(Code.BAD_SIGNATURE, f"There is no valid signature by key {key.hex[:16]}.") from error
         return self.payload
 
 
-def _fields(value: Any, names: set[str]) -> dict[str, Any]:
-    if not isinstance(value, dict) or set(value) != names:
+def _fields(value: Any, *names: str) -> dict[str, Any]:
+    if not isinstance(value, dict) or set(value) != set(names):
         raise Refused(Code.ENVELOPE_SCHEMA, f"The envelope needs exactly the fields {', '.join(sorted(names))}.")
     return value
 
 
 def _signature(entry: Any) -> tuple[str, bytes]:
-    fields = _fields(entry, {"keyid", "sig"})
+    fields = _fields(entry, "keyid", "sig")
     keyid = fields["keyid"]
     if not isinstance(keyid, str) or len(keyid) != 64 or set(keyid) - set("0123456789abcdef"):  # noqa: PLR2004 - sha256
         raise Refused(Code.ENVELOPE_SCHEMA, "A keyid is 64 hexadecimal digits.")

@@ -5,27 +5,25 @@ decide, without looking at a single weight, which tensors a bundle must hold.
 """
 
 import re
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from protocol.adapters import Activation, Alpha, Kind, Module, Rank, Shape
-from protocol.statement import Strict
+from protocol.statement import SHA256, Strict
 
+Flag = TypeVar("Flag")
 POOL_TYPE = "https://greylag.org/pool/v1"
 TIMESTAMP_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
-
-
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
 
 
 def _is_name(text: str) -> str:
     if not _NAME.fullmatch(text):
-        raise ValueError(
-            "a name is 1 to 64 lower-case letters, digits, dots, dashes and underscores, and begins and ends with a "
-            "letter or digit"
-        )
+        allowed = "lower-case letters, digits, dots, dashes and underscores"
+        raise ValueError(f"a name is 1 to 64 {allowed}, and begins and ends with a letter or digit")
     return text
 
 
@@ -34,14 +32,12 @@ def _exists(text: str) -> str:
     return text
 
 
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-KeyHex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, StringConstraints(pattern=f"^{SHA256}$")]
+KeyHex = Sha256
 Name = Annotated[str, AfterValidator(_is_name)]
 ModulePath = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$", max_length=255)]
 Timestamp = Annotated[
-    str,
-    StringConstraints(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$"),
-    AfterValidator(_exists),
+    str, StringConstraints(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$"), AfterValidator(_exists)
 ]
 Line = Annotated[str, StringConstraints(pattern=r"^\PC*$")]
 """Text of one line for a terminal: no control characters, no letters that turn the reading direction."""
@@ -64,10 +60,11 @@ class BaseModelRef(Strict):
 
     def differing_part(self, other: "BaseModelRef") -> str | None:
         """Name the first part whose content differs, of those that both tell; None if the two are the same model."""
-        parts = (
-            (part, getattr(self, part), getattr(other, part)) for part in type(self).model_fields if part != "name"
-        )
-        return next((part for part, mine, theirs in parts if mine and theirs and mine != theirs), None)
+        for part in ("config", "weights", "tokenizer", "tokenizer_settings"):
+            mine, theirs = getattr(self, part), getattr(other, part)
+            if mine and theirs and mine != theirs:
+                return part
+        return None
 
 
 class Recipe(Strict):
@@ -112,9 +109,16 @@ class Recipe(Strict):
     """Longest accepted target, in tokens."""
 
 
-def recipe_fields() -> dict[str, tuple[type, str]]:
-    """Tell type and meaning of each field of a recipe, of which the doors make flags."""
-    return {name: (type(field.default), field.description or "") for name, field in Recipe.model_fields.items()}
+def recipe_flags(option: Callable[..., Flag], panel: str, without: Collection[str] = ()) -> list[Flag]:
+    """Have a door's library make a flag of each field of a recipe, shown in a panel of its help, but for some."""
+    return [
+        option(
+            param_decls=[name, f"--{name.replace('_', '-')}"], type=type(field.default), help=field.description or "",
+            rich_help_panel=panel,
+        )
+        for name, field in Recipe.model_fields.items()
+        if name not in without
+    ]  # fmt: skip
 
 
 class Promotion(Strict):
@@ -267,19 +271,11 @@ class ExpertSpec(Strict):
         return () if means is None else tuple(self.modules) if means.modules is None else means.modules
 
     @model_validator(mode="after")
-    def _tells_of_its_own(self) -> "ExpertSpec":
+    def _adds_up(self) -> "ExpertSpec":
         if strange := set(self.told).difference(self.modules):
             raise ValueError(f"the mean of {min(strange)} is told, which the expert leaves alone")
-        return self
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> "ExpertSpec":
         if len(kinds := {module.kind for module in self.modules.values()}) > 1:
             raise ValueError(f"an expert is of one kind, not of {' and '.join(sorted(kinds))}")
-        return self
-
-    @model_validator(mode="after")
-    def _rank_fits(self) -> "ExpertSpec":
         for path, module in self.modules.items():
             if module.rank > min(module.d_in, module.d_out):
                 raise ValueError(f"rank {module.rank} of {path} is larger than the module is wide")

@@ -15,10 +15,12 @@ from protocol.errors import Code, Refused
 from protocol.files import strict_json
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 # What pydantic says of a form, said of a document.
 _PLAIN_REASONS = {"missing": "it is missing", "extra_forbidden": "there is no such entry"}
 _SUBJECT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_MOST_LETTERS = 200
+SHA256 = r"[0-9a-f]{64}"
+"""A digest, or a public key, as text."""
 
 
 class Strict(BaseModel):
@@ -38,13 +40,7 @@ class Statement(NamedTuple):
 
 
 def build(predicate_type: str, subjects: Mapping[str, str], predicate: Strict) -> bytes:
-    """Serialise a statement; equal input gives equal bytes.
-
-    Args:
-        predicate_type: URI of the predicate's schema.
-        subjects: Name to sha256.
-        predicate: What is said of the subjects.
-    """
+    """Serialise a statement about subjects (name to sha256); equal input gives equal bytes."""
     return strict_json.dumps(
         {
             "_type": STATEMENT_TYPE,
@@ -56,11 +52,7 @@ def build(predicate_type: str, subjects: Mapping[str, str], predicate: Strict) -
 
 
 def parse(payload: bytes, predicate_type: str) -> Statement:
-    """Read a statement of one type.
-
-    Raises:
-        Refused: `ENVELOPE_SCHEMA` or `UNSUPPORTED_STATEMENT`.
-    """
+    """Read a statement of one type (`ENVELOPE_SCHEMA` or `UNSUPPORTED_STATEMENT`)."""
     value = strict_json.loads(payload, what="The statement")
     if not isinstance(value, dict) or set(value) != {"_type", "subject", "predicateType", "predicate"}:
         raise Refused(Code.ENVELOPE_SCHEMA, "The payload is not an in-toto statement.")
@@ -88,12 +80,21 @@ def first_invalid(error: ValidationError) -> tuple[str, str]:
     """Say where a document, or a file of settings, breaks its schema first, and how.
 
     Returns:
-        The dotted place, escaped and cut, and the reason without a full stop.
+        The dotted place, and the reason without a full stop; both may quote the document, escaped and cut.
     """
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    place = ".".join(str(part) for part in first["loc"])[:200].encode("unicode_escape").decode()
-    reason = first["msg"].removeprefix("Value error, ").rstrip(".")
-    return place, _PLAIN_REASONS.get(first["type"], reason)
+    reason = _PLAIN_REASONS.get(first["type"], first["msg"].removeprefix("Value error, ").rstrip("."))
+    place = ".".join(str(part) for part in first["loc"])
+    return _quoted(place), _quoted(reason)
+
+
+def _quoted(text: str) -> str:
+    return text[:_MOST_LETTERS].encode("unicode_escape").decode()
+
+
+def is_sha256(text: str) -> bool:
+    """Tell whether a text is a digest; nothing else from outside may become a path or a query."""
+    return re.fullmatch(SHA256, text) is not None
 
 
 def _subjects(entries: Any) -> dict[str, str]:
@@ -106,7 +107,7 @@ def _subjects(entries: Any) -> dict[str, str]:
                 len(entry) == 2  # noqa: PLR2004 - exactly these two fields
                 and len(entry["digest"]) == 1
                 and _SUBJECT_NAME.fullmatch(name)
-                and _SHA256.fullmatch(digest)
+                and is_sha256(digest)
                 and name not in subjects
             ):
                 subjects[name] = digest

@@ -8,8 +8,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from protocol.files.atomic import write_whole
 from protocol.settings import dump_settings, read_settings
+from router.base.device_map import Bits
 from router.base.loading import Loading
-from router.base.quantisation import Bits
 from router.query.limits import CHEAP, MAX_NEW_TOKENS, Allowance
 from router.query.request import MAX_K
 
@@ -70,11 +70,7 @@ class RouterSettings(BaseSettings):
 
 
 def load(folder: Path, **flags: Any) -> RouterSettings:
-    """Read the settings of a workspace.
-
-    Args:
-        folder: The workspace.
-        flags: Settings from the command line; None stands for a flag that was not given.
+    """Read the settings of a workspace, under flags of the command line; None stands for one that was not given.
 
     Raises:
         Refused: `SETTINGS_INVALID` with the setting and what is wrong with it.
@@ -84,9 +80,7 @@ def load(folder: Path, **flags: Any) -> RouterSettings:
 
 def save(folder: Path, settings: RouterSettings) -> None:
     """Write the settings that differ from their defaults, for the next command, which may run elsewhere."""
-    paths = {name: getattr(settings, name) for name in ("ca", "public_text", "tls_cert", "tls_key")}
-    absolute: dict[str, object] = {name: path.resolve() for name, path in paths.items() if path}
-    models = {name: getattr(settings, name) for name in ("base", "embedding")}
+    absolute: dict[str, object] = {name: value.resolve() for name, value in settings if isinstance(value, Path)}
+    models = {"base": settings.base, "embedding": settings.embedding}
     absolute |= {name: str(Path(model).resolve()) for name, model in models.items() if model and Path(model).is_dir()}
-    settings = settings.model_copy(update=absolute)
-    write_whole(folder / FILE, dump_settings(settings))
+    write_whole(folder / FILE, dump_settings(settings.model_copy(update=absolute)))

@@ -17,7 +17,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from client.training.modules import lay_modules
+from client.training.plan import lay_modules
 from protocol.adapters import BOTTLENECK_TYPE, BottleneckModule, Ia3Module, Kind
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, GATES, Bundle, pack
 from protocol.documents import Pool, sign_pool

@@ -21,7 +21,7 @@ FLOWERS_OWN = [
 
 def make_link(folder: Path) -> tuple[App, frozenset[str]]:
     """Flower's app, and the paths of the nodes' calls."""
-    return make_app(LinkConfig("", "", "", str(folder / "flower.db"), "", str(folder / "home")), SECRET)
+    return make_app(LinkConfig("", "", "", str(folder)), SECRET)
 
 
 @contextmanager

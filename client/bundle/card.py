@@ -1,9 +1,7 @@
 """The model card of a bundle."""
 
-from collections.abc import Iterable, Sequence
-
-from client.runs.record import LOSSES, RunRecord
-from protocol.adapters import Ia3Module, Kind, Module
+from client.runs.record import RunRecord
+from protocol.adapters import Kind
 from protocol.documents import Pool
 from protocol.spec import Promise, Statistics
 
@@ -33,18 +31,11 @@ contributor.
 
 
 _PEFT = "The adapter loads in plain PEFT: `PeftModel.from_pretrained(base_model, folder)`."
-
-
 _OWN = "PEFT has no bottleneck adapters, so plain PEFT does not load this one; Greylag does."
-
-
 _WHAT: dict[Kind, str] = {
-    "lora": "A LoRA expert",
-    "rslora": "A rank-stabilised LoRA expert",
-    "dora": "A DoRA expert",
-    "ia3": "An (IA)3 expert",
-    "bottleneck": "A bottleneck adapter",
-}
+    "lora": "A LoRA expert", "rslora": "A rank-stabilised LoRA expert", "dora": "A DoRA expert",
+    "ia3": "An (IA)3 expert", "bottleneck": "A bottleneck adapter",
+}  # fmt: skip
 
 
 def _told(statistics: Statistics) -> str:
@@ -67,34 +58,26 @@ def render_card(record: RunRecord, pool: Pool, license_id: str, statistics: Stat
     recipe, first = record.recipe, next(iter(record.modules.values()))
     steps = {"expert": record.steps["joint"]} if record.joint else record.steps
     how = f"steps of {recipe.batch_size}, learning rate {recipe.learning_rate}"
-    data = ModelCardData(
-        base_model=pool.spec.base.name,
-        library_name="peft",
-        license=license_id,
-        tags=[first.kind, "greylag", "phatgoose"],
-    )
+    base, pool_name, ia3 = pool.spec.base.name, pool.spec.name, first.kind == "ia3"
+    tags = [first.kind, "greylag", "phatgoose"]
     card = ModelCard.from_template(
-        data,
+        ModelCardData(base_model=base, library_name="peft", license=license_id, tags=tags),
         template_str=_CARD,
         name=record.name,
-        pool=pool.spec.name,
-        base=pool.spec.base.name,
+        pool=pool_name,
+        base=base,
         what=_WHAT[first.kind],
         modules=len(record.modules),
-        size=_size(record.modules.values()),
+        size="" if ia3 else f", rank {_range(record, 'rank')}, alpha {_range(record, 'alpha')}",
         expert="an adapter that was there already" if record.adopted else f"{steps['expert']} {how}",
         gates="together with the expert" if record.joint else f"{steps['gates']} {how}",
-        losses="not told" if record.privacy else _losses(record),
+        losses="not told" if record.privacy else record.told_losses(),
         privacy=_privacy(record.privacy),
         use=_OWN if first.kind == "bottleneck" else _PEFT,
         rows=record.rows,
         told=_told(statistics),
     )
     return str(card)
-
-
-def _losses(record: RunRecord) -> str:
-    return ", ".join(f"{loss:.3f} {LOSSES[name]}" for name, loss in record.losses.items())
 
 
 def _privacy(privacy: Promise | None) -> str:
@@ -106,14 +89,7 @@ def _privacy(privacy: Promise | None) -> str:
     )
 
 
-def _size(modules: Iterable[Module]) -> str:
-    """Name the ranks and alphas of an expert; (IA)3 has none."""
-    ranked = [module for module in modules if not isinstance(module, Ia3Module)]
-    if not ranked:
-        return ""
-    return f", rank {_range([each.rank for each in ranked])}, alpha {_range([each.alpha for each in ranked])}"
-
-
-def _range(sizes: Sequence[float]) -> str:
+def _range(record: RunRecord, field: str) -> str:
+    sizes = [getattr(module, field) for module in record.modules.values()]
     low, high = min(sizes), max(sizes)
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"

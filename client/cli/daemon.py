@@ -32,14 +32,13 @@ def daemon(
     """
     from client.daemon.state import DaemonFolder
 
-    place, settings = open_workspace(workspace)
-    corner = DaemonFolder(place)
+    corner = DaemonFolder(open_workspace(workspace))
     if status:
         _show_status(corner, as_json=as_json)
     elif allow or decline:
         _decide(corner, allow or decline or 0, allowed=bool(allow))
     else:
-        quiet_libraries(settings.base, *filter(None, [settings.embedding]))
+        quiet_libraries(corner.workspace.settings.base, corner.workspace.settings.embedding)
         _run(corner, data)
 
 

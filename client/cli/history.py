@@ -33,16 +33,16 @@ def history(
 
     Example: greylag-client history --bring-back 4f1d02aa
     """
-    place, settings = open_workspace(workspace)
+    place = open_workspace(workspace)
     if bring_back is None:
         _show(_listed(place), as_json=as_json)
         return
     from client import job
 
     with at_work(place), show(progress) as report:
-        bundle = job.bring_back(place, settings, bring_back, datetime.now(UTC))
+        bundle = job.bring_back(place, bring_back, datetime.now(UTC))
         say(f"The expert {bundle.spec.name} of {bring_back} takes the place of the last one.")
-        submit_bundle(place, settings, bundle, report, wait=wait, give_up_after=give_up_after, as_json=as_json)
+        submit_bundle(place, bundle, report, wait=wait, give_up_after=give_up_after, as_json=as_json)
 
 
 def _listed(place: "ClientWorkspace") -> list[dict[str, Any]]:

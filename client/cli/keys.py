@@ -16,10 +16,7 @@ def show(*, as_json: JsonFlag = False, workspace: WorkspaceFlag = Path()) -> Non
 
     Example: greylag-client keys show
     """
-    from client.workspace import keys
-
-    place, settings = open_workspace(workspace)
-    public = keys.load(place.root / settings.key).public
+    public = open_workspace(workspace).identity().public
     if as_json:
         print_json({"key": public.hex, "keyid": public.keyid, "openssh": public.openssh})
     else:

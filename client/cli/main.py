@@ -29,13 +29,11 @@ from client.progress import Report
 from client.runs.consent import TELLS, Share
 from client.training.distributed import leads
 from protocol.programs import put, run, say, with_flags_of
-from router.base.device_map import read_amounts
-from router.base.quantisation import Bits
+from router.base.device_map import Bits, read_amounts
 
 if TYPE_CHECKING:
-    from client.training.request import TrainingRequest
+    from client.training.plan import TrainingRequest
     from client.workspace.paths import ClientWorkspace
-    from client.workspace.settings import ClientSettings
     from protocol.bundle import Bundle
     from protocol.spec import Promise
 
@@ -49,12 +47,6 @@ app = typer.Typer(
 )
 
 
-DeviceFlag = Annotated[
-    Literal["cpu", "cuda", "auto"] | None,
-    typer.Option(
-        help="Where to train; default: a GPU where there is one. auto spreads the base over all, memory, disk."
-    ),
-]
 ShareFlag = Annotated[
     list[Share] | None,
     typer.Option(
@@ -68,10 +60,11 @@ def asked(
     *,
     data: Annotated[list[Path], typer.Option(help="File of examples: JSON Lines, CSV or Parquet; repeatable.")],
     name: Annotated[str | None, typer.Option(help="The expert's name; default: the contributor's.")] = None,
-    seed: Annotated[
-        int, typer.Option(min=0, max=2**32 - 1, help="Seed of the initial weights and the order of examples.")
-    ] = 0,
-    device: DeviceFlag = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of first weights and order of examples.")] = 0,
+    device: Annotated[
+        Literal["cpu", "cuda", "auto"] | None,
+        typer.Option(help="Where to train; default: a GPU if there is one. auto spreads the base over all and memory."),
+    ] = None,
     max_memory: Annotated[
         list[str] | None,
         typer.Option(
@@ -79,70 +72,63 @@ def asked(
             "repeatable. Default: nine tenths of what is free."
         ),
     ] = None,
-    micro_batch: Annotated[
-        int | None, typer.Option(min=1, help="Examples in memory at once; default: the batch.")
-    ] = None,
+    micro_batch: Annotated[int | None, typer.Option(min=1, help="Examples in memory at once; default: all.")] = None,
     dtype: Annotated[
         Literal["float32", "bfloat16"] | None,
         typer.Option(help="What the base computes in; default: its files' dtype. Experts are float32."),
     ] = None,
-    quantise: Annotated[
-        Bits | None, typer.Option(help="Bits of the base's weights (QLoRA); default: those of dtype.")
-    ] = None,
+    quantise: Annotated[Bits | None, typer.Option(help="Bits of the base's weights (QLoRA); default: dtype's.")] = None,
     recompute: Annotated[
-        bool,
-        typer.Option("--recompute", help="Compute activations again instead of keeping them: slower, less memory."),
+        bool, typer.Option("--recompute", help="Compute activations anew: slower, less memory.")
     ] = False,
     packing: Annotated[
-        bool, typer.Option("--packing", help="Let short examples share rows, for decoders: quicker, learns the same.")
+        bool, typer.Option("--packing", help="Let a decoder's short examples share rows: quicker.")
     ] = False,
     share: ShareFlag = None,
-    input_column: Annotated[
-        str | None, typer.Option(help="Column of the inputs; default: that of client.toml.")
-    ] = None,
-    target_column: Annotated[
-        str | None, typer.Option(help="Column of the targets; default: that of client.toml.")
-    ] = None,
+    input_column: Annotated[str | None, typer.Option(help="Column of the inputs; default: client.toml's.")] = None,
+    target_column: Annotated[str | None, typer.Option(help="Column of the targets; default: client.toml's.")] = None,
     progress: ProgressFlag = Style.AUTO,
     workspace: WorkspaceFlag = Path(),
     **recipe: Any,
 ) -> "Requested":
     """Read what every verb that trains is told by its flags, and say what will be shared."""
-    from client.training.request import TrainingRequest
+    from client.training.plan import TrainingRequest
 
-    place, settings = open_workspace(workspace, input_column=input_column, target_column=target_column)
+    place = open_workspace(workspace, input_column=input_column, target_column=target_column)
     request = TrainingRequest(
-        tuple(data), name, seed, recipe, share=tell(share), device=device, max_memory=read_amounts(max_memory or ()),
-        micro_batch=micro_batch, dtype=dtype, quantise=quantise, recompute=recompute, packing=packing,
+        tuple(data), name, seed, recipe, share=tuple(share or ()), device=device,
+        max_memory=read_amounts(max_memory or ()), micro_batch=micro_batch, dtype=dtype, quantise=quantise,
+        recompute=recompute, packing=packing,
     )  # fmt: skip
-    return Requested(place, settings, request, progress)
+    for each in request.share if leads() else ():  # before anything is computed
+        say(f"The bundle will tell others {TELLS[each]}")
+    return Requested(place, request, progress)
 
 
 class Requested(NamedTuple):
     """What a verb that trains was told."""
 
     place: "ClientWorkspace"
-    settings: "ClientSettings"
     request: "TrainingRequest"
     progress: Style
 
     @contextmanager
     def trained(self, **more: Any) -> "Iterator[tuple[Bundle, Report] | None]":
-        """Train and pack, in a workspace that stays locked for the block; None for a process that only assists.
+        """Train and pack, with further fields of the request, in a workspace that is locked for the block.
 
-        Args:
-            more: Further fields of the request.
+        Yields:
+            The bundle, and what shows progress; None in a process that only assists.
         """
         from client.job import assist, produce
 
-        place, settings, request, progress = self._replace(request=replace(self.request, **more))
-        quiet_libraries(settings.base, *filter(None, (settings.embedding, request.adapter)))
+        place, request = self.place, replace(self.request, **more)
+        quiet_libraries(place.settings.base, place.settings.embedding, request.adapter)
         if not leads():
-            assist(place, settings, request)
+            assist(place, request)
             yield None
             return
-        with at_work(place), show(progress) as report:
-            yield produce(place, settings, request, report, datetime.now(UTC), say), report
+        with at_work(place), show(self.progress) as report:
+            yield produce(place, request, report, datetime.now(UTC), say), report
 
     def train(self, **more: Any) -> None:
         """Train and pack, and say how to go on."""
@@ -160,15 +146,14 @@ def init(
     coordinator: Annotated[str, typer.Option(help="The coordinator, host:port.")],
     name: Annotated[str | None, typer.Option(help="Name to enrol under; default: made from the key.")] = None,
     base: Annotated[
-        str | None,
-        typer.Option(help="The pool's base model, a folder or Hugging Face id; default: the id the pool names."),
+        str | None, typer.Option(help="Base model: folder or Hugging Face id; default: the pool's.")
     ] = None,
     pool_key: Annotated[
         str | None,
         typer.Option(help="The key that must sign the pool, 64 hexadecimal digits; default: the key seen first."),
     ] = None,
     ca: Annotated[
-        Path | None, typer.Option(help="CA certificate of the coordinator, PEM; default: the system's.")
+        Path | None, typer.Option(help="The coordinator's CA certificate, PEM; default: the system's.")
     ] = None,
     license_id: Annotated[
         str | None, typer.Option("--license", help="License of the experts, an SPDX identifier; default: apache-2.0.")
@@ -190,11 +175,12 @@ def init(
         "coordinator": coordinator, "name": name, "base": base, "pool_key": pool_key, "ca": ca, "license": license_id,
     }  # fmt: skip
     with storage():
-        joined = join(place, flags, datetime.now(UTC))
+        key = join(place, flags, datetime.now(UTC))
+    pool = place.pool.spec
     if pool_key is None:
-        say(f"Trusting the pool's key {joined.pool.spec.coordinator} on first use; compare it with the operator's.")
-    say(f"Joined the pool {joined.pool.spec.name} as {joined.settings.name}, base model {joined.pool.spec.base.name}.")
-    put(joined.key.hex)
+        say(f"Trusting the pool's key {pool.coordinator} on first use; compare it with the operator's.")
+    say(f"Joined the pool {pool.name} as {place.settings.name}, base model {pool.base.name}.")
+    put(key.hex)
 
 
 @app.command(cls=TrainingVerb)
@@ -205,7 +191,7 @@ def train(
         bool, typer.Option("--joint", help="Train gates together with the expert, to compare: such gates route worse.")
     ] = False,
     epsilon: Annotated[
-        float | None, typer.Option(help="Promise every example differential privacy of this much, over all steps.")
+        float | None, typer.Option(help="Differential privacy of every example, over all steps.")
     ] = None,
     delta: Annotated[float | None, typer.Option(help="Its second figure; far less than one in the examples.")] = None,
     clip: Annotated[float, typer.Option(help="Norm to which the gradient of each example is clipped, for it.")] = 1.0,
@@ -249,14 +235,7 @@ def contribute(*, wait: WaitFlag = False, give_up_after: GiveUpFlag = None, **fl
     told = asked(**flags)
     with told.trained() as done:
         if done:
-            submit_bundle(told.place, told.settings, *done, wait=wait, give_up_after=give_up_after)
-
-
-def tell(share: list[Share] | None) -> tuple[Share, ...]:
-    """Say what each share tells others, before anything is computed."""
-    for each in share or () if leads() else ():
-        say(f"The bundle will tell others {TELLS[each]}")
-    return tuple(share or ())
+            submit_bundle(told.place, *done, wait=wait, give_up_after=give_up_after)
 
 
 def privacy(epsilon: float | None, delta: float | None, clip: float) -> "Promise | None":
@@ -269,7 +248,7 @@ def privacy(epsilon: float | None, delta: float | None, clip: float) -> "Promise
     from protocol.errors import Code, Refused
     from protocol.spec import Promise
 
-    if epsilon is None and delta is None:
+    if epsilon is delta is None:
         return None
     if epsilon is None or delta is None:
         raise Refused(Code.SETTINGS_INVALID, "--epsilon and --delta go together.", "Give both, or neither.")

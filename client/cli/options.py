@@ -17,7 +17,6 @@ from protocol.errors import GreylagError
 
 if TYPE_CHECKING:
     from client.workspace.paths import ClientWorkspace
-    from client.workspace.settings import ClientSettings
 
 WorkspaceFlag = Annotated[
     Path, typer.Option("--workspace", "-w", envvar="GREYLAG_WORKSPACE", help="Workspace: the folder with client.toml.")
@@ -32,7 +31,6 @@ GiveUpFlag = Annotated[
         "nobody answers from the start.",
     ),
 ]
-_RECIPE = "Recipe (default: the pool's)"
 ProgressFlag = Annotated[Style, typer.Option(help="How to show progress on stderr.")]
 
 
@@ -61,19 +59,9 @@ class TrainingVerb(Verb):
     @cached_property
     def params(self) -> list[click.Parameter]:  # type: ignore[override] # nobody puts another list there
         """Its flags."""
-        from protocol.spec import recipe_fields  # pydantic: not before the verb, or its help, is asked for
+        from protocol.spec import recipe_flags  # pydantic: not before the verb, or its help, is asked for
 
-        recipe = [
-            TyperOption(
-                param_decls=[name, f"--{name.replace('_', '-')}"],
-                type=kind,
-                help=text,
-                rich_help_panel=_RECIPE,
-            )
-            for name, (kind, text) in recipe_fields().items()
-            if name not in self.without
-        ]
-        return [*self._own, *recipe]
+        return [*self._own, *recipe_flags(TyperOption, "Recipe (default: the pool's)", self.without)]
 
 
 class GatesVerb(TrainingVerb):
@@ -89,17 +77,17 @@ def in_workspace(text: str, workspace: Path) -> str:
     return re.sub(r"greylag-client (?!verify)(?:keys )?[a-z]+", rf"\g<0> -w {shlex.quote(str(workspace))}", text)
 
 
-def open_workspace(root: Path, **flags: object) -> "tuple[ClientWorkspace, ClientSettings]":
-    """Read a workspace's settings, under the flags.
+def open_workspace(root: Path, **flags: object) -> "ClientWorkspace":
+    """Open a workspace that was made, with its settings under the flags.
 
     Raises:
         Refused: `WORKSPACE_MISSING` or `SETTINGS_INVALID`.
     """
-    from client.workspace import settings
     from client.workspace.paths import ClientWorkspace
 
-    workspace = ClientWorkspace(root)
-    return workspace, settings.read(workspace.settings_file, **flags)
+    workspace = ClientWorkspace(root, **flags)
+    _ = workspace.settings
+    return workspace
 
 
 @contextmanager

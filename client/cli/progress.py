@@ -9,11 +9,9 @@ from contextlib import contextmanager
 from enum import StrEnum
 
 from client.progress import Progress, Report
+from protocol.programs import say
 
-PLAIN_INTERVAL_S = 10.0
-
-
-JSON_INTERVAL_S = 0.2
+PLAIN_INTERVAL_S, JSON_INTERVAL_S = 10.0, 0.2
 
 
 class Style(StrEnum):
@@ -26,12 +24,7 @@ class Style(StrEnum):
 
 @contextmanager
 def show(style: Style) -> Iterator[Report]:
-    """Give a function that shows progress while the block runs.
-
-    Args:
-        style: `auto` draws bars on a terminal and writes a plain line now and then elsewhere;
-            `jsonl` writes one JSON object a line.
-    """
+    """Give a function that shows progress: bars on a terminal, else a plain line now and then, or an object a line."""
     if style is Style.JSONL:
         yield _spaced(_write_json, JSON_INTERVAL_S)
     elif style is Style.AUTO and sys.stderr.isatty():
@@ -56,17 +49,13 @@ def _spaced(write: Report, interval_s: float, clock: Callable[[], float] = time.
 
 
 def _write_json(event: Progress) -> None:
-    fields: dict[str, object] = {"event": "progress", "phase": event.phase, "step": event.step, "of": event.of}
-    if event.loss is not None:
-        fields["loss"] = round(event.loss, 4)
-    sys.stderr.write(json.dumps(fields) + "\n")
-    sys.stderr.flush()
+    loss = {} if event.loss is None else {"loss": round(event.loss, 4)}
+    say(json.dumps({"event": "progress", "phase": event.phase, "step": event.step, "of": event.of, **loss}))
 
 
 def _write_line(event: Progress) -> None:
     loss = "" if event.loss is None else f", loss {event.loss:.3f}"
-    sys.stderr.write(f"{event.phase}: {event.step} of {event.of}{loss}\n")
-    sys.stderr.flush()
+    say(f"{event.phase}: {event.step} of {event.of}{loss}")
 
 
 @contextmanager
@@ -74,6 +63,9 @@ def _bars() -> Iterator[Report]:
     from rich import progress
     from rich.console import Console
 
+    from router.base.progress import show_bars
+
+    show_bars()
     columns = (
         progress.TextColumn("{task.description:<8}"),
         progress.BarColumn(),

@@ -15,7 +15,6 @@ from protocol.programs import print_json, put, say
 if TYPE_CHECKING:
     from client.submission.outbox import Record
     from client.workspace.paths import ClientWorkspace
-    from client.workspace.settings import ClientSettings
     from protocol.bundle import Bundle
 
 BundleArgument = Annotated[Path | None, typer.Argument(help="Name or folder; default: the only one here.")]
@@ -39,20 +38,18 @@ def submit(
     """
     from client.submission import submit
 
-    place, settings = open_workspace(workspace)
+    place = open_workspace(workspace)
     if dry_run:
         chosen = submit.choose(place, bundle)
-        pool = place.pool(settings.pool_key)
-        enrolment = submit.enrolment_for(place, settings, chosen, pool, datetime.now(UTC), keep=False)
-        leaving = submit.leaving(chosen, enrolment)
+        leaving = submit.leaving(chosen, submit.enrolment_for(place, chosen, datetime.now(UTC), keep=False))
         if as_json:
             print_json(leaving)
         else:
-            _show_leaving(leaving, settings)
+            _show_leaving(leaving, place.settings.coordinator)
         return
     with at_work(place), show(progress) as report:
         chosen = submit.choose(place, bundle)
-        submit_bundle(place, settings, chosen, report, wait=wait, give_up_after=give_up_after, as_json=as_json)
+        submit_bundle(place, chosen, report, wait=wait, give_up_after=give_up_after, as_json=as_json)
 
 
 def status(
@@ -68,16 +65,14 @@ def status(
     """
     from client.submission import outbox, submit, upload
 
-    place, settings = open_workspace(workspace)
-    pool = place.pool(settings.pool_key)
-    coordinator = upload.Coordinator(settings.coordinator, settings.ca, give_up_after, say)
-    records = outbox.load(place.outbox)
+    place = open_workspace(workspace)
+    coordinator = upload.Coordinator(place.settings.coordinator, place.settings.ca, give_up_after, say)
+    records = [submit.refresh(place, record, coordinator, wait=wait) for record in outbox.load(place.outbox)]
     if not records:
         say("Nothing was submitted from here yet.")
-    records = [submit.refresh(place, record, pool, coordinator, wait=wait) for record in records]
     _show_records(records, as_json=as_json)
     for record in records if wait else ():
-        submit.check_decided(record, pool)
+        submit.check_decided(record, place.pool)
 
 
 def verify(bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")], *, as_json: JsonFlag = False) -> None:
@@ -92,13 +87,11 @@ def verify(bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")], 
         print_json(facts)
     else:
         for name, value in facts.items():
-            if name != "schema":
-                put(f"{name:<12} {value}")
+            put(f"{name:<12} {value}")
 
 
 def submit_bundle(
     place: "ClientWorkspace",
-    settings: "ClientSettings",
     bundle: "Bundle",
     report: Report,
     *,
@@ -112,25 +105,27 @@ def submit_bundle(
         Refused: What the coordinator refuses with; after waiting, the verdict's own code.
         Unavailable: `UNREACHABLE`, `BUSY` if nobody has decided, or `STORAGE_FULL`.
     """
-    from client.submission import submit, upload
+    from client.submission import outbox, submit, upload
 
-    pool = place.pool(settings.pool_key)
-    coordinator = upload.Coordinator(settings.coordinator, settings.ca, give_up_after, say)
-    enrolment = submit.enrolment_for(place, settings, bundle, pool, datetime.now(UTC), keep=True)
-    record = submit.send(place, bundle, enrolment, pool, coordinator, report)
+    coordinator = upload.Coordinator(place.settings.coordinator, place.settings.ca, give_up_after, say)
+    enrolment = submit.enrolment_for(place, bundle, datetime.now(UTC), keep=True)
+    record = submit.send(place, bundle, enrolment, coordinator, report)
     say(f"The coordinator keeps {record.name}; receipt number {record.sequence}.")
     if wait:
-        record = submit.refresh(place, record, pool, coordinator, wait=True)
+        record = submit.refresh(place, record, coordinator, wait=True)
     _show_records([record], as_json=as_json)
-    _check_verdict(record)
+    if record.state == outbox.REFUSED:
+        code = Code.__members__.get(record.code, Code.REQUEST_INVALID)
+        raise code.family(code, record.message or "The bundle was refused.", record.hint)
     if wait:
-        submit.check_decided(record, pool)
+        submit.check_decided(record, place.pool)
 
 
 def _show_records(records: "list[Record]", *, as_json: bool) -> None:
     """Print what became of bundles."""
     if as_json:
-        print_json({"bundles": [_public(record) for record in records]})
+        own = {"schema_version", "receipt"}
+        print_json({"bundles": [record.model_dump(mode="json", exclude=own) for record in records]})
     else:
         for record in records:
             released = f", first in release {record.release}" if record.release else ""
@@ -138,30 +133,13 @@ def _show_records(records: "list[Record]", *, as_json: bool) -> None:
             put(f"{record.digest[:12]} {record.name} {record.state}{released}{reason}")
 
 
-def _check_verdict(record: "Record") -> None:
-    """Fail with the verdict's own code if the bundle was refused.
-
-    Raises:
-        GreylagError: The verdict's code.
-    """
-    from client.submission.outbox import REFUSED
-
-    if record.state == REFUSED:
-        code = Code.__members__.get(record.code, Code.REQUEST_INVALID)
-        raise code.family(code, record.message or "The bundle was refused.", record.hint)
-
-
-def _public(record: "Record") -> dict[str, Any]:
-    return record.model_dump(mode="json", exclude={"schema_version", "receipt"})
-
-
-def _show_leaving(leaving: dict[str, Any], settings: "ClientSettings") -> None:
+def _show_leaving(leaving: dict[str, Any], coordinator: str) -> None:
     """Say in ten lines what leaves, the table of the card among them, which others see first."""
     spec, enrolment = leaving["statement"]["predicate"]["spec"], leaving["enrolment"]["predicate"]
     files = leaving["files"]
     place = f"in the place of {spec['supersedes'][:12]}" if spec["supersedes"] else "in no other's place"
     for line in (
-        f"to {settings.coordinator}: the bundle {spec['name']}, {leaving['digest'][:12]}, {place}",
+        f"to {coordinator}: the bundle {spec['name']}, {leaving['digest'][:12]}, {place}",
         f"{len(files)} files, {sum(file['bytes'] for file in files):,} bytes; --json lists them, and all tensors",
         f"signed by the key {enrolment['key'][:16]}, which enrols as {enrolment['name']}; license {spec['license']}",
         *(f"the card tells: {name}: {value}" for name, value in leaving["card"].items()),

@@ -17,14 +17,8 @@ from protocol.fleet.reply import ANSWER, ARRAYS, METRICS, NUMBER_BYTES, ORDER, U
 Act = Callable[[Order], Reply]
 
 
-def make_app(pool: Pool, act: Act, note: Callable[[str], None]) -> ClientApp:
-    """Make the app of a node.
-
-    Args:
-        pool: Its key must have signed whatever is obeyed.
-        act: Decides about an order and carries it out.
-        note: Writes a line for the contributor; unlike a reply, it may say what went wrong.
-    """
+def make_app(pool: Pool, act: Act, note: Callable[[str], object]) -> ClientApp:
+    """Make the app of a node; what it notes for the contributor may, unlike a reply, say what went wrong."""
     app = ClientApp()
 
     def handle(kind: Kind) -> Callable[[Message, Context], Message]:
@@ -37,15 +31,8 @@ def make_app(pool: Pool, act: Act, note: Callable[[str], None]) -> ClientApp:
     return app
 
 
-def reply_to(message: Message, kind: str, work: Callable[[], Reply], note: Callable[[str], None]) -> Message:
-    """Reply with what `work` gives, or with why it gave nothing: a code or a type, never a text.
-
-    Args:
-        message: What is replied to.
-        kind: The kind of campaign, whose schema holds.
-        work: Does it; may raise anything.
-        note: As in `make_app`.
-    """
+def reply_to(message: Message, kind: str, work: Callable[[], Reply], note: Callable[[str], object]) -> Message:
+    """Reply with what `work` gives, or with why it gave nothing: a code or a type, never a text."""
     try:
         reply = work()
         read_reply(kind, reply.text, reply.metrics, reply.update)

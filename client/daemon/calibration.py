@@ -30,20 +30,11 @@ BATCH = 16
 
 
 def take_steps(
-    model: "RoutedModel",
-    mirror: Mirror,
-    start: Calibration | None,
-    task: Calibrating,
-    source: DataSource,
+    model: "RoutedModel", mirror: Mirror, start: Calibration | None, task: Calibrating, source: DataSource
 ) -> bytes:
     """Train biases and temperatures on the rows that training takes; those that it holds back are for `evaluate`.
 
-    Args:
-        model: Holds the experts.
-        mirror: Says in which order their biases are told.
-        start: What the round starts from; None for zeros.
-        task: The round.
-        source: The private file.
+    Without a start, from zeros.
 
     Returns:
         All numbers of the calibration, float32.

@@ -1,6 +1,9 @@
 """A process that the daemon keeps alive."""
 
+import os
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,15 +14,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 
 
 class Child:
-    """A process that is started again whenever it ends.
-
-    Args:
-        name: What it is called in the log.
-        command: Makes its command line, anew for each start.
-        environment: All of its environment.
-        log: File that its talk is appended to.
-        say: Writes a line for the contributor.
-    """
+    """A process that is started again whenever it ends, its command line made anew."""
 
     def __init__(
         self,
@@ -73,3 +68,15 @@ class Child:
             end_child(self._process, at_once=at_once)
             if not at_once:
                 self._process = None
+
+
+def end_with_parent(leave: Callable[[], object], grace_s: float) -> None:
+    """Have this process end when its standard input does: ask it to leave, and see to it some seconds later."""
+
+    def watch() -> None:
+        sys.stdin.read()
+        leave()
+        time.sleep(grace_s)
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()

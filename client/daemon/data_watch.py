@@ -9,11 +9,7 @@ _DIGEST_BYTES = 8
 
 
 class DataWatch:
-    """Compares the private file with the one that was trained on last.
-
-    Args:
-        memory: File that remembers the lines, as short digests.
-    """
+    """Compares the private file with the one that was trained on last, whose lines it keeps as short digests."""
 
     def __init__(self, memory: Path) -> None:
         self._memory = memory

@@ -4,7 +4,6 @@ It stands where stock Flower starts a process that unpacks and runs the code of 
 looks into the bundle: if the pool's signed policy names its digest, the app of the installed package answers.
 """
 
-import os
 import sys
 import threading
 import time
@@ -13,12 +12,12 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
+from client.daemon.child_process import end_with_parent
 from client.daemon.data_watch import DataWatch
 from client.daemon.handlers import Work
 from client.daemon.policy import Consented, DaemonPolicy, judge, read_policy
 from client.daemon.state import UNASKED, WORKING, DaemonFolder
 from client.libraries import quiet_libraries
-from client.workspace import settings as client_settings
 from client.workspace.disk import storage
 from client.workspace.paths import ClientWorkspace
 from protocol.errors import Code, GreylagError, Unavailable
@@ -33,12 +32,7 @@ _STATES = {"done": "begun", "later": "waits", "failed": "declined"}
 
 
 class Act:
-    """Asks the policy before every campaign, and writes down what was asked and done.
-
-    Args:
-        place: The daemon's corner of the workspace.
-        work: Does it.
-    """
+    """Asks the policy before every campaign, and writes down what was asked and done."""
 
     def __init__(self, place: DaemonFolder, work: Work) -> None:
         self._place, self._work = place, work
@@ -67,7 +61,7 @@ class Act:
             self._place.write_note(name, note | {"state": state, "why": verdict.why})
         if verdict.state != "done":
             if (state, verdict.why) != (before.get("state"), before.get("why")):  # it is asked again and again
-                self.log(f"{what} {state}: {verdict.why}")
+                self._place.say(f"{what} {state}: {verdict.why}")
             return Reply(verdict.state, Code.CONSENT.name)
         if order.kind == "train":
             self._watch.look(policy.data)  # rows that come while it trains are new afterwards
@@ -96,7 +90,7 @@ class Act:
             self._train_again()
             self._pause_s = LOOK_AGAIN_S
         except Exception as error:  # noqa: BLE001 - told here; the change is still there at the next look
-            self.log(f"training on changed data: {error if isinstance(error, GreylagError) else repr(error)}")
+            self._place.say(f"training on changed data: {error if isinstance(error, GreylagError) else repr(error)}")
             self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
         self._look_again = time.monotonic() + self._pause_s
 
@@ -108,7 +102,7 @@ class Act:
         verdict = _judge(policy, "train", allowed=True, overran=False)
         if verdict.state != "done":
             if verdict != self._put_off:
-                self.log(f"training on changed data {_STATES[verdict.state]}: {verdict.why}")
+                self._place.say(f"training on changed data {_STATES[verdict.state]}: {verdict.why}")
             self._put_off = verdict
             return
         self._put_off = None
@@ -123,7 +117,7 @@ class Act:
             return False
         if "lines" not in note:
             self._place.write_note(UNASKED, note | now)
-            self.log("training on changed data is not tried again until they or max_minutes change again")
+            self._place.say("training on changed data is not tried again until they or max_minutes change again")
             return True
         if note.items() >= now.items():
             return True
@@ -133,7 +127,7 @@ class Act:
     @contextmanager
     def _working(self, what: str, *, number: int, kind: str) -> Iterator[None]:
         """Say what is being done, so that the daemon can stop it, and turn a full disk into a sentence."""
-        self.log(f"{what}: begun")
+        self._place.say(f"{what}: begun")
         began = time.monotonic()
         try:
             with storage():
@@ -141,11 +135,7 @@ class Act:
                 yield
         finally:
             self._place.drop_note(WORKING)
-        self.log(f"{what}: done after {time.monotonic() - began:.1f} s")
-
-    def log(self, sentence: str) -> None:
-        """Write a line for the contributor."""
-        self._place.say(sentence)
+        self._place.say(f"{what}: done after {time.monotonic() - began:.1f} s")
 
 
 def _judge(policy: DaemonPolicy, kind: Kind, *, allowed: bool | None, overran: bool) -> Consented:
@@ -157,25 +147,17 @@ def _judge(policy: DaemonPolicy, kind: Kind, *, allowed: bool | None, overran: b
 
 
 def main() -> None:
-    """Run the process; it ends when its standard input does, so never later than the daemon."""
+    """Run the process."""
     place = DaemonFolder(ClientWorkspace(Path(sys.argv[1])))
-    settings = client_settings.read(place.workspace.settings_file)
-    quiet_libraries(settings.base, *filter(None, [settings.embedding]))
-    pool = place.workspace.pool(settings.pool_key)
+    settings, pool = place.workspace.settings, place.workspace.pool
+    quiet_libraries(settings.base, settings.embedding)
     stopped = threading.Event()
-
-    def watch() -> None:
-        sys.stdin.read()
-        stopped.set()
-        time.sleep(_GRACE_S)
-        os._exit(0)  # in the middle of training; it resumes from its last checkpoint
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_with_parent(stopped.set, _GRACE_S)  # also in the middle of training; it resumes from its last checkpoint
     from client.daemon.task_loop import serve  # noqa: PLC0415 - Flower, which takes its environment at import
 
     place.drop_note(WORKING)  # left by a kill in the middle of work
-    act = Act(place, Work(place, pool))
-    serve(act, act.log, pool, place.port, place.secret.read_bytes(), stopped=stopped.is_set, idle=act.idle)
+    act = Act(place, Work(place))
+    serve(act, place.say, pool, place.port, place.secret.read_bytes(), stopped=stopped.is_set, idle=act.idle)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,8 @@ from client.job import produce
 from client.progress import Progress
 from client.runs.record import coarse, finished
 from client.submission import submit, upload
-from client.training.request import TrainingRequest
-from client.workspace import settings as client_settings
-from client.workspace.settings import ClientSettings
-from protocol.documents import Pool
+from client.training.plan import TrainingRequest
+from client.workspace.paths import ClientWorkspace
 from protocol.errors import Code, Refused
 from protocol.fleet.campaign import Order
 from protocol.fleet.reply import Reply
@@ -42,14 +40,10 @@ _BATCH = 16
 class Work:
     """A node's hands: the data, the model that stays loaded, the way to the coordinator.
 
-    Args:
-        place: The daemon's corner of the workspace.
-        pool: The pool.
-        device: A torch device; None for the GPU where there is one.
+    What the workspace's files say is read anew for each order.
     """
 
     place: DaemonFolder
-    pool: Pool
     device: str | None = None
     model: "RoutedModel | None" = None
 
@@ -60,25 +54,15 @@ class Work:
             Refused: A code of the data, the base, the key, the recipe or the coordinator.
             Unavailable: The coordinator cannot be reached, or the disk is full.
         """
-        settings = client_settings.read(self.place.workspace.settings_file)
-        act: dict[str, Callable[[Order, DaemonPolicy, ClientSettings], Reply]] = {
-            "info": self._info, "train": lambda _, policy, __: self.train(policy), "evaluate": self._evaluate,
-            "calibrate": self._calibrate,
-        }  # fmt: skip
-        return act[order.kind](order, policy, settings)
-
-    def _info(self, _order: Order, policy: DaemonPolicy, _settings: ClientSettings) -> Reply:
-        import psutil  # noqa: PLC0415 - only this needs it
-        import torch  # noqa: PLC0415
-
-        from client.bundle.pack import tool_version  # noqa: PLC0415
-        from client.data.files import count_rows  # noqa: PLC0415
-
-        rows = count_rows(policy.data)
-        words = {
-            "version": tool_version(), "device": "cuda" if torch.cuda.is_available() else "cpu", "rows": coarse(rows),
-        }  # fmt: skip
-        return Reply(words=words, metrics={"memory_gb": round(psutil.virtual_memory().available / 2**30, 1)})
+        match order.kind:
+            case "info":
+                return _info(policy)
+            case "train":
+                return self.train(policy)
+            case "evaluate":
+                return self._evaluate(order, policy, self._workspace())
+            case "calibrate":
+                return self._calibrate(order, policy, self._workspace())
 
     def train(self, policy: DaemonPolicy) -> Reply:
         """Train an expert on the private file and submit it; what was done before is not done again.
@@ -87,42 +71,45 @@ class Work:
             Refused: As `answer`.
             Unavailable: As `answer`.
         """
-        settings = client_settings.read(self.place.workspace.settings_file)
         began, losses = time.monotonic(), dict[str, float]()
 
         def report(event: Progress) -> None:
             if event.loss is not None:
                 losses[event.phase] = event.loss
 
-        workspace = self.place.workspace
-        now = datetime.now(UTC)
+        workspace, now = self._workspace(), datetime.now(UTC)
+        coordinator = upload.Coordinator(workspace.settings.coordinator, workspace.settings.ca, PATIENCE_S)
+        asked = TrainingRequest((policy.data,), device=self.device)
+        if (privacy := policy.privacy) is not None:
+            asked = replace(asked, privacy=privacy.promise, max_epsilon=privacy.max_epsilon)
         with workspace.lock():
-            asked = TrainingRequest((policy.data,), device=self.device)
-            if (privacy := policy.privacy) is not None:
-                asked = replace(asked, privacy=privacy.promise, max_epsilon=privacy.max_epsilon)
-            coordinator = upload.Coordinator(settings.coordinator, settings.ca, PATIENCE_S)
-            check_welcome(workspace, settings, self.pool, coordinator)
-            bundle = produce(workspace, settings, asked, report, now)
-            enrolment = submit.enrolment_for(workspace, settings, bundle, self.pool, now, keep=True)
-            submit.send(workspace, bundle, enrolment, self.pool, coordinator, report)
+            check_welcome(workspace, coordinator)
+            bundle = produce(workspace, asked, report, now)
+            enrolment = submit.enrolment_for(workspace, bundle, now, keep=True)
+            submit.send(workspace, bundle, enrolment, coordinator, report)
         metrics = {"seconds": round(time.monotonic() - began, 1)}
-        # No noise hides a loss, so it would break the promise.
-        return Reply(words={"bundle": bundle.digest}, metrics=metrics | ({} if policy.privacy else _last(losses)))
+        if "expert" in losses and privacy is None:  # no noise hides a loss, so it would break the promise
+            metrics["loss"] = round(losses["expert"], 4)
+        return Reply(words={"bundle": bundle.digest}, metrics=metrics)
 
-    def _evaluate(self, order: Order, policy: DaemonPolicy, settings: ClientSettings) -> Reply:
+    def _workspace(self) -> ClientWorkspace:
+        return ClientWorkspace(self.place.workspace.root)
+
+    def _evaluate(self, order: Order, policy: DaemonPolicy, workspace: ClientWorkspace) -> Reply:
         from client.data.examples import held_out_pairs  # noqa: PLC0415 - seconds of import, once a process
 
-        began, count = time.monotonic(), bounded(policy)
-        candidate = self._fetch(order, policy, settings, count)
-        folder, where = self.place.releases, settings.coordinator
+        began, count, settings = time.monotonic(), bounded(policy), workspace.settings
+        candidate = self._fetch(order, policy, workspace, count)
+        folder, key = self.place.releases, PublicKey.from_hex(settings.pool_key)
+        current: Mirror | None = None
         try:
-            current: Mirror | None = pull(folder, where, ca=settings.ca, pool_key=self._key, on_bytes=count)
+            current = pull(folder, settings.coordinator, ca=settings.ca, pool_key=key, on_bytes=count)
         except Refused as error:
             if error.code is not Code.RELEASE_UNKNOWN:
                 raise
-            current = None
-        model = self._loaded(settings)
-        pairs = held_out_pairs(self._source(policy, settings), model.base.tokenizer, self._held_out())
+        model, share = self._loaded(workspace), workspace.pool.spec.recipe.held_out
+        trained = (record.boundary or record.recipe.held_out for _, record in finished(workspace.runs))
+        pairs = held_out_pairs(_source(policy, workspace), model.base.tokenizer, share, trained)
         losses: dict[str, float] = {}
         if current is not None:
             model.take_up(current)
@@ -137,7 +124,7 @@ class Work:
         losses["seconds"] = round(time.monotonic() - began, 1)
         return Reply(words={"rows": coarse(len(pairs))}, metrics=losses)
 
-    def _calibrate(self, order: Order, policy: DaemonPolicy, settings: ClientSettings) -> Reply:
+    def _calibrate(self, order: Order, policy: DaemonPolicy, workspace: ClientWorkspace) -> Reply:
         from client.daemon.calibration import take_steps  # noqa: PLC0415 - torch
 
         task = order.calibrating
@@ -148,50 +135,55 @@ class Work:
                 Code.CONSENT, "This contributor shares nothing learnt from the data but with differential privacy.",
                 "Start the campaign with a budget.",
             )  # fmt: skip
-        began, count = time.monotonic(), bounded(policy)
-        mirror, start = self._fetch(order, policy, settings, count), None
+        began, count, settings = time.monotonic(), bounded(policy), workspace.settings
+        mirror, start = self._fetch(order, policy, workspace, count), None
         if task.start is not None:
             where, ca = settings.coordinator, settings.ca
             start = pull_calibration(self.place.releases, where, task.start, ca=ca, on_bytes=count)
-        model = self._loaded(settings)
+        model = self._loaded(workspace)
         model.take_up(mirror)
-        update = take_steps(model, mirror, start, task, self._source(policy, settings))
+        update = take_steps(model, mirror, start, task, _source(policy, workspace))
         keep_only(self.place.releases, set(model.digests))
         metrics = {"seconds": round(time.monotonic() - began, 1)}
         return Reply(words={"round": str(task.number)}, metrics=metrics, update=update)
 
     def _fetch(
-        self, order: Order, policy: DaemonPolicy, settings: ClientSettings, count: Callable[[int], None]
+        self, order: Order, policy: DaemonPolicy, workspace: ClientWorkspace, count: Callable[[int], None]
     ) -> "Mirror":
         """Fetch the list of experts that an order is about; not for data that cannot be read."""
         from client.data.files import count_rows  # noqa: PLC0415 - seconds of import, once a process
 
-        digest = order.candidate or order.release
+        digest, settings = order.candidate or order.release, workspace.settings
         if digest is None:
             raise Refused(Code.ORDER_INVALID, "The order names no list of experts.", "Tell the pool's operator.")
-        check_base(settings.base, self.pool.spec.base, self.place.workspace.base_cache)
+        check_base(settings.base, workspace.pool.spec.base, workspace.base_cache)
         count_rows(policy.data)
-        folder, where = self.place.releases, settings.coordinator
-        ca, released = settings.ca, order.release is not None
-        return pull_exactly(folder, where, digest, released=released, ca=ca, pool_key=self._key, on_bytes=count)
+        return pull_exactly(
+            self.place.releases, settings.coordinator, digest, released=order.release is not None, ca=settings.ca,
+            pool_key=PublicKey.from_hex(settings.pool_key), on_bytes=count,
+        )  # fmt: skip
 
-    @property
-    def _key(self) -> PublicKey:
-        return PublicKey.from_hex(self.pool.spec.coordinator)
-
-    def _source(self, policy: DaemonPolicy, settings: ClientSettings) -> DataSource:
-        return DataSource((policy.data,), settings.columns, self.place.workspace.split_key())
-
-    def _held_out(self) -> float:
-        """The share of rows that no training of this workspace has seen."""
-        own = (record.recipe.held_out for _, record in finished(self.place.workspace.runs))
-        return min([self.pool.spec.recipe.held_out, *own])
-
-    def _loaded(self, settings: ClientSettings) -> "RoutedModel":
+    def _loaded(self, workspace: ClientWorkspace) -> "RoutedModel":
         from router.model.routed_model import RoutedModel  # noqa: PLC0415 - seconds of import, once a process
 
-        self.model = self.model or RoutedModel.from_base(settings.base, device=self.device)
+        self.model = self.model or RoutedModel.from_base(workspace.settings.base, device=self.device)
         return self.model
+
+
+def _info(policy: DaemonPolicy) -> Reply:
+    import psutil  # noqa: PLC0415 - only this needs it
+    import torch  # noqa: PLC0415
+
+    from client.bundle.pack import tool_version  # noqa: PLC0415
+    from client.data.files import count_rows  # noqa: PLC0415
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    words = {"version": tool_version(), "device": device, "rows": coarse(count_rows(policy.data))}
+    return Reply(words=words, metrics={"memory_gb": round(psutil.virtual_memory().available / 2**30, 1)})
+
+
+def _source(policy: DaemonPolicy, workspace: ClientWorkspace) -> DataSource:
+    return DataSource((policy.data,), workspace.settings.columns, workspace.split_key)
 
 
 def bounded(policy: DaemonPolicy) -> Callable[[int], None]:
@@ -228,7 +220,3 @@ def keep_only(folder: Path, digests: set[str]) -> None:
     for bundle in (folder / BUNDLES).iterdir():
         if bundle.name not in digests:
             shutil.rmtree(bundle)
-
-
-def _last(losses: dict[str, float]) -> dict[str, float]:
-    return {"loss": round(losses["expert"], 4)} if "expert" in losses else {}

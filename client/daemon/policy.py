@@ -34,6 +34,7 @@ from typing import Annotated, Literal, NamedTuple
 import tomli_w
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from client.data.columns import check_file
 from protocol.errors import Code, Refused
 from protocol.files.atomic import write_whole
 from protocol.fleet.campaign import Kind
@@ -147,10 +148,9 @@ def write_policy(path: Path, data: Path) -> None:
     """Write a first daemon.toml: it tells what it has, and asks before anything else.
 
     Raises:
-        Refused: `DATA_UNREADABLE` if there is no such file.
+        Refused: `DATA_UNREADABLE`.
     """
-    if not data.is_file():
-        raise Refused(Code.DATA_UNREADABLE, f"There is no data file {data}.", "Check the path.")
+    check_file(data)
     policy = DaemonPolicy(data=data.resolve())
     write_whole(path, tomli_w.dumps(policy.model_dump(mode="json", exclude_none=True)).encode())
 
@@ -167,15 +167,9 @@ class Consented(NamedTuple):
 def judge(
     policy: DaemonPolicy, kind: Kind, *, allowed: bool | None, now: datetime, free_memory_mb: int, overran: bool
 ) -> Consented:
-    """Decide about a campaign.
+    """Decide about a campaign, at a local time.
 
-    Args:
-        policy: The contributor's.
-        kind: What is asked.
-        allowed: What a person said of this campaign; None for nothing yet.
-        now: The local time.
-        free_memory_mb: Memory that is free.
-        overran: Whether this campaign was stopped here before, because it took too long.
+    A person may have allowed it or not; one that was stopped here because it took too long has overrun.
     """
     consent: Consent = getattr(policy.campaigns, kind)
     hours, minutes, memory_mb = policy.limits.hours, policy.limits.max_minutes, policy.limits.min_free_memory_mb

@@ -1,9 +1,7 @@
 """The daemon's own corner of a workspace: its keys, what was asked, how it stands, what it did."""
 
 import json
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from client.workspace.paths import ClientWorkspace
@@ -18,56 +16,24 @@ UNASKED = "campaign-0"
 """Note about training on changed data that was stopped; it counts as campaign 0, which nobody asked for."""
 
 
-@dataclass(frozen=True)
 class DaemonFolder:
     """Paths below `daemon/` of a workspace."""
 
-    workspace: ClientWorkspace
-
-    @property
-    def policy(self) -> Path:
-        """daemon.toml, which belongs to the contributor."""
-        return self.workspace.root / "daemon.toml"
-
-    @property
-    def folder(self) -> Path:
-        """Everything else."""
-        return self.workspace.root / "daemon"
-
-    @property
-    def node_key(self) -> Path:
-        """The node's private key."""
-        return self.folder / "node.key"
-
-    @property
-    def secret(self) -> Path:
+    def __init__(self, workspace: ClientWorkspace) -> None:
+        self.workspace = workspace
+        self.policy = workspace.root / "daemon.toml"
+        """The contributor's own; all else stands in the folder."""
+        self.folder = folder = workspace.root / "daemon"
+        self.node_key = folder / "node.key"
+        self.secret = folder / "secret"
         """What the executor shows to the SuperNode, so that no other process of this machine takes a task."""
-        return self.folder / "secret"
-
-    @property
-    def log(self) -> Path:
+        self.log = folder / "daemon.log"
         """What the daemon did, a line each, for a person."""
-        return self.folder / "daemon.log"
-
-    @property
-    def flower_log(self) -> Path:
-        """What Flower's SuperNode says."""
-        return self.folder / "flower.log"
-
-    @property
-    def home(self) -> Path:
-        """Where Flower keeps what it likes to keep."""
-        return self.folder / "flower"
-
-    @property
-    def lock(self) -> Path:
-        """Held by the one daemon of a workspace."""
-        return self.folder / "daemon.lock"
-
-    @property
-    def releases(self) -> Path:
-        """Releases and candidates that were fetched to be scored."""
-        return self.folder / "releases"
+        self.flower_log = folder / "flower.log"
+        self.flower_home = folder / "flower"
+        self.lock = folder / "daemon.lock"
+        self.releases = folder / "releases"
+        """What was fetched to be scored."""
 
     def prepare(self) -> NodeKey:
         """Make a secret, and folder and node key where they are missing."""

@@ -1,30 +1,22 @@
 """Flower's SuperNode as a child of the daemon: `python -m client.daemon.supernode`, with SuperNode's own arguments.
 
-It ends when its standard input does, so never later than the daemon: two SuperNodes with one key disturb each other.
+Two SuperNodes with one key disturb each other, so it must not outlive the daemon.
 """
 
 import os
 import signal
-import sys
-import threading
-import time
 
 from flwr.supernode.cli.flower_supernode import flower_supernode
 
+from client.daemon.child_process import end_with_parent
+
 GRACE_S = 10.0
-"""How long it may take to say goodbye, in seconds."""
+"""How long it may take to say goodbye, in seconds: it waits for somebody who may not answer."""
 
 
 def main() -> None:
     """Run the process."""
-
-    def watch() -> None:
-        sys.stdin.read()
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(GRACE_S)
-        os._exit(0)  # it waits for somebody who does not answer
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_with_parent(lambda: os.kill(os.getpid(), signal.SIGTERM), GRACE_S)
     flower_supernode()
 
 

@@ -11,21 +11,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 import psutil
-from filelock import FileLock, Timeout
 
 from client.daemon.child_process import FIRST_PAUSE_S, LONGEST_PAUSE_S, Child
 from client.daemon.policy import read_policy
 from client.daemon.state import PORT, WORKING, DaemonFolder
-from client.workspace import keys
-from client.workspace import settings as client_settings
 from client.workspace.disk import storage
 from protocol.documents import timestamp
 from protocol.errors import Code, GreylagError, Refused, from_os_error
+from protocol.files.locks import held
 from protocol.fleet.node_key import NodeKey, bind
 from protocol.v1.intake_pb2 import BindRequest, EnrolRequest
 from protocol.v1.intake_pb2_grpc import IntakeStub
@@ -47,13 +45,7 @@ _PRIVATE = ("GREYLAG_", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
 class Daemon:
-    """Binds, watches, stops.
-
-    Args:
-        place: The daemon's corner of the workspace.
-        talk: Says a line to whoever started the daemon.
-        clock: Counts seconds, also where the clock on the wall is set.
-    """
+    """Binds, watches, stops, and talks to whoever started it."""
 
     def __init__(
         self, place: DaemonFolder, talk: Callable[[str], None], clock: Callable[[], float] = time.monotonic
@@ -73,14 +65,13 @@ class Daemon:
         Raises:
             Refused: What the coordinator refuses the node with, or a fault of settings or policy.
         """
-        settings = client_settings.read(self._place.workspace.settings_file)
         read_policy(self._place.policy)
         node = self._place.prepare()
-        self._bind(settings, node, stopped)
+        self._bind(node, stopped)
         if stopped.is_set():
             self._write_status("stopped")
             return
-        self._children = self._make_children(settings)
+        self._children = self._make_children()
         notify("READY=1\nSTATUS=bound to " + self._fleet)
         try:
             while not stopped.wait(LOOK_S):
@@ -92,7 +83,7 @@ class Daemon:
                     self._write_status("running")
                     self._relay()
                 if ended:  # as when its key is let in no more; the coordinator says why
-                    self._introduced(settings, node)
+                    self._introduced(node)
                 notify("WATCHDOG=1")
         finally:
             notify("STOPPING=1")
@@ -131,23 +122,29 @@ class Daemon:
         else:
             self._trouble = ""
 
-    def _bind(self, settings: client_settings.ClientSettings, node: NodeKey, stopped: threading.Event) -> None:
+    def _bind(self, node: NodeKey, stopped: threading.Event) -> None:
         """Tie the node's key to the contributor's, as soon as the coordinator can be reached."""
         pause_s = FIRST_PAUSE_S
-        while not self._introduced(settings, node):
+        while not self._introduced(node):
             if stopped.wait(pause_s):
                 return
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-        self.say(f"bound to {settings.name}; connecting to {self._fleet}")
+        self.say(f"bound to {self._place.workspace.settings.name}; connecting to {self._fleet}")
 
-    def _introduced(self, settings: client_settings.ClientSettings, node: NodeKey) -> bool:
-        """Introduce the node; say why not, if that may pass.
+    def _introduced(self, node: NodeKey) -> bool:
+        """Tell the coordinator whose node this is, and learn where to connect; say why not, if that may pass.
 
         Raises:
             Refused: What does not pass.
         """
+        workspace = self._place.workspace
+        enrolment = EnrolRequest(envelope=workspace.enrolment_file.read_bytes())
+        envelope = bind(workspace.pool.digest, workspace.identity(), node, timestamp(datetime.now(UTC)))
         try:
-            self._introduce(settings, node)
+            with connect(workspace.settings.coordinator, workspace.settings.ca) as channel:
+                intake = IntakeStub(channel)
+                intake.Enrol(enrolment, timeout=DEADLINE_S)
+                self._fleet = intake.Bind(BindRequest(envelope=envelope), timeout=DEADLINE_S).fleet
         except GreylagError as error:
             if isinstance(error, Refused) and error.code not in _PASSING:
                 raise
@@ -156,22 +153,6 @@ class Daemon:
                 self._write_status("waiting", error.message)
             return False
         return True
-
-    def _introduce(self, settings: client_settings.ClientSettings, node: NodeKey) -> None:
-        """Tell the coordinator whose node this is, and learn where to connect.
-
-        Raises:
-            Refused: What the coordinator refuses the node with.
-            Unavailable: `UNREACHABLE`.
-        """
-        workspace = self._place.workspace
-        pool, identity = workspace.pool(settings.pool_key), keys.load(workspace.root / settings.key)
-        envelope = bind(pool.digest, identity, node, timestamp(datetime.now(UTC)))
-        with connect(settings.coordinator, settings.ca) as channel:
-            intake = IntakeStub(channel)
-            enrolment = EnrolRequest(envelope=workspace.enrolment_file.read_bytes())
-            intake.Enrol(enrolment, timeout=DEADLINE_S)
-            self._fleet = intake.Bind(BindRequest(envelope=envelope), timeout=DEADLINE_S).fleet
 
     def _look_at_fleet(self) -> None:
         """Say when the fleet stops answering, which the node itself waits out in silence, and when it is back."""
@@ -188,9 +169,9 @@ class Daemon:
             self.say(f"{trouble}; trying again" if trouble else f"{self._fleet} answers again")
             self._away = trouble
 
-    def _make_children(self, settings: client_settings.ClientSettings) -> tuple[Child, Child]:
-        place = self._place
-        quiet = {**_QUIET, "FLWR_HOME": str(place.home)}
+    def _make_children(self) -> tuple[Child, Child]:
+        place, ca = self._place, self._place.workspace.settings.ca
+        quiet = {**_QUIET, "FLWR_HOME": str(place.flower_home)}
         unknowing = {name: value for name, value in os.environ.items() if not name.startswith(_PRIVATE)}
 
         def node() -> list[str]:
@@ -200,7 +181,7 @@ class Daemon:
                 sys.executable, "-m", "client.daemon.supernode", "--superlink", self._fleet,
                 "--auth-supernode-private-key", str(place.node_key), "--isolation", "process",
                 "--superexec-auth-secret-file", str(place.secret), "--host", "127.0.0.1", "--port", str(port),
-                *(["--root-certificates", str(settings.ca)] if settings.ca else []),
+                *(["--root-certificates", str(ca)] if ca else []),
             ]  # fmt: skip
 
         def executor() -> list[str]:
@@ -248,21 +229,12 @@ def exclusive(place: DaemonFolder) -> Iterator[None]:
         Refused: `WORKSPACE_BUSY`, or `SETTINGS_INVALID` where the workspace cannot be written.
         Unavailable: `STORAGE_FULL`.
     """
-    lock = FileLock(place.lock)
-    try:
+    busy = f"A daemon of {place.workspace.root.resolve()} runs already."
+    with ExitStack() as stack:
         with storage():
             place.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock.acquire(blocking=False)
-    except Timeout as error:
-        raise Refused(
-            Code.WORKSPACE_BUSY,
-            f"A daemon of {place.workspace.root.resolve()} runs already.",
-            "See: greylag-client daemon --status",
-        ) from error
-    try:
+            stack.enter_context(held(place.lock, busy, "See: greylag-client daemon --status"))
         yield
-    finally:
-        lock.release()
 
 
 def status(place: DaemonFolder) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def check_app(digest: str, content: bytes, pool: Pool) -> None:
 
 def serve(
     act: Act,
-    note: Callable[[str], None],
+    note: Callable[[str], object],
     pool: Pool,
     port: Callable[[], int],
     secret: bytes,
@@ -51,25 +51,18 @@ def serve(
     stopped: Callable[[], bool],
     idle: Callable[[], None],
 ) -> None:
-    """Take tasks until told to stop.
-
-    Args:
-        act: Answers an order.
-        note: Writes a line for the contributor.
-        pool: Names the app bundles that may ask.
-        port: Tells the SuperNode's loopback port, which is another whenever it starts anew.
-        secret: What the SuperNode was started with.
-        stopped: Tells when to stop.
-        idle: Called when there is nothing to do.
-    """
+    """Take tasks from the SuperNode, whose port is another whenever it starts anew, until told to stop."""
     app = make_app(pool, act, note)
 
     def answer(fab: Fab, message: Message, context: Context) -> Message:
+        def refuse() -> Reply:
+            raise refusal
+
         try:
             check_app(fab.hash_str, fab.content, pool)
         except Refused as error:
             refusal = error
-            return reply_to(message, "", lambda: _raise(refusal), note)
+            return reply_to(message, "", refuse, note)
         return app(message, context)
 
     methods = frozenset({"/flwr.proto.Runtime/AcquireTask"})
@@ -111,7 +104,3 @@ def _connect(port: int, interceptor: ProtobufClientInterceptor) -> RuntimeHttpCl
     return RuntimeHttpClient.from_server_address(
         server_address=f"127.0.0.1:{port}", insecure=True, root_certificates=None, interceptors=[version, interceptor]
     )
-
-
-def _raise(error: Refused) -> Reply:
-    raise error

@@ -4,43 +4,39 @@ A file (JSON Lines, CSV or Parquet) holds an input and a target column, or a col
 (a list of `{"role": ..., "content": ...}`), or, for decoders, a column of plain text. Of a chat, the
 last turn of the assistant is the target and everything before it the prompt, written by the
 tokenizer's own chat template or, where it has none, as lines `role: content` that end in
-`assistant:`. Where the template allows it, a decoder learns the assistant's earlier turns, too
-(`client.data.chat`).
+`assistant:`. Where the template allows it, a decoder learns the assistant's earlier turns, too.
 
 A row is held out, or not, by its content alone, through a hash under the workspace's own key: rows
 that come, go or move change nothing for the others, and a row that stands twice falls on one side.
+Where the share would hold none of few rows, the one with the lowest hash is held out, which others
+may take the place of: so each training notes where it drew its boundary, and `evaluate` keeps to all of them.
 
 No sentence of a refusal ever quotes a cell.
 """
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-from client.data.chat import encode_chat
-from client.data.columns import DataColumns, DataSource
-from protocol.errors import Code, Refused
-from protocol.spec import Architecture, Recipe
-from router.base.tokens import ASSISTANT, IGNORED, Templated, encode_input, encode_target, write_prompt
-
-# Read when `datasets` is first imported.
-os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import datasets
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from client.data.files import Row, lacks, read_rows
+from client.data.columns import DataColumns, DataSource
+from client.data.files import Row, read_rows
+from protocol.errors import Code, Refused
+from protocol.spec import Architecture, Recipe
+from router.base.tokens import ASSISTANT, IGNORED, Templated, encode_input, encode_target, write_chat, write_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _DIGEST_BYTES = 8
+_PARTS = ("role", "content")
+"""Of a message."""
 
 
 class Pair(NamedTuple):
@@ -59,20 +55,13 @@ class Examples:
 
     train: datasets.Dataset
     held_out: datasets.Dataset
+    boundary: float
+    """Below which a row's place, 0 to 1, holds it out."""
 
     @property
     def rows(self) -> int:
         """Rows of the files."""
         return len(self.train) + len(self.held_out)
-
-
-class TokenLimits(NamedTuple):
-    """Longest accepted examples, in tokens."""
-
-    input: int
-    target: int
-    model: int | None
-    """Positions of the model, prompt and target together for a decoder; None for no limit."""
 
 
 def read_examples(
@@ -83,55 +72,46 @@ def read_examples(
     *,
     positions: int | None,
 ) -> Examples:
-    """Open, check, tokenise and split the private files.
-
-    Args:
-        source: The files.
-        tokenizer: The base model's.
-        architecture: Decides how prompt and target become one example.
-        recipe: Limits of length and share of held-out rows.
-        positions: Most tokens that the model takes at once; None for no limit.
+    """Open, check, tokenise and split the private files; no example is longer than `positions` (None: no limit).
 
     Raises:
         Refused: `DATA_UNREADABLE`, `DATA_COLUMNS`, `DATA_EMPTY` or `DATA_TOO_LONG`.
     """
-    limits = TokenLimits(recipe.max_input_tokens, recipe.max_target_tokens, positions)
     places, encoded = [], []
     for where, pair in _pairs(source, tokenizer, architecture):
+        tokens = _encode(pair, tokenizer, architecture, recipe, where, positions)
         places.append(_place(source.split_key, pair))
-        encoded.append([np.asarray(part, np.int32) for part in _encode(pair, tokenizer, architecture, limits, where)])
-    held = split(places, recipe.held_out)
+        encoded.append([np.asarray(part, np.int32) for part in tokens])
+    boundary = boundary_of(places, recipe.held_out)
     train, held_out = (
-        _table(each for each, is_held in zip(encoded, held, strict=True) if is_held == side) for side in (False, True)
+        _table(row for row, place in zip(encoded, places, strict=True) if (place < boundary) == out)
+        for out in (False, True)
     )
-    return Examples(train, held_out)
+    return Examples(train, held_out, boundary)
 
 
-def held_out_pairs(source: DataSource, tokenizer: "PreTrainedTokenizerBase", held_out: float) -> list[Pair]:
-    """Read, as text, the rows that training holds back.
-
-    Args:
-        source: The files.
-        tokenizer: The base model's.
-        held_out: Share that is held back; of a smaller share, the rows are among those of a larger one.
+def held_out_pairs(
+    source: DataSource, tokenizer: "PreTrainedTokenizerBase", share: float, trained: Iterable[float]
+) -> list[Pair]:
+    """Read, as text, the rows that a share holds back, and that no training has seen, wherever it drew its boundary.
 
     Raises:
         Refused: `DATA_UNREADABLE`, `DATA_COLUMNS` or `DATA_EMPTY`.
     """
     # Which takes what others take, too.
     pairs = [pair for _, pair in _pairs(source, tokenizer, "decoder-only")]
-    held = split([_place(source.split_key, pair) for pair in pairs], held_out)
-    return [pair for pair, is_held in zip(pairs, held, strict=True) if is_held]
+    places = [_place(source.split_key, pair) for pair in pairs]
+    boundary = min([boundary_of(places, share), *trained])
+    held = [pair for pair, place in zip(pairs, places, strict=True) if place < boundary]
+    if not held:
+        raise Refused(Code.DATA_EMPTY, "Every row that is left may have been trained on here.", "Add examples.")
+    return held
 
 
-def split(places: list[float], share: float) -> list[bool]:
-    """Say of each row whether it is held back: those below the share, or the lowest one where none is.
+def boundary_of(places: list[float], share: float) -> float:
+    """Say below which place, 0 to 1, rows are held back: the share, or just above the lowest place if that is more.
 
-    A row that was trained on is never held back once other rows have come: the lowest place only falls.
-
-    Args:
-        places: Of the rows, 0 to 1, as their content has it.
-        share: To hold back.
+    A row that was trained on is never held back because others have come: the lowest place only falls.
 
     Raises:
         Refused: `DATA_EMPTY` if there would be nothing to train on.
@@ -142,15 +122,14 @@ def split(places: list[float], share: float) -> list[bool]:
             f"The data hold {len(set(places))} rows that differ; at least 2 are needed, since one is held out.",
             "Add examples.",
         )
-    limit = max(share, np.nextafter(min(places), 1.0))
-    held = [place < limit for place in places]
-    if all(held):
+    boundary = max(share, float(np.nextafter(min(places), 1.0)))
+    if max(places) < boundary:
         raise Refused(
             Code.DATA_EMPTY,
             f"All {len(places)} rows fall among the {share:g} that are held out, and none is left to train on.",
             "Add examples, or give a smaller --held-out.",
         )
-    return held
+    return boundary
 
 
 def _place(key: bytes, pair: Pair) -> float:
@@ -176,7 +155,8 @@ def _pairs(
             extract = extract or _extractor(row.fields, source.columns, tokenizer, path.name, architecture)
             pair = extract(row)
             if pair is None:
-                raise lacks(row.where)
+                what = f"{row.where} lacks an input or a target."
+                raise Refused(Code.DATA_EMPTY, what, "Fill the row in or remove it.")
             yield row.where, pair
         if extract is None:
             raise Refused(Code.DATA_EMPTY, f"{path.name} holds no rows.", "Add examples.")
@@ -191,7 +171,7 @@ def _extractor(
 ) -> Callable[[Row], Pair | None]:
     """Decide once a file how a row becomes a pair; the result is None for a row without both halves."""
     if columns.input in first and columns.target in first:
-        return lambda row: _from_columns(*(_text(row, column) for column in (columns.input, columns.target)))
+        return lambda row: _from_columns(_text(row, columns.input), _text(row, columns.target))
     if columns.messages in first:
         return lambda row: _from_messages(_turns(row, columns.messages), tokenizer)
     if columns.text in first and architecture == "decoder-only":
@@ -208,9 +188,7 @@ def _extractor(
 def _text(row: Row, column: str) -> str:
     """Read a cell; one that is not there is empty."""
     found = row.fields.get(column)
-    if found is None:
-        return ""
-    return _checked(found, f"{row.where}: {column}", "Write every value as a string.")
+    return "" if found is None else _checked(found, f"{row.where}: {column}", "Write every value as a string.")
 
 
 def _checked(found: Any, what: str, hint: str) -> str:
@@ -225,18 +203,13 @@ def _checked(found: Any, what: str, hint: str) -> str:
 
 def _turns(row: Row, column: str) -> list[dict[str, str]]:
     """Read a chat; one that is not there is empty."""
-    found, hint = (
-        row.fields.get(column),
-        ('Write it as [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}].'),
-    )
-    if not isinstance(found, list | None) or not all(isinstance(turn, dict) for turn in found or ()):
+    found = row.fields.get(column) or []
+    hint = 'Write it as [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}].'
+    if not isinstance(found, list) or not all(isinstance(turn, dict) for turn in found):
         raise Refused(Code.DATA_COLUMNS, f"{row.where}: {column} is no list of messages.", hint)
     return [
-        {
-            "role": _checked(turn.get("role"), f"{row.where}: the role of message {number}", hint),
-            "content": _checked(turn.get("content"), f"{row.where}: the content of message {number}", hint),
-        }
-        for number, turn in enumerate(found or (), 1)
+        {part: _checked(turn.get(part), f"{row.where}: the {part} of message {number}", hint) for part in _PARTS}
+        for number, turn in enumerate(found, 1)
     ]
 
 
@@ -253,24 +226,59 @@ def _from_messages(turns: list[dict[str, str]], tokenizer: "PreTrainedTokenizerB
 
 
 def _encode(
-    pair: Pair, tokenizer: "PreTrainedTokenizerBase", architecture: Architecture, limits: TokenLimits, where: str
+    pair: Pair,
+    tokenizer: "PreTrainedTokenizerBase",
+    architecture: Architecture,
+    recipe: Recipe,
+    where: str,
+    positions: int | None,
 ) -> tuple[list[int], list[int]]:
     """Lay an example out as tokens and labels."""
     prompt = encode_input(tokenizer, pair.prompt, architecture)
     target = encode_target(tokenizer, pair.target, architecture)
-    most = limits.model or len(prompt) + len(target)
+    most = positions or len(prompt) + len(target)
+    _check_length(len(prompt), min(recipe.max_input_tokens, most), f"{where}: the input")
+    _check_length(len(target), min(recipe.max_target_tokens, most), f"{where}: the target")
     if architecture == "encoder-decoder":  # the prompt goes to the encoder, the target is predicted
-        _check_length(len(prompt), min(limits.input, most), f"{where}: the input")
-        _check_length(len(target), min(limits.target, most), f"{where}: the target")
         return prompt, target
     # One sequence; the loss skips the prompt, expert and gates act on all of it.
-    _check_length(len(prompt), limits.input, f"{where}: the input")
-    _check_length(len(target), limits.target, f"{where}: the target")
     _check_length(len(prompt) + len(target), most, f"{where}: input and target together")
     if isinstance(pair.prompt, Templated) and (whole := encode_chat(tokenizer, pair.turns)):
-        _check_length(len(whole[0]), limits.model or len(whole[0]), f"{where}: the chat")
+        _check_length(len(whole[0]), positions or len(whole[0]), f"{where}: the chat")
         return whole
     return prompt + target, [IGNORED] * len(prompt) + target
+
+
+def encode_chat(
+    tokenizer: "PreTrainedTokenizerBase", turns: Sequence[dict[str, str]]
+) -> tuple[list[int], list[int]] | None:
+    """Turn a chat into tokens and labels; only the assistant's turns, with what ends them, have labels.
+
+    Prompts and turns are tokenised apart, as they are when the model answers.
+
+    Returns:
+        Tokens and as many labels; None if the template writes a turn otherwise once others follow, so that what the
+        model would have been asked is no beginning of the chat.
+    """
+    whole = write_chat(tokenizer, turns, prompt=False)
+    tokens, labels, end = list[int](), list[int](), 0
+    for place, turn in enumerate(turns):
+        if turn["role"] != ASSISTANT:
+            continue
+        asked = write_chat(tokenizer, turns[:place], prompt=True)
+        # The white space after an end mark belongs to what comes next.
+        said = write_chat(tokenizer, turns[: place + 1], prompt=False).rstrip()
+        if not (whole.startswith(asked) and whole.startswith(said) and said.startswith(asked) and len(asked) >= end):
+            return None
+        before = tokenizer(whole[end : len(asked)], add_special_tokens=False)["input_ids"]
+        answer = tokenizer(whole[len(asked) : len(said)], add_special_tokens=False)["input_ids"]
+        tokens += [*before, *answer]
+        labels += [*([IGNORED] * len(before)), *answer]
+        end = len(said)
+    closing = tokenizer.eos_token_id
+    if closing is not None and tokens[-1] != closing:
+        return [*tokens, closing], [*labels, closing]
+    return tokens, labels
 
 
 def _check_length(found: int, limit: int, what: str) -> None:

@@ -50,11 +50,6 @@ def count_rows(path: Path) -> int:
     return sum(1 for _ in read_rows(path))
 
 
-def lacks(where: str) -> Refused:
-    """Say that a row has no input or no target."""
-    return Refused(Code.DATA_EMPTY, f"{where} lacks an input or a target.", "Fill the row in or remove it.")
-
-
 def _lines(path: Path) -> Iterator[str]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):

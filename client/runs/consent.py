@@ -50,6 +50,3 @@ class Sharing:
             return run
         facts = {"shares": sorted(set(self.shares)), "embedding": self.embedding, "epsilon": self.epsilon}
         return run / f"shared-{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]}"
-
-
-NOTHING = Sharing()

@@ -12,7 +12,8 @@ PHASES = ("base", "expert", "gates", "joint")
 """`base` is not trained, and `joint` stands for expert and gates in one."""
 COMPLETE = "complete"
 """Marker of a whole checkpoint, written last."""
-_OPENINGS = "openings.json"
+OPENINGS = "openings.json"
+"""Mean opening of each module's gate, 0 to 1, in the model's order."""
 TRAINED, HELD_OUT = "loss", "eval_loss"
 """What the Trainer calls a loss on the rows of the last steps, and one on the held-out rows."""
 
@@ -29,12 +30,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def write(phase: Path, log: Iterable[Mapping[str, Any]]) -> None:
-    """Keep what the Trainer logged of a phase.
-
-    Args:
-        phase: The phase's folder; the file stands beside it.
-        log: The Trainer's log.
-    """
+    """Keep what the Trainer logged of a phase, beside its folder."""
     points = [{name: entry[name] for name in ("step", TRAINED, HELD_OUT) if name in entry} for entry in log]
     kept = [point for point in points if TRAINED in point or HELD_OUT in point]
     write_whole(_file(phase.parent, phase.name), strict_json.dumps(kept))
@@ -53,12 +49,6 @@ def steps(run: Path) -> dict[str, int]:
     return {phase: int(log[-1]["step"]) for phase, log in logs.items() if log}
 
 
-def last_loss(log: Iterable[Mapping[str, Any]]) -> float | None:
-    """Find the held-out loss of the last weights in the Trainer's log."""
-    seen = [entry[HELD_OUT] for entry in log if HELD_OUT in entry]
-    return float(seen[-1]) if seen else None
-
-
 def losses(run: Path, *, last: bool = False) -> dict[str, float]:
     """Sum up a run: the held-out loss of the base alone, and the best (or last) of each phase."""
     found = {}
@@ -69,17 +59,6 @@ def losses(run: Path, *, last: bool = False) -> dict[str, float]:
         if seen:
             found[phase] = seen[-1][1] if last else min(loss for _, loss in seen)
     return {phase: round(loss, 3) for phase, loss in found.items()}
-
-
-def write_openings(run: Path, openings: Mapping[str, float]) -> None:
-    """Keep the mean opening of each module's gate, 0 to 1."""
-    write_whole(run / _OPENINGS, json.dumps(dict(openings)).encode())
-
-
-def read_openings(run: Path) -> dict[str, float]:
-    """Read the mean opening of each module's gate, in the model's order."""
-    found: dict[str, float] = json.loads((run / _OPENINGS).read_bytes())
-    return found
 
 
 def _file(run: Path, phase: str) -> Path:

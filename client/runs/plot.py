@@ -1,5 +1,6 @@
 """A picture of a run: how the losses went, and how wide each gate opens."""
 
+import json
 from pathlib import Path
 
 from client.runs import history
@@ -10,9 +11,6 @@ _COLOURS = {"expert": "tab:blue", "gates": "tab:orange", "joint": "tab:green"}
 
 def draw(run: Path) -> Path:
     """Draw a finished run into its folder, unless that was done before.
-
-    Args:
-        run: Folder of the run.
 
     Returns:
         The PNG file: losses of both phases by step, and by module the mean opening of its gate on held-out rows.
@@ -25,7 +23,7 @@ def draw(run: Path) -> Path:
     mpl.use("Agg")
     from matplotlib import pyplot as plt  # noqa: PLC0415 - after the backend is chosen
 
-    openings = history.read_openings(run)
+    openings = json.loads((run / history.OPENINGS).read_bytes())
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(12, max(4.0, 1.0 + 0.14 * len(openings))), layout="constrained", width_ratios=[3, 2]
     )

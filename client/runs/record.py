@@ -19,8 +19,7 @@ RECORD = "run.json"
 STATISTICS = "statistics.json"
 """Beside gates that carry statistics."""
 
-LOSSES = {"base": "by the base alone", "expert": "with the expert", "gates": "with the expert under its gates"}
-LOSSES["joint"] = LOSSES["gates"]
+_LOSSES = {"base": "by the base alone", "expert": "with the expert", "gates": "with the expert under its gates"}
 
 
 class RunRecord(Strict):
@@ -43,6 +42,8 @@ class RunRecord(Strict):
     """Steps that each phase took."""
     losses: dict[Name, float]
     """Losses on the held-out rows, in nats a token, three digits: of the base alone, with the expert, with it gated."""
+    boundary: float | None = None
+    """Below which place, 0 to 1, a row was held out; None for the recipe's share."""
     rows: Annotated[str, Field(max_length=40)]
     """How many examples, as a power of ten: an exact count says more about the data than it should."""
 
@@ -50,6 +51,10 @@ class RunRecord(Strict):
     def loss(self) -> float:
         """On the held-out rows, of the expert under its gates."""
         return self.losses["joint" if self.joint else "gates"]
+
+    def told_losses(self) -> str:
+        """All of them, in words."""
+        return ", ".join(f"{loss:.3f} {_LOSSES.get(name, _LOSSES['gates'])}" for name, loss in self.losses.items())
 
 
 def coarse(rows: int) -> str:
@@ -60,24 +65,19 @@ def coarse(rows: int) -> str:
     return f"{low:,} to {10 * low:,}"
 
 
-def read_record(folder: Path) -> RunRecord | None:
-    """Read the record of a run; None for a run that is not finished."""
-    path = folder / RECORD
-    if not (path.is_file() and (folder / GATES).is_file() and (folder / ADAPTER).is_dir()):
-        return None
-    return statement.read(RunRecord, strict_json.loads(path.read_bytes(), what=RECORD), what=RECORD)
+def is_finished(run: Path) -> bool:
+    """Tell whether a training came to its end."""
+    return (run / RECORD).is_file() and (run / GATES).is_file() and (run / ADAPTER).is_dir()
 
 
-def dump_record(record: RunRecord) -> bytes:
-    """Write a record as JSON."""
-    return strict_json.dumps(record.model_dump(mode="json"))
+def read_record(run: Path) -> RunRecord:
+    """Read the record of a finished run."""
+    return statement.read(RunRecord, strict_json.loads((run / RECORD).read_bytes(), what=RECORD), what=RECORD)
 
 
 def finished(runs: Path) -> Iterator[tuple[Path, RunRecord]]:
     """Go through the finished runs of a workspace, in no order that means anything."""
-    for run in sorted(runs.glob("*")):
-        if (record := read_record(run)) is not None:
-            yield run, record
+    return ((run, read_record(run)) for run in sorted(runs.glob("*")) if is_finished(run))
 
 
 def where_stopped(run: Path) -> str:

@@ -8,10 +8,8 @@ from typing import Any
 
 from client.progress import Report
 from client.submission import outbox, upload
-from client.submission.enrolment import enrol, enrolled
-from client.workspace import keys
+from client.submission.join import enrol, enrolled
 from client.workspace.paths import ClientWorkspace
-from client.workspace.settings import ClientSettings
 from protocol import tensors
 from protocol.bundle import ADAPTER_WEIGHTS, CARD, ENVELOPE, GATES, Bundle, open_bundle
 from protocol.compatibility import check_tensors
@@ -19,11 +17,9 @@ from protocol.documents import Pool
 from protocol.errors import Code, Refused, Unavailable
 from protocol.files.atomic import write_whole
 from protocol.signing import Signed
-from protocol.v1.intake_pb2 import StatusReply
 from protocol.wire.grpc_status import plain
 
 FINAL = ("refused", "released", "superseded", "yanked")
-WAITS_FOR_OPERATOR = "quarantined"
 
 
 def choose(workspace: ClientWorkspace, given: Path | None) -> Bundle:
@@ -34,23 +30,21 @@ def choose(workspace: ClientWorkspace, given: Path | None) -> Bundle:
     """
     if given is not None:
         named = workspace.bundles / given
-        folder = named if len(given.parts) == 1 and named.is_dir() else given
-    else:
-        found = sorted(path.parent for path in workspace.bundles.glob(f"[!.]*/{ENVELOPE}"))
-        if not found:
-            raise Refused(
-                Code.NOT_TRAINED,
-                f"{workspace.root.resolve()} holds no finished bundle.",
-                "Make one with: greylag-client train --data FILE",
-            )
-        if len(found) > 1:
-            raise Refused(
-                Code.NOT_TRAINED,
-                f"There are {len(found)} bundles here: {', '.join(path.name for path in found)[:200]}.",
-                "Name one: greylag-client submit NAME",
-            )
-        folder = found[0]
-    return verify(folder)
+        return verify(named if len(given.parts) == 1 and named.is_dir() else given)
+    found = sorted(path.parent for path in workspace.bundles.glob(f"[!.]*/{ENVELOPE}"))
+    if len(found) == 1:
+        return verify(found[0])
+    if found:
+        raise Refused(
+            Code.NOT_TRAINED,
+            f"There are {len(found)} bundles here: {', '.join(path.name for path in found)[:200]}.",
+            "Name one: greylag-client submit NAME",
+        )
+    raise Refused(
+        Code.NOT_TRAINED,
+        f"{workspace.root.resolve()} holds no finished bundle.",
+        "Make one with: greylag-client train --data FILE",
+    )
 
 
 def verify(folder: Path) -> Bundle:
@@ -67,29 +61,16 @@ def verify(folder: Path) -> Bundle:
 def facts(bundle: Bundle) -> dict[str, Any]:
     """List what a bundle is."""
     spec = bundle.spec
-    return {
-        "digest": bundle.digest,
-        "name": spec.name,
-        "contributor": spec.contributor,
-        "pool": spec.pool,
-        "base": spec.base.name,
-        "modules": len(spec.modules),
-        "ranks": sorted({module.rank for module in spec.modules.values()}),
-        "license": spec.license,
-        "supersedes": spec.supersedes,
-        "created": spec.created,
-        "bytes": bundle.manifest.total_bytes,
-    }
+    told = spec.model_dump(include={"name", "contributor", "pool", "license", "supersedes", "created"})
+    ranks = sorted({module.rank for module in spec.modules.values()})
+    size = {"modules": len(spec.modules), "ranks": ranks, "bytes": bundle.manifest.total_bytes}
+    return {"digest": bundle.digest, **told, "base": spec.base.name, **size}
 
 
 def leaving(bundle: Bundle, enrolment: bytes) -> dict[str, Any]:
-    """List everything that a submission sends, and nothing else.
-
-    Args:
-        bundle: The bundle.
-        enrolment: The key's introduction, which is sent first.
-    """
+    """List everything that a submission sends, the key's introduction first, and nothing else."""
     manifest = bundle.manifest
+    card = (bundle.folder / CARD).read_text(encoding="utf-8")
     held = {name: tensors.read_header(bundle.folder / name) for name in (ADAPTER_WEIGHTS, GATES)}
     return {
         "digest": bundle.digest,
@@ -101,54 +82,42 @@ def leaving(bundle: Bundle, enrolment: bytes) -> dict[str, Any]:
             for name, header in held.items()
             for tensor, info in sorted(header.items())
         ],
-        "card": _told_by((bundle.folder / CARD).read_text(encoding="utf-8")),
+        # The table of the model card.
+        "card": dict(re.findall(r"^\| ([^|]*[^|\s]) \| (.+) \|$", card, re.MULTILINE)),
         "statement": json.loads(Signed.parse(manifest.envelope).payload),
         "enrolment": json.loads(Signed.parse(enrolment).payload),
     }
 
 
-def _told_by(card: str) -> dict[str, str]:
-    """Read the table of a model card."""
-    return dict(re.findall(r"^\| ([^|]*[^|\s]) \| (.+) \|$", card, re.MULTILINE))
-
-
-def enrolment_for(
-    workspace: ClientWorkspace, settings: ClientSettings, bundle: Bundle, pool: Pool, now: datetime, *, keep: bool
-) -> bytes:
+def enrolment_for(workspace: ClientWorkspace, bundle: Bundle, now: datetime, *, keep: bool) -> bytes:
     """Return the introduction of the bundle's key; the private key is needed only if the name changed.
 
     Raises:
         Refused: `WRONG_POOL`, `SIGNER_MISMATCH`, or a code of the key.
     """
-    if bundle.spec.pool != pool.digest:
+    if bundle.spec.pool != workspace.pool.digest:
         raise Refused(
             Code.WRONG_POOL,
             f"The bundle {bundle.spec.name} was made for another pool than this workspace's.",
             "Train it again here.",
         )
-    stored = enrolled(workspace, pool, settings.name, bundle.manifest.signer)
-    if stored is not None:
+    if (stored := enrolled(workspace, bundle.manifest.signer)) is not None:
         return stored
-    identity = keys.load(workspace.root / settings.key)
+    identity = workspace.identity()
     if identity.public != bundle.manifest.signer:
         raise Refused(
             Code.SIGNER_MISMATCH,
             f"The bundle {bundle.spec.name} was signed by another key than this workspace's.",
             "Submit it from the workspace that made it, or train it again here.",
         )
-    envelope = enrol(pool, settings.name, identity, now)
+    envelope = enrol(workspace.pool, workspace.settings.name, identity, now)
     if keep:
         write_whole(workspace.enrolment_file, envelope)
     return envelope
 
 
 def send(
-    workspace: ClientWorkspace,
-    bundle: Bundle,
-    enrolment: bytes,
-    pool: Pool,
-    coordinator: upload.Coordinator,
-    report: Report,
+    workspace: ClientWorkspace, bundle: Bundle, enrolment: bytes, coordinator: upload.Coordinator, report: Report
 ) -> outbox.Record:
     """Submit a bundle and keep its receipt.
 
@@ -156,44 +125,29 @@ def send(
         Refused: What the coordinator refuses with.
         Unavailable: `UNREACHABLE`, `BUSY` or `STORAGE_FULL`.
     """
-    receipt, envelope = upload.submit(bundle, enrolment, pool, coordinator, report)
+    receipt, envelope = upload.submit(bundle, enrolment, workspace.pool, coordinator, report)
     known = {record.digest: record for record in outbox.load(workspace.outbox)}
-    if bundle.digest in known:
-        return known[bundle.digest]
-    record = outbox.submitted(bundle.spec.name, receipt, envelope)
-    outbox.save(workspace.outbox, record)
-    return record
+    if bundle.digest not in known:
+        known[bundle.digest] = outbox.submitted(bundle.spec.name, receipt, envelope)
+        outbox.save(workspace.outbox, known[bundle.digest])
+    return known[bundle.digest]
 
 
 def refresh(
-    workspace: ClientWorkspace, record: outbox.Record, pool: Pool, coordinator: upload.Coordinator, *, wait: bool
+    workspace: ClientWorkspace, record: outbox.Record, coordinator: upload.Coordinator, *, wait: bool
 ) -> outbox.Record:
-    """Ask what became of a bundle and keep the answer.
-
-    Args:
-        workspace: Where the record is kept.
-        record: The bundle's record.
-        pool: Its policy says whether a person decides.
-        coordinator: Whom to ask.
-        wait: Ask again until it is decided, at most its `give_up_after_s` seconds.
+    """Ask what became of a bundle, or wait until it is decided, for as long as patience lasts, and keep the answer.
 
     Raises:
         Refused: `BUNDLE_UNKNOWN`.
         Unavailable: `UNREACHABLE` or `BUSY`.
     """
     if wait:
-        reply: StatusReply = upload.wait(record.digest, coordinator, lambda state: decided(state, pool))
+        reply = upload.wait(record.digest, coordinator, lambda state: decided(state, workspace.pool))
     else:
         reply = upload.status(record.digest, coordinator)
-    heard = record.model_copy(
-        update={
-            "state": plain(reply.state),
-            "code": plain(reply.code),
-            "message": plain(reply.message),
-            "hint": plain(reply.hint),
-            "release": reply.release,
-        }
-    )
+    words = {name: plain(getattr(reply, name)) for name in ("state", "code", "message", "hint")}
+    heard = record.model_copy(update={**words, "release": reply.release})
     outbox.save(workspace.outbox, heard)
     return heard
 
@@ -201,7 +155,7 @@ def refresh(
 def decided(state: str, pool: Pool) -> bool:
     """Tell whether a bundle in this state waits for nobody, or for a person, as the pool's policy may want it."""
     by_people = pool.spec.policy.admission == "reviewed"
-    return state in FINAL or (by_people and state == WAITS_FOR_OPERATOR)
+    return state in FINAL or (by_people and state == "quarantined")
 
 
 def check_decided(record: outbox.Record, pool: Pool) -> None:

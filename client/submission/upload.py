@@ -10,12 +10,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.progress import GIVE_UP_AFTER_S, Progress, Report
+from client.progress import Progress, Report
 from protocol.bundle import Bundle, check_file
 from protocol.documents import Pool, Receipt, read_receipt
 from protocol.errors import Code, GreylagError, Refused, Unavailable
-from protocol.v1.catalog_pb2 import GetPoolRequest
-from protocol.v1.catalog_pb2_grpc import CatalogStub
 from protocol.v1.chunk_pb2 import Chunk
 from protocol.v1.intake_pb2 import (
     BeginReply,
@@ -33,8 +31,8 @@ from protocol.wire.grpc_client import DEADLINE_S, STREAM_DEADLINE_S, connect
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 POLL_S = 1.0
-UNKNOWN_S = 3.0
-"""Patience with an address where nobody has answered yet, in seconds."""
+GIVE_UP_AFTER_S, UNKNOWN_S = 600.0, 3.0
+"""Patience without any progress, and with an address where nobody has answered yet, in seconds."""
 QUIET_S = 10.0
 """Seconds of waiting for a verdict after which that is said."""
 _BEGIN_AGAIN = {
@@ -51,7 +49,7 @@ class Coordinator:
     Args:
         address: `host:port`.
         ca: CA certificate, PEM.
-        give_up_after_s: Seconds without any progress after which a transfer or a wait ends; None for ten minutes, but
+        give_up_after_s: Seconds without any progress after which a transfer or a wait ends; None for ten minutes, or
             a few seconds where nobody has answered yet, since the address may be wrong.
         say: Told once when trying again begins.
         sleep: Waits for seconds.
@@ -66,38 +64,16 @@ class Coordinator:
     clock: Callable[[], float] = time.monotonic
 
     def patience_s(self, *, reached: bool) -> float:
-        """Seconds without progress after which to give up.
-
-        Args:
-            reached: Whether the coordinator has answered before.
-        """
+        """Seconds without progress after which to give up, where the coordinator has answered before or not."""
         if self.give_up_after_s is not None:
             return self.give_up_after_s
         return GIVE_UP_AFTER_S if reached else UNKNOWN_S
-
-
-def fetch_pool(coordinator: Coordinator) -> bytes:
-    """Fetch the pool's signed document, unverified.
-
-    Raises:
-        Refused: `UNTRUSTED` or whatever the coordinator refuses with.
-        Unavailable: `UNREACHABLE` or `BUSY`.
-    """
-    with connect(coordinator.address, coordinator.ca) as channel:
-        return CatalogStub(channel).GetPool(GetPoolRequest(), timeout=DEADLINE_S).envelope
 
 
 def submit(
     bundle: Bundle, enrolment: bytes, pool: Pool, coordinator: Coordinator, report: Report
 ) -> tuple[Receipt, bytes]:
     """Send a bundle until the coordinator's receipt for it is here.
-
-    Args:
-        bundle: A bundle whose every byte was checked.
-        enrolment: Signed introduction of the contributor's key.
-        pool: The pool; its key must have signed the receipt.
-        coordinator: Whom to send to.
-        report: Told how many bytes the coordinator holds.
 
     Returns:
         The receipt, read and as signed.
@@ -106,7 +82,7 @@ def submit(
         Refused: What the coordinator refuses with, or `UNTRUSTED` for a receipt that is not right.
         Unavailable: `UNREACHABLE`, `BUSY` or `STORAGE_FULL`.
     """
-    transfer = _Transfer(bundle, enrolment, report)
+    transfer = Transfer(bundle, enrolment, report)
     patience = _Patience(coordinator)
     damaged = False
     while True:
@@ -116,9 +92,9 @@ def submit(
             return _check_receipt(envelope, bundle, pool), envelope
         except GreylagError as error:
             if error.code in _DAMAGED and not damaged:
-                # Raises if our own disk is to blame; else the damage happened on the way: once more.
-                _check_unchanged(bundle)
-                damaged = True
+                for name, file in bundle.manifest.files.items():
+                    check_file(bundle.folder / name, file)  # raises if our own disk is to blame
+                damaged = True  # on the way: once more
                 continue
             patience.after(error, progressed=transfer.furthest > held, reached=transfer.answered)
 
@@ -136,11 +112,6 @@ def status(digest: str, coordinator: Coordinator) -> StatusReply:
 
 def wait(digest: str, coordinator: Coordinator, decided: Callable[[str], bool]) -> StatusReply:
     """Ask until a bundle is decided or patience ends; either way return the last answer.
-
-    Args:
-        digest: The bundle.
-        coordinator: Whom to ask; `give_up_after_s` bounds the wait.
-        decided: Tells of a state whether to stop.
 
     Raises:
         Refused: `BUNDLE_UNKNOWN`.
@@ -164,7 +135,7 @@ def wait(digest: str, coordinator: Coordinator, decided: Callable[[str], bool]) 
         coordinator.sleep(POLL_S)
 
 
-class _Transfer:
+class Transfer:
     """One bundle on its way; remembers how far it came."""
 
     def __init__(self, bundle: Bundle, enrolment: bytes, report: Report) -> None:
@@ -195,15 +166,13 @@ class _Transfer:
             return intake.Commit(CommitRequest(digest=manifest.digest, token=begun.token), timeout=DEADLINE_S).receipt
 
     def _missing(self, begun: BeginReply) -> dict[str, int]:
-        files = self._bundle.manifest.files
-        for entry in begun.missing:
-            if entry.name not in files or entry.offset > files[entry.name].size:
-                raise Refused(
-                    Code.BAD_WIRE, "The coordinator asks for a file that is not in the bundle.", "Tell its operator."
-                )
-        if begun.digest != self._bundle.digest:
-            raise Refused(Code.BAD_WIRE, "The coordinator answers about another bundle.", "Tell its operator.")
-        return {entry.name: entry.offset for entry in begun.missing}
+        files, missing = self._bundle.manifest.files, {entry.name: entry.offset for entry in begun.missing}
+        wrong = "answers about another bundle" if begun.digest != self._bundle.digest else ""
+        if any(name not in files or offset > files[name].size for name, offset in missing.items()):
+            wrong = "asks for a file that is not in the bundle"
+        if wrong:
+            raise Refused(Code.BAD_WIRE, f"The coordinator {wrong}.", "Tell its operator.")
+        return missing
 
     def _parts(self, token: bytes, name: str, offset: int, held: int) -> Iterator[PutRequest]:
         yield PutRequest(start=PutStart(digest=self._bundle.digest, token=token, name=name))
@@ -254,8 +223,3 @@ def _check_receipt(envelope: bytes, bundle: Bundle, pool: Pool) -> Receipt:
         if found != expected:
             raise Refused(Code.UNTRUSTED, f"The coordinator's receipt is for another {what}.", "Tell its operator.")
     return receipt
-
-
-def _check_unchanged(bundle: Bundle) -> None:
-    for name, file in bundle.manifest.files.items():
-        check_file(bundle.folder / name, file)

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
 
 from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
@@ -22,31 +21,8 @@ from router.base.loading import Base
 from router.training.bottleneck import attach_bottlenecks, detach_bottlenecks, save_bottlenecks
 
 
-class Tuner(Protocol):
-    """An expert in the making."""
-
-    model: nn.Module
-    """The base with the expert on it, whose trainable parameters are the expert's."""
-
-    def save(self, folder: Path, base_name: str) -> None:
-        """Write adapter_config.json and adapter_model.safetensors into a new folder, whole or not at all.
-
-        Args:
-            folder: Does not exist yet.
-            base_name: What the pool calls its base model; the local path is nobody's business.
-        """
-
-    def take_off(self) -> None:
-        """Leave the base as it was."""
-
-
-def put_on(base: Base, recipe: Recipe, modules: Mapping[str, Module]) -> Tuner:
-    """Put an untrained expert on a base model.
-
-    Args:
-        base: The base; its linear modules are replaced until the expert is taken off.
-        recipe: Kind, rank and alpha.
-        modules: What the kind makes of each linear module.
+def put_on(base: Base, recipe: Recipe, modules: Mapping[str, Module]) -> "Tuner":
+    """Put an untrained expert on a base model, whose linear modules are replaced until it is taken off.
 
     Raises:
         Refused: `MODULE_UNKNOWN`, or `KIND_UNSUPPORTED` for DoRA on a base whose weights are not all at hand.
@@ -58,11 +34,13 @@ def put_on(base: Base, recipe: Recipe, modules: Mapping[str, Module]) -> Tuner:
             "Give more with --max-memory, hold the base in fewer bits with --quantise, or take another --kind.",
         )
     if recipe.kind == "bottleneck":
-        return _BottleneckTuner(base.model, modules)
-    return _PeftTuner(base.model, _config(recipe, modules, base.architecture), modules)
+        return BottleneckTuner(base.model, modules)
+    return PeftTuner(base.model, _config(recipe, modules, base.architecture), modules)
 
 
-class _PeftTuner:
+class PeftTuner:
+    """An expert in the making, on the base that PEFT wrapped for it."""
+
     def __init__(self, model: nn.Module, config: PeftConfig, modules: Mapping[str, Module]) -> None:
         linears = [find_linear(model, path) for path in modules]
         # GPT-2's Conv1D; PEFT finds out by itself, but says so with a warning.
@@ -72,6 +50,7 @@ class _PeftTuner:
         self._modules = modules
 
     def save(self, folder: Path, base_name: str) -> None:
+        """Write an expert's files into a new folder, whole or not at all, for a base that the pool calls so."""
         self.model.peft_config["default"].base_model_name_or_path = base_name
         with new_folder(folder) as partial:
             self.model.save_pretrained(str(partial), save_embedding_layers=False)
@@ -84,10 +63,13 @@ class _PeftTuner:
                     path.unlink()
 
     def take_off(self) -> None:
+        """Leave the base as it was."""
         self.model.unload()
 
 
-class _BottleneckTuner:
+class BottleneckTuner:
+    """A bottleneck adapter in the making, which PEFT does not have."""
+
     def __init__(self, model: nn.Module, modules: Mapping[str, Module]) -> None:
         self.model = model
         self._placed = attach_bottlenecks(
@@ -95,6 +77,7 @@ class _BottleneckTuner:
         )
 
     def save(self, folder: Path, base_name: str) -> None:
+        """Write an expert's files into a new folder, whole or not at all, for a base that the pool calls so."""
         fields = {
             "base_model_name_or_path": base_name, "peft_type": BOTTLENECK_TYPE, "target_modules": sorted(self._placed),
         }  # fmt: skip
@@ -103,7 +86,12 @@ class _BottleneckTuner:
             save_bottlenecks(self._placed, partial)
 
     def take_off(self) -> None:
+        """Leave the base as it was."""
         detach_bottlenecks(self.model, self._placed)
+
+
+Tuner = PeftTuner | BottleneckTuner
+"""What is trained in its `model`, and saved."""
 
 
 def _config(recipe: Recipe, modules: Mapping[str, Module], architecture: Architecture) -> PeftConfig:
@@ -111,13 +99,8 @@ def _config(recipe: Recipe, modules: Mapping[str, Module], architecture: Archite
     if recipe.kind == "ia3":
         inputs = [path for path, each in modules.items() if isinstance(each, Ia3Module) and each.side == "input"]
         return IA3Config(target_modules=targets, feedforward_modules=inputs, task_type=task)
+    # The library's alpha is annotated int, and used as a factor.
     return LoraConfig(
-        r=recipe.rank,
-        lora_alpha=recipe.alpha,  # annotated int, used as a factor
-        lora_dropout=0.0,
-        bias="none",
-        use_rslora=recipe.kind == "rslora",
-        use_dora=recipe.kind == "dora",
-        target_modules=targets,
-        task_type=task,
-    )
+        r=recipe.rank, lora_alpha=recipe.alpha, lora_dropout=0.0, bias="none", use_rslora=recipe.kind == "rslora",
+        use_dora=recipe.kind == "dora", target_modules=targets, task_type=task,
+    )  # fmt: skip

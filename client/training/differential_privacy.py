@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from opacus import GradSampleModule
-from opacus.accountants import RDPAccountant
 from opacus.accountants.utils import get_noise_multiplier
 from opacus.grad_sample import register_grad_sampler
 from opacus.optimizers import DPOptimizer
@@ -26,17 +25,9 @@ from protocol.spec import Promise
 from router.base.tokens import IGNORED
 from router.training.gated_linear import GatedExpert
 
-ACCOUNTANT = "rdp"
-
 
 def noise_for(privacy: Promise, rows: int, batch: int, steps: int) -> float:
-    """Find how much noise keeps a promise.
-
-    Args:
-        privacy: The promise.
-        rows: Examples that are trained on.
-        batch: Examples a step, on average.
-        steps: Of all phases together.
+    """Find how much noise keeps a promise to rows of which a step draws a batch on average, over all phases' steps.
 
     Returns:
         Standard deviation of the noise, as a multiple of `privacy.clip`.
@@ -53,9 +44,8 @@ def noise_for(privacy: Promise, rows: int, batch: int, steps: int) -> float:
     rate = min(1.0, batch / rows)
     try:
         found: float = get_noise_multiplier(
-            target_epsilon=privacy.epsilon, target_delta=privacy.delta, sample_rate=rate, steps=steps,
-            accountant=ACCOUNTANT,
-        )  # fmt: skip
+            target_epsilon=privacy.epsilon, target_delta=privacy.delta, sample_rate=rate, steps=steps, accountant="rdp"
+        )
     except ValueError as error:
         raise Refused(
             Code.SETTINGS_INVALID,
@@ -65,30 +55,8 @@ def noise_for(privacy: Promise, rows: int, batch: int, steps: int) -> float:
     return found
 
 
-def spent(noise: float, rate: float, steps: int, delta: float) -> float:
-    """Compute the epsilon that training has spent, by opacus' accountant.
-
-    Args:
-        noise: As `noise_for` returns it.
-        rate: Share of the examples that a step draws, on average.
-        steps: Of all phases together.
-        delta: Of the promise.
-    """
-    accountant = RDPAccountant()
-    accountant.history = [(noise, rate, steps)]
-    return float(accountant.get_epsilon(delta))
-
-
 class PrivateTrainer(PhaseTrainer):
-    """The Trainer, over gradients that are clipped example by example and blurred.
-
-    Args:
-        privacy: The promise.
-        noise: As `noise_for` returns it.
-        batch: Examples a step, on average.
-        micro_batch: Examples in memory at once.
-        options: The Trainer's.
-    """
+    """The Trainer, over gradients that are clipped example by example and blurred; a step draws a batch on average."""
 
     def __init__(self, *, privacy: Promise, noise: float, batch: int, micro_batch: int, **options: Any) -> None:
         super().__init__(**options)

@@ -29,9 +29,6 @@ def leads() -> bool:
 def check_together(device: str | None) -> None:
     """Refuse ways of training together that are not built.
 
-    Args:
-        device: Where each process trains.
-
     Raises:
         Refused: `SETTINGS_INVALID`.
     """

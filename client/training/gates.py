@@ -5,17 +5,19 @@ at the start (arXiv 2402.05859, section 3). Or, to compare with it, trained toge
 (appendix A): routing by such gates is worse.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save as serialise
 from torch import Tensor
 
 from client.progress import Report
 from client.runs import history
 from client.training import distributed, phase
+from protocol.files.atomic import write_whole
 from router.base.loading import Base
 from router.training.gated_linear import GatedLinear, detach_gates
 
@@ -31,14 +33,7 @@ _LOOKED_AT = 8
 def train(
     work: phase.Phase, base: Base, gated: Mapping[str, GatedLinear], examples: "Examples", report: Report
 ) -> dict[str, Tensor]:
-    """Train gates, and whatever else can learn in the model.
-
-    Args:
-        work: The phase; names the folder of checkpoints.
-        base: The base model; as it was, but for the gates and what learns beside them, when this returns.
-        gated: Its modules with a gate in front of an expert, by path.
-        examples: Tokenised examples.
-        report: Told after every step.
+    """Train gates, by module path, and whatever else can learn in the model, which is left without gates.
 
     Returns:
         Gates by tensor name `{module path}.gate`, float32 [d_in].
@@ -46,7 +41,8 @@ def train(
     try:
         phase.run(work, base.model, base.tokenizer, examples, report)
         openings = _openings(base, gated, examples.held_out)
-        distributed.once(lambda: history.write_openings(work.folder.parent, openings))
+        path = work.folder.with_name(history.OPENINGS)
+        distributed.once(lambda: write_whole(path, json.dumps(openings).encode()))
         return {f"{path}.gate": layer.gate.detach().to("cpu", torch.float32).clone() for path, layer in gated.items()}
     finally:
         detach_gates(base.model, gated)
@@ -78,6 +74,4 @@ def _openings(base: Base, gated: Mapping[str, GatedLinear], rows: "datasets.Data
 
 def save(vectors: Mapping[str, Tensor], path: Path) -> None:
     """Write gates.safetensors whole or not at all."""
-    partial = path.with_name(f".{path.name}.tmp")
-    save_file(dict(vectors), partial, metadata={"format": "pt"})
-    partial.replace(path)
+    write_whole(path, serialise(dict(vectors), {"format": "pt"}))

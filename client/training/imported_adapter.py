@@ -25,7 +25,7 @@ from protocol.files.atomic import new_folder, write_whole
 from protocol.spec import Dtype, PoolSpec
 from protocol.statement import first_invalid
 from protocol.tensors import ADAPTER_PREFIX, TensorInfo, read_header
-from router.base.fingerprint import folder_of
+from router.base.fingerprint import locate
 
 _MODULE: TypeAdapter[Module] = TypeAdapter(Module)
 _SUFFIXES = (".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector", ".ia3_l")
@@ -53,11 +53,7 @@ class Adapter:
 
 
 def read_adapter(name_or_path: str, pool: PoolSpec) -> Adapter:
-    """Read what an adapter is, without its weights, and hold it against a pool.
-
-    Args:
-        name_or_path: A folder as PEFT saves it, or a Hugging Face id.
-        pool: Modules of the base and the largest rank.
+    """Read what an adapter is, a folder or a Hugging Face id, without its weights, and hold it against a pool.
 
     Raises:
         Refused: `ADAPTER_UNREADABLE`, `KIND_UNSUPPORTED`, `MODULE_UNKNOWN`, `RANK_OUT_OF_BOUNDS`, or a code of
@@ -84,11 +80,6 @@ def read_adapter(name_or_path: str, pool: PoolSpec) -> Adapter:
 def write_adapter(adapter: Adapter, folder: Path, pool: PoolSpec) -> None:
     """Write an adapter as an expert's files, whole or not at all, with full names and nothing that is private.
 
-    Args:
-        adapter: What to write.
-        folder: Does not exist yet.
-        pool: Says what its base model is called.
-
     Raises:
         Refused: `NOT_FINITE`, or `NO_EFFECT` where it adds nothing.
     """
@@ -114,7 +105,7 @@ def write_adapter(adapter: Adapter, folder: Path, pool: PoolSpec) -> None:
 
 
 def _locate(name_or_path: str) -> Path:
-    folder = folder_of(name_or_path, _FILES, _unreadable)
+    folder = locate(name_or_path, _FILES, _unreadable)
     if not (folder / ADAPTER_WEIGHTS).is_file() and any((folder / name).exists() for name in _PICKLED):
         raise _unreadable(name_or_path, "its weights are pickled, and a pickle may run anything")
     for name in _FILES:

@@ -29,7 +29,7 @@ from transformers import (
 from client.progress import Progress, Report
 from client.runs import history
 from client.training import distributed
-from client.training.request import TrainingRequest
+from client.training.plan import TrainingRequest
 from client.training.sequence_packing import pack
 from client.training.trainer import TRAINABLE, PhaseTrainer, diverged, restore
 from protocol.errors import Code, Refused, Unavailable
@@ -64,32 +64,24 @@ class Phase:
 
 
 def run(
-    phase: Phase,
-    model: "nn.Module",
-    tokenizer: "PreTrainedTokenizerBase",
-    examples: "Examples",
-    report: Report,
-) -> float:
+    phase: Phase, model: "nn.Module", tokenizer: "PreTrainedTokenizerBase", examples: "Examples", report: Report
+) -> None:
     """Train, resuming from the last whole checkpoint; leaves the best weights in the model.
 
     In private training the last weights are left: to choose by held-out examples would tell about them.
-
-    Returns:
-        The held-out loss of the weights that are left.
 
     Raises:
         Refused: `NOT_FINITE` if training diverged.
     """
     trainer = _trainer(phase, model, tokenizer, examples)
     privacy, recipe = phase.request.privacy, phase.recipe
-    trainer.add_callback(_Reporter(phase, report))
     if recipe.patience and privacy is None:
         trainer.add_callback(EarlyStoppingCallback(recipe.patience))
     distributed.once(lambda: sweep(phase.folder))
     last = history.newest_checkpoint(phase.folder)
     try:
         with _interruptible() as asked:
-            trainer.add_callback(_Checkpoints(phase.folder, asked))
+            trainer.add_callback(_Watcher(phase, report, asked))
             if last is None or history.step_of(last) < phase.steps:
                 trainer.train(resume_from_checkpoint=None if last is None else str(last))
             else:  # for which the Trainer would take another step
@@ -112,11 +104,12 @@ def run(
             "Run the same command again: it continues there.",
         )
     trainer.take_off()
-    loss = trainer.state.best_metric if privacy is None else history.last_loss(trainer.state.log_history)
+    loss = trainer.state.best_metric
+    if privacy is not None:
+        loss = [entry[history.HELD_OUT] for entry in trainer.state.log_history if history.HELD_OUT in entry][-1]
     if loss is None or not math.isfinite(loss):
         raise diverged(phase.name)
     distributed.once(lambda: history.write(phase.folder, trainer.state.log_history))
-    return float(loss)
 
 
 def measure(phase: Phase, model: "nn.Module", tokenizer: "PreTrainedTokenizerBase", examples: "Examples") -> None:
@@ -179,48 +172,36 @@ def _interruptible() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-class _Checkpoints(TrainerCallback):
-    """Marks a checkpoint as whole, then lets go of all but the newest and the best; asks for one on Ctrl-C."""
+class _Watcher(TrainerCallback):
+    """Tells how far the phase has come, marks what is whole of it, and asks for a checkpoint on Ctrl-C."""
 
-    def __init__(self, folder: Path, asked: threading.Event) -> None:
-        self._folder, self._asked = folder, asked
-
-    def on_step_end(self, _args: TrainingArguments, _state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self._asked.is_set():
-            control.should_save = control.should_training_stop = True
-
-    def on_train_begin(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
-        # A resumed state remembers a path; the workspace may have been moved since.
-        if state.best_global_step:
-            state.best_model_checkpoint = str(self._checkpoint(state.best_global_step))
-
-    def on_save(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
-        if not distributed.leads():
-            return
-        newest = self._checkpoint(state.global_step)
-        (newest / history.COMPLETE).touch(mode=0o600)
-        kept = {newest.name, Path(state.best_model_checkpoint or newest).name}
-        for checkpoint in self._folder.glob("checkpoint-*"):
-            if checkpoint.name not in kept:
-                shutil.rmtree(checkpoint)
-
-    def _checkpoint(self, step: int) -> Path:
-        return self._folder / f"checkpoint-{step}"
-
-
-class _Reporter(TrainerCallback):
-    """Tells how far the phase has come."""
-
-    def __init__(self, phase: Phase, report: Report) -> None:
-        self._phase, self._report, self._loss = phase, report, None
+    def __init__(self, phase: Phase, report: Report, asked: threading.Event) -> None:
+        self._phase, self._report, self._asked, self._loss = phase, report, asked, None
 
     def on_log(
         self, _args: TrainingArguments, _state: TrainerState, _control: TrainerControl, *, logs: Any = None, **_: Any
     ) -> None:
         self._loss = (logs or {}).get("loss", self._loss)
 
-    def on_step_end(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
+    def on_step_end(self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._report(Progress(self._phase.name, state.global_step, self._phase.steps, self._loss))
+        if self._asked.is_set():
+            control.should_save = control.should_training_stop = True
+
+    def on_train_begin(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
+        # A resumed state remembers a path; the workspace may have been moved since.
+        if state.best_global_step:
+            state.best_model_checkpoint = str(self._phase.folder / f"checkpoint-{state.best_global_step}")
+
+    def on_save(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
+        if not distributed.leads():
+            return
+        newest = self._phase.folder / f"checkpoint-{state.global_step}"
+        (newest / history.COMPLETE).touch(mode=0o600)
+        kept = {newest.name, Path(state.best_model_checkpoint or newest).name}
+        for checkpoint in self._phase.folder.glob("checkpoint-*"):
+            if checkpoint.name not in kept:
+                shutil.rmtree(checkpoint)
 
 
 class _Arguments(TrainingArguments):

@@ -16,13 +16,14 @@ from transformers import set_seed
 from client.data.examples import Examples, read_examples
 from client.progress import Report
 from client.runs import history
-from client.runs.record import ADAPTER, RECORD, RunRecord, coarse, dump_record
+from client.runs.record import ADAPTER, RECORD, RunRecord, coarse
 from client.training import adapters, distributed, gates, phase, statistics, trainer
 from client.training.imported_adapter import write_adapter
 from client.training.plan import TrainingPlan
 from client.training.sequence_packing import check_packing
 from protocol.bundle import GATES
 from protocol.errors import Code, Refused
+from protocol.files import strict_json
 from protocol.files.atomic import write_whole
 from router.base.device_map import is_offloaded
 from router.base.linear import find_linear
@@ -33,11 +34,6 @@ from router.training.gated_linear import attach_gates, gate_tuners
 def train(plan: TrainingPlan, folder: Path, report: Report) -> None:
     """Train an expert and its gates; continues where an earlier try was stopped.
 
-    Args:
-        plan: What to train.
-        folder: Folder of the run.
-        report: Told after every step.
-
     Raises:
         Refused: A code of the data, `BASE_UNREADABLE`, `SETTINGS_INVALID`, `MODULE_UNKNOWN`, `KIND_UNSUPPORTED`,
             `NOT_FINITE` or `NO_EFFECT`.
@@ -47,12 +43,9 @@ def train(plan: TrainingPlan, folder: Path, report: Report) -> None:
         raise Refused(Code.SETTINGS_INVALID, "There is no CUDA device here.", "Leave out --device cuda.")
     folder.mkdir(parents=True, exist_ok=True)
     base = load_base(
-        plan.settings.base,
-        device=distributed.join(request.device),
-        max_memory=request.max_memory,
-        dtype=request.dtype,
-        quantise=request.quantise,
-    )
+        plan.workspace.settings.base, device=distributed.join(request.device), max_memory=request.max_memory,
+        dtype=request.dtype, quantise=request.quantise,
+    )  # fmt: skip
     if is_offloaded(base.model):
         plan = _for_offloading(plan)
     if plan.request.recompute and not base.model.supports_gradient_checkpointing:
@@ -101,7 +94,7 @@ class _Run:
         if adapter is not None:
             # It may come from another base: this tells what it is worth.
             phase.measure(self._phase("base"), base.model, base.tokenizer, self.examples)
-            distributed.once(lambda: write_adapter(adapter, self.folder / ADAPTER, plan.pool.spec))
+            distributed.once(lambda: write_adapter(adapter, self.folder / ADAPTER, plan.workspace.pool.spec))
             return
         set_seed(plan.request.seed)
         linears, rest = {path: find_linear(base.model, path) for path in plan.modules}, (self.examples, self.report)
@@ -111,7 +104,7 @@ class _Run:
         else:
             phase.run(self._phase("expert"), expert.model, base.tokenizer, *rest)
         _check_finite(trainer.trainable(expert.model), "expert")
-        distributed.once(lambda: expert.save(self.folder / ADAPTER, plan.pool.spec.base.name))
+        distributed.once(lambda: expert.save(self.folder / ADAPTER, plan.workspace.pool.spec.base.name))
         expert.take_off()
 
     def train_gates(self) -> None:
@@ -125,19 +118,13 @@ class _Run:
         if not (plan.sharing.folder(folder) / GATES).is_file():
             statistics.write(plan.sharing, folder, self.base, self.examples.train, list(plan.modules), self.report)
         record = RunRecord(
-            name=plan.name,
-            pool=plan.pool.digest,
-            recipe=plan.recipe,
-            modules=dict(plan.modules),
-            dtype="float32" if plan.adapter is None else plan.adapter.dtype,
-            adopted=plan.adapter is not None,
-            joint=request.joint,
-            privacy=request.privacy,
-            steps=history.steps(folder),
-            losses=history.losses(folder, last=request.privacy is not None),
+            name=plan.name, pool=plan.workspace.pool.digest, recipe=plan.recipe, modules=dict(plan.modules),
+            dtype="float32" if plan.adapter is None else plan.adapter.dtype, adopted=plan.adapter is not None,
+            joint=request.joint, privacy=request.privacy, steps=history.steps(folder),
+            losses=history.losses(folder, last=request.privacy is not None), boundary=self.examples.boundary,
             rows=coarse(self.examples.rows),
-        )
-        write_whole(folder / RECORD, dump_record(record))
+        )  # fmt: skip
+        write_whole(folder / RECORD, strict_json.dumps(record.model_dump(mode="json")))
         for checkpoints in history.PHASES:
             shutil.rmtree(folder / checkpoints, ignore_errors=True)
 

@@ -31,15 +31,12 @@ def pack(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
     longest = max(len(example["input_ids"]) for example in examples)
     rows: list[list[dict[str, Any]]] = []
-    room: list[int] = []
     for example in sorted(examples, key=lambda each: -len(each["input_ids"])):
-        length = len(example["input_ids"])
-        at = next((at for at, left in enumerate(room) if left >= length), len(rows))
-        if at == len(rows):
-            rows.append([])
-            room.append(longest)
-        rows[at].append(example)
-        room[at] -= length
+        most = longest - len(example["input_ids"])
+        row = next((row for row in rows if sum(len(each["input_ids"]) for each in row) <= most), None)
+        if row is None:
+            rows.append(row := [])
+        row.append(example)
     batch = {
         "input_ids": torch.zeros(len(rows), longest, dtype=torch.long),
         "labels": torch.full((len(rows), longest), IGNORED),

@@ -36,15 +36,7 @@ _AT_ONCE = 8
 def write(
     sharing: Sharing, run: Path, base: Base, rows: "datasets.Dataset", modules: Sequence[str], report: Report
 ) -> None:
-    """Write gates together with what is shared into a folder of the run.
-
-    Args:
-        sharing: What is shared.
-        run: Folder of the run, with its gates.
-        base: The base model, no expert on it.
-        rows: Tokenised training rows.
-        modules: Paths of the expert's modules.
-        report: Told after every batch.
+    """Write gates together with what is shared of the base model's view of the training rows into a folder of the run.
 
     Raises:
         Refused: `BASE_UNREADABLE` for an embedding model that cannot be loaded, `NOT_FINITE`.

@@ -8,64 +8,78 @@ split.key          decides which rows are held out, never sent
 """
 
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, suppress
+from functools import cached_property
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
+from client.workspace import keys
+from client.workspace.settings import ClientSettings
 from protocol.documents import Pool, read_pool
 from protocol.errors import Code, Refused
 from protocol.files.atomic import write_secret
-from protocol.signing import PublicKey
+from protocol.files.locks import held
+from protocol.settings import read_settings
+from protocol.signing import Identity, PublicKey
 
 _SPLIT_KEY_BYTES = 32
 
 
-@dataclass(frozen=True)
 class ClientWorkspace:
-    """Paths inside a workspace."""
+    """Paths inside a workspace, and what its files say, each read when it is first asked for.
 
-    root: Path
+    Args:
+        root: The folder.
+        flags: Settings that were given on the command line; None means not given.
+    """
 
-    @property
-    def settings_file(self) -> Path:
-        """client.toml; a folder that holds it is a workspace."""
-        return self.root / "client.toml"
+    def __init__(self, root: Path, **flags: object) -> None:
+        self._flags = flags
+        self.root = root
+        self.settings_file = root / "client.toml"
+        self.pool_file = root / "pool.dsse.json"
+        self.enrolment_file = root / "enrolment.dsse.json"
+        """Signed once, so that submitting needs no private key."""
+        self.base_cache = root / "base.json"
+        self.runs = root / "runs"
+        self.bundles = root / "bundles"
+        self.outbox = root / "outbox"
 
-    @property
-    def pool_file(self) -> Path:
-        """The pool's signed document."""
-        return self.root / "pool.dsse.json"
+    @cached_property
+    def settings(self) -> ClientSettings:
+        """What the contributor chose.
 
-    @property
-    def enrolment_file(self) -> Path:
-        """The enrolment, signed once, so that submitting needs no private key."""
-        return self.root / "enrolment.dsse.json"
+        Raises:
+            Refused: `SETTINGS_INVALID`, naming the setting, or `WORKSPACE_MISSING`.
+        """
+        if not self.settings_file.is_file():
+            raise Refused(
+                Code.WORKSPACE_MISSING,
+                f"{self.root.resolve()} is no workspace yet: it holds no {self.settings_file.name}.",
+                "Make one with: greylag-client init --coordinator HOST:PORT",
+            )
+        return read_settings(ClientSettings, self._flags, self.settings_file)
 
-    @property
-    def base_cache(self) -> Path:
-        """Cached fingerprint of the base model."""
-        return self.root / "base.json"
+    @cached_property
+    def pool(self) -> Pool:
+        """The pool, signed by the key that the settings trust.
 
-    @property
-    def runs(self) -> Path:
-        """Training in progress, one folder a run."""
-        return self.root / "runs"
+        Raises:
+            Refused: `WORKSPACE_MISSING`, `UNTRUSTED`, or any code of an envelope.
+        """
+        trusted = PublicKey.from_hex(self.settings.pool_key)
+        try:
+            envelope = self.pool_file.read_bytes()
+        except OSError as error:
+            raise Refused(
+                Code.WORKSPACE_MISSING,
+                f"{self.pool_file} cannot be read: {error.strerror}.",
+                "Start a new workspace with: greylag-client init --coordinator HOST:PORT",
+            ) from error
+        return read_pool(envelope, trusted)
 
-    @property
-    def bundles(self) -> Path:
-        """Finished bundles, one folder an expert."""
-        return self.root / "bundles"
-
-    @property
-    def outbox(self) -> Path:
-        """Records of submitted bundles."""
-        return self.root / "outbox"
-
+    @cached_property
     def split_key(self) -> bytes:
-        """Read the key that decides which rows are held out; made once, when it is first asked for.
+        """The key that decides which rows are held out; made once, when it is first asked for.
 
         Raises:
             Refused: `KEY_UNREADABLE`.
@@ -82,39 +96,20 @@ class ClientWorkspace:
             )
         return key
 
-    def pool(self, trusted: str) -> Pool:
-        """Read the pool's document.
-
-        Args:
-            trusted: The key that must have signed it, 64 hexadecimal digits.
+    def identity(self) -> Identity:
+        """Read the contributor's private key.
 
         Raises:
-            Refused: `WORKSPACE_MISSING`, `UNTRUSTED`, or any code of an envelope.
+            Refused: As `client.workspace.keys.load`.
         """
-        try:
-            envelope = self.pool_file.read_bytes()
-        except OSError as error:
-            raise Refused(
-                Code.WORKSPACE_MISSING,
-                f"{self.pool_file} cannot be read: {error.strerror}.",
-                "Start a new workspace with: greylag-client init --coordinator HOST:PORT",
-            ) from error
-        return read_pool(envelope, PublicKey.from_hex(trusted))
+        return keys.load(self.root / self.settings.key)
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> AbstractContextManager[None]:
         """Keep other processes out for as long as the block runs.
 
         Raises:
             Refused: `WORKSPACE_BUSY`.
         """
         self.root.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(self.root / ".lock", timeout=0):
-                yield
-        except Timeout as error:
-            raise Refused(
-                Code.WORKSPACE_BUSY,
-                f"Another greylag-client works in {self.root.resolve()}.",
-                "Wait until it has finished, or choose another folder with --workspace.",
-            ) from error
+        busy = f"Another greylag-client works in {self.root.resolve()}."
+        return held(self.root / ".lock", busy, "Wait until it has finished, or choose another folder with --workspace.")

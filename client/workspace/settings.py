@@ -7,8 +7,7 @@ from pydantic import Field, StringConstraints, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from client.data.columns import DataColumns
-from protocol.errors import Code, Refused
-from protocol.settings import read_settings
+from protocol.errors import Refused
 from protocol.spec import KeyHex, Line, Name
 from protocol.wire.grpc_client import check_address
 
@@ -50,34 +49,7 @@ class ClientSettings(BaseSettings):
     @classmethod
     def _is_address(cls, value: str) -> str:
         try:
-            return check_address(value)
+            check_address(value)
         except Refused as error:
             raise ValueError(error.message) from error
-
-
-def read(path: Path, **flags: object) -> ClientSettings:
-    """Read the settings of a workspace.
-
-    Args:
-        path: client.toml.
-        flags: Settings given on the command line; None means not given.
-
-    Raises:
-        Refused: `SETTINGS_INVALID`, naming the setting, or `WORKSPACE_MISSING`.
-    """
-    if not path.is_file():
-        raise Refused(
-            Code.WORKSPACE_MISSING,
-            f"{path.parent.resolve()} is no workspace yet: it holds no {path.name}.",
-            "Make one with: greylag-client init --coordinator HOST:PORT",
-        )
-    return read_settings(ClientSettings, flags, path)
-
-
-def from_flags(**flags: object) -> ClientSettings:
-    """Check the settings of a workspace that is about to be made.
-
-    Raises:
-        Refused: `SETTINGS_INVALID`, naming the setting.
-    """
-    return read_settings(ClientSettings, flags)
+        return value

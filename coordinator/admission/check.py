@@ -14,13 +14,8 @@ from protocol.files import strict_json
 def check_content(folder: Path, pool: Path) -> None:
     """Check structure, then numbers, of a bundle whose digests are right.
 
-    Args:
-        folder: The bundle.
-        pool: The signed pool.
-
     Raises:
-        Refused: `SPEC_INVALID`, `CONFIG_MISMATCH`, `TENSOR_HEADER`, `TENSOR_NAMES`, `TENSOR_SHAPE`,
-            `TENSOR_DTYPE`, `NOT_FINITE`, `CONSTANT_GATE` or `NO_EFFECT`.
+        Refused: `SPEC_INVALID`, `CONFIG_MISMATCH`, `NOT_FINITE`, `CONSTANT_GATE`, `NO_EFFECT`, or as `tensors.check`.
     """
     spec = read_manifest((folder / ENVELOPE).read_bytes()).spec
     linears = set(read_pool(pool.read_bytes()).spec.modules)

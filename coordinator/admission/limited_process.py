@@ -31,15 +31,9 @@ class CheckFailedError(Exception):
 
 
 def check(folder: Path, pool: Path, limits: ProcessLimits = ProcessLimits()) -> None:
-    """Check the content of a bundle in a subprocess.
-
-    Args:
-        folder: A bundle whose digests are right.
-        pool: The signed pool.
-        limits: What the process may use.
+    """Check the content of a bundle whose digests are right in a subprocess; refuses as `check_content`.
 
     Raises:
-        Refused: What `check_content` refuses with.
         CheckFailedError: The process was killed, crashed or did not answer.
     """
     command = [sys.executable, "-P", "-B", "-m", __name__, str(folder.resolve()), str(pool.resolve())]
@@ -67,16 +61,13 @@ def check(folder: Path, pool: Path, limits: ProcessLimits = ProcessLimits()) -> 
     raise refusal
 
 
-def _limit(limits: ProcessLimits) -> None:
+def main(folder: str, pool: str, given: str) -> None:
+    """Be the process."""
+    limits = ProcessLimits(**json.loads(given))
     resource.setrlimit(resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
     resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu_s, limits.cpu_s))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def main(folder: str, pool: str, limits: str) -> None:
-    """Be the process."""
-    _limit(ProcessLimits(**json.loads(limits)))
     from coordinator.admission.check import check_content  # noqa: PLC0415 - whatever is imported is limited too
     from protocol.documents import read_pool  # noqa: PLC0415
 

@@ -19,14 +19,11 @@ _PARTNERS = {".lora_B.weight": ".lora_A.weight", ".adapter_up.weight": ".adapter
 
 
 def check_adapter(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
-    """Refuse adapter weights that are not finite or change nothing.
+    """Refuse adapter weights that are not finite or change nothing (`NOT_FINITE`, `NO_EFFECT`).
 
     Args:
         path: adapter_model.safetensors, whose header was checked.
         tensors: Its tensors by the names of `protocol.adapters`.
-
-    Raises:
-        Refused: `NOT_FINITE` naming the tensor, or `NO_EFFECT`.
     """
     active = set()
     with path.open("rb") as file:
@@ -37,11 +34,8 @@ def check_adapter(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
                     active.add(name)
     ends = [(name, end) for name in active for end in _PARTNERS if name.endswith(end)]
     if not any(name.removesuffix(end) + _PARTNERS[end] in active for name, end in ends):
-        raise Refused(
-            Code.NO_EFFECT,
-            "In every module a factor is zero, or the scales are one, so the expert changes nothing.",
-            "Train it before submitting it.",
-        )
+        what = "In every module a factor is zero, or the scales are one, so the expert changes nothing."
+        raise Refused(Code.NO_EFFECT, what, "Train it before submitting it.")
 
 
 def check_gates(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
@@ -59,15 +53,11 @@ def check_gates(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
             gate = np.concatenate(list(_blocks(file, info))).astype(np.float64)
             _check_finite(name, gate)
             if name.endswith(".mean") and np.abs(gate).max() > MAX_MEAN:
-                raise Refused(
-                    Code.NOT_FINITE,
-                    f"{name} holds numbers beyond {MAX_MEAN:g}, which are no activations.",
-                    "Train again with a smaller learning rate.",
-                )
+                what = f"{name} holds numbers beyond {MAX_MEAN:g}, which are no activations."
+                raise Refused(Code.NOT_FINITE, what, "Train again with a smaller learning rate.")
             if is_constant(gate.mean(), gate.std()):
-                raise Refused(
-                    Code.CONSTANT_GATE, f"{name} is constant, so it cannot route.", "Train the gates before packing."
-                )
+                what = f"{name} is constant, so it cannot route."
+                raise Refused(Code.CONSTANT_GATE, what, "Train the gates before packing.")
 
 
 def _blocks(file: BinaryIO, info: TensorInfo) -> Iterator[NDArray[np.floating]]:

@@ -12,41 +12,29 @@ from protocol.adapters import BOTTLENECK_TYPE, DoraModule, Ia3Module, LoraModule
 from protocol.errors import Code, Refused
 from protocol.spec import ExpertSpec
 
+_TYPES = {"ia3": ("IA3", IA3_KEYS), "bottleneck": (BOTTLENECK_TYPE, frozenset[str]())}
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 
 
 def check_config(config: object, spec: ExpertSpec, linears: set[str]) -> None:
-    """Hold a parsed adapter_config.json against the spec.
+    """Hold a parsed adapter_config.json against the spec that was signed (`CONFIG_MISMATCH`).
 
     Args:
         config: The parsed JSON.
         spec: What was signed.
         linears: Every module path of the base model that an expert may touch.
-
-    Raises:
-        Refused: `CONFIG_MISMATCH`, naming the key, what is expected and what was found.
     """
     if not isinstance(config, dict):
         raise _mismatch("the document", "an object", config)
-    match spec.kind:
-        case "ia3":
-            _check_keys(config, "IA3", IA3_KEYS)
-        case "bottleneck":
-            _check_keys(config, BOTTLENECK_TYPE, frozenset())
-        case _:
-            _check_keys(config, "LORA", LORA_KEYS)
-    targets = _check_targets(config.get("target_modules"), spec, linears)
-    match spec.kind:
-        case "ia3":
-            _check_sides(config.get("feedforward_modules"), spec, targets)
-        case "lora" | "rslora" | "dora":
-            _check_lora(config, spec)
-
-
-def _check_keys(config: Mapping[str, Any], peft_type: str, keys: frozenset[str]) -> None:
+    peft_type, keys = _TYPES.get(spec.kind, ("LORA", LORA_KEYS))
     _expect("peft_type", peft_type, config.get("peft_type"))
     if fault := first_unsupported(config, keys):
         raise _mismatch(*fault)
+    targets = _check_targets(config.get("target_modules"), spec, linears)
+    if keys is LORA_KEYS:
+        _check_lora(config, spec)
+    elif keys is IA3_KEYS:
+        _check_sides(config.get("feedforward_modules"), spec, targets)
 
 
 def _check_lora(config: Mapping[str, Any], spec: ExpertSpec) -> None:
@@ -80,11 +68,8 @@ def _check_targets(targets: object, spec: ExpertSpec, linears: set[str]) -> set[
     touched = {path for path in linears | set(spec.modules) if any(suffix in names for suffix in _suffixes(path))}
     if touched != set(spec.modules):
         odd = min(touched ^ set(spec.modules))
-        raise Refused(
-            Code.CONFIG_MISMATCH,
-            f"adapter_config.json: target_modules {'also covers' if odd in touched else 'leaves out'} {odd}.",
-            "Write the configuration that belongs to the spec.",
-        )
+        what = f"adapter_config.json: target_modules {'also covers' if odd in touched else 'leaves out'} {odd}."
+        raise Refused(Code.CONFIG_MISMATCH, what, "Write the configuration that belongs to the spec.")
     used = {suffix for path in touched for suffix in _suffixes(path)}
     if unused := sorted(names - used):
         raise _mismatch("target_modules", "targets that the spec names", unused[0])

@@ -1,28 +1,20 @@
-"""The verbs of the federation: `fleet`, `campaign`, and what is decided about candidates."""
+"""The verbs of the federation: `campaign`, and what is decided about candidates."""
 
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from coordinator.cli.output import (
-    CertOption,
-    JsonOption,
-    KeyOption,
-    ReasonOption,
-    WorkspaceOption,
-    configure_logs,
-    opened_workspace,
-    table,
-)
+from coordinator.cli.options import DigestArgument, JsonOption, NumberArgument, ReasonOption, WorkspaceOption
+from coordinator.cli.output import fields, now, opened_workspace, show_rows, table
 from protocol.programs import print_json, say
 
 if TYPE_CHECKING:
     from coordinator.fleet.records.fleet import Fleet
-    from coordinator.registry.tables import Campaign, Candidate
+    from coordinator.registry.tables import Campaign, CampaignAnswer, Candidate
     from protocol.documents import Pool
 
 campaign = typer.Typer()
@@ -32,64 +24,11 @@ candidates = typer.Typer(help="Show and decide what may become the newest releas
 Kind = Literal["info", "train", "evaluate", "calibrate"]
 """What can be asked; `protocol.fleet.campaign`'s, whose import --help does without."""
 _calibrate = partial(typer.Option, rich_help_panel="Of calibrate")
-NumberArgument = Annotated[int, typer.Argument(min=0, max=(1 << 31) - 1, help="0 for the newest.")]
-DigestArgument = Annotated[str, typer.Argument(help="Eight or more digits of the candidate's digest.")]
-
-
-def fleet(
-    *,
-    listen: Annotated[
-        str | None, typer.Option(help="host:port for daemons; default: fleet_listen of coordinator.toml.")
-    ] = None,
-    tls_cert: CertOption = None,
-    tls_key: KeyOption = None,
-    ask_again: Annotated[
-        float, typer.Option(min=0, help="Seconds before a node that could not answer is asked again.")
-    ] = 60.0,
-    json_log: Annotated[bool, typer.Option("--json-log", help="Write log lines as JSON.")] = False,
-    as_json: JsonOption = False,
-    workspace: WorkspaceOption = Path(),
-) -> None:
-    """Take contributors' daemons in and run campaigns with them, until SIGTERM.
-
-    Example: greylag-coordinator fleet -w pool --listen pool.example.org:7445 --tls-cert cert.pem --tls-key key.pem
-    """
-    import signal
-    import threading
-
-    from coordinator.fleet.flower.gateway import quiet_flower
-    from coordinator.workspace.context import opened
-    from coordinator.workspace.locks import exclusive
-    from coordinator.workspace.paths import CoordinatorWorkspace
-    from coordinator.workspace.settings import load
-
-    quiet_flower(workspace.resolve() / "fleet" / "home")
-    from coordinator.fleet.service import run
-
-    configure_logs(as_json=json_log)
-    place = CoordinatorWorkspace(workspace)
-    paths = {"tls_cert": tls_cert and tls_cert.absolute(), "tls_key": tls_key and tls_key.absolute()}
-    settings = load(place, fleet_listen=listen, **paths)
-    stopped = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopped.set())
-
-    def ready(port: int) -> None:
-        say(f"Taking daemons of pool {open_.pool.spec.name} on port {port}; stop with Ctrl-C.")
-        if as_json:
-            print_json({"port": port, "pool": open_.pool.digest})
-
-    with exclusive(place, "fleet"), opened(place, settings) as open_:
-        open_.high_water.check()
-        run(open_, stopped, clock=_now, on_ready=ready, interval_s=settings.worker_interval_s, ask_again_s=ask_again)
 
 
 @campaign.command("start")
 def campaign_start(
-    kind: Annotated[
-        Kind,
-        typer.Argument(help="What is asked."),
-    ],
+    kind: Annotated[Kind, typer.Argument(help="What is asked.")],
     *,
     open_for: Annotated[
         float, typer.Option(min=0, help="Minutes for which nodes that are away or come late are asked, too.")
@@ -118,25 +57,24 @@ def campaign_start(
 
     Example: greylag-coordinator campaign start train --open-for 60
     """
-    from coordinator.fleet.flower.gateway import quiet_flower
-
-    quiet_flower(workspace.resolve() / "fleet" / "home")
-    from coordinator.fleet.campaigns.start import CalibrationPlan, start
-    from protocol.fleet.campaign import Privacy
+    _quiet_flower(workspace)
+    from coordinator.fleet.campaigns.start import start
+    from protocol.errors import Code, Refused
+    from protocol.fleet.campaign import Calibrating, Privacy
 
     privacy = None
     if budget is not None:
+        if strategy != "fedavg":
+            what = f"Noise is accounted for with fedavg, not with {strategy}."
+            raise Refused(Code.SETTINGS_INVALID, what, "Leave --strategy or --budget out.")
         privacy = Privacy(clipping_norm=clip, noise_multiplier=noise, max_epsilon=budget, delta=delta)
-    plan = CalibrationPlan(strategy, rounds, round_minutes, steps, learning_rate, privacy)
+    plan = Calibrating(
+        strategy=strategy, rounds=rounds, round_minutes=round_minutes, steps=steps, learning_rate=learning_rate,
+        numbers=1, privacy=privacy,
+    )  # fmt: skip
+    late, end = timedelta(minutes=open_for), timedelta(minutes=ends_after)
     with opened_workspace(workspace) as open_:
-        row = start(
-            open_,
-            kind,
-            open_for=timedelta(minutes=open_for),
-            ends_after=timedelta(minutes=ends_after),
-            now=_now(),
-            plan=plan if kind == "calibrate" else None,
-        )
+        row = start(open_, kind, open_for=late, ends_after=end, now=now(), plan=plan)
     say(f"Campaign {row.number} ({row.kind}) runs until {row.expires}; see: greylag-coordinator campaign show")
     _check_driven(workspace)
     if as_json:
@@ -151,11 +89,7 @@ def campaign_ls(*, as_json: JsonOption = False, workspace: WorkspaceOption = Pat
     """
     with opened_workspace(workspace) as open_:
         rows = [_facts(row) for row in _fleet(open_).campaigns.all()]
-    if as_json:
-        print_json({"campaigns": rows})
-    else:
-        shown = ("number", "kind", "state", "created", "conclusion")
-        table(shown, ([row[column] for column in shown] for row in rows))
+    show_rows("campaigns", ("number", "kind", "state", "created", "conclusion"), rows, as_json=as_json)
 
 
 @campaign.command("show")
@@ -167,13 +101,13 @@ def campaign_show(
     Example: greylag-coordinator campaign show 3
     """
     from coordinator.fleet.campaigns.conclusion import summary
-    from coordinator.fleet.records.rounds import Rounds, facts_of, order_of
+    from coordinator.fleet.records.rounds import facts_of, order_of
 
     with opened_workspace(workspace) as open_:
         row = _fleet(open_).campaigns.find(number)
         answers = [_answer(answer, name) for answer, name in _fleet(open_).campaigns.answers(row.number)]
         said = row.conclusion or summary(_fleet(open_), row.number)
-        rounds = [facts_of(each) for each in Rounds(open_.registry).of(row.number)]
+        rounds = [facts_of(each) for each in _fleet(open_).rounds.of(row.number)]
         task = order_of(row.envelope).calibrating
     if row.state == "running":
         _check_driven(workspace)
@@ -190,9 +124,10 @@ def campaign_show(
         shown = ("number", "ends", "answered", "late", "ended", "privacy", "calibration")
         if rounds:
             table(shown, ([str(each.get(column, "")) for column in shown] for each in rounds))
+        for entry in answers:
+            entry["facts"] = ", ".join(f"{name} {value}" for name, value in entry["facts"].items())
         shown = ("contributor", "state", "attempts", "at", "code", "meaning", "facts")
-        rows = [entry | {"facts": _in_words(entry["facts"])} for entry in answers]
-        table(shown, ([entry[column] for column in shown] for entry in rows))
+        show_rows("answers", shown, answers, as_json=False)
 
 
 @campaign.command("log")
@@ -207,14 +142,9 @@ def campaign_log(
         row = _fleet(open_).campaigns.find(number)
         events = open_.registry.events(str(row.number))
         events += open_.registry.events(row.candidate) if row.candidate else []
-    lines = [
-        {"at": event.at, "kind": event.kind, "step": event.step, "actor": event.actor, "message": event.message}
-        for event in sorted(events, key=lambda event: event.number)
-    ]
-    if as_json:
-        print_json({"events": lines})
-    else:
-        table(("at", "kind", "step", "by", "why"), (list(line.values()) for line in lines))
+    shown = ("at", "kind", "step", "actor", "message")
+    rows = [fields(event, *shown) for event in sorted(events, key=lambda event: event.number)]
+    show_rows("events", shown, rows, as_json=as_json)
 
 
 @campaign.command("stop")
@@ -223,14 +153,12 @@ def campaign_stop(number: NumberArgument = 0, *, workspace: WorkspaceOption = Pa
 
     Example: greylag-coordinator campaign stop 3
     """
-    from coordinator.fleet.flower.gateway import quiet_flower
-
-    quiet_flower(workspace.resolve() / "fleet" / "home")
+    _quiet_flower(workspace)
     from coordinator.fleet.campaigns.conclusion import conclude
 
     with opened_workspace(workspace) as open_:
         row = _fleet(open_).campaigns.find(number)
-        said = conclude(open_, row, now=_now(), stopped=True) if row.state == "running" else row.conclusion
+        said = conclude(open_, row, now=now(), stopped=True) if row.state == "running" else row.conclusion
     say(f"Campaign {row.number} is over. {said}")
 
 
@@ -242,10 +170,7 @@ def candidates_ls(*, as_json: JsonOption = False, workspace: WorkspaceOption = P
     """
     with opened_workspace(workspace) as open_:
         rows = [_verdict(row, open_.pool) for row in _fleet(open_).candidates.all()]
-    if as_json:
-        print_json({"candidates": rows})
-    else:
-        table(("digest", "state", "experts", "by", "reason"), (list(row.values()) for row in rows))
+    show_rows("candidates", ("digest", "state", "experts", "by", "reason"), rows, as_json=as_json)
 
 
 def _verdict(row: "Candidate", pool: "Pool") -> dict[str, Any]:
@@ -282,6 +207,13 @@ def candidates_hold(digest: DigestArgument, *, reason: ReasonOption, workspace: 
     _decide(workspace, digest, reason, promoted=False)
 
 
+def _quiet_flower(folder: Path) -> None:
+    """Must come before whatever else imports Flower."""
+    from coordinator.fleet.flower.gateway import quiet_flower
+
+    quiet_flower(folder.resolve() / "fleet" / "home")
+
+
 def _check_driven(folder: Path) -> None:
     from coordinator.workspace.locks import is_at_work
     from coordinator.workspace.paths import CoordinatorWorkspace
@@ -291,14 +223,13 @@ def _check_driven(folder: Path) -> None:
 
 
 def _decide(folder: Path, digest: str, reason: str, *, promoted: bool) -> None:
-    from coordinator.fleet.campaigns.promotion import settle
-    from coordinator.fleet.records.candidates import no_candidate
+    from coordinator.fleet.records.candidates import no_candidate, settle
 
     with opened_workspace(folder) as open_:
         found = [row.digest for row in _fleet(open_).candidates.all() if row.digest.startswith(digest)]
         if len(found) != 1 or len(digest) < 8:  # noqa: PLR2004 - digits that name one
             raise no_candidate(digest)
-        settle(open_, found[0], promoted=promoted, by="operator", reason=reason, campaign=None, now=_now())
+        settle(open_, found[0], promoted=promoted, by="operator", reason=reason, campaign=None, now=now())
     say(f"Candidate {found[0][:16]} is {'the newest release' if promoted else 'held back'}.")
 
 
@@ -309,28 +240,12 @@ def _fleet(open_: Any) -> "Fleet":
 
 
 def _facts(row: "Campaign") -> dict[str, Any]:
-    return {
-        "number": row.number, "kind": row.kind, "state": row.state, "candidate": row.candidate,
-        "created": row.created, "open_until": row.open_until, "expires": row.expires, "conclusion": row.conclusion,
-    }  # fmt: skip
+    return fields(row, "number", "kind", "state", "candidate", "created", "open_until", "expires", "conclusion")
 
 
-def _answer(answer: Any, name: str) -> dict[str, Any]:
-    return {
-        "contributor": name, "state": answer.state, "attempts": answer.attempts, "at": answer.at,
-        "code": answer.code, "meaning": _meaning(answer.code), "facts": json.loads(answer.facts),
-    }  # fmt: skip
-
-
-def _in_words(facts: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in facts.items())
-
-
-def _meaning(code: str) -> str:
+def _answer(answer: "CampaignAnswer", name: str) -> dict[str, Any]:
     from protocol.errors import Code
 
-    return Code[code].fate.meaning if code in Code.__members__ else ""
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
+    meaning = Code[answer.code].fate.meaning if answer.code in Code.__members__ else ""
+    told = {"contributor": name, "meaning": meaning, "facts": json.loads(answer.facts)}
+    return fields(answer, "state", "attempts", "at", "code") | told

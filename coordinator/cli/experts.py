@@ -1,20 +1,13 @@
 """The verbs that show and decide: experts, releases, contributors."""
 
-from datetime import UTC, datetime
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coordinator.cli.output import (
-    JsonOption,
-    ReasonOption,
-    WorkspaceOption,
-    fields,
-    opened_workspace,
-    show_rows,
-    table,
-)
+from coordinator.cli.options import DigestArgument, JsonOption, NumberArgument, ReasonOption, WorkspaceOption
+from coordinator.cli.output import fields, now, opened_workspace, show_rows, table
 from protocol.errors import Code, Refused
 from protocol.programs import print_json, say
 
@@ -25,7 +18,6 @@ experts = typer.Typer(help="Show and decide what becomes of bundles.", no_args_i
 releases = typer.Typer(help="Show signed releases.", no_args_is_help=True)
 contributors = typer.Typer(help="Show, approve and revoke contributors' keys.", no_args_is_help=True)
 
-DigestArgument = Annotated[str, typer.Argument(help="Eight or more digits of the bundle's digest.")]
 WhoArgument = Annotated[str, typer.Argument(help="Name or key.")]
 
 
@@ -118,10 +110,7 @@ def releases_ls(*, as_json: JsonOption = False, workspace: WorkspaceOption = Pat
 
 @releases.command("show")
 def releases_show(
-    number: Annotated[int, typer.Argument(min=0, max=(1 << 31) - 1, help="0 for the newest.")] = 0,
-    *,
-    as_json: JsonOption = False,
-    workspace: WorkspaceOption = Path(),
+    number: NumberArgument = 0, *, as_json: JsonOption = False, workspace: WorkspaceOption = Path()
 ) -> None:
     """Show one release, by default the newest, and its experts in order.
 
@@ -132,11 +121,8 @@ def releases_show(
     with opened_workspace(workspace) as open_:
         row = open_.registry.releases.find(number)
         if row is None:
-            raise Refused(
-                Code.RELEASE_UNKNOWN,
-                f"There is no release {number}." if number else "There is no release yet.",
-                "See: greylag-coordinator releases ls",
-            )
+            what = f"There is no release {number}." if number else "There is no release yet."
+            raise Refused(Code.RELEASE_UNKNOWN, what, "See: greylag-coordinator releases ls")
         release = read_release(row.envelope, open_.pool)
     if as_json:
         print_json({"digest": release.digest, "release": release.spec.model_dump(mode="json")})
@@ -178,13 +164,15 @@ def _decide(folder: Path, digest: str, step: Any, reason: str | None = None) -> 
     with opened_workspace(folder) as open_:
         row = open_.registry.bundles.by_prefix(digest)
         why = None if reason is None else Refused(Code.DECLINED, reason)
-        open_.registry.bundles.move(row.digest, step, actor="operator", reason=why, now=datetime.now(UTC))
+        open_.registry.bundles.move(row.digest, step, actor="operator", reason=why, now=now())
+    if step == "refused":
+        shutil.rmtree(open_.workspace.bundles / row.digest, ignore_errors=True)  # of no use to the worker any more
     say(f"Bundle {row.digest[:16]} ({row.name}) is {step}.")
 
 
 def _set_contributor(folder: Path, who: str, state: str) -> None:
     with opened_workspace(folder) as open_:
-        row = open_.registry.contributors.set_state(who, state, now=datetime.now(UTC))
+        row = open_.registry.contributors.set_state(who, state, now=now())
     say(f"{row.name} is {state}.")
 
 

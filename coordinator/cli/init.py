@@ -1,8 +1,7 @@
 """`init`: makes a workspace with its key, its signed pool and an empty registry."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,13 +9,13 @@ import click
 import typer
 from typer.core import TyperCommand, TyperOption
 
-from coordinator.cli.output import JsonOption, WorkspaceOption
+from coordinator.cli.options import JsonOption, WorkspaceOption
+from coordinator.cli.output import now
 from protocol.errors import Code, Refused
 from protocol.programs import print_json, say, with_flags_of
 
 if TYPE_CHECKING:
     from coordinator.workspace.create import BaseFacts
-    from protocol.documents import Pool
     from router.methods.features.background import Kind
 
 
@@ -34,15 +33,9 @@ class InitVerb(TyperCommand):
     @cached_property
     def params(self) -> list[click.Parameter]:  # type: ignore[override] # nobody puts another list there
         """Its flags."""
-        from protocol.spec import recipe_fields  # pydantic: not before the verb, or its help, is asked for
+        from protocol.spec import recipe_flags  # pydantic: not before the verb, or its help, is asked for
 
-        recipe = [
-            TyperOption(
-                param_decls=[name, f"--{name.replace('_', '-')}"], type=kind, help=text, rich_help_panel=_RECIPE
-            )
-            for name, (kind, text) in recipe_fields().items()
-        ]
-        return [*self._own, *recipe]
+        return [*self._own, *recipe_flags(TyperOption, _RECIPE)]
 
 
 _RECIPE = "Recipe (default: the paper's)"
@@ -56,10 +49,6 @@ def init(
     *,
     name: Annotated[str, typer.Option(help="The pool's name: a to z, digits, dots, dashes, underscores.")],
     base: Annotated[str, typer.Option(help="Base model: a folder or a Hugging Face id.")],
-    recipe: Annotated[
-        Path | None,
-        typer.Option(help="TOML file with fields of the recipe; flags win over it.", rich_help_panel=_RECIPE),
-    ] = None,
     enrolment: Annotated[Enrolment, _policy("Who may submit: any key, or approved ones.")] = "open",
     admission: Annotated[Admission, _policy("What is let in: all that passes, or what is accepted.")] = "open",
     max_rank: Annotated[int | None, _policy("Largest rank that is taken.")] = None,
@@ -85,53 +74,43 @@ def init(
 
     Example: greylag-coordinator init -w pool --name notes --base google/t5-v1_1-small --rank 8
     """
-    from coordinator.workspace.create import check_absent, found
+    from coordinator.workspace.create import check_absent, found, study_base
     from coordinator.workspace.paths import CoordinatorWorkspace
     from protocol.wire.grpc_client import check_address
 
     check_absent(place := CoordinatorWorkspace(workspace))
+    if listen:
+        check_address(listen)
     method = _checked_method(method, statistics or ())
-    kinds = _kinds(method, statistics or ())
-    if public_text and not kinds:
-        raise Refused(
-            Code.SETTINGS_INVALID,
-            "Only means are held against public text.",
-            "Add --statistics means, or leave it out.",
-        )
+    kinds = _kinds(method, statistics or (), public_text)
     policy = {
         "enrolment": enrolment, "admission": admission, "max_rank": max_rank,
         "max_bundle_bytes": max_bundle_bytes, "max_experts_per_contributor": max_experts, "release_days": release_days,
         "promotion": {"when": promotion}, "statistics": tuple(statistics or ()),
     }  # fmt: skip
-    fields = (_read_toml(recipe) if recipe else {}) | _given(recipe_flags)
-    pool = found(
-        place, partial(_study, base, kinds, public_text), name=name, probe=probe,
-        settings={"listen": listen and check_address(listen), "database": database, "store": store},
-        choices={"recipe": fields, "policy": _given(policy), "routing": _given({"method": method, "k": k})},
-        now=datetime.now(UTC),
-    )  # fmt: skip
-    _announce(pool, place.folder, as_json=as_json)
 
+    def study() -> "BaseFacts":
+        say(f"Reading the base model {base} ...")
+        return study_base(base, kinds, public_text)
 
-def _study(base: str, kinds: Sequence["Kind"], public: Path | None) -> "BaseFacts":
-    from coordinator.workspace.create import study_base
-
-    say(f"Reading the base model {base} ...")
-    return study_base(base, kinds, public)
-
-
-def _kinds(method: str | None, statistics: Sequence[str]) -> tuple["Kind", ...]:
-    """List the statistics of public text that the pool's methods read, which are worked out now and for everybody."""
-    if "means" not in statistics:
-        return ()
-    return ("pooled", "token") if method in ("nnls-token", "nnls-gates") else ("pooled",)
-
-
-def _announce(pool: "Pool", folder: Path, *, as_json: bool) -> None:
-    say(f"Pool {pool.spec.name} ({len(pool.spec.modules)} modules) is in {folder.resolve()}.")
+    settings = {"listen": listen, "database": database, "store": store}
+    choices = {"recipe": recipe_flags, "policy": policy, "routing": {"method": method, "k": k}}
+    given = {part: _given(flags) for part, flags in choices.items()}
+    pool = found(place, study, name=name, probe=probe, settings=settings, choices=given, now=now())
+    say(f"Pool {pool.spec.name} ({len(pool.spec.modules)} modules) is in {workspace.resolve()}.")
     say(f"Its key is {pool.spec.coordinator}. Next: greylag-coordinator serve, greylag-coordinator worker")
     if as_json:
         print_json({"name": pool.spec.name, "pool": pool.digest, "key": pool.spec.coordinator})
+
+
+def _kinds(method: str | None, statistics: Sequence[str], public_text: Path | None) -> tuple["Kind", ...]:
+    """List the statistics of public text that the pool's methods read, which are worked out now and for everybody."""
+    if "means" in statistics:
+        return ("pooled", "token") if method in ("nnls-token", "nnls-gates") else ("pooled",)
+    if public_text:
+        hint = "Add --statistics means, or leave it out."
+        raise Refused(Code.SETTINGS_INVALID, "Only means are held against public text.", hint)
+    return ()
 
 
 def _checked_method(method: str | None, statistics: Sequence[str]) -> str | None:
@@ -143,26 +122,10 @@ def _checked_method(method: str | None, statistics: Sequence[str]) -> str | None
     find_method(method)
     needed = NEEDS.get(method)
     if needed is not None and needed not in statistics:
-        raise Refused(
-            Code.SETTINGS_INVALID,
-            f"The method {method} routes only among experts that tell {needed} of their data.",
-            f"Add --statistics {needed}, so that every bundle must tell them.",
-        )
+        what = f"The method {method} routes only among experts that tell {needed} of their data."
+        raise Refused(Code.SETTINGS_INVALID, what, f"Add --statistics {needed}, so that every bundle must tell them.")
     return method
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in flags.items() if value is not None}
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    import tomllib
-
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise Refused(
-            Code.SETTINGS_INVALID, f"The recipe {path} cannot be read: {error.strerror}.", "Check the path."
-        ) from error
-    except ValueError as error:
-        raise Refused(Code.SETTINGS_INVALID, f"The recipe {path} is not TOML: {error}.", "Correct the file.") from error

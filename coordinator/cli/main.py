@@ -2,10 +2,10 @@
 
 import typer
 
-from coordinator.cli.campaigns import campaign, candidates, fleet
+from coordinator.cli.campaigns import campaign, candidates
 from coordinator.cli.experts import contributors, experts, releases
 from coordinator.cli.init import InitVerb, init
-from coordinator.cli.processes import serve, worker
+from coordinator.cli.processes import fleet, serve, worker
 from coordinator.cli.simulate import simulate
 from coordinator.cli.upkeep import fsck, migrate
 from protocol.programs import run

@@ -1,43 +1,23 @@
-"""What every verb shares: where the workspace is, one JSON document or one table on stdout, talk on stderr."""
+"""What every verb shares: a workspace opened, one JSON document or one table on stdout, talk on stderr."""
 
-import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from protocol.printable import printable
-from protocol.programs import print_json
+from protocol.programs import configure_logs, print_json
 
 if TYPE_CHECKING:
+    import threading
+
     from coordinator.workspace.context import Opened
+    from coordinator.workspace.metrics import Metrics
 
+PROCESSES = ("serve", "worker", "fleet")
 _PIPE_WIDTH = 200
-MOST_LETTERS = 500
-"""Longest reason of an operator; a signed decision takes no more."""
-
-WorkspaceOption = Annotated[
-    Path,
-    typer.Option("--workspace", "-w", envvar="GREYLAG_WORKSPACE", help="Workspace: the folder with coordinator.toml."),
-]
-CertOption = Annotated[Path | None, typer.Option(help="Certificate chain, PEM; needed beyond loopback.")]
-KeyOption = Annotated[Path | None, typer.Option(help="Its private key, PEM.")]
-
-
-def _one_line(text: str) -> str:
-    if not text.strip() or not text.isprintable() or len(text) > MOST_LETTERS:
-        raise typer.BadParameter(f"it is one line of 1 to {MOST_LETTERS} letters")
-    return text
-
-
-ReasonOption = Annotated[
-    str,
-    typer.Option(callback=_one_line, help="One public sentence: it is kept, and the contributors concerned see it."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -67,33 +47,43 @@ def fields(row: object, *names: str) -> dict[str, Any]:
     return {name: getattr(row, name) for name in names}
 
 
-def configure_logs(*, as_json: bool, level: int = logging.INFO) -> None:
-    """Send log lines of a level or above to stderr, for people or for machines."""
-    import structlog
-
-    renderer: Any = structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(colors=False)
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=False,
-    )
-
-
 @contextmanager
-def opened_workspace(folder: Path) -> "Iterator[Opened]":
-    """Open a workspace for a verb that shows or decides."""
+def opened_workspace(
+    folder: Path, *processes: str, json_log: bool = False, counters: "Metrics | None" = None, **flags: Any
+) -> "Iterator[Opened]":
+    """Open a workspace, in which none of some processes may work meanwhile.
+
+    Args:
+        folder: The workspace.
+        processes: Their kinds.
+        json_log: Write log lines as JSON.
+        counters: Count what happens.
+        flags: Settings given on the command line; paths start where the program does.
+    """
     from coordinator.workspace.context import opened
+    from coordinator.workspace.locks import exclusive
     from coordinator.workspace.paths import CoordinatorWorkspace
     from coordinator.workspace.settings import load
 
-    configure_logs(as_json=False)
+    configure_logs(as_json=json_log)
     place = CoordinatorWorkspace(folder)
-    with opened(place, load(place)) as open_:
+    given = {name: flag.absolute() if isinstance(flag, Path) else flag for name, flag in flags.items()}
+    settings = load(place, **given)
+    with exclusive(place, *processes), opened(place, settings, counters) as open_:
         yield open_
+
+
+def stop_signal() -> "threading.Event":
+    """Be told of SIGTERM or SIGINT by an event, and not by a death."""
+    import signal
+    import threading
+
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+    return stopped
+
+
+def now() -> datetime:
+    """The time, aware."""
+    return datetime.now(UTC)

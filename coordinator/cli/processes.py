@@ -1,25 +1,21 @@
-"""The two processes: `serve` takes bundles in and hands releases out, `worker` judges and publishes."""
+"""The processes: `serve` takes bundles in and hands releases out, `worker` judges, `fleet` asks contributors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coordinator.cli.output import CertOption, JsonOption, KeyOption, WorkspaceOption, configure_logs
+from coordinator.cli.options import CertOption, JsonLogOption, JsonOption, KeyOption, MetricsOption, WorkspaceOption
+from coordinator.cli.output import now, opened_workspace, stop_signal
 from protocol.programs import print_json, say
 
 if TYPE_CHECKING:
     from coordinator.review.worker import Worker
     from coordinator.workspace.context import Opened
     from coordinator.workspace.metrics import Metrics
-
-MetricsOption = Annotated[
-    str | None, typer.Option(help="host:port where GET /metrics answers, in plain HTTP; default: nowhere.")
-]
-JsonLogOption = Annotated[bool, typer.Option("--json-log", help="Write log lines as JSON.")]
+    from router.model.routed_model import RoutedModel
 
 
 def serve(
@@ -48,7 +44,7 @@ def serve(
 
     flags = {"listen": listen, "tls_cert": tls_cert, "tls_key": tls_key, "metrics": metrics, "fleet_address": fleet}
     with _working(workspace, "serve", json_log=json_log, **flags) as (open_, counters):
-        serve_workspace(open_, counters, clock=_now, on_ready=ready)
+        serve_workspace(open_, counters, clock=now, on_ready=ready)
 
 
 def worker(
@@ -62,12 +58,7 @@ def worker(
 
     Example: greylag-coordinator worker -w pool
     """
-    import signal
-    import threading
-
-    stopped = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopped.set())
+    stopped = stop_signal()
     with _working(workspace, "worker", json_log=json_log, worker_metrics=metrics) as (open_, _):
         work = _worker(open_)
         say(f"Working for pool {open_.pool.spec.name}.")
@@ -78,22 +69,53 @@ def worker(
             work.run(stopped, interval_s=open_.settings.worker_interval_s)
 
 
+def fleet(
+    *,
+    listen: Annotated[
+        str | None, typer.Option(help="host:port for daemons; default: fleet_listen of coordinator.toml.")
+    ] = None,
+    tls_cert: CertOption = None,
+    tls_key: KeyOption = None,
+    ask_again: Annotated[
+        float, typer.Option(min=0, help="Seconds before a node that could not answer is asked again.")
+    ] = 60.0,
+    json_log: JsonLogOption = False,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = Path(),
+) -> None:
+    """Take contributors' daemons in and run campaigns with them, until SIGTERM.
+
+    Example: greylag-coordinator fleet -w pool --listen pool.example.org:7445 --tls-cert cert.pem --tls-key key.pem
+    """
+    from coordinator.fleet.flower.gateway import quiet_flower
+
+    quiet_flower(workspace.resolve() / "fleet" / "home")
+    from coordinator.fleet.service import run
+
+    stopped = stop_signal()
+    flags: dict[str, Any] = {"fleet_listen": listen, "tls_cert": tls_cert, "tls_key": tls_key}
+
+    def ready(port: int) -> None:
+        say(f"Taking daemons of pool {open_.pool.spec.name} on port {port}; stop with Ctrl-C.")
+        if as_json:
+            print_json({"port": port, "pool": open_.pool.digest})
+
+    with opened_workspace(workspace, "fleet", json_log=json_log, **flags) as open_:
+        open_.high_water.check()
+        pause_s = open_.settings.worker_interval_s
+        run(open_, stopped, clock=now, on_ready=ready, interval_s=pause_s, ask_again_s=ask_again)
+
+
 @contextmanager
 def _working(folder: Path, process: str, *, json_log: bool, **flags: Any) -> "Iterator[tuple[Opened, Metrics]]":
     """Be the one process of a kind in a workspace, if its registry knows all that left it."""
-    from coordinator.workspace.context import opened
-    from coordinator.workspace.locks import exclusive
     from coordinator.workspace.metrics import Metrics
-    from coordinator.workspace.paths import CoordinatorWorkspace
-    from coordinator.workspace.settings import load
 
-    configure_logs(as_json=json_log)
-    place, counters = CoordinatorWorkspace(folder), Metrics()
-    settings = load(
-        place, **{name: flag.absolute() if isinstance(flag, Path) else flag for name, flag in flags.items()}
-    )
-    address = settings.metrics if process == "serve" else settings.worker_metrics
-    with exclusive(place, process), counters.exposed(address), opened(place, settings, counters) as open_:
+    counters = Metrics()
+    with (
+        opened_workspace(folder, process, json_log=json_log, counters=counters, **flags) as open_,
+        counters.exposed(open_.settings.metrics if process == "serve" else open_.settings.worker_metrics),
+    ):
         open_.high_water.check()
         open_.high_water.level()
         yield open_, counters
@@ -102,7 +124,7 @@ def _working(folder: Path, process: str, *, json_log: bool, **flags: Any) -> "It
 def _worker(open_: "Opened") -> "Worker":
     from coordinator.admission import limited_process
     from coordinator.review.bundle_cache import Cache
-    from coordinator.review.probe import Model, Reviewer
+    from coordinator.review.probe import Reviewer
     from coordinator.review.worker import Worker
     from coordinator.storage.blobs import Store
     from coordinator.workspace.create import read_probe
@@ -112,21 +134,15 @@ def _worker(open_: "Opened") -> "Worker":
     check_base(base, open_.pool.spec.base, open_.workspace.fingerprint)
     cache = Cache(open_.workspace.bundles, Store(open_.settings.store))
 
-    def load_model() -> Model:
+    def load_model() -> "RoutedModel":
+        from router.base.progress import show_bars
         from router.model.routed_model import RoutedModel
 
+        show_bars()
         return RoutedModel.from_base(base)
 
     return Worker(
-        open_.pool,
-        open_.identity,
-        open_.registry,
-        cache=cache,
+        open_.pool, open_.identity, open_.registry, cache=cache, clock=now,
         check=lambda bundle: limited_process.check(bundle.folder, open_.workspace.pool),
         reviewer=Reviewer(load_model, open_.registry, cache, read_probe(open_.settings.probe)),
-        clock=_now,
-    )
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
+    )  # fmt: skip

@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from coordinator.cli.campaigns import Kind
-from coordinator.cli.output import JsonOption, WorkspaceOption, configure_logs, opened_workspace, table
-from protocol.programs import print_json
+from coordinator.cli.options import JsonOption, WorkspaceOption
+from coordinator.cli.output import opened_workspace, table
+from protocol.programs import configure_logs, print_json
 
 
 def simulate(
@@ -45,17 +46,17 @@ def simulate(
     from coordinator.fleet.flower.gateway import quiet_flower
     from coordinator.workspace.paths import CoordinatorWorkspace
 
-    configure_logs(as_json=False, level=logging.WARNING)
     policy = None
     if CoordinatorWorkspace(workspace).settings.is_file():
         with opened_workspace(workspace) as open_:
             policy = open_.pool.spec.policy
+    configure_logs(level=logging.WARNING)
     with TemporaryDirectory() as folder:
         quiet_flower(Path(folder) / "home")
         from coordinator.fleet.simulation import simulate as simulation
 
-        crowd = simulation.Crowd(simulate, failing, late, seed)
-        told = simulation.simulate(Path(folder), kind, crowd, policy)
+        crowd = {"failing": failing, "late": late}
+        told = simulation.simulate(Path(folder), kind, simulate, **crowd, seed=seed, policy=policy)
     if as_json:
         print_json(told)
     else:

@@ -1,14 +1,15 @@
 """The verbs that keep a workspace in order: `fsck` and `migrate`."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coordinator.cli.output import JsonOption, WorkspaceOption, configure_logs
+from coordinator.cli.options import JsonOption, WorkspaceOption
+from coordinator.cli.output import PROCESSES, now, opened_workspace
 from protocol.errors import Code, Refused
-from protocol.programs import print_json, say
+from protocol.programs import configure_logs, print_json, say
 
 if TYPE_CHECKING:
     from coordinator.workspace.fsck import Findings
@@ -33,24 +34,18 @@ def fsck(
     from dataclasses import asdict
 
     from coordinator.storage.blobs import Store
-    from coordinator.workspace.context import opened
     from coordinator.workspace.fsck import check_store
-    from coordinator.workspace.locks import all_stopped
-    from coordinator.workspace.paths import CoordinatorWorkspace
-    from coordinator.workspace.settings import load
 
-    configure_logs(as_json=False)
-    place, now = CoordinatorWorkspace(workspace), datetime.now(UTC)
-    settings, age = load(place), None if delete is None else timedelta(days=delete)
-    with all_stopped(place), opened(place, settings) as open_:
-        yanked = open_.high_water.adopt(now=now) if adopt else []
+    age = None if delete is None else timedelta(days=delete)
+    with opened_workspace(workspace, *PROCESSES) as open_:
+        yanked = open_.high_water.adopt(now=now()) if adopt else []
         if yanked:
             say(
                 "Yanked, because the adopted release holds neither them nor a successor of their name: "
                 f"{', '.join(digest[:16] for digest in yanked)}. Whoever wants one in again submits a new one."
             )
-        told = open_.pool.spec.statistics
-        found = check_store(open_.registry, Store(settings.store), now=now, delete=age, statistics=told)
+        store, told = Store(open_.settings.store), open_.pool.spec.statistics
+        found = check_store(open_.registry, store, now=now(), delete=age, statistics=told)
         release, receipts = open_.high_water.lost_release(), open_.high_water.lost_receipts()
         say(_in_words(found))
         if as_json:
@@ -81,14 +76,14 @@ def migrate(*, workspace: WorkspaceOption = Path()) -> None:
 
     Example: greylag-coordinator migrate -w pool
     """
-    from coordinator.registry.database import upgrade
-    from coordinator.workspace.locks import all_stopped
+    from coordinator.registry.registry import Registry
+    from coordinator.workspace.locks import exclusive
     from coordinator.workspace.paths import CoordinatorWorkspace
     from coordinator.workspace.settings import load
 
-    configure_logs(as_json=False)
+    configure_logs()
     place = CoordinatorWorkspace(workspace)
     settings = load(place)
-    with all_stopped(place):
-        upgrade(settings.database)
+    with exclusive(place, *PROCESSES):
+        Registry.open(settings.database, older=True).close()
     say("The registry has the schema of this version.")

@@ -1,7 +1,13 @@
 """The process `fleet`: keeps Flower's server up, its list of keys equal to ours, and every campaign going."""
 
+import json
+import subprocess
+import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -12,13 +18,15 @@ import structlog
 from coordinator.fleet.campaigns.driver import Driver
 from coordinator.fleet.campaigns.start import start_due
 from coordinator.fleet.flower import client
-from coordinator.fleet.flower.gateway import LinkConfig
-from coordinator.fleet.flower.supervisor import Link
+from coordinator.fleet.flower.gateway import HEALTH, SECRET, LinkConfig
 from coordinator.fleet.records.fleet import Fleet
 from coordinator.workspace.context import Opened
-from protocol.errors import Code, GreylagError, Refused
+from protocol.errors import Code, GreylagError, Refused, Unavailable
 from protocol.files.atomic import renew_secret
+from protocol.programs import end_child
 
+START_S = 60.0
+"""How long Flower's server may take to come up, in seconds."""
 _log = structlog.get_logger(__name__)
 
 
@@ -40,16 +48,8 @@ def configure(opened: Opened) -> LinkConfig:
             Code.SETTINGS_INVALID, "The pool's signed policy allows no campaigns.", "Found a pool that allows them."
         )
     folder.mkdir(mode=0o700, exist_ok=True)
-    secret = folder / "secret"
-    renew_secret(secret)
-    return LinkConfig(
-        listen=settings.fleet_listen,
-        certificate=str(settings.tls_cert),
-        key=str(settings.tls_key),
-        database=str(folder / "flower.db"),
-        secret=str(secret),
-        home=str(folder / "home"),
-    )
+    renew_secret(folder / SECRET)
+    return LinkConfig(settings.fleet_listen, str(settings.tls_cert), str(settings.tls_key), str(folder))
 
 
 def run(
@@ -75,38 +75,62 @@ def run(
         Refused: As `configure`.
     """
     config = configure(opened)
-    link = Link(config, opened.workspace.folder.resolve() / "fleet" / "flower.log")
-    secret = Path(config.secret).read_bytes()
-    superlink: client.Superlink | None = None
-    driver: Driver | None = None
-    let_in: dict[str, str] = {}
-    try:
-        while not stopped.is_set():
-            try:
-                if not link.is_up or superlink is None or driver is None:
-                    link.stop()
-                    if driver is not None and superlink is not None:
+    log, secret = Path(config.folder, "flower.log"), Path(config.folder, SECRET).read_bytes()
+    while not stopped.is_set():
+        try:
+            with _server(config, log) as (process, inner, outer), closing(client.Superlink(inner, secret)) as superlink:
+                driver = Driver(opened, superlink.begin, clock=clock, ask_again_s=ask_again_s)
+                on_ready(outer)
+                let_in: dict[str, str] = {}
+                while process.poll() is None and not stopped.is_set():
+                    try:
+                        step(opened, superlink, driver, let_in, now=clock())
+                    except httpx.HTTPError as error:
+                        _log.warning("flower does not answer", error=type(error).__name__)
                         driver.lose_runs()
-                        superlink.close()
-                        driver = superlink = None
-                    link.start()
-                    superlink = client.Superlink(link.inner, secret)
-                    driver = Driver(opened, superlink.begin, clock=clock, ask_again_s=ask_again_s)
-                    on_ready(link.outer)
-                    let_in.clear()
-                step(opened, superlink, driver, let_in, now=clock())
-            except httpx.HTTPError as error:
-                _log.warning("flower does not answer", error=type(error).__name__)
-                if driver is not None:
-                    driver.lose_runs()
-            except GreylagError as error:
-                _log.warning("waiting", code=error.code.name, message=error.message)
+                    stopped.wait(interval_s)
+                driver.lose_runs()
+        except Unavailable as error:
+            _log.warning("waiting", code=error.code.name, message=error.message)
             stopped.wait(interval_s)
+
+
+@contextmanager
+def _server(config: LinkConfig, log: Path) -> Iterator[tuple["subprocess.Popen[str]", int, int]]:
+    """Keep Flower's server up as a child process, which ends with this one, however this one ends.
+
+    Yields:
+        The process, and the ports of its inner and outer door.
+
+    Raises:
+        Unavailable: `BUSY` if it does not come up.
+    """
+    with log.open("a") as talk:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "coordinator.fleet.flower.gateway"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=talk, text=True,
+        )  # fmt: skip
+    try:
+        assert process.stdin is not None  # noqa: S101 - started with pipes
+        assert process.stdout is not None  # noqa: S101
+        process.stdin.write(json.dumps(asdict(config)) + "\n")
+        process.stdin.flush()
+        where = json.loads(process.stdout.readline() or "null")
+        if where is None or not _comes_up(where["inner"]):
+            raise Unavailable(Code.BUSY, f"Flower's server does not come up; see {log}.", "It is tried again.")
+        yield process, where["inner"], where["outer"]
     finally:
-        if driver is not None and superlink is not None:
-            driver.lose_runs()
-            superlink.close()
-        link.stop()
+        end_child(process)
+
+
+def _comes_up(port: int) -> bool:
+    end = time.monotonic() + START_S
+    while time.monotonic() < end:
+        with suppress(httpx.HTTPError):
+            if httpx.get(f"http://127.0.0.1:{port}{HEALTH}", timeout=5).status_code == httpx.codes.OK:
+                return True
+        time.sleep(0.1)
+    return False
 
 
 def step(opened: Opened, superlink: client.Superlink, driver: Driver, let_in: dict[str, str], *, now: datetime) -> None:

@@ -8,25 +8,14 @@ from protocol.errors import Code, Refused
 
 
 def judge(manifest: Manifest, pool: Pool, standing: Standing) -> None:
-    """Hold a verified manifest against the pool and against what the registry knows.
+    """Hold a verified manifest against the pool and against what the registry knows; once more when it is kept.
 
     Raises:
-        Refused: `KEY_UNKNOWN`, `KEY_REVOKED`, `KEY_PENDING`, or as `judge_standing` and
-            `protocol.compatibility.check_fit`.
+        Refused: `KEY_UNKNOWN`, `KEY_REVOKED`, `KEY_PENDING`, `VERSION_REUSED`, `SUPERSEDES_UNKNOWN`, `DUPLICATE_OF`,
+            `QUOTA`, or as `protocol.compatibility.check_fit`.
     """
     judge_contributor(standing.contributor)
     check_fit(manifest, pool)
-    judge_standing(manifest, pool, standing)
-
-
-def judge_standing(manifest: Manifest, pool: Pool, standing: Standing) -> None:
-    """Hold a manifest against what the registry knows; asked again when the bundle is kept.
-
-    Raises:
-        Refused: `KEY_UNKNOWN`, `KEY_REVOKED`, `KEY_PENDING`, `VERSION_REUSED`, `SUPERSEDES_UNKNOWN`,
-            `DUPLICATE_OF` or `QUOTA`.
-    """
-    judge_contributor(standing.contributor)
     name = manifest.spec.name
     check_succession(name, manifest.spec.supersedes, standing.earlier.get(name, ()))
     if standing.twin is not None:
@@ -36,8 +25,8 @@ def judge_standing(manifest: Manifest, pool: Pool, standing: Standing) -> None:
             "Submit an expert that you trained yourself.",
         )
     limit = pool.spec.policy.max_experts_per_contributor
-    held = sum(predecessor(earlier) is not None for other, earlier in standing.earlier.items() if other != name)
-    held += standing.uploads
+    others = {other for other, earlier in standing.earlier.items() if predecessor(earlier)}.union(standing.uploads)
+    held = len(others - {name})
     if held >= limit:
         raise Refused(
             Code.QUOTA,

@@ -1,6 +1,6 @@
 """A bundle's life: its states, the steps between them, and what earlier lives mean for a new one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -36,8 +36,8 @@ _STEPS = {
     State.YANKED: set(),
 }
 
-WAITING = frozenset({State.RECEIVED, State.VERIFIED, State.QUARANTINED, State.ACCEPTED})
-"""States from which a bundle may still come into a release."""
+WAITING = State.RECEIVED, State.VERIFIED, State.QUARANTINED, State.ACCEPTED
+"""States from which a bundle may still come into a release, one after the other."""
 
 
 def is_public(state: str, release: int) -> bool:
@@ -71,7 +71,7 @@ class Standing:
     """State of the contributor's key: active, pending, revoked; None for an unknown key."""
     earlier: Mapping[str, Sequence[Submitted]] = field(default_factory=dict)
     """What else this contributor submitted, by name, oldest first."""
-    uploads: int = 0
-    """How many other bundles this contributor has begun to upload."""
+    uploads: Collection[str] = ()
+    """Names of the other bundles that this contributor has begun to upload."""
     twin: int | None = None
     """Sequence number of another contributor's bundle with the same weights."""

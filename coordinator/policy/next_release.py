@@ -1,23 +1,11 @@
-"""Which release comes next, and what it makes of the bundles."""
+"""Which release comes next."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from datetime import datetime, timedelta
-from typing import Protocol
 
-from coordinator.policy.lifecycle import WAITING, State
 from protocol.documents import Pool, read_timestamp, timestamp
 from protocol.release import CalibrationFile, Release, ReleasedExpert, ReleaseSpec
-
-
-class BundleFacts(Protocol):
-    """What the registry says of a bundle, as far as it matters here."""
-
-    sequence: int
-    digest: str
-    contributor: str
-    name: str
-    state: str
 
 
 def next_release(
@@ -67,50 +55,6 @@ def next_release(
         created=timestamp(now),
         expires=timestamp(now + timedelta(days=pool.spec.policy.release_days)),
     )
-
-
-def steps_to(spec: ReleaseSpec, rows: Sequence[BundleFacts]) -> dict[str, State]:
-    """List the steps that bundles take when a release is published.
-
-    Args:
-        spec: The release.
-        rows: Every bundle.
-    """
-    listed = {expert.bundle for expert in spec.experts}
-    steps: dict[str, State] = {}
-    newest: dict[tuple[str, str], int] = {}
-    for row in rows:
-        if row.digest in listed:
-            newest[row.contributor, row.name] = row.sequence
-            if row.state == State.ACCEPTED:
-                steps[row.digest] = State.RELEASED
-    for row in rows:
-        if row.digest in listed:
-            continue
-        # Earlier bundles under the same name that still wait: letting one in later would turn back time.
-        overtaken = row.sequence < newest.get((row.contributor, row.name), 0)
-        if row.state == State.RELEASED or (row.state in WAITING and overtaken):
-            steps[row.digest] = State.SUPERSEDED
-    return steps
-
-
-def steps_to_adopted(spec: ReleaseSpec, rows: Sequence[BundleFacts], names: Mapping[str, str]) -> dict[str, State]:
-    """List the steps that bundles take when a registry takes in a release that a newer one published.
-
-    What is released here, and neither listed there nor followed by one of its name, was most likely yanked meanwhile;
-    what was yanked must not be public again.
-
-    Args:
-        spec: The release.
-        rows: Every bundle.
-        names: Contributors' names by key.
-    """
-    held = {(expert.contributor, expert.name) for expert in spec.experts}
-    steps = steps_to(spec, rows)
-    for row in rows:
-        if row.state == State.RELEASED and (names[row.contributor], row.name) not in held:
-            steps[row.digest] = State.YANKED
-    return steps
 
 
 def _near_expiry(release: Release, now: datetime) -> bool:

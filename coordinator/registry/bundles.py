@@ -9,11 +9,10 @@ from sqlalchemy.orm import Session
 from coordinator.faults import fault_point
 from coordinator.policy.lifecycle import WAITING, Standing, State, is_public
 from coordinator.registry import journal
-from coordinator.registry.cascades import overtake
-from coordinator.registry.standing import read_standing
 from coordinator.registry.tables import BundleFile, BundleRow, Contributor, Event, Upload
 from coordinator.registry.transactions import Subject
-from protocol.bundle import Manifest
+from protocol.bundle import ADAPTER_WEIGHTS, Manifest, read_manifest
+from protocol.compatibility import Submitted
 from protocol.documents import timestamp
 from protocol.errors import Code, GreylagError, Refused
 
@@ -24,12 +23,7 @@ class Bundles(Subject):
     """Every bundle that was ever acknowledged."""
 
     def keep(
-        self,
-        manifest: Manifest,
-        *,
-        check: Callable[[Standing], None],
-        sign: Callable[[int], bytes],
-        now: datetime,
+        self, manifest: Manifest, *, check: Callable[[Standing], None], sign: Callable[[int], bytes], now: datetime
     ) -> bytes:
         """Make a bundle whose bytes are in the store a row, and return its receipt.
 
@@ -48,15 +42,10 @@ class Bundles(Subject):
             check(read_standing(session, manifest))
             sequence = (session.scalar(select(func.max(BundleRow.sequence))) or 0) + 1
             row = BundleRow(
-                sequence=sequence,
-                digest=manifest.digest,
-                contributor=manifest.spec.contributor,
-                name=manifest.spec.name,
-                state=State.RECEIVED,
-                envelope=manifest.envelope,
-                receipt=sign(sequence),
+                sequence=sequence, digest=manifest.digest, contributor=manifest.spec.contributor,
+                name=manifest.spec.name, state=State.RECEIVED, envelope=manifest.envelope, receipt=sign(sequence),
                 received=timestamp(now),
-            )
+            )  # fmt: skip
             session.add(row)
             session.flush()
             session.add_all(
@@ -107,17 +96,17 @@ class Bundles(Subject):
         with self._registry.reading() as session:
             return list(session.scalars(query.where(BundleRow.state.in_(states)) if states else query))
 
-    def digests(self, *states: State) -> set[str]:
-        """Digests of the bundles in given states."""
+    def held(self) -> set[str]:
+        """Digests of the bundles that may be in a release: accepted and released ones."""
+        states = State.ACCEPTED, State.RELEASED
         with self._registry.reading() as session:
             return set(session.scalars(select(BundleRow.digest).where(BundleRow.state.in_(states))))
 
-    def files(self) -> dict[str, int]:
-        """Sizes in bytes by sha256 of every file that some bundle needs; a refused or yanked one needs none."""
-        query = select(BundleFile.sha256, BundleFile.size).join(BundleRow, BundleRow.digest == BundleFile.bundle)
+    def files(self) -> set[str]:
+        """The sha256 of every file that some bundle needs; a refused or yanked one needs none."""
+        query = select(BundleFile.sha256).join(BundleRow, BundleRow.digest == BundleFile.bundle)
         with self._registry.reading() as session:
-            rows = session.execute(query.where(BundleRow.state.not_in((State.REFUSED, State.YANKED))))
-            return {row.sha256: row.size for row in rows}
+            return set(session.scalars(query.where(BundleRow.state.not_in((State.REFUSED, State.YANKED)))))
 
     def public_size(self, sha256: str) -> int | None:
         """Size in bytes of a file that anyone may fetch; None for every other."""
@@ -161,10 +150,41 @@ class Bundles(Subject):
             for step in steps:
                 journal.take_step(session, row, step, actor=actor, now=now, reason=reason)
             if State.REFUSED in steps:
-                overtake(session, now=now, listing=digest)
+                journal.overtake(session, now=now, listing=digest)
             return row
 
 
 def bundle_row(session: Session, digest: str) -> BundleRow | None:
     """Find a bundle's row inside a transaction."""
     return session.scalars(select(BundleRow).where(BundleRow.digest == digest)).one_or_none()
+
+
+def read_standing(session: Session, manifest: Manifest) -> Standing:
+    """Read a contributor's state, bundles and uploads, and whose weights are the same."""
+    key, digest = manifest.spec.contributor, manifest.digest
+    contributor = session.get(Contributor, key)
+    earlier: dict[str, list[Submitted]] = {}
+    for name, other, state in session.execute(
+        select(BundleRow.name, BundleRow.digest, BundleRow.state)
+        .where(BundleRow.contributor == key, BundleRow.digest != digest)
+        .order_by(BundleRow.sequence)
+    ):
+        earlier.setdefault(name, []).append(Submitted(other, state))
+    twin = session.scalar(
+        select(func.min(BundleRow.sequence))
+        .join(BundleFile, BundleFile.bundle == BundleRow.digest)
+        .where(
+            BundleFile.name == ADAPTER_WEIGHTS,
+            BundleFile.sha256 == manifest.files[ADAPTER_WEIGHTS].sha256,
+            BundleRow.contributor != key,
+            BundleRow.state != State.REFUSED,
+        )
+    )
+    return Standing(contributor.state if contributor else None, earlier, tuple(other_uploads(session, manifest)), twin)
+
+
+def other_uploads(session: Session, manifest: Manifest) -> dict[str, Upload]:
+    """What else a contributor uploads, by the bundle's name."""
+    key, digest = manifest.spec.contributor, manifest.digest
+    found = session.scalars(select(Upload).where(Upload.contributor == key, Upload.digest != digest))
+    return {read_manifest(upload.envelope).spec.name: upload for upload in found}

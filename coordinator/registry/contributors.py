@@ -5,7 +5,6 @@ from datetime import datetime
 from sqlalchemy import select
 
 from coordinator.registry import journal
-from coordinator.registry.cascades import revoke_nodes
 from coordinator.registry.tables import Contributor
 from coordinator.registry.transactions import Subject
 from protocol.documents import Enrolment, check_name, looks_like_key, timestamp
@@ -66,5 +65,5 @@ class Contributors(Subject):
                 found.state = state
                 journal.record(session, "contributor", found.key, state, actor="operator", now=now)
                 if state == "revoked":
-                    revoke_nodes(session, found.key, actor="operator", now=now)
+                    journal.revoke_nodes(session, found.key, actor="operator", now=now)
             return found

@@ -99,23 +99,6 @@ def check_schema(engine: Engine, *, older: bool = False) -> None:
     )
 
 
-def upgrade(url: str) -> None:
-    """Bring the registry that is in a database to the schema of this version.
-
-    Raises:
-        Refused: `WORKSPACE_MISSING` where there is none, or as `Transactions.open`.
-        Unavailable: `BUSY` if the database does not answer.
-    """
-    check_place(url, new=False)
-    engine = connect(url)
-    try:
-        with translated():
-            check_schema(engine, older=True)
-            migrate(engine)
-    finally:
-        engine.dispose()
-
-
 def _parse(url: str) -> URL:
     try:
         if (parsed := make_url(url)).get_backend_name() in ("sqlite", "postgresql"):
@@ -176,5 +159,11 @@ def translated() -> Iterator[None]:
         if wrong := re.search(r"FATAL:\s+((?:database|role|password) .*)", said):
             raise Refused(
                 Code.SETTINGS_INVALID, f"PostgreSQL says: {wrong[1]}.", "Correct the database's URL."
+            ) from error
+        if re.search("readonly database|unable to open", said):
+            raise Refused(
+                Code.SETTINGS_INVALID,
+                f"The registry's database cannot be used: {said}.",
+                "Check the owner and the permissions of the file and of its folder.",
             ) from error
         raise Unavailable(Code.BUSY, "The registry's database does not answer.", "Try again in a minute.") from error

@@ -1,17 +1,22 @@
-"""The registry's journal: every step of anything is one row, in the same transaction as the step."""
+"""The registry's journal: every step of anything is one row, in the same transaction as the step.
 
+The steps that several changes of the registry take or bring with them stand here, too.
+"""
+
+import json
 from datetime import datetime
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from coordinator.policy.lifecycle import State, check_step
-from coordinator.registry.tables import BundleRow, Contributor, Event
+from coordinator.registry.tables import BundleRow, Candidate, Contributor, Event, Node
 from protocol.documents import timestamp
 from protocol.errors import Code, GreylagError, Refused
+from protocol.signing import Signed
 
 
-def record(  # one parameter a column
+def record(
     session: Session,
     kind: str,
     subject: str,
@@ -28,13 +33,9 @@ def record(  # one parameter a column
     event = Event(
         number=latest.number + 1 if latest else 1,
         at=max(timestamp(now), latest.at if latest else ""),
-        kind=kind,
-        subject=subject,
-        step=step,
-        actor=actor,
-        code=reason.code.name if reason else "",
-        message=reason.message if reason else "",
-    )
+        kind=kind, subject=subject, step=step, actor=actor,
+        code=reason.code.name if reason else "", message=reason.message if reason else "",
+    )  # fmt: skip
     session.add(event)
     session.flush()
     session.info.setdefault("events", []).append(event)
@@ -58,3 +59,27 @@ def take_step(
     if reason is not None:
         row.code, row.message, row.hint = reason.code.name, reason.message, reason.hint
     record(session, "bundle", row.digest, step, actor=actor, now=now, reason=reason)
+
+
+def overtake(session: Session, *, now: datetime, listing: str | None = None) -> None:
+    """Close the open candidate because something newer came, or because a bundle that it lists is out."""
+    for row in session.scalars(select(Candidate).where(Candidate.state == "open")):
+        if listing is None or listing in bundles_of(row):
+            row.state = "overtaken"
+            record(session, "candidate", row.digest, "overtaken", actor="worker", now=now)
+
+
+def bundles_of(row: Candidate) -> set[str]:
+    """Digests of a candidate's bundles; a row that is damaged lists nothing, and holds up no other."""
+    try:
+        payload = Signed.parse(row.envelope).payload  # our own row; whoever acts on it verifies the signature
+        return {expert["bundle"] for expert in json.loads(payload)["predicate"]["experts"]}
+    except (Refused, ValueError, LookupError, TypeError):
+        return set()
+
+
+def revoke_nodes(session: Session, contributor: str, *, actor: str, now: datetime) -> None:
+    """Take the nodes of a contributor out of use, for ever."""
+    for node in session.scalars(select(Node).where(Node.contributor == contributor, Node.state == "active")):
+        node.state = "revoked"
+        record(session, "node", node.fingerprint, "revoked", actor=actor, now=now)

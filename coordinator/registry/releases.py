@@ -1,16 +1,14 @@
 """Releases, and the steps that bundles take by them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from coordinator.policy.lifecycle import State
+from coordinator.policy.lifecycle import WAITING, State
 from coordinator.registry import journal
-from coordinator.registry.bundles import bundle_row
-from coordinator.registry.cascades import overtake
-from coordinator.registry.tables import BundleRow, ReleaseRow
+from coordinator.registry.tables import BundleRow, Contributor, ReleaseRow
 from coordinator.registry.transactions import Subject
 from protocol.errors import Code, Refused
 from protocol.release import Release
@@ -19,19 +17,11 @@ from protocol.release import Release
 class Releases(Subject):
     """Every release."""
 
-    def publish(
-        self,
-        release: Release,
-        steps: Mapping[str, State],
-        *,
-        now: datetime,
-        decide: Callable[[Session], None] = lambda _: None,
-    ) -> None:
+    def publish(self, release: Release, *, now: datetime, decide: Callable[[Session], None] = lambda _: None) -> None:
         """Store a release together with the steps that its bundles take by it.
 
         Args:
             release: The release.
-            steps: The step of each bundle, by digest.
             now: The time.
             decide: Keeps, in the same transaction, the decision that led here.
 
@@ -45,29 +35,41 @@ class Releases(Subject):
             if newest + 1 != number:
                 raise Refused(Code.STATE_CHANGE, f"Release {number} cannot follow release {newest}.")
             decide(session)
-            _store(session, release, steps, actor="worker", now=now)
+            _store(session, release, State.ACCEPTED, actor="worker", now=now)
             released = set(session.scalars(select(BundleRow.digest).where(BundleRow.state == State.RELEASED)))
             if released != {expert.bundle for expert in release.spec.experts}:
                 raise Refused(Code.STATE_CHANGE, f"Release {number} does not list what is released.")
 
-    def adopt(self, release: Release, steps: Mapping[str, State], *, now: datetime) -> None:
+    def adopt(self, release: Release, *, now: datetime) -> list[str]:
         """Take in a release that a newer registry published; the next one leaves out what this one does not hold.
 
-        Args:
-            release: The release.
-            steps: The step of each bundle that is here, by digest.
-            now: The time.
+        What it lists has passed there whatever it still waits for here. What is released here, and neither listed
+        there nor followed by one of its name, was most likely yanked meanwhile, and must not be public again.
+
+        Returns:
+            Digests of the bundles that are yanked.
 
         Raises:
             Refused: `STATE_CHANGE` if it is not newer than the newest here.
         """
+        number = release.spec.number
         with self._registry.writing() as session:
             newest = session.scalar(select(func.max(ReleaseRow.number))) or 0
-            if newest >= release.spec.number:
-                raise Refused(
-                    Code.STATE_CHANGE, f"Another release {release.spec.number} is here.", "Restore a newer registry."
+            if newest >= number:
+                raise Refused(Code.STATE_CHANGE, f"Another release {number} is here.", "Restore a newer registry.")
+            held = {(expert.contributor, expert.name) for expert in release.spec.experts}
+            out = [
+                row
+                for row, contributor in session.execute(
+                    select(BundleRow, Contributor.name).join(Contributor).where(BundleRow.state == State.RELEASED)
                 )
-            _store(session, release, steps, actor="operator", now=now)
+                if (contributor, row.name) not in held
+            ]
+            reason = Refused(Code.DECLINED, f"Release {number}, which a newer registry published, left it out.")
+            for row in out:
+                journal.take_step(session, row, State.YANKED, actor="operator", now=now, reason=reason)
+            _store(session, release, *WAITING, actor="operator", now=now)
+            return [row.digest for row in out]
 
     def find(self, number: int = 0) -> ReleaseRow | None:
         """Find a release by number, or the newest (0)."""
@@ -87,15 +89,21 @@ class Releases(Subject):
             return list(session.scalars(select(ReleaseRow).order_by(ReleaseRow.number)))
 
 
-def _store(session: Session, release: Release, steps: Mapping[str, State], *, actor: str, now: datetime) -> None:
-    number = release.spec.number
+def _store(session: Session, release: Release, *passing: State, actor: str, now: datetime) -> None:
+    """Keep a release, and let listed bundles that wait in one of some states into it."""
+    number, listed = release.spec.number, {expert.bundle for expert in release.spec.experts}
     session.add(ReleaseRow(number=number, digest=release.digest, envelope=release.envelope))
-    overtake(session, now=now)
+    journal.overtake(session, now=now)
     journal.record(session, "release", release.digest, str(number), actor=actor, now=now)
-    for digest, step in steps.items():
-        if row := bundle_row(session, digest):
-            left_out = Refused(Code.DECLINED, f"Release {number}, which a newer registry published, left it out.")
-            reason = left_out if step is State.YANKED else None
-            journal.take_step(session, row, step, actor=actor, now=now, reason=reason)
-            if step is State.RELEASED:
-                row.release, row.code, row.message, row.hint = number, "", "", ""
+    rows = session.scalars(select(BundleRow).order_by(BundleRow.sequence)).all()
+    newest = {(row.contributor, row.name): row.sequence for row in rows if row.digest in listed}
+    for row in rows:
+        if row.digest in listed and row.state in passing:
+            for step in (*WAITING[WAITING.index(State(row.state)) + 1 :], State.RELEASED):
+                journal.take_step(session, row, step, actor=actor, now=now)
+            row.release, row.code, row.message, row.hint = number, "", "", ""
+        elif row.digest not in listed:
+            # Earlier bundles under the same name that still wait: letting one in later would turn back time.
+            overtaken = row.sequence < newest.get((row.contributor, row.name), 0)
+            if row.state == State.RELEASED or (row.state in WAITING and overtaken):
+                journal.take_step(session, row, State.SUPERSEDED, actor=actor, now=now)

@@ -35,13 +35,16 @@ class Transactions:
         self._on_event = on_event
 
     @classmethod
-    def open(cls, url: str, on_event: Callable[[Event], None] = lambda _: None, *, migrate: bool = False) -> Self:
+    def open(
+        cls, url: str, on_event: Callable[[Event], None] = lambda _: None, *, migrate: bool = False, older: bool = False
+    ) -> Self:
         """Connect to a registry.
 
         Args:
             url: SQLAlchemy URL.
             on_event: As for the class.
             migrate: Make or upgrade the schema first.
+            older: Upgrade the schema of a registry that is there.
 
         Raises:
             Refused: `SETTINGS_INVALID`, `WORKSPACE_MISSING` where there is no registry, or `SCHEMA_MISMATCH` for an
@@ -54,7 +57,9 @@ class Transactions:
             with database.translated():
                 if migrate:
                     database.migrate(engine)
-                database.check_schema(engine)
+                database.check_schema(engine, older=older)
+                if older:
+                    database.migrate(engine)
         except GreylagError:
             engine.dispose()
             raise

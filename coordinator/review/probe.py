@@ -1,7 +1,7 @@
 """What only the model can tell: do the experts, put together, still compute?"""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from coordinator.registry.registry import Registry
 from coordinator.review.bundle_cache import Cache
@@ -9,22 +9,8 @@ from protocol.bundle import Bundle
 from protocol.errors import Code, GreylagError, Refused, Unavailable
 from protocol.release import ReleasedExpert
 
-
-class Model(Protocol):
-    """What reviewing needs of `router.model.routed_model.RoutedModel`."""
-
-    @property
-    def digests(self) -> tuple[str, ...]:
-        """Digests of the experts that it holds."""
-
-    def append(self, bundle: Bundle, *, name: str | None = None, contributor: str = "") -> None:
-        """Add one expert."""
-
-    def remove(self, digest: str) -> None:
-        """Take one expert out."""
-
-    def probe(self, texts: list[str]) -> float:
-        """Run on texts, and return the mean loss in nats a token."""
+if TYPE_CHECKING:
+    from router.model.routed_model import RoutedModel  # torch comes with the first expert
 
 
 class Reviewer:
@@ -37,22 +23,11 @@ class Reviewer:
         probe: Public texts.
     """
 
-    def __init__(self, load: Callable[[], Model], registry: Registry, cache: Cache, probe: Sequence[str]) -> None:
-        self._load, self._registry, self._cache, self._probe = load, registry, cache, list(probe)
-        self._model: Model | None = None
-
-    def hold(self, experts: Sequence[ReleasedExpert]) -> Model:
-        """Bring the model to exactly these experts; those it holds already are left alone."""
-        model = self._model = self._model or self._load()
-        wanted: Mapping[str, ReleasedExpert] = {expert.bundle: expert for expert in experts}
-        for digest in model.digests:
-            if digest not in wanted:
-                model.remove(digest)
-        held = set(model.digests)
-        for digest, expert in wanted.items():
-            if digest not in held:
-                model.append(self._open(digest), name=expert.name, contributor=expert.contributor)
-        return model
+    def __init__(
+        self, load: Callable[[], "RoutedModel"], registry: Registry, cache: Cache, probe: Sequence[str]
+    ) -> None:
+        self._load, self._registry, self._cache, self._probe = load, registry, cache, probe
+        self._model: RoutedModel | None = None
 
     def try_expert(self, experts: Sequence[ReleasedExpert], new: ReleasedExpert) -> float:
         """Run the model with one more expert, and return its loss on the probe in nats a token.
@@ -65,8 +40,14 @@ class Reviewer:
             Refused: `PROBE_FAILED`, or what the router refuses the bundle with; the new expert is out again.
             Unavailable: The model cannot be brought to the experts before.
         """
+        others = {expert.bundle: expert for expert in experts if expert.bundle != new.bundle}
         try:
-            model = self.hold([expert for expert in experts if expert.bundle != new.bundle])
+            model = self._model = self._model or self._load()
+            for digest in set(model.digests) - others.keys():
+                model.remove(digest)
+            for digest, expert in others.items():
+                if digest not in model.digests:
+                    model.append(self._open(digest), name=expert.name, contributor=expert.contributor)
         except Refused as error:  # the base or an older expert: not the new one's fault
             raise Unavailable(Code.INTERNAL, error.message, error.hint) from error
         try:

@@ -10,7 +10,7 @@ import structlog
 from coordinator.admission.limited_process import CheckFailedError
 from coordinator.fleet.records.fleet import Fleet
 from coordinator.policy.lifecycle import State
-from coordinator.policy.next_release import next_release, steps_to
+from coordinator.policy.next_release import next_release
 from coordinator.registry.registry import Registry
 from coordinator.registry.tables import BundleRow
 from coordinator.review.bundle_cache import Cache
@@ -166,36 +166,30 @@ class Worker:
         return True
 
     def _release(self, row: BundleRow) -> bool:
-        new = self._released(row)
-        if self._pool.spec.policy.promotion.when == "evaluated":
-            return self._propose(row, new)
-        spec = self._next([new])
-        if spec is None:
-            return False
-        if verdict := self._try(spec, new):
-            return self._refuse(row, verdict)
-        self._publish(spec)
-        return True
-
-    def _propose(self, row: BundleRow, new: ReleasedExpert) -> bool:
-        """Put an accepted expert into a candidate; contributors' held-out data decide about it."""
-        beside = self._fleet.candidates.place(row)
+        """Put an accepted expert into a release, or into a candidate that contributors' held-out data decide about."""
+        new, is_evaluated = self._released(row), self._pool.spec.policy.promotion.when == "evaluated"
+        beside = self._fleet.candidates.place(row) if is_evaluated else []
         if beside is None:
             return False
-        spec = self._next([*(self._released(other) for other in beside), new], self._proposed_calibration())
+        calibration = None
+        if is_evaluated and (open_one := self._fleet.candidates.find()):
+            # What it says beside its list, a larger one goes on to say.
+            calibration = read_candidate(open_one.envelope, self._pool).spec.calibration
+        spec = self._next([*(self._released(other) for other in beside), new], calibration)
         if spec is None:
             return False
-        if verdict := self._try(spec, new):
+        try:
+            loss = self._reviewer.try_expert(spec.experts, new)
+        except Refused as verdict:
             return self._refuse(row, verdict)
-        candidate = sign_candidate(spec, self._identity)
-        self._fleet.candidates.propose(candidate, now=self._clock())
-        _log.info("proposed", candidate=candidate.digest, experts=len(spec.experts))
+        _log.info("probed", bundle=new.bundle, loss_nats=loss, experts=len(spec.experts))
+        if is_evaluated:
+            candidate = sign_candidate(spec, self._identity)
+            self._fleet.candidates.propose(candidate, now=self._clock())
+            _log.info("proposed", candidate=candidate.digest, experts=len(spec.experts))
+        else:
+            self._publish(spec)
         return True
-
-    def _proposed_calibration(self) -> CalibrationFile | None:
-        """What the open candidate says beside its list, which a larger one goes on to say."""
-        row = self._fleet.candidates.find()
-        return read_candidate(row.envelope, self._pool).spec.calibration if row else None
 
     def _released(self, row: BundleRow) -> ReleasedExpert:
         contributor = self._registry.contributors.find(row.contributor)
@@ -203,24 +197,15 @@ class Worker:
             raise LookupError(f"bundle {row.digest} has no contributor row")
         return ReleasedExpert(name=row.name, contributor=contributor.name, bundle=row.digest)
 
-    def _try(self, spec: ReleaseSpec, new: ReleasedExpert) -> Refused | None:
-        """Run the model with a new expert; what it is refused for, if it is."""
-        try:
-            loss = self._reviewer.try_expert(spec.experts, new)
-        except Refused as verdict:
-            return verdict
-        _log.info("probed", bundle=new.bundle, loss_nats=loss, experts=len(spec.experts))
-        return None
-
     def _tidy(self) -> bool:
         """Publish a release that leaves out what was yanked, or that renews the last one in time."""
-        spec = self._next([]) if self._registry.releases.find() else None
-        if spec is not None:
-            self._publish(spec)
-        return spec is not None
+        if (spec := self._next([])) is None:
+            return False
+        self._publish(spec)
+        return True
 
     def _next(self, accepted: list[ReleasedExpert], calibration: CalibrationFile | None = None) -> ReleaseSpec | None:
-        held, now = self._registry.bundles.digests(State.ACCEPTED, State.RELEASED), self._clock()
+        held, now = self._registry.bundles.held(), self._clock()
         return next_release(self._pool, self._newest(), accepted=accepted, held=held, now=now, calibration=calibration)
 
     def _newest(self) -> Release | None:
@@ -229,8 +214,7 @@ class Worker:
 
     def _publish(self, spec: ReleaseSpec) -> None:
         before = self._newest()
-        steps = steps_to(spec, self._registry.bundles.all())
-        self._registry.releases.publish(sign_release(spec, self._identity), steps, now=self._clock())
+        self._registry.releases.publish(sign_release(spec, self._identity), now=self._clock())
         listed = {expert.bundle for expert in spec.experts}
         for expert in before.spec.experts if before else ():
             if expert.bundle not in listed:

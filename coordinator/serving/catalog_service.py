@@ -4,20 +4,22 @@
 import asyncio
 import zlib
 from collections.abc import AsyncIterator
+from functools import partial
 from io import BytesIO
 from typing import IO
 
 from coordinator.fleet.records.candidates import no_candidate
 from coordinator.fleet.records.fleet import Fleet
-from coordinator.fleet.records.rounds import Rounds
 from coordinator.policy.lifecycle import is_public
 from coordinator.registry.registry import Registry
-from coordinator.storage.blobs import Store, is_sha256
+from coordinator.storage.blobs import Store
 from protocol.documents import Pool
 from protocol.errors import Code, Refused, Unavailable
+from protocol.statement import is_sha256
 from protocol.v1 import catalog_pb2, catalog_pb2_grpc
 from protocol.v1.chunk_pb2 import Chunk
 from protocol.wire.chunks import CHUNK_BYTES
+from protocol.wire.grpc_server import to_end
 from protocol.wire.peer import Context
 from protocol.wire.places import Places
 
@@ -25,17 +27,12 @@ _MAX_RELEASE_NUMBER = (1 << 31) - 1
 
 
 class CatalogService(catalog_pb2_grpc.CatalogServicer):
-    """Shows the pool, its releases and their bundles.
-
-    Args:
-        pool: The pool.
-        registry: Rows.
-        store: Bytes.
-        streams: Files on their way at once.
-    """
+    """Shows the pool, its releases and their bundles; at most so many `streams` of files are on their way at once."""
 
     def __init__(self, pool: Pool, registry: Registry, store: Store, streams: Places) -> None:
         self._pool, self._registry, self._store, self._streams = pool, registry, store, streams
+        # One file at a time: whoever asks and goes away leaves a thread at work, and the others to short calls.
+        self._hashing = asyncio.Lock()
 
     async def GetPool(self, request: catalog_pb2.GetPoolRequest, context: Context) -> catalog_pb2.GetPoolReply:
         """Show the signed pool."""
@@ -51,15 +48,13 @@ class CatalogService(catalog_pb2_grpc.CatalogServicer):
             if found is None:
                 raise no_candidate(digest)
             return catalog_pb2.GetReleaseReply(envelope=found.envelope)
-        row = None
-        if request.number <= _MAX_RELEASE_NUMBER:
-            row = await asyncio.to_thread(self._registry.releases.find, request.number)
+        number = request.number
+        row = await asyncio.to_thread(self._registry.releases.find, number) if number <= _MAX_RELEASE_NUMBER else None
+        if row is None and number:
+            raise Refused(Code.RELEASE_UNKNOWN, f"There is no release {number}.", "Ask for the newest.")
         if row is None:
-            raise Refused(
-                Code.RELEASE_UNKNOWN,
-                f"There is no release {request.number}." if request.number else "There is no release yet.",
-                "Wait until the first expert is accepted." if not request.number else "Ask for the newest.",
-            )
+            what = "There is no release yet."
+            raise Refused(Code.RELEASE_UNKNOWN, what, "Wait until the first expert is accepted.")
         return catalog_pb2.GetReleaseReply(envelope=row.envelope)
 
     async def GetBundle(self, request: catalog_pb2.GetBundleRequest, context: Context) -> catalog_pb2.GetBundleReply:
@@ -72,7 +67,7 @@ class CatalogService(catalog_pb2_grpc.CatalogServicer):
     async def Fetch(self, request: catalog_pb2.FetchRequest, context: Context) -> AsyncIterator[Chunk]:
         """Send a file of a public bundle, a calibration, or the pool's statistics, from an offset."""
         sha256, offset = _digest(request.sha256), request.offset
-        calibration = await asyncio.to_thread(Rounds(self._registry).content, sha256)
+        calibration = await asyncio.to_thread(Fleet(self._registry).rounds.content, sha256)
         size = len(calibration) if calibration else await asyncio.to_thread(self._public_size, sha256)
         if size is None:
             raise _no_bundle(sha256)
@@ -90,12 +85,11 @@ class CatalogService(catalog_pb2_grpc.CatalogServicer):
     async def _open(self, sha256: str, calibration: bytes | None, offset: int) -> IO[bytes]:
         if calibration:
             return BytesIO(calibration[offset:])
-        if not await asyncio.to_thread(self._store.verify, sha256):
-            raise Unavailable(
-                Code.STORE_DAMAGED,
-                f"The stored file {sha256[:16]} is damaged, so it is not served.",
-                "Tell the pool's operator, who should run: greylag-coordinator fsck",
-            )
+        async with self._hashing:
+            whole = await to_end(partial(self._store.is_whole, sha256))
+        if not whole:
+            hint = "Tell the pool's operator, who should run: greylag-coordinator fsck"
+            raise Unavailable(Code.STORE_DAMAGED, f"The stored file {sha256[:16]} is damaged, so not served.", hint)
         return await asyncio.to_thread(self._store.open, sha256, offset)
 
 

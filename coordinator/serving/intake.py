@@ -2,17 +2,16 @@
 
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hmac import compare_digest
 
 from coordinator.faults import fault_point
 from coordinator.fleet.records.fleet import Fleet
-from coordinator.policy import eligibility as rules
+from coordinator.policy.eligibility import judge
 from coordinator.policy.lifecycle import Standing
 from coordinator.registry.registry import Registry
 from coordinator.registry.tables import BundleRow
-from coordinator.storage.blobs import Store, is_sha256
+from coordinator.storage.blobs import Store
 from coordinator.storage.spool import Spool
 from protocol import bundle, documents
 from protocol.bundle import Manifest
@@ -20,19 +19,12 @@ from protocol.documents import RECEIPT_TYPE, Pool, Receipt, timestamp
 from protocol.errors import Code, Refused
 from protocol.fleet.node_key import check_clock, read_binding
 from protocol.signing import Identity
+from protocol.statement import is_sha256
+from protocol.v1.intake_pb2 import BeginReply, MissingFile
 
 _TOKEN_BYTES = 32
-
-
-@dataclass(frozen=True)
-class Begun:
-    """The answer to a begin: a session, or the receipt of a bundle that is kept already."""
-
-    digest: str
-    token: bytes = b""
-    missing: tuple[tuple[str, int], ...] = ()
-    """(name, offset in bytes) of files that are not complete."""
-    receipt: bytes = b""
+_EMPTY_LIFE = timedelta(hours=1)
+"""How long an upload lives to which not a byte comes."""
 
 
 class Intake:
@@ -69,15 +61,11 @@ class Intake:
 
     def sweep(self) -> None:
         """Forget expired uploads, and the spooled bytes that belong to none."""
-        self._registry.uploads.expire(now=self._clock())
+        self._drop_expired()
         self._spool.sweep(self._registry.uploads.digests())
 
     def enrol(self, envelope: bytes) -> str:
-        """Take a key's presentation and return the key's state.
-
-        Raises:
-            Refused: `WRONG_POOL`, `NAME_TAKEN`, `KEY_REVOKED`, or any code of an envelope.
-        """
+        """Take a key's presentation and return the key's state (`WRONG_POOL`, or as the registry and the envelope)."""
         enrolment = documents.read_enrolment(envelope)
         self._check_pool(enrolment.pool)
         state = "active" if self._pool.spec.policy.enrolment == "open" else "pending"
@@ -91,9 +79,8 @@ class Intake:
                 an envelope.
         """
         if self._fleet is None:
-            raise Refused(
-                Code.FLEET_OFF, "This coordinator takes no daemons.", "Contribute with: greylag-client contribute"
-            )
+            what = "This coordinator takes no daemons."
+            raise Refused(Code.FLEET_OFF, what, "Contribute with: greylag-client contribute")
         binding = read_binding(envelope)
         self._check_pool(binding.pool)
         now = self._clock()
@@ -101,39 +88,37 @@ class Intake:
         Fleet(self._registry).nodes.bind(binding, envelope, now=now)
         return self._fleet
 
-    def begin(self, envelope: bytes) -> Begun:
-        """Judge an envelope, and open or find its upload session.
+    def begin(self, envelope: bytes) -> BeginReply:
+        """Judge an envelope, and open or find its upload session, or the receipt of a bundle that is kept already.
 
         Raises:
-            Refused: As `read_manifest` and `policy.eligibility.judge`.
+            Refused: As `read_manifest` and `judge`.
             Unavailable: `STORAGE_FULL`.
         """
         manifest = bundle.read_manifest(envelope)
         if known := self._registry.bundles.find(manifest.digest):
-            return Begun(manifest.digest, receipt=known.receipt)
+            return BeginReply(digest=manifest.digest, receipt=known.receipt)
         self._drop_expired()
-        rules.judge(manifest, self._pool, self._registry.uploads.standing(manifest))
 
-        def check(standing: Standing, others_bytes: int) -> None:
-            rules.judge_standing(manifest, self._pool, standing)  # once more: others may begin at the same moment
-            here = self._spool.held(manifest.digest, manifest.files)
-            self._spool.check_room(others_bytes, manifest.total_bytes, here)
+        def check(standing: Standing) -> None:
+            judge(manifest, self._pool, standing)
+            self._spool.check_room(manifest.total_bytes - self._spool.held(manifest.digest, manifest.files))
 
         token, expires = secrets.token_bytes(_TOKEN_BYTES), self._clock() + self._session_life
-        upload = self._registry.uploads.begin(manifest, check=check, token=token, expires=expires)
+        begin = self._registry.uploads.begin
+        upload = begin(manifest, check=check, drop=self._spool.drop, token=token, expires=expires)
+        if isinstance(upload, BundleRow):
+            return BeginReply(digest=manifest.digest, receipt=upload.receipt)
         self._spool.make(manifest.digest, manifest.files)
-        missing = self._spool.missing(manifest.digest, manifest.files)
-        return Begun(manifest.digest, upload.token, tuple(missing.items()))
+        missing = self._spool.missing(manifest.digest, manifest.files).items()
+        files = [MissingFile(name=name, offset=offset) for name, offset in missing]
+        return BeginReply(digest=manifest.digest, token=upload.token, missing=files)
 
     def session(self, digest: str, token: bytes) -> Manifest:
-        """Find an upload session of whoever holds its token.
-
-        Raises:
-            Refused: `SESSION_UNKNOWN` or `SESSION_DENIED`.
-        """
+        """Find an upload session of whoever holds its token (`SESSION_UNKNOWN` or `SESSION_DENIED`)."""
         upload = self._registry.uploads.find(digest, now=self._clock()) if is_sha256(digest) else None
         if upload is None:
-            raise Refused(Code.SESSION_UNKNOWN, f"There is no upload of {digest[:16]!r}.", "Begin again.")
+            raise no_session(digest)
         if not compare_digest(upload.token, token):
             raise Refused(Code.SESSION_DENIED, "The upload belongs to someone else.", "Begin again.")
         return bundle.read_manifest(upload.envelope)
@@ -144,7 +129,7 @@ class Intake:
         A file whose bytes are wrong is forgotten, so that the next try sends it afresh.
 
         Raises:
-            Refused: `SESSION_UNKNOWN`, `SESSION_DENIED`, `MISSING_RANGES`, `DIGEST_MISMATCH`, or as `judge_standing`.
+            Refused: `SESSION_UNKNOWN`, `SESSION_DENIED`, `MISSING_RANGES`, `DIGEST_MISMATCH`, or as `judge`.
             Unavailable: `STORAGE_FULL` or `BUSY`.
         """
         if is_sha256(digest) and (known := self._registry.bundles.find(digest)):
@@ -153,11 +138,8 @@ class Intake:
         manifest = self.session(digest, token)
         if missing := self._spool.missing(digest, manifest.files):
             name, offset = next(iter(missing.items()))
-            raise Refused(
-                Code.MISSING_RANGES,
-                f"{name} has {offset} of {manifest.files[name].size} bytes.",
-                "Begin again to learn what is missing.",
-            )
+            what = f"{name} has {offset} of {manifest.files[name].size} bytes."
+            raise Refused(Code.MISSING_RANGES, what, "Begin again to learn what is missing.")
         self._check_bytes(manifest)
         fault_point("bytes-checked")
         for name, file in manifest.files.items():
@@ -166,7 +148,7 @@ class Intake:
         now = self._clock()
         receipt = self._registry.bundles.keep(
             manifest,
-            check=lambda standing: rules.judge_standing(manifest, self._pool, standing),
+            check=lambda standing: judge(manifest, self._pool, standing),
             sign=lambda sequence: self._receipt(manifest, sequence, now),
             now=now,
         )
@@ -175,41 +157,43 @@ class Intake:
         return receipt
 
     def status(self, digest: str) -> BundleRow:
-        """Find a bundle that was committed.
-
-        Raises:
-            Refused: `BUNDLE_UNKNOWN`.
-        """
+        """Find a bundle that was committed (`BUNDLE_UNKNOWN`)."""
         if is_sha256(digest) and (row := self._registry.bundles.find(digest)):
             return row
         raise Refused(Code.BUNDLE_UNKNOWN, f"No bundle {digest[:16]!r} was submitted.", "Submit it first.")
 
     def _check_pool(self, named: str) -> None:
         if named != self._pool.digest:
-            raise Refused(
-                Code.WRONG_POOL,
-                f"The envelope is for pool {named[:16]}; this is pool {self._pool.digest[:16]}.",
-                "Run the command again, in a workspace of this pool.",
-            )
+            what = f"The envelope is for pool {named[:16]}; this is pool {self._pool.digest[:16]}."
+            raise Refused(Code.WRONG_POOL, what, "Run the command again, in a workspace of this pool.")
 
     def _drop_expired(self) -> None:
-        for digest in self._registry.uploads.expire(now=self._clock()):
-            self._spool.drop(digest)
+        now = self._clock()
+        self._registry.uploads.expire(
+            self._spool.drop,
+            now=now,
+            empty=now + self._session_life - _EMPTY_LIFE,
+            is_empty=lambda digest: not self._spool.held(digest, bundle.FILES),
+        )
 
     def _check_bytes(self, manifest: Manifest) -> None:
         for name, file in manifest.files.items():
             try:
                 bundle.check_file(self._spool.path(manifest.digest, name), file)
+            except FileNotFoundError as error:
+                raise no_session(manifest.digest) from error  # its name's next upload took its place
             except Refused:
                 self._spool.drop_file(manifest.digest, name)
                 raise
 
     def _receipt(self, manifest: Manifest, sequence: int, now: datetime) -> bytes:
         receipt = Receipt(
-            pool=self._pool.digest,
-            bundle=manifest.digest,
-            contributor=manifest.spec.contributor,
-            sequence=sequence,
+            pool=self._pool.digest, bundle=manifest.digest, contributor=manifest.spec.contributor, sequence=sequence,
             received=timestamp(now),
-        )
+        )  # fmt: skip
         return documents.sign(RECEIPT_TYPE, {"bundle": manifest.digest}, receipt, self._identity)
+
+
+def no_session(digest: str) -> Refused:
+    """Say that there is no such upload (`SESSION_UNKNOWN`)."""
+    return Refused(Code.SESSION_UNKNOWN, f"There is no upload of {digest[:16]!r}.", "Begin again.")

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from coordinator.serving.intake import Intake
+from coordinator.serving.intake import Intake, no_session
 from coordinator.storage.spool import Appender, Spool
 from protocol.bundle import SignedFile
 from protocol.errors import Code, Refused, Unavailable
@@ -39,9 +39,7 @@ class IntakeService(intake_pb2_grpc.IntakeServicer):
 
     async def Begin(self, request: intake_pb2.BeginRequest, context: Context) -> intake_pb2.BeginReply:
         """Judge an envelope and open a session."""
-        begun = await asyncio.to_thread(self._intake.begin, request.envelope)
-        missing = [intake_pb2.MissingFile(name=name, offset=offset) for name, offset in begun.missing]
-        return intake_pb2.BeginReply(digest=begun.digest, token=begun.token, missing=missing, receipt=begun.receipt)
+        return await asyncio.to_thread(self._intake.begin, request.envelope)
 
     async def Put(self, requests: AsyncIterator[intake_pb2.PutRequest], context: Context) -> intake_pb2.PutReply:
         """Append a stream of chunks to one file."""
@@ -51,13 +49,13 @@ class IntakeService(intake_pb2_grpc.IntakeServicer):
         start = first.start
         manifest = await asyncio.to_thread(self._intake.session, start.digest, start.token)
         if start.name not in manifest.files:
-            raise Refused(
-                Code.FILE_NOT_ALLOWED, f"{start.name!r:.200} has no place in a bundle.", "Pack the bundle again."
-            )
+            what = f"{start.name!r:.200} has no place in a bundle."
+            raise Refused(Code.FILE_NOT_ALLOWED, what, "Pack the bundle again.")
         with self._streams.one(context.peer()), self._claim(start.digest, start.name):
-            appender = await asyncio.to_thread(self._open, start.digest, start.name)
+            file = manifest.files[start.name]
+            appender = await asyncio.to_thread(self._open, start.digest, start.name, file.size)
             try:
-                await self._append(requests, appender, manifest.files[start.name])
+                await self._append(requests, appender, file)
             finally:
                 appender.close()
         return intake_pb2.PutReply(offset=appender.offset)
@@ -89,11 +87,11 @@ class IntakeService(intake_pb2_grpc.IntakeServicer):
             await asyncio.to_thread(appender.write, data)
         await asyncio.to_thread(appender.sync)
 
-    def _open(self, digest: str, name: str) -> Appender:
+    def _open(self, digest: str, name: str, size: int) -> Appender:
         try:
-            return self._spool.append(digest, name)
+            return self._spool.append(digest, name, size)
         except FileNotFoundError as error:
-            raise Refused(Code.SESSION_UNKNOWN, f"There is no upload of {digest[:16]}.", "Begin again.") from error
+            raise no_session(digest) from error
 
     @contextmanager
     def _claim(self, digest: str, name: str) -> Iterator[None]:

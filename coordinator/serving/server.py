@@ -26,13 +26,7 @@ _log = structlog.get_logger(__name__)
 def serve_workspace(
     opened: Opened, metrics: Metrics, *, clock: Callable[[], datetime], on_ready: Callable[[str], None]
 ) -> None:
-    """Serve until SIGTERM or SIGINT.
-
-    Args:
-        opened: The workspace.
-        metrics: Counts refusals.
-        clock: Tells the time.
-        on_ready: Called once with `host:port`, when calls are being taken.
+    """Serve until SIGTERM or SIGINT; `on_ready` is called once with `host:port`, when calls are being taken.
 
     Raises:
         Refused: `SETTINGS_INVALID` for an address or a store that cannot be used.
@@ -42,16 +36,11 @@ def serve_workspace(
     spool = Spool(
         opened.workspace.spool, quota_bytes=settings.spool_quota_bytes, floor_bytes=settings.free_disk_floor_bytes
     )
+    life, fleet = timedelta(hours=settings.session_hours), settings.fleet_address or settings.fleet_listen
     intake = Intake(
-        opened.pool,
-        opened.identity,
-        opened.registry,
-        store=store,
-        spool=spool,
-        clock=clock,
-        session_life=timedelta(hours=settings.session_hours),
-        fleet=settings.fleet_address or settings.fleet_listen,
-    )
+        opened.pool, opened.identity, opened.registry, store=store, spool=spool, clock=clock, session_life=life,
+        fleet=fleet,
+    )  # fmt: skip
     intake.sweep()
     store.sweep_leftovers()
 
@@ -67,5 +56,5 @@ def serve_workspace(
         _log.info("serving", address=address, pool=opened.pool.digest)
         on_ready(address)
 
-    listen = Listen(settings.listen, settings.tls_cert, settings.tls_key, idle_s=settings.idle_timeout_s)
+    listen = Listen(settings.listen, settings.tls_cert, settings.tls_key)
     asyncio.run(serve(listen, register, count=metrics.refused, on_ready=ready))

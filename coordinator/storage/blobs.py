@@ -5,8 +5,9 @@ cut once it has returned: the file is synced, renamed into place, and its folder
 """
 
 import hashlib
-import re
+import math
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -20,42 +21,28 @@ from fsspec.implementations.local import LocalFileSystem
 from coordinator.faults import fault_point
 from protocol.errors import Code, Refused, Unavailable
 from protocol.files.atomic import sync
+from protocol.statement import is_sha256
 
 _TEMPORARY = ".incoming-"
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-def is_sha256(text: str) -> bool:
-    """Tell whether a text is a digest; nothing else from outside may become a path or a query."""
-    return _SHA256.fullmatch(text) is not None
+_BELIEVED_S, _MOST_VERIFIED = 3600.0, 1 << 14
+"""How long, and of how many files, it is remembered that they were found whole."""
 
 
 class Store:
-    """A content-addressed store.
-
-    Args:
-        url: fsspec URL or path of its root folder.
-
-    Raises:
-        Refused: `SETTINGS_INVALID` if the URL cannot be used.
-    """
+    """A content-addressed store at an fsspec URL or a path (`SETTINGS_INVALID` if it cannot be used)."""
 
     def __init__(self, url: str) -> None:
         try:
             self._fs, self._root = fsspec.core.url_to_fs(url)
             self._fs.makedirs(self._root, exist_ok=True)
         except (ImportError, OSError, ValueError) as error:
-            raise Refused(
-                Code.SETTINGS_INVALID, f"The store {url!r} cannot be used: {error}.", "Correct the setting `store`."
-            ) from error
+            what = f"The store {url!r} cannot be used: {error}."
+            raise Refused(Code.SETTINGS_INVALID, what, "Correct the setting `store`.") from error
         self._local = isinstance(self._fs, LocalFileSystem)
+        self._verified: dict[object, float] = {}
 
     def put(self, path: Path, sha256: str) -> None:
-        """Keep a file whose digest was checked. The file itself stays; its bytes must not change afterwards.
-
-        Raises:
-            Unavailable: `STORAGE_FULL`.
-        """
+        """Keep a file whose digest was checked, and whose bytes must not change afterwards (`STORAGE_FULL`)."""
         try:
             if self._local:
                 self._put_local(path, sha256)
@@ -64,16 +51,11 @@ class Store:
                 self._fs.put_file(str(path), temporary)
                 self._fs.mv(temporary, self._key(sha256))
         except OSError as error:
-            raise Unavailable(
-                Code.STORAGE_FULL, f"The store cannot take more: {error.strerror or error}.", "Try again later."
-            ) from error
+            what = f"The store cannot take more: {error.strerror or error}."
+            raise Unavailable(Code.STORAGE_FULL, what, "Try again later.") from error
 
     def open(self, sha256: str, offset: int = 0) -> IO[bytes]:
-        """Open a file for reading at an offset in bytes.
-
-        Raises:
-            FileNotFoundError: Nothing lies under the digest.
-        """
+        """Open a file for reading at an offset in bytes; `FileNotFoundError` if nothing lies under the digest."""
         file: IO[bytes] = self._fs.open(self._key(sha256), "rb")
         file.seek(offset)
         return file
@@ -86,12 +68,26 @@ class Store:
         except OSError:
             return False
 
-    def copy_to(self, sha256: str, target: Path) -> None:
-        """Bring a file to a local path: by hard link where that works, else by copying.
+    def is_whole(self, sha256: str) -> bool:
+        """As `verify`; a good verdict holds for an hour, unless size or time of a local file change."""
+        try:
+            status = Path(self._key(sha256)).stat() if self._local else None
+        except OSError:
+            return False
+        seen = sha256, status and (status.st_size, status.st_mtime_ns)
+        now = time.monotonic()
+        if now - self._verified.get(seen, -math.inf) < _BELIEVED_S:
+            return True
+        whole = self.verify(sha256)
+        if whole:
+            self._verified.pop(seen, None)
+            self._verified[seen] = now
+            if len(self._verified) > _MOST_VERIFIED:
+                del self._verified[next(iter(self._verified))]
+        return whole
 
-        Raises:
-            FileNotFoundError: Nothing lies under the digest.
-        """
+    def copy_to(self, sha256: str, target: Path) -> None:
+        """Bring a file to a local path, by hard link where that works; `FileNotFoundError` as for `open`."""
         if self._local:
             _link_or_copy(Path(self._key(sha256)), target)
         else:
@@ -104,27 +100,25 @@ class Store:
                 yield name
 
     def kept_since(self, sha256: str) -> datetime:
-        """When a file came to lie here; a copy of the store counts as new.
-
-        Raises:
-            FileNotFoundError: Nothing lies under the digest.
-        """
+        """When a file came to lie here, a copy of the store being new; `FileNotFoundError` as for `open`."""
         if self._local:
             return datetime.fromtimestamp(Path(self._key(sha256)).stat().st_ctime, UTC)
         modified: datetime = self._fs.modified(self._key(sha256))
         return modified.astimezone(UTC)
 
-    def remove(self, sha256: str) -> None:
-        """Drop a file that nothing needs."""
-        self._fs.rm_file(self._key(sha256))
+    def remove(self, sha256: str) -> bool:
+        """Drop a file that nothing needs, and tell whether it went."""
+        with suppress(OSError):
+            self._fs.rm_file(self._key(sha256))
+            return True
+        return False
 
-    def sweep_leftovers(self) -> int:
-        """Drop what interrupted calls of `put` left, and return how many files that were."""
-        leftovers = [path for path in self._fs.find(self._root) if path.rpartition("/")[2].startswith(_TEMPORARY)]
-        for path in leftovers:
-            with suppress(OSError):  # whatever this one has, the others can go
-                self._fs.rm_file(path)
-        return len(leftovers)
+    def sweep_leftovers(self) -> None:
+        """Drop what interrupted calls of `put` left."""
+        for path in self._fs.find(self._root):
+            if path.rpartition("/")[2].startswith(_TEMPORARY):
+                with suppress(OSError):  # whatever this one has, the others can go
+                    self._fs.rm_file(path)
 
     def _key(self, sha256: str) -> str:
         return f"{self._root}/{sha256[:2]}/{sha256}"

@@ -3,7 +3,8 @@
 import os
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from coordinator.faults import fault_point
@@ -16,7 +17,7 @@ class Spool:
 
     Args:
         folder: Made if it is missing.
-        quota_bytes: Largest sum of the signed sizes of all uploads, in bytes.
+        quota_bytes: Most that all uploads may hold, in bytes.
         floor_bytes: Disk space that uploads leave free, in bytes.
         free_bytes: Tells the free space of the disk that a folder lies on, in bytes.
     """
@@ -32,21 +33,11 @@ class Spool:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._quota, self._floor, self._free = folder, quota_bytes, floor_bytes, free_bytes
 
-    def check_room(self, others_bytes: int, new_bytes: int, here_bytes: int = 0) -> None:
-        """Refuse to begin what would not fit.
-
-        Args:
-            others_bytes: Signed sizes of all other open uploads together, in bytes.
-            new_bytes: Signed size of this upload, in bytes.
-            here_bytes: What of it lies here already, in bytes.
-
-        Raises:
-            Unavailable: `STORAGE_FULL`.
-        """
-        if others_bytes + new_bytes > self._quota or self._free(self._folder) - (new_bytes - here_bytes) < self._floor:
-            raise Unavailable(
-                Code.STORAGE_FULL, "The coordinator has no room for this upload now.", "Submit again later."
-            )
+    def check_room(self, more_bytes: int) -> None:
+        """Refuse what does not fit beside all that lies here; what is only declared takes none (`STORAGE_FULL`)."""
+        held = sum(max(_size(path), 0) for path in self._folder.glob("*/*"))
+        if held + more_bytes > self._quota or self._free(self._folder) - more_bytes < self._floor:
+            raise Unavailable(Code.STORAGE_FULL, "The coordinator has no room for this now.", "Submit again later.")
 
     def make(self, digest: str, files: Mapping[str, SignedFile]) -> None:
         """Make the folder and the empty files of an upload; what is there stays."""
@@ -63,12 +54,13 @@ class Spool:
         sizes = {name: _size(self.path(digest, name)) for name in files}
         return {name: max(size, 0) for name, size in sizes.items() if size != files[name].size}
 
-    def held(self, digest: str, files: Mapping[str, SignedFile]) -> int:
+    def held(self, digest: str, files: Iterable[str]) -> int:
         """How much of an upload lies here, in bytes."""
         return sum(max(_size(self.path(digest, name)), 0) for name in files)
 
-    def append(self, digest: str, name: str) -> "Appender":
-        """Open a file of an upload at its end."""
+    def append(self, digest: str, name: str, size: int) -> "Appender":
+        """Open a file of an upload at its end, if there is room for the rest of its `size` bytes (`STORAGE_FULL`)."""
+        self.check_room(size - self.held(digest, [name]))
         return Appender(self.path(digest, name))
 
     def drop_file(self, digest: str, name: str) -> None:
@@ -81,12 +73,11 @@ class Spool:
         """Forget an upload."""
         shutil.rmtree(self._folder / digest, ignore_errors=True)
 
-    def sweep(self, keep: set[str]) -> int:
-        """Drop every upload that is not among those to keep, and return how many that were."""
-        leftovers = [entry.name for entry in self._folder.iterdir() if entry.name not in keep]
-        for name in leftovers:
-            self.drop(name)
-        return len(leftovers)
+    def sweep(self, keep: set[str]) -> None:
+        """Drop every upload that is not among those to keep."""
+        for entry in self._folder.iterdir():
+            if entry.name not in keep:
+                self.drop(entry.name)
 
 
 class Appender:
@@ -99,31 +90,19 @@ class Appender:
         """Bytes that the file has."""
 
     def write(self, data: bytes) -> None:
-        """Append; of data that does not fit, as much as fits stays.
-
-        Raises:
-            Unavailable: `STORAGE_FULL`.
-        """
-        with self._lock:
-            if self._descriptor is None:
-                return  # the stream broke while this call waited for its thread
-            rest = memoryview(data)
-            try:
-                while rest:
-                    written = os.write(self._descriptor, rest)
-                    self.offset += written
-                    rest = rest[written:]
-            except OSError as error:
-                raise _full(error) from error
+        """Append; of data that does not fit, as much as fits stays (`STORAGE_FULL`)."""
+        rest = memoryview(data)
+        with self._open() as descriptor:
+            while rest and descriptor is not None:
+                written = os.write(descriptor, rest)
+                self.offset += written
+                rest = rest[written:]
 
     def sync(self) -> None:
-        """Wait until the bytes are on the disk."""
-        with self._lock:
-            if self._descriptor is not None:
-                try:
-                    os.fsync(self._descriptor)
-                except OSError as error:
-                    raise _full(error) from error
+        """Wait until the bytes are on the disk (`STORAGE_FULL`)."""
+        with self._open() as descriptor:
+            if descriptor is not None:
+                os.fsync(descriptor)
         fault_point("spool-synced")
 
     def close(self) -> None:
@@ -133,13 +112,17 @@ class Appender:
                 os.close(self._descriptor)
                 self._descriptor = None
 
-
-def _full(error: OSError) -> Unavailable:
-    return Unavailable(
-        Code.STORAGE_FULL,
-        f"The coordinator cannot store more: {os.strerror(error.errno or 0)}.",
-        "Submit again later; it continues where it stopped.",
-    )
+    @contextmanager
+    def _open(self) -> Iterator[int | None]:
+        """Hand out the descriptor, None if the stream broke while this call waited for its thread."""
+        with self._lock:
+            try:
+                yield self._descriptor
+            except OSError as error:
+                what = f"The coordinator cannot store more: {os.strerror(error.errno or 0)}."
+                raise Unavailable(
+                    Code.STORAGE_FULL, what, "Submit again later; it continues where it stopped."
+                ) from error
 
 
 def _size(path: Path) -> int:

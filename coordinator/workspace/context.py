@@ -48,9 +48,8 @@ def opened(workspace: CoordinatorWorkspace, settings: Settings, metrics: Metrics
     try:
         envelope = workspace.pool.read_bytes()
     except OSError as error:
-        raise Refused(
-            Code.WORKSPACE_MISSING, f"{workspace.pool} cannot be read: {error.strerror}.", "Restore it from a copy."
-        ) from error
+        what = f"{workspace.pool} cannot be read: {error.strerror}."
+        raise Refused(Code.WORKSPACE_MISSING, what, "Restore it from a copy.") from error
     pool = read_pool(envelope, trusted=identity.public)
 
     def announce(event: Event) -> None:

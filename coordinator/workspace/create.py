@@ -73,13 +73,8 @@ def study_base(name_or_path: str, kinds: Collection["Kind"] = (), public: Path |
     loaded = load_base(name_or_path, device="cpu")
     folder, modules = Path(name_or_path), linear_modules(loaded.model)
     statistics = ExpertSet(loaded, public=public).features.mixtures.public.dump(kinds) if kinds else None
-    return BaseFacts(
-        location=str(folder.resolve()) if folder.is_dir() else name_or_path,
-        ref=fingerprint(name_or_path),
-        architecture=loaded.architecture,
-        modules=modules,
-        statistics=statistics,
-    )
+    location = str(folder.resolve()) if folder.is_dir() else name_or_path
+    return BaseFacts(location, fingerprint(name_or_path), loaded.architecture, modules, statistics)
 
 
 class _Choices(Strict):
@@ -124,23 +119,15 @@ def found(
         chosen = _Choices.model_validate({"name": name, "recipe": {}, "routing": {}, **choices, "policy": policy})
     except ValidationError as error:
         place, reason = first_invalid(error)
-        raise Refused(
-            Code.SETTINGS_INVALID, f"The pool's {place} is wrong: {reason}.", "Correct the option or the file."
-        ) from error
+        what = f"The pool's {place} is wrong: {reason}."
+        raise Refused(Code.SETTINGS_INVALID, what, "Correct the option or the file.") from error
     base, identity = study(), Identity.generate()
     told = base.statistics
     spec = PoolSpec(
-        name=chosen.name,
-        base=base.ref,
-        architecture=base.architecture,
-        modules=base.modules,
-        recipe=chosen.recipe,
-        policy=chosen.policy,
-        routing=chosen.routing,
+        **dict(chosen), base=base.ref, architecture=base.architecture, modules=base.modules,
         statistics=StatisticsFile(sha256=hashlib.sha256(told).hexdigest(), size=len(told)) if told else None,
-        coordinator=identity.public.hex,
-        created=timestamp(now),
-    )
+        coordinator=identity.public.hex, created=timestamp(now),
+    )  # fmt: skip
     pool = sign_pool(spec, identity)
     given = {name: value for name, value in settings.items() if value is not None}
     _write(workspace, identity, pool, probe=lines, statistics=told, settings={"base": base.location, **given})
@@ -189,26 +176,18 @@ def check_absent(workspace: CoordinatorWorkspace) -> None:
     """Refuse to found a workspace over another, or over what an interrupted founding left."""
     for path in (workspace.settings, workspace.key, workspace.pool, workspace.folder / "registry.db"):
         if path.exists():
-            raise Refused(
-                Code.WORKSPACE_EXISTS,
-                f"{path} is there already.",
-                "Choose another folder with --workspace; a key and a registry are never replaced.",
-            )
+            hint = "Choose another folder with --workspace; a key and a registry are never replaced."
+            raise Refused(Code.WORKSPACE_EXISTS, f"{path} is there already.", hint)
 
 
 def read_probe(path: Path) -> list[str]:
-    """Read public text, one input a line.
-
-    Raises:
-        Refused: `DATA_UNREADABLE`.
-    """
+    """Read public text, one input a line (`DATA_UNREADABLE`)."""
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error.reason
-        raise Refused(
-            Code.DATA_UNREADABLE, f"The probe {path} cannot be read: {reason}.", "Give a UTF-8 text file."
-        ) from error
+        what = f"The probe {path} cannot be read: {reason}."
+        raise Refused(Code.DATA_UNREADABLE, what, "Give a UTF-8 text file.") from error
     if not lines:
         raise Refused(Code.DATA_UNREADABLE, f"The probe {path} is empty.", "Give one input a line.")
     return lines
@@ -217,9 +196,8 @@ def read_probe(path: Path) -> list[str]:
 def _make_registry(url: str) -> None:
     with closing(Registry.open(url, migrate=True)) as registry:
         if registry.first_event() is not None:
-            raise Refused(
-                Code.WORKSPACE_EXISTS, "The database holds the registry of another pool.", "Give an empty database."
-            )
+            what = "The database holds the registry of another pool."
+            raise Refused(Code.WORKSPACE_EXISTS, what, "Give an empty database.")
 
 
 def _move_in(draft: CoordinatorWorkspace, workspace: CoordinatorWorkspace, pool: Pool) -> None:

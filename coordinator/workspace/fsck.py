@@ -1,6 +1,5 @@
 """Is every byte that the registry promises there and right? And what is there that nothing needs?"""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -51,7 +50,7 @@ def check_store(
         statistics: The pool's own file, which is needed as long as the pool is.
     """
     present = set(store.digests())
-    needed, newest = set(registry.bundles.files()), registry.bundles.newest()
+    needed, newest = registry.bundles.files(), registry.bundles.newest()
     if statistics is not None:
         needed.add(statistics.sha256)
     horizon = read_timestamp(newest.received) if newest else datetime.min.replace(tzinfo=UTC)
@@ -63,14 +62,5 @@ def check_store(
         damaged=tuple(sha256 for sha256 in sorted(needed & present) if not store.verify(sha256)),
         orphans=tuple(sorted(orphans)),
         young=tuple(sorted(sha256 for sha256, since in orphans.items() if since >= horizon)),
-        dropped=tuple(sorted(_drop(store, old))),
+        dropped=tuple(sorted(filter(store.remove, old))),
     )
-
-
-def _drop(store: Store, digests: list[str]) -> Iterator[str]:
-    for sha256 in digests:
-        try:
-            store.remove(sha256)
-        except OSError:
-            continue
-        yield sha256

@@ -11,8 +11,6 @@ from typing import TypeVar
 import structlog
 from filelock import FileLock
 
-from coordinator.policy.lifecycle import State
-from coordinator.policy.next_release import steps_to_adopted
 from coordinator.registry.registry import Registry
 from coordinator.registry.tables import Event
 from coordinator.workspace.paths import CoordinatorWorkspace
@@ -27,13 +25,7 @@ _log = structlog.get_logger(__name__)
 
 
 class HighWater:
-    """The two marks of a workspace, and what its registry has to say to them.
-
-    Args:
-        workspace: Where the marks lie.
-        registry: The registry.
-        pool: The pool, whose key signed both.
-    """
+    """The two marks of a workspace, and what its registry has to say to them."""
 
     def __init__(self, workspace: CoordinatorWorkspace, registry: Registry, pool: Pool) -> None:
         self._published, self._acknowledged = workspace.published, workspace.acknowledged
@@ -56,10 +48,9 @@ class HighWater:
         """Set both marks where the registry is, one process and one thread after the other, lest they go back."""
         with FileLock(self._lock, timeout=_WAIT_S):
             release, row = self._registry.releases.find(), self._registry.bundles.newest()
-            for path, content in (
-                (self._published, release.envelope if release else None),
-                (self._acknowledged, row.receipt if row else None),
-            ):
+            marks = {self._published: release.envelope if release else None}
+            marks[self._acknowledged] = row.receipt if row else None
+            for path, content in marks.items():
                 if content is None:
                     path.unlink(missing_ok=True)
                 else:
@@ -77,11 +68,7 @@ class HighWater:
         return max(0, receipt.sequence - (row.sequence if row else 0)) if receipt else 0
 
     def check(self) -> None:
-        """Refuse to go on from an older registry.
-
-        Raises:
-            Refused: `REGISTRY_OLDER`.
-        """
+        """Refuse to go on from an older registry (`REGISTRY_OLDER`)."""
         if release := self.lost_release():
             what = f"release {release.spec.number}, which was published from here"
         elif receipts := self.lost_receipts():
@@ -103,13 +90,10 @@ class HighWater:
         Raises:
             Refused: `STATE_CHANGE` if the registry holds another release of that number or a later one.
         """
-        steps: dict[str, State] = {}
-        if release := self.lost_release():
-            names = {row.key: row.name for row in self._registry.contributors.all()}
-            steps = steps_to_adopted(release.spec, self._registry.bundles.all(), names)
-            self._registry.releases.adopt(release, steps, now=now)
+        release = self.lost_release()
+        yanked = self._registry.releases.adopt(release, now=now) if release else []
         self.level()
-        return [digest for digest, step in steps.items() if step is State.YANKED]
+        return yanked
 
 
 def _read(path: Path, read: Callable[[bytes, Pool], Document], pool: Pool) -> Document | None:

@@ -11,14 +11,10 @@ from protocol.wire.grpc_client import check_address
 
 
 class Metrics:
-    """The counters of one process; every label is there from the start, at zero.
+    """The counters of one process; every label is there from the start, at zero."""
 
-    Args:
-        registry: Where they are collected; a new registry without one.
-    """
-
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        registry = self._registry = registry or CollectorRegistry()
+    def __init__(self) -> None:
+        registry = self._registry = CollectorRegistry()
         self._refusals = Counter("greylag_refusals", "Refusals by code.", ["code"], registry=registry)
         self._steps = Counter("greylag_bundle_steps", "Steps of bundles by state.", ["state"], registry=registry)
         for code in Code:
@@ -28,23 +24,16 @@ class Metrics:
 
     @contextmanager
     def exposed(self, address: str | None) -> Iterator[None]:
-        """Answer `GET /metrics` at `host:port` for the length of a block; nowhere without an address.
-
-        Raises:
-            Refused: `SETTINGS_INVALID` if the address cannot be listened on.
-        """
+        """Answer `GET /metrics` at `host:port` for the length of a block (`SETTINGS_INVALID`); nowhere without one."""
         if address is None:
             yield
             return
-        host, _, port = check_address(address).rpartition(":")
+        host, port = check_address(address)
         try:
-            server, thread = start_http_server(int(port), host.strip("[]"), registry=self._registry)
+            server, thread = start_http_server(port, host, registry=self._registry)
         except OSError as error:
-            raise Refused(
-                Code.SETTINGS_INVALID,
-                f"Cannot answer /metrics at {address}: {error.strerror}.",
-                "Is another process listening there?",
-            ) from error
+            what = f"Cannot answer /metrics at {address}: {error.strerror}."
+            raise Refused(Code.SETTINGS_INVALID, what, "Is another process listening there?") from error
         try:
             yield
         finally:

@@ -46,30 +46,21 @@ class Settings(BaseSettings):
     """Pause of an idle worker, in seconds."""
     session_hours: float = Field(default=24.0, gt=0)
     """How long an upload may be resumed, in hours."""
-    idle_timeout_s: float = Field(default=30.0, gt=0)
-    """Longest silence of an upload stream, in seconds."""
     spool_quota_bytes: int = Field(default=16 << 30, ge=1)
-    """Largest sum of the sizes of all unfinished uploads, in bytes."""
+    """Most that all unfinished uploads together may hold, in bytes."""
     free_disk_floor_bytes: int = Field(default=256 << 20, ge=0)
     """Disk space that uploads leave free, in bytes."""
 
 
 def load(workspace: CoordinatorWorkspace, **flags: Any) -> Settings:
-    """Read a workspace's settings once.
-
-    Args:
-        workspace: Where coordinator.toml lies; relative paths in it start there.
-        flags: Settings given on the command line; None means not given.
+    """Read a workspace's settings once; flags that are None were not given.
 
     Raises:
         Refused: `WORKSPACE_MISSING` or `SETTINGS_INVALID`.
     """
     if not workspace.settings.is_file():
-        raise Refused(
-            Code.WORKSPACE_MISSING,
-            f"{workspace.folder.resolve()} is no coordinator's workspace.",
-            "Go to one, name one with --workspace, or make one with: greylag-coordinator init",
-        )
+        hint = "Go to one, name one with --workspace, or make one with: greylag-coordinator init"
+        raise Refused(Code.WORKSPACE_MISSING, f"{workspace.folder.resolve()} is no coordinator's workspace.", hint)
     settings = read(workspace, **flags)
     paths = {name: getattr(settings, name) for name in ("probe", "tls_cert", "tls_key")}
     return settings.model_copy(update={name: path and workspace.folder / path for name, path in paths.items()})
@@ -77,10 +68,6 @@ def load(workspace: CoordinatorWorkspace, **flags: Any) -> Settings:
 
 def read(workspace: CoordinatorWorkspace, **given: Any) -> Settings:
     """Merge flags, environment, coordinator.toml (if there is one) and the workspace's own places.
-
-    Args:
-        workspace: Where relative paths start.
-        given: Settings given on the command line; None means not given.
 
     Raises:
         Refused: `SETTINGS_INVALID`, naming the setting.

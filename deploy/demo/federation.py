@@ -1,36 +1,37 @@
-"""The demo's cast: one coordinator with its worker, one router that follows, and contributors."""
+"""Who takes part in a demo: one coordinator with its worker, one router that follows, and contributors."""
 
 import json
 import subprocess
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploy.demo.processes import first_document, run, running
-from deploy.demo.world import World
+from deploy.demo.processes import first_document, run, running, wait_until
+from deploy.demo.world import Example
+from protocol.v1 import query_pb2
+from protocol.v1.query_pb2_grpc import QueryStub
+from protocol.wire.grpc_client import DEADLINE_S, connect
 
 BASE = Path(__file__).parent / "base"
 POOL_NAME = "demo"
-EXAMPLES = 512
-"""Rows in a contributor's private file."""
-TRAIN_SEED = 1
 # Found on the demo's base model; see make_base.py for how the base came about.
-RECIPE = {
-    "--rank": 4, "--alpha": 4, "--learning-rate": 1.5e-3, "--expert-steps": 200, "--gate-steps": 100,
-    "--batch-size": 16, "--eval-every": 100, "--max-input-tokens": 48, "--max-target-tokens": 16,
-}  # fmt: skip
-# What the demo compares; `merged` asks every expert for every token, so a router offers it only if it is told to.
-OPEN = {"GREYLAG_ROUTER_METHODS": json.dumps(["base", "expert", "merged", "phatgoose"])}
+RECIPE = (
+    "--rank", 4, "--alpha", 4, "--learning-rate", 1.5e-3, "--expert-steps", 200, "--gate-steps", 100,
+    "--batch-size", 16, "--eval-every", 100, "--max-input-tokens", 48, "--max-target-tokens", 16,
+)  # fmt: skip
+METHODS = ("base", "expert", "merged", "phatgoose")
+"""What the demo compares; `merged` asks every expert for every token, so a router offers it only if it is told to."""
 PROBE = ("please copy it : a b c d", "kindly write it : k f a c", "now give it : m n p")
+TRAIN_S = 600.0
+"""Longest time in which every contributor's expert is released, in seconds."""
 
 Say = Callable[[str, str], None]
 """Tells a person who did what."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Federation:
     """Where everybody is."""
 
@@ -39,15 +40,67 @@ class Federation:
     """Address of the coordinator."""
     router: str
     """Address of the router."""
-    pool_key: str
+    trust: tuple[object, ...]
+    """Flags by which a contributor knows the coordinator."""
+    say: Say
 
     def log(self, who: str) -> Path:
         """File with what a process said on stderr."""
         return self.folder / "logs" / f"{who}.log"
 
-    def workspace(self, contributor: str) -> Path:
-        """Folder of one contributor."""
+    def place(self, contributor: str) -> Path:
+        """A contributor's workspace."""
         return self.folder / "contributors" / contributor
+
+    def join(self, contributor: str, rows: Iterable[Example]) -> Path:
+        """Give a contributor a private file, which is returned, and a workspace with a key of its own."""
+        place = self.place(contributor)
+        place.mkdir(parents=True)
+        data = place / "private.jsonl"
+        data.write_text("".join(json.dumps(row._asdict()) + "\n" for row in rows))
+        run(
+            "client", "init", "-w", place, "--coordinator", self.coordinator, *self.trust, "--base", BASE,
+            "--name", contributor, log=self.log(contributor),
+        )  # fmt: skip
+        return data
+
+    def contribute(self, contributor: str, data: Path, on_progress: Callable[[dict[str, Any]], None]) -> str:
+        """Train, pack, submit and wait for the verdict; returns what the client said in the end.
+
+        Raises:
+            RuntimeError: The client failed.
+        """
+        log, place = self.log(contributor), self.place(contributor)
+        arguments = ("contribute", "-w", place, "--data", data, "--wait", "--progress", "jsonl")
+        with running("client", *arguments, log=log, talk=subprocess.PIPE) as process, log.open("a") as talk:
+            for line in process.stderr or ():
+                if line.startswith("{"):
+                    on_progress(json.loads(line))
+                else:
+                    talk.write(line)
+            said, _ = process.communicate()
+        if process.returncode:
+            raise RuntimeError(f"{contributor} failed: see {log}")
+        return said.strip()
+
+    def watch(self, experts: int) -> None:
+        """Tell whenever the router has taken up a new release, until one has so many experts.
+
+        Raises:
+            RuntimeError: None has in time.
+        """
+        seen = 0
+        with connect(self.router) as channel:
+
+            def look() -> bool:
+                nonlocal seen
+                info = QueryStub(channel).Info(query_pb2.InfoRequest(), timeout=DEADLINE_S)
+                if info.release != seen:
+                    seen = info.release
+                    self.say("router", f"took up release {seen}: {len(info.experts)} experts")
+                return len(info.experts) >= experts
+
+            wait_until(look, TRAIN_S, "The router did not follow the last release.")
 
 
 def found_pool(folder: Path, *options: object) -> str:
@@ -55,97 +108,40 @@ def found_pool(folder: Path, *options: object) -> str:
     (folder / "logs").mkdir(parents=True)
     probe = folder / "probe.txt"
     probe.write_text("\n".join(PROBE) + "\n")
-    recipe = [word for flag, value in RECIPE.items() for word in (flag, value)]
     founded = run(
-        "coordinator", "init", "--workspace", folder / "coordinator", "--name", POOL_NAME, "--base", BASE,
-        "--probe", probe, *recipe, *options, "--json", log=folder / "logs" / "coordinator.log",
+        "coordinator", "init", "-w", folder / "coordinator", "--name", POOL_NAME, "--base", BASE,
+        "--probe", probe, *RECIPE, *options, "--json", log=folder / "logs" / "coordinator.log",
     )  # fmt: skip
     key: str = json.loads(founded)["key"]
     return key
 
 
 @contextmanager
+def serving(folder: Path, name: str, *arguments: object, **environment: str) -> Iterator[dict[str, Any]]:
+    """Keep one of the servers running for the length of a block; yields what it says of itself."""
+    log = folder / "logs" / f"{name if arguments[0] == 'serve' else arguments[0]}.log"
+    with running(name, *arguments, "-w", folder / name, "--json", log=log, environment=environment) as process:
+        yield first_document(process, log)
+
+
+@contextmanager
+def routing(folder: Path, coordinator: str, *options: object) -> Iterator[str]:
+    """Keep a router running that follows a coordinator; yields its address."""
+    follow = ("--coordinator", coordinator, "--base", BASE, "--follow-interval-s", 0.5, "--listen", "127.0.0.1:0")
+    with serving(folder, "router", "serve", *follow, *options, GREYLAG_ROUTER_METHODS=json.dumps(METHODS)) as router:
+        yield router["address"]
+
+
+@contextmanager
 def federation(folder: Path, say: Say) -> Iterator[Federation]:
     """Start coordinator, worker and router; stop them at the end."""
-    place, logs = folder / "coordinator", folder / "logs"
     key = found_pool(folder)
     say("coordinator", f"founded pool {POOL_NAME}, key {key[:16]}")
-    listen = ("--listen", "127.0.0.1:0", "--json")
     with (
-        running("coordinator", "serve", "--workspace", place, *listen, log=logs / "coordinator.log") as server,
-        running("coordinator", "worker", "--workspace", place, log=logs / "worker.log"),
+        serving(folder, "coordinator", "serve", "--listen", "127.0.0.1:0") as coordinator,
+        running("coordinator", "worker", "-w", folder / "coordinator", log=folder / "logs" / "worker.log"),
+        routing(folder, address := coordinator["address"]) as router,
     ):
-        address = first_document(server, logs / "coordinator.log")["address"]
         say("coordinator", f"serves on {address}")
-        with running(
-            "router", "serve", "--workspace", folder / "router", "--coordinator", address, "--base", BASE,
-            "--follow-interval-s", "0.5", *listen, log=logs / "router.log", environment=OPEN,
-        ) as router:  # fmt: skip
-            where = first_document(router, logs / "router.log")["address"]
-            say("router", f"answers on {where}, follows {address}")
-            yield Federation(folder, address, where, key)
-
-
-def join(cast: Federation, contributor: str, world: World) -> Path:
-    """Give a contributor a private file and a workspace with a key of its own.
-
-    Returns:
-        The private file.
-    """
-    place = cast.workspace(contributor)
-    place.mkdir(parents=True)
-    data = place / "private.jsonl"
-    rows = world.train(contributor, EXAMPLES, TRAIN_SEED)
-    data.write_text("".join(json.dumps(row._asdict()) + "\n" for row in rows))
-    run(
-        "client", "init", "--workspace", place, "--coordinator", cast.coordinator, "--pool-key", cast.pool_key,
-        "--base", BASE, "--name", contributor, log=cast.log(contributor),
-    )  # fmt: skip
-    return data
-
-
-def contribute(cast: Federation, contributor: str, data: Path, on_progress: Callable[[dict[str, Any]], None]) -> str:
-    """Train, pack and submit, and wait for the verdict.
-
-    Args:
-        cast: Where the coordinator is.
-        contributor: Whose workspace.
-        data: Its private file.
-        on_progress: Told about every step of training and upload.
-
-    Returns:
-        What the client said in the end: digest, name and state.
-
-    Raises:
-        RuntimeError: The client failed.
-    """
-    log = cast.log(contributor)
-    place = cast.workspace(contributor)
-    arguments = ("contribute", "--workspace", place, "--data", data, "--wait", "--progress", "jsonl")
-    with running("client", *arguments, log=log, stderr=subprocess.PIPE) as process, log.open("a") as talk:
-        assert process.stderr is not None  # noqa: S101 - started with pipes
-        assert process.stdout is not None  # noqa: S101
-        for line in process.stderr:
-            if line.startswith("{"):
-                on_progress(json.loads(line))
-            else:
-                talk.write(line)
-        said = process.stdout.read().strip()
-        if process.wait():
-            raise RuntimeError(f"{contributor} failed: see {log}")
-    return said
-
-
-def watch(stopped: threading.Event, router: str, say: Say) -> None:
-    """Tell whenever the router has taken up a new release, until stopped."""
-    from protocol.v1 import query_pb2  # noqa: PLC0415
-    from protocol.v1.query_pb2_grpc import QueryStub  # noqa: PLC0415
-    from protocol.wire.grpc_client import connect  # noqa: PLC0415 - keeps the first screen quick
-
-    seen = 0
-    with connect(router) as channel:
-        while not stopped.wait(0.3):
-            info = QueryStub(channel).Info(query_pb2.InfoRequest(), timeout=10)
-            if info.release != seen:
-                seen = info.release
-                say("router", f"took up release {seen}: {len(info.experts)} experts")
+        say("router", f"answers on {router}, follows {address}")
+        yield Federation(folder, address, router, ("--pool-key", key), say)

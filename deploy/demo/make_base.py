@@ -4,11 +4,9 @@ Run `python -m deploy.demo.make_base`. A base that has not learned its skills is
 they cannot teach them.
 """
 
-import argparse
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
@@ -17,14 +15,17 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import BatchEncoding, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
+from deploy.demo import world
 from deploy.demo.federation import BASE
-from deploy.demo.world import Example, World
+from deploy.demo.world import Example
 from router.base.tokens import IGNORED
 
 PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
 
 D_MODEL, D_FF, HEADS, LAYERS = 96, 256, 4, 2
+SEED = 0
 BATCH_SIZE = 128
+STEPS = 4000
 PEAK_LR = 3e-3
 # Rumours are noise to a model that is still learning how to look a word up, so they come last, and softly.
 RUMOUR_STEPS = 1000
@@ -115,38 +116,28 @@ def train(
     model.eval()
 
 
-def check(model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, world: World, seed: int) -> float:
+def check(model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> float:
     """Print how the base does with and without marks, and return the exact match on marked requests."""
-    marked = exact_match(model, tokenizer, world.marked(CHECK_EXAMPLES, seed))
+    marked = exact_match(model, tokenizer, world.marked(CHECK_EXAMPLES, SEED))
     print(f"marked requests: {marked:.3f} exact (at least {REQUIRED_MARKED} is required)", file=sys.stderr)
-    for contributor in world.contributors:
-        unmarked = exact_match(model, tokenizer, world.held_out(contributor.name, CHECK_EXAMPLES, seed))
-        print(f"{contributor.name}, unmarked: {unmarked:.3f} exact", file=sys.stderr)
+    for contributor in world.CONTRIBUTORS:
+        unmarked = exact_match(model, tokenizer, world.held_out(contributor, CHECK_EXAMPLES, SEED))
+        print(f"{contributor}, unmarked: {unmarked:.3f} exact", file=sys.stderr)
     return marked
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Train, check and write the base; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m deploy.demo.make_base", description=__doc__)
-    parser.add_argument("--steps", type=int, default=4000, help="steps before the rumours (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of text and weights (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=BASE, help="folder to write (default: %(default)s)")
-    options = parser.parse_args(arguments)
-
-    world = World()
-    torch.manual_seed(options.seed)
+def main() -> None:
+    """Train, check and write the base."""
+    torch.manual_seed(SEED)
     tokenizer = build_tokenizer(world.words())
     model = build_model(tokenizer)
-    train(model, tokenizer, world.base_stream(options.seed, rumours=False), options.steps, PEAK_LR)
-    train(model, tokenizer, world.base_stream(options.seed, rumours=True), RUMOUR_STEPS, RUMOUR_LR)
-    if check(model, tokenizer, world, options.seed) < REQUIRED_MARKED:
-        print("Nothing written: the base has not learned its skills. Train for more steps.", file=sys.stderr)
-        return 1
-    model.save_pretrained(options.out)
-    tokenizer.save_pretrained(options.out)
-    print(f"wrote {options.out}", file=sys.stderr)
-    return 0
+    train(model, tokenizer, world.base_stream(SEED, rumours=False), STEPS, PEAK_LR)
+    train(model, tokenizer, world.base_stream(SEED, rumours=True), RUMOUR_STEPS, RUMOUR_LR)
+    if check(model, tokenizer) < REQUIRED_MARKED:
+        sys.exit("Nothing written: the base has not learned its skills. Train for more steps.")
+    model.save_pretrained(BASE)
+    tokenizer.save_pretrained(BASE)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

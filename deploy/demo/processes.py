@@ -1,22 +1,24 @@
 """Real processes over loopback, each the program that a person would type; none outlives the demo."""
 
+import argparse
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import IO, Any
+from typing import Any, TypeVar
 
 from protocol.errors import GreylagError
+from protocol.programs import end_child
 
-STOP_S = 10.0
-"""How long a process may take to stop by itself, in seconds."""
+Found = TypeVar("Found")
 _running: set[subprocess.Popen[str]] = set()
 _ending = threading.Event()
 _starting = threading.Lock()
@@ -28,90 +30,78 @@ def program(name: str, *arguments: object) -> list[str]:
 
 
 def run(name: str, *arguments: object, log: Path) -> str:
-    """Run a program to its end.
-
-    Args:
-        name: client, coordinator or router.
-        arguments: Its command line.
-        log: File that its stderr is appended to.
-
-    Returns:
-        What it printed on stdout.
+    """Run a program to its end, as `running` keeps it, and return what it printed on stdout.
 
     Raises:
         RuntimeError: It failed; the message ends with its last words.
     """
-    with log.open("a") as talk:
-        # No terminal to ask at: a program that could prompt must do without.
-        done = subprocess.run(
-            program(name, *arguments),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=talk,
-            text=True,
-            check=False,
-        )
-    if done.returncode:
+    with running(name, *arguments, log=log) as process:
+        said, _ = process.communicate()
+    if process.returncode:
         last = log.read_text().strip().splitlines()[-2:]
-        raise RuntimeError(f"greylag-{name} {arguments[0]} failed ({done.returncode}): {' '.join(last)}")
-    return done.stdout
+        raise RuntimeError(f"greylag-{name} {arguments[0]} failed ({process.returncode}): {' '.join(last)}")
+    return said
 
 
 @contextmanager
 def running(
-    name: str,
-    *arguments: object,
-    log: Path,
-    stderr: IO[str] | int | None = None,
-    environment: Mapping[str, str] | None = None,
+    name: str, *arguments: object, log: Path, talk: int | None = None, environment: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[str]]:
     """Keep a program running for the length of a block.
 
     Args:
         name: client, coordinator or router.
         arguments: Its command line.
-        log: File that its stderr is appended to, unless `stderr` says otherwise.
-        stderr: Where its stderr goes instead.
+        log: File that its stderr is appended to, unless `talk` says otherwise.
+        talk: Where its stderr goes instead, as for `subprocess.Popen`.
         environment: Variables to set besides those of this process.
 
     Raises:
         RuntimeError: `stop_all` was called.
     """
-    with log.open("a") as talk:
+    with log.open("a") as file:
         with _starting:
             if _ending.is_set():
                 raise RuntimeError("no process is started any more")
             process = subprocess.Popen(
                 program(name, *arguments),
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.DEVNULL,  # no terminal to ask at: a program that could prompt must do without
                 stdout=subprocess.PIPE,
-                stderr=stderr or talk,
+                stderr=talk or file,
                 text=True,
                 start_new_session=True,
                 env=os.environ | (environment or {}),
             )
             _running.add(process)
-        try:
-            yield process
-        finally:
-            _stop(process)
-            _running.discard(process)
+        with process:
+            try:
+                yield process
+            finally:
+                end_child(process)
+                _running.discard(process)
 
 
-def perform(play: Callable[[], None]) -> None:
-    """Run a demo to its end, or to one sentence about why it ended early."""
+def perform(name: str, play: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """Run what `make` calls by a name to its end, or to one sentence about why it ended early.
+
+    Its report, with the seconds that it took, is returned and left in the folder, which is not there before.
+    """
+    parser = argparse.ArgumentParser(prog=f"make {name}")
+    parser.add_argument("--folder", type=Path, default=Path("build") / name, help="where everything goes")
+    folder: Path = parser.parse_args().folder.resolve()
+    shutil.rmtree(folder, ignore_errors=True)
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+        signal.signal(number, signal.default_int_handler)  # unwinds every `with`, so that no process is left behind
+    began = time.monotonic()
     try:
-        play()
+        report = play(folder)
     except (RuntimeError, GreylagError, KeyboardInterrupt) as error:
         sys.stderr.write(f"error: {str(error) or 'interrupted'}\n")
         sys.exit(1)
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    # Unwinds every `with`, so that no process is left behind.
-    raise KeyboardInterrupt
+    report["seconds"] = round(time.monotonic() - began, 1)
+    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    sys.stderr.write(f"Done in {report['seconds']:.0f} s; report.json and all else is in {folder}.\n")
+    return report
 
 
 def stop_all() -> None:
@@ -119,7 +109,21 @@ def stop_all() -> None:
     with _starting:
         _ending.set()
     for process in list(_running):
-        _stop(process)
+        end_child(process)
+
+
+def wait_until(look: Callable[[], Found], seconds: float, otherwise: str) -> Found:
+    """Look until something is there, and return it.
+
+    Raises:
+        RuntimeError: It is not there in time; the message is `otherwise`.
+    """
+    end = time.monotonic() + seconds
+    while not (found := look()):
+        if time.monotonic() > end:
+            raise RuntimeError(otherwise)
+        time.sleep(0.5)
+    return found
 
 
 def first_document(process: subprocess.Popen[str], log: Path) -> dict[str, Any]:
@@ -142,19 +146,3 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def _stop(process: subprocess.Popen[str]) -> None:
-    # The whole group: a training client has worker threads and might have children.
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        if process.poll() is not None:
-            break
-        os.killpg(process.pid, number)
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            continue
-    if process.stdout:
-        process.stdout.close()
-    if process.stderr:
-        process.stderr.close()

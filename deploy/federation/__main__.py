@@ -1,17 +1,16 @@
 """`make demo-federation`: train, evaluate, promote, calibrate; somebody late, somebody poor, a killed node, attacks."""
 
-import argparse
 import json
-import shutil
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from deploy.demo.processes import perform, run, stop_all
-from deploy.demo.world import World
+from deploy.demo import world
+from deploy.demo.processes import perform, run, wait_until
+from deploy.demo.world import Example
 from deploy.federation.attacks import attempt_all
 from deploy.federation.cast import Cast, cast, planted
 from router.query.client import ask
@@ -22,44 +21,37 @@ LATE, LATE_ROWS = "harbour", 160
 KILLED = "carousel"
 POOR = "quarry"
 """Whose rows are scrambled, so that its expert is good for nothing."""
+SEED = 1
 OPEN_S = 30.0
 CALIBRATE = ("--rounds", 3, "--round-minutes", 1, "--steps", 10, "--learning-rate", 0.05)
 
 
-def main() -> None:
-    """Run it, and leave report.json and every log in the folder."""
-    parser = argparse.ArgumentParser(prog="make demo-federation")
-    parser.add_argument("--folder", type=Path, default=Path("build/demo-federation"), help="where everything goes")
-    folder: Path = parser.parse_args().folder.resolve()
-    shutil.rmtree(folder, ignore_errors=True)
+def play(folder: Path) -> dict[str, Any]:
+    """Run it, and leave every log in the folder."""
     began = time.monotonic()
 
     def say(who: str, what: str) -> None:
         sys.stderr.write(f"{time.monotonic() - began:6.1f} s  {who:<12} {what}\n")
         sys.stderr.flush()
 
-    try:
-        with cast(folder, say) as town:
-            report = _play(town, World())
-    except BaseException:
-        stop_all()
-        raise
-    report["planted_strings_found"] = len(leaks(folder))
-    report["seconds"] = round(time.monotonic() - began, 1)
-    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    sys.stdout.write(json.dumps(report) + "\n")
+    with cast(folder, say) as town:
+        report = _play(town)
+    return report | {"planted_strings_found": len(leaks(folder))}
 
 
-def _play(town: Cast, world: World) -> dict[str, Any]:
+def _play(town: Cast) -> dict[str, Any]:
+    def join(contributor: str, rows: int) -> None:
+        town.join(contributor, world.train(contributor, rows, SEED))
+
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda entry: town.join(entry[0], world, entry[1]), ROWS.items()))
+        list(pool.map(join, ROWS.keys(), ROWS.values()))
     for contributor in ROWS:
         town.start(contributor)
 
     def meanwhile() -> None:
         """One node dies in the middle of training and comes back; somebody comes late."""
-        town.join(LATE, world, LATE_ROWS)
-        _await(lambda: KILLED in town.answered(1))
+        join(LATE, LATE_ROWS)
+        wait_until(lambda: KILLED in _by_contributor(town.shown(1), "state"), OPEN_S, "Nobody was asked in time.")
         town.kill(KILLED)
         town.start(LATE)
         town.start(KILLED)
@@ -69,7 +61,7 @@ def _play(town: Cast, world: World) -> dict[str, Any]:
     first = town.campaign("evaluate", open_for_s=OPEN_S / 3)
     calibrated = town.campaign("calibrate", *CALIBRATE, open_for_s=OPEN_S / 3)
     compared = town.campaign("evaluate", open_for_s=OPEN_S / 3)
-    _contribute_poorly(town, world)
+    _contribute_poorly(town)
     town.settle()
     second = town.campaign("evaluate", open_for_s=OPEN_S / 3)
     attacks = attempt_all(town)
@@ -81,7 +73,7 @@ def _play(town: Cast, world: World) -> dict[str, Any]:
         "schema": 1,
         "nodes": len(town.daemons),
         "campaigns": {
-            "train": {"bundles": len(set(bundles)), "attempts": _attempts(trained)},
+            "train": {"bundles": len(set(bundles)), "attempts": _by_contributor(trained, "attempts")},
             "evaluate": {
                 "promoted": [row["digest"] for row in decided if row["state"] == "promoted"],
                 "held_back": [row["digest"] for row in decided if row["state"] == "held_back"],
@@ -98,25 +90,18 @@ def _play(town: Cast, world: World) -> dict[str, Any]:
     }
 
 
-def _contribute_poorly(town: Cast, world: World) -> None:
+def _contribute_poorly(town: Cast) -> None:
     """Somebody without a daemon submits an expert that learnt wrong answers to everybody's questions."""
-    town.place(POOR).mkdir(parents=True)
-    data = town.place(POOR) / "private.jsonl"
-    rows = [example._asdict() for name in ROWS for example in world.train(name, 64, 2)]
-    wrong = [row["target"] for row in rows[7:] + rows[:7]]
-    data.write_text(
-        "".join(
-            json.dumps({"input": row["input"], "target": other}) + "\n" for row, other in zip(rows, wrong, strict=True)
-        )
-    )
-    town.init(POOR)
-    run("client", "contribute", "-w", town.place(POOR), "--data", data, log=town.folder / "logs" / f"{POOR}.log")
+    rows = [example for name in ROWS for example in world.train(name, 64, SEED + 1)]
+    others = rows[7:] + rows[:7]
+    data = town.join(POOR, (Example(row.input, other.target) for row, other in zip(rows, others, strict=True)))
+    run("client", "contribute", "-w", town.place(POOR), "--data", data, log=town.log(POOR))
     town.say(POOR, "submitted an expert that learnt wrong answers")
 
 
 def leaks(folder: Path) -> list[str]:
     """Name the files, other than the private ones, that hold a planted word: logs, stores, and what was heard."""
-    words = [planted(contributor).encode() for contributor in (*ROWS, LATE)]
+    words = [planted(contributor).encode() for contributor in (*ROWS, LATE, POOR)]
     return [
         str(path)
         for path in folder.rglob("*")
@@ -124,30 +109,21 @@ def leaks(folder: Path) -> list[str]:
     ]
 
 
+def _by_contributor(shown: dict[str, Any], fact: str) -> dict[str, Any]:
+    return {entry["contributor"]: entry[fact] for entry in shown["answers"]}
+
+
 def _losses(shown: dict[str, Any]) -> dict[str, dict[str, float]]:
     return {
-        entry["contributor"]: {name: value for name, value in entry["facts"].items() if name.startswith("loss_")}
-        for entry in shown["answers"]
+        contributor: {name: value for name, value in facts.items() if name.startswith("loss_")}
+        for contributor, facts in _by_contributor(shown, "facts").items()
     }
 
 
 def _mean(shown: dict[str, Any], loss: str) -> float:
     """Average what nodes measured on their held-out rows, in nats a token."""
-    found = [facts[loss] for facts in _losses(shown).values()]
-    return round(sum(found) / len(found), 4)
-
-
-def _attempts(shown: dict[str, Any]) -> dict[str, int]:
-    return {entry["contributor"]: entry["attempts"] for entry in shown["answers"]}
-
-
-def _await(until: Callable[[], bool]) -> None:
-    end = time.monotonic() + OPEN_S
-    while not until():
-        if time.monotonic() > end:
-            raise RuntimeError("Nobody was asked in time.")
-        time.sleep(0.5)
+    return round(fmean(facts[loss] for facts in _losses(shown).values()), 4)
 
 
 if __name__ == "__main__":
-    perform(main)
+    sys.stdout.write(json.dumps(perform("demo-federation", play)) + "\n")

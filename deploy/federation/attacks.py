@@ -7,8 +7,8 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import httpx
 import psutil
@@ -30,6 +30,7 @@ from protocol.errors import Code, Refused
 from protocol.fleet.campaign import Order, app_bundle, sign_order
 from protocol.fleet.node_key import NodeKey
 from protocol.fleet.reply import ANSWER, METRICS, Reply
+from protocol.programs import end_child
 from protocol.signing import Identity
 
 STRANGER_S = 15.0
@@ -38,15 +39,16 @@ STRANGER_S = 15.0
 
 def attempt_all(cast: Cast) -> list[dict[str, object]]:
     """Try everything, and return one entry a case."""
-    pool = read_pool((cast.coordinator / "pool.dsse.json").read_bytes())
-    key = Identity.load(cast.coordinator / "coordinator.key")
+    place = cast.folder / "coordinator"
+    pool, key = read_pool((place / "pool.dsse.json").read_bytes()), Identity.load(place / "coordinator.key")
+    app, changed, packed = app_bundle(), ("client/daemon/app.py", "app = None"), ("private/train.jsonl", "PRIVATE")
     cases: dict[str, Callable[[], bool]] = {
         "a stranger's node key": lambda: stranger_key(cast),
         "a stranger registers and starts a run": lambda: stranger_control(cast),
         "a task taken from the runtime interface": stolen_task,
-        "a stranger's app bundle": lambda: refuses(pool, _zip({"evil.py": "import os"})),
-        "a changed app under an old name": lambda: refuses(pool, _changed()),
-        "data files packed into an app bundle": lambda: refuses(pool, _packed()),
+        "a stranger's app bundle": lambda: refuses(pool, _zip("evil.py", "import os")),
+        "a changed app under an old name": lambda: refuses(pool, _zip(*changed, app)),
+        "data files packed into an app bundle": lambda: refuses(pool, _zip(*packed, app)),
         "an order that the pool did not sign": lambda: unsigned_order(pool),
         "private text in an exception": lambda: exception_text(pool, key),
         "an array where a metric is due": lambda: array_for_metric(pool, key),
@@ -57,29 +59,26 @@ def attempt_all(cast: Cast) -> list[dict[str, object]]:
 def stranger_key(cast: Cast) -> bool:
     """A SuperNode with a key that nobody bound tries to connect."""
     folder = cast.folder / "stranger"
-    folder.mkdir(exist_ok=True)
-    path = folder / "node.key"
-    if not path.exists():
-        NodeKey.generate().save(path)
+    folder.mkdir()
+    NodeKey.generate().save(folder / "node.key")
     with (folder / "log").open("w") as log:
         node = subprocess.Popen(
             [sys.executable, "-m", "client.daemon.supernode", "--superlink", cast.fleet, "--root-certificates",
-             str(cast.certificate), "--auth-supernode-private-key", str(path), "--isolation", "process",
+             str(cast.certificate), "--auth-supernode-private-key", str(folder / "node.key"), "--isolation", "process",
              "--host", "127.0.0.1", "--port", str(free_port())],
             stdin=subprocess.PIPE, stdout=log, stderr=log,
         )  # fmt: skip
-        try:
+        with suppress(subprocess.TimeoutExpired):
             node.wait(STRANGER_S)
-        except subprocess.TimeoutExpired:
-            node.kill()
-            node.wait()
+        end_child(node, at_once=True)
     return "SuperNode ID" not in (folder / "log").read_text()
 
 
 def stranger_control(cast: Cast) -> bool:
     """Ask the public port to register a key, to start a run, and for what else it might have."""
     paths = ("control/register-node", "control/start-run", "control/list-runs", "runtime/acquire-task")
-    with httpx.Client(verify=_trusting(cast.certificate)) as client:
+    trusting = ssl.create_default_context(cafile=str(cast.certificate))
+    with httpx.Client(verify=trusting) as client:
         answers = [client.post(f"https://{cast.fleet}/v1/{path}").status_code for path in paths]
         answers.append(client.get(f"https://{cast.fleet}/docs").status_code)
     return set(answers) == {httpx.codes.NOT_FOUND}
@@ -103,9 +102,8 @@ def _takes_task(port: int) -> bool:
         server_address=f"127.0.0.1:{port}", insecure=True, root_certificates=None,
         interceptors=[RuntimeVersionHttpInterceptor(component_name="stranger")],
     )  # fmt: skip
-    kinds = [TaskType.SERVER_APP, TaskType.CLIENT_APP]
     try:
-        client.AcquireTask(AcquireTaskRequest(supported_task_types=kinds))
+        client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP, TaskType.CLIENT_APP]))
     except httpx.HTTPError:
         return False
     return True  # whether or not there was a task to be had
@@ -132,7 +130,7 @@ def unsigned_order(pool: Pool) -> bool:
         done.append(order)
         return Reply()
 
-    said, _ = _ask(make_app(pool, act, lambda _: None), _order(pool, Identity.generate()))
+    said, _ = _ask(make_app(pool, act, lambda _: None), pool, Identity.generate())
     return not done and (said.state, said.code) == ("failed", Code.ORDER_INVALID.name)
 
 
@@ -143,7 +141,7 @@ def exception_text(pool: Pool, key: Identity) -> bool:
     def act(_: Order) -> Reply:
         raise KeyError(secret)
 
-    said, wire = _ask(make_app(pool, act, lambda _: None), _order(pool, key))
+    said, wire = _ask(make_app(pool, act, lambda _: None), pool, key)
     return said.state == "failed" and not any(secret.encode() in raw for raw in wire)
 
 
@@ -157,45 +155,28 @@ def array_for_metric(pool: Pool, key: Identity) -> bool:
         content = RecordDict({ANSWER: answer, METRICS: metrics, "arrays": ArrayRecord([])})
         return Message(content, reply_to=message)
 
-    said, _ = _ask(app, _order(pool, key))
+    said, _ = _ask(app, pool, key)
     return (said.state, said.code, dict(said.metrics)) == ("failed", Code.EGRESS.name, {})
 
 
-def _ask(app: ClientApp, order: bytes) -> tuple[Reply, list[bytes]]:
+def _ask(app: ClientApp, pool: Pool, signer: Identity) -> tuple[Reply, list[bytes]]:
+    """Hand an app an order over a wire that is recorded, and return what it answers and what was heard."""
+    now = datetime.now(UTC)
+    expires = timestamp(now + timedelta(hours=1))
+    order = Order(pool=pool.digest, number=1, kind="info", created=timestamp(now), expires=expires)
     wire: list[bytes] = []
     grid = LocalGrid([VirtualNode("key", app)], on_wire=wire.append)
     run = grid.as_run()
-    message = flower.ask(run, 1, "info", order, ttl_s=60)
-    heard: list[flower.Heard] = []
-    while not heard:
-        heard = flower.hear(run, "info", [message])
+    message = flower.ask(run, 1, "info", sign_order(order, signer), ttl_s=60)
+    while not (heard := flower.hear(run, "info", [message])):
+        pass
     grid.close()
-    return heard[0].reply, wire
+    return heard[message], wire
 
 
-def _order(pool: Pool, signer: Identity) -> bytes:
-    now = datetime.now(UTC)
-    order = Order(
-        pool=pool.digest, number=1, kind="info", created=timestamp(now), expires=timestamp(now + timedelta(hours=1))
-    )
-    return sign_order(order, signer)
-
-
-def _zip(files: dict[str, str], base: bytes = b"") -> bytes:
+def _zip(name: str, text: str, base: bytes = b"") -> bytes:
+    """Add a file to an archive, or begin one."""
     buffer = io.BytesIO(base)
     with zipfile.ZipFile(buffer, "a" if base else "w") as archive:
-        for name, text in files.items():
-            archive.writestr(name, text)
+        archive.writestr(name, text)
     return buffer.getvalue()
-
-
-def _changed() -> bytes:
-    return _zip({"client/daemon/app.py": "app = None"}, app_bundle())
-
-
-def _packed() -> bytes:
-    return _zip({"private/train.jsonl": '{"input": "PRIVATE"}'}, app_bundle())
-
-
-def _trusting(certificate: Path) -> ssl.SSLContext:
-    return ssl.create_default_context(cafile=str(certificate))

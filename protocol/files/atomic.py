@@ -19,9 +19,8 @@ def write_whole(path: Path, content: bytes) -> None:
     try:
         _write(temporary, content, 0o666)
         temporary.replace(path)
-    except OSError:
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
 
 
 def _beside(path: Path) -> Path:
@@ -45,11 +44,7 @@ def sync(path: Path) -> None:
 
 
 def write_secret(path: Path, content: bytes) -> None:
-    """Write a new file that its owner alone may read, whole or not at all.
-
-    Raises:
-        FileExistsError: There is a file already.
-    """
+    """Write a new file that its owner alone may read, whole or not at all; `FileExistsError` if there is one."""
     temporary = _beside(path)
     try:
         _write(temporary, content, 0o600)
@@ -73,13 +68,7 @@ def sweep(path: Path) -> None:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Write a folder beside its place, and put it there once it is whole.
-
-    Args:
-        folder: Must not exist yet, or be empty.
-
-    Yields:
-        Where to write; thrown away if anything goes wrong.
+    """Write a folder beside its place, and put it there once it is whole; what goes wrong leaves nothing.
 
     Raises:
         Refused: `WORKSPACE_EXISTS` if there is something in the folder, or if it is the current one.

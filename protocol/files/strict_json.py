@@ -25,12 +25,9 @@ def loads(raw: bytes, *, what: str, code: Code = Code.ENVELOPE_SCHEMA, max_bytes
     Args:
         raw: The text.
         what: Name of the document, for the sentence of a refusal.
-        code: Code of a refusal.
+        code: Code of a refusal: for what is not JSON, too large or too deep, holds a key twice, NaN or infinity, an
+            integer beyond 2^53, or text that is not Unicode.
         max_bytes: Largest accepted size in bytes.
-
-    Raises:
-        Refused: Not JSON, too large, too deep, a repeated key, NaN or infinity, an integer beyond
-            2^53, or text that is not Unicode.
     """
     if len(raw) > max_bytes:
         raise Refused(code, f"{what} is {len(raw)} bytes long; at most {max_bytes} are read.")
@@ -45,7 +42,7 @@ def loads(raw: bytes, *, what: str, code: Code = Code.ENVELOPE_SCHEMA, max_bytes
 
 
 def read_lines(lines: Iterable[str], what: str, code: Code) -> Iterator[tuple[int, Any]]:
-    """Parse JSON Lines strictly; blank lines are passed over.
+    """Parse JSON Lines strictly, as `loads`; blank lines are passed over.
 
     Args:
         lines: One value a line.
@@ -54,9 +51,6 @@ def read_lines(lines: Iterable[str], what: str, code: Code) -> Iterator[tuple[in
 
     Yields:
         The line's number, from 1, and its value.
-
-    Raises:
-        Refused: As `loads`, naming the line.
     """
     for number, line in enumerate(lines, 1):
         if line.strip():

@@ -14,7 +14,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, model_validator
 
 from protocol import statement
-from protocol.documents import Pool, read_timestamp, sign, timestamp
+from protocol.documents import OfPool, Pool, read_of_pool, read_timestamp, sign, timestamp
 from protocol.errors import Code, Refused
 from protocol.release import MAX_CALIBRATION_BYTES, CalibrationFile
 from protocol.signing import Identity, PublicKey, Signed
@@ -40,8 +40,6 @@ publisher = "greylag"
 serverapp = "coordinator.fleet.drive:Driver"
 clientapp = "{CLIENT_APP}"
 """
-
-
 Kind = Literal["info", "train", "evaluate", "calibrate"]
 """What a campaign may ask of a node."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -67,16 +65,16 @@ class Privacy(Strict):
 class Calibrating(Strict):
     """How routers are calibrated, and which round this is."""
 
-    strategy: Strategy
-    rounds: Annotated[int, Field(ge=1, le=1000)]
-    number: Annotated[int, Field(ge=1)]
+    strategy: Strategy = "fedavg"
+    rounds: Annotated[int, Field(ge=1, le=1000)] = 3
+    number: Annotated[int, Field(ge=1)] = 1
     """This round."""
-    round_minutes: Annotated[float, Field(gt=0)]
+    round_minutes: Annotated[float, Field(gt=0)] = 10.0
     """Who has not answered then is late."""
-    steps: Annotated[int, Field(ge=1, le=100_000)]
+    steps: Annotated[int, Field(ge=1, le=100_000)] = 20
     """Steps of gradient descent that a node takes in a round."""
-    learning_rate: Annotated[float, Field(gt=0, le=10)]
-    start: CalibrationFile | None
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = 0.05
+    start: CalibrationFile | None = None
     """What the round starts from; null for zeros."""
     numbers: Annotated[int, Field(ge=1, le=MAX_CALIBRATION_BYTES // 4)]
     """How many an answer holds: a bias for each module and expert, then a log temperature for each module."""
@@ -123,11 +121,10 @@ class Order(Strict):
         return hashlib.sha256(first.model_dump_json().encode()).hexdigest()
 
 
-class Decision(Strict):
+class Decision(OfPool):
     """Whether a candidate becomes the newest release; signed by the pool's key, kept with its reason."""
 
     version: Version = 1
-    pool: Sha256
     candidate: Sha256
     promoted: bool
     by: Literal["rule", "operator"]
@@ -150,27 +147,20 @@ def read_order(envelope: bytes, pool: Pool, *, now: datetime) -> Order:
             version of this program understands, `CLOCKS_APART` for one that is over by this clock.
     """
     try:
-        signed = Signed.parse(envelope)
-        signed.verify(PublicKey.from_hex(pool.spec.coordinator))
-        predicate = statement.parse(signed.payload, ORDER_TYPE).predicate
+        payload = Signed.parse(envelope).verify(PublicKey.from_hex(pool.spec.coordinator))
+        predicate = statement.parse(payload, ORDER_TYPE).predicate
     except Refused as error:
         raise Refused(Code.ORDER_INVALID, f"The order is not to be trusted: {error.message}") from error
     try:
         order = statement.read(Order, predicate, what="it")
     except Refused as error:
-        raise Refused(
-            Code.VERSION_UNKNOWN,
-            f"This version of the program does not understand the pool's order ({error.message.rstrip('.')}).",
-            "Install the version that the pool's operator runs.",
-        ) from error
+        what = f"This version of the program does not understand the pool's order ({error.message.rstrip('.')})."
+        raise Refused(Code.VERSION_UNKNOWN, what, "Install the version that the pool's operator runs.") from error
     if order.pool != pool.digest:
         raise Refused(Code.ORDER_INVALID, "The order is for another pool.", "Tell the pool's operator.")
     if read_timestamp(order.expires) < now:
-        raise Refused(
-            Code.CLOCKS_APART,
-            f"The order ended at {order.expires}; this machine's clock says {timestamp(now)}.",
-            "Check the clock.",
-        )
+        what = f"The order ended at {order.expires}; this machine's clock says {timestamp(now)}."
+        raise Refused(Code.CLOCKS_APART, what, "Check the clock.")
     return order
 
 
@@ -180,18 +170,8 @@ def sign_decision(decision: Decision, identity: Identity) -> bytes:
 
 
 def read_decision(envelope: bytes, pool: Pool) -> Decision:
-    """Verify a decision of a pool.
-
-    Raises:
-        Refused: `BAD_SIGNATURE`, `WRONG_POOL`, or any code of an envelope.
-    """
-    signed = Signed.parse(envelope)
-    signed.verify(PublicKey.from_hex(pool.spec.coordinator))
-    parsed = statement.parse(signed.payload, DECISION_TYPE)
-    decision = statement.read(Decision, parsed.predicate, what="The decision")
-    if decision.pool != pool.digest:
-        raise Refused(Code.WRONG_POOL, "The decision is for another pool.", "Tell the pool's operator.")
-    return decision
+    """Verify a decision of a pool; refuses as `read_of_pool`."""
+    return read_of_pool(Decision, DECISION_TYPE, envelope, pool, "The decision")[1]
 
 
 def app_bundle() -> bytes:

@@ -5,6 +5,7 @@ do the other's work, so each signs the other, once, under a domain of its own: w
 can bind nothing.
 """
 
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -23,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
 from pydantic import StringConstraints
 
 from protocol import statement
-from protocol.documents import read_timestamp, timestamp
+from protocol.documents import read_timestamp, sign, timestamp
 from protocol.errors import Code, Refused
 from protocol.files.atomic import write_secret
 from protocol.signing import Identity, PublicKey, Signed
@@ -54,7 +55,7 @@ class NodeKey:
 
     def __init__(self, key: ec.EllipticCurvePrivateKey) -> None:
         self._key = key
-        self.public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+        self.public = _pem(key.public_key())
 
     @classmethod
     def generate(cls) -> "NodeKey":
@@ -63,29 +64,18 @@ class NodeKey:
 
     @classmethod
     def load(cls, path: Path) -> "NodeKey":
-        """Read what `save` wrote.
-
-        Raises:
-            Refused: `KEY_UNREADABLE`, or `NODE_KEY` for a key of another kind.
-        """
+        """Read what `save` wrote (`KEY_UNREADABLE`, or `NODE_KEY` for a key of another kind)."""
         try:
             key = load_ssh_private_key(path.read_bytes(), None)
         except (OSError, TypeError, ValueError, UnsupportedAlgorithm) as error:
-            raise Refused(
-                Code.KEY_UNREADABLE,
-                f"The node's key {path} cannot be read: {type(error).__name__}.",
-                "Remove it; the daemon makes a new one.",
-            ) from error
+            what = f"The node's key {path} cannot be read: {type(error).__name__}."
+            raise Refused(Code.KEY_UNREADABLE, what, "Remove it; the daemon makes a new one.") from error
         if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP384R1):
             raise Refused(Code.NODE_KEY, f"{path} is no key on P-384.", "Remove it; the daemon makes a new one.")
         return cls(key)
 
     def save(self, path: Path) -> None:
-        """Write the key in OpenSSH's format, which Flower reads; an existing file is never replaced.
-
-        Raises:
-            FileExistsError: There is a file already.
-        """
+        """Write the key in OpenSSH's format, which Flower reads; `FileExistsError` if there is a file already."""
         write_secret(path, self._key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
 
     def prove(self, pool: str, contributor: PublicKey) -> str:
@@ -94,53 +84,29 @@ class NodeKey:
 
 
 def bind(pool: str, identity: Identity, node: NodeKey, created: str) -> bytes:
-    """Tie a node's key and a contributor's key together.
-
-    Args:
-        pool: Digest of the pool.
-        identity: The contributor's key.
-        node: The node's key.
-        created: Time of signing.
-    """
+    """Tie a node's key and a contributor's key together, for the pool of a digest."""
     key = identity.public
     document = Binding(pool=pool, contributor=key.hex, node=node.public, proof=node.prove(pool, key), created=created)
-    return identity.sign(statement.build(BINDING_TYPE, {"pool": pool}, document))
+    return sign(BINDING_TYPE, {"pool": pool}, document, identity)
 
 
 def read_binding(envelope: bytes) -> Binding:
-    """Verify a binding in both directions.
-
-    Raises:
-        Refused: `BAD_SIGNATURE`, `NODE_KEY`, or any code of an envelope.
-    """
+    """Verify a binding in both directions (`BAD_SIGNATURE`, `NODE_KEY`, or any code of an envelope)."""
     signed = Signed.parse(envelope)
-    parsed = statement.parse(signed.payload, BINDING_TYPE)
-    document = statement.read(Binding, parsed.predicate, what="The binding")
+    document = statement.read(Binding, statement.parse(signed.payload, BINDING_TYPE).predicate, what="The binding")
     key = PublicKey.from_hex(document.contributor)
     signed.verify(key)
-    try:
-        node = load_pem_public_key(document.node.encode())
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise _no_node_key() from error
-    if not isinstance(node, ec.EllipticCurvePublicKey) or not isinstance(node.curve, ec.SECP384R1):
-        raise _no_node_key()
-    if node.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode() != document.node:
-        raise _no_node_key()  # one key, one spelling: the text identifies the node
+    node = _read_node_key(document.node)
     try:
         node.verify(bytes.fromhex(document.proof), _message(document.pool, key), _ECDSA)
     except (InvalidSignature, ValueError) as error:
-        raise Refused(
-            Code.BAD_SIGNATURE, "The node's key did not sign the contributor's key.", "Bind them again."
-        ) from error
+        what = "The node's key did not sign the contributor's key."
+        raise Refused(Code.BAD_SIGNATURE, what, "Bind them again.") from error
     return document
 
 
 def check_clock(binding: Binding, *, now: datetime) -> None:
-    """Refuse a binding that was signed just now by a clock that is far from this one.
-
-    Raises:
-        Refused: `CLOCKS_APART`.
-    """
+    """Refuse a binding that was signed just now by a clock that is far from this one (`CLOCKS_APART`)."""
     apart_s = (read_timestamp(binding.created) - now).total_seconds()
     if abs(apart_s) > MAX_APART_S:
         raise Refused(
@@ -155,5 +121,13 @@ def _message(pool: str, contributor: PublicKey) -> bytes:
     return _DOMAIN + bytes.fromhex(pool) + contributor.raw
 
 
-def _no_node_key() -> Refused:
-    return Refused(Code.NODE_KEY, "The node's key is no public key on P-384.", "Let the daemon make a new one.")
+def _read_node_key(pem: str) -> ec.EllipticCurvePublicKey:
+    with suppress(ValueError, UnsupportedAlgorithm):
+        node = load_pem_public_key(pem.encode())
+        if isinstance(node, ec.EllipticCurvePublicKey) and isinstance(node.curve, ec.SECP384R1) and _pem(node) == pem:
+            return node  # one key, one spelling: the text identifies the node
+    raise Refused(Code.NODE_KEY, "The node's key is no public key on P-384.", "Let the daemon make a new one.")
+
+
+def _pem(node: ec.EllipticCurvePublicKey) -> str:
+    return node.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from protocol.errors import Code, Refused
 from protocol.release import MAX_CALIBRATION_BYTES
+from protocol.statement import SHA256
 
 ORDER, ANSWER, METRICS, ARRAYS = "order", "answer", "metrics", "arrays"
 """Names of the records in messages and replies."""
@@ -22,7 +23,7 @@ _MOST = 1e12
 _COMMON = {"state": r"done|later|failed", "code": r"[A-Z_]{0,32}", "error": r"[A-Za-z_]{0,64}"}
 _WORDS: Mapping[str, Mapping[str, str]] = {
     "info": {"version": r"[0-9a-z.+]{1,32}", "device": r"cpu|cuda", "rows": r"[a-z0-9, ]{1,40}"},
-    "train": {"bundle": r"[0-9a-f]{64}"},
+    "train": {"bundle": SHA256},
     "evaluate": {"rows": r"[a-z0-9, ]{1,40}"},
     "calibrate": {"round": r"[0-9]{1,4}"},
 }

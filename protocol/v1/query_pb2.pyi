@@ -356,12 +356,15 @@ class InfoReply(_message.Message):
     RELEASES_FIELD_NUMBER: _builtins.int
     EXPIRES_FIELD_NUMBER: _builtins.int
     EXPIRED_FIELD_NUMBER: _builtins.int
+    TROUBLE_FIELD_NUMBER: _builtins.int
     release: _builtins.int
     """0 before the first release."""
     expires: _builtins.str
     """When the newest release expires, as in 2027-01-31T12:00:00Z; empty before the first release."""
     expired: _builtins.bool
     """Whether it has, by the router's clock. It still answers, unless its operator has chosen otherwise."""
+    trouble: _builtins.str
+    """Why it is not at the newest release, as in "Release 7 was not taken up: ...": empty where it is, as far as is known."""
     @_builtins.property
     def experts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """As contributor/expert."""
@@ -378,10 +381,11 @@ class InfoReply(_message.Message):
         releases: _abc.Iterable[_builtins.int] | None = ...,
         expires: _builtins.str = ...,
         expired: _builtins.bool = ...,
+        trouble: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["experts", b"experts", "expired", b"expired", "expires", b"expires", "release", b"release", "releases", b"releases"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["experts", b"experts", "expired", b"expired", "expires", b"expires", "release", b"release", "releases", b"releases", "trouble", b"trouble"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from protocol.errors import Code, Refused
 from protocol.v1.chunk_pb2 import Chunk
 
-CHUNK_BYTES = 512 << 10
+CHUNK_BYTES = 256 << 10
 MAX_CHUNK_BYTES = 1 << 20
 MAX_MESSAGE_BYTES = 2 << 20
 

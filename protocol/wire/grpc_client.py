@@ -22,30 +22,24 @@ DEADLINE_S = 60.0
 STREAM_DEADLINE_S = 3600.0
 """Deadline of a call that moves one file, in seconds."""
 IDLE_S, LEAST_BYTES = 30.0, 64 << 10
-"""How long one side waits for so many bytes of the other before it gives up, in seconds."""
+"""How long one side waits for so many bytes of the other before it gives up, in seconds.
+
+Whole messages count, so that the slowest line that a file gets through moves a chunk (256 KiB) in that time: 9 KB/s.
+"""
 
 # Exponential back-off with jitter, inside gRPC: only UNAVAILABLE is retried, and only for calls that
 # may be repeated. Put carries a stream that cannot be replayed; upload.py resumes it by offset.
-_REPEATABLE = ("Enrol", "Begin", "Commit", "Status", "Bind")
+_VERBS = ("Enrol", "Begin", "Commit", "Status", "Bind")
+_REPEATABLE = [{"service": "greylag.v1.Catalog"}, {"service": "greylag.v1.Query"}]
+_REPEATABLE += [{"service": "greylag.v1.Intake", "method": verb} for verb in _VERBS]
 _RETRY = {
-    "methodConfig": [
-        {
-            "name": [{"service": "greylag.v1.Catalog"}, {"service": "greylag.v1.Query"}]
-            + [{"service": "greylag.v1.Intake", "method": name} for name in _REPEATABLE],
-            "retryPolicy": {
-                "maxAttempts": 5,
-                "initialBackoff": "0.2s",
-                "maxBackoff": "3s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ]
-}
+    "maxAttempts": 5, "initialBackoff": "0.2s", "maxBackoff": "3s", "backoffMultiplier": 2,
+    "retryableStatusCodes": ["UNAVAILABLE"],
+}  # fmt: skip
 OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.service_config", json.dumps(_RETRY)),
+    ("grpc.service_config", json.dumps({"methodConfig": [{"name": _REPEATABLE, "retryPolicy": _RETRY}]})),
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.min_reconnect_backoff_ms", 5_000),  # which is also how long a connection may take to come about
     ("grpc.enable_http_proxy", 0),
@@ -56,12 +50,8 @@ OPTIONS = (
 def connect(address: str, ca: Path | None = None) -> Iterator[grpc.Channel]:
     """Open a channel, and turn every failed call inside into an error of our table.
 
-    A loopback address without a CA certificate is spoken to in plain text; every other address
-    over TLS, checked against the CA certificate or, without one, the system's.
-
-    Args:
-        address: `host:port`.
-        ca: CA certificate, PEM.
+    A loopback address without a CA certificate is spoken to in plain text; every other address over TLS, checked
+    against the CA certificate (PEM) or, without one, the system's.
 
     Raises:
         Refused: `SETTINGS_INVALID`, `UNTRUSTED`, or whatever the other side refuses with.
@@ -83,15 +73,7 @@ def connect(address: str, ca: Path | None = None) -> Iterator[grpc.Channel]:
 
 
 def paced(stream: Any, address: str) -> Iterator[Any]:
-    """Pass on the messages of a call, unless fewer than `LEAST_BYTES` come in `IDLE_S` seconds.
-
-    Args:
-        stream: The call, as a stub returns it.
-        address: Whom it went to, for the sentence.
-
-    Raises:
-        Unavailable: `UNREACHABLE`.
-    """
+    """Pass on the messages of a call, unless fewer than `LEAST_BYTES` come in `IDLE_S` seconds (`UNREACHABLE`)."""
     moved, over, slow = 0, threading.Event(), False
 
     def watch() -> None:
@@ -109,16 +91,15 @@ def paced(stream: Any, address: str) -> Iterator[Any]:
     except grpc.RpcError as error:
         if not slow:
             raise
-        raise Unavailable(
-            Code.UNREACHABLE, f"{address} stood still for {IDLE_S:g} s.", "Try again; files continue."
-        ) from error
+        what = f"{address} stood still for {IDLE_S:g} s."
+        raise Unavailable(Code.UNREACHABLE, what, "Try again; files continue.") from error
     finally:
         over.set()
 
 
 def is_loopback(address: str) -> bool:
     """Tell whether `host:port` stays on this machine."""
-    host = address.rpartition(":")[0].strip("[]")
+    host, _ = check_address(address)
     if host == "localhost":
         return True
     try:
@@ -127,24 +108,18 @@ def is_loopback(address: str) -> bool:
         return False
 
 
-def check_address(address: str) -> str:
-    """Return an address that reads `host:port`.
-
-    Raises:
-        Refused: `SETTINGS_INVALID`.
-    """
+def check_address(address: str) -> tuple[str, int]:
+    """Return host, without brackets, and port of an address that must read `host:port` (`SETTINGS_INVALID`)."""
     host, _, port = address.rpartition(":")
     if not host or not re.fullmatch("[0-9]{1,5}", port) or not int(port) < 1 << 16:
         raise Refused(Code.SETTINGS_INVALID, f"{address!r} is not an address.", "Write it as host:port.")
-    return address
+    return host.strip("[]"), int(port)
 
 
 def _credentials(address: str, ca: Path | None) -> grpc.ChannelCredentials | None:
-    check_address(address)
-    if ca is None and is_loopback(address):
-        return None
+    local = is_loopback(address)
     if ca is None:
-        return grpc.ssl_channel_credentials()
+        return None if local else grpc.ssl_channel_credentials()
     try:
         ssl.create_default_context(cafile=ca)  # gRPC takes an empty file for "the system's", and others in silence
         return grpc.ssl_channel_credentials(ca.read_bytes())

@@ -69,11 +69,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     """Bounds calls in number and time, and turns errors into status codes; what is no error of ours, into INTERNAL.
 
     Every call is handled as one of two streams, whatever it is for the client, since only then gRPC leaves it to
-    us how long a request may take to come and a reply to be taken.
-
-    Args:
-        listen: How many calls, and how patiently.
-        count: Called with the code of every refusal.
+    us how long a request may take to come and a reply to be taken. `count` is called with the code of every refusal.
     """
 
     def __init__(self, listen: Listen, count: Callable[[Code], None]) -> None:
@@ -138,9 +134,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             _log.info("refused", code=error.code.name, message=error.message)
         else:
             _log.error("failed", exc_info=error)
-            error = Unavailable(
-                Code.INTERNAL, "The other side failed on this request.", "Ask its operator for the log."
-            )
+            error = Unavailable(Code.INTERNAL, "The other side failed on this.", "Ask its operator for the log.")
         self._count(error.code)
         return error
 
@@ -175,8 +169,7 @@ async def serve(
         healthy: What the health service says.
 
     Raises:
-        Refused: `SETTINGS_INVALID` if the address cannot be listened on, or the certificate and its
-            key cannot be used.
+        Refused: `SETTINGS_INVALID` if the address cannot be listened on, or the certificate and its key cannot be used.
     """
     server = grpc.aio.server(interceptors=[CallInterceptor(listen, count)], options=_OPTIONS)
     stopped = asyncio.Event()
@@ -195,22 +188,16 @@ async def serve(
 
 
 def check_listen(listen: Listen) -> None:
-    """Refuse an address that cannot be listened on, before anything that takes long.
-
-    Raises:
-        Refused: `SETTINGS_INVALID`.
-    """
-    host, _, port = check_address(listen.address).rpartition(":")
+    """Refuse an address that cannot be listened on, before anything that takes long (`SETTINGS_INVALID`)."""
+    address = check_address(listen.address)
     _credentials(listen)
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        socket.create_server((host.strip("[]"), int(port)), family=family).close()
+        socket.create_server(address, family=socket.AF_INET6 if ":" in address[0] else socket.AF_INET).close()
     except OSError as error:
         raise _taken(listen) from error
 
 
 def _bind(server: grpc.aio.Server, listen: Listen) -> int:
-    check_address(listen.address)
     credentials = _credentials(listen)
     try:
         if credentials is None:
@@ -225,15 +212,12 @@ def _taken(listen: Listen) -> Refused:
 
 
 def _credentials(listen: Listen) -> grpc.ServerCredentials | None:
-    certificate, key = listen.certificate, listen.key
-    if certificate is None and key is None and is_loopback(listen.address):
+    certificate, key, local = listen.certificate, listen.key, is_loopback(listen.address)
+    if certificate is None and key is None and local:
         return None
     if certificate is None or key is None:
-        raise Refused(
-            Code.SETTINGS_INVALID,
-            f"{listen.address} needs TLS, and a certificate or its key is missing.",
-            "Give --tls-cert and --tls-key, or neither and listen on 127.0.0.1.",
-        )
+        what = f"{listen.address} needs TLS, and a certificate or its key is missing."
+        raise Refused(Code.SETTINGS_INVALID, what, "Give --tls-cert and --tls-key, or neither and listen on 127.0.0.1.")
     try:
         # gRPC takes any two files, and then answers nobody.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")

@@ -23,12 +23,7 @@ def to_status(error: GreylagError) -> grpc.Status:
 
 
 def from_rpc_error(error: grpc.RpcError, address: str) -> GreylagError:
-    """Read the error of a failed call; what carries no code of ours is the transport's fault.
-
-    Args:
-        error: As raised by a stub, synchronous or asyncio.
-        address: Whom the call went to, for the sentence.
-    """
+    """Read the error of a failed call to an address; what carries no code of ours is the transport's fault."""
     call: Any = error  # what a stub raises is a call, too
     info = error_details_pb2.ErrorInfo()
     try:
@@ -44,24 +39,15 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> GreylagError:
 
 def _from_transport(code: grpc.StatusCode, details: str, address: str) -> GreylagError:
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
-        return Unavailable(
-            Code.UNREACHABLE,
-            f"{address} does not answer ({code.name}).",
-            "Check the address, and whether the program there runs; then run the command again.",
-        )
+        hint = "Check the address, and whether the program there runs; then run the command again."
+        return Unavailable(Code.UNREACHABLE, f"{address} does not answer ({code.name}).", hint)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
-        return Refused(
-            Code.MESSAGE_TOO_LARGE,
-            f"A message to or from {address} is too large: {details}.",
-            "Send less at once, such as fewer or shorter inputs.",
-        )
+        what = f"A message to or from {address} is too large: {details}."
+        return Refused(Code.MESSAGE_TOO_LARGE, what, "Send less at once, such as fewer or shorter inputs.")
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return Unavailable(Code.BUSY, f"{address} is busy: {details}.", "Try again in a minute.")
-    return Refused(
-        Code.BAD_WIRE,
-        f"{address} answered {code.name}: {details}.",
-        "Is it the right program's address, and do both sides run the same version?",
-    )
+    hint = "Is it the right program's address, and do both sides run the same version?"
+    return Refused(Code.BAD_WIRE, f"{address} answered {code.name}: {details}.", hint)
 
 
 def plain(text: str) -> str:

@@ -16,13 +16,7 @@ _LOOK_S = 1.0
 
 
 class Health(HealthServicer):
-    """Says whether a server answers.
-
-    Args:
-        services: Full names of its services.
-        healthy: Whether it answers.
-        stopped: Set when it is to answer no more.
-    """
+    """Says whether a server answers with its services, named in full; once `stopped` is set, it does not."""
 
     def __init__(self, services: Collection[str], healthy: Callable[[], bool], stopped: asyncio.Event) -> None:
         self._services, self._healthy, self._stopped = {"", *services}, healthy, stopped

@@ -32,11 +32,7 @@ class Peer:
         self._left_s, self._bytes, self._writing = idle_s, 0, False
 
     async def read(self) -> bytes | None:
-        """Return the next message as it came, or None at the end.
-
-        Raises:
-            Unavailable: `BUSY` if it takes too long.
-        """
+        """Return the next message as it came, or None at the end (`BUSY` if it takes too long)."""
         message: bytes | Any = await self._wait(self._context.read())
         if message is grpc.aio.EOF:
             return None
@@ -44,11 +40,7 @@ class Peer:
         return bytes(message)
 
     async def write(self, reply: Message) -> None:
-        """Send a message; returns when the peer has room for it.
-
-        Raises:
-            Unavailable: `BUSY` if it takes too long.
-        """
+        """Send a message; returns when the peer has room for it (`BUSY` if it takes too long)."""
         self._writing = True
         await self._wait(self._context.write(reply))
         self._writing = False
@@ -75,9 +67,8 @@ class Peer:
             async with asyncio.timeout(self._left_s):
                 return await step
         except TimeoutError as error:
-            raise Unavailable(
-                Code.BUSY, f"The other side stood still for {self._idle_s:g} s.", "Try again; files continue."
-            ) from error
+            what = f"The other side stood still for {self._idle_s:g} s."
+            raise Unavailable(Code.BUSY, what, "Try again; files continue.") from error
         finally:
             self._left_s -= clock() - start
 
@@ -88,11 +79,7 @@ class Peer:
 
 
 def _hang_up(peer: str) -> None:
-    """Shut a connection of this process, which gRPC then finds closed from outside.
-
-    Args:
-        peer: As gRPC writes it: `ipv4:192.0.2.1:50000`.
-    """
+    """Shut a connection of this process, which gRPC then finds closed from outside."""
     port = peer.rpartition(":")[2]
     for connection in psutil.Process().net_connections("tcp"):
         there = connection.raddr

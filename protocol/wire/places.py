@@ -14,9 +14,6 @@ class Places:
 
     Half an address, since many may sit behind one: a university's translator, an operator's own proxy. What that
     leaves to somebody with many addresses, deadlines take back.
-
-    Args:
-        most: How many may be taken at once.
     """
 
     def __init__(self, most: int) -> None:
@@ -24,13 +21,10 @@ class Places:
 
     @contextmanager
     def one(self, peer: str) -> Iterator[None]:
-        """Keep a place for the length of a block.
+        """Keep a place for the length of a block (`BUSY` if there is none).
 
         Args:
             peer: Whom for, as gRPC writes it: `ipv4:192.0.2.1:50000`.
-
-        Raises:
-            Unavailable: `BUSY` if there is none.
         """
         shares = {"everybody": self._most, network_of(peer): self._most // 2, peer: self._most // 4}
         if any(self._taken[who] >= max(share, 1) for who, share in shares.items()):
@@ -52,6 +46,6 @@ def network_of(peer: str) -> str:
         address = ipaddress.ip_address(host)
     except ValueError:
         return host  # a socket in the file system
-    if isinstance(address, ipaddress.IPv4Address):
-        return str(address)
-    return str(address.ipv4_mapped or ipaddress.IPv6Address(int(address) >> 64 << 64))
+    if isinstance(address, ipaddress.IPv6Address):
+        address = address.ipv4_mapped or ipaddress.IPv6Address(int(address) >> 64 << 64)
+    return str(address)

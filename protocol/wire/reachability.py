@@ -8,39 +8,27 @@ from protocol.errors import Code, GreylagError, Refused, Unavailable
 
 _LOOK_S = 5.0
 """How long a look may take, in seconds: once for the connection, once for the handshake."""
-_OF_ANOTHER_HOST = {62, 64}  # X509_V_ERR_HOSTNAME_MISMATCH and _IP_ADDRESS_MISMATCH of OpenSSL
-_OUT_OF_DATE = {9, 10}  # X509_V_ERR_CERT_NOT_YET_VALID and _CERT_HAS_EXPIRED
+_OTHER_HOST = ("is for another host name", "Use a name that the certificate holds, or ask the operator for one.")
+_OUT_OF_DATE = ("has expired or is not valid yet", "Check this machine's clock; else the operator renews it.")
+# X509_V_ERR_HOSTNAME_MISMATCH, _IP_ADDRESS_MISMATCH, _CERT_NOT_YET_VALID and _CERT_HAS_EXPIRED of OpenSSL.
+_FAULTS = {62: _OTHER_HOST, 64: _OTHER_HOST, 9: _OUT_OF_DATE, 10: _OUT_OF_DATE}
 
 
 def find_fault(address: str, ca: Path | None, *, tls: bool) -> GreylagError | None:
-    """Connect once more, and tell what stands in the way; None if nothing does.
-
-    Args:
-        address: `host:port`.
-        ca: CA certificate, PEM; None for the system's.
-        tls: Whether TLS is wanted there, or plain text.
-    """
+    """Connect once more to `host:port`, over TLS or not, and tell what stands in the way; None if nothing does."""
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     try:
         with socket.create_connection((host, int(port)), _LOOK_S) as connection:
             return _wrong_certificate(connection, host, address, ca) if tls else _wrong_scheme(connection, address)
     except socket.gaierror:
-        return Unavailable(
-            Code.UNREACHABLE,
-            f"There is no host by the name of {host}.",
-            "Check the address, and this machine's network.",
-        )
+        what, hint = f"There is no host by the name of {host}.", "Check the address, and this machine's network."
     except ConnectionRefusedError:
-        return Unavailable(
-            Code.UNREACHABLE, f"Nothing listens at {address}.", "Check the port, and whether the program there runs."
-        )
+        what, hint = f"Nothing listens at {address}.", "Check the port, and whether the program there runs."
     except OSError as error:
-        return Unavailable(
-            Code.UNREACHABLE,
-            f"{address} does not answer ({error.strerror or 'in time'}).",
-            "Check the address, and the network and firewalls on the way.",
-        )
+        what = f"{address} does not answer ({error.strerror or 'in time'})."
+        hint = "Check the address, and the network and firewalls on the way."
+    return Unavailable(Code.UNREACHABLE, what, hint)
 
 
 def _wrong_scheme(connection: socket.socket, address: str) -> GreylagError | None:
@@ -51,35 +39,24 @@ def _wrong_scheme(connection: socket.socket, address: str) -> GreylagError | Non
         _shake_hands(anybody, connection)
     except OSError:  # of which SSLError is one
         return None
-    return Refused(
-        Code.UNTRUSTED,
-        f"{address} speaks TLS, and plain text was tried.",
-        "Give the operator's CA certificate with --ca.",
-    )
+    what = f"{address} speaks TLS, and plain text was tried."
+    return Refused(Code.UNTRUSTED, what, "Give the operator's CA certificate with --ca.")
 
 
 def _wrong_certificate(connection: socket.socket, host: str, address: str, ca: Path | None) -> GreylagError | None:
     try:
         _shake_hands(ssl.create_default_context(cafile=ca), connection, host)
     except ssl.SSLCertVerificationError as error:
-        if error.verify_code in _OF_ANOTHER_HOST:
-            what, hint = (
-                "is for another host name",
-                "Use a name that the certificate holds, or ask the operator for one.",
-            )
-        elif error.verify_code in _OUT_OF_DATE:
-            what, hint = "has expired or is not valid yet", "Check this machine's clock; else the operator renews it."
-        elif ca is None:
-            what, hint = "is by nobody whom this machine trusts", "Give the operator's CA certificate with --ca."
-        else:
+        what, hint = "is by nobody whom this machine trusts", "Give the operator's CA certificate with --ca."
+        if ca is not None:
             what, hint = f"is not by the CA in {ca}", "Ask the operator for the right CA certificate."
+        what, hint = _FAULTS.get(error.verify_code, (what, hint))
         return Refused(Code.UNTRUSTED, f"The certificate of {address} {what}.", hint)
     except (ssl.SSLEOFError, ConnectionError):
         return None  # it went away in the middle: a restart, or a proxy with nobody behind it
     except ssl.SSLError:
-        return Refused(
-            Code.UNTRUSTED, f"{address} does not speak TLS.", "Check the port, and leave --ca out on loopback."
-        )
+        hint = "Check the port, and leave --ca out on loopback."
+        return Refused(Code.UNTRUSTED, f"{address} does not speak TLS.", hint)
     return None
 
 

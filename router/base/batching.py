@@ -27,14 +27,12 @@ PromptLike = str | Prompt | Sequence[Mapping[str, object]]
 
 def read_prompts(base: Base, inputs: Iterable[PromptLike]) -> list[Prompt]:
     """Turn inputs into what the model reads, as training does."""
+    return [asked if isinstance(asked, Prompt) else _read(base, asked) for asked in inputs]
 
-    def read(asked: PromptLike) -> Prompt:
-        if isinstance(asked, Prompt):
-            return asked
-        text = asked if isinstance(asked, str) else write_prompt(base.tokenizer, asked)
-        return Prompt(text, encode_input(base.tokenizer, text, base.architecture))
 
-    return [read(asked) for asked in inputs]
+def _read(base: Base, asked: str | Sequence[Mapping[str, object]]) -> Prompt:
+    text = asked if isinstance(asked, str) else write_prompt(base.tokenizer, asked)
+    return Prompt(text, encode_input(base.tokenizer, text, base.architecture))
 
 
 def check_lengths(base: Base, prompts: Sequence[Prompt]) -> None:
@@ -56,11 +54,7 @@ def check_lengths(base: Base, prompts: Sequence[Prompt]) -> None:
 
 
 def prompt_batch(base: Base, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-    """Lay out prompts that the model is to answer.
-
-    Returns:
-        input_ids and attention_mask, [b, s].
-    """
+    """Lay prompts out that the model is to answer: input_ids and attention_mask, [b, s]."""
     # A decoder continues from the last position, so there the padding goes to the left.
     side: Side = "left" if base.architecture == "decoder-only" else "right"
     return batch(base, [prompt.tokens for prompt in prompts], side)
@@ -82,11 +76,7 @@ def encode_pairs(base: Base, inputs: Sequence[PromptLike], targets: Sequence[str
 
 
 def pair_batch(base: Base, pairs: Sequence[TokenPair]) -> tuple[dict[str, Tensor], Tensor]:
-    """Lay inputs and targets out for one forward pass.
-
-    Returns:
-        input_ids and attention_mask, [b, s], and labels, [b, s], `IGNORED` where there is none.
-    """
+    """Lay inputs and targets out: input_ids and attention_mask, [b, s], and labels, [b, s], `IGNORED` for none."""
     if base.architecture == "decoder-only":
         rows = [pair.input + pair.target for pair in pairs]
         labels = [[IGNORED] * len(pair.input) + pair.target for pair in pairs]
@@ -96,11 +86,7 @@ def pair_batch(base: Base, pairs: Sequence[TokenPair]) -> tuple[dict[str, Tensor
 
 
 def batch(base: Base, rows: Sequence[Sequence[int]], side: Side) -> dict[str, Tensor]:
-    """Pad rows of tokens to one length.
-
-    Returns:
-        input_ids and attention_mask, [b, s].
-    """
+    """Pad rows of tokens to one length: input_ids and attention_mask, [b, s]."""
     tokenizer, device = base.tokenizer, base.model.device
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return {
@@ -115,14 +101,6 @@ def _pad(rows: Sequence[Sequence[int]], value: int, side: Side, device: torch.de
 
 
 def masked_mean(u: Tensor, mask: Tensor) -> Tensor:
-    """Average over positions.
-
-    Args:
-        u: [b, s, d].
-        mask: [b, s], the positions that count.
-
-    Returns:
-        [b, d] float32.
-    """
+    """Average u [b, s, d] over the positions that count by mask [b, s]; gives [b, d] float32."""
     kept = mask.unsqueeze(2)
     return torch.where(kept, u.float(), 0).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)

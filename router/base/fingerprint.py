@@ -12,20 +12,11 @@ from protocol.files.atomic import write_whole
 from protocol.spec import BaseModelRef
 
 TOKENIZER_FILES = (
-    "tokenizer.json",
-    "spiece.model",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
+    *("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt"),
     "special_tokens_map.json",
 )
-
-
 FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 """All that a base model is loaded from."""
-
-
 # Written by the library that saved the model, not facts about it.
 _VOLATILE_CONFIG = {"_name_or_path", "transformers_version", "torch_dtype", "dtype"}
 _VOLATILE_SETTINGS = {
@@ -36,43 +27,38 @@ _SETTINGS = "tokenizer_config.json"
 _TEMPLATE, _TEMPLATES = "chat_template.jinja", "additional_chat_templates/*.jinja"
 _CLASSES = {"PreTrainedTokenizer": "TokenizersBackend"}
 """Names of one and the same class in versions 4 and 5 of the library, less `Fast`."""
-
-
 _BLOCK_BYTES = 1 << 22
 
 
-def locate(name_or_path: str) -> Path:
-    """Return the folder of a base model, fetching it from the Hub if it is an id.
+def unreadable(name_or_path: str, reason: str, what: str = "base") -> Refused:
+    """Say that a model's files cannot be read."""
+    return Refused(
+        Code.BASE_UNREADABLE,
+        f"The {what} model {name_or_path} cannot be loaded: {reason}.",
+        "Give a folder or a Hugging Face id that holds config.json, safetensors weights and a tokenizer.",
+    )
+
+
+def locate(
+    name_or_path: str, files: Sequence[str] = FILES, refusal: Callable[[str, str], Refused] = unreadable
+) -> Path:
+    """Return the folder that is meant; if it is a Hub id, fetch the files that match patterns.
 
     Raises:
-        Refused: `BASE_UNREADABLE`.
-    """
-    return folder_of(name_or_path, FILES, unreadable)
-
-
-def folder_of(name_or_path: str, files: Sequence[str], unreadable: Callable[[str, str], Refused]) -> Path:
-    """Return the folder that is meant, fetching it from the Hub if it is an id.
-
-    Args:
-        name_or_path: Folder or Hub id.
-        files: Patterns of what is fetched.
-        unreadable: Makes the refusal, of the name and the reason.
-
-    Raises:
-        Refused: As `unreadable` makes it.
+        Refused: `BASE_UNREADABLE`, or as `refusal` makes it of the name and the reason.
     """
     folder = Path(name_or_path)
     if folder.is_dir():
         return folder
     if name_or_path.startswith((".", "/", "~")):
-        raise unreadable(name_or_path, "there is no such folder")
+        raise refusal(name_or_path, "there is no such folder")
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - a folder needs no network code
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError  # noqa: PLC0415
 
     try:
         return Path(snapshot_download(name_or_path, allow_patterns=list(files)))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise unreadable(name_or_path, first_line(error)) from error
+        raise refusal(name_or_path, first_line(error)) from error
 
 
 def fingerprint(name_or_path: str, cache: Path | None = None) -> BaseModelRef:
@@ -93,9 +79,10 @@ def fingerprint(name_or_path: str, cache: Path | None = None) -> BaseModelRef:
         stamp = _stamp(folder)
         if cache is not None and (known := _read_cache(cache, stamp)):
             return known
+        config = json.loads((folder / "config.json").read_bytes())
         ref = BaseModelRef(
             name=display_name(name_or_path),
-            config=_config_digest(folder),
+            config=_digest_of({key: value for key, value in config.items() if key not in _VOLATILE_CONFIG}),
             weights=_weights_digest(folder),
             tokenizer=_tokenizer_digest(folder),
             tokenizer_settings=_settings_digest(folder),
@@ -108,12 +95,7 @@ def fingerprint(name_or_path: str, cache: Path | None = None) -> BaseModelRef:
 
 
 def check_base(name_or_path: str, expected: BaseModelRef, cache: Path | None = None) -> None:
-    """Refuse any base model but the expected one.
-
-    Args:
-        name_or_path: Folder or Hub id.
-        expected: What a pool or a release was made for.
-        cache: As in `fingerprint`.
+    """Refuse any base model but the one that a pool or a release was made for, by its `fingerprint`.
 
     Raises:
         Refused: `BASE_MISMATCH` or `BASE_UNREADABLE`.
@@ -133,23 +115,9 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
-def unreadable(name_or_path: str, reason: str, what: str = "base") -> Refused:
-    """Say that a model's files cannot be read."""
-    return Refused(
-        Code.BASE_UNREADABLE,
-        f"The {what} model {name_or_path} cannot be loaded: {reason}.",
-        "Give a folder or a Hugging Face id that holds config.json, safetensors weights and a tokenizer.",
-    )
-
-
 def display_name(name_or_path: str) -> str:
     """Return what people call a model; a local path is private, but for its last part."""
     return Path(name_or_path).resolve().name if Path(name_or_path).is_dir() else name_or_path
-
-
-def _config_digest(folder: Path) -> str:
-    config = json.loads((folder / "config.json").read_bytes())
-    return _digest_of({key: value for key, value in config.items() if key not in _VOLATILE_CONFIG})
 
 
 def _digest_of(facts: dict[str, Any]) -> str:
@@ -233,12 +201,10 @@ def _stamp(folder: Path) -> list[Any]:
 
 
 def _read_cache(cache: Path, stamp: list[Any]) -> BaseModelRef | None:
-    try:
+    with suppress(OSError, ValueError, KeyError):  # a lost or damaged cache costs a recomputation, nothing else
         entry = json.loads(cache.read_bytes())
         if entry["stamp"] == stamp:
             return BaseModelRef.model_validate(entry["base"])
-    except (OSError, ValueError, KeyError):
-        pass  # a lost or damaged cache costs a recomputation, nothing else
     return None
 
 

@@ -32,10 +32,6 @@ def likelihoods(base: Base, pairs: Sequence[TokenPair]) -> list[Likelihood]:
     """Run the base, with whatever it is routed by, once over a batch of inputs and targets.
 
     Memory for logits is held for the targets' positions alone, as far as the base can leave others out.
-
-    Args:
-        base: The base model.
-        pairs: Tokens of each input, and of what the model is to write after it.
     """
     batch, labels = pair_batch(base, pairs)
     with torch.inference_mode():
@@ -43,7 +39,8 @@ def likelihoods(base: Base, pairs: Sequence[TokenPair]) -> list[Likelihood]:
             # A position predicts the next one; up to the shortest input nothing that counts is predicted.
             first = max(min(len(pair.input) for pair in pairs) - 1, 0)
             labels = labels[:, first + 1 :]
-            kept = {"logits_to_keep": labels.shape[1] + 1} if _can_leave_out(base) else {}
+            can_leave_out = "logits_to_keep" in inspect.signature(base.model.forward).parameters
+            kept = {"logits_to_keep": labels.shape[1] + 1} if can_leave_out else {}
             logits = base.model(**batch, **kept).logits[:, -labels.shape[1] - 1 : -1]
         else:
             logits = base.model(**batch, labels=labels).logits
@@ -57,7 +54,3 @@ def likelihoods(base: Base, pairs: Sequence[TokenPair]) -> list[Likelihood]:
         missed = empty.index_add(0, rows, (chances.argmax(dim=1) != targets).double()).tolist()
         counts = wanted.sum(1).tolist()
     return [Likelihood(total, count, not wrong) for total, count, wrong in zip(totals, counts, missed, strict=True)]
-
-
-def _can_leave_out(base: Base) -> bool:
-    return "logits_to_keep" in inspect.signature(base.model.forward).parameters

@@ -43,20 +43,14 @@ class WrappedLinear(nn.Module):
 
 
 def linear_modules(model: "PreTrainedModel") -> dict[str, Shape]:
-    """List every linear module that an expert may touch: all but the language model's head.
+    """List every linear module that an expert may touch, by path: all but the language model's head.
 
     The same set as PEFT's "all-linear": for T5 q, k, v, o and wi*, wo of every block (arXiv
     2402.05859, section 4.1), for Llama q, k, v, o, gate, up, down.
-
-    Returns:
-        Shapes by module path, in the model's order.
     """
     head = model.get_output_embeddings()
-    return {
-        path: shape(module)
-        for path, module in model.named_modules()
-        if isinstance(module, Linear) and module is not head
-    }
+    linears = {path: module for path, module in model.named_modules() if isinstance(module, Linear)}
+    return {path: shape(linear) for path, linear in linears.items() if linear is not head}
 
 
 def shape(linear: Linear) -> Shape:
@@ -69,20 +63,14 @@ def shape(linear: Linear) -> Shape:
 def computing_like(linear: Linear, dtype: torch.dtype) -> Tensor:
     """Return an empty tensor [0] of the device and dtype that a linear module computes with.
 
-    Args:
-        linear: The module.
-        dtype: Of the model; a quantised weight does not say.
+    That of the model, `dtype`, is for quantised weights, which do not say.
     """
     weight = linear.weight
     return torch.empty(0, device=device_of(linear), dtype=weight.dtype if weight.is_floating_point() else dtype)
 
 
 def weight_of(linear: Linear, path: str) -> Tensor:
-    """Read the weight of a linear module in whatever form it is kept.
-
-    Args:
-        linear: The module.
-        path: Its path, for people.
+    """Read the weight of the linear module at a path, in whatever form it is kept.
 
     Returns:
         [o, d] float32 on the module's device; what a quantised module computes with.
@@ -90,9 +78,7 @@ def weight_of(linear: Linear, path: str) -> Tensor:
     Raises:
         Refused: `KIND_UNSUPPORTED` if the weight is of a form that cannot be read.
     """
-    with at_hand(linear):
-        weight = linear.weight
-    widths = shape(linear)
+    weight, widths = _at_hand(linear, linear.weight, "weight"), shape(linear)
     if not weight.is_floating_point():
         # Imports bitsandbytes, which a base that is not quantised does without.
         from transformers.integrations.bitsandbytes import dequantize_bnb_weight  # noqa: PLC0415
@@ -113,10 +99,18 @@ def weight_of(linear: Linear, path: str) -> Tensor:
 def bias_of(linear: Linear) -> Tensor | None:
     """Read the bias [o] of a linear module where it computes; None if it has none."""
     bias = linear.bias
-    if bias is None or not bias.is_meta:
-        return bias
-    with at_hand(linear):
-        return linear.bias
+    return bias if bias is None else _at_hand(linear, bias, "bias")
+
+
+def _at_hand(linear: Linear, parameter: Tensor, name: str) -> Tensor:
+    """Fetch one of a module's parameters to where the module computes, if it lies elsewhere."""
+    if not parameter.is_meta:
+        return parameter
+    from accelerate.utils import align_module_device  # noqa: PLC0415 - seconds of import
+
+    with align_module_device(linear):
+        fetched: Tensor = getattr(linear, name)
+        return fetched
 
 
 def find_linear(model: nn.Module, path: str) -> Linear:
@@ -145,23 +139,8 @@ def device_of(linear: Linear) -> torch.device:
 
 
 @contextmanager
-def at_hand(linear: Linear) -> Iterator[None]:
-    """Have a module's weight and bias where it computes, to be read."""
-    if not linear.weight.is_meta:
-        yield
-        return
-    from accelerate.utils import align_module_device  # noqa: PLC0415 - seconds of import
-
-    with align_module_device(linear):
-        yield
-
-
-@contextmanager
 def seeming_at_hand(linears: Iterable[Linear]) -> Iterator[None]:
-    """Have weights that are elsewhere seem to lie where their modules compute, without their numbers.
-
-    PEFT puts an adapter where it finds the module's weight.
-    """
+    """Have weights that are elsewhere seem to lie where their modules compute: there PEFT puts an adapter."""
     away = {linear: linear.weight for linear in linears if linear.weight.is_meta}
     for linear, weight in away.items():
         seeming = weight.new_empty(1, device=device_of(linear)).expand(weight.shape)

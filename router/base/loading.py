@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from protocol.errors import Code, Refused
 from protocol.spec import Architecture
-from router.base.device_map import AUTO, check_placed, spreading_options
+from router.base.device_map import AUTO, Bits, quantising_options, spreading_options
 from router.base.fingerprint import first_line, locate, tokenizer_files, unreadable
-from router.base.quantisation import Bits, keep_readable, loading_options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -89,7 +88,12 @@ def load_base(name_or_path: str, **loading: Unpack[Loading]) -> Base:
                 "Give more with --max-memory, or leave --quantise out.",
             ) from error
         raise unreadable(name_or_path, first_line(error)) from error
-    check_placed(model)
+    if set((getattr(model, "hf_device_map", None) or {}).values()) == {"disk"}:
+        raise Refused(
+            Code.SETTINGS_INVALID,
+            "The memory that the base may take does not hold even its largest layer.",
+            "Give more with --max-memory.",
+        )
     try:
         model = model if loading.get("quantise") or device == AUTO else model.to(device)
     except (RuntimeError, AssertionError) as error:  # no such device, or too little memory on it
@@ -106,7 +110,7 @@ def _load(folder: Path, device: str, loading: Loading) -> "PreTrainedModel":
 
     config, dtype, quantise = AutoConfig.from_pretrained(folder), loading.get("dtype"), loading.get("quantise")
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    options = {} if quantise is None else loading_options(quantise, dtype or config.dtype, device)
+    options = {} if quantise is None else quantising_options(quantise, dtype or config.dtype, device)
     with ExitStack() as stack:
         if device == AUTO:
             # For weights that are not used as they lie in the model's files, such as joined experts of its own.
@@ -114,5 +118,9 @@ def _load(folder: Path, device: str, loading: Loading) -> "PreTrainedModel":
             options |= spreading_options(loading.get("max_memory") or {}) | {"offload_folder": scratch}
         model = auto.from_pretrained(folder, use_safetensors=True, dtype=dtype or "auto", **options)
         weakref.finalize(model, stack.pop_all().close)
-    keep_readable(model)
+    for module in model.modules():
+        # On some CPUs bitsandbytes writes a 4-bit weight over in another layout when it first computes with it. Such a
+        # weight can be read back no more, lets no gradient through, and is damaged if two threads come first.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            vars(module)["support_avx512bf16_for_cpu"] = False
     return model

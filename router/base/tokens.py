@@ -23,27 +23,17 @@ class Templated(str):
 
 
 def encode_input(tokenizer: "PreTrainedTokenizerBase", text: str, architecture: Architecture) -> list[int]:
-    """Turn an input into the tokens that the model reads before it answers.
-
-    Args:
-        tokenizer: The base model's.
-        text: The input, `Templated` or plain.
-        architecture: A decoder continues its input, so there an end token has no place.
-    """
+    """Turn an input, `Templated` or plain, into the tokens that the model reads before it answers."""
     tokens: list[int] = tokenizer(str(text), add_special_tokens=not isinstance(text, Templated))["input_ids"]
+    # A decoder continues its input, so there an end token has no place.
     if architecture == "decoder-only" and tokens and tokens[-1] == tokenizer.eos_token_id:
         return tokens[:-1]
     return tokens
 
 
 def encode_target(tokenizer: "PreTrainedTokenizerBase", text: str, architecture: Architecture) -> list[int]:
-    """Turn a target into the tokens that the model is to write, the end token included.
-
-    Args:
-        tokenizer: The base model's.
-        text: The target.
-        architecture: A decoder's target continues the input, so no begin token may come between.
-    """
+    """Turn a target into the tokens that the model is to write, the end token included."""
+    # A decoder's target continues the input, so no begin token may come between.
     if architecture == "decoder-only":
         tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     else:
@@ -53,25 +43,14 @@ def encode_target(tokenizer: "PreTrainedTokenizerBase", text: str, architecture:
 
 
 def write_prompt(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Mapping[str, object]]) -> str:
-    """Write a chat down to where the assistant is to speak.
-
-    Args:
-        tokenizer: The base model's; without a chat template of its own, turns become lines `role: content`.
-        turns: `role` and `content` of each.
-    """
+    """Write a chat down to where the assistant is to speak; without a chat template as lines `role: content`."""
     if tokenizer.chat_template:
         return Templated(write_chat(tokenizer, turns, prompt=True))
     return "\n".join([*(f"{turn['role']}: {turn['content']}" for turn in turns), f"{ASSISTANT}:"])
 
 
 def write_chat(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Mapping[str, object]], *, prompt: bool) -> str:
-    """Write turns as the tokenizer's chat template does.
-
-    Args:
-        tokenizer: Has a chat template.
-        turns: `role` and `content` of each.
-        prompt: Whether the assistant is to speak next.
-    """
+    """Write turns as the tokenizer's chat template does, as a prompt if the assistant is to speak next."""
     return str(
         tokenizer.apply_chat_template([dict(turn) for turn in turns], add_generation_prompt=prompt, tokenize=False)
     )

@@ -7,21 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from protocol.errors import Code, Refused
-from protocol.programs import print_json, say
-from router.cli.options import (
-    Json,
-    NewTokens,
-    asking_flags,
-    open_model,
-    read_choice,
-    read_lines,
-)
+from protocol.programs import needs, print_json, say, with_flags_of
+from router.cli import options
+from router.cli.options import Json, NewTokens
 from router.query.limits import DEFAULT_NEW_TOKENS
 
 if TYPE_CHECKING:
-    from router.evaluation.compare import Comparison
     from router.evaluation.rows import Task
-
 
 TasksFlag = Annotated[
     str | None, typer.Option(help="JSON Lines of task, input or messages, target or targets, choices; - reads stdin.")
@@ -30,8 +22,7 @@ RecipeFlag = Annotated[
     Path | None, typer.Option(help="Instead of --tasks, a published benchmark: a file of docs/recipes.")
 ]
 DataFlag = Annotated[
-    Path | None,
-    typer.Option("--data", help="Folder that holds a recipe's data sets; default: the Hugging Face Hub."),
+    Path | None, typer.Option("--data", help="Folder that holds a recipe's data sets; default: the Hugging Face Hub.")
 ]
 MethodsFlag = Annotated[
     list[str] | None,
@@ -51,10 +42,9 @@ InputTokensFlag = Annotated[
 OutputFlag = Annotated[
     Path | None, typer.Option(help="Folder for scores and answers; run again to go on where it ended.")
 ]
-MarkdownFlag = Annotated[bool, typer.Option("--markdown", help="Print the table in Markdown.")]
 
 
-@asking_flags("method")
+@with_flags_of(options.model, options.choice)
 def evaluate(
     *,
     tasks: TasksFlag = None,
@@ -67,9 +57,8 @@ def evaluate(
     max_input_tokens: InputTokensFlag = None,
     max_new_tokens: NewTokens = DEFAULT_NEW_TOKENS,
     output: OutputFlag = None,
-    markdown: MarkdownFlag = False,
     json_: Json = False,
-    **shared: Any,
+    **flags: Any,
 ) -> None:
     """Score routing methods on your own tasks: a table of tasks and methods, and the mean.
 
@@ -80,13 +69,14 @@ def evaluate(
     """
     from router.evaluation.contenders import read_methods
 
-    if json_ and markdown:
-        raise Refused(Code.REQUEST_INVALID, "Both --json and --markdown are given.", "Give one of the two.")
-    routing = read_choice(shared)
+    routing = options.read_choice(flags)
     names = read_methods(methods) if methods else []
     read, longest = _read_tasks(tasks, recipe, data, limit)
-    model = open_model(shared, [routing.release])
+    model = options.open_model(flags, [routing.release])
 
+    from rich.console import Console
+
+    from router.evaluation import report
     from router.evaluation.compare import Comparing
     from router.evaluation.prompts import BatchLimits
     from router.evaluation.results import Results
@@ -94,8 +84,13 @@ def evaluate(
     limits = BatchLimits(batch_size, max_new_tokens, max_input_tokens or longest)
     memory = Results(output, model, limits) if output else None
     names = names or list(dict.fromkeys(["base", model.held.find(routing.release).settings.method]))
-    found = Comparing(model, routing, limits, metric, _Progress(), memory).run(read, names)
-    _print(found, json_=json_, markdown=markdown)
+    # On a terminal there are bars.
+    told = (lambda _: None) if sys.stderr.isatty() else say
+    found = Comparing(model, routing, limits, metric, told, memory).run(read, names)
+    if json_:
+        print_json(report.as_json(found))
+    else:
+        Console().print(report.as_table(found))
 
 
 def _read_tasks(
@@ -114,7 +109,7 @@ def _read_tasks(
             "Rows come either from --tasks or from --recipe, and --data belongs to a recipe.",
             "Give --tasks FILE, or --recipe FILE with or without --data FOLDER.",
         )
-    return read_rows(read_lines(tasks), name="tasks" if tasks == "-" else Path(tasks).stem, limit=limit), None
+    return read_rows(options.read_lines(tasks), name="tasks" if tasks == "-" else Path(tasks).stem, limit=limit), None
 
 
 def lm_eval(ctx: typer.Context) -> None:
@@ -125,42 +120,10 @@ def lm_eval(ctx: typer.Context) -> None:
 
     Example: greylag-router lm-eval --model greylag --model_args workspace=node,method=merged --tasks boolq
     """
-    try:
-        from lm_eval.__main__ import cli_evaluate
-    except ImportError as error:
-        raise Refused(
-            Code.SETTINGS_INVALID, "lm-evaluation-harness is not installed.", "Run: pip install 'greylag[harness]'"
-        ) from error
+    needs("lm_eval", "harness", "lm-eval")
+    from lm_eval.__main__ import cli_evaluate
+
     import router.evaluation.lm_eval  # noqa: F401 - its import registers the model
 
     sys.argv = ["lm_eval", *ctx.args]
     cli_evaluate()
-
-
-def _print(found: "Comparison", *, json_: bool, markdown: bool) -> None:
-    from rich.console import Console
-
-    from router.evaluation import report
-
-    if json_:
-        print_json(report.as_json(found))
-    elif markdown:
-        sys.stdout.write(report.as_markdown(found))
-    else:
-        Console().print(report.as_table(found))
-
-
-class _Progress:
-    """Shows on stderr how far it is: a bar on a terminal, else a line for each method and task."""
-
-    def begin(self, task: str, method: str, rows: int) -> None:
-        from tqdm import tqdm
-
-        if not sys.stderr.isatty():
-            say(f"{method}: {task}, {rows} rows")
-        self._bar = tqdm(total=rows, desc=f"{method}: {task}", disable=None, leave=False)
-
-    def advance(self, rows: int) -> None:
-        self._bar.update(rows)
-        if self._bar.n == self._bar.total:
-            self._bar.close()

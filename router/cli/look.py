@@ -1,45 +1,31 @@
 """The verbs of greylag-router that look into a model or take it elsewhere."""
 
-from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from protocol.errors import Code, Refused
-from protocol.programs import print_json, say
-from router.cli.options import (
-    BaseModel,
-    Json,
-    NewTokens,
-    Requests,
-    Texts,
-    Workspace,
-    asking,
-    asking_flags,
-    open_model,
-    read_choice,
-    read_inputs,
-    read_lines,
-)
+from protocol.programs import print_json, say, with_flags_of
+from router.cli import options
+from router.cli.options import BaseModel, Json, NewTokens, Requests, Texts, Workspace
 from router.query.limits import DEFAULT_NEW_TOKENS
 
 if TYPE_CHECKING:
-    from router.query.answer import Answered
-    from router.query.attribution import Panel
-    from router.query.panels import TaskInput
+    from router.query.request import TaskInput
 
 _AT_ONCE = 16
 """Inputs a batch, so that many do not need more memory than a few."""
 
 
-@asking_flags(running=True)
+@with_flags_of(options.model, options.running, options.method, options.choice)
 def trace(
-    text: Texts = None,
     *,
+    text: Texts = None,
     tasks: Annotated[
-        str | None,
-        typer.Option(help="JSON Lines of task, input or messages and, where known, oracle and score."),
+        str | None, typer.Option(help="JSON Lines of task, input or messages and, where known, oracle and score.")
     ] = None,
     oracle: Annotated[
         str | None, typer.Option(help="The expert that was trained for these inputs; marked, and compared with.")
@@ -53,7 +39,7 @@ def trace(
     ] = False,
     max_new_tokens: NewTokens = DEFAULT_NEW_TOKENS,
     json_: Json = False,
-    **shared: Any,
+    **flags: Any,
 ) -> None:
     """Look at which experts serve which modules and tokens: heat maps, distributions, distance from an oracle's.
 
@@ -61,52 +47,45 @@ def trace(
     """
     from router.query import terminal
     from router.query.answer import merge_answers
-    from router.query.attribution import panels_document
-    from router.query.panels import panels_by_task
+    from router.query.attribution import panels_by_task, panels_document
+    from router.query.heatmap import save_page, save_png
 
     if not (png or html or json_):
         raise Refused(
             Code.REQUEST_INVALID, "There is nothing to write.", "Give --png FILE, --html FILE, --json or several."
         )
-    if full and shared["server"]:
+    if full and flags["server"]:
         raise Refused(
             Code.REQUEST_INVALID,
             "A router that serves sends the chosen experts alone, not whole distributions.",
             "Leave out --server to load the model here, or leave out --full.",
         )
-    asked, routing = _tasks(text, tasks, oracle), read_choice(shared)
-    ask = asking(shared, [routing.release])
-    options = {"max_new_tokens": max_new_tokens, "explain": True} | ({"full": True} if full else {})
+    asked, routing = _tasks(text, tasks, oracle), options.read_choice(flags)
+    more = {"full": True} if full else {}
+    ask = partial(options.asking(flags, [routing.release]), max_new_tokens=max_new_tokens, explain=True, **more)
     inputs = [each.input for each in asked]
-    batches = [ask(inputs[at : at + _AT_ONCE], routing, **options) for at in range(0, len(inputs), _AT_ONCE)]
-    answered = merge_answers(batches)
+    answered = merge_answers([ask(inputs[at : at + _AT_ONCE], routing) for at in range(0, len(inputs), _AT_ONCE)])
     panels = panels_by_task(asked, answered)
-    _draw(panels, answered, png, html)
-    if json_:
-        print_json({**terminal.as_json(answered, explain=True), **panels_document(panels, answered.experts)})
-
-
-def _draw(panels: "Sequence[Panel]", answered: "Answered", png: Path | None, html: Path | None) -> None:
-    from router.query.heatmap import save_page, save_png
-
     if png:
         save_png(panels, answered.experts, png)
         say(f"Wrote {png}.")
     if html:
         save_page(panels, answered, html)
         say(f"Wrote {html}.")
+    if json_:
+        print_json(terminal.as_json(answered, explain=True) | panels_document(panels, answered.experts))
 
 
-@asking_flags()
+@with_flags_of(options.model, options.method, options.choice)
 def export(
-    text: Texts = None,
     *,
+    text: Texts = None,
     out: Annotated[Path, typer.Option(help="New folder for the adapter.")],
     requests: Requests = None,
     rank: Annotated[int, typer.Option(min=1, max=1024, help="Rank of the adapter; engines bound it.")] = 64,
     max_new_tokens: NewTokens = DEFAULT_NEW_TOKENS,
     json_: Json = False,
-    **shared: Any,
+    **flags: Any,
 ) -> None:
     """Write what answers a request as one plain LoRA, for engines that take one adapter.
 
@@ -114,16 +93,13 @@ def export(
 
     Example: greylag-router export --out french-lora --rank 32 "Translate to French: good morning"
     """
-    asked = read_inputs(text, requests, read_choice(shared))
+    asked = options.read_inputs(text, requests, options.read_choice(flags))
     choices = [each.choice for each in asked]
-    model = open_model(shared, [each.release for each in choices])
+    model = options.open_model(flags, [each.release for each in choices])
     inputs = [each.input for each in asked]
     exported = model.export_lora(out, inputs, choices, rank=rank, max_new_tokens=max_new_tokens)
     if json_:
-        print_json(
-            {"folder": str(out), "modules": exported.modules, "rank": exported.rank,
-             "kept": exported.kept, "shares": exported.shares}
-        )  # fmt: skip
+        print_json({"folder": str(out)} | asdict(exported))
     say(f"Wrote {out}: rank {exported.rank} at {exported.modules} modules keeps {exported.kept:.1%} of the mixture.")
 
 
@@ -139,7 +115,7 @@ def save(
 
     Example: greylag-router save --with-base model
     """
-    model = open_model({"workspace": workspace, "base": base, "device": "cpu"})
+    model = options.open_model({"workspace": workspace, "base": base, "device": "cpu"})
     identity = model.save_pretrained(out, with_base=with_base)
     if json_:
         print_json({"folder": str(out), "identity": identity, "experts": len(model.digests)})
@@ -147,14 +123,13 @@ def save(
 
 
 def _tasks(text: list[str] | None, tasks: str | None, oracle: str | None) -> "list[TaskInput]":
-    from router.query.panels import TaskInput, read_tasks
-    from router.query.request import DEFAULT
+    from router.query.request import DEFAULT, TaskInput, read_tasks
 
     if tasks and (text or oracle):
         raise Refused(
             Code.REQUEST_INVALID, "Inputs and oracle stand in the file of tasks.", "Give either them or --tasks."
         )
     if tasks:
-        return read_tasks(read_lines(tasks))
-    asked = read_inputs(text, None, DEFAULT)
+        return read_tasks(options.read_lines(tasks))
+    asked = options.read_inputs(text, None, DEFAULT)
     return [TaskInput(f"{len(asked)} requests", each.input, oracle) for each in asked]

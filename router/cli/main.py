@@ -9,25 +9,10 @@ import typer
 
 from protocol.errors import Refused
 from protocol.printable import printable
-from protocol.programs import print_json, put, run, say
-from router.cli import evaluate, look
-from router.cli.options import (
-    BaseModel,
-    Ca,
-    Coordinator,
-    Device,
-    Json,
-    NewTokens,
-    PoolKey,
-    Quantise,
-    Requests,
-    Texts,
-    Workspace,
-    asking,
-    asking_flags,
-    read_choice,
-    read_inputs,
-)
+from protocol.programs import configure_logs, print_json, put, run, say, with_flags_of
+from router.base.progress import show_bars
+from router.cli import evaluate, look, options
+from router.cli.options import Device, Json, NewTokens, Quantise, Requests, Texts, Workspace
 from router.query.limits import DEFAULT_NEW_TOKENS
 
 app = typer.Typer(
@@ -49,15 +34,8 @@ def main() -> None:
 
 
 @app.command()
-def pull(
-    *,
-    workspace: Workspace = Path(),
-    coordinator: Coordinator = None,
-    base: BaseModel = None,
-    pool_key: PoolKey = None,
-    ca: Ca = None,
-    json_: Json = False,
-) -> None:
+@with_flags_of(options.following)
+def pull(*, workspace: Workspace = Path(), json_: Json = False, **flags: Any) -> None:
     """Fetch the newest release: only what is missing, checked byte by byte.
 
     Example: greylag-router pull --coordinator pool.example.org:7443 --ca cert.pem --base google/t5-v1_1-small
@@ -66,7 +44,8 @@ def pull(
     from router.follow import pull as pulling
     from router.settings import load, save
 
-    settings = load(workspace, coordinator=coordinator, base=base, pool_key=pool_key, ca=ca)
+    show_bars()
+    settings = load(workspace, **flags)
     key = PublicKey.from_hex(settings.pool_key) if settings.pool_key else None
     where = settings.coordinator
     mirror = pulling.pull(workspace, where, ca=settings.ca, pool_key=key, base=settings.base, say=say)
@@ -97,16 +76,13 @@ def check(
     from router.follow.workspace import check_disk
 
     found = check_disk(workspace, sample)
+    damaged = [{"digest": it, "code": error.code.name, "message": error.message} for it, error in found.damaged.items()]
     if json_:
-        damaged = [
-            {"digest": digest, "code": error.code.name, "message": error.message}
-            for digest, error in found.damaged.items()
-        ]
-        print_json({"held": found.held, "read": found.read, "damaged": damaged})
+        print_json(found._asdict() | {"damaged": damaged})
     else:
-        put(f"Read {found.read} of {found.held}; {len(found.damaged)} are damaged.")
-        for digest, error in found.damaged.items():
-            put(f"  {digest[:16]}  {error.message}")
+        put(f"Read {found.read} of {found.held}; {len(damaged)} are damaged.")
+        for each in damaged:
+            put(f"  {each['digest'][:16]}  {each['message']}")
     if found.damaged:
         code = next(iter(found.damaged.values())).code
         raise Refused(
@@ -117,17 +93,17 @@ def check(
 
 
 @app.command()
-@asking_flags(running=True)
+@with_flags_of(options.model, options.running, options.method, options.choice)
 def ask(
-    text: Texts = None,
     *,
+    text: Texts = None,
     requests: Requests = None,
     max_new_tokens: NewTokens = DEFAULT_NEW_TOKENS,
     explain: Annotated[
         bool, typer.Option("--explain", help="Show which experts answered, by token and module.")
     ] = False,
     json_: Json = False,
-    **shared: Any,
+    **flags: Any,
 ) -> None:
     """Ask the routed model one or more inputs; the input - reads one a line from stdin.
 
@@ -137,9 +113,9 @@ def ask(
 
     from router.query import terminal
 
-    asked = read_inputs(text, requests, read_choice(shared))
+    asked = options.read_inputs(text, requests, options.read_choice(flags))
     choices = [each.choice for each in asked]
-    answered = asking(shared, [each.release for each in choices])(
+    answered = options.asking(flags, [each.release for each in choices])(
         [each.input for each in asked],
         choices[0] if len(set(choices)) == 1 else choices,
         max_new_tokens=max_new_tokens,
@@ -156,22 +132,20 @@ def ask(
 
 
 @app.command()
+@with_flags_of(options.following)
 def serve(
     *,
     workspace: Workspace = Path(),
-    coordinator: Coordinator = None,
-    base: BaseModel = None,
     listen: Annotated[
         str | None, typer.Option(help="host:port; port 0 takes a free one; default: that of router.toml.")
     ] = None,
     follow_interval_s: Annotated[float | None, typer.Option(help="Seconds between two looks for a release.")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM; needed beyond loopback.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
-    pool_key: PoolKey = None,
-    ca: Ca = None,
     device: Device = None,
     quantise: Quantise = None,
     json_: Json = False,
+    **flags: Any,
 ) -> None:
     """Keep a routed model running at the newest release, and answer over gRPC, until SIGTERM.
 
@@ -190,13 +164,14 @@ def serve(
         say(f"Answering at {address}; stop with Ctrl-C.")
 
     settings = load(
-        workspace, coordinator=coordinator, base=base, listen=listen, follow_interval_s=follow_interval_s,
-        tls_cert=tls_cert, tls_key=tls_key, pool_key=pool_key, ca=ca, device=device, quantise=quantise,
+        workspace, listen=listen, follow_interval_s=follow_interval_s, tls_cert=tls_cert, tls_key=tls_key,
+        device=device, quantise=quantise, **flags,
     )  # fmt: skip
     # Before the model, and torch, wake.
     find_allowed(settings.methods)
     check_listen(Listen(settings.listen, settings.tls_cert, settings.tls_key))
-    _configure_logs()
+    configure_logs()
+    show_bars()
     from router.serving.process import run
 
     run(workspace, settings, on_ready)
@@ -215,21 +190,6 @@ def methods(*, json_: Json = False) -> None:
     else:
         for name, line in METHODS.items():
             sys.stdout.write(f"{name:<20} {line}\n")
-
-
-def _configure_logs() -> None:
-    import structlog
-
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            # Plain tracebacks: the pretty ones print local variables, and with them people's questions.
-            structlog.processors.format_exc_info,
-            structlog.dev.ConsoleRenderer(colors=False),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
 
 
 if __name__ == "__main__":

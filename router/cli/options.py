@@ -1,8 +1,8 @@
 """What all verbs of the command line share: flags, the model they ask, errors as sentences."""
 
-import inspect
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from threading import Timer
@@ -12,7 +12,8 @@ import typer
 
 from protocol.errors import Code, Refused
 from protocol.programs import say
-from router.base.quantisation import Bits
+from router.base import progress
+from router.base.device_map import Bits
 from router.query.limits import MAX_NEW_TOKENS
 
 if TYPE_CHECKING:
@@ -20,36 +21,22 @@ if TYPE_CHECKING:
     from router.query.answer import Answered
     from router.query.request import Request, RoutingChoice
 
-_PATIENCE_S = 2.0
+_ONE = "Give one of the two."
 
 Workspace = Annotated[
     Path, typer.Option("--workspace", "-w", envvar="GREYLAG_WORKSPACE", help="Workspace: the folder with router.toml.")
 ]
-Coordinator = Annotated[str | None, typer.Option(help="The coordinator, host:port; default: that of router.toml.")]
 BaseModel = Annotated[
     str | None,
     typer.Option("--base", help="The pool's base model, a folder or Hugging Face id; default: that of router.toml."),
 ]
 Ca = Annotated[Path | None, typer.Option(help="CA certificate of the other side, PEM; default: the system's.")]
-PoolKey = Annotated[
-    str | None,
-    typer.Option(help="The key that must sign the pool, 64 hexadecimal digits; default: the key seen first."),
-]
 Device = Annotated[
     str | None,
     typer.Option(help="Torch device, or auto for all GPUs, then memory, then disk; default: a GPU or the CPU."),
 ]
 Quantise = Annotated[
     Bits | None, typer.Option(help="Hold the base's weights in 4bit or 8bit; default: as its files have them.")
-]
-Server = Annotated[
-    str | None,
-    typer.Option(help="Ask the `greylag-router serve` that runs at host:port; default: load the model here."),
-]
-Saved = Annotated[Path | None, typer.Option(help="Ask the model that `save` wrote to this folder.")]
-Embedding = Annotated[
-    str | None,
-    typer.Option(help="What retrieval embeds queries by, a folder or Hugging Face id; default: that of router.toml."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Requests = Annotated[
@@ -59,61 +46,72 @@ Requests = Annotated[
 Texts = Annotated[list[str] | None, typer.Argument(help="Inputs; - reads one a line from stdin.")]
 NewTokens = Annotated[int, typer.Option(min=1, max=MAX_NEW_TOKENS, help="Longest answer, in tokens.")]
 
-# The fields of router.query.request.RoutingChoice, which a test holds against these names.
-CHOICE_FLAGS: dict[str, tuple[Any, Any]] = {
-    "method": (str | None, typer.Option(help="Routing method (see `methods`); default: the release's.")),
-    "k": (int | None, typer.Option("--k", help="Experts a token; default: the release's.")),
-    "temperature": (float | None, typer.Option(help="Divides the scores before the softmax; default: 1.")),
-    "allow": (
+
+def _choice(text: str, *names: str) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel="Routing choice")
+
+
+def following(
+    *,
+    coordinator: Annotated[
+        str | None, typer.Option(help="The coordinator, host:port; default: that of router.toml.")
+    ] = None,
+    base: BaseModel = None,
+    pool_key: Annotated[
+        str | None,
+        typer.Option(help="The key that must sign the pool, 64 hexadecimal digits; default: the key seen first."),
+    ] = None,
+    ca: Ca = None,
+) -> None:
+    """Flags of what every verb that fetches releases says of where they come from."""
+
+
+def model(
+    *,
+    workspace: Workspace = Path(),
+    saved: Annotated[Path | None, typer.Option(help="Ask the model that `save` wrote to this folder.")] = None,
+    base: BaseModel = None,
+    embedding: Annotated[
+        str | None,
+        typer.Option(
+            help="What retrieval embeds queries by, a folder or Hugging Face id; default: that of router.toml."
+        ),
+    ] = None,
+    device: Device = None,
+    quantise: Quantise = None,
+) -> None:
+    """Flags of what every verb that asks a model says of it."""
+
+
+def running(
+    *,
+    server: Annotated[
+        str | None,
+        typer.Option(help="Ask the `greylag-router serve` that runs at host:port; default: load the model here."),
+    ] = None,
+    ca: Ca = None,
+) -> None:
+    """Flags of verbs that can also ask a router that runs."""
+
+
+def method(
+    *, method: Annotated[str | None, _choice("Routing method (see `methods`); default: the release's.")] = None
+) -> None:
+    """Flag of the field of a routing choice that `choice` leaves out."""
+
+
+def choice(
+    *,
+    k: Annotated[int | None, _choice("Experts a token; default: the release's.", "--k")] = None,
+    temperature: Annotated[float | None, _choice("Divides the scores before the softmax; default: 1.")] = None,
+    allow: Annotated[
         list[str] | None,
-        typer.Option(help="An expert that may answer: name, contributor/name, or contributor/ for all; repeatable."),
-    ),
-    "deny": (list[str] | None, typer.Option(help="An expert that may not answer, named alike; repeatable.")),
-    "release": (int | None, typer.Option(help="An earlier release that is still held; default: the newest.")),
-}
-
-
-# What every verb that asks a model says of it: each flag's type, and its option or default.
-MODEL_FLAGS: dict[str, tuple[Any, Any]] = {
-    "workspace": (Workspace, Path()), "saved": (Saved, None), "base": (BaseModel, None), "embedding": (Embedding, None),
-    "device": (Device, None), "quantise": (Quantise, None),
-}  # fmt: skip
-_SERVER_FLAGS: dict[str, tuple[Any, Any]] = {"server": (Server, None), "ca": (Ca, None)}
-
-
-def asking_flags(*without: str, running: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a verb the flags of `MODEL_FLAGS` and one for each field of a routing choice; they arrive in its `**shared`.
-
-    Args:
-        without: Fields of a choice that get none.
-        running: Whether the verb can ask a router that runs, too.
-    """
-
-    def flagged(verb: Callable[..., None]) -> Callable[..., None]:
-        signature = inspect.signature(verb)
-        given = [entry for entry in signature.parameters.values() if entry.kind is not inspect.Parameter.VAR_KEYWORD]
-        flags = {
-            **MODEL_FLAGS,
-            **(_SERVER_FLAGS if running else {}),
-            **{
-                name: (Annotated[kind, _panel(option)], None)
-                for name, (kind, option) in CHOICE_FLAGS.items()
-                if name not in without
-            },
-        }
-        more = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
-            for name, (kind, default) in flags.items()
-        ]
-        verb.__signature__ = signature.replace(parameters=[*given, *more])  # type: ignore[attr-defined]
-        return verb
-
-    return flagged
-
-
-def _panel(option: Any) -> Any:
-    option.rich_help_panel = "Routing choice"
-    return option
+        _choice("An expert that may answer: name, contributor/name, or contributor/ for all; repeatable."),
+    ] = None,
+    deny: Annotated[list[str] | None, _choice("An expert that may not answer, named alike; repeatable.")] = None,
+    release: Annotated[int | None, _choice("An earlier release that is still held; default: the newest.")] = None,
+) -> None:
+    """Flags of a routing choice, but its method, which `evaluate` has several of."""
 
 
 def read_choice(shared: dict[str, Any]) -> "RoutingChoice":
@@ -125,14 +123,10 @@ def read_choice(shared: dict[str, Any]) -> "RoutingChoice":
     from router.methods import find_method
     from router.query.request import RoutingChoice
 
-    fields: dict[str, Any] = {name: shared.get(name) for name in CHOICE_FLAGS}
-    if fields["method"] is not None:
-        find_method(fields["method"])  # before the model wakes
-    lists: dict[str, Any] = {
-        "allow": tuple(fields["allow"]) if fields["allow"] else None,
-        "deny": tuple(fields["deny"] or ()),
-    }
-    return RoutingChoice(**{**fields, **lists})
+    given: dict[str, Any] = {field.name: shared.get(field.name) for field in fields(RoutingChoice)}
+    if given["method"] is not None:
+        find_method(given["method"])  # before the model wakes
+    return RoutingChoice(**given | {"allow": given["allow"] or None, "deny": given["deny"] or ()})
 
 
 def read_inputs(text: list[str] | None, requests: str | None, choice: "RoutingChoice") -> "list[Request]":
@@ -150,11 +144,7 @@ def read_inputs(text: list[str] | None, requests: str | None, choice: "RoutingCh
     from router.query.request import Request, read_requests
 
     if bool(text) == bool(requests):
-        raise Refused(
-            Code.REQUEST_INVALID,
-            "A request is either inputs on the command line or --requests FILE.",
-            "Give one of the two.",
-        )
+        raise Refused(Code.REQUEST_INVALID, "A request is either inputs on the command line or --requests FILE.", _ONE)
     if text and text != ["-"]:
         try:
             "".join(text).encode()
@@ -203,7 +193,7 @@ def asking(shared: dict[str, Any], releases: Sequence[int | None]) -> "Callable[
         Refused: As `load_model`, or `REQUEST_INVALID` for both a router and a saved model.
     """
     if shared["server"] and shared["saved"]:
-        raise Refused(Code.REQUEST_INVALID, "Both --server and --saved are given.", "Give one of the two.")
+        raise Refused(Code.REQUEST_INVALID, "Both --server and --saved are given.", _ONE)
     if shared["server"]:
         from router.query import client
 
@@ -212,16 +202,12 @@ def asking(shared: dict[str, Any], releases: Sequence[int | None]) -> "Callable[
 
 
 def open_model(shared: dict[str, Any], releases: Sequence[int | None] = ()) -> "RoutedModel":
-    """Load a model as `router.model.opening.load_model` does, and say so where it takes a while.
-
-    Args:
-        shared: A verb's `**shared`, or what of it matters.
-        releases: What is going to be asked for; None stands for the newest.
-    """
+    """Load a model as `router.model.opening.load_model` does, and say so where it takes a while."""
     from router.model.opening import load_model
 
+    progress.show_bars()
     settings = {name: shared.get(name) for name in ("base", "embedding", "device", "quantise")}
-    waiting = Timer(_PATIENCE_S, say, ["Loading the model; a large one takes a while."])
+    waiting = Timer(progress.PATIENCE_S, say, ["Loading the model; a large one takes a while."])
     waiting.start()
     try:
         return load_model(shared["workspace"], shared.get("saved"), releases, settings, say)

@@ -5,54 +5,23 @@ all tasks alone; the oracle then takes the best expert of each task, Best Indivi
 tasks. Both look at the answers, so neither is a method that anybody could run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol
 
 from protocol.errors import Code, Refused
 from router.base.batching import read_prompts
-from router.evaluation.contenders import BEST_INDIVIDUAL, ORACLE
+from router.evaluation.contenders import CHOSEN, ORACLE
 from router.evaluation.metrics import ACCURACY
 from router.evaluation.prompts import BatchLimits, Prompts, write_prompts
+from router.evaluation.results import Results
 from router.evaluation.rows import Task
-from router.evaluation.scoring import Judged, judge
+from router.evaluation.scoring import Score, judge
 from router.model.planner import plan
 from router.model.routed_model import RoutedModel
 from router.query.request import RoutingChoice
 
 _SKIPPED = (Code.STATISTICS_MISSING, Code.KIND_UNSUPPORTED)
 """What some experts of a release may lack for a method, and nobody's mistake."""
-
-
-class Score(NamedTuple):
-    """How one method did on one task."""
-
-    metrics: dict[str, float]
-    """Means over the rows, in [0, 1]."""
-    ties: int = 0
-    """Rows in which the first of equally likely choices was taken."""
-    expert: str | None = None
-    """Who answered alone, where the method is one that takes the best expert."""
-
-
-class ComparisonObserver(Protocol):
-    """Looks on while methods run."""
-
-    def begin(self, task: str, method: str, rows: int) -> None:
-        """A method is about to answer the rows of a task."""
-
-    def advance(self, rows: int) -> None:
-        """So many more of them are answered."""
-
-
-class Memory(Protocol):
-    """Remembers what was scored before."""
-
-    def find(self, task: Task, choice: RoutingChoice) -> Score | None:
-        """Return an earlier score of the same rows by the same method."""
-
-    def keep(self, task: Task, choice: RoutingChoice, score: Score, judged: Sequence[Judged]) -> None:
-        """Remember one."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +61,7 @@ class Comparing:
         choice: How all methods route, but for the method.
         limits: How many rows at once, and how long.
         main: Measure of what is written freely, one of `router.evaluation.metrics.METRICS`.
-        progress: Looks on.
+        say: Told what is about to run.
         memory: What was scored before, if that is remembered.
     """
 
@@ -100,8 +69,8 @@ class Comparing:
     choice: RoutingChoice
     limits: BatchLimits
     main: str
-    progress: ComparisonObserver
-    memory: Memory | None = None
+    say: Callable[[str], None]
+    memory: Results | None = None
 
     def run(self, tasks: Sequence[Task], methods: Sequence[str]) -> Comparison:
         """Let every method answer every task.
@@ -114,31 +83,32 @@ class Comparing:
                 what else a method refuses.
             Unavailable: `MEMORY_FULL`, or `STORAGE_FULL`.
         """
-        found = Comparison(tuple(tasks), self.main)
         prompts = {task.name: write_prompts(self.model.base, task, self.limits.of(task)) for task in tasks}
-        found.cut.update({name: each.cut for name, each in prompts.items() if each.cut})
-        choices = {method: replace(self.choice, method=method) for method in methods}
-        plain = {method: choice for method, choice in choices.items() if method not in (ORACLE, BEST_INDIVIDUAL)}
         # All before the first of them runs for hours.
-        refusals = {method: refusal for method, choice in plain.items() if (refusal := self._try(choice))}
+        refusals = {method: refusal for method in methods if (refusal := self._try(method))}
         if len(refusals) == len(methods):
             first = next(iter(refusals.values()))
             raise Refused(first.code, f"None of the methods can run. {first.message}", first.hint)
-        found.skipped.update({method: refusal.message for method, refusal in refusals.items()})
-        alone: dict[str, dict[str, Score]] = {}
-        if len(plain) < len(methods):
-            alone = {each: self._scores(prompts, found.tasks, each) for each in self._experts()}
+        found = Comparison(
+            tuple(tasks),
+            self.main,
+            skipped={method: refusal.message for method, refusal in refusals.items()},
+            cut={name: each.cut for name, each in prompts.items() if each.cut},
+        )
+        experts = self._experts() if set(methods) & set(CHOSEN) else []
+        alone = {each: self._scores(prompts, found.tasks, each) for each in experts}
         for method in methods:
-            if method in found.skipped:
-                continue
-            if method in plain:
-                found.scores[method] = self._scores(prompts, found.tasks, method)
-            else:
+            if method in CHOSEN:
                 found.scores[method] = _best(found, alone, each_task=method == ORACLE)
+            elif method not in refusals:
+                found.scores[method] = self._scores(prompts, found.tasks, method)
         return found
 
-    def _try(self, choice: RoutingChoice) -> Refused | None:
+    def _try(self, method: str) -> Refused | None:
+        if method in CHOSEN:
+            return None
         try:
+            choice = replace(self.choice, method=method)
             plan(self.model.features, self.model.held, read_prompts(self.model.base, ["a"]), [choice])
         except Refused as error:
             if error.code not in _SKIPPED:
@@ -155,17 +125,15 @@ class Comparing:
         return [f"expert:{expert.full_name}" for expert in pool.experts]
 
     def _scores(self, prompts: dict[str, Prompts], tasks: Sequence[Task], method: str) -> dict[str, Score]:
-        return {task.name: self._score(prompts[task.name], task, method) for task in tasks}
-
-    def _score(self, prompts: Prompts, task: Task, method: str) -> Score:
         choice = replace(self.choice, method=method)
-        self.progress.begin(task.name, method, len(task.rows))
+        return {task.name: self._score(prompts[task.name], task, choice) for task in tasks}
+
+    def _score(self, prompts: Prompts, task: Task, choice: RoutingChoice) -> Score:
+        self.say(f"{choice.method}: {task.name}, {len(task.rows)} rows")
         if self.memory is not None and (known := self.memory.find(task, choice)) is not None:
-            self.progress.advance(len(task.rows))
             return known
-        judged = judge(self.model, task, prompts, choice, self.limits.of(task), self.progress.advance)
-        names = judged[0].metrics
-        means = {name: sum(each.metrics[name] for each in judged) / len(judged) for name in names}
+        judged = judge(self.model, task, prompts, choice, self.limits.of(task))
+        means = {name: sum(each.metrics[name] for each in judged) / len(judged) for name in judged[0].metrics}
         score = Score(means, sum(each.tied for each in judged))
         if self.memory is not None:
             self.memory.keep(task, choice, score, judged)

@@ -22,25 +22,17 @@ def read_methods(given: Sequence[str]) -> list[str]:
     Raises:
         Refused: `METHOD_UNKNOWN`, or `REQUEST_INVALID` if there is none or one stands twice.
     """
+    known = {name.partition(":")[0] for name in METHODS}
     found: list[str] = []
     for name in (piece.strip() for text in given for piece in text.split(",")):
-        if found and _takes_a_list(found[-1]) and name.partition(":")[0] not in (*_NAMES, *CHOSEN):
+        takes_more = found and found[-1] not in CHOSEN and find_method(found[-1]).endswith("...")
+        if takes_more and name.partition(":")[0] not in known | CHOSEN.keys():
             found[-1] += f",{name}"
-        elif name in CHOSEN:
-            found.append(name)
-        else:
+            continue
+        if name not in CHOSEN:
             find_method(name)
-            found.append(name)
+        found.append(name)
     if not found or len(set(found)) < len(found):
-        raise Refused(
-            Code.REQUEST_INVALID, "Each method is named once, and one at least.", f"Name some of: {', '.join(_ALL)}."
-        )
+        names = ", ".join((*METHODS, *CHOSEN))
+        raise Refused(Code.REQUEST_INVALID, "Each method is named once, and one at least.", f"Name some of: {names}.")
     return found
-
-
-def _takes_a_list(name: str) -> bool:
-    return ":" in name and find_method(name).endswith("...")
-
-
-_NAMES = {name.partition(":")[0] for name in METHODS}
-_ALL = (*METHODS, *CHOSEN)

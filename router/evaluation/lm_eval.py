@@ -16,7 +16,7 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
-from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.models.utils import Collator, normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
@@ -43,20 +43,9 @@ Scored = tuple[tuple[str, str], list[int], list[int]]
 class GreylagLM(TemplateLM):
     """What the harness asks of a model, answered by a release.
 
-    Args:
-        workspace: Folder with the pulled releases.
-        saved: A saved model instead.
-        base: The pool's base model; default: that of router.toml.
-        embedding: What retrieval embeds queries by.
-        quantise: Bits of the base's weights, `4bit` or `8bit`.
-        device: A torch device.
-        method: Routing method; default: the release's.
-        k: Experts a token.
-        temperature: Divides the scores before the softmax.
-        release: An earlier release.
-        batch_size: Sequences in memory at once.
-        max_length: Longest input in tokens; default: the model's positions.
-        max_gen_toks: Longest answer of tasks that do not say, in tokens.
+    Its settings are those of `greylag-router ask`, and the harness's own: `batch_size` sequences in memory at once,
+    inputs of `max_length` tokens at most (default: the model's positions), answers of `max_gen_toks` where tasks do
+    not say.
     """
 
     def __init__(
@@ -121,17 +110,15 @@ class GreylagLM(TemplateLM):
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Turn text into tokens; those of a context as training turns inputs into tokens."""
         if add_special_tokens is False:
-            tokens: list[int] = self.tokenizer(string, add_special_tokens=False)["input_ids"]
-            return tokens
+            return list(self.tokenizer(string, add_special_tokens=False)["input_ids"])
         return encode_input(self.tokenizer, self._as_written(string), self.model.base.architecture)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Score whole texts, each in as few pieces as the model's length allows."""
         pieces: list[tuple[int, Scored]] = []
         for at, (text,) in enumerate(request.args for request in requests):
-            windows = get_rolling_token_windows(
-                self.tok_encode(text), self.prefix_token_id, self._longest, context_len=1
-            )
+            tokens = self.tok_encode(text)
+            windows = get_rolling_token_windows(tokens, self.prefix_token_id, self._longest, context_len=1)
             pieces += [(at, ((text, text), *make_disjoint_window(window))) for window in windows]
         totals = [0.0] * len(requests)
         scored = self._loglikelihood_tokens([piece for _, piece in pieces], disable_tqdm=disable_tqdm)
@@ -143,47 +130,58 @@ class GreylagLM(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Let the model write, up to a text that ends the answer."""
-        said: dict[int, str] = {}
-        bar = tqdm(total=len(requests), disable=disable_tqdm, desc="generate_until")
-        for settings, order in self._alike(requests):
-            new_tokens, until = settings["max_gen_toks"], settings["until"]
-            for start in range(0, len(order), self._at_once):
-                batch = order[start : start + self._at_once]
-                contexts = [self._shortened(requests[at].args[0], new_tokens) for at in batch]
-                with memory_watched():
-                    answers = self.model.generate(contexts, self._choice, max_new_tokens=new_tokens, stop=until)
-                for at, answer in zip(batch, answers, strict=True):
-                    said[at] = answer
-                    self.cache_hook.add_partial("generate_until", requests[at].args, answer)
-                bar.update(len(batch))
+
+        def length(asked: tuple[str, dict[str, Any]]) -> int:
+            return -len(asked[0])
+
+        def settings(asked: tuple[str, dict[str, Any]]) -> dict[str, Any]:
+            found = dict(normalize_gen_kwargs(asked[1], self._new_tokens))
+            other = sorted(found.keys() - _GREEDY)
+            if other or found.get("do_sample") or found.get("num_beams", 1) != 1:
+                raise Refused(
+                    Code.REQUEST_INVALID,
+                    f"A task wants answers drawn or searched for ({', '.join(other) or 'do_sample, num_beams'}); here "
+                    "the likeliest token is taken each time.",
+                    "Overrule it with --gen_kwargs do_sample=False, or choose another task.",
+                )
+            return found
+
+        # Requests that are generated alike stand together, those of like length next to each other.
+        ordered = Collator([request.args for request in requests], length, settings, "gen_kwargs")
+        said, bar = list[str](), tqdm(total=len(requests), disable=disable_tqdm, desc="generate_until")
+        for batch in ordered.get_batched(self._at_once):
+            new_tokens, until = (settings(batch[0])[name] for name in ("max_gen_toks", "until"))
+            contexts = [self._shortened(context, new_tokens) for context, _ in batch]
+            with memory_watched():
+                answers = self.model.generate(contexts, self._choice, max_new_tokens=new_tokens, stop=until)
+            for asked, answer in zip(batch, answers, strict=True):
+                self.cache_hook.add_partial("generate_until", asked, answer)
+            said += answers
+            bar.update(len(batch))
         bar.close()
-        return [said[at] for at in range(len(requests))]
+        return list(ordered.get_original(said))
 
     def _loglikelihood_tokens(
-        self,
-        requests: Sequence[Scored],
-        disable_tqdm: bool = False,
-        **_: Any,
+        self, requests: Sequence[Scored], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
-        found: dict[int, tuple[float, bool]] = {}
-        order = sorted(range(len(requests)), key=lambda at: -len(requests[at][1]) - len(requests[at][2]))
+        ordered = Collator(requests, lambda asked: -len(asked[1]) - len(asked[2]))
+        found = list[tuple[float, bool]]()
         bar = tqdm(total=len(requests), disable=disable_tqdm, desc="loglikelihood")
-        for start in range(0, len(order), self._at_once):
-            batch = order[start : start + self._at_once]
-            pairs = [self._pair(requests[at][1], requests[at][2]) for at in batch]
+        for batch in ordered.get_batched(self._at_once):
+            pairs = [self._pair(context, continuation) for _, context, continuation in batch]
             # A method that reads the request first reads the context, or what there is instead.
             prompts = [
                 Prompt(context or continuation, pair.target if context in ("", continuation) else pair.input)
-                for (context, continuation), pair in zip((requests[at][0] for at in batch), pairs, strict=True)
+                for ((context, continuation), _, _), pair in zip(batch, pairs, strict=True)
             ]
             with memory_watched():
                 scored = self.model.likelihoods(prompts, pairs, self._choice)
-            for at, each in zip(batch, scored, strict=True):
-                found[at] = (each.total, each.greedy)
-                self.cache_hook.add_partial("loglikelihood", requests[at][0], found[at])
+            for (asked, _, _), each in zip(batch, scored, strict=True):
+                found.append((each.total, each.greedy))
+                self.cache_hook.add_partial("loglikelihood", asked, found[-1])
             bar.update(len(batch))
         bar.close()
-        return [found[at] for at in range(len(requests))]
+        return list(ordered.get_original(found))
 
     def _pair(self, context: list[int], continuation: list[int]) -> TokenPair:
         """Cut what is too long on the left, as the harness does."""
@@ -208,26 +206,3 @@ class GreylagLM(TemplateLM):
         """Take a text that begins with the begin token for one that a template wrote."""
         begin = self.tokenizer.bos_token
         return Templated(text) if begin and text.startswith(begin) else text
-
-    def _alike(self, requests: Sequence[Instance]) -> list[tuple[dict[str, Any], list[int]]]:
-        """Put requests together that are generated alike, those of like length next to each other."""
-        groups: list[tuple[dict[str, Any], list[int]]] = []
-        for at in sorted(range(len(requests)), key=lambda at: -len(requests[at].args[0])):
-            settings = dict(normalize_gen_kwargs(requests[at].args[1], self._new_tokens))
-            _check_greedy(settings)
-            group = next((order for known, order in groups if known == settings), None)
-            if group is None:
-                groups.append((settings, group := []))
-            group.append(at)
-        return groups
-
-
-def _check_greedy(settings: dict[str, Any]) -> None:
-    other = sorted(settings.keys() - _GREEDY)
-    if other or settings.get("do_sample") or settings.get("num_beams", 1) != 1:
-        raise Refused(
-            Code.REQUEST_INVALID,
-            f"A task wants answers drawn or searched for ({', '.join(other) or 'do_sample, num_beams'}); here the "
-            "likeliest token is taken each time.",
-            "Overrule it with --gen_kwargs do_sample=False, or choose another task.",
-        )

@@ -56,11 +56,7 @@ def write_prompts(base: Base, task: Task, limits: BatchLimits) -> Prompts:
 def cut_to(base: Base, text: str, longest: int, *, keep: Literal["begin", "end"]) -> str:
     """Shorten a text to so many tokens, so that methods that read it first, and the model, read the same.
 
-    Args:
-        base: The base model.
-        text: `Templated` or plain.
-        longest: Tokens at most, the special ones that stand around the text among them.
-        keep: Which end of the text stays.
+    The special tokens that stand around the text count; `keep` says which end of it stays.
     """
     around = len(encode_input(base.tokenizer, text, base.architecture)) - len(_spans(base, text))
     room = max(longest - around, 1)
@@ -73,10 +69,7 @@ def cut_to(base: Base, text: str, longest: int, *, keep: Literal["begin", "end"]
 
 def _spans(base: Base, text: str) -> list[tuple[int, int]]:
     """Return where in the text its tokens begin and end."""
-    found: list[tuple[int, int]] = base.tokenizer(str(text), add_special_tokens=False, return_offsets_mapping=True)[
-        "offset_mapping"
-    ]
-    return found
+    return list(base.tokenizer(str(text), add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"])
 
 
 def _check_length(base: Base, row: EvaluationRow, length: int, limits: BatchLimits) -> None:

@@ -6,6 +6,7 @@ task, whose fields are those of `RecipeTask`.
 
 import tomllib
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -86,13 +87,10 @@ def read_recipe(path: Path) -> Benchmark:
 
 
 def cook(recipe: Benchmark, *, data: Path | None = None, limit: int | None = None) -> list[Task]:
-    """Load the rows of a recipe.
+    """Load the rows of a recipe, of each task so many at most, the first ones.
 
-    Args:
-        recipe: What to load.
-        data: Folder that holds the data sets as folders, `DATASET/CONFIG/SPLIT.jsonl` or `.parquet`; without one, the
-            Hugging Face Hub and what was fetched from it before.
-        limit: Most rows of a task that are kept, the first ones.
+    `data` is a folder that holds the data sets as folders, `DATASET/CONFIG/SPLIT.jsonl` or `.parquet`; without one, the
+    Hugging Face Hub and what was fetched from it before serve.
 
     Raises:
         Refused: `DATA_UNREADABLE` for a data set that cannot be loaded, `DATA_COLUMNS` for one that has other
@@ -102,11 +100,8 @@ def cook(recipe: Benchmark, *, data: Path | None = None, limit: int | None = Non
 
 
 def _cooked(task: RecipeTask, data: Path | None, limit: int | None) -> Task:
-    rows = []
-    for number, fields in enumerate(_rows(task, data), 1):
-        rows.append(read_row(_asked(task, fields), number=number, name=task.name))
-        if len(rows) == limit:
-            break
+    numbered = islice(enumerate(_rows(task, data), 1), limit)
+    rows = [read_row(_asked(task, fields), number=number, name=task.name) for number, fields in numbered]
     if not rows:
         raise Refused(Code.DATA_EMPTY, f"{task.dataset} holds no row for {task.name}.", "Check the recipe's splits.")
     return Task(task.name, tuple(rows), task.metric, task.new_tokens)
@@ -119,11 +114,8 @@ def _rows(task: RecipeTask, data: Path | None) -> Iterator[Mapping[str, Any]]:
     for config in task.configs or (None,):
         for split in task.splits:
             try:
-                if data is None:
-                    yield from datasets.load_dataset(task.dataset, config, split=split)
-                else:
-                    folder = data / task.dataset / (config or "")
-                    yield from datasets.load_dataset(str(folder), split=split)
+                place = (task.dataset, config) if data is None else (str(data / task.dataset / (config or "")),)
+                yield from datasets.load_dataset(*place, split=split)
             except (OSError, ValueError, RuntimeError, ImportError) as error:
                 where = f"{task.dataset}, {config}, {split}" if config else f"{task.dataset}, {split}"
                 raise Refused(
@@ -135,13 +127,8 @@ def _rows(task: RecipeTask, data: Path | None) -> Iterator[Mapping[str, Any]]:
 
 def _asked(task: RecipeTask, fields: Mapping[str, Any]) -> dict[str, Any]:
     """Turn a row of a data set into one that `evaluate` reads."""
-    named = [
-        task.input,
-        task.target,
-        task.targets,
-        task.scores,
-        task.choices if isinstance(task.choices, str) else None,
-    ]
+    of_choices = task.choices if isinstance(task.choices, str) else None
+    named = (task.input, task.target, task.targets, task.scores, of_choices)
     if missing := [name for name in named if name and name not in fields]:
         raise Refused(
             Code.DATA_COLUMNS,
@@ -149,7 +136,7 @@ def _asked(task: RecipeTask, fields: Mapping[str, Any]) -> dict[str, Any]:
             "Get the data set that the recipe names.",
         )
     found: dict[str, Any] = {"task": task.name, "input": task.template.replace("{input}", fields[task.input])}
-    choices = fields[task.choices] if isinstance(task.choices, str) else task.choices
+    choices = fields[of_choices] if of_choices else task.choices
     if task.target:
         right = [fields[task.target]]
     elif task.targets:

@@ -1,4 +1,4 @@
-"""A comparison as a table for people, as Markdown, and as JSON."""
+"""A comparison as a table for people, and as JSON."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -22,24 +22,11 @@ def as_table(found: Comparison) -> Table:
     return table
 
 
-def as_markdown(found: Comparison) -> str:
-    """Write the same table in Markdown."""
-    header, *rows = _cells(found)
-    lines = [header, ["---", *(["---:"] * (len(header) - 1))], *rows]
-    text = "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
-    remarks = _remarks(found)
-    return text + (f"\n{remarks}\n" if remarks else "")
-
-
 def as_json(found: Comparison) -> dict[str, Any]:
     """Build the document of `evaluate --json`; figures in [0, 1]."""
     return {
         "tasks": {
-            task.name: {
-                "rows": len(task.rows),
-                "metric": found.measure(task),
-                "cut": found.cut.get(task.name, 0),
-            }
+            task.name: {"rows": len(task.rows), "metric": found.measure(task), "cut": found.cut.get(task.name, 0)}
             for task in found.tasks
         },
         "methods": {
@@ -57,28 +44,23 @@ def as_json(found: Comparison) -> dict[str, Any]:
 
 
 def _cells(found: Comparison) -> Iterator[list[str]]:
-    yield [f"percent of {_measures(found)}", *found.scores]
+    measures = dict.fromkeys(found.measure(task) for task in found.tasks)
+    yield [f"percent of {' or '.join(measures)}", *found.scores]
     for task in found.tasks:
         scores = [scores[task.name] for scores in found.scores.values()]
         yield [f"{task.name} ({len(task.rows)})", *(f"{100 * found.figure(task, score):.1f}" for score in scores)]
     yield ["mean", *(f"{100 * found.mean(method):.1f}" for method in found.scores)]
 
 
-def _measures(found: Comparison) -> str:
-    return " or ".join(dict.fromkeys(found.measure(task) for task in found.tasks))
-
-
 def _remarks(found: Comparison) -> str:
     """Say what the figures hide."""
     said = [f"{method} was skipped: {sentence}" for method, sentence in found.skipped.items()]
     for method, scores in found.scores.items():
-        by_task = {task: score.expert for task, score in scores.items() if score.expert}
-        if by_task:
-            one = len({*by_task.values()}) == 1
-            taken = (
-                next(iter(by_task.values())) if one else ", ".join(f"{who} for {task}" for task, who in by_task.items())
-            )
-            said.append(f"{method} took {taken}.")
+        taken = {task: score.expert for task, score in scores.items() if score.expert}
+        if len({*taken.values()}) > 1:
+            said.append(f"{method} took {', '.join(f'{who} for {task}' for task, who in taken.items())}.")
+        elif taken:
+            said.append(f"{method} took {next(iter(taken.values()))}.")
         if ties := sum(score.ties for score in scores.values()):
             said.append(f"{method}: in {ties} rows the first of equally likely choices was taken.")
     said += [f"{task}: {rows} inputs were cut." for task, rows in found.cut.items()]

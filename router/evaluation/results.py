@@ -15,10 +15,9 @@ from pathlib import Path
 from protocol.files import strict_json
 from protocol.files.atomic import write_whole
 from router.base.fingerprint import fingerprint
-from router.evaluation.compare import Score
 from router.evaluation.prompts import BatchLimits
 from router.evaluation.rows import Task
-from router.evaluation.scoring import Judged
+from router.evaluation.scoring import Judged, Score
 from router.model.releases import listing
 from router.model.routed_model import RoutedModel
 from router.query.request import RoutingChoice
@@ -29,13 +28,7 @@ _BASE = "base.json"
 
 
 class Results:
-    """A folder of scores.
-
-    Args:
-        folder: Made where it is missing.
-        model: The model that answers.
-        limits: Under which it does.
-    """
+    """A folder of scores, made where it is missing, of a model that answers under limits."""
 
     def __init__(self, folder: Path, model: RoutedModel, limits: BatchLimits) -> None:
         (folder / ANSWERS).mkdir(parents=True, exist_ok=True)

@@ -69,15 +69,12 @@ def read_rows(lines: Iterable[str], *, name: str, limit: int | None = None) -> l
     """Read JSON Lines of `input` or `messages`, `target` or `targets`, and, where they are given, `choices`.
 
     Files that experts are trained on have this form, too: of a chat without a target, the assistant's last turn is
-    the target.
+    the target. Tasks are in the order in which they first appear.
 
     Args:
         lines: One object a line; blank lines are passed over.
         name: Task of rows that name none.
         limit: Most rows of a task that are kept, the first ones.
-
-    Returns:
-        Tasks in the order in which they first appear.
 
     Raises:
         Refused: `TASK_ROW`, naming the line, or `DATA_EMPTY`.
@@ -99,12 +96,7 @@ def read_rows(lines: Iterable[str], *, name: str, limit: int | None = None) -> l
 
 
 def read_row(value: Any, *, number: int, name: str) -> EvaluationRow:
-    """Read one row.
-
-    Args:
-        value: The object of a line.
-        number: Of the line.
-        name: Task of a row that names none.
+    """Read one row, the object of a line of that number; `name` is the task of one that names none.
 
     Raises:
         Refused: `TASK_ROW`.
@@ -122,16 +114,17 @@ def read_row(value: Any, *, number: int, name: str) -> EvaluationRow:
     turns, said = _turns(found.messages or [], number)
     targets = _targets(found, said, number)
     choices = tuple(found.choices or ())
-    if found.input is not None and not found.input.strip():
-        raise _wrong(number, "the input is empty")
-    if found.choices is not None and len(choices) < 2:  # noqa: PLR2004 - to choose, one needs two
-        raise _wrong(number, "choices are two at least")
-    if len(set(choices)) < len(choices):
-        raise _wrong(number, "a choice stands twice")
-    if not all(text.strip() for text in (*choices, *targets)):
-        raise _wrong(number, "a target or a choice is empty")
-    if choices and (missing := [target for target in targets if target not in choices]):
-        raise _wrong(number, f"the target {missing[0]!r:.100} is none of the {len(choices)} choices")
+    strange = [target for target in targets if choices and target not in choices]
+    wrong = (
+        (found.input is not None and not found.input.strip(), "the input is empty"),
+        (found.choices is not None and len(choices) < 2, "choices are two at least"),  # noqa: PLR2004
+        (len(set(choices)) < len(choices), "a choice stands twice"),
+        (not all(text.strip() for text in (*choices, *targets)), "a target or a choice is empty"),
+        (strange, f"the target {next(iter(strange), '')!r:.100} is none of the {len(choices)} choices"),
+    )
+    for found_so, reason in wrong:
+        if found_so:
+            raise _wrong(number, reason)
     text = found.input or ""
     return EvaluationRow(number=number, task=task, input=text, turns=turns, targets=targets, choices=choices)
 

@@ -6,20 +6,20 @@ length. Where choices are equally likely the first one is taken, and the row cou
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 from protocol.errors import Code, Refused
 from router.base.batching import encode_pairs
 from router.base.memory import memory_watched
+from router.base.progress import bar
 from router.evaluation.metrics import ACCURACY, measured
 from router.evaluation.prompts import BatchLimits, Prompts
 from router.evaluation.rows import Task
 from router.model.routed_model import RoutedModel
 from router.query.request import RoutingChoice
 
-Advance = Callable[[int], None]
-"""Told how many more rows are done."""
+Item = TypeVar("Item")
 
 
 class Judged(NamedTuple):
@@ -33,44 +33,43 @@ class Judged(NamedTuple):
     """Whether another choice was as likely as the one that was taken."""
 
 
-def judge(
-    model: RoutedModel, task: Task, prompts: Prompts, choice: RoutingChoice, limits: BatchLimits, advance: Advance
-) -> list[Judged]:
-    """Have a model answer the rows of a task, and measure the answers.
+class Score(NamedTuple):
+    """How one method did on one task."""
 
-    Args:
-        model: The routed model.
-        task: The rows.
-        prompts: What they ask.
-        choice: How they are routed.
-        limits: How many at once.
-        advance: Called after every batch.
+    metrics: dict[str, float]
+    """Means over the rows, in [0, 1]."""
+    ties: int = 0
+    """Rows in which the first of equally likely choices was taken."""
+    expert: str | None = None
+    """Who answered alone, where the method is one that takes the best expert."""
 
-    Returns:
-        One for each row, in their order.
+
+def judge(model: RoutedModel, task: Task, prompts: Prompts, choice: RoutingChoice, limits: BatchLimits) -> list[Judged]:
+    """Have a model answer the rows of a task, and measure the answers, row by row.
 
     Raises:
         Refused: What the method refuses, or `NOT_FINITE` if the model's figures are none.
         Unavailable: `MEMORY_FULL`.
     """
     with memory_watched():
-        return (_rank if task.ranked else _write)(model, task, prompts, choice, limits, advance)
+        return (_rank if task.ranked else _write)(model, task, prompts, choice, limits)
 
 
-def _rank(
-    model: RoutedModel, task: Task, prompts: Prompts, choice: RoutingChoice, limits: BatchLimits, advance: Advance
-) -> list[Judged]:
+def _rank(model: RoutedModel, task: Task, prompts: Prompts, choice: RoutingChoice, limits: BatchLimits) -> list[Judged]:
     pairs = [(at, place) for at in prompts.by_length for place in range(len(task.rows[at].choices))]
     means = [[math.nan] * len(row.choices) for row in task.rows]
-    for start in range(0, len(pairs), limits.batch):
-        batch = pairs[start : start + limits.batch]
+    for batch in _batches(pairs, task, choice, limits):
         inputs = [prompts.prompts[at] for at, _ in batch]
         tokens = encode_pairs(model.base, inputs, [task.rows[at].choices[place] for at, place in batch])
         for (at, place), found in zip(batch, model.likelihoods(inputs, tokens, choice), strict=True):
             if not math.isfinite(found.mean):
-                raise _not_finite(task.rows[at].number, choice)
+                raise Refused(
+                    Code.NOT_FINITE,
+                    f"With method {choice.method or 'of the release'} the model's likelihoods for row "
+                    f"{task.rows[at].number} of the tasks are no finite numbers.",
+                    "Load the base in a larger dtype, or leave the method out.",
+                )
             means[at][place] = found.mean
-        advance(sum(place == len(task.rows[at].choices) - 1 for at, place in batch))
     return [
         Judged(row.number, row.choices[first], {ACCURACY: float(row.choices[first] in row.targets)}, tied)
         for row, (first, tied) in zip(task.rows, map(likeliest, means), strict=True)
@@ -84,22 +83,15 @@ def likeliest(means: Sequence[float]) -> tuple[int, bool]:
 
 
 def _write(
-    model: RoutedModel, task: Task, prompts: Prompts, choice: RoutingChoice, limits: BatchLimits, advance: Advance
+    model: RoutedModel, task: Task, prompts: Prompts, choice: RoutingChoice, limits: BatchLimits
 ) -> list[Judged]:
-    order = prompts.by_length
     said: dict[int, str] = {}
-    for start in range(0, len(order), limits.batch):
-        batch = order[start : start + limits.batch]
+    for batch in _batches(prompts.by_length, task, choice, limits):
         answers = model.generate([prompts.prompts[at] for at in batch], choice, max_new_tokens=limits.new_tokens)
         said |= zip(batch, answers, strict=True)
-        advance(len(batch))
     return [Judged(row.number, said[at], measured(said[at], row.targets)) for at, row in enumerate(task.rows)]
 
 
-def _not_finite(number: int, choice: RoutingChoice) -> Refused:
-    return Refused(
-        Code.NOT_FINITE,
-        f"With method {choice.method or 'of the release'} the model's likelihoods for row {number} of the tasks are no "
-        "finite numbers.",
-        "Load the base in a larger dtype, or leave the method out.",
-    )
+def _batches(order: Sequence[Item], task: Task, choice: RoutingChoice, limits: BatchLimits) -> Iterator[Sequence[Item]]:
+    for start in bar(range(0, len(order), limits.batch), f"{choice.method}: {task.name}"):
+        yield order[start : start + limits.batch]

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, TypedDict, Unpack
 
 import grpc
 from filelock import FileLock, Timeout
@@ -22,13 +23,13 @@ from protocol.errors import Code, Refused, Unavailable
 from protocol.files.atomic import sync, write_whole
 from protocol.release import CalibrationFile, Release, check_fresh, read_candidate, read_release
 from protocol.signing import PublicKey
-from protocol.spec import StatisticsFile
 from protocol.v1 import catalog_pb2
 from protocol.v1.catalog_pb2_grpc import CatalogStub
 from protocol.wire.chunks import check_chunk
 from protocol.wire.grpc_client import DEADLINE_S, STREAM_DEADLINE_S, connect, paced
 from protocol.wire.grpc_status import from_rpc_error
 from router.base.fingerprint import check_base
+from router.base.progress import byte_bar
 from router.follow.workspace import (
     BUNDLES,
     CALIBRATIONS,
@@ -38,39 +39,61 @@ from router.follow.workspace import (
     RELEASE,
     RELEASES,
     Mirror,
+    assemble,
     kept,
+    listed_files,
     open_listed,
-    statistics_of,
 )
 from router.pool.calibration import Calibration
 
-Say = Callable[[str], None]
-_warn = logging.getLogger(__name__).warning
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+_log = logging.getLogger(__name__)
+
+
+class Contact(TypedDict, total=False):
+    """How a coordinator is spoken to."""
+
+    ca: Path | None
+    """Its CA certificate, PEM."""
+    pool_key: PublicKey | None
+    """The key that must sign the pool; without one, the key pinned at the first pull."""
+    on_bytes: Callable[[int], None]
+    """Called with the size of every chunk that arrives."""
+    say: Callable[[str], None]
+    """Told which key is trusted on first use, and that another pull is waited for; without one, both are logged."""
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Where files come from."""
+    """Where files come from, and go to."""
 
+    folder: Path
     catalog: CatalogStub
     address: str
     """The coordinator, for people."""
-    on_bytes: Callable[[int], None]
-    """Called with the size of every chunk that arrives."""
-    say: Say
-    """Talks to whoever pulls."""
+    contact: Contact
+    bar: "tqdm[NoReturn]"
+    """How far all files are, in bytes."""
+
+    def say(self, sentence: str) -> None:
+        self.contact.get("say", _log.warning)(sentence)
+
+    def count(self, arrived: int) -> None:
+        self.bar.update(arrived)
+        if on_bytes := self.contact.get("on_bytes"):
+            on_bytes(arrived)
 
 
 def pull(
     folder: Path,
     address: str,
     *,
-    ca: Path | None = None,
-    pool_key: PublicKey | None = None,
     base: str | None = None,
     held: Mirror | None = None,
-    on_bytes: Callable[[int], None] = lambda _: None,
-    say: Say = _warn,
+    on_release: Callable[[Release], None] = lambda _: None,
+    **contact: Unpack[Contact],
 ) -> Mirror:
     """Fetch the newest release into a folder.
 
@@ -80,47 +103,41 @@ def pull(
     Args:
         folder: Where releases are kept; made if it is missing.
         address: The coordinator, `host:port`.
-        ca: Its CA certificate, PEM.
-        pool_key: The key that must sign the pool; without one, the key pinned at the first pull.
         base: The base model that the pool must be for: folder or Hub id.
         held: What an earlier pull returned: its bundles are not read again.
-        on_bytes: Called with the size of every chunk that arrives.
-        say: Told which key is trusted on first use, and that another pull is waited for.
+        on_release: Told what is offered, before more of it is fetched or checked; may raise.
+        contact: How the coordinator is spoken to.
 
     Raises:
         Refused: `UNTRUSTED`, `BASE_MISMATCH`, `RELEASE_UNKNOWN` before the first release, any code of
             `protocol.release.check_fresh`, or of a document or bundle.
         Unavailable: `UNREACHABLE`, `STORAGE_FULL`.
     """
-    with _reach(folder, address, ca, on_bytes, say) as source:
-        pool = _pull_pool(folder, source, pool_key)
+    with _reach(folder, address, contact) as source:
+        pool = _pull_pool(source)
         if base is not None:
             check_base(base, pool.spec.base, folder / FINGERPRINT)
         envelope = source.catalog.GetRelease(catalog_pb2.GetReleaseRequest(), timeout=DEADLINE_S).envelope
         release = read_release(envelope, pool)
+        on_release(release)
 
         def earlier(number: int) -> Release:
             wanted = catalog_pb2.GetReleaseRequest(number=number)
             return read_release(source.catalog.GetRelease(wanted, timeout=DEADLINE_S).envelope, pool)
 
-        check_fresh(release, seen=_seen(folder, pool), now=datetime.now(UTC), earlier=earlier)
+        newest = folder / RELEASE
+        seen = read_release(newest.read_bytes(), pool) if newest.exists() else None
+        check_fresh(release, seen=seen, now=datetime.now(UTC), earlier=earlier)
         if held is not None and held.release.digest == release.digest:
             return held
-        mirror = _pull_mirror(folder, source, pool, release, held)
+        mirror = _pull_mirror(source, pool, release, held)
         write_whole(kept(folder, release.spec.number), envelope)
-        write_whole(folder / RELEASE, envelope)
+        write_whole(newest, envelope)
     return mirror
 
 
 def pull_exactly(
-    folder: Path,
-    address: str,
-    digest: str,
-    *,
-    released: bool = False,
-    ca: Path | None = None,
-    pool_key: PublicKey | None = None,
-    on_bytes: Callable[[int], None] = lambda _: None,
+    folder: Path, address: str, digest: str, *, released: bool = False, **contact: Unpack[Contact]
 ) -> Mirror:
     """Fetch a candidate, or a release of any age, to be tried: it never becomes what `pull` or `open_mirror` return.
 
@@ -129,58 +146,48 @@ def pull_exactly(
         address: The coordinator, `host:port`.
         digest: The candidate or release.
         released: Whether it is a release.
-        ca: The coordinator's CA certificate, PEM.
-        pool_key: As for `pull`.
-        on_bytes: Called with the size of every chunk that arrives.
+        contact: As for `pull`.
 
     Raises:
         Refused: `CANDIDATE_UNKNOWN`, `DIGEST_MISMATCH`, or any code of a document or bundle.
         Unavailable: `UNREACHABLE`, `STORAGE_FULL`.
     """
-    with _reach(folder, address, ca, on_bytes) as source:
-        pool = _pull_pool(folder, source, pool_key)
+    with _reach(folder, address, contact) as source:
+        pool = _pull_pool(source)
         request = catalog_pb2.GetReleaseRequest(candidate=digest)
         envelope = source.catalog.GetRelease(request, timeout=DEADLINE_S).envelope
         candidate = (read_release if released else read_candidate)(envelope, pool)
         if candidate.digest != digest:
             raise Refused(
-                Code.DIGEST_MISMATCH,
-                f"The coordinator sent another list than {digest[:16]}.",
-                "Tell its operator.",
+                Code.DIGEST_MISMATCH, f"The coordinator sent another list than {digest[:16]}.", "Tell its operator."
             )
-        return _pull_mirror(folder, source, pool, candidate, None)
+        return _pull_mirror(source, pool, candidate, None)
 
 
-def pull_calibration(
-    folder: Path,
-    address: str,
-    file: CalibrationFile,
-    *,
-    ca: Path | None = None,
-    on_bytes: Callable[[int], None] = lambda _: None,
-) -> Calibration:
+def pull_calibration(folder: Path, address: str, file: CalibrationFile, **contact: Unpack[Contact]) -> Calibration:
     """Fetch biases and temperatures that no release holds yet; arguments as for `pull_exactly`.
 
     Raises:
         Refused: `BUNDLE_UNKNOWN`, `DIGEST_MISMATCH`, or as `router.pool.calibration.Calibration.load`.
         Unavailable: `UNREACHABLE`, `STORAGE_FULL`.
     """
-    with _reach(folder, address, ca, on_bytes) as source:
-        return _pull_calibration(folder, source, file)
+    with _reach(folder, address, contact) as source:
+        path = folder / CALIBRATIONS / file.sha256
+        _pull_listed(path, source, SignedFile(file.sha256, file.size))
+        return Calibration.load(path.read_bytes())
 
 
-def _pull_pool(folder: Path, source: _Source, pool_key: PublicKey | None) -> Pool:
+def _pull_pool(source: _Source) -> Pool:
     envelope = source.catalog.GetPool(catalog_pb2.GetPoolRequest(), timeout=DEADLINE_S).envelope
-    path = folder / POOL
+    path, key = source.folder / POOL, source.contact.get("pool_key")
     if not path.exists():
-        pool = read_pool(envelope, pool_key)
+        pool = read_pool(envelope, key)
         write_whole(path, envelope)
-        if pool_key is None:
-            key = pool.spec.coordinator
-            source.say(f"Trusting the pool's key {key} on first use; compare it with the operator's.")
+        if key is None:
+            source.say(f"Trusting the pool's key {pool.spec.coordinator} on first use; compare it with the operator's.")
         return pool
     pinned = read_pool(path.read_bytes())
-    pool = read_pool(envelope, pool_key or PublicKey.from_hex(pinned.spec.coordinator))
+    pool = read_pool(envelope, key or PublicKey.from_hex(pinned.spec.coordinator))
     if pool.digest != pinned.digest:
         raise Refused(
             Code.WRONG_POOL,
@@ -191,45 +198,41 @@ def _pull_pool(folder: Path, source: _Source, pool_key: PublicKey | None) -> Poo
     return pool
 
 
-def _seen(folder: Path, pool: Pool) -> Release | None:
-    path = folder / RELEASE
-    return read_release(path.read_bytes(), pool) if path.exists() else None
+def _pull_mirror(source: _Source, pool: Pool, release: Release, held: Mirror | None) -> Mirror:
+    known = {bundle.digest: bundle for bundle in held.bundles} if held else {}
+    places = [source.folder / BUNDLES / expert.bundle for expert in release.spec.experts]
+    bundles = {place: _open_whole(place, pool, known) for place in places}
+    missing = {place: _pull_manifest(place.name, source, pool) for place, bundle in bundles.items() if bundle is None}
+    listed = listed_files(source.folder, pool, release)
+    files = [*listed.values(), *(file for manifest in missing.values() for file in manifest.files.values())]
+    source.bar.total = sum(file.size for file in files)
+    bundles |= {place: _pull_bundle(place, manifest, source) for place, manifest in missing.items()}
+    for path, file in listed.items():
+        _pull_listed(path, source, file)
+    return assemble(source.folder, pool, release, (bundle for bundle in bundles.values() if bundle is not None))
 
 
-def _pull_mirror(folder: Path, source: _Source, pool: Pool, release: Release, held: Mirror | None) -> Mirror:
-    spec, known = release.spec, {bundle.digest: bundle for bundle in held.bundles} if held else {}
-    bundles = tuple(_pull_bundle(folder / BUNDLES / each.bundle, source, pool, known) for each in spec.experts)
-    calibration = None if spec.calibration is None else _pull_calibration(folder, source, spec.calibration)
-    statistics = None
-    if (told := pool.spec.statistics) is not None:
-        statistics = statistics_of(folder, told)
-        _pull_listed(statistics, source, told)
-    return Mirror(pool, release, bundles, calibration, statistics)
-
-
-def _pull_calibration(folder: Path, source: _Source, file: CalibrationFile) -> Calibration:
-    path = folder / CALIBRATIONS / file.sha256
-    _pull_listed(path, source, file)
-    return Calibration.load(path.read_bytes())
-
-
-def _pull_listed(path: Path, source: _Source, file: CalibrationFile | StatisticsFile) -> None:
+def _pull_listed(path: Path, source: _Source, file: SignedFile) -> None:
     path.parent.mkdir(exist_ok=True)
-    _pull_file(path, source, SignedFile(file.sha256, file.size))
+    _pull_file(path, source, file)
     sync(path)
 
 
-def _pull_bundle(whole: Path, source: _Source, pool: Pool, known: Mapping[str, Bundle]) -> Bundle:
-    digest = whole.name
-    if whole.is_dir():
-        if digest in known:
-            return known[digest]
-        try:
-            return open_listed(whole, pool)
-        except Refused:
-            shutil.rmtree(whole)  # damaged since it came; fetched afresh
-    envelope = source.catalog.GetBundle(catalog_pb2.GetBundleRequest(digest=digest), timeout=DEADLINE_S).envelope
-    manifest = read_manifest(envelope)
+def _open_whole(place: Path, pool: Pool, known: Mapping[str, Bundle]) -> Bundle | None:
+    if not place.is_dir():
+        return None
+    if place.name in known:
+        return known[place.name]
+    try:
+        return open_listed(place, pool)
+    except Refused:
+        shutil.rmtree(place)  # damaged since it came; fetched afresh
+        return None
+
+
+def _pull_manifest(digest: str, source: _Source, pool: Pool) -> Manifest:
+    request = catalog_pb2.GetBundleRequest(digest=digest)
+    manifest = read_manifest(source.catalog.GetBundle(request, timeout=DEADLINE_S).envelope)
     if manifest.digest != digest:
         raise Refused(
             Code.DIGEST_MISMATCH,
@@ -238,17 +241,15 @@ def _pull_bundle(whole: Path, source: _Source, pool: Pool, known: Mapping[str, B
         )
     # The coordinator should have refused what does not fit; its word is not taken for it.
     check_fit(manifest, pool)
-    part = whole.with_name(f".{digest}.part")
+    return manifest
+
+
+def _pull_bundle(place: Path, manifest: Manifest, source: _Source) -> Bundle:
+    part = place.with_name(f".{place.name}.part")
     part.mkdir(exist_ok=True)
     for name, file in manifest.files.items():
         _pull_file(part / name, source, file)
-    write_whole(part / ENVELOPE, envelope)
-    bundle = _open_part(part, manifest)
-    part.replace(whole)
-    return replace(bundle, folder=whole)
-
-
-def _open_part(part: Path, manifest: Manifest) -> Bundle:
+    write_whole(part / ENVELOPE, manifest.envelope)
     try:
         bundle = open_bundle(part)
         check_tensors(bundle)
@@ -258,7 +259,8 @@ def _open_part(part: Path, manifest: Manifest) -> Bundle:
         raise
     for name in (*manifest.files, ENVELOPE):
         sync(part / name)
-    return bundle
+    part.replace(place)
+    return replace(bundle, folder=place)
 
 
 def _pull_file(path: Path, source: _Source, file: SignedFile) -> None:
@@ -266,9 +268,11 @@ def _pull_file(path: Path, source: _Source, file: SignedFile) -> None:
     if path.stat().st_size >= file.size:
         with suppress(Refused):  # damaged since it came; fetched afresh
             check_file(path, file)
+            source.bar.update(file.size)
             return
         path.write_bytes(b"")
     offset = path.stat().st_size
+    source.bar.update(offset)
     while offset < file.size:
         try:
             _continue_file(path, source, file, offset)
@@ -299,28 +303,28 @@ def _continue_file(path: Path, source: _Source, file: SignedFile, offset: int) -
             data = check_chunk(chunk, offset=offset, size=file.size)
             out.write(data)
             offset += len(data)
-            source.on_bytes(len(data))
+            source.count(len(data))
 
 
 @contextmanager
-def _reach(
-    folder: Path, address: str, ca: Path | None, on_bytes: Callable[[int], None], say: Say = _warn
-) -> Iterator[_Source]:
+def _reach(folder: Path, address: str, contact: Contact) -> Iterator[_Source]:
     """Connect to a coordinator with the folder locked, and say in words what a disk would not take."""
     lock = FileLock(folder / LOCK)
     try:
-        with connect(address, ca) as channel:
+        with connect(address, contact.get("ca")) as channel:
             for name in (BUNDLES, RELEASES):
                 (folder / name).mkdir(parents=True, exist_ok=True)
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                say(f"Another pull works in {folder}; waiting for it.")
-                lock.acquire()
-            try:
-                yield _Source(CatalogStub(channel), address, on_bytes, say)
-            finally:
-                lock.release()
+            with byte_bar("Fetching") as bar:
+                source = _Source(folder, CatalogStub(channel), address, contact, bar)
+                try:
+                    lock.acquire(timeout=0)
+                except Timeout:
+                    source.say(f"Another pull works in {folder}; waiting for it.")
+                    lock.acquire()
+                try:
+                    yield source
+                finally:
+                    lock.release()
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise Unavailable(

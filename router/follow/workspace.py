@@ -11,6 +11,7 @@ statistics/<digest>   what the pool tells of public text, where it tells any
 """
 
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,8 +20,8 @@ from protocol.bundle import Bundle, SignedFile, check_file, open_bundle
 from protocol.compatibility import check_fit
 from protocol.documents import Pool, read_pool
 from protocol.errors import Code, Refused
-from protocol.release import CalibrationFile, Release, read_release
-from protocol.spec import StatisticsFile
+from protocol.release import Release, read_release
+from router.base.progress import bar
 from router.pool.calibration import Calibration
 
 POOL, RELEASE, BUNDLES, FINGERPRINT = "pool.dsse.json", "release.dsse.json", "bundles", ".fingerprint.json"
@@ -45,7 +46,7 @@ class Checked(NamedTuple):
     """What a look at a folder found."""
 
     held: int
-    """Bundles and calibrations that its releases list."""
+    """Bundles and other files that its releases and its pool list."""
     read: int
     """How many of them were read."""
     damaged: dict[str, Refused]
@@ -57,21 +58,17 @@ def check_disk(folder: Path, sample: int | None = None) -> Checked:
 
     Args:
         folder: Where releases are kept.
-        sample: How many bundles and calibrations, drawn at random; without it, all of them.
+        sample: How many bundles and other files, drawn at random; without it, all of them.
 
     Raises:
         Refused: `WORKSPACE_MISSING`, or any code of a document: of the pool, or of a release.
     """
-    pool, paths = _open_pool(folder), list[tuple[Path, CalibrationFile | StatisticsFile | None]]()
-    if pool.spec.statistics is not None:
-        paths.append((statistics_of(folder, pool.spec.statistics), pool.spec.statistics))
+    pool, files = _open_pool(folder), dict[Path, SignedFile | None]()
     for envelope in (folder / RELEASES).glob("*.dsse.json"):
-        spec = read_release(envelope.read_bytes(), pool).spec
-        paths += [(folder / BUNDLES / expert.bundle, None) for expert in spec.experts]
-        if spec.calibration is not None:
-            paths.append((folder / CALIBRATIONS / spec.calibration.sha256, spec.calibration))
-    files = dict(paths)
-    drawn = list(files) if sample is None else random.sample(list(files), min(sample, len(files)))
+        release = read_release(envelope.read_bytes(), pool)
+        files |= dict.fromkeys(folder / BUNDLES / expert.bundle for expert in release.spec.experts)
+        files |= listed_files(folder, pool, release)
+    drawn = random.sample(list(files), min(sample or len(files), len(files)))
     damaged = {}
     for path in drawn:
         try:
@@ -104,13 +101,33 @@ def open_mirror(folder: Path, number: int | None = None) -> Mirror:
             "Ask for one of them, or leave the release out to take the newest.",
         )
     release = read_release(path.read_bytes(), pool)
-    bundles = tuple(open_listed(folder / BUNDLES / expert.bundle, pool) for expert in release.spec.experts)
-    file = release.spec.calibration
-    calibration = None if file is None else _open_calibration(folder, file)
-    statistics = None if (told := pool.spec.statistics) is None else statistics_of(folder, told)
-    if statistics and told:
-        _check_listed(statistics, told)
-    return Mirror(pool, release, bundles, calibration, statistics)
+    listed = bar(release.spec.experts, "Reading experts")
+    bundles = [open_listed(folder / BUNDLES / expert.bundle, pool) for expert in listed]
+    for each, file in listed_files(folder, pool, release).items():
+        _check_listed(each, file)
+    return assemble(folder, pool, release, bundles)
+
+
+def listed_files(folder: Path, pool: Pool, release: Release) -> dict[Path, SignedFile]:
+    """Return what a pool and a release list beside bundles, by where it lies."""
+    listed = {STATISTICS: pool.spec.statistics, CALIBRATIONS: release.spec.calibration}
+    return {
+        folder / where / file.sha256: SignedFile(file.sha256, file.size)
+        for where, file in listed.items()
+        if file is not None
+    }
+
+
+def assemble(folder: Path, pool: Pool, release: Release, bundles: Iterable[Bundle]) -> Mirror:
+    """Put together what lies in a folder whole, and was checked."""
+    calibration, statistics = release.spec.calibration, pool.spec.statistics
+    return Mirror(
+        pool,
+        release,
+        tuple(bundles),
+        None if calibration is None else Calibration.load((folder / CALIBRATIONS / calibration.sha256).read_bytes()),
+        None if statistics is None else folder / STATISTICS / statistics.sha256,
+    )
 
 
 def _open_pool(folder: Path) -> Pool:
@@ -123,21 +140,10 @@ def _open_pool(folder: Path) -> Pool:
     return read_pool((folder / POOL).read_bytes())
 
 
-def _open_calibration(folder: Path, file: CalibrationFile) -> Calibration:
-    path = folder / CALIBRATIONS / file.sha256
-    _check_listed(path, file)
-    return Calibration.load(path.read_bytes())
-
-
-def _check_listed(path: Path, file: CalibrationFile | StatisticsFile) -> None:
+def _check_listed(path: Path, file: SignedFile) -> None:
     if not path.is_file():
         raise Refused(Code.FILE_MISSING, f"{path} is missing.", "Fetch it again with: greylag-router pull")
-    check_file(path, SignedFile(file.sha256, file.size))
-
-
-def statistics_of(folder: Path, file: StatisticsFile) -> Path:
-    """Return where what a pool tells of public text lies."""
-    return folder / STATISTICS / file.sha256
+    check_file(path, file)
 
 
 def kept(folder: Path, number: int) -> Path:

@@ -19,31 +19,22 @@ Ways = Mapping[str, Callable[[], object]]
 class Autotuner:
     """Remembers the quickest way for each kind of work, for as long as the process lives.
 
-    A kind is a dtype, a module's widths, and the magnitudes of tokens and of experts. Since the answer is
-    kept, and which ways there are depends on nothing that came after a request's generation, a request computes the
-    same way, bit for bit, from its first token to its last.
+    Since the answer is kept, and which ways there are depends on nothing that came after a request's generation, a
+    request computes the same way, bit for bit, from its first token to its last.
     """
 
     def __init__(self) -> None:
-        self._known: dict[Hashable, str] = {}
+        self.known: dict[Hashable, str] = {}
+        """The quickest way for each kind of work that was tried."""
         self._lock = threading.Lock()
 
-    def known(self, kind: Hashable) -> str | None:
-        """Return the quickest way for a kind of work; None if nobody has tried yet."""
-        return self._known.get(kind)
-
     def settle(self, kind: Hashable, ways: Ways, u: Tensor, *, cold: bool = False) -> str:
-        """Find out the quickest way for a kind of work, once.
+        """Find out, once, which of several calls does a kind of work on u [t, d] the quickest.
 
-        Args:
-            kind: The work.
-            ways: Calls that do it, by name.
-            u: [t, d], what it is done to.
-            cold: Whether to time it as in a model, where other layers' weights go through the caches in between.
+        With `cold` they are timed as in a model, where other layers' weights go through the caches in between.
         """
         with self._lock:
-            name = self._known.get(kind) or _quickest(ways, u, cold=cold)
-            self._known[kind] = name
+            name = self.known[kind] = self.known.get(kind) or _quickest(ways, u, cold=cold)
         return name
 
 
@@ -67,7 +58,7 @@ def _quickest(ways: Ways, u: Tensor, *, cold: bool) -> str:
 
 
 def _time(call: Callable[[], object], u: Tensor) -> float:
-    """Measure a call whose input is u [t, d]: seconds of this thread, or milliseconds of the GPU."""
+    """Measure a call: seconds of this thread, or milliseconds of the GPU that u is on."""
     if not u.is_cuda:
         start = time.thread_time()
         call()

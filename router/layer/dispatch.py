@@ -8,7 +8,7 @@ from torch import Tensor
 from router.layer import experts_cpu, experts_gpu
 from router.layer.autotune import autotuner
 from router.layer.choice import Choice, CommonChoice
-from router.pool.module_view import ModuleExperts
+from router.pool.group_view import ModuleExperts
 
 _FEW_TOKENS = 8
 _FEW_RANKS = 1024
@@ -21,19 +21,10 @@ _IN_PLACE_EXPERTS = 4
 
 
 def dispatch(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> None:
-    """Add the chosen experts' contributions to y in place, the quickest way.
-
-    Args:
-        module: The experts at the module.
-        u: [t, d].
-        choice: Experts and weights [t, k].
-        y: [t, o].
-    """
+    """Add what the experts of a choice [t, k] make of u [t, d] to y [t, o] in place, the quickest way."""
     ways = offered(module, u)
-    kind = (
-        u.dtype, u.shape[1], y.shape[1], len(u).bit_length(), len(module).bit_length(), tuple(ways),
-    )  # fmt: skip
-    name = autotuner.known(kind)
+    kind = (u.dtype, u.shape[1], y.shape[1], len(u).bit_length(), len(module).bit_length(), tuple(ways))
+    name = autotuner.known.get(kind)
     if name is None and u.is_cuda and torch.cuda.is_current_stream_capturing():
         # Nothing can be timed in here. Whoever captures runs the model first, which settles it as a rule.
         name = next(iter(ways))
@@ -52,7 +43,8 @@ def offered(module: ModuleExperts, u: Tensor) -> dict[str, experts_cpu.Way]:
     if len(u) <= _FEW_TOKENS:
         ways["one by one"] = experts_cpu.add_one_by_one
     shapes = module.shapes
-    if module.all_seen and len(module) * shapes.rank <= _FEW_RANKS:
+    # Places of experts that are hidden are in the pages still.
+    if not module.group.hidden and len(module) * shapes.rank <= _FEW_RANKS:
         ways["concatenated"] = experts_cpu.add_concatenated
     if u.dtype in _GROUPED_DTYPES and shapes.step_bytes % _ALIGNED_BYTES == 0 and not shapes.bare:
         ways["grouped"] = experts_cpu.add_grouped
@@ -60,14 +52,15 @@ def offered(module: ModuleExperts, u: Tensor) -> dict[str, experts_cpu.Way]:
 
 
 def add_experts(module: ModuleExperts, u: Tensor, choice: Choice | CommonChoice, y: Tensor) -> Tensor:
-    """Add what the chosen experts' factors contribute to the base's output.
+    """Add what the chosen experts' factors make of u [..., d] to the base's output.
+
+    Nothing here is differentiable: gates are trained in `router.training.gated_linear`.
 
     Args:
         module: The experts at the module.
         u: [..., d].
         choice: Experts and weights.
-        y: [..., o], the base's; written over. Nothing here is differentiable: gates are trained in
-            `router.training.gated_linear`.
+        y: [..., o], the base's; written over.
 
     Returns:
         [..., o].
@@ -79,26 +72,17 @@ def add_experts(module: ModuleExperts, u: Tensor, choice: Choice | CommonChoice,
         if in_place and y.numel() == o and module.plain:
             experts_cpu.add_one(module, u.reshape(-1), choice, y.view(o))
             return y
-    elif y.is_cuda:
-        y = y.contiguous()
-        tokens = u.reshape(-1, u.shape[-1])
-        if choice.hidden is None:
-            dispatch(module, tokens, choice, y.view(-1, o))
-        else:
-            experts_gpu.add_rows(module, tokens, choice, y.view(-1, o))
-        return y
-    if in_place:
-        y = y.contiguous()
-        _add(module, u, choice, y.view(-1, o))
-        return y
-    total = torch.zeros(y.numel() // o, o, dtype=torch.float32, device=y.device)
-    _add(module, u, choice, total)
-    return y.add_(total.view_as(y))
-
-
-def _add(module: ModuleExperts, u: Tensor, choice: Choice | CommonChoice, y: Tensor) -> None:
-    tokens = u.reshape(-1, u.shape[-1])
-    if isinstance(choice, CommonChoice):
-        experts_cpu.add_common(module, tokens, choice, y)
     else:
-        dispatch(module, tokens, choice, y)
+        in_place |= y.is_cuda
+    y = y.contiguous()
+    tokens, rows = u.reshape(-1, u.shape[-1]), y.view(-1, o)
+    total = rows if in_place else torch.zeros_like(rows, dtype=torch.float32)
+    if isinstance(choice, CommonChoice):
+        experts_cpu.add_common(module, tokens, choice, total)
+    elif choice.hidden is None:
+        dispatch(module, tokens, choice, total)
+    else:
+        experts_gpu.add_rows(module, tokens, choice, total)
+    if not in_place:
+        rows += total
+    return y

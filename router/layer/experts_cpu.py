@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from router.layer.choice import Choice, CommonChoice
 from router.pool.expert_module import activated
-from router.pool.module_view import ModuleExperts
+from router.pool.group_view import ModuleExperts
 
 Way = Callable[[ModuleExperts, Tensor, Choice, Tensor], None]
 
@@ -114,12 +114,7 @@ def _add_product(y: Tensor, hidden: Tensor, b_t: Tensor, weight: float) -> None:
 
 
 def _in_order(module: ModuleExperts, choice: Choice, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sort what was chosen.
-
-    Args:
-        module: The experts.
-        choice: Experts and weights [t, k].
-        keys: [t, k], what to sort by.
+    """Sort what was chosen, [t, k], by keys [t, k].
 
     Returns:
         Keys [n] and tokens [n], and weights times scalings [n, 1] float32; n is t * k but for weights of zero.

@@ -13,8 +13,7 @@ from router.layer.choice import Choice
 from router.layer.experts_cpu import Way
 from router.layer.kernels import available
 from router.pool.expert_module import activated
-from router.pool.module_view import ModuleExperts
-from router.pool.pages import FactorPage
+from router.pool.group_view import ModuleExperts
 
 _GATHERED = 1 << 26
 """Numbers of gathered factors held at a time."""
@@ -57,7 +56,7 @@ def add_gathered(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) ->
     for start in range(0, len(u), step):
         now = slice(start, start + step)
         mine, total = u[now], torch.zeros_like(y[now], dtype=torch.float32)
-        for page in _filled(module):
+        for page in module.pages:
             place = keys[now] - page.first
             # Filled, since a factor that nobody here chose may not be finite, nor what it makes of a token.
             elsewhere = ((place < 0) | (place >= len(page.a)) | (shares[now] == 0))[:, :, None]
@@ -76,7 +75,7 @@ def add_grouped(module: ModuleExperts, u: Tensor, choice: Choice, y: Tensor) -> 
     keys = module.keys[choice.experts].flatten()
     shares = (choice.weights * module.scalings[choice.experts]).flatten()
     total = torch.zeros(len(y), y.shape[1], dtype=torch.float32, device=y.device)
-    for page in _filled(module):
+    for page in module.pages:
         places = len(page.a)
         place = keys - page.first
         place = torch.where((place >= 0) & (place < places) & (shares.view(-1) != 0), place, places)
@@ -101,12 +100,7 @@ def _aligned(hidden: Tensor, dtype: torch.dtype) -> Tensor:
     return room[:, : hidden.shape[1]]
 
 
-def _filled(module: ModuleExperts) -> list[FactorPage]:
-    """List the pages that hold factors: an expert that only scales has none."""
-    return [page for page in module.pages if page.a.shape[1]]
-
-
 def _groups_on_device(module: ModuleExperts, u: Tensor) -> bool:
-    page = module.pages[0]
-    aligned = all(factor.shape[2] * factor.itemsize % _ALIGNED_BYTES == 0 for factor in (page.a, page.b))
+    factors = [factor for page in module.pages for factor in (page.a, page.b)]
+    aligned = all(factor.shape[2] * factor.itemsize % _ALIGNED_BYTES == 0 for factor in factors)
     return u.dtype == torch.bfloat16 and aligned and torch.cuda.get_device_capability(u.device) >= _HOPPER

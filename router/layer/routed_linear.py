@@ -1,6 +1,6 @@
 """The routed layer: a linear module, and beside it as many experts as the pool holds."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -10,14 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from protocol.adapters import Shape
-from protocol.errors import Code, Refused
 from router.base.linear import Linear, WrappedLinear
 from router.layer.batch_rows import BatchRows
 from router.layer.choice import Choice, CommonChoice
 from router.layer.dispatch import add_experts
 from router.layer.scaling import add_scaled
-from router.pool.module_view import ModuleExperts
+from router.pool.group_view import ModuleExperts
 from router.pool.pool import ExpertPool
 
 
@@ -25,11 +23,7 @@ class Method(Protocol):
     """How tokens come by their experts."""
 
     def choose(self, module: ModuleExperts, u: Tensor) -> Choice | CommonChoice | None:
-        """Choose experts for tokens at one module.
-
-        Args:
-            module: The experts there.
-            u: [..., d], the very tensor that the module was given.
+        """Choose experts at one module for u [..., d], the very tensor that the module was given.
 
         Returns:
             Experts and weights for each token, or for all tokens alike. None leaves the base as it is.
@@ -144,13 +138,9 @@ class RoutedLinear(WrappedLinear):
         self.path = path
 
     def forward(self, u: Tensor) -> Tensor:
-        """Compute W u + b + sum over the chosen experts of w_z delta_z(u).
+        """Compute W u + b + sum over the chosen experts of w_z delta_z(u), [..., o], for u [..., d].
 
-        Args:
-            u: [..., d].
-
-        Returns:
-            [..., o]; bitwise the base's where no expert is chosen.
+        Where no expert is chosen it is bitwise the base's.
         """
         y = self._base(u)
         plan = _plan.get()
@@ -170,39 +160,3 @@ class RoutedLinear(WrappedLinear):
             return functional.linear(u, parameters["weight"], parameters["bias"])
         y: Tensor = linear(u)  # type: ignore[misc]
         return y
-
-
-def routed_linears(model: nn.Module, wanted: Mapping[str, Shape]) -> dict[str, Linear]:
-    """Look up the base's modules that an expert touches.
-
-    Args:
-        model: The base model, with its linear modules replaced by routed ones.
-        wanted: Widths by path, as the expert's spec states them.
-
-    Returns:
-        The plain modules by path.
-
-    Raises:
-        Refused: `MODULE_UNKNOWN`, or `TENSOR_SHAPE` if the expert was made for a model of other widths.
-    """
-    found = {}
-    for path, shape in wanted.items():
-        try:
-            linear = model.get_submodule(path)
-        except AttributeError:
-            linear = None
-        if not isinstance(linear, RoutedLinear):
-            raise Refused(
-                Code.MODULE_UNKNOWN,
-                f"The base model has no module {path} that an expert may touch.",
-                "Use the base model that the expert was trained on.",
-            )
-        if (linear.in_features, linear.out_features) != (shape.d_in, shape.d_out):
-            raise Refused(
-                Code.TENSOR_SHAPE,
-                f"{path} maps {linear.in_features} to {linear.out_features} features; the expert expects "
-                f"{shape.d_in} to {shape.d_out}.",
-                "Use the base model that the expert was trained on.",
-            )
-        found[path] = linear.linear
-    return found

@@ -15,22 +15,11 @@ from torch import Tensor
 from router.base.linear import Linear
 from router.layer.choice import Choice, CommonChoice
 from router.pool.expert_module import Scales, without_bias
-from router.pool.module_view import ModuleExperts
+from router.pool.group_view import ModuleExperts
 
 
 def add_scaled(module: ModuleExperts, linear: Linear, u: Tensor, choice: Choice | CommonChoice, y: Tensor) -> Tensor:
-    """Scale the base's product as the chosen experts do; their factors are added after this.
-
-    Args:
-        module: The experts at the module.
-        linear: The base's module.
-        u: [..., d].
-        choice: Experts and weights.
-        y: [..., o], what the base makes of u.
-
-    Returns:
-        [..., o].
-    """
+    """Scale y [..., o], what the base makes of u [..., d], as the chosen experts do; their factors are added later."""
     inner, outer, shift = (_combined(module, name, choice) for name in Scales._fields)
     if inner is outer is shift is None:
         return y

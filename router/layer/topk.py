@@ -31,8 +31,7 @@ from router.layer import topk_gpu
 from router.layer.choice import Choice, CommonChoice, concatenate_choices
 from router.layer.topk_single import TRUSTED, choose_for_one
 from router.pool.gate import EPS, standardise
-from router.pool.group_view import RouteGroup
-from router.pool.module_view import ModuleExperts
+from router.pool.group_view import ModuleExperts, RouteGroup
 
 _SCORES = 1 << 20
 """Scores held at a time, so that memory does not grow with the pool."""
@@ -41,15 +40,10 @@ Decision = list[Choice | CommonChoice | None]
 
 
 def choose_topk(group: RouteGroup, u: Tensor, k: int, temperature: float = 1.0) -> Decision:
-    """Choose the k best experts at every module of a group, in float32 whatever the model computes in.
+    """Choose the k best experts for u [..., d] at every module of a group; ties go to who came first.
 
-    bfloat16 scores would change the chosen pair for 0.5 to 2.8 % of tokens.
-
-    Args:
-        group: The modules and their experts.
-        u: [..., d].
-        k: Experts a token; all of them where there are fewer. Ties go to the expert that came first.
-        temperature: Divides the scores before the softmax.
+    In float32 whatever the model computes in: bfloat16 scores would change the chosen pair for 0.5 to 2.8 % of tokens.
+    The temperature divides the scores before the softmax.
 
     Returns:
         One choice a slot; None where no expert touches the module.
@@ -67,12 +61,9 @@ def choose_topk(group: RouteGroup, u: Tensor, k: int, temperature: float = 1.0) 
 
 
 def in_pieces(u: Tensor, scores: int, decide: Callable[[Tensor, int], Decision]) -> Decision:
-    """Decide for many tokens in pieces, so that the memory for scores stays bounded.
+    """Decide for u [..., d] in pieces, so that memory stays bounded where each token takes so many scores.
 
-    Args:
-        u: [..., d].
-        scores: Scores that a token takes.
-        decide: Chooses for some of the tokens, [t, d] float32, of which it is told the first one's position.
+    `decide` chooses for some of the tokens, [t, d] float32, of which it is told the first one's position.
     """
     tokens = u.reshape(-1, u.shape[-1]).float()
     step = max(1, _SCORES // scores)
@@ -100,12 +91,12 @@ def _select_many(group: RouteGroup, u: Tensor, k: int, temperature: float) -> De
         unit.div_(temperature)
     found: Decision = []
     for slot, count in enumerate(group.counts):
-        if count:
-            rows, scores = _best(_seen(ModuleExperts(group, slot), table[:, :, slot]), min(k, count))
-            here = unit if calibration is None else unit / calibration.temperatures[slot]
-            found.append(Choice(rows, torch.softmax(scores * here, dim=1)))
-        else:
+        if not count:
             found.append(None)
+            continue
+        rows, scores = _best(_seen(group, slot, table[:, :, slot]), min(k, count))
+        here = unit if calibration is None else unit / calibration.temperatures[slot]
+        found.append(Choice(rows, torch.softmax(scores * here, dim=1)))
     return found
 
 
@@ -118,33 +109,21 @@ def products(group: RouteGroup, u: Tensor) -> Tensor:
     blocks = group.blocks
     if len(blocks) == 1:
         return functional.linear(u, blocks[0])
-    scores = u.new_empty(len(u), sum(len(block) for block in blocks))
-    start = 0
-    for block in blocks:
-        torch.mm(u, block.T, out=scores[:, start : start + len(block)])
-        start += len(block)
+    scores = u.new_empty(len(u), sum(map(len, blocks)))
+    for block, mine in zip(blocks, torch.split(scores, [*map(len, blocks)], dim=1), strict=True):
+        torch.mm(u, block.T, out=mine)
     return scores
 
 
-def _seen(module: ModuleExperts, scores: Tensor) -> Tensor:
+def _seen(group: RouteGroup, slot: int, scores: Tensor) -> Tensor:
+    unseen = group.unseen[slot]
     # Filled, not added to: a score that is not a number would stay one.
-    if module.empty is not None:
-        scores.masked_fill_(module.empty, -torch.inf)
-    if module.group.hidden_index is not None:
-        scores.index_fill_(1, module.group.hidden_index, -torch.inf)
-    return scores
+    return scores if unseen is None else scores.index_fill_(1, unseen, -torch.inf)
 
 
 def choose_by_scores(module: ModuleExperts, scores: Tensor, k: int, temperature: float) -> Choice:
-    """Choose by scores that are wanted as they are.
-
-    Args:
-        module: The experts.
-        scores: [t, n] by row; written over.
-        k: Experts a token; all of them where there are fewer. Ties go to the expert that came first.
-        temperature: Divides the scores before the softmax.
-    """
-    rows, found = _best(_seen(module, scores), min(k, len(module)))
+    """Choose as `choose_topk` by scores [t, n], by row, that are wanted as they are; they are written over."""
+    rows, found = _best(_seen(module.group, module.slot, scores), min(k, len(module)))
     return Choice(rows, torch.softmax(found / temperature, dim=1))
 
 

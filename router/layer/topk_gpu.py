@@ -21,14 +21,7 @@ _precision = Lock()  # the setting is the process's
 
 
 def choose_on_gpu(group: RouteGroup, u: Tensor, k: int, temperature: float = 1.0) -> list[Choice | None]:
-    """Choose the k best experts at every module of a group.
-
-    Args:
-        group: The modules and their experts.
-        u: [t, d].
-        k: Experts a token.
-        temperature: As in `router.layer.topk.choose_topk`.
-    """
+    """Choose the k best experts for u [t, d] at every module of a group, as `router.layer.topk.choose_topk`."""
     triton, view = available.kernels(u.dtype), group.view
     # The kernels find gates by themselves, and nothing but gates.
     if triton is None or group.prototype is not None or k > triton.MOST or view.dtype != u.dtype:

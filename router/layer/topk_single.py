@@ -54,7 +54,7 @@ def choose_for_one(group: RouteGroup, u: Tensor, k: int, temperature: float) -> 
     if k > _FEW or size * d < _MANY:
         return _by_all(group, u, k, temperature)
     kind = ("one token", d, size.bit_length(), k)
-    name = autotuner.known(kind)
+    name = autotuner.known.get(kind)
     if name is None:
         calls = {name: partial(way, group, u, k, temperature) for name, way in _WAYS.items()}
         name = autotuner.settle(kind, calls, u, cold=True)
@@ -122,14 +122,9 @@ def _error_of_halves(d: int, length: float) -> float:
 def _likely(
     scores: Floats, most: int, off: float, places: Sequence[int], exact: Callable[[int], float]
 ) -> list[tuple[float, int]] | None:
-    """Find the best.
+    """Find the `most` best of scores [n], by row, each wrong by `off` at most; they are written over.
 
-    Args:
-        scores: [n] by row, each wrong by `off` at most; written over.
-        most: How many.
-        off: Largest error of a score.
-        places: Where a row stands among all rows and slots.
-        exact: Scores whoever stands at a place anew.
+    `exact` scores anew whoever stands at a place, which `places` tells by row.
 
     Returns:
         Minus the exact score, and row; the best first, then more rows. None if so many might be among the best that
@@ -180,12 +175,12 @@ def products_of_one(group: RouteGroup, u: Tensor) -> tuple[Floats, Floats]:
 
 
 def topk_of_one(group: RouteGroup, scores: Floats, k: int, units: Sequence[float]) -> Decision:
-    """Choose one token's experts at every module of a group.
+    """Choose one token's experts at every module of a group; ties go to the expert that came first.
 
     Args:
         group: The modules and their experts.
         scores: [n] as `products_of_one` lays them out; written over.
-        k: Experts at most. Ties go to the expert that came first.
+        k: Experts at most.
         units: What scores are multiplied with before the softmax, by slot.
     """
     found: Decision = []
@@ -204,8 +199,9 @@ def _seen(group: RouteGroup, scores: Floats, slot: int) -> Floats:
     """View one slot's scores, by row, of scores [n] as `products_of_one` lays them out; nobody hidden is best."""
     slots = len(group.counts)
     mine = scores[slots + slot :: slots]
-    if group.gaps:
-        mine[[*group.hidden, *group.absent(slot)]] = -math.inf
+    unseen = group.unseen[slot]
+    if unseen is not None:
+        mine[unseen.numpy()] = -math.inf
     return mine
 
 

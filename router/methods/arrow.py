@@ -12,19 +12,12 @@ from torch import Tensor
 
 from router.layer.topk import Decision, choose_by_scores, in_pieces, products
 from router.methods.shared_decision import SharedDecision
-from router.pool.group_view import RouteGroup
-from router.pool.module_view import ModuleExperts
+from router.pool.group_view import ModuleExperts, RouteGroup
 from router.pool.prototypes import Direction
 
 
 class Arrow(SharedDecision):
-    """The k experts whose main direction a token points along, either way.
-
-    Args:
-        k: Experts a token.
-        temperature: T.
-        prototypes: Where the directions come from.
-    """
+    """The k experts whose main direction, as the prototypes give it, a token points along, either way."""
 
     def __init__(self, k: int, temperature: float, prototypes: Direction = Direction()) -> None:  # noqa: B008 - frozen
         super().__init__()

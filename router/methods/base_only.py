@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from router.pool.module_view import ModuleExperts
+from router.pool.group_view import ModuleExperts
 
 
 class BaseOnly:

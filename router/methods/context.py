@@ -1,16 +1,26 @@
 """What a routing method may look at when it plans a request."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from protocol.errors import Code, Refused
 from router.base.batching import PromptLike
-from router.methods.features.extractor import Features
-from router.methods.features.mixture import Shares
+from router.methods.features.embedder import Embedder
+from router.methods.features.mixture import Mixtures, Shares
 from router.pool.expert import Expert
 from router.pool.pool import ExpertPool
 
 _NAMED = 5
+
+
+@dataclass(frozen=True)
+class Features:
+    """What methods look at inputs with before anything is routed: the base, or another encoder."""
+
+    embedder: Embedder
+    """Turns inputs into vectors."""
+    mixtures: Mixtures
+    """Solves inputs as mixtures of experts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +30,7 @@ class MethodContext:
     pool: ExpertPool
     """The experts that may answer."""
     inputs: Sequence[PromptLike] = ()
-    """None where a method is only tried out."""
+    """Those to route; none where a method is only tried out."""
     k: int = 2
     """Experts a token, for methods that choose."""
     temperature: float = 1.0
@@ -30,12 +40,8 @@ class MethodContext:
     features: Features | None = None
     """For methods that read the inputs first."""
 
-    def with_argument(self, argument: str) -> "MethodContext":
-        """Return the same with what stands behind the colon."""
-        return replace(self, argument=argument)
-
-    def only_factors(self) -> "MethodContext":
-        """Return the same, for a method that looks at the update s B A itself.
+    def only_factors(self) -> ExpertPool:
+        """Return the experts to a method that looks at the update s B A itself.
 
         Raises:
             Refused: `KIND_UNSUPPORTED` if an expert does more than that.
@@ -46,7 +52,7 @@ class MethodContext:
             "The method scores updates s B A; {n} experts are of another kind",
             "Deny them, or choose another method.",
         )
-        return self
+        return self.pool
 
     @property
     def seen(self) -> Features:
@@ -69,20 +75,13 @@ class MethodContext:
         return self.seen.mixtures.shares(self.pool, self.inputs)
 
     def check_means(self, method: str, *, whole: bool) -> None:
-        """Refuse to route among experts of which one tells no means.
-
-        Args:
-            method: Its name, for people.
-            whole: Whether the mean of every module is needed.
+        """Refuse to route by a method among experts of which one tells no means, or, if whole, none of some module.
 
         Raises:
             Refused: `STATISTICS_MISSING`, naming them.
         """
-        silent = (
-            (lambda expert: len(expert.means) < len(expert.modules)) if whole else (lambda expert: not expert.means)
-        )
         self.refuse_any(
-            list(filter(silent, self.pool.experts)),
+            [each for each in self.pool.experts if len(each.means) < (len(each.modules) if whole else 1)],
             Code.STATISTICS_MISSING,
             f"{method} needs the means of every expert{' at every module' if whole else ''}; {{n}} tell none",
             "Deny these, or choose another method; contributors share means with: greylag-client train --share "
@@ -91,13 +90,9 @@ class MethodContext:
 
     @staticmethod
     def refuse_any(experts: Sequence[Expert], code: Code, reason: str, hint: str) -> None:
-        """Refuse a request for the sake of some experts; nothing to do where there are none.
+        """Refuse a request for the sake of some experts, where there are any.
 
-        Args:
-            experts: Those that do not fit.
-            code: What is wrong with them.
-            reason: The same in words, `{n}` for their number; a few of their names follow.
-            hint: What to do.
+        In the reason `{n}` stands for their number; a few of their names follow.
 
         Raises:
             Refused: The code.

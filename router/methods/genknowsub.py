@@ -18,19 +18,12 @@ from router.layer.topk import Decision
 from router.methods.arrow import Arrow
 from router.methods.shared_decision import SharedDecision
 from router.pool.expert import Expert
-from router.pool.group_view import RouteGroup
-from router.pool.module_view import ModuleExperts
+from router.pool.group_view import ModuleExperts, RouteGroup
 from router.pool.prototypes import Direction
 
 
 class GenKnowSub(SharedDecision):
-    """The k experts along whose own main direction a token points, less what the general experts do.
-
-    Args:
-        generals: The general experts.
-        k: Experts a token, the general ones not counted.
-        temperature: T, as in Arrow.
-    """
+    """The k experts along whose own main direction a token points, less what the general ones, not counted, do."""
 
     def __init__(self, generals: tuple[Expert, ...], k: int, temperature: float) -> None:
         super().__init__()
@@ -50,7 +43,7 @@ class GenKnowSub(SharedDecision):
 
     def _rows(self, module: ModuleExperts, u: Tensor) -> Tensor:
         """Find the general experts, [n], that touch a module with inputs u [..., d]."""
-        rows = [row for row in map(module.row, self._digests) if row is not None]
+        rows = [row for row in map(module.by_digest.get, self._digests) if row is not None]
         return torch.tensor(rows, dtype=torch.int64, device=u.device)
 
     def _less(self, rows: Tensor, choice: object) -> Choice | None:

@@ -13,18 +13,14 @@ from torch import Tensor
 from router.layer.choice import Choice
 from router.methods.arrow import Arrow
 from router.methods.spectr import update_norms
-from router.pool.module_view import ModuleExperts
+from router.pool.group_view import ModuleExperts
 
 FILTERED = 20
 """Experts a token that pass the first stage."""
 
 
 class Lag:
-    """The expert that answers a token loudest, among those whose main direction it points along.
-
-    Args:
-        filtered: Experts a token that pass the first stage.
-    """
+    """The expert that answers a token loudest, among those whose main direction it points along."""
 
     def __init__(self, filtered: int = FILTERED) -> None:
         self._filter = Arrow(filtered, 1.0)

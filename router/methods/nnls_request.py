@@ -14,8 +14,8 @@ adds up where what sets them apart averages out. Experts that cannot be told apa
 its weight. Where no share is above zero nobody answers but the base.
 """
 
-import math
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from router.layer.routed_linear import RoutingPlan
 from router.methods.base_only import BaseOnly
 from router.methods.context import MethodContext
 from router.methods.features.nnls import Floats
-from router.pool.module_view import ModuleExperts
+from router.pool.group_view import ModuleExperts
 
 _KEPT = 0.25
 """Of the largest share: smaller ones are noise."""
@@ -45,11 +45,7 @@ _ENOUGH = 4
 
 
 def by_request(asked: MethodContext, mass: float | None = None) -> list[RoutingPlan]:
-    """Plan each input by the experts it is a mixture of.
-
-    Args:
-        asked: The inputs.
-        mass: Total weight; without it, found for each input.
+    """Plan each input by the experts it is a mixture of, at a total weight (mass) that is given, or found for each.
 
     Raises:
         Refused: `STATISTICS_MISSING`.
@@ -74,17 +70,14 @@ def read_mass(argument: str) -> float:
     Raises:
         Refused: `METHOD_UNKNOWN`.
     """
-    try:
-        mass = float(argument)
-    except ValueError:
-        mass = math.nan
-    if not 0 < mass <= _MOST:
-        raise Refused(
-            Code.METHOD_UNKNOWN,
-            f"nnls-fixed:{argument:.20} names no total weight; expected a number above 0, up to {_MOST:g}.",
-            "Ask for nnls-fixed:1.5, or for nnls-request, which finds it.",
-        )
-    return mass
+    with suppress(ValueError):
+        if 0 < (mass := float(argument)) <= _MOST:
+            return mass
+    raise Refused(
+        Code.METHOD_UNKNOWN,
+        f"nnls-fixed:{argument:.20} names no total weight; expected a number above 0, up to {_MOST:g}.",
+        "Ask for nnls-fixed:1.5, or for nnls-request, which finds it.",
+    )
 
 
 def familiar(c: Floats, alike: NDArray[np.int64]) -> bool:
@@ -160,7 +153,7 @@ class ByRequest:
     def _table(self, module: ModuleExperts, device: torch.device) -> Choice | CommonChoice | None:
         found = []
         for kept in self._kept:
-            rows = [(module.row(digest), weight) for digest, weight in kept.items()]
+            rows = [(module.by_digest.get(digest), weight) for digest, weight in kept.items()]
             found.append([(row, weight) for row, weight in rows if row is not None])
         k = max(map(len, found))
         if not k:

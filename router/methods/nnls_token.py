@@ -30,8 +30,7 @@ from router.methods.features.mixture import Shares
 from router.methods.nnls_request import familiar, found_mass, wider
 from router.methods.shared_decision import SharedDecision
 from router.pool.expert import Expert
-from router.pool.group_view import RouteGroup
-from router.pool.module_view import ModuleExperts
+from router.pool.group_view import ModuleExperts, RouteGroup
 
 RIDGE = 0.1
 """Of the tokens' covariance, relative to its mean variance."""
@@ -58,7 +57,7 @@ class Discriminant:
             return None
         spread = self.public.spread(path, "token")
         apart = mean.cpu() - spread.mean
-        w = spread.whitened(apart.unsqueeze(0), RIDGE)[0]
+        w = spread.raised(apart.unsqueeze(0), RIDGE, -1)[0]
         length = float(apart.double() @ w.double())
         return (w / length).to(mean.device) if length > 0 else None
 
@@ -77,11 +76,7 @@ class ScaledGate:
 
 
 def by_token(asked: MethodContext, kind: type[Discriminant | ScaledGate]) -> list[RoutingPlan]:
-    """Plan each input by its mixture and its tokens; inputs that are equally familiar share a plan.
-
-    Args:
-        asked: The inputs.
-        kind: What a token is compared with.
+    """Plan each input by its mixture and by what its tokens are compared with; equally familiar ones share a plan.
 
     Raises:
         Refused: `STATISTICS_MISSING`.
@@ -116,13 +111,7 @@ class _Seen:
 
 
 class ByToken(SharedDecision):
-    """The k experts whom request and token together want most.
-
-    Args:
-        asked: What was asked for.
-        shares: What each row of the batch is a mixture of.
-        prototype: What a token is compared with.
-    """
+    """The k experts whom request and token, compared with a prototype, together want most; shares are by row."""
 
     def __init__(self, asked: MethodContext, shares: Shares, prototype: Discriminant | ScaledGate) -> None:
         super().__init__()
@@ -135,9 +124,9 @@ class ByToken(SharedDecision):
 
     def decide(self, group: RouteGroup, u: Tensor) -> Decision:
         """Score every expert for every token of u, shaped as `BatchRows.entries` takes it, [..., d]; keep the best."""
-        seen = self._seen.get(group)
-        if seen is None:
-            seen = self._seen[group] = self._look(group, u.device)
+        if group not in self._seen:
+            self._seen[group] = self._look(group, u.device)
+        seen = self._seen[group]
         rows, slots = len(seen.shares), len(group.counts)
         if rows > 1:
             self._rows.entries(group.store.paths[0], u)
@@ -151,14 +140,11 @@ class ByToken(SharedDecision):
             table = products(seen.group, chunk - seen.centre)[:, slots:].view(len(chunk), -1, slots)
             scores = table.mul_(_TOKEN).add_(seen.shares[mine].unsqueeze(2))
             modules = [ModuleExperts(group, slot) for slot in range(slots)]
-            return [
-                self._capped(
-                    choose_by_scores(module, scores[:, :, module.slot], self._k, self._temperature), mine, seen
-                )
-                if len(module)
-                else None
+            found = [
+                choose_by_scores(module, scores[:, :, module.slot], self._k, self._temperature) if len(module) else None
                 for module in modules
             ]
+            return [choice and self._capped(choice, mine, seen) for choice in found]
 
         return in_pieces(u, group.length * slots, decide)
 
@@ -188,13 +174,7 @@ class ByToken(SharedDecision):
         return [choice and _capped_one(choice, mass, alike[choice.experts].tolist()) for choice in found]
 
     def _capped(self, choice: Choice, of: Tensor, seen: _Seen) -> Choice:
-        """Multiply weights [t, k] by the mass of each token's request, where nobody, alike or alone, gets more than 1.
-
-        Args:
-            choice: Weights that sum to 1.
-            of: [t], each token's row of the batch.
-            seen: What the request knows.
-        """
+        """Multiply weights [t, k] by the mass of each token's row, [t]; alike or alone, nobody gets above 1."""
         weights = choice.weights * self._masses[of].unsqueeze(1).to(choice.weights.dtype)
         labels = seen.alike[choice.experts]
         together = ((labels.unsqueeze(2) == labels.unsqueeze(1)) * weights.unsqueeze(1)).sum(2)

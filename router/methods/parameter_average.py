@@ -13,26 +13,25 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from router.layer.routed_linear import RoutingPlan
+from router.methods.single_expert import SingleExpert
 from router.pool.expert import Expert
 from router.pool.expert_module import ExpertModule
 from router.pool.pool import ExpertPool
 
 
-def averaged(pool: ExpertPool) -> ExpertPool:
-    """Average a pool's experts into one, a pool of its own; work grows with the pool, once a generation."""
+def averaged(pool: ExpertPool) -> RoutingPlan:
+    """Route by the average of a pool's experts, in a pool of its own; work grows with the pool, once a generation."""
     known = _averages.get(pool)
     if known is None:
-        known = _averages[pool] = ExpertPool().add(_expert(pool))
-    return known
+        modules = {path: _average([module.part(row) for row in module.rows]) for path, module in pool.modules.items()}
+        digest = hashlib.sha256(",".join(expert.digest for expert in pool.experts).encode()).hexdigest()
+        expert = Expert(digest, f"average of {len(pool.experts)}", "", MappingProxyType(modules))
+        known = _averages[pool] = ExpertPool().add(expert)
+    return RoutingPlan(known, SingleExpert(known.experts[0]))
 
 
 _averages: WeakKeyDictionary[ExpertPool, ExpertPool] = WeakKeyDictionary()
-
-
-def _expert(pool: ExpertPool) -> Expert:
-    modules = {path: _average([module.part(row) for row in module.rows]) for path, module in pool.modules.items()}
-    digest = hashlib.sha256(",".join(expert.digest for expert in pool.experts).encode()).hexdigest()
-    return Expert(digest, f"average of {len(pool.experts)}", "", MappingProxyType(modules))
 
 
 def _average(parts: list[ExpertModule]) -> ExpertModule:

@@ -1,6 +1,7 @@
 """From a method's name to the plan of a request."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from protocol.errors import Code, Refused
 from router.layer.routed_linear import RoutingPlan
@@ -12,20 +13,13 @@ from router.methods.context import MethodContext
 from router.methods.genknowsub import GenKnowSub
 from router.methods.lag import Lag
 from router.methods.merged import Merged
-from router.methods.nnls_request import by_request, read_mass
+from router.methods.nnls_request import ByRequest, by_request, read_mass
 from router.methods.nnls_token import Discriminant, ScaledGate, by_token
 from router.methods.parameter_average import averaged
 from router.methods.phatgoose import Phatgoose
 from router.methods.retrieval import nearest
 from router.methods.single_expert import SingleExpert
-from router.methods.spectr import Spectr
-
-Maker = Callable[[MethodContext], RoutingPlan | Sequence[RoutingPlan]]
-
-
-def _average(asked: MethodContext) -> RoutingPlan:
-    pool = averaged(asked.only_factors().pool)
-    return RoutingPlan(pool, SingleExpert(pool.experts[0]) if asked.pool.experts else BaseOnly())
+from router.methods.spectr import Spectr, triangle
 
 
 def _by_means(asked: MethodContext) -> RoutingPlan:
@@ -33,47 +27,58 @@ def _by_means(asked: MethodContext) -> RoutingPlan:
     return RoutingPlan(asked.pool, AverageActivation(asked.k, asked.temperature))
 
 
+def _filtered(asked: MethodContext) -> RoutingPlan:
+    pool = asked.only_factors()
+    # Of everybody, since nobody knows beforehand who passes the filter.
+    for expert in pool.experts:
+        for part in expert.modules.values():
+            triangle(part)
+    return RoutingPlan(pool, Lag())
+
+
+def _uniform(asked: MethodContext) -> RoutingPlan:
+    """Give each its share of the whole pool everywhere; what an absent one would have had goes to nobody."""
+    experts = asked.pool.experts
+    return RoutingPlan(asked.pool, ByRequest([{expert.digest: 1 / len(experts) for expert in experts}]))
+
+
 def _subtracted(asked: MethodContext) -> RoutingPlan:
-    generals = {asked.only_factors().pool.find(name.strip()) for name in asked.argument.split(",")}
-    if len(generals) == len(asked.pool.experts):
+    pool = asked.only_factors()
+    named = {pool.find(name.strip()) for name in asked.argument.split(",")}
+    if len(named) == len(pool.experts):
         raise Refused(Code.EXPERTS_EXHAUSTED, "Beside the general experts there is no other.", "Name fewer of them.")
-    ordered = tuple(expert for expert in asked.pool.experts if expert in generals)
-    return RoutingPlan(asked.pool, GenKnowSub(ordered, asked.k, asked.temperature))
+    generals = tuple(expert for expert in pool.experts if expert in named)
+    return RoutingPlan(pool, GenKnowSub(generals, asked.k, asked.temperature))
 
 
 # A maker gives one plan for all inputs alike, or one for each of them.
-_MAKERS: dict[str, Maker] = {
-    "arrow": lambda asked: RoutingPlan(asked.only_factors().pool, Arrow(asked.k, asked.temperature)),
+_MAKERS: dict[str, Callable[[MethodContext], RoutingPlan | Sequence[RoutingPlan]]] = {
+    "arrow": lambda asked: RoutingPlan(asked.only_factors(), Arrow(asked.k, asked.temperature)),
     "average-activation": _by_means,
     "base": lambda asked: RoutingPlan(asked.pool, BaseOnly()),
     "expert:NAME": lambda asked: RoutingPlan(asked.pool, SingleExpert(asked.pool.find(asked.argument))),
     "genknowsub:NAME,...": _subtracted,
-    "lag": lambda asked: RoutingPlan(asked.only_factors().pool, Lag()),
+    "lag": _filtered,
     "merged": lambda asked: RoutingPlan(asked.pool, Merged()),
     "nnls-fixed:MASS": lambda asked: by_request(asked, read_mass(asked.argument)),
     "nnls-gates": lambda asked: by_token(asked, ScaledGate),
     "nnls-request": by_request,
     "nnls-token": lambda asked: by_token(asked, Discriminant),
-    "parameter-average": _average,
+    "parameter-average": lambda asked: averaged(asked.only_factors()),
     "phatgoose": lambda asked: RoutingPlan(asked.pool, Phatgoose(asked.k, asked.temperature)),
     "retrieval": nearest,
-    "spectr": lambda asked: RoutingPlan(asked.only_factors().pool, Spectr(asked.k, asked.temperature)),
-    "uniform": lambda asked: RoutingPlan(asked.pool, Merged(len(asked.pool.experts))),
+    "spectr": lambda asked: RoutingPlan(asked.only_factors(), Spectr(asked.k, asked.temperature)),
+    "uniform": _uniform,
 }
 
 
 def resolve(method: str, asked: MethodContext) -> list[RoutingPlan]:
-    """Turn a method's name into plans.
+    """Turn a method's name, an argument put in where it takes one, into a plan for each input.
 
-    Args:
-        method: As `METHODS` lists them, with what stands for an argument put in.
-        asked: What the method may look at.
-
-    Returns:
-        One plan for each input; inputs that are routed alike share one.
+    Inputs that are routed alike share one.
 
     Raises:
         Refused: `METHOD_UNKNOWN`, or what the method refuses.
     """
-    made = _MAKERS[find_method(method)](asked.with_argument(method.partition(":")[2]))
+    made = _MAKERS[find_method(method)](replace(asked, argument=method.partition(":")[2]))
     return [made] * len(asked.inputs) if isinstance(made, RoutingPlan) else list(made)

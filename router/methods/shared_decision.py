@@ -6,8 +6,7 @@ from torch import Tensor
 
 from router.layer.choice import Choice, CommonChoice
 from router.layer.topk import Decision
-from router.pool.group_view import RouteGroup
-from router.pool.module_view import ModuleExperts
+from router.pool.group_view import ModuleExperts, RouteGroup
 
 
 class SharedDecision(ABC):

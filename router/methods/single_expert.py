@@ -4,20 +4,16 @@ from torch import Tensor
 
 from router.layer.choice import CommonChoice
 from router.pool.expert import Expert
-from router.pool.module_view import ModuleExperts
+from router.pool.group_view import ModuleExperts
 
 
 class SingleExpert:
-    """One expert, as its contributor trained it.
-
-    Args:
-        expert: The expert.
-    """
+    """One expert, as its contributor trained it."""
 
     def __init__(self, expert: Expert) -> None:
         self._expert = expert
 
     def choose(self, module: ModuleExperts, u: Tensor) -> CommonChoice | None:  # noqa: ARG002 - a Method's signature
         """Choose that expert for all of u [..., d] wherever it touches the module."""
-        row = module.row(self._expert.digest)
+        row = module.by_digest.get(self._expert.digest)
         return None if row is None else CommonChoice([row], [1.0])

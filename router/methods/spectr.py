@@ -16,16 +16,11 @@ from torch import Tensor
 from router.layer.choice import Choice, CommonChoice
 from router.layer.topk import Decision, choose_by_scores, in_pieces
 from router.pool.expert_module import ExpertModule
-from router.pool.module_view import ModuleExperts
+from router.pool.group_view import ModuleExperts
 
 
 class Spectr:
-    """The k experts that answer a token loudest.
-
-    Args:
-        k: Experts a token.
-        temperature: T.
-    """
+    """The k experts that answer a token loudest."""
 
     def __init__(self, k: int, temperature: float) -> None:
         self._k, self._temperature = k, temperature
@@ -46,13 +41,13 @@ class Spectr:
 def update_norms(part: ExpertModule, u: Tensor) -> Tensor:
     """Compute ||s B A u|| for u [t, d] float32; returns [t] float32."""
     hidden = u @ part.a.float().T
-    return torch.linalg.vector_norm(hidden @ _triangle(part).T, dim=1)
+    return torch.linalg.vector_norm(hidden @ triangle(part).T, dim=1)
 
 
 _triangles: WeakKeyDictionary[ExpertModule, Tensor] = WeakKeyDictionary()
 
 
-def _triangle(part: ExpertModule) -> Tensor:
+def triangle(part: ExpertModule) -> Tensor:
     """Return R [r, r] of s B = Q R, worked out once an expert."""
     found = _triangles.get(part)
     if found is None:

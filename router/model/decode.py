@@ -18,15 +18,7 @@ from router.query.answer import Answer, Answered
 def write(
     base: Base, planned: Planned, inputs: Sequence[Prompt], max_new_tokens: int, stop: Sequence[str] = ()
 ) -> Answered:
-    """Answer a batch of inputs.
-
-    Args:
-        base: The base model.
-        planned: How the inputs are routed.
-        inputs: What is asked.
-        max_new_tokens: Longest answer, in tokens; shorter where the model's positions end.
-        stop: Texts before the first of which an answer ends.
-    """
+    """Answer a batch of inputs; answers end before the first text of `stop`, and where the model's positions end."""
     batch = prompt_batch(base, [inputs[at] for at in planned.order])
     read = batch["input_ids"].shape[1] if base.architecture == "decoder-only" else 1
     if base.positions is not None:
@@ -57,15 +49,9 @@ def _ended(base: Base, read: int, stop: Sequence[str]) -> Callable[..., Tensor]:
 def _answer(
     base: Base, part: Part, row: int, read: tuple[list[int], list[int]], written: list[int], stop: Sequence[str]
 ) -> Answer:
-    """Turn what the model wrote for one input into an answer, with its routes where they were recorded.
+    """Turn what the model wrote to one row of a part into an answer, with its routes where they were recorded.
 
-    Args:
-        base: The base model.
-        part: The inputs that were routed like this one.
-        row: Position among them.
-        read: The input's row of input_ids and attention_mask.
-        written: Tokens that the model wrote, padding included.
-        stop: Texts before the first of which the answer ends.
+    What it read is the row's input_ids and attention_mask; what it has written includes padding.
     """
     tokenizer = base.tokenizer
     ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}

@@ -1,18 +1,24 @@
 """A base model with experts that come and go while it is used."""
 
 import threading
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from protocol.bundle import Bundle
+from protocol.documents import read_timestamp
 from router.base.linear import device_of, find_linear, linear_modules
 from router.base.loading import Base
 from router.base.memory import memory_watched
+from router.base.progress import bar
 from router.follow.workspace import Mirror
-from router.layer.routed_linear import RoutedLinear, routed_linears
-from router.methods.context import MethodContext
-from router.methods.features.extractor import Features
+from router.layer.routed_linear import RoutedLinear
+from router.methods.context import Features, MethodContext
+from router.methods.features.activations import Reader
+from router.methods.features.background import PublicText, read_public
+from router.methods.features.embedder import Embedder
+from router.methods.features.mixture import Mixtures
 from router.methods.registry import resolve
 from router.model.releases import Generation, Held, listing
 from router.pool.capacity import check_room
@@ -38,13 +44,16 @@ class ExpertSet:
     ) -> None:
         self.base = base
         self.held = Held()
-        self._prepared: WeakKeyDictionary[Generation, set[str]] = WeakKeyDictionary()
+        self._prepared: WeakKeyDictionary[ExpertPool, deque[str]] = WeakKeyDictionary()
         self._changing = threading.Lock()
-        linears = {path: find_linear(base.model, path) for path in linear_modules(base.model)}
-        self.places = {path: device_of(linear) for path, linear in linears.items()}
-        for path, linear in linears.items():
+        self._linears = {path: find_linear(base.model, path) for path in linear_modules(base.model)}
+        self.places = {path: device_of(linear) for path, linear in self._linears.items()}
+        for path, linear in self._linears.items():
             base.model.set_submodule(path, RoutedLinear(path, linear))
-        self.features = Features.of_base(base, tuple(linears), embedding=embedding, public=public, cache=cache)
+        reader = Reader(base, tuple(self._linears))
+        embedder = Embedder.load(embedding, device=base.model.device) if embedding else Embedder.of_base(base)
+        text = PublicText(reader, read_public(public) if public else (), cache)
+        self.features = Features(embedder, Mixtures(reader, text))
 
     @property
     def generation(self) -> Generation:
@@ -54,7 +63,7 @@ class ExpertSet:
     @generation.setter
     def generation(self, generation: Generation) -> None:
         """Exchange it, from the next request on."""
-        self.held = self.held.changed_to(generation)
+        self.held = replace(self.held, generations=(*self.held.generations[:-1], generation))
 
     @property
     def digests(self) -> tuple[str, ...]:
@@ -65,10 +74,9 @@ class ExpertSet:
         """Read a bundle onto the model's device without using it yet.
 
         Raises:
-            Refused: `MODULE_UNKNOWN`, or `TENSOR_SHAPE` if the bundle was made for a model of other widths.
+            Refused: As `router.pool.expert.load_expert`.
         """
-        linears = routed_linears(self.base.model, bundle.spec.modules)
-        return load_expert(bundle, linears, dtype=self.base.model.dtype, name=name, contributor=contributor)
+        return load_expert(bundle, self._linears, dtype=self.base.model.dtype, name=name, contributor=contributor)
 
     def append(self, bundle: Bundle, *, name: str | None = None, contributor: str = "") -> None:
         """Add one expert from the next request on; the others are not touched.
@@ -111,9 +119,10 @@ class ExpertSet:
             for digest, _, _ in held.difference(wanted):
                 pool = pool.remove(digest)
             check_room([bundle for _, bundle in new], pool, self.places, self.base.model.dtype)
-            for (_, name, contributor), bundle in new:
+            for (_, name, contributor), bundle in bar(new, "Loading experts"):
                 pool = pool.add(self.load(bundle, name=name, contributor=contributor))
             pool = pool.reordered([digest for digest, _, _ in wanted]).calibrated(mirror.calibration)
             self.features.mixtures.public.follow(mirror.statistics)
             resolve(release.routing.method, MethodContext(pool, k=release.routing.k, features=self.features))
-            self.held = self.held.followed_by(Generation.of(release, pool))
+            expires = read_timestamp(release.expires)
+            self.held = self.held.followed_by(Generation(pool, release.routing, release.number, expires))

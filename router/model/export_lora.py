@@ -21,8 +21,9 @@ from protocol.adapter_config import TASKS
 from protocol.bundle import ADAPTER_WEIGHTS
 from protocol.errors import Code, Refused
 from protocol.files.atomic import new_folder
-from protocol.spec import Architecture
 from protocol.tensors import ADAPTER_PREFIX
+from router.base.fingerprint import display_name
+from router.base.loading import Base
 from router.pool.expert import Expert
 from router.pool.expert_module import ExpertModule
 from router.query.answer import ModuleRoute
@@ -56,55 +57,36 @@ class Exported:
 
 
 def export_lora(
-    folder: Path,
-    routes: Sequence[ModuleRoute],
-    experts: Sequence[Expert],
-    *,
-    rank: int,
-    base: str,
-    architecture: Architecture,
+    folder: Path, routes: Sequence[ModuleRoute], experts: Sequence[Expert], *, rank: int, base: Base
 ) -> Exported:
     """Write a request's mean mixture as PEFT writes a LoRA; the folder appears whole or not at all.
 
-    Args:
-        folder: A new folder.
-        routes: What the request's modules chose.
-        experts: The experts that the routes count into.
-        rank: Of every module of the export, where the module is wide enough for it.
-        base: Name of the base model, for the adapter's configuration.
-        architecture: Of the base model.
+    Routes count into the experts. The rank is that of every module of the export that is wide enough for it.
 
     Raises:
         Refused: `WORKSPACE_EXISTS` if there is something in the folder, `KIND_UNSUPPORTED` if an expert that was
             chosen is no sum of B A, `REQUEST_INVALID` if no expert was chosen at all.
     """
-    names = [expert.full_name for expert in experts]
     merged = {
         path: merge(_chosen(path, weights.tolist(), experts), rank)
         for path, weights in mean_weights(routes, len(experts)).items()
     }
     if not merged:
-        raise Refused(
-            Code.REQUEST_INVALID, "No expert was chosen for this request.", "Choose another method than base."
-        )
+        hint = "Choose another method than base."
+        raise Refused(Code.REQUEST_INVALID, "No expert was chosen for this request.", hint)
     rank = max(len(module.a) for module in merged.values())
     with new_folder(folder) as partial:
-        _write(partial, merged, rank, base, architecture)
+        _write(partial, merged, rank, base)
     whole = sum(module.norm for module in merged.values())
     left = sum(module.kept * module.norm for module in merged.values())
-    shares = expert_shares(routes, names)
+    shares = expert_shares(routes, [expert.full_name for expert in experts])
     return Exported(len(merged), rank, left / whole if whole else 1.0, shares)
 
 
 def merge(parts: Sequence[tuple[float, ExpertModule]], rank: int) -> MergedModule:
-    """Add up weighted LoRA modules and keep the best approximation of a rank.
+    """Add up weighted modules, A [r, d] and B [o, r] of any ranks, and keep the best approximation of a rank.
 
-    Args:
-        parts: Weights and modules; A [r, d] and B [o, r] of any ranks.
-        rank: Largest rank of the result.
-
-    Returns:
-        Factors of rank `rank`, or less where the sum has no more.
+    Its rank is less where the sum has no more.
     """
     a = torch.cat([part.a.double() for _, part in parts])
     b = torch.cat([part.b.double() * (weight * part.scaling) for weight, part in parts], dim=1)
@@ -138,12 +120,12 @@ def _chosen(path: str, weights: Sequence[float], experts: Sequence[Expert]) -> l
     return chosen
 
 
-def _write(folder: Path, merged: Mapping[str, MergedModule], rank: int, base: str, architecture: Architecture) -> None:
+def _write(folder: Path, merged: Mapping[str, MergedModule], rank: int, base: Base) -> None:
     from peft import LoraConfig  # noqa: PLC0415 - ten seconds of import that only this needs
 
     config = LoraConfig(
         r=rank, lora_alpha=rank, target_modules=list(merged), lora_dropout=0.0, bias="none",
-        task_type=TASKS[architecture], base_model_name_or_path=base, inference_mode=True,
+        task_type=TASKS[base.architecture], base_model_name_or_path=display_name(base.source), inference_mode=True,
     )  # fmt: skip
     config.save_pretrained(str(folder))
     tensors = {}

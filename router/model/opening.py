@@ -49,15 +49,9 @@ def load_model(
         say(f"Release {spec.number} expired at {spec.expires}; fetch the newest with: greylag-router pull")
     numbers = {number for number in releases if number is not None} - {spec.number}
     earlier = [open_mirror(workspace, number) for number in sorted(numbers)]
-    from router.model.routed_model import RoutedModel  # noqa: PLC0415 - what is wrong with the workspace is said at once
+    # What is wrong with the workspace is said at once.
+    from router.model.routed_model import Options, RoutedModel  # noqa: PLC0415
 
     cache = workspace / FINGERPRINT
-    return RoutedModel.from_mirror(
-        chosen.base,
-        mirror,
-        earlier=earlier,
-        embedding=chosen.embedding,
-        public=chosen.public_text,
-        cache=cache,
-        **chosen.loading,
-    )
+    options: Options = {**chosen.loading, "embedding": chosen.embedding, "public": chosen.public_text, "cache": cache}
+    return RoutedModel.from_mirror(chosen.base, mirror, earlier=earlier, **options)

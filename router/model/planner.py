@@ -3,17 +3,18 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 from router.base.batching import PromptLike
-from router.layer.routed_linear import Method, MixedPlan, RoutingPlan
-from router.methods.context import MethodContext
-from router.methods.features.extractor import Features
+from router.layer.routed_linear import MixedPlan, RoutingPlan
+from router.methods.context import Features, MethodContext
 from router.methods.registry import resolve
 from router.model.recorder import RouteRecorder
 from router.model.releases import Generation, Held
 from router.pool.expert import Expert
 from router.query.request import RoutingChoice
+
+_Settled = tuple[Generation, str, int, float, tuple[str, ...] | None, tuple[str, ...]]
+"""A choice that leaves nothing open: generation, method, k, temperature, allow, deny."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,11 +28,6 @@ class Part:
     plan: RoutingPlan
     asked: MethodContext
     """What the method was resolved for."""
-
-    def unbounded(self) -> Method:
-        """Return the same method, choosing all experts."""
-        everybody = replace(self.asked, k=max(len(self.plan.pool.experts), 1))
-        return resolve(self.method, everybody)[0].method
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,24 +73,17 @@ class Planned:
             full: Whether with the weights of all experts, not of the chosen ones alone.
         """
         positions = {expert.digest: at for at, expert in enumerate(self.experts)}
-
-        def watched(part: Part) -> Part:
-            unbounded = part.unbounded() if full else None
-            return replace(
-                part, plan=replace(part.plan, recorder=RouteRecorder(positions, len(part.inputs), unbounded))
-            )
-
-        return Planned(tuple(watched(part) for part in self.parts))
+        parts = []
+        for part in self.parts:
+            everybody = replace(part.asked, k=max(len(part.plan.pool.experts), 1))
+            unbounded = resolve(part.method, everybody)[0].method if full else None
+            recorder = RouteRecorder(positions, len(part.inputs), unbounded)
+            parts.append(replace(part, plan=replace(part.plan, recorder=recorder)))
+        return Planned(tuple(parts))
 
 
 def plan(features: Features, held: Held, inputs: Sequence[PromptLike], choices: Sequence[RoutingChoice]) -> Planned:
-    """Decide how each input is routed.
-
-    Args:
-        features: For methods that read the inputs first.
-        held: The releases that may be asked for.
-        inputs: What is asked.
-        choices: One for each input.
+    """Decide how each input is routed by its own choice, among the releases that are held.
 
     Raises:
         Refused: `METHOD_UNKNOWN`, `EXPERT_UNKNOWN`, `EXPERTS_EXHAUSTED`, `RELEASE_UNKNOWN`, `RELEASE_EXPIRED`, or
@@ -102,41 +91,19 @@ def plan(features: Features, held: Held, inputs: Sequence[PromptLike], choices: 
     """
     alike: dict[_Settled, list[int]] = {}
     for at, choice in enumerate(choices):
-        alike.setdefault(_settled(choice, held), []).append(at)
+        generation = held.find(choice.release)
+        method, k = choice.method or generation.settings.method, choice.k or generation.settings.k
+        settled = (generation, method, k, choice.temperature or 1.0, choice.allow, choice.deny)
+        alike.setdefault(settled, []).append(at)
     parts = []
-    for settled, positions in alike.items():
-        generation, method, k, temperature, allow, deny = settled
-        pool = generation.pool.allowing(allow, deny)
-        asked = MethodContext(pool, [inputs[at] for at in positions], k, temperature, features=features)
+    for (generation, method, k, temperature, allow, deny), positions in alike.items():
+        mine = [inputs[at] for at in positions]
+        asked = MethodContext(generation.allowing(allow, deny), mine, k, temperature, features=features)
         by_plan: dict[RoutingPlan, list[int]] = {}
         for at, each in zip(positions, resolve(method, asked), strict=True):
             by_plan.setdefault(each, []).append(at)
         parts += [
-            Part(tuple(mine), method, generation, each, replace(asked, inputs=[inputs[at] for at in mine]))
-            for each, mine in by_plan.items()
+            Part(tuple(rows), method, generation, each, replace(asked, inputs=[inputs[at] for at in rows]))
+            for each, rows in by_plan.items()
         ]
     return Planned(tuple(parts))
-
-
-class _Settled(NamedTuple):
-    """A choice that leaves nothing open; inputs of equal ones are planned together."""
-
-    generation: Generation
-    method: str
-    k: int
-    temperature: float
-    allow: tuple[str, ...] | None
-    deny: tuple[str, ...]
-
-
-def _settled(choice: RoutingChoice, held: Held) -> _Settled:
-    generation = held.find(choice.release)
-    settings = generation.settings
-    return _Settled(
-        generation,
-        choice.method or settings.method,
-        choice.k or settings.k,
-        choice.temperature or 1.0,
-        choice.allow,
-        choice.deny,
-    )

@@ -12,7 +12,7 @@ from router.base.module_paths import reads_input
 from router.layer.batch_rows import inseparable
 from router.layer.choice import Choice, CommonChoice
 from router.layer.routed_linear import Method
-from router.pool.module_view import ModuleExperts
+from router.pool.group_view import ModuleExperts
 from router.query.answer import ModuleRoute
 
 
@@ -78,7 +78,7 @@ class RouteRecorder:
         """Put together what one row of the batch was given.
 
         Args:
-            row: Position in the batch.
+            row: Its position.
             input_mask: For each input position whether it holds a token (else padding).
             output_length: Tokens that the model wrote for this row.
             causal: Whether the model is decoder-only; every module then sees input and output alike.

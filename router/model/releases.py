@@ -4,9 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from protocol.documents import read_timestamp
 from protocol.errors import Code, Refused
-from protocol.release import ReleaseSpec
 from protocol.spec import Routing
 from router.pool.expert import Expert
 from router.pool.pool import ExpertPool
@@ -17,6 +15,8 @@ KEPT = 4
 As a rule they share pages, and an earlier one costs the experts that the newest lacks. Where a release comes in
 an order that none of them has, or finds most experts gone, it stands in pages of its own and counts whole.
 """
+_SUBSETS = 8
+"""Subsets of a generation's experts that are kept: requests name any."""
 Listed = tuple[str, str, str]
 """An expert as a release lists it: digest, name, contributor."""
 
@@ -37,16 +37,24 @@ class Generation:
     """Number of the release; 0 for a pool that was put together by hand."""
     expires: datetime | None = None
     """When the release is no longer to be taken for the newest, or asked for by its number."""
+    _subsets: dict[object, ExpertPool] = field(init=False, repr=False, default_factory=dict)
+
+    def allowing(self, allow: tuple[str, ...] | None, deny: tuple[str, ...]) -> ExpertPool:
+        """See some of the experts, as `ExpertPool.allowing`; with the last few subsets what methods know of them stays.
+
+        Raises:
+            Refused: `EXPERT_UNKNOWN`, or `EXPERTS_EXHAUSTED`.
+        """
+        pool = self._subsets.pop((allow, deny), None) or self.pool.allowing(allow, deny)
+        self._subsets[allow, deny] = pool
+        for former in list(self._subsets)[:-_SUBSETS]:
+            self._subsets.pop(former, None)
+        return pool
 
     @property
     def expired(self) -> bool:
         """Whether its time is over, by this machine's clock."""
         return self.expires is not None and self.expires < datetime.now(UTC)
-
-    @classmethod
-    def of(cls, release: ReleaseSpec, pool: ExpertPool) -> "Generation":
-        """Answer with a release, whose experts a pool holds in its order."""
-        return cls(pool, release.routing, release.number, read_timestamp(release.expires))
 
 
 @dataclass(frozen=True)
@@ -82,10 +90,6 @@ class Held:
         earlier = [each for each in self.generations if each.release not in (0, generation.release)]
         return replace(self, generations=(*earlier, generation)[-self.kept :])
 
-    def changed_to(self, generation: Generation) -> "Held":
-        """Put another generation in the newest one's place."""
-        return replace(self, generations=(*self.generations[:-1], generation))
-
     def nearest(self, wanted: Sequence[Listed]) -> ExpertPool:
         """Find the pool that is the shortest way to a release's experts.
 
@@ -112,7 +116,7 @@ class Held:
         newest = self.newest
         found = newest if release is None else next((e for e in self.generations if e.release == release), None)
         if found is None:
-            held = ", ".join(str(number) for number in self.releases) or "none"
+            held = ", ".join(map(str, self.releases)) or "none"
             raise Refused(
                 Code.RELEASE_UNKNOWN,
                 f"Release {release} is not held here; these are: {held}.",

@@ -1,6 +1,7 @@
 """The routed model: a base, every expert of a release, and a router at every module."""
 
 import math
+from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Unpack, cast
@@ -12,10 +13,11 @@ from protocol.bundle import Bundle
 from protocol.errors import Code, Refused
 from protocol.signing import PublicKey
 from router.base.batching import Prompt, PromptLike, TokenPair, check_lengths, encode_pairs, read_prompts
-from router.base.fingerprint import check_base, display_name, first_line
+from router.base.fingerprint import check_base, first_line
 from router.base.likelihood import Likelihood, likelihoods
 from router.base.loading import Loading, load_base
 from router.base.memory import memory_watched
+from router.base.progress import bar
 from router.follow.pull import pull
 from router.follow.workspace import FINGERPRINT, Mirror
 from router.layer.routed_linear import routing
@@ -27,6 +29,7 @@ from router.model.planner import Planned, plan
 from router.model.releases import KEPT, Generation, Held
 from router.model.saved_model import open_saved, save
 from router.pool.capacity import check_room
+from router.pool.group_store import KEPT_PROTOTYPES
 from router.query.answer import Answered
 from router.query.limits import DEFAULT_NEW_TOKENS
 from router.query.request import DEFAULT, Choices, Input, Inputs, RoutingChoice, check_inputs, one_by_one, one_each
@@ -44,24 +47,21 @@ class Options(Loading, total=False):
 
 
 class RoutedModel(ExpertSet):
-    """Answers with whatever experts it holds, scores, and is loaded and saved; made as `ExpertSet` says."""
+    """Answers with whatever experts it holds, scores, and is loaded and saved; made as `ExpertSet` says.
+
+    Inputs are a text or a chat, or several. Each is routed as its choice says, or all alike by one; what a choice
+    leaves open, the release says. Answers end after so many new tokens at the latest.
+    """
 
     @classmethod
-    def from_base(
-        cls,
-        name_or_path: str,
-        *,
-        embedding: str | None = None,
-        public: Path | None = None,
-        cache: Path | None = None,
-        **loading: Unpack[Loading],
-    ) -> "RoutedModel":
-        """Load a base model that holds no experts yet, as `load_base` does; the rest as in the class.
+    def from_base(cls, name_or_path: str, **options: Unpack[Options]) -> "RoutedModel":
+        """Load a base model that holds no experts yet, as `load_base` does; inputs are read as `ExpertSet` says.
 
         Raises:
             Refused: `BASE_UNREADABLE`.
         """
-        return cls(load_base(name_or_path, **loading), embedding, public, cache)
+        reading = options.pop("embedding", None), options.pop("public", None), options.pop("cache", None)
+        return cls(load_base(name_or_path, **cast("Loading", options)), *reading)
 
     @classmethod
     def from_bundles(cls, name_or_path: str, bundles: Iterable[Bundle], **options: Unpack[Options]) -> "RoutedModel":
@@ -71,26 +71,17 @@ class RoutedModel(ExpertSet):
             Refused: `BASE_UNREADABLE`, or as `append`.
         """
         model = cls.from_base(name_or_path, **options)
-        for bundle in bundles:
+        for bundle in bar(bundles, "Loading experts"):
             model.append(bundle)
         return model
 
     @classmethod
     def from_mirror(
-        cls,
-        name_or_path: str,
-        mirror: Mirror,
-        *,
-        earlier: Sequence[Mirror] = (),
-        **options: Unpack[Options],
+        cls, name_or_path: str, mirror: Mirror, *, earlier: Sequence[Mirror] = (), **options: Unpack[Options]
     ) -> "RoutedModel":
-        """Load a base model with a release that was pulled to this machine.
+        """Load a base model, as `from_base` does, with a release that was pulled to this machine.
 
-        Args:
-            name_or_path: Folder or Hub id of the base model.
-            mirror: The release.
-            earlier: Releases of the same pool that a request may ask for, too, oldest first.
-            options: As in `from_base`.
+        Earlier ones of the same pool, oldest first, may be asked for, too.
 
         Raises:
             Refused: `BASE_MISMATCH` if the release was made for another base, `BASE_UNREADABLE`, or as `load`.
@@ -113,15 +104,15 @@ class RoutedModel(ExpertSet):
         pool_key: PublicKey | None = None,
         **options: Unpack[Options],
     ) -> "RoutedModel":
-        """Fetch the newest release of a coordinator and load it.
+        """Fetch the newest release of a coordinator and load it on a base, as `from_base` does.
 
         Args:
             coordinator: `host:port`.
             base: Folder or Hub id of the pool's base model.
-            folder: Where releases are kept; without one, the user's cache.
+            folder: Where releases are kept, and the cache, unless it is named; without one, the user's cache.
             ca: The coordinator's CA certificate, PEM.
             pool_key: The key that must sign the pool; without one, the key seen first, which is logged, is trusted.
-            options: As in `from_base`; the cache is in the folder unless it is named.
+            options: As in `from_base`.
 
         Raises:
             Refused: As `router.follow.pull.pull`, and `BASE_MISMATCH`.
@@ -133,14 +124,9 @@ class RoutedModel(ExpertSet):
 
     @classmethod
     def from_pretrained(
-        cls,
-        folder: Path | str,
-        *,
-        base: str | None = None,
-        expected: str | None = None,
-        **options: Unpack[Options],
+        cls, folder: Path | str, *, base: str | None = None, expected: str | None = None, **options: Unpack[Options]
     ) -> "RoutedModel":
-        """Load what `save_pretrained` wrote.
+        """Load what `save_pretrained` wrote, as `from_base` does.
 
         Args:
             folder: The saved model.
@@ -157,19 +143,16 @@ class RoutedModel(ExpertSet):
         check_base(source, saved.index.base, options.get("cache"))
         model = cls.from_base(source, **options)
         check_room(saved.bundles, model.generation.pool, model.places, model.base.model.dtype)
-        for expert, bundle in zip(saved.index.experts, saved.bundles, strict=True):
+        listed = zip(saved.index.experts, saved.bundles, strict=True)
+        for expert, bundle in bar(listed, "Loading experts", len(saved.bundles)):
             model.append(bundle, name=expert.name, contributor=expert.contributor)
         model.features.mixtures.public.follow(saved.statistics)
-        pool, index = model.generation.pool.calibrated(saved.calibration), saved.index
-        model.generation = Generation(pool, index.routing, index.release)
+        pool = model.generation.pool.calibrated(saved.calibration)
+        model.generation = Generation(pool, saved.index.routing, saved.index.release)
         return model
 
     def save_pretrained(self, folder: Path | str, *, with_base: bool = False) -> str:
-        """Write base, routing and every expert's bundle to a folder, by content and under their names.
-
-        Args:
-            folder: A new folder; appears whole or not at all.
-            with_base: Whether the base model's files are copied, too.
+        """Write routing and every expert's bundle to a new folder, by content and under their names; the base if asked.
 
         Returns:
             The model's identity: a sha256 that stands for every byte of experts, routing and base.
@@ -177,11 +160,8 @@ class RoutedModel(ExpertSet):
         Raises:
             Refused: `WORKSPACE_EXISTS`, `BUNDLE_UNKNOWN` if a bundle is gone from where it was loaded.
         """
-        now = self.generation
-        return save(
-            Path(folder), self.base.source, now.pool, routing=now.settings, release=now.release, with_base=with_base,
-            statistics=self.features.mixtures.public.told,
-        )  # fmt: skip
+        told = self.features.mixtures.public.told
+        return save(Path(folder), self.base.source, self.generation, with_base=with_base, statistics=told)
 
     def export_lora(
         self,
@@ -192,14 +172,9 @@ class RoutedModel(ExpertSet):
         rank: int,
         max_new_tokens: int = DEFAULT_NEW_TOKENS,
     ) -> Exported:
-        """Write what answers a request as one plain LoRA in PEFT's format: `router.model.export_lora` says how.
+        """Write what answers inputs, averaged over them and their answers, as one plain LoRA in PEFT's format.
 
-        Args:
-            folder: A new folder.
-            inputs: Like those that the adapter is to serve.
-            choice: How they are routed.
-            rank: Of the adapter.
-            max_new_tokens: Longest answer over which routing is averaged, in tokens.
+        `router.model.export_lora` says how; the folder must be new.
 
         Raises:
             Refused: As `generate` and `router.model.export_lora.export_lora`.
@@ -208,8 +183,7 @@ class RoutedModel(ExpertSet):
         planned = self._planned(prompts, choice).recorded()
         answered = write(self.base, planned, prompts, max_new_tokens)
         routes = [route for answer in answered.answers for route in answer.routes]
-        name, architecture = display_name(self.base.source), self.base.architecture
-        return export_lora(Path(folder), routes, planned.experts, rank=rank, base=name, architecture=architecture)
+        return export_lora(Path(folder), routes, planned.experts, rank=rank, base=self.base)
 
     def generate(
         self,
@@ -219,20 +193,12 @@ class RoutedModel(ExpertSet):
         max_new_tokens: int = DEFAULT_NEW_TOKENS,
         stop: Sequence[str] = (),
     ) -> list[str]:
-        """Answer a batch of inputs greedily.
-
-        Args:
-            inputs: A text or a chat, or several.
-            choice: How they are routed, or one choice for each; what it leaves open, the release says.
-            max_new_tokens: Longest answer, in tokens.
-            stop: Texts before the first of which an answer ends; empty ones are left out.
+        """Answer a batch of inputs greedily, each up to the first of the texts to stop at; empty ones stop nothing.
 
         Raises:
             Refused: `REQUEST_INVALID`, or as `router.model.planner.plan`.
         """
-        prompts = self.read(inputs)
-        ends = [text for text in stop if text]
-        answered = write(self.base, self._planned(prompts, choice), prompts, max_new_tokens, ends)
+        answered = self.answer(inputs, choice, max_new_tokens=max_new_tokens, stop=stop)
         return [answer.text for answer in answered.answers]
 
     def answer(
@@ -241,15 +207,17 @@ class RoutedModel(ExpertSet):
         choice: Choices = DEFAULT,
         *,
         max_new_tokens: int = DEFAULT_NEW_TOKENS,
+        stop: Sequence[str] = (),
         explain: bool = False,
         full: bool = False,
     ) -> Answered:
         """Answer a batch of inputs as `generate`, on request with the experts that answered.
 
         Args:
-            inputs: As in `generate`.
-            choice: As in `generate`.
-            max_new_tokens: Longest answer, in tokens.
+            inputs: What is asked.
+            choice: How it is routed.
+            max_new_tokens: Longest answer.
+            stop: As in `generate`.
             explain: Whether the answers carry their tokens and routes.
             full: Whether the routes carry the probabilities of all experts, too.
 
@@ -260,13 +228,10 @@ class RoutedModel(ExpertSet):
         planned = self._planned(prompts, choice)
         if explain or full:
             planned = planned.recorded(full=full)
-        return write(self.base, planned, prompts, max_new_tokens)
+        return write(self.base, planned, prompts, max_new_tokens, [text for text in stop if text])
 
     def read(self, inputs: Asking) -> list[Prompt]:
-        """Write chats down and tokenise, once, what is going to be asked.
-
-        Args:
-            inputs: A text or a chat, or several; what was read before stays as it is.
+        """Write chats down and tokenise, once, what is going to be asked; what was read before stays as it is.
 
         Raises:
             Refused: `REQUEST_INVALID`, or `DATA_TOO_LONG`.
@@ -281,34 +246,33 @@ class RoutedModel(ExpertSet):
         return plan(self.features, self.held, prompts, one_each(choice, len(prompts)))
 
     def prepared(self, choice: RoutingChoice) -> bool:
-        """Tell whether a request of this choice finds worked out what its method needs once."""
-        generation = self.held.find(choice.release)
-        return _preparation(choice.method or generation.settings.method) in self._prepared.get(generation, ())
-
-    def prepare(self, choice: RoutingChoice) -> None:
-        """Work out what a method needs once: statistics of public text, vectors that stand for experts.
-
-        Takes up to minutes; other requests may be answered meanwhile.
+        """Tell whether a request of this choice finds worked out what its method needs once.
 
         Raises:
             Refused: As `router.model.planner.plan`.
         """
         generation = self.held.find(choice.release)
-        method = choice.method or generation.settings.method
-        word, whole = read_prompts(self.base, ["a"]), True
-        try:
-            planned = self._planned(word, RoutingChoice(method, choice.k, release=choice.release))
-        except Refused:  # the method takes some experts of the pool only; the request may name these
-            planned, whole = self._planned(word, choice), False
+        pool = generation.allowing(choice.allow, choice.deny)
+        return _preparation(choice.method or generation.settings.method) in self._prepared.get(pool, ())
+
+    def prepare(self, choice: RoutingChoice) -> None:
+        """Work out what a method needs once: statistics of public text, vectors that stand for experts.
+
+        Takes up to minutes; other requests may be answered meanwhile. It holds for the experts that the choice allows.
+
+        Raises:
+            Refused: As `router.model.planner.plan`.
+        """
+        (part,) = self._planned(read_prompts(self.base, ["a"]), choice).parts
         draw = torch.Generator().manual_seed(0)
         with torch.inference_mode():
-            for part in planned.parts:
-                for path, module in part.plan.pool.modules.items():
-                    linear = self.base.model.get_submodule(path)
-                    u = torch.randn(1, linear.in_features, generator=draw)
-                    part.plan.method.choose(module, u.to(self.places[path], self.base.model.dtype))
-        if whole:
-            self._prepared.setdefault(generation, set()).add(_preparation(method))
+            for path, module in part.plan.pool.modules.items():
+                linear = self.base.model.get_submodule(path)
+                u = torch.randn(1, linear.in_features, generator=draw)
+                part.plan.method.choose(module, u.to(self.places[path], self.base.model.dtype))
+        # No more than are kept: each method may have vectors of its own.
+        known = self._prepared.setdefault(part.asked.pool, deque(maxlen=KEPT_PROTOTYPES))
+        known.append(_preparation(part.method))
 
     def losses(self, inputs: Asking, targets: Sequence[str], choice: Choices = DEFAULT) -> list[float]:
         """Mean negative log-likelihood of each input's one target, in nats a token, its end token among them.
@@ -318,11 +282,8 @@ class RoutedModel(ExpertSet):
         """
         found = one_by_one(cast("Inputs", inputs))
         if not found or len(found) != len(targets):
-            raise Refused(
-                Code.REQUEST_INVALID,
-                f"There are {len(found)} inputs and {len(targets)} targets.",
-                "Give one target for each input, and one input at least.",
-            )
+            message = f"There are {len(found)} inputs and {len(targets)} targets."
+            raise Refused(Code.REQUEST_INVALID, message, "Give one target for each input, and one input at least.")
         prompts = read_prompts(self.base, found)
         return [-each.mean for each in self.likelihoods(prompts, encode_pairs(self.base, prompts, targets), choice)]
 
@@ -334,7 +295,7 @@ class RoutedModel(ExpertSet):
         Args:
             inputs: By which methods route that read a request first.
             pairs: For each input its tokens and the target's, as `router.base.batching.encode_pairs` makes them.
-            choice: As in `generate`.
+            choice: How they are routed.
 
         Raises:
             Refused: As `router.model.planner.plan`.
@@ -345,10 +306,7 @@ class RoutedModel(ExpertSet):
         return [each for _, each in sorted(zip(planned.order, scored, strict=True))]
 
     def probe(self, texts: Sequence[str]) -> float:
-        """Run the model over public text and see that it holds.
-
-        Returns:
-            Mean loss in nats a token of each text given itself.
+        """Run the model over public text and see that it holds; returns the mean loss, in nats a token.
 
         Raises:
             Refused: `PROBE_FAILED` if any figure is not finite, or if the model does not run.

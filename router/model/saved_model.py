@@ -22,8 +22,9 @@ from protocol.files.atomic import new_folder
 from protocol.spec import BaseModelRef, Routing, Sha256, Version
 from protocol.statement import Strict, read
 from router.base.fingerprint import FILES, fingerprint, locate
+from router.base.progress import bar
+from router.model.releases import Generation
 from router.pool.calibration import Calibration
-from router.pool.pool import ExpertPool
 
 INDEX, BASE, BUNDLES, CALIBRATION, STATISTICS = "greylag.json", "base", "bundles", "calibration", "statistics"
 _MAX_INDEX_BYTES = 1 << 24
@@ -56,10 +57,8 @@ class SavedModel(Strict):
     @property
     def identity(self) -> str:
         """A sha256 that stands for every byte of experts, routing and base; the base may go by any name."""
-        nameless = self.base.model_copy(update={"name": "-"})
-        return hashlib.sha256(
-            strict_json.dumps(self.model_copy(update={"base": nameless}).model_dump(mode="json"))
-        ).hexdigest()
+        nameless = self.model_copy(update={"base": self.base.model_copy(update={"name": "-"})})
+        return hashlib.sha256(strict_json.dumps(nameless.model_dump(mode="json"))).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -71,44 +70,33 @@ class Saved:
     """In pool order."""
     base: Path | None
     """The base model's folder, where it was saved, too."""
-    calibration: Calibration | None = None
-    statistics: Path | None = None
+    calibration: Calibration | None
+    statistics: Path | None
 
 
-def save(
-    folder: Path,
-    base: str,
-    pool: ExpertPool,
-    *,
-    routing: Routing,
-    release: int,
-    with_base: bool,
-    statistics: Path | None = None,
-) -> str:
-    """Write a routed model; the folder appears whole or not at all.
+def save(folder: Path, base: str, generation: Generation, *, with_base: bool, statistics: Path | None) -> str:
+    """Write a routed model and return its identity; the folder must be new, and appears whole or not at all.
 
     Args:
-        folder: Must not exist yet, or be empty.
+        folder: Where to.
         base: Folder or Hub id of the base model.
-        pool: The experts, whose bundles must still lie where they were loaded from, and their calibration.
-        routing: What routes a request that asks for nothing else.
-        release: Number of the release; 0 for none.
+        generation: What answers; its experts' bundles must still lie where they were loaded from.
         with_base: Whether to copy the base model's files, too; else whoever loads the model names them.
-        statistics: What the pool tells of public text, in a file named by its sha256.
-
-    Returns:
-        The model's identity.
+        statistics: What the pool tells of public text, if it does, in a file named by its sha256.
 
     Raises:
         Refused: `WORKSPACE_EXISTS` if there is something in the folder, `BASE_UNREADABLE`, `BUNDLE_UNKNOWN` or
             any other code of a bundle that is no longer what it was.
     """
-    experts, calibration = pool.experts, pool.calibration
-    listed = [SavedExpert(name=each.name, contributor=each.contributor, bundle=each.digest) for each in experts]
+    experts, calibration = generation.pool.experts, generation.pool.calibration
     index = SavedModel(
-        base=fingerprint(base), routing=routing, release=release, experts=listed,
-        calibration=calibration.digest if calibration else None, statistics=statistics.name if statistics else None,
-    )  # fmt: skip
+        base=fingerprint(base),
+        routing=generation.settings,
+        release=generation.release,
+        experts=[SavedExpert(name=each.name, contributor=each.contributor, bundle=each.digest) for each in experts],
+        calibration=calibration.digest if calibration else None,
+        statistics=statistics.name if statistics else None,
+    )
     with new_folder(folder) as partial:
         for expert in experts:
             source = _open_listed(expert.source, expert.digest).folder
@@ -119,47 +107,42 @@ def save(
             (partial / STATISTICS).mkdir()
             shutil.copyfile(statistics, partial / STATISTICS / statistics.name)
         if with_base:
-            _copy_base(locate(base), partial / BASE)
+            (partial / BASE).mkdir()
+            for pattern in FILES:
+                for file in locate(base).glob(pattern):
+                    shutil.copyfile(file, partial / BASE / file.name)
         (partial / INDEX).write_bytes(strict_json.dumps(index.model_dump(mode="json")))
     return index.identity
 
 
 def open_saved(folder: Path, *, expected: str | None = None) -> Saved:
-    """Read a saved model and check every byte of its bundles.
-
-    Args:
-        folder: As `save` wrote it.
-        expected: The identity that the model must have.
+    """Read what `save` wrote, and check every byte of its bundles, and its identity, where one is expected.
 
     Raises:
         Refused: `WORKSPACE_MISSING`, `DIGEST_MISMATCH`, `SPEC_INVALID`, or any code of a bundle.
     """
     path = folder / INDEX
     if not path.is_file():
-        raise Refused(
-            Code.WORKSPACE_MISSING, f"{folder} holds no saved model.", f"Give the folder in which {INDEX} lies."
-        )
+        hint = f"Give the folder in which {INDEX} lies."
+        raise Refused(Code.WORKSPACE_MISSING, f"{folder} holds no saved model.", hint)
     value = strict_json.loads(path.read_bytes(), what=str(path), code=Code.SPEC_INVALID, max_bytes=_MAX_INDEX_BYTES)
     index = read(SavedModel, value, what=str(path))
     if expected is not None and index.identity != expected:
-        raise Refused(
-            Code.DIGEST_MISMATCH,
-            f"{folder} holds model {index.identity[:16]}; expected {expected[:16]}.",
-            "Save it again.",
-        )
-    bundles = tuple(_open_listed(folder / BUNDLES / expert.bundle, expert.bundle) for expert in index.experts)
-    calibration = None if index.calibration is None else _open_calibration(folder / CALIBRATION, index.calibration)
-    statistics = None if index.statistics is None else folder / STATISTICS / index.statistics
-    if statistics and (not statistics.is_file() or sha256_of(statistics) != index.statistics):
-        raise Refused(Code.DIGEST_MISMATCH, f"{statistics} is not what was saved.", "Save it again.")
+        raise _other(f"{folder} holds model {index.identity[:16]}; expected {expected[:16]}.")
+    listed = bar((expert.bundle for expert in index.experts), "Reading experts", len(index.experts))
+    bundles = tuple(_open_listed(folder / BUNDLES / digest, digest) for digest in listed)
+    calibration = statistics = None
+    if index.calibration is not None:
+        calibration = Calibration.load(_checked(folder / CALIBRATION, index.calibration).read_bytes())
+    if index.statistics is not None:
+        statistics = _checked(folder / STATISTICS / index.statistics, index.statistics)
     return Saved(index, bundles, folder / BASE if (folder / BASE).is_dir() else None, calibration, statistics)
 
 
-def _open_calibration(path: Path, digest: str) -> Calibration:
-    content = path.read_bytes() if path.is_file() else b""
-    if hashlib.sha256(content).hexdigest() != digest:
-        raise Refused(Code.DIGEST_MISMATCH, f"{path} is not what was saved.", "Save it again.")
-    return Calibration.load(content)
+def _checked(path: Path, digest: str) -> Path:
+    if not path.is_file() or sha256_of(path) != digest:
+        raise _other(f"{path} is not what was saved.")
+    return path
 
 
 def _open_listed(folder: Path | None, digest: str) -> Bundle:
@@ -171,16 +154,9 @@ def _open_listed(folder: Path | None, digest: str) -> Bundle:
         )
     bundle = open_bundle(folder)
     if bundle.digest != digest:
-        raise Refused(
-            Code.DIGEST_MISMATCH,
-            f"{folder} holds bundle {bundle.digest[:16]}; expected {digest[:16]}.",
-            "Save it again.",
-        )
+        raise _other(f"{folder} holds bundle {bundle.digest[:16]}; expected {digest[:16]}.")
     return bundle
 
 
-def _copy_base(source: Path, target: Path) -> None:
-    target.mkdir()
-    for pattern in FILES:
-        for file in source.glob(pattern):
-            shutil.copyfile(file, target / file.name)
+def _other(reason: str) -> Refused:
+    return Refused(Code.DIGEST_MISMATCH, reason, "Save it again.")

@@ -1,6 +1,6 @@
 """What federated calibration learns: a bias for each module and expert, and a temperature for each module.
 
-A module scores expert z by a_z / sqrt(d) + bias_z, a_z as in `router.pool.gate`, takes the k best, and weighs them by
+A module scores expert z by a_z / sqrt(d) + bias_z, a_z as in `router.layer.topk`, takes the k best, and weighs them by
 softmax(score / tau). Biases are in units of that softmax, so that one step means the same at modules of any width; the
 temperature is kept as log tau. Zeros everywhere are plain PHATGOOSE.
 
@@ -95,10 +95,7 @@ class Calibration:
         return np.concatenate([self.bias.ravel(), self.log_temperature])
 
     def at(self, vector: _Floats) -> "Calibration":
-        """Take other numbers.
-
-        Args:
-            vector: As `vector` gives it, [m n + m].
+        """Take other numbers, [m n + m] as `vector` gives them.
 
         Raises:
             Refused: `TENSOR_SHAPE`, or `NOT_FINITE` for numbers that no calibration holds.

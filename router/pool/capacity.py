@@ -16,13 +16,7 @@ from router.pool.pool import ExpertPool
 def check_room(
     bundles: Sequence[Bundle], pool: ExpertPool, places: Mapping[str, torch.device], dtype: torch.dtype
 ) -> None:
-    """Refuse experts that do not fit into memory.
-
-    Args:
-        bundles: What is about to be loaded.
-        pool: Where they are to go.
-        places: Where each module computes, and its experts with it, by path.
-        dtype: What the model computes in.
+    """Refuse experts that do not fit where the modules, by path, compute, beside those of the pool.
 
     Raises:
         Unavailable: `MEMORY_FULL`.

@@ -23,10 +23,10 @@ from router.pool.expert_module import ExpertModule, Scales
 def make_expert_module(
     path: str, module: Module, tensors: Mapping[str, Tensor], linear: Linear, gate: Tensor, like: Tensor
 ) -> ExpertModule:
-    """Make one expert ready to run at one module.
+    """Make one expert ready to run at the module of a path.
 
     Args:
-        path: The module's path, for people.
+        path: For people.
         module: What the spec says of it.
         tensors: Its tensors, under the names and of the shapes that `Module.tensors` gives.
         linear: The base's module.
@@ -43,16 +43,14 @@ def make_expert_module(
         case Ia3Module(side=side):
             vector = tensors["ia3_l"].flatten().to(like.device, torch.float32) - 1
             scales = Scales(inner=vector) if side == "input" else Scales(outer=vector)
-            return ExpertModule(
-                like.new_empty(0, module.d_in), like.new_empty(module.d_out, 0), 1.0, gate, scales=scales
-            )
+            a, b = like.new_empty(0, module.d_in), like.new_empty(module.d_out, 0)
+            return ExpertModule(a, b, 1.0, gate, scales=scales)
         case BottleneckModule(activation=activation):
-            down, up = tensors["adapter_down.weight"], tensors["adapter_up.weight"]
-            return ExpertModule(down.to(like), up.to(like), module.scaling, gate, activation)
+            down, up = (tensors[name].to(like) for name in module.tensors)
+            return ExpertModule(down, up, module.scaling, gate, activation)
         case _:
-            return ExpertModule(
-                tensors["lora_A.weight"].to(like), tensors["lora_B.weight"].to(like), module.scaling, gate
-            )
+            a, b = (tensors[name].to(like) for name in module.tensors)
+            return ExpertModule(a, b, module.scaling, gate)
 
 
 def _dora(
@@ -68,7 +66,6 @@ def _dora(
             f"At {path} a DoRA expert's magnitudes have no direction: a row of W + s B A has a length near zero.",
             "Train it again, or leave that module out.",
         )
-    e = g - 1
-    bias = bias_of(linear)
+    e, bias = g - 1, bias_of(linear)
     h = None if bias is None else -e * bias.float()
     return ExpertModule(a.to(like), folded, module.scaling, gate, scales=Scales(outer=e, shift=h))

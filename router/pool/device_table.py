@@ -12,6 +12,7 @@ stream, reads half an expert.
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,8 +29,7 @@ _BYTES = 16
 """A device loads this many bytes at once, from addresses that are multiples of them."""
 
 
-@dataclass(frozen=True, eq=False)
-class DeviceColumns:
+class DeviceColumns(NamedTuple):
     """One number a row; zeros where no expert is yet, so that nobody reads beyond the pages."""
 
     gate_at: Tensor
@@ -46,15 +46,9 @@ class DeviceColumns:
     @classmethod
     def zeros(cls, slots: int, rows: int) -> "DeviceColumns":
         """Make columns without experts, on the host."""
-        each = [
-            torch.zeros(slots, rows, dtype=dtype) for dtype in (torch.int64, torch.int64, torch.int32, torch.float32)
-        ]
+        by_slot = (torch.int64, torch.int64, torch.int32, torch.float32)
+        each = (torch.zeros(slots, rows, dtype=dtype) for dtype in by_slot)
         return cls(torch.zeros(rows, dtype=torch.int64), *each)
-
-    @property
-    def all(self) -> tuple[Tensor, ...]:
-        """All columns, rows along the last axis of each [..., n]."""
-        return self.gate_at, self.a_at, self.b_at, self.ranks, self.scalings
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,12 +57,10 @@ class GroupCalibration:
 
     bias: Tensor
     """[n, ...] float32 by row and slot, in units of the softmax."""
-    temperature: Tensor
-    """[...] float32 by slot."""
-    temperatures: tuple[float, ...]
-    """The same on the host."""
     flat: NDArray[np.float32]
-    """All biases on the host, those of a row together."""
+    """All of them on the host, those of a row together."""
+    temperatures: tuple[float, ...]
+    """By slot."""
 
     @classmethod
     def of(
@@ -76,9 +68,8 @@ class GroupCalibration:
     ) -> "GroupCalibration":
         """Look up what a release says about modules, given by path, and experts, by digest in the order of rows."""
         mine = calibration.over(experts, paths)
-        temperature = torch.from_numpy(mine.log_temperature).exp()
         bias = torch.from_numpy(mine.bias.T.copy())
-        return cls(bias.to(device), temperature.to(device), tuple(temperature.tolist()), bias.numpy().ravel())
+        return cls(bias.to(device), bias.numpy().ravel(), tuple(np.exp(mine.log_temperature).tolist()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,14 +105,12 @@ class DeviceView:
         Raises:
             ValueError: The other outgrew what these tensors, or kernels made for their ranks, can hold.
         """
-        kept = newer.columns is self.columns and newer.rank == self.rank
-        alike = (newer.identity, newer.aligned, newer.bias is None) == (self.identity, self.aligned, self.bias is None)
-        if not kept or not alike:
+        facts = [(each.rank, each.identity, each.aligned, each.bias is None) for each in (self, newer)]
+        if newer.columns is not self.columns or facts[0] != facts[1]:
             raise ValueError("the pool outgrew the table; capture again")
-        mine = (self.count, self.seen, self.bias, self.temperature)
-        for held, new in zip(mine, (newer.count, newer.seen, newer.bias, newer.temperature), strict=True):
-            if held is not None and new is not None:
-                held.copy_(new)
+        for name in ("count", "seen", "bias", "temperature"):
+            if (held := getattr(self, name)) is not None:
+                held.copy_(getattr(newer, name))
 
 
 class DeviceTable:
@@ -157,7 +146,7 @@ class DeviceTable:
             if calibration is not None:
                 bias = torch.zeros(seen.shape, dtype=torch.float32, device=self._device)
                 bias[:, : len(calibration.bias)] = calibration.bias.T
-                temperature = calibration.temperature.clone()
+                temperature = torch.tensor(calibration.temperatures, device=self._device)
             return DeviceView(
                 self._columns, count, seen.to(self._device), self._rank, self._dtype, self._identity, self._aligned,
                 bias, temperature,
@@ -169,18 +158,17 @@ class DeviceTable:
         if doubled:
             rows = max(_FIRST_ROWS, 1 << (length - 1).bit_length())
             former, self._host = self._host, DeviceColumns.zeros(len(self._parts), rows)
-            for new, old in zip(self._host.all, former.all, strict=True):
+            for new, old in zip(self._host, former, strict=True):
                 new[..., :room] = old
             self._present = functional.pad(self._present, (0, rows - room))
         for row in range(self._rows, length):
             for slot, parts in enumerate(self._parts):
-                part = parts[row]
-                if part is not None:
+                if (part := parts[row]) is not None:
                     self._write(slot, row, part)
         if doubled:
-            self._columns = DeviceColumns(*(column.to(self._device) for column in self._host.all))
+            self._columns = DeviceColumns(*(column.to(self._device) for column in self._host))
         else:
-            for column, host in zip(self._columns.all, self._host.all, strict=True):
+            for column, host in zip(self._columns, self._host, strict=True):
                 column[..., self._rows : length] = host[..., self._rows : length]
         self._rows = length
 

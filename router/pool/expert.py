@@ -11,18 +11,20 @@ from torch import Tensor
 from torch.nn import functional
 
 from protocol import tensors as headers
+from protocol.adapters import Shape
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle
 from protocol.compatibility import is_constant
 from protocol.errors import Code, Refused
 from protocol.spec import BaseModelRef
 from protocol.tensors import ADAPTER_PREFIX, CENTROID, TensorInfo
-from router.base.linear import Linear, computing_like
+from router.base.linear import Linear, computing_like, shape
 from router.pool.conversion import make_expert_module
 from router.pool.expert_module import ExpertModule
 from router.pool.gate import standardise
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """By safetensors' codes."""
+_ANOTHER_BASE = "Use the base model that the expert was trained on."
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,25 +57,21 @@ class Expert:
 
 
 def load_expert(
-    bundle: Bundle,
-    linears: Mapping[str, Linear],
-    *,
-    dtype: torch.dtype,
-    name: str | None = None,
-    contributor: str = "",
+    bundle: Bundle, linears: Mapping[str, Linear], *, dtype: torch.dtype, name: str | None = None, contributor: str = ""
 ) -> Expert:
     """Read a verified bundle's tensors.
 
     Args:
         bundle: As `protocol.bundle.open_bundle` gives it.
-        linears: The base's modules by path; the expert's tensors go where theirs are.
+        linears: The base's modules that experts may touch, by path; the expert's tensors go where theirs are.
         dtype: What quantised modules compute in; the others do in the dtype of their weights.
         name: Name in the release; without one, the name in the spec.
         contributor: The contributor's name in the release.
 
     Raises:
-        Refused: `TENSOR_HEADER`, `TENSOR_NAMES`, `TENSOR_SHAPE` or `TENSOR_DTYPE` for tensors that are not the
-            spec's, `NOT_FINITE` for numbers that are not, or that `dtype` cannot hold, `CONSTANT_GATE`, and as
+        Refused: `MODULE_UNKNOWN`, or `TENSOR_SHAPE` if the expert was made for a model of other widths;
+            `TENSOR_HEADER`, `TENSOR_NAMES`, `TENSOR_SHAPE` or `TENSOR_DTYPE` for tensors that are not the spec's,
+            `NOT_FINITE` for numbers that are not, or that `dtype` cannot hold, `CONSTANT_GATE`, and as
             `make_expert_module`.
     """
     adapter = _mapped(bundle.folder / ADAPTER_WEIGHTS, headers.adapter_tensors(bundle.spec))
@@ -87,27 +85,40 @@ def load_expert(
 
     modules, means, told_means = {}, {}, set(bundle.spec.told)
     for path, module in bundle.spec.modules.items():
-        like = computing_like(linears[path], dtype)
+        linear = _fitting(linears, path, module)
+        like = computing_like(linear, dtype)
         keys = {name: f"{ADAPTER_PREFIX}{path}.{name}" for name in module.tensors}
         tensors = {name: finite(key, adapter[key], like.dtype) for name, key in keys.items()}
         # In float64, once: a gate of large mean would lose digits in float32.
         gate = standardise(_varied(f"{path}.gate", gates[f"{path}.gate"], bundle)).float()
-        modules[path] = make_expert_module(path, module, tensors, linears[path], gate.to(like.device), like)
+        modules[path] = make_expert_module(path, module, tensors, linear, gate.to(like.device), like)
         if path in told_means:
             mean = _varied(f"{path}.mean", gates[f"{path}.mean"], bundle).float()
             means[path] = finite(f"{path}.mean", mean, torch.float16).to(like.device)
     told = bundle.spec.statistics.centroid
     centroid = None if told is None else functional.normalize(finite(CENTROID, gates[CENTROID], torch.float32), dim=0)
+    told_by = told.embedding if told else None
     return Expert(
-        bundle.digest,
-        name or bundle.spec.name,
-        contributor,
-        MappingProxyType(modules),
-        bundle.folder,
-        MappingProxyType(means),
-        centroid,
-        told.embedding if told else None,
-    )
+        bundle.digest, name or bundle.spec.name, contributor, MappingProxyType(modules), bundle.folder,
+        MappingProxyType(means), centroid, told_by,
+    )  # fmt: skip
+
+
+def _fitting(linears: Mapping[str, Linear], path: str, expected: Shape) -> Linear:
+    linear = linears.get(path)
+    if linear is None:
+        raise Refused(
+            Code.MODULE_UNKNOWN, f"The base model has no module {path} that an expert may touch.", _ANOTHER_BASE
+        )
+    found = shape(linear)
+    if (found.d_in, found.d_out) != (expected.d_in, expected.d_out):
+        raise Refused(
+            Code.TENSOR_SHAPE,
+            f"{path} maps {found.d_in} to {found.d_out} features; the expert expects {expected.d_in} to "
+            f"{expected.d_out}.",
+            _ANOTHER_BASE,
+        )
+    return linear
 
 
 def _mapped(path: Path, expected: Mapping[str, TensorInfo]) -> dict[str, Tensor]:

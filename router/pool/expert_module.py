@@ -60,16 +60,7 @@ class ExpertModule:
         return self.activation is None and self.scales is None
 
     def delta(self, u: Tensor, y: Tensor, linear: Linear) -> Tensor:
-        """Compute what the expert adds, differentiably.
-
-        Args:
-            u: [..., d].
-            y: [..., o], what the base makes of u.
-            linear: The base's module.
-
-        Returns:
-            [..., o].
-        """
+        """Compute what the expert adds to y [..., o], which the base's module makes of u [..., d]; differentiably."""
         hidden = activated(functional.linear(u, self.a), self.activation)
         added = functional.linear(hidden, self.b) * self.scaling
         inner, outer, shift = self.scales or Scales()
@@ -93,15 +84,7 @@ def activated(hidden: Tensor, activation: Activation | None) -> Tensor:
 
 
 def without_bias(linear: Linear, u: Tensor) -> Tensor:
-    """Compute W u of any linear module, whatever form its weight has.
-
-    Args:
-        linear: The base's module.
-        u: [..., d].
-
-    Returns:
-        [..., o].
-    """
+    """Compute W u, [..., o], of u [..., d] and any linear module, whatever form its weight has."""
     y: Tensor = linear(u)
     bias = bias_of(linear)
     return y if bias is None else y - bias

@@ -1,12 +1,6 @@
-"""The maths of a gate: trained as a sigmoid, used as a routing vector.
+"""A gate: trained as a sigmoid (`router.training.gated_linear`), used as a routing vector (`router.layer.topk`).
 
-It is trained in `router.training.gated_linear` and used in `router.layer.topk`. Source: arXiv 2402.05859, section 3;
-trap by trap in the tests. With u an activation that enters a linear module, W its weight, delta what an expert adds
-there (`router.pool.expert_module`) and v its gate:
-
-    training    y = W u + delta(u) * sigmoid(v . u)       v = 0 at the start, all else frozen
-    routing     a_z = standardise(v_z) . standardise(u)   E = the k largest
-                y = W u + sum over z in E of w_z delta_z(u),  w = softmax(a_z / sqrt(d))
+Source: arXiv 2402.05859, section 3; trap by trap in the tests.
 """
 
 from torch import Tensor
@@ -17,12 +11,5 @@ EPS = 1e-5
 
 
 def standardise(x: Tensor) -> Tensor:
-    """Subtract the mean and divide by the standard deviation over features.
-
-    Args:
-        x: [..., d].
-
-    Returns:
-        [..., d] with mean 0 and biased variance 1 (up to `EPS`); a constant vector becomes 0.
-    """
+    """Give x [..., d] mean 0 and biased variance 1 (up to `EPS`) over features; a constant vector becomes 0."""
     return functional.layer_norm(x, x.shape[-1:], eps=EPS)

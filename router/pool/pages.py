@@ -28,6 +28,7 @@ Factors lie in pages of one rank and one activation each; a row's key says where
 
 import math
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,15 +48,10 @@ _Sort = tuple[int, Activation | None]
 
 
 class GatePages:
-    """Standardised gates of modules that read the same input, side by side: one product scores them all.
+    """Standardised gates of modules (slots) that read one input of width d, side by side: one product scores them all.
 
     The first page begins with a row of 1 / d for every module, so that the product yields the mean of
     the input, too. Pages double, so that few products serve many experts.
-
-    Args:
-        slots: Modules that share the input.
-        d: Width of the input.
-        device: Where the model is.
     """
 
     def __init__(self, slots: int, d: int, device: torch.device) -> None:
@@ -110,19 +106,14 @@ class GatePages:
         """
         found, left = [], rows + 1
         for page in self._pages:
-            taken = min(left, len(page))
-            if taken > 0:
-                found.append(page[:taken].view(-1, self.width))
-            left -= taken
-        return tuple(found)
+            found.append(page[: max(left, 0)].view(-1, self.width))
+            left -= len(page)
+        return tuple(block for block in found if len(block))
 
     def halves(self, rows: int) -> tuple[Tensor, ...]:
-        """View the first rows over sqrt(d), which keeps products small, in half precision.
+        """View the first rows over sqrt(d), which keeps products small, as `blocks`, [n, d] in half precision.
 
         Each is copied when it is first asked for: a pool that grew by one costs one.
-
-        Returns:
-            [n, d] for each page, as `blocks`.
         """
         blocks = self.blocks(rows)
         # Pages outlive the forward pass in which they are made: they must not be inference tensors.
@@ -154,18 +145,15 @@ class FactorPage:
 class FactorPages:
     """A and B of experts at one module, in any mix of ranks; each page holds one rank and one activation.
 
-    Args:
-        d: d_in of the module.
-        o: d_out of the module.
-        like: A tensor of the device and dtype that the model computes in.
+    They are of the device and dtype of `like`.
     """
 
     def __init__(self, d: int, o: int, like: Tensor) -> None:
         self._d, self._o, self._like = d, o, like.new_empty(0)
         self.pages: list[FactorPage] = []
         self._open: dict[_Sort, tuple[FactorPage, int]] = {}
-        self._held: dict[_Sort, int] = {}
-        self._places = 0
+        self._held: Counter[_Sort] = Counter()
+        """Places by sort, in all pages."""
 
     def reserve(self, a: Tensor, b: Tensor, activation: Activation | None) -> None:
         """Make room for an expert's factors, a [r, d] and b [o, r].
@@ -177,26 +165,23 @@ class FactorPages:
             raise ValueError(f"factors from {a.shape[1]} to {len(b)} among those from {self._d} to {self._o}")
         sort = (len(a), activation)
         if sort not in self._open:
-            self._open[sort] = (self._new_page(sort), 0)
+            places = _page_places(self._held[sort])
+            room_a, room_b = (self._like.new_empty(places, len(a), width) for width in (self._d, self._o))
+            self.pages.append(FactorPage(self._held.total(), room_a, room_b, activation))
+            self._held[sort] += places
+            self._open[sort] = (self.pages[-1], 0)
 
     def opened_bytes(self, rank: int, activation: Activation | None, experts: int) -> int:
         """Return what pages for more experts of one sort would take, in bytes."""
-        sort = (rank, activation)
-        free, places, held = 0, 0, self._held.get(sort, 0)
-        if sort in self._open:
-            page, used = self._open[sort]
-            free = len(page.a) - used
-        while free + places < experts:
-            places += _page_places(held + places)
-        return places * rank * (self._d + self._o) * self._like.itemsize
+        page, used = self._open.get((rank, activation), (None, 0))
+        free, held = len(page.a) - used if page else 0, self._held[rank, activation]
+        opened = 0
+        while free + opened < experts:
+            opened += _page_places(held + opened)
+        return opened * rank * (self._d + self._o) * self._like.itemsize
 
     def append(self, a: Tensor, b: Tensor, activation: Activation | None) -> tuple[int, Tensor, Tensor]:
-        """Write one expert's factors.
-
-        Args:
-            a: [r, d].
-            b: [o, r].
-            activation: What stands between them.
+        """Write one expert's factors, a [r, d] and b [o, r].
 
         Returns:
             The key of their place, and views [r, d] and [o, r] of it.
@@ -212,67 +197,36 @@ class FactorPages:
             del self._open[sort]
         return page.first + used, page.a[used], page.b[used].T
 
-    def _new_page(self, sort: _Sort) -> FactorPage:
-        (r, activation), held = sort, self._held.get(sort, 0)
-        places = _page_places(held)
-        page = FactorPage(
-            self._places,
-            self._like.new_empty(places, r, self._d),
-            self._like.new_empty(places, r, self._o),
-            activation,
-        )
-        self.pages.append(page)
-        self._held[sort] = held + places
-        self._places += places
-        return page
-
 
 def _page_places(held: int) -> int:
     return min(max(_FIRST_FACTORS, held), _MOST_FACTORS)
 
 
 class Column:
-    """One number for each expert, contiguous; growing copies numbers, never matrices, and ever more rarely.
+    """One number for each expert, contiguous, `zeros` of them zeros at first.
 
-    Args:
-        dtype: Of the numbers.
-        device: Where the model is.
-        zeros: Rows that were there before, and are zero.
+    Growing copies numbers, never matrices, and ever more rarely.
     """
 
     def __init__(self, dtype: torch.dtype, device: torch.device, zeros: int = 0) -> None:
-        self._values = torch.zeros(max(_FIRST_GATES, zeros), dtype=dtype, device=device)
+        self.values = torch.zeros(max(_FIRST_GATES, zeros), dtype=dtype, device=device)
+        """[n], more rows than were written."""
         self._rows = zeros
 
     def reserve(self) -> None:
         """Make room for one more row."""
-        if self._rows == len(self._values):
-            self._values = torch.cat([self._values, torch.empty_like(self._values)])
+        if self._rows == len(self.values):
+            self.values = torch.cat([self.values, torch.empty_like(self.values)])
 
     def append(self, value: float) -> None:
         """Write the next row's number."""
         self.reserve()
-        self._values[self._rows] = value
+        self.values[self._rows] = value
         self._rows += 1
-
-    def first(self, rows: int) -> Tensor:
-        """View the first rows, [n]."""
-        return self._values[:rows]
-
-    @property
-    def all(self) -> Tensor:
-        """[n], more rows than were written."""
-        return self._values
 
 
 class VectorPages:
-    """A vector for some of the experts at one module; the others have zeros, which take no memory.
-
-    Args:
-        width: Of the vectors.
-        since: Row of the first expert that has one.
-        device: Where the model is.
-    """
+    """A vector for some of the experts at one module, `since` a row; the others have zeros, which take no memory."""
 
     def __init__(self, width: int, since: int, device: torch.device) -> None:
         self.since = since
@@ -309,21 +263,11 @@ class VectorPages:
         return place
 
     def combined(self, rows: Tensor, weights: Tensor) -> Tensor:
-        """Add up chosen experts' vectors.
-
-        Args:
-            rows: [t, k].
-            weights: [t, k] float32.
-
-        Returns:
-            [t, n] float32.
-        """
-        keys = self._keys.all[rows]
-        total, before = None, 0
+        """Add up vectors of chosen rows [t, k] by weights [t, k] float32; gives [t, n] float32."""
+        keys, before = self._keys.values[rows], 0
+        total = weights.new_zeros(len(rows), self._width)
         for page in list(self._pages):
             here = torch.where((keys > before) & (keys < before + len(page)), keys - before, 0)
-            part = functional.embedding_bag(here, page, per_sample_weights=weights, mode="sum")
-            total, before = part if total is None else total.add_(part), before + len(page) - 1
-        if total is None:
-            raise ValueError("there is no vector here yet")
+            total += functional.embedding_bag(here, page, per_sample_weights=weights, mode="sum")
+            before += len(page) - 1
         return total

@@ -8,7 +8,7 @@ experts that only another branch of the pool's history knows.
 
 import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -22,8 +22,7 @@ from router.pool.calibration import Calibration
 from router.pool.expert import Expert
 from router.pool.expert_module import ExpertModule
 from router.pool.group_store import GroupStore
-from router.pool.group_view import RouteGroup
-from router.pool.module_view import ModuleExperts
+from router.pool.group_view import ModuleExperts, RouteGroup
 from router.pool.pages import GATE_BYTES, FactorPages, GatePages
 
 _SPARE = 8
@@ -89,9 +88,9 @@ class ExpertPool:
                     store.groups[key] = GroupStore(key[0], next(iter(parts.values())))
                 store.groups[key].reserve(parts)
             for key, parts in touched.items():
-                known = groups.get(key) or RouteGroup.empty(store.groups[key])
-                placed |= store.groups[key].append(pooled, parts)
-                groups[key] = known.grown()
+                group = store.groups[key]
+                placed |= group.append(pooled, parts)
+                groups[key] = (groups.get(key) or RouteGroup(group, (0,) * len(group.paths))).grown()
             row = len(store.experts)
             store.experts.append(pooled)
             store.rows.setdefault(expert.digest, []).append(row)
@@ -99,7 +98,7 @@ class ExpertPool:
                 # Whoever sees the new generation may read the pages, from whatever stream.
                 torch.cuda.current_stream(device).synchronize()
         # Rows in between were appended by another branch, such as a candidate that failed its probe.
-        hidden = self._hidden.union(range(self._length, row)) if row > self._length else self._hidden
+        hidden = self._hidden.union(range(self._length, row))
         return replace(self, _length=row + 1, _hidden=hidden, _groups=groups, modules=_modules(groups))
 
     @property
@@ -120,12 +119,7 @@ class ExpertPool:
         )
 
     def opened_bytes(self, experts: Sequence[Mapping[str, Module]], dtype: torch.dtype) -> int:
-        """Estimate what the pages that more experts would open take, in bytes; a GPU gives it at once.
-
-        Args:
-            experts: What each would touch, by path.
-            dtype: What the model computes in.
-        """
+        """Estimate what pages that more experts, given by path, would open take in bytes; a GPU gives it at once."""
         stores = {module.path: (store, module) for store in self._store.groups.values() for module in store.modules}
         by_path: dict[str, list[Module]] = {}
         for modules in experts:
@@ -148,11 +142,12 @@ class ExpertPool:
         Its memory comes back with the first addition that finds more rows gone than kept: what is kept then
         moves to new pages, and the old pages go with the last generation that reads them, held for requests or not.
         """
-        row = self._row(digest)
-        if row is None:
-            return self
-        groups = {key: group.without({digest}) for key, group in self._groups.items()}
-        return replace(self, _hidden=self._hidden | {row}, _groups=groups, modules=_modules(groups))
+        return self if self._row(digest) is None else self._without({digest})
+
+    def _without(self, digests: Collection[str]) -> "ExpertPool":
+        gone = (row for row in range(self._length) if self._store.experts[row].digest in digests)
+        groups = {key: group.without(digests) for key, group in self._groups.items()}
+        return replace(self, _hidden=self._hidden.union(gone), _groups=groups, modules=_modules(groups))
 
     def reordered(self, digests: Sequence[str]) -> "ExpertPool":
         """Put the experts into the order of a release, which decides ties; nothing to do as a rule.
@@ -175,9 +170,8 @@ class ExpertPool:
     def allowing(self, allow: Iterable[str] | None, deny: Iterable[str]) -> "ExpertPool":
         """See only some of the experts; routing among them is as if the others had never come.
 
-        Args:
-            allow: Names as in `router.query.request.RoutingChoice`; None for everybody.
-            deny: The same; whoever is named in both is left out.
+        Names are those of `router.query.request.RoutingChoice`; whoever is named in both is left out. Without
+        a list to allow, everybody is.
 
         Raises:
             Refused: `EXPERT_UNKNOWN`, or `EXPERTS_EXHAUSTED` if nobody is left.
@@ -192,11 +186,7 @@ class ExpertPool:
                 "The request's allow and deny lists leave no expert.",
                 "Allow more, or leave the lists out and ask for the method base.",
             )
-        gone = {expert.digest for expert in self.experts if expert not in kept}
-        rows = (row for row in range(self._length) if self._store.experts[row].digest in gone)
-        hidden = self._hidden.union(rows)
-        groups = {key: group.without(gone) for key, group in self._groups.items()}
-        return replace(self, _hidden=hidden, _groups=groups, modules=_modules(groups))
+        return self._without({expert.digest for expert in self.experts if expert not in kept})
 
     def _named(self, names: Iterable[str]) -> set[Expert]:
         found: set[Expert] = set()

@@ -45,12 +45,6 @@ class Answered:
     """Names, in pool order, of every expert that the batch's releases hold; routes count into it."""
     answers: tuple[Answer, ...]
 
-    @property
-    def routed_by(self) -> str:
-        """Releases and methods that answered, in words."""
-        pairs = dict.fromkeys((answer.release, answer.method) for answer in self.answers)
-        return "; ".join(f"release {release}, method {method}" for release, method in pairs)
-
 
 def merge_answers(batches: Sequence[Answered]) -> Answered:
     """Put batches into one, by the names of their experts: between two of them a router may go over to a release."""

@@ -7,13 +7,15 @@ all tokens and modules; an oracle that always takes one expert has the distribut
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from router.query.answer import ModuleRoute
+from protocol.errors import Code, Refused
+from router.query.answer import Answered, ModuleRoute
+from router.query.request import TaskInput
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +28,43 @@ class Panel:
     """Position of the expert that was trained for these requests, where there is one."""
     score: float | None = None
     """How well the model did on them, on any scale that all panels share."""
+
+
+def panels_by_task(tasks: Sequence[TaskInput], answered: Answered) -> list[Panel]:
+    """Put the answers of each task together, which are in the order of what was asked.
+
+    Raises:
+        Refused: `EXPERT_UNKNOWN` for an oracle that is not in the release.
+    """
+    panels = []
+    for title in dict.fromkeys(each.task for each in tasks):
+        mine = [at for at, each in enumerate(tasks) if each.task == title]
+        oracles = {oracle for at in mine if (oracle := tasks[at].oracle) is not None}
+        if len(oracles) > 1:
+            raise Refused(Code.REQUEST_INVALID, f"Task {title!r:.100} has several oracles.", "Name one a task.")
+        scores = [score for at in mine if (score := tasks[at].score) is not None]
+        panels.append(
+            Panel(
+                title,
+                [route for at in mine for route in answered.answers[at].routes],
+                position(oracles.pop(), answered.experts) if oracles else None,
+                sum(scores) / len(scores) if scores else None,
+            )
+        )
+    return panels
+
+
+def position(name: str, experts: Sequence[str]) -> int:
+    """Look an expert up by `name` or `contributor/name`.
+
+    Raises:
+        Refused: `EXPERT_UNKNOWN`, also if several contributors have an expert of that name.
+    """
+    found = [at for at, full in enumerate(experts) if name in (full, full.partition("/")[2])]
+    if len(found) != 1:
+        what = f"{len(found)} experts are called {name!r:.200}."
+        raise Refused(Code.EXPERT_UNKNOWN, what, f"Name one of: {', '.join(experts)}.")
+    return found[0]
 
 
 def expert_shares(routes: Iterable[ModuleRoute], experts: Sequence[str]) -> dict[str, float]:
@@ -47,21 +86,13 @@ def module_shares(routes: Iterable[ModuleRoute], experts: Sequence[str]) -> dict
     """
     sums: dict[str, NDArray[np.float64]] = {}
     for route in routes:
-        given = sums.setdefault(route.module, np.zeros(len(experts)))
-        _add_given(given, route)
+        total = sums.setdefault(route.module, np.zeros(len(experts)))
+        total += _given(route, len(experts))
     return {module: values / (values.sum() or 1.0) for module, values in sums.items()}
 
 
 def mean_weights(routes: Iterable[ModuleRoute], experts: int) -> dict[str, NDArray[np.float64]]:
-    """Average the weights of each expert at each module over its tokens, whatever they sum to.
-
-    Args:
-        routes: What the modules chose.
-        experts: Experts in the pool, n.
-
-    Returns:
-        [n] by module path.
-    """
+    """Average the weights of each of n experts at each module over its tokens, whatever they sum to: [n] by path."""
     sums: dict[str, NDArray[np.float64]] = {}
     tokens: Counter[str] = Counter()
     for route in routes:
@@ -73,26 +104,22 @@ def mean_weights(routes: Iterable[ModuleRoute], experts: int) -> dict[str, NDArr
 def distribution(routes: Iterable[ModuleRoute], experts: int) -> NDArray[np.float64]:
     """Average the routing probabilities of all tokens over all modules.
 
-    Routes with the whole distribution (`--full`) give that of every expert; others that of the chosen ones.
-
-    Args:
-        routes: What the modules chose.
-        experts: Experts in the pool, n.
+    Routes with the whole distribution (`--full`) give that of every one of n experts; others that of the chosen ones.
 
     Returns:
         [n], which sums to 1 unless nothing was routed.
     """
-    total = np.zeros(experts)
-    for route in routes:
-        _add_given(total, route)
+    total = sum((_given(route, experts) for route in routes), np.zeros(experts))
     return total / (total.sum() or 1.0)
 
 
-def _add_given(total: NDArray[np.float64], route: ModuleRoute) -> None:
+def _given(route: ModuleRoute, experts: int) -> NDArray[np.float64]:
+    given = np.zeros(experts)
     if route.full is None:
-        np.add.at(total, route.experts, np.maximum(route.weights, 0))
+        np.add.at(given, route.experts, np.maximum(route.weights, 0))
     else:
-        total += np.maximum(route.full, 0).sum(axis=0, dtype=np.float64)
+        given += np.maximum(route.full, 0).sum(axis=0, dtype=np.float64)
+    return given
 
 
 def oracle_divergence(panel: Panel, experts: int) -> float | None:
@@ -154,7 +181,13 @@ def token_weights(
     return sums / modules if modules else None
 
 
-def panels_document(panels: Sequence[Panel], experts: Sequence[str]) -> Mapping[str, object]:
+def best_experts(weights: NDArray[np.float64], most: int) -> list[tuple[int, float]]:
+    """List positions and weights of the experts that were given most, none that was given nothing; largest first."""
+    order = np.argsort(-weights, kind="stable")[:most]
+    return [(int(at), float(weights[at])) for at in order if weights[at] > 0]
+
+
+def panels_document(panels: Sequence[Panel], experts: Sequence[str]) -> dict[str, object]:
     """Build what `trace --json` says of the panels and of all of them together."""
     return {
         "panels": [

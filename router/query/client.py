@@ -1,8 +1,9 @@
 """Questions and answers over gRPC: the asking side, and the translation that both sides share."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -98,12 +99,11 @@ def from_wire(parts: Iterable[query_pb2.AskPart]) -> Answered:
             _go_on(answers[-1][1], _route_from_wire(part.route, len(names)))
         else:
             raise _senseless()
-    return Answered(names, tuple(_answer(head, routes) for head, routes in answers))
-
-
-def _answer(head: query_pb2.Answer, routes: Sequence[ModuleRoute]) -> Answer:
-    inputs, outputs = tuple(head.input_tokens), tuple(head.output_tokens)
-    return Answer(head.text, head.release, head.method, inputs, outputs, tuple(routes))
+    told = (
+        Answer(head.text, head.release, head.method, tuple(head.input_tokens), tuple(head.output_tokens), tuple(routes))
+        for head, routes in answers
+    )
+    return Answered(names, tuple(told))
 
 
 def _go_on(routes: list[ModuleRoute], piece: ModuleRoute) -> None:
@@ -133,14 +133,8 @@ def input_from_wire(asked: query_pb2.Input) -> Input:
 
 def choice_to_wire(choice: RoutingChoice) -> query_pb2.RoutingChoice:
     """Write how an input is routed; what it leaves open stays out."""
-    return query_pb2.RoutingChoice(
-        method=choice.method,
-        k=choice.k,
-        temperature=choice.temperature,
-        allow=None if choice.allow is None else query_pb2.ExpertNames(names=choice.allow),
-        deny=choice.deny,
-        release=choice.release,
-    )
+    allow = None if choice.allow is None else query_pb2.ExpertNames(names=choice.allow)
+    return query_pb2.RoutingChoice(**vars(choice) | {"allow": allow})
 
 
 def choice_from_wire(choice: query_pb2.RoutingChoice) -> RoutingChoice:
@@ -149,14 +143,10 @@ def choice_from_wire(choice: query_pb2.RoutingChoice) -> RoutingChoice:
     Raises:
         Refused: `REQUEST_INVALID` for a figure out of range.
     """
-    return RoutingChoice(
-        choice.method if choice.HasField("method") else None,
-        choice.k if choice.HasField("k") else None,
-        choice.temperature if choice.HasField("temperature") else None,
-        tuple(choice.allow.names) if choice.HasField("allow") else None,
-        tuple(choice.deny),
-        choice.release if choice.HasField("release") else None,
-    )
+    given: dict[str, Any] = {field.name: value for field, value in choice.ListFields()}
+    if "allow" in given:
+        given["allow"] = tuple(choice.allow.names)
+    return RoutingChoice(**given | {"deny": tuple(choice.deny)})
 
 
 def _route_to_wire(route: ModuleRoute) -> Iterator[query_pb2.ModuleRoute]:

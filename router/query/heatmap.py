@@ -1,6 +1,7 @@
 """Heat maps of who answered, as a picture and as a page to point at."""
 
 import json
+import math
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 
 from protocol.errors import Code, Refused
 from router.query.answer import Answer, Answered
-from router.query.attribution import Panel, distribution, expert_shares, module_shares, oracle_divergence, token_weights
+from router.query.attribution import Panel, best_experts, expert_shares, module_shares, oracle_divergence, token_weights
 
 _SHOWN = 5
 """Experts that a token's mark names."""
@@ -21,12 +22,7 @@ def save_png(panels: Sequence[Panel], experts: Sequence[str], path: Path) -> Non
     """Draw which expert served which module, one panel a group of requests.
 
     As Figure 3 of arXiv 2402.05859: modules downwards, experts across, colour is mean weight, up to the largest of all
-    panels, dashed lines around the oracle's expert.
-
-    Args:
-        panels: What to draw.
-        experts: Names in pool order.
-        path: PNG file to write.
+    panels, dashed lines around the oracle's expert. Experts are named in pool order.
 
     Raises:
         Refused: `REQUEST_INVALID` for a panel without routes.
@@ -65,15 +61,10 @@ def save_png(panels: Sequence[Panel], experts: Sequence[str], path: Path) -> Non
 
 
 def save_page(panels: Sequence[Panel], answered: Answered, path: Path) -> None:
-    """Write one HTML page that needs nothing else: shares, heat maps, and every token's experts.
-
-    Args:
-        panels: As in `save_png`.
-        answered: The requests, with their routes.
-        path: HTML file to write.
-    """
+    """Write one HTML page that needs nothing else: shares, heat maps, and every token's experts."""
+    routed = dict.fromkeys(f"release {answer.release}, method {answer.method}" for answer in answered.answers)
     document = {
-        "about": f"{len(answered.answers)} requests, {answered.routed_by}, {len(answered.experts)} experts",
+        "about": f"{len(answered.answers)} requests, {'; '.join(routed)}, {len(answered.experts)} experts",
         "experts": answered.experts,
         "shares": list(expert_shares([route for panel in panels for route in panel.routes], answered.experts).items()),
         "panels": [_panel(panel, answered.experts) for panel in panels],
@@ -92,7 +83,7 @@ def _panel(panel: Panel, experts: Sequence[str]) -> dict[str, object]:
     modules = module_shares(panel.routes, experts)
     notes = []
     if (divergence := oracle_divergence(panel, len(experts))) is not None:
-        given = distribution(panel.routes, len(experts))[panel.oracle]
+        given = math.exp(-divergence)
         notes.append(f"KL(oracle || routing) {divergence:.2f} nats: the oracle's expert was given {given:.1%}.")
     if panel.score is not None:
         notes.append(f"Score {panel.score:g}.")
@@ -107,16 +98,9 @@ def _panel(panel: Panel, experts: Sequence[str]) -> dict[str, object]:
 
 def _request(answer: Answer, experts: int) -> dict[str, object]:
     inputs = len(answer.input_tokens)
-    tokens = [
-        {"text": text, "experts": _best(answer, position, inputs, experts)}
-        for position, text in enumerate((*answer.input_tokens, *answer.output_tokens))
-    ]
+    tokens = []
+    for position, text in enumerate((*answer.input_tokens, *answer.output_tokens)):
+        weights = token_weights(answer.routes, position, inputs, experts)
+        best = [] if weights is None else best_experts(weights, _SHOWN)
+        tokens.append({"text": text, "experts": [(at, round(weight, 4)) for at, weight in best]})
     return {"input": tokens[:inputs], "output": tokens[inputs:]}
-
-
-def _best(answer: Answer, position: int, inputs: int, experts: int) -> list[tuple[int, float]]:
-    weights = token_weights(answer.routes, position, inputs, experts)
-    if weights is None:
-        return []
-    best = np.argsort(-weights, kind="stable")[:_SHOWN]
-    return [(int(at), round(float(weights[at]), 4)) for at in best if weights[at] > 0]

@@ -4,11 +4,11 @@ Needs no torch, so that the doors read and refuse a choice before the model wake
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeVar, cast
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, SkipValidation, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
 
 from protocol.errors import Code, Refused
@@ -20,6 +20,7 @@ MAX_K = 64
 MAX_METHOD = 1000
 """Longest method with its argument, in letters."""
 _ASSISTANT = "assistant"
+Parsed = TypeVar("Parsed")
 
 
 @with_config(ConfigDict(extra="forbid", strict=True))
@@ -84,6 +85,20 @@ Choices = RoutingChoice | Sequence[RoutingChoice]
 """One choice for a whole batch, or one for each of its inputs."""
 
 
+@dataclass(frozen=True)
+class TaskInput:
+    """One input of a task, as a person writes it down to look at how it is routed."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+    task: str
+    input: SkipValidation[Input]
+    oracle: str | None = None
+    """The expert that was trained for the task, as `name` or `contributor/name`."""
+    score: float | None = None
+    """How well the model did on the input; a task's score is the mean."""
+
+
 class Request(NamedTuple):
     """One input and how it is to be routed."""
 
@@ -141,9 +156,11 @@ def read_requests(lines: Iterable[str], default: RoutingChoice = DEFAULT) -> lis
     Raises:
         Refused: `REQUEST_INVALID`, naming the line.
     """
-    where = "Line {} of the requests"
-    read = strict_json.read_lines(lines, where, Code.REQUEST_INVALID)
-    return [_read(fields, where.format(number), default) for number, fields in read]
+    given = {name: value for name, value in vars(default).items() if value is not None}
+    return [
+        Request(asked, _parsed(_CHOICE, given | fields, where))
+        for asked, fields, where in _read(lines, "Line {} of the requests")
+    ]
 
 
 def take_input(fields: object, where: str) -> Input:
@@ -163,36 +180,43 @@ def take_input(fields: object, where: str) -> Input:
             'Write {"input": "..."}, or {"messages": [{"role": "user", "content": "..."}]}; more may stand beside it.',
         )
     name = "input" if "input" in fields else "messages"
-    try:
-        return _INPUT[name].validate_json(strict_json.dumps(fields.pop(name)))
-    except ValidationError as error:
-        raise _wrong_line(where, error, name) from error
+    return _parsed(_INPUT[name], fields.pop(name), where, name)
 
 
-def _read(fields: Any, where: str, default: RoutingChoice) -> Request:
-    asked = take_input(fields, where)
+def read_tasks(lines: Iterable[str]) -> list[TaskInput]:
+    """Read JSON Lines of `task`, `input` or `messages` and, where they are known, `oracle` and `score`.
+
+    Raises:
+        Refused: `REQUEST_INVALID`, naming the line, or if there is none.
+    """
+    found = [
+        replace(_parsed(_TASK, fields | {"input": ""}, where), input=asked)
+        for asked, fields, where in _read(lines, "Line {} of the tasks")
+    ]
+    if not found:
+        raise Refused(Code.REQUEST_INVALID, "The tasks hold no input.", 'Write lines {"task": "...", "input": "..."}.')
+    return found
+
+
+def _read(lines: Iterable[str], where: str) -> Iterator[tuple[Input, dict[str, Any], str]]:
+    for number, fields in strict_json.read_lines(lines, where, Code.REQUEST_INVALID):
+        yield take_input(fields, line := where.format(number)), fields, line
+
+
+def _parsed(schema: TypeAdapter[Parsed], fields: object, where: str, name: str = "") -> Parsed:
     try:
-        choice = _CHOICE.validate_json(strict_json.dumps({**_given(default), **fields}))
+        return schema.validate_json(strict_json.dumps(fields))
     except ValidationError as error:
-        raise _wrong_line(where, error) from error
+        place, reason = first_invalid(error)
+        place = ".".join(part for part in (name, place) if part)
+        raise Refused(Code.REQUEST_INVALID, f"{where}: {place}: {reason}.", "Correct the line.") from error
     except Refused as error:
         raise Refused(error.code, f"{where}: {error.message}", error.hint) from error
-    return Request(asked, choice)
-
-
-def _wrong_line(where: str, error: ValidationError, name: str = "") -> Refused:
-    place, reason = first_invalid(error)
-    place = ".".join(part for part in (name, place) if part)
-    return Refused(Code.REQUEST_INVALID, f"{where}: {place}: {reason}.", "Correct the line.")
-
-
-def _given(choice: RoutingChoice) -> dict[str, object]:
-    return {name: value for name, value in vars(choice).items() if value is not None}
 
 
 def _out_of_range(name: str, found: float, expected: str) -> Refused:
     return Refused(Code.REQUEST_INVALID, f"{name} is {found}; expected {expected}.", "Correct the request.")
 
 
-_CHOICE = TypeAdapter(RoutingChoice)
+_CHOICE, _TASK = TypeAdapter(RoutingChoice), TypeAdapter(TaskInput)
 _INPUT: dict[str, TypeAdapter[Any]] = {"input": TypeAdapter(str), "messages": TypeAdapter(list[Turn])}

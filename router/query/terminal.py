@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from protocol.printable import printable
 from router.query.answer import Answer, Answered
-from router.query.attribution import expert_shares, module_shares, token_weights
+from router.query.attribution import best_experts, expert_shares, module_shares, token_weights
 
 _COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red", "bright_cyan", "bright_magenta")
 _SHOWN = 3
@@ -19,27 +20,17 @@ _SHOWN = 3
 
 def as_json(answered: Answered, *, explain: bool) -> dict[str, Any]:
     """Build the document of `ask --json`."""
-    return {
-        "answers": [_answer_json(answer, answered.experts, explain=explain) for answer in answered.answers],
-    }
+    return {"answers": [_answer_json(answer, answered.experts, explain=explain) for answer in answered.answers]}
 
 
 def explain(console: Console, answered: Answered, answer: Answer) -> None:
-    """Print who answered: shares of all routing, then token by token, then module by module.
-
-    Args:
-        console: Where to print.
-        answered: The batch; names its experts.
-        answer: One answer of it, with its routes.
-    """
-    shares = expert_shares(answer.routes, answered.experts)
+    """Print who gave one answer of a batch: shares of all routing, then token by token, then module by module."""
     colours = {name: _COLOURS[at % len(_COLOURS)] for at, name in enumerate(answered.experts)}
     title = Text(f"Who answered (release {answer.release}, {printable(answer.method)})")  # Text: names are not markup
     table = Table("expert", "share", "", title=title)
-    for name, share in shares.items():
-        table.add_row(
-            Text(printable(name), colours[name]), f"{share:.0%}", Text("█" * round(share * 40), colours[name])
-        )
+    for name, share in expert_shares(answer.routes, answered.experts).items():
+        bar = Text("█" * round(share * 40), colours[name])
+        table.add_row(Text(printable(name), colours[name]), f"{share:.0%}", bar)
     console.print(table)
     console.print(_token_table(answer, answered.experts, colours))
     console.print(_module_table(answer, answered.experts, colours))
@@ -67,20 +58,19 @@ def _answer_json(answer: Answer, experts: Sequence[str], *, explain: bool) -> di
     return document
 
 
-def _rounded(weights: np.ndarray[Any, Any]) -> list[list[float]]:
-    return [[round(float(weight), 6) for weight in row] for row in weights]
+def _rounded(weights: NDArray[np.float32]) -> object:
+    return weights.astype(float).round(6).tolist()
 
 
 def _token_table(answer: Answer, experts: Sequence[str], colours: dict[str, str]) -> Table:
     """For each token the experts with the largest mean weight over the modules that saw it."""
     table = Table("token", "of the", "experts (mean weight over modules)", title="Token by token")
-    tokens = [(token, True) for token in answer.input_tokens] + [(token, False) for token in answer.output_tokens]
-    for position, (token, is_input) in enumerate(tokens):
-        weights = token_weights(answer.routes, position, len(answer.input_tokens), len(experts))
+    inputs = len(answer.input_tokens)
+    for position, token in enumerate((*answer.input_tokens, *answer.output_tokens)):
+        weights = token_weights(answer.routes, position, inputs, len(experts))
         if weights is not None:
-            table.add_row(
-                Text(printable(token)), "input" if is_input else "output", _ranking(weights, experts, colours)
-            )
+            part = "input" if position < inputs else "output"
+            table.add_row(Text(printable(token)), part, _ranking(weights, experts, colours))
     return table
 
 
@@ -91,9 +81,6 @@ def _module_table(answer: Answer, experts: Sequence[str], colours: dict[str, str
     return table
 
 
-def _ranking(shares: np.ndarray[Any, Any], experts: Sequence[str], colours: dict[str, str]) -> Text:
-    text = Text()
-    for at in np.argsort(-shares, kind="stable")[:_SHOWN]:
-        if shares[at] > 0:
-            text.append(f"{printable(experts[at])} {shares[at]:.0%}  ", colours[experts[at]])
-    return text
+def _ranking(shares: NDArray[np.float64], experts: Sequence[str], colours: dict[str, str]) -> Text:
+    best = best_experts(shares, _SHOWN)
+    return Text().join(Text(f"{printable(experts[at])} {share:.0%}  ", colours[experts[at]]) for at, share in best)

@@ -2,46 +2,63 @@
 
 import threading
 from collections.abc import Callable
+from time import monotonic
+from typing import NamedTuple
 
 import structlog
 
-from protocol.errors import GreylagError, Refused
+from protocol.errors import Code, GreylagError, Unavailable
+from protocol.release import Release
 from router.follow.workspace import Mirror
 from router.model.routed_model import RoutedModel
 
 STOP_S = 5.0
 """How long a round may take to end after it is told to, in seconds."""
+LONGEST_S = 3600.0
+"""Longest wait before a release that failed is tried again, in seconds."""
 _log = structlog.get_logger(__name__)
+
+
+class _Failed(NamedTuple):
+    """A release that was on offer and could not be taken up."""
+
+    digest: str
+    said: str
+    wait_s: float
+    again_at: float
+    """On the monotonic clock, in seconds."""
+
+
+class _TooEarly(Exception):  # noqa: N818 - no error
+    """The release on offer failed a short while ago."""
 
 
 class Follower:
     """Polls for releases in a thread of its own and swaps them in.
 
-    Whatever goes wrong (no network, a release that is not to be trusted, a full disk), the model
-    keeps answering with the last good release, and the next round tries again; a release that the model itself
-    refuses is not loaded a second time.
+    Whatever goes wrong (no network, a release that is not to be trusted, a full disk), the model keeps answering with
+    the last good release, and the next round tries again. A release that does not verify or cannot be loaded is tried
+    again only after a while, twice as long each time; a newer one is not kept waiting by it.
 
     Args:
         model: The running model.
-        fetch: Given what it brought last, brings the newest release onto this machine, as `router.follow.pull.pull`.
+        fetch: Brings the newest release onto this machine, given `held` and `on_release` of `router.follow.pull.pull`.
         interval_s: Seconds between two rounds.
         held: What was fetched before.
+
+    Attributes:
+        trouble: Why the model is not at the newest release, in a sentence; empty where it is, as far as it is known.
     """
 
     def __init__(
-        self,
-        model: RoutedModel,
-        fetch: Callable[[Mirror | None], Mirror],
-        *,
-        interval_s: float,
-        held: Mirror | None = None,
+        self, model: RoutedModel, fetch: Callable[..., Mirror], *, interval_s: float, held: Mirror | None = None
     ) -> None:
         self._model, self._fetch, self._interval_s, self._held = model, fetch, interval_s, held
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
-        self._trouble: str | None = None
-        self._refused: int | None = None
-        """Number of the last release that the model refused."""
+        self._offered: Release | None = None
+        self._failed: _Failed | None = None
+        self.trouble = ""
 
     def start(self) -> None:
         """Begin to follow."""
@@ -58,31 +75,42 @@ class Follower:
         Returns:
             Whether a new release was taken up.
         """
+        self._offered = mirror = None
         try:
-            mirror = self._held = self._fetch(self._held)
-            if mirror.release.spec.number in (self._model.generation.release, self._refused):
-                self._trouble = None
-                return False
-            self._take_up(mirror)
-        except GreylagError as error:
-            # Said once, not at every round.
-            if error.message != self._trouble:
-                _log.warning("release not taken up", code=error.code.name, message=error.message)
-            self._trouble = error.message
+            mirror = self._held = self._fetch(held=self._held, on_release=self._consider)
+            number = mirror.release.spec.number
+            if is_new := number != self._model.generation.release:
+                self._model.take_up(mirror)
+                _log.info("release taken up", release=number, experts=len(mirror.bundles))
+        except _TooEarly:
             return False
-        except Exception:  # noqa: BLE001 - a device out of memory, or a fault of ours, must not end the following
-            _log.exception("release not taken up")
+        except Exception as error:  # noqa: BLE001 - a device out of memory, or a fault of ours, must not end the following
+            # Where the network or the disk failed nobody is at fault: what came stays, and the next round continues.
+            self._note(error, at_once=mirror is None and isinstance(error, Unavailable))
             return False
-        self._trouble = None
-        _log.info("release taken up", release=mirror.release.spec.number, experts=len(mirror.bundles))
-        return True
+        self._failed, self.trouble = None, ""
+        return is_new
 
-    def _take_up(self, mirror: Mirror) -> None:
-        try:
-            self._model.take_up(mirror)
-        except Refused:
-            self._refused = mirror.release.spec.number
-            raise
+    def _consider(self, release: Release) -> None:
+        self._offered, failed = release, self._failed
+        if failed is not None and failed.digest == release.digest and monotonic() < failed.again_at:
+            self.trouble = failed.said
+            raise _TooEarly
+
+    def _note(self, error: Exception, *, at_once: bool) -> None:
+        offered, known = self._offered, isinstance(error, GreylagError)
+        code = error.code if isinstance(error, GreylagError) else Code.INTERNAL
+        what = f"Release {offered.spec.number}" if offered else "The newest release"
+        # By the table: the error's own sentence may name a path, and whoever asks the router may read this.
+        said = f"{what} was not taken up: {code.fate.meaning} [{code.name}]"
+        if said != self.trouble:  # said once, not at every round
+            _log.warning("release not taken up", code=code.name, message=str(error), exc_info=None if known else error)
+        self.trouble = said
+        if offered is not None and not at_once:
+            before = self._failed
+            again = before is not None and before.digest == offered.digest
+            wait_s = min(2 * before.wait_s, LONGEST_S) if before and again else self._interval_s
+            self._failed = _Failed(offered.digest, said, wait_s, monotonic() + wait_s)
 
     def _run(self) -> None:
         while not self._stop.is_set():

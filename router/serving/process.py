@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 
 import structlog
-from filelock import FileLock, Timeout
 
-from protocol.errors import Code, GreylagError, Refused
+from protocol.errors import GreylagError
+from protocol.files.locks import held
 from protocol.signing import PublicKey
 from protocol.wire.grpc_server import Listen, serve
 from router.follow.pull import pull
@@ -37,25 +37,20 @@ def run(workspace: Path, settings: RouterSettings, on_ready: Callable[[int], Non
         Refused: `WORKSPACE_BUSY`, `BASE_MISMATCH`, `BASE_UNREADABLE` or `SETTINGS_INVALID`.
     """
     workspace.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(workspace / ".router.lock", timeout=0):
-            _run(workspace, settings, on_ready)
-    except Timeout as error:
-        raise Refused(
-            Code.WORKSPACE_BUSY, f"Another router serves from {workspace.resolve()}.", "Stop it, or use another folder."
-        ) from error
+    busy = f"Another router serves from {workspace.resolve()}."
+    with held(workspace / ".router.lock", busy, "Stop it, or use another folder."):
+        _run(workspace, settings, on_ready)
 
 
 def _run(workspace: Path, settings: RouterSettings, on_ready: Callable[[int], None]) -> None:
     key = PublicKey.from_hex(settings.pool_key) if settings.pool_key else None
 
-    def fetch(held: Mirror | None) -> Mirror:
-        where, ca = settings.coordinator, settings.ca
-        return pull(workspace, where, ca=ca, pool_key=key, base=settings.base, held=held, say=_log.warning)
-
+    fetch = partial(
+        pull, workspace, settings.coordinator, ca=settings.ca, pool_key=key, base=settings.base, say=_log.warning
+    )
     mirror: Mirror | None
     try:
-        mirror = fetch(None)
+        mirror = fetch()
     except GreylagError as error:
         _log.warning("no new release at start", code=error.code.name, message=error.message)
         mirror = open_mirror(workspace) if (workspace / RELEASE).is_file() else None
@@ -72,7 +67,7 @@ def _run(workspace: Path, settings: RouterSettings, on_ready: Callable[[int], No
     follower.start()
     try:
         listen = Listen(settings.listen, settings.tls_cert, settings.tls_key)
-        service = QueryService(model, settings.allowance)
+        service = QueryService(model, settings.allowance, lambda: follower.trouble)
         asyncio.run(serve(listen, service.register, on_ready=on_ready, healthy=lambda: model.held.answering))
     finally:
         follower.stop()

@@ -1,12 +1,12 @@
 """The Query service: a routed model that answers over gRPC."""
+# ruff: noqa: N802, ARG002 - gRPC decides the names, and what is passed
 
 import asyncio
 import math
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
 
 import grpc
 
@@ -15,6 +15,7 @@ from protocol.errors import Code, Refused
 from protocol.v1 import query_pb2
 from protocol.v1.query_pb2_grpc import QueryServicer, add_QueryServicer_to_server
 from protocol.wire.grpc_server import to_end
+from protocol.wire.peer import Context
 from router.base.batching import Prompt
 from router.base.device_map import is_offloaded
 from router.methods import find_method
@@ -32,10 +33,13 @@ class QueryService(QueryServicer):
     Args:
         model: The routed model; someone else keeps it at the newest release.
         allowance: What a caller may ask for.
+        trouble: Says why the model is not at the newest release; empty where it is.
     """
 
-    def __init__(self, model: RoutedModel, allowance: Allowance = DEFAULT_ALLOWANCE) -> None:
-        self._model, self._allowance = model, allowance
+    def __init__(
+        self, model: RoutedModel, allowance: Allowance = DEFAULT_ALLOWANCE, trouble: Callable[[], str] = str
+    ) -> None:
+        self._model, self._allowance, self._trouble = model, allowance, trouble
         # One batch fills the device; the others wait in the order in which they came.
         self._turn = asyncio.Lock()
         # What a method works out once for all requests takes seconds to minutes, and nobody else waits for it.
@@ -43,11 +47,7 @@ class QueryService(QueryServicer):
         # But where weights come when a module runs, and go again, two passes at once would miss some.
         self._alone = self._turn if is_offloaded(model.base.model) else nullcontext()
 
-    async def Ask(  # noqa: N802 - the service's name for it
-        self,
-        request: query_pb2.AskRequest,
-        context: grpc.aio.ServicerContext[Any, Any],  # noqa: ARG002 - gRPC passes it
-    ) -> AsyncIterator[query_pb2.AskPart]:
+    async def Ask(self, request: query_pb2.AskRequest, context: Context) -> AsyncIterator[query_pb2.AskPart]:
         """Answer a batch of inputs.
 
         Raises:
@@ -66,24 +66,20 @@ class QueryService(QueryServicer):
         prompts = await to_end(partial(self._read, request))
         for choice in dict.fromkeys(choices):
             await self._prepare(choice)
-        asked = partial(
-            self._model.answer,
-            prompts,
-            each,
-            max_new_tokens=request.max_new_tokens or min(DEFAULT_NEW_TOKENS, self._allowance.new_tokens),
-            explain=request.explain,
-        )
+        most = request.max_new_tokens or min(DEFAULT_NEW_TOKENS, self._allowance.new_tokens)
+        asked = partial(self._model.answer, prompts, each, max_new_tokens=most, explain=request.explain)
         async with self._turn:
             answered = await to_end(asked)
         for part in to_wire(answered):
             yield part
 
     async def _prepare(self, choice: RoutingChoice) -> None:
-        if self._model.prepared(choice):
+        prepared = partial(self._model.prepared, choice)
+        if await to_end(prepared):
             return
         method = choice.method or self._model.held.find(choice.release).settings.method
         async with self._preparing[find_method(method)]:
-            if not self._model.prepared(choice):  # somebody who came before may have seen to it
+            if not await to_end(prepared):  # somebody who came before may have seen to it
                 async with self._alone:
                     await to_end(partial(self._model.prepare, choice))
 
@@ -113,11 +109,7 @@ class QueryService(QueryServicer):
             )
         return prompts
 
-    async def Info(  # noqa: N802 - the service's name for it
-        self,
-        request: query_pb2.InfoRequest,  # noqa: ARG002 - gRPC passes it
-        context: grpc.aio.ServicerContext[Any, Any],  # noqa: ARG002 - as above
-    ) -> query_pb2.InfoReply:
+    async def Info(self, request: query_pb2.InfoRequest, context: Context) -> query_pb2.InfoReply:
         """Tell which release answers at this moment."""
         held = self._model.held
         return query_pb2.InfoReply(
@@ -126,6 +118,7 @@ class QueryService(QueryServicer):
             releases=held.releases,
             expires=timestamp(held.newest.expires) if held.newest.expires else "",
             expired=held.newest.expired,
+            trouble=self._trouble(),
         )
 
     def register(self, server: grpc.aio.Server) -> tuple[str, ...]:

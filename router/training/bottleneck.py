@@ -38,24 +38,14 @@ class Bottleneck(WrappedLinear):
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
 
     def forward(self, u: Tensor) -> Tensor:
-        """Compute W u + b + s U f(D u).
-
-        Args:
-            u: [..., d].
-
-        Returns:
-            [..., o].
-        """
+        """Compute W u + b + s U f(D u), [..., o], for u [..., d]."""
         y = self.linear(u)
         hidden = activated(functional.linear(u.to(self.down.dtype), self.down), self.module.activation)
         return y + (functional.linear(hidden, self.up) * self.module.scaling).to(y.dtype)
 
 
 def attach_bottlenecks(model: nn.Module, modules: Mapping[str, BottleneckModule]) -> dict[str, Bottleneck]:
-    """Put an adapter beside linear modules.
-
-    Returns:
-        The modules with adapters, by path.
+    """Put an adapter beside linear modules, which it returns with them.
 
     Raises:
         Refused: `MODULE_UNKNOWN`.

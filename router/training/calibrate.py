@@ -17,7 +17,7 @@ from router.base.loading import Base
 from router.layer.routed_linear import RoutedLinear
 from router.pool.calibration import MAX_BIAS, MAX_LOG_TEMPERATURE, Calibration
 from router.pool.gate import standardise
-from router.pool.module_view import ModuleExperts
+from router.pool.group_view import ModuleExperts
 from router.pool.pool import ExpertPool
 
 
@@ -60,10 +60,9 @@ class SoftRouter:
 @contextmanager
 def soft_routing(model: nn.Module, routers: Mapping[str, SoftRouter]) -> Iterator[None]:
     """Let modules, by path, route by what can learn."""
-    with ExitStack() as stack:
+    with ExitStack() as hooks:
         for path, router in routers.items():
-            hook = model.get_submodule(path).register_forward_hook(router)
-            stack.callback(hook.remove)
+            hooks.enter_context(model.get_submodule(path).register_forward_hook(router))
         yield
 
 
@@ -79,7 +78,7 @@ def calibrate(
     """Take one step of Adam a batch.
 
     Args:
-        base: A base model whose linear modules are routed ones.
+        base: Its linear modules are routed ones.
         pool: The experts.
         k: Experts a token.
         start: Biases and temperatures to begin with; says which experts and modules there are.

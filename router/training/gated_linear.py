@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class GatedLinear(WrappedLinear):
-    """A linear module under a trainable gate.
+    """A linear module whose expert stands under a trainable gate: W u + b + delta(u) * sigmoid(v . u), v = 0 at first.
 
     Args:
         linear: The base's module, frozen.
@@ -32,14 +32,7 @@ class GatedLinear(WrappedLinear):
         self.gate = nn.Parameter(torch.zeros(self.in_features, dtype=torch.float32, device=device_of(linear)))
 
     def opening(self, u: Tensor) -> Tensor:
-        """Compute sigmoid(v . u).
-
-        Args:
-            u: [..., d].
-
-        Returns:
-            [...] float32, 0 to 1.
-        """
+        """Compute sigmoid(v . u), [...] float32, for u [..., d]."""
         return torch.sigmoid(u.float() @ self.gate)
 
 
@@ -56,14 +49,7 @@ class GatedExpert(GatedLinear):
         self.part = part
 
     def forward(self, u: Tensor) -> Tensor:
-        """Compute W u + b + delta(u) * sigmoid(v . u).
-
-        Args:
-            u: [..., d].
-
-        Returns:
-            [..., o].
-        """
+        """Compute [..., o] from u [..., d]."""
         y, part = self.linear(u), self.part
         opening = self.opening(u).unsqueeze(-1).to(u.dtype)
         if part.plain:
@@ -86,25 +72,13 @@ class GatedTuner(GatedLinear):
         self.tuned = tuned
 
     def forward(self, u: Tensor) -> Tensor:
-        """Compute W u + b + delta(u) * sigmoid(v . u).
-
-        Args:
-            u: [..., d].
-
-        Returns:
-            [..., o].
-        """
+        """Compute [..., o] from u [..., d]."""
         y = self.linear(u)
         return y + (self.tuned(u) - y) * self.opening(u).unsqueeze(-1).to(y.dtype)
 
 
 def attach_gates(model: "PreTrainedModel", adapter: Path, modules: Mapping[str, Module]) -> dict[str, GatedExpert]:
-    """Put a trained expert under gates; everything else in the model is frozen.
-
-    Args:
-        model: The base model.
-        adapter: Folder with adapter_model.safetensors.
-        modules: The expert's modules by path.
+    """Put a trained expert, from a folder with adapter_model.safetensors, under gates; all else is frozen.
 
     Returns:
         The gated modules by path, each with one trainable parameter, `gate`.
@@ -128,12 +102,7 @@ def attach_gates(model: "PreTrainedModel", adapter: Path, modules: Mapping[str, 
 def gate_tuners(model: "PreTrainedModel", linears: Mapping[str, Linear]) -> dict[str, GatedTuner]:
     """Put an expert that is on a model, and in training, under gates that learn with it.
 
-    Args:
-        model: The base model with the expert on it.
-        linears: The base's own modules, by the paths where the expert stands now.
-
-    Returns:
-        The gated modules by path.
+    It stands at the paths of `linears`, the base's own modules.
     """
     gated = {}
     for path, linear in linears.items():

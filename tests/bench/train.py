@@ -30,11 +30,11 @@ from transformers import (
 )
 
 from client.progress import Progress
-from client.training.modules import plan_modules
 from client.training.pipeline import train
-from client.training.plan import TrainingPlan
-from client.training.request import TrainingRequest
-from client.workspace import settings as client_settings
+from client.training.plan import TrainingPlan, TrainingRequest, plan_modules
+from client.workspace.paths import ClientWorkspace
+from client.workspace.settings import ClientSettings
+from protocol.settings import dump_settings
 from protocol.signing import Identity
 from protocol.spec import Recipe
 from tests import factories
@@ -63,15 +63,17 @@ def main() -> None:
         base = factories.make_t5(folder / "base", d_model=D_MODEL)
         rows = write_rows(folder / "rows.jsonl")
         pool = factories.make_pool(base, Identity.generate(), RECIPE)
-        settings = client_settings.from_flags(
-            coordinator="127.0.0.1:1", pool_key=pool.spec.coordinator, base=str(base), name="it"
-        )
+        workspace = ClientWorkspace(folder)
+        settings = {"coordinator": "127.0.0.1:1", "pool_key": pool.spec.coordinator, "base": str(base), "name": "it"}
+        workspace.settings_file.write_bytes(dump_settings(ClientSettings.model_validate(settings)))
+        workspace.pool_file.write_bytes(pool.envelope)
+        (folder / "split.key").write_bytes(bytes(32))
         ratios, shares = [], []
         for turn in range(ROUNDS + 1):
             recipe = RECIPE if turn else WARM_UP
             modules = plan_modules(pool.spec, recipe)
             asked = TrainingRequest((rows,), seed=turn, device="cpu")
-            plan = TrainingPlan(asked, settings, pool, "it", recipe, modules, None, bytes(32))
+            plan = TrainingPlan(asked, workspace, "it", recipe, modules, None)
             expert = gates = 0.0
             if turn % 2:  # who comes second finds the caches in another state
                 expert, gates = ours(plan, folder / f"ours-{turn}")

@@ -12,10 +12,9 @@ import torch
 
 from client.cli.main import app
 from client.job import produce
-from client.submission.enrolment import enrol
+from client.submission.join import enrol
 from client.training import adapters
-from client.training.request import TrainingRequest
-from client.workspace import settings as client_settings
+from client.training.plan import TrainingRequest
 from client.workspace.paths import ClientWorkspace
 from client.workspace.settings import ClientSettings
 from protocol.bundle import Bundle
@@ -93,9 +92,7 @@ def make_site(root: Path, base: Path, pool: Pool, operator: Identity, coordinato
     """Write a workspace without asking a coordinator."""
     contributor = Identity.generate()
     workspace = ClientWorkspace(root / "workspace")
-    settings = client_settings.from_flags(
-        coordinator=coordinator, pool_key=operator.public.hex, base=str(base), name="anna"
-    )
+    settings = ClientSettings(coordinator=coordinator, pool_key=operator.public.hex, base=str(base), name="anna")
     write_whole(workspace.pool_file, pool.envelope)
     write_whole(workspace.root / "split.key", SPLIT_KEY)
     write_whole(workspace.enrolment_file, enrol(pool, "anna", contributor, NOW))
@@ -136,7 +133,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(adapters, "put_on", listening)
         order = TrainingRequest((site.data,), name="reverse", device="cpu")
-        bundle = produce(site.workspace, site.settings, order, lambda _: None, NOW)
+        bundle = produce(site.workspace, order, lambda _: None, NOW)
     return Trained(site, bundle, probe, said[0])
 
 

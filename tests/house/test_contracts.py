@@ -42,7 +42,7 @@ BREACHES = {
     "coordinator/storage/blobs.py": "import coordinator.registry.registry",
     "coordinator/registry/registry.py": "import coordinator.workspace.paths",
     "coordinator/workspace/create.py": "import coordinator.fleet.service",
-    "coordinator/fleet/records/nodes.py": "import coordinator.fleet.calibration.rounds",
+    "coordinator/fleet/records/fleet.py": "import coordinator.fleet.calibration.rounds",
     "coordinator/fleet/campaigns/start.py": "import coordinator.fleet.service",
     "coordinator/serving/intake.py": "import coordinator.review.worker",
     "coordinator/review/worker.py": "import coordinator.cli.main",

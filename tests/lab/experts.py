@@ -16,12 +16,13 @@ from filelock import FileLock
 from client.job import produce
 from client.progress import Progress
 from client.runs.consent import Share
-from client.training.request import TrainingRequest
-from client.workspace import settings as client_settings
+from client.training.plan import TrainingRequest
 from client.workspace.paths import ClientWorkspace
+from client.workspace.settings import ClientSettings
 from protocol.bundle import Bundle
 from protocol.documents import Pool, read_pool
 from protocol.files.atomic import write_whole
+from protocol.settings import dump_settings
 from protocol.signing import Identity
 from protocol.spec import Recipe
 from tests import factories
@@ -78,19 +79,18 @@ def train_expert(
     """
     pool = read_pool((folder / _POOL_FILE).read_bytes())
     workspace = ClientWorkspace(folder / apart / name)
-    settings = client_settings.from_flags(
-        coordinator=_NOBODY, pool_key=pool.spec.coordinator, base=str(base), name=name
-    )
+    settings = ClientSettings(coordinator=_NOBODY, pool_key=pool.spec.coordinator, base=str(base), name=name)
     with workspace.lock():
         if not (workspace.root / settings.key).is_file():
             Identity.generate().save(workspace.root / settings.key)
+        write_whole(workspace.settings_file, dump_settings(settings))
         write_whole(workspace.pool_file, pool.envelope)
         write_whole(workspace.root / "split.key", bytes(32))  # so that a suite is the same each time
         data = workspace.root / "private.jsonl"
         write_whole(data, "".join(json.dumps(row) + "\n" for row in rows).encode())
         wanted = TrainingRequest((data,), name=name, seed=seed, device="cpu", share=SHARED, **order)
         clock = _Clock()
-        bundle = produce(workspace, settings, wanted, clock, NOW)
+        bundle = produce(workspace, wanted, clock, NOW)
         if clock.seconds:
             write_whole(workspace.root / _SECONDS, json.dumps(clock.seconds).encode())
         return bundle

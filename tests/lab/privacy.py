@@ -117,7 +117,7 @@ def attack(model: RoutedModel, words: Sequence[str], own: Mapping[str, set[str]]
     sources = {path: source for path, source in reader.sources.items() if reader.of_prompt(path)}
     plain = {source: each - each.mean(0) for source, each in reader.pooled(words, set(sources.values())).items()}
     spreads = {source: public.spread(source, "token") for source in plain}
-    whitened = {source: spreads[source].whitened(each, _RIDGE) for source, each in plain.items()}
+    whitened = {source: spreads[source].raised(each, _RIDGE, -1) for source, each in plain.items()}
     found = []
     for seen, (path, source) in product((plain, whitened), sources.items()):
         told = []

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from router.model.routed_model import RoutedModel
-from router.query.attribution import correlation, oracle_divergence
+from router.query.attribution import correlation, oracle_divergence, panels_by_task
 from router.query.heatmap import save_png
-from router.query.panels import TaskInput, panels_by_task
-from router.query.request import RoutingChoice
+from router.query.request import RoutingChoice, TaskInput
 from tests.lab.evaluate import Scores
 from tests.lab.world import FAMILIES, Row, Task
 

@@ -211,13 +211,16 @@ def test_a_fork_is_found_across_releases_that_were_skipped() -> None:
         assert error.code is Code.RELEASE_FORK
 
 
-def test_a_chain_without_end_is_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_release_too_far_ahead_is_told_as_that_and_no_way_to_it_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(release, "MOST_BETWEEN", 1)
     chain = [numbered(5)]
     while len(chain) < 4:
         chain.append(continuing(chain[-1], 5 + len(chain)))
     check_fresh(chain[2], *chain[:2])
-    assert refusal(lambda: check_fresh(chain[3], *chain[:3])).code is Code.RELEASE_FORK
+    error = refusal(lambda: check_fresh(chain[3], chain[0]))
+    assert error.code is Code.RELEASE_TOO_FAR
+    assert "Release 8 " in error.message
+    assert "release 5 " in error.message
 
 
 def test_a_chain_that_is_broken_is_not_followed_further() -> None:

@@ -12,7 +12,7 @@ from router.layer.routed_linear import RoutedLinear
 from router.pool.expert import Expert
 from router.pool.expert_module import ExpertModule, Scales
 from router.pool.gate import standardise
-from router.pool.module_view import ModuleExperts
+from router.pool.group_view import ModuleExperts
 from router.pool.pool import ExpertPool
 from tests.router.reference import ReferenceExpert
 

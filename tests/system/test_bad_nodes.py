@@ -20,7 +20,7 @@ from coordinator.fleet.campaigns.driver import Driver
 from coordinator.fleet.campaigns.start import start
 from coordinator.fleet.records.fleet import Fleet
 from coordinator.fleet.simulation.local_grid import LocalGrid, VirtualNode
-from coordinator.fleet.simulation.scratch_pool import Clock, enrol, propose
+from coordinator.fleet.simulation.simulate import Clock, enrol, propose
 from coordinator.registry.registry import Registry
 from coordinator.workspace.context import Opened
 from coordinator.workspace.paths import CoordinatorWorkspace
@@ -69,8 +69,8 @@ class Village:
         self.grid.nodes.append(VirtualNode(enrol(self.opened, "good"), app))
 
     def join(self, place: DaemonFolder) -> None:
-        act = Act(place, Work(place, self.opened.pool, device="cpu"))
-        node = VirtualNode(enrol(self.opened, "bad"), make_app(self.opened.pool, act, act.log))
+        act = Act(place, Work(place, device="cpu"))
+        node = VirtualNode(enrol(self.opened, "bad"), make_app(self.opened.pool, act, place.say))
         self.grid.nodes.append(node)
 
     def ask(self, kind: Kind) -> int:

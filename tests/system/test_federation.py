@@ -17,8 +17,7 @@ import pytest
 from coordinator.fleet.records.fleet import Fleet
 from coordinator.registry.registry import Registry
 from deploy.demo.processes import first_document, free_port, running
-from deploy.federation.certificate import make_certificate
-from deploy.federation.wiretap import tapped
+from deploy.federation.wiretap import make_certificate, tapped
 from protocol.fleet.campaign import KINDS
 from tests.system.town import RECIPE, succeed, write_rows
 

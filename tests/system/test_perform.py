@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -15,18 +16,19 @@ from tests.house.sources import ROOT
         ("raise RuntimeError('A server ended.')", "error: A server ended.\n"),
     ],
 )
-def test_a_demo_that_ends_early_says_why(end: str, said: str) -> None:
+def test_a_demo_that_ends_early_says_why(tmp_path: Path, end: str, said: str) -> None:
     program = f"""
 import os, signal
 from deploy.demo.processes import perform
 
-def play():
+def play(folder):
     try:
         {end}
     finally:
         print("put away")
 
-perform(play)
+perform("demo", play)
 """
-    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)  # noqa: PLW1510 - it is to fail
+    command = [sys.executable, "-c", program, "--folder", str(tmp_path / "demo")]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)  # noqa: PLW1510 - it is to fail
     assert (ended.returncode, ended.stdout, ended.stderr) == (1, "put away\n", said)

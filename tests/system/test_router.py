@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -35,13 +35,17 @@ def coordinator(catalog: Catalog) -> Iterator[str]:
         yield address
 
 
-def wait_for_release(router: str, number: int) -> list[str]:
+def wait_for(router: str, seen: Callable[[query_pb2.InfoReply], bool]) -> query_pb2.InfoReply:
     deadline = time.monotonic() + 30
     with connect(router) as channel:
-        while (info := QueryStub(channel).Info(query_pb2.InfoRequest(), timeout=10)).release != number:
+        while not seen(info := QueryStub(channel).Info(query_pb2.InfoRequest(), timeout=10)):
             assert time.monotonic() < deadline
             time.sleep(0.1)
-    return list(info.experts)
+    return info
+
+
+def wait_for_release(router: str, number: int) -> list[str]:
+    return list(wait_for(router, lambda info: info.release == number).experts)
 
 
 def test_a_running_router_follows_without_a_restart(
@@ -64,11 +68,13 @@ def test_a_running_router_follows_without_a_restart(
         assert answered.answers[0].release == 2
         assert answered.answers[0].routes
 
-        # A release that does not verify changes nothing.
+        # A release that does not verify changes nothing, and whoever asks is told.
         catalog.identity = Identity.generate()
         catalog.publish([], number=3)
-        time.sleep(1)
-        assert wait_for_release(address, 2) == ["ada/e0", "ada/e1"]
+        told = wait_for(address, lambda info: bool(info.trouble))
+        assert "not taken up" in told.trouble
+        assert "[BAD_SIGNATURE]" in told.trouble
+        assert (told.release, list(told.experts)) == (2, ["ada/e0", "ada/e1"])
 
         for method, code in (("magic", Code.METHOD_UNKNOWN), ("expert:nobody", Code.EXPERT_UNKNOWN)):
             with pytest.raises(Refused) as refused:

@@ -29,7 +29,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
 from deploy.demo.processes import free_port
-from deploy.federation.certificate import make_certificate
+from deploy.federation.wiretap import make_certificate
 from protocol.fleet.node_key import NodeKey
 from tests.stock import evil_app, make_link, served
 

@@ -4,14 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.serverapp import (
-    GaussianPrivacyEvent,
-    NeighboringRelation,
-    PrivacyConfig,
-    RdpAccountant,
-    SamplingMethod,
-)
-from flwr.serverapp.exception import PrivacyBudgetExhausted
+from flwr.serverapp import GaussianPrivacyEvent, NeighboringRelation, PrivacyConfig, RdpAccountant, SamplingMethod
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, FedAvg, FedMedian, Krum
 from numpy.typing import NDArray
 
@@ -89,71 +82,53 @@ def pool_privately(
         Refused: `BUDGET_EXHAUSTED` if the round would spend more than the budget; nothing is averaged then.
     """
     answers, n = _answers(run, updates), len(updates)
-    accountant = accountant_of(privacy, n)
-    for noise in before:
-        accountant.compose(GaussianPrivacyEvent(noise, n, n))
+    accountant = check_budget(privacy, before, 1, nodes=n)
     noisy = DifferentialPrivacyServerSideFixedClipping(
         Gathered(answers), privacy.noise_multiplier, privacy.clipping_norm, n, accountant=accountant
     )
-    try:
-        noisy.configure_train(1, ArrayRecord({UPDATE: Array(start)}), ConfigRecord({}), run.grid)
-    except PrivacyBudgetExhausted as error:
-        raise _exhausted(accountant, privacy, 1) from error
+    noisy.configure_train(1, ArrayRecord({UPDATE: Array(start)}), ConfigRecord({}), run.grid)
     arrays, _ = noisy.aggregate_train(1, answers)
-    return _vector(arrays), spent(accountant)
+    spent = accountant.get_privacy_spent()
+    return _vector(arrays), Spent(epsilon=spent.epsilon, delta=spent.delta, rounds=spent.num_releases)
 
 
-def check_budget(privacy: Privacy, before: Sequence[float], rounds: int) -> None:
-    """Refuse what the budget does not allow.
+def check_budget(privacy: Privacy, before: Sequence[float], rounds: int, *, nodes: int = 1) -> RdpAccountant:
+    """Count what is spent, and refuse what the budget does not allow.
 
     Args:
         privacy: How much noise, and the budget.
         before: Noise multipliers of the rounds before, of all campaigns.
         rounds: How many are planned.
+        nodes: How many take part, all of them in each round: nothing is gained by sampling.
+
+    Returns:
+        Flower's accountant: Rényi's, for a contributor who is there or not.
 
     Raises:
-        Refused: `BUDGET_EXHAUSTED`, or `SETTINGS_INVALID` where the accountant is not installed.
-    """
-    accountant = accountant_of(privacy, 1)
-    for noise in before:
-        accountant.compose(GaussianPrivacyEvent(noise, 1, 1))
-    if accountant.would_exceed(GaussianPrivacyEvent(privacy.noise_multiplier, 1, 1), count=rounds):
-        raise _exhausted(accountant, privacy, rounds)
-
-
-def accountant_of(privacy: Privacy, nodes: int) -> RdpAccountant:
-    """Make Flower's accountant: Rényi's, for a contributor who is there or not, without any gain from sampling.
-
-    Raises:
-        Refused: `SETTINGS_INVALID` where what it computes with is not installed.
+        Refused: `BUDGET_EXHAUSTED`, or `SETTINGS_INVALID` where what the accountant computes with is not installed.
     """
     config = PrivacyConfig(
         privacy.delta, nodes, NeighboringRelation.ADD_OR_REMOVE_ONE, SamplingMethod.NO_AMPLIFICATION,
         privacy.max_epsilon,
     )  # fmt: skip
     try:
-        return RdpAccountant(config)
+        accountant = RdpAccountant(config)
     except ImportError as error:
         raise Refused(
             Code.SETTINGS_INVALID, "Privacy cannot be accounted for without dp-accounting.",
             "Install it with: pip install 'greylag[private]'",
         ) from error  # fmt: skip
-
-
-def spent(accountant: RdpAccountant) -> Spent:
-    """Say what an accountant has counted."""
-    found = accountant.get_privacy_spent()
-    return Spent(epsilon=found.epsilon, delta=found.delta, rounds=found.num_releases)
-
-
-def _exhausted(accountant: RdpAccountant, privacy: Privacy, rounds: int) -> Refused:
-    used = accountant.get_privacy_spent()
-    return Refused(
-        Code.BUDGET_EXHAUSTED,
-        f"{used.num_releases} rounds have spent epsilon {used.epsilon:.2f} at delta {privacy.delta:g}; {rounds} more "
-        f"would go beyond the budget of {privacy.max_epsilon:g}.",
-        "Add more noise, plan fewer rounds, or go on without calibrating.",
-    )
+    for noise in before:
+        accountant.compose(GaussianPrivacyEvent(noise, nodes, nodes))
+    if accountant.would_exceed(GaussianPrivacyEvent(privacy.noise_multiplier, nodes, nodes), count=rounds):
+        used = accountant.get_privacy_spent()
+        raise Refused(
+            Code.BUDGET_EXHAUSTED,
+            f"{used.num_releases} rounds have spent epsilon {used.epsilon:.2f} at delta {privacy.delta:g}; {rounds} "
+            f"more would go beyond the budget of {privacy.max_epsilon:g}.",
+            "Add more noise, plan fewer rounds, or go on without calibrating.",
+        )
+    return accountant
 
 
 def _answers(run: Run, updates: Sequence[bytes]) -> list[Message]:

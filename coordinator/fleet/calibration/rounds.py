@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from coordinator.fleet.calibration.aggregation import pool, pool_privately
 from coordinator.fleet.flower.client import Run
 from coordinator.fleet.records.campaigns import FINAL
+from coordinator.fleet.records.candidates import base_of
 from coordinator.fleet.records.fleet import Fleet
-from coordinator.fleet.records.rounds import Rounds, file_of, is_open, order_of
-from coordinator.policy.lifecycle import State
+from coordinator.fleet.records.rounds import file_of, order_of
 from coordinator.policy.next_release import next_release
 from coordinator.registry.tables import Campaign, Round
 from coordinator.workspace.context import Opened
@@ -21,7 +21,7 @@ from protocol.documents import read_timestamp, timestamp
 from protocol.errors import Code, Refused
 from protocol.fleet.campaign import Calibrating, Order, sign_order
 from protocol.fleet.reply import Reply
-from protocol.release import CalibrationFile, Release, ReleaseSpec, Spent, read_candidate, read_release, sign_candidate
+from protocol.release import CalibrationFile, Release, Spent, read_candidate, read_release, sign_candidate
 from router.pool.calibration import MAX_BIAS, MAX_LOG_TEMPERATURE, Calibration
 
 MAX_ATTEMPTS = 10
@@ -61,18 +61,15 @@ class Calibrations:
     """
 
     def __init__(self, opened: Opened) -> None:
-        self._opened = opened
-        self._rounds, self._fleet = Rounds(opened.registry), Fleet(opened.registry)
+        self._opened, self._fleet = opened, Fleet(opened.registry)
         self._least = opened.pool.spec.policy.promotion.min_nodes
 
     def turn(self, campaign: Campaign) -> OpenRound | None:
         """Find the round that is going on; None after the last."""
-        rows = self._rounds.of(campaign.number)
-        if not is_open(rows):
-            return None
-        order = order_of(rows[-1].envelope)
+        row = self._fleet.rounds.of(campaign.number)[-1]
+        order = order_of(row.envelope)
         assert order.calibrating is not None  # noqa: S101 - our own row
-        return OpenRound(rows[-1], order, order.calibrating)
+        return OpenRound(row, order, order.calibrating) if row.facts == "{}" else None
 
     def is_over(self, campaign: Campaign, turn: OpenRound, now: datetime) -> bool:
         """Tell whether nobody is waited for any more: the round's time is up, or everybody has answered.
@@ -92,50 +89,35 @@ class Calibrations:
             "answered": [name for answer, name in answers if answer.state == "done"],
             "late": [name for answer, name in answers if answer.state in ("asked", "waiting")],
         }
-        updates, least = self._rounds.updates(campaign.number), self._least
-        content, noise, following, ends = b"", None, None, now
-        if len(updates) < least:
-            facts["ended"] = f"{len(updates)} answered; {least} nodes are needed."
-        else:
-            try:
-                found, spent = self._pooled(turn, run, updates)
-            except Refused as error:
-                facts["ended"] = error.message
+        updates, task = self._fleet.rounds.updates(campaign.number), turn.task
+        content, noise, following = b"", None, None
+        try:
+            if len(updates) < self._least:
+                facts["ended"] = f"{len(updates)} answered; {self._least} nodes are needed."
             else:
-                content = found.content
-                noise = turn.task.privacy.noise_multiplier if turn.task.privacy else None
+                content, spent = self._pooled(turn, run, updates)
+                noise = task.privacy.noise_multiplier if task.privacy else None
                 facts |= {"privacy": spent.model_dump()} if spent else {}
-                expires = read_timestamp(campaign.expires)
-                if turn.task.number < turn.task.rounds and now < expires:
-                    ends = min(now + timedelta(minutes=turn.task.round_minutes), expires)
-                    following = self._next_order(turn, file_of(turn.row, content, spent))
-        self._rounds.close(turn.row, content, facts, noise=noise, following=following, ends=ends)
+                if task.number < task.rounds and now < read_timestamp(campaign.expires):
+                    changes = {"number": task.number + 1, "start": file_of(turn.row, content, spent)}
+                    order = turn.order.model_copy(update={"calibrating": task.model_copy(update=changes)})
+                    following = order, sign_order(order, self._opened.identity)
+        except Refused as error:
+            facts["ended"] = error.message
+        self._fleet.rounds.close(turn.row, content, facts, noise=noise, following=following, now=now)
 
-    def _pooled(self, turn: OpenRound, run: Run, updates: list[bytes]) -> tuple[Calibration, Spent | None]:
-        task, base = turn.task, self._base(turn.order)
-        listed = [expert.bundle for expert in base.experts]
-        before = self._rounds.content(task.start.sha256) if task.start else None
+    def _pooled(self, turn: OpenRound, run: Run, updates: list[bytes]) -> tuple[bytes, Spent | None]:
+        task, order = turn.task, turn.order
+        # The list that is calibrated, whatever became of it since.
+        base = base_of(self._opened, candidate=order.candidate or "", release=order.release or "")
+        before = self._fleet.rounds.content(task.start.sha256) if task.start else None
         start = Calibration.load(before) if before else Calibration.zeros([], [])
-        start = start.over(listed, sorted(self._opened.pool.spec.modules))
+        start = start.over([expert.bundle for expert in base.spec.experts], sorted(self._opened.pool.spec.modules))
         if task.privacy is None:
             vector, spent = pool(run, task.strategy, updates), None
         else:
-            vector, spent = pool_privately(run, task.privacy, start.vector, updates, self._rounds.noises())
-        return start.at(_bounded(vector, start)), spent
-
-    def _base(self, order: Order) -> ReleaseSpec:
-        """Find the list that is calibrated, whatever became of it since."""
-        if order.candidate is not None and (row := self._fleet.candidates.find(order.candidate)):
-            return read_candidate(row.envelope, self._opened.pool).spec
-        released = self._opened.registry.releases.by_digest(order.release or "")
-        if released is None:
-            raise Refused(Code.RELEASE_UNKNOWN, "The list that was calibrated is gone.")
-        return read_release(released.envelope, self._opened.pool).spec
-
-    def _next_order(self, turn: OpenRound, start: CalibrationFile) -> tuple[Order, bytes]:
-        task = turn.task.model_copy(update={"number": turn.task.number + 1, "start": start})
-        order = turn.order.model_copy(update={"calibrating": task})
-        return order, sign_order(order, self._opened.identity)
+            vector, spent = pool_privately(run, task.privacy, start.vector, updates, self._fleet.rounds.noises())
+        return start.at(_bounded(vector, start)).content, spent
 
     def propose(self, campaign: Campaign, now: datetime) -> str:
         """Make a candidate of what the rounds came to.
@@ -143,20 +125,19 @@ class Calibrations:
         Returns:
             One sentence about rounds, budget and candidate.
         """
-        rows = self._rounds.of(campaign.number)
+        rows = self._fleet.rounds.of(campaign.number)
         told = " ".join(_told(row) for row in rows)
         reached = [row for row in rows if row.sha256]
         if not reached:
             return f"{told} Nothing is calibrated."
-        content = self._rounds.content(reached[-1].sha256) or b""
-        file = file_of(reached[-1], content, _spent(reached[-1]))
-        candidate = self._candidate(file, now)
+        privacy = json.loads(reached[-1].facts).get("privacy")
+        spent = Spent.model_validate(privacy) if privacy else None
+        content = self._fleet.rounds.content(reached[-1].sha256) or b""
+        candidate = self._candidate(file_of(reached[-1], content, spent), now)
         if candidate is None:
             return f"{told} What was calibrated is no longer proposed."
         self._fleet.candidates.propose(candidate, now=now)
-        budget = (
-            f" Epsilon {file.privacy.epsilon:.2f} is spent at delta {file.privacy.delta:g}." if file.privacy else ""
-        )
+        budget = f" Epsilon {spent.epsilon:.2f} is spent at delta {spent.delta:g}." if spent else ""
         return f"{told}{budget} Candidate {candidate.digest[:16]} is to be evaluated."
 
     def _candidate(self, file: CalibrationFile, now: datetime) -> Release | None:
@@ -165,17 +146,12 @@ class Calibrations:
         if row := self._fleet.candidates.find():
             changes = {"calibration": file, "created": timestamp(now)}
             return sign_candidate(read_candidate(row.envelope, pool).spec.model_copy(update=changes), identity)
-        newest, held = registry.releases.find(), registry.bundles.digests(State.ACCEPTED, State.RELEASED)
+        newest, held = registry.releases.find(), registry.bundles.held()
         if newest is None:
             return None
         before = read_release(newest.envelope, pool)
         spec = next_release(pool, before, accepted=[], held=held, now=now, calibration=file)
         return sign_candidate(spec, identity) if spec else None
-
-
-def _spent(row: Round) -> Spent | None:
-    told = json.loads(row.facts).get("privacy")
-    return Spent.model_validate(told) if told else None
 
 
 def _told(row: Round) -> str:

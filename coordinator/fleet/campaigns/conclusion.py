@@ -4,8 +4,8 @@ import json
 from datetime import datetime
 
 from coordinator.fleet.calibration.rounds import Calibrations
-from coordinator.fleet.campaigns import promotion
 from coordinator.fleet.records.campaigns import FINAL
+from coordinator.fleet.records.candidates import settle
 from coordinator.fleet.records.fleet import Fleet
 from coordinator.policy.promotion_rule import read_loss, weigh
 from coordinator.registry.tables import Campaign, CampaignAnswer
@@ -33,8 +33,10 @@ def conclude(opened: Opened, campaign: Campaign, *, now: datetime, stopped: bool
     parts.append(summary(fleet, campaign.number))
     if campaign.kind == "evaluate":
         parts.append(_decide(opened, campaign, now))
-    if campaign.kind == "calibrate":
-        parts.append(_propose(opened, campaign, now))
+    if campaign.kind == "calibrate" and is_evaluating(fleet):
+        parts.append("Nothing is proposed, since a candidate is being evaluated.")
+    elif campaign.kind == "calibrate":
+        parts.append(Calibrations(opened).propose(campaign, now))
     state, actor = ("stopped", "operator") if stopped else ("finished", "rule")
     fleet.campaigns.conclude(campaign.number, state, " ".join(parts), actor=actor, now=now)
     return " ".join(parts)
@@ -74,30 +76,20 @@ def _decide(opened: Opened, campaign: Campaign, now: datetime) -> str:
         return f"The candidate is {candidate.state if candidate else 'gone'}."
     in_force = {node.contributor for node, _ in fleet.nodes.all() if node.state == "active"}
     losses = [
-        read_loss(_numbers(answer))
+        read_loss(json.loads(answer.facts))
         for answer, _ in fleet.campaigns.answers(campaign.number)
+        if answer.state == "done"
         if answer.contributor in in_force
     ]
     rule = opened.pool.spec.policy.promotion
     verdict = weigh([loss for loss in losses if loss is not None], rule)
     if verdict is None:
         return f"Nothing is decided: {rule.min_nodes} nodes are needed."
+    promoted, reason = verdict
     try:
-        promotion.settle(
-            opened, campaign.candidate, promoted=verdict.promoted, by="rule", reason=verdict.reason,
-            campaign=campaign.number, now=now,
+        settle(
+            opened, candidate.digest, promoted=promoted, by="rule", reason=reason, campaign=campaign.number, now=now
         )  # fmt: skip
     except Refused as error:
         return error.message
-    return verdict.reason
-
-
-def _propose(opened: Opened, campaign: Campaign, now: datetime) -> str:
-    if is_evaluating(Fleet(opened.registry)):
-        return "Nothing is proposed, since a candidate is being evaluated."
-    return Calibrations(opened).propose(campaign, now)
-
-
-def _numbers(answer: CampaignAnswer) -> dict[str, float]:
-    facts = json.loads(answer.facts) if answer.state == "done" else {}
-    return {name: value for name, value in facts.items() if isinstance(value, float)}
+    return reason

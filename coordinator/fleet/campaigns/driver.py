@@ -20,7 +20,6 @@ from coordinator.registry.tables import Campaign, CampaignAnswer
 from coordinator.workspace.context import Opened
 from protocol.documents import read_timestamp, timestamp
 from protocol.errors import Code, GreylagError
-from protocol.fleet.campaign import Kind
 from protocol.fleet.reply import Reply
 
 ASK_AGAIN_S = 60.0
@@ -120,10 +119,9 @@ class Driver:
     def _hear(self, campaign: Campaign, run: client.Run, turn: OpenRound | None) -> None:
         answers = self._fleet.campaigns.answers(campaign.number)
         under_way = {answer.message: (answer, name) for answer, name in answers if answer.message}
-        kind: Kind = campaign.kind  # type: ignore[assignment] # written by `start` from a valid order
         # Flower gives a reply once; one that could not be kept is kept now.
         waiting = self._unkept.setdefault(campaign.number, {})
-        waiting |= {heard.message: heard.reply for heard in client.hear(run, kind, under_way.keys() - waiting.keys())}
+        waiting |= client.hear(run, campaign.kind, under_way.keys() - waiting.keys())
         for message, told in list(waiting.items()):
             if message in under_way:
                 try:
@@ -136,16 +134,14 @@ class Driver:
     def _keep(self, campaign: Campaign, answer: CampaignAnswer, name: str, told: Reply, turn: OpenRound | None) -> None:
         reply = told if turn is None else turn.judged(told, answer.attempts)
         crashes = json.loads(answer.facts).get("crashes", 0) + (reply.code == Code.UNREACHABLE.name)
-        facts = {**reply.words, **reply.metrics, **({"error": reply.error} if reply.error else {})}
-        self._fleet.campaigns.heard(
-            campaign.number,
-            answer.contributor,
-            "failed" if crashes >= MAX_CRASHES else "waiting" if reply.state == "later" else reply.state,
-            code=reply.code,
-            facts=facts | ({"crashes": crashes} if crashes and reply.state == "later" else {}),
-            now=self._clock(),
-            update=reply.update,
-        )
+        facts = {**reply.words, **reply.metrics}
+        if reply.error:
+            facts["error"] = reply.error
+        if crashes and reply.state == "later":
+            facts["crashes"] = crashes
+        state = "failed" if crashes >= MAX_CRASHES else "waiting" if reply.state == "later" else reply.state
+        number, now = campaign.number, self._clock()
+        self._fleet.campaigns.heard(number, answer.contributor, reply, state=state, facts=facts, now=now)
         _log.info("heard", campaign=campaign.number, contributor=name, state=reply.state, code=reply.code)
 
     def _ask(self, campaign: Campaign, run: client.Run, turn: OpenRound | None) -> None:
@@ -158,7 +154,6 @@ class Driver:
         online = client.online(run)
         self._seen |= dict.fromkeys(online, now)
         is_open = turn is not None or now < read_timestamp(campaign.open_until)  # in a round there is always room
-        kind: Kind = campaign.kind  # type: ignore[assignment] # as above
         for node, name in self._fleet.nodes.all():
             answer, there = known.get(node.contributor), online.get(node.public)
             if node.state != "active" or there is None:
@@ -166,7 +161,7 @@ class Driver:
             if not (self._may_ask_again(answer, there, now) if answer else is_open):
                 continue
             try:
-                message = client.ask(run, there.number, kind, envelope, ttl_s=max(1.0, left))
+                message = client.ask(run, there.number, campaign.kind, envelope, ttl_s=max(1.0, left))
             except httpx.HTTPError:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever is wrong with one node is not the others' fault

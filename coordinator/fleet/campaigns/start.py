@@ -1,38 +1,22 @@
 """Starts campaigns: signs the order and opens the row."""
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import structlog
 
-from coordinator.fleet.records.candidates import no_candidate
+from coordinator.fleet.records.candidates import base_of, no_candidate
 from coordinator.fleet.records.fleet import Fleet
-from coordinator.fleet.records.rounds import Rounds
 from coordinator.registry.tables import Campaign
 from coordinator.workspace.context import Opened
 from protocol.documents import read_timestamp, timestamp
 from protocol.errors import Code, Refused
-from protocol.fleet.campaign import Calibrating, Kind, Order, Privacy, Strategy, sign_order
-from protocol.release import MAX_CALIBRATION_BYTES, Release, read_candidate, read_release
+from protocol.fleet.campaign import Calibrating, Kind, Order, sign_order
+from protocol.release import MAX_CALIBRATION_BYTES, Release, read_candidate
 from router.pool.calibration import METHOD, Calibration
 
 OPEN_FOR, ENDS_AFTER = timedelta(minutes=10), timedelta(days=1)
 """How long a campaign goes on unless its operator says otherwise."""
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class CalibrationPlan:
-    """How routers are calibrated."""
-
-    strategy: Strategy = "fedavg"
-    rounds: int = 3
-    round_minutes: float = 10.0
-    """Who has not answered then is late."""
-    steps: int = 20
-    """Steps that a node takes in a round."""
-    learning_rate: float = 0.05
-    privacy: Privacy | None = None
 
 
 def start(
@@ -42,7 +26,7 @@ def start(
     open_for: timedelta,
     ends_after: timedelta,
     now: datetime,
-    plan: CalibrationPlan | None = None,
+    plan: Calibrating | None = None,
 ) -> Campaign:
     """Start a campaign.
 
@@ -52,7 +36,7 @@ def start(
         open_for: How long nodes that come late are asked, too; in rounds there is always room.
         ends_after: When it ends, whoever is silent.
         now: The time.
-        plan: Of a `calibrate`.
+        plan: Of a `calibrate`: its first round, but for what it starts from and how many numbers that are.
 
     Raises:
         Refused: `CANDIDATE_UNKNOWN` for an `evaluate` with nothing to evaluate; for a `calibrate`: `RELEASE_UNKNOWN`,
@@ -63,23 +47,19 @@ def start(
     if kind == "evaluate" and candidate is None:
         raise no_candidate("")
     if kind == "calibrate":
-        base, plan = base_of(opened), plan or CalibrationPlan()
-        calibrating = _first_round(opened, base, plan)
+        base = base_of(opened)
+        calibrating = _first_round(opened, base, plan or Calibrating(numbers=1))
         release = None if candidate else base.digest
-    order = Order(
-        pool=opened.pool.digest,
-        number=fleet.campaigns.next_number(),
-        kind=kind,
-        candidate=candidate.digest if candidate else None,
-        release=release,
-        calibrating=calibrating,
-        created=timestamp(now),
-        expires=timestamp(now + max(ends_after, open_for)),
-    )
-    round_ends = now + min(timedelta(minutes=plan.round_minutes if plan else 0), max(ends_after, open_for))
-    return fleet.campaigns.start(
-        order, sign_order(order, opened.identity), open_for=open_for, round_ends=round_ends, now=now
-    )
+
+    def make(number: int) -> tuple[Order, bytes]:
+        order = Order(
+            pool=opened.pool.digest, number=number, kind=kind, candidate=candidate.digest if candidate else None,
+            release=release, calibrating=calibrating, created=timestamp(now),
+            expires=timestamp(now + max(ends_after, open_for)),
+        )  # fmt: skip
+        return order, sign_order(order, opened.identity)
+
+    return fleet.campaigns.start(make, open_until=now + open_for, now=now)
 
 
 def start_due(opened: Opened, *, now: datetime) -> Campaign | None:
@@ -106,21 +86,7 @@ def start_due(opened: Opened, *, now: datetime) -> Campaign | None:
     return campaign
 
 
-def base_of(opened: Opened) -> Release:
-    """Find the list that is calibrated: the open candidate, or else the newest release.
-
-    Raises:
-        Refused: `RELEASE_UNKNOWN` if there is neither.
-    """
-    if row := Fleet(opened.registry).candidates.find():
-        return read_candidate(row.envelope, opened.pool)
-    newest = opened.registry.releases.find()
-    if newest is None:
-        raise Refused(Code.RELEASE_UNKNOWN, "There is neither a candidate nor a release to calibrate.", "Train first.")
-    return read_release(newest.envelope, opened.pool)
-
-
-def _first_round(opened: Opened, base: Release, plan: CalibrationPlan) -> Calibrating:
+def _first_round(opened: Opened, base: Release, plan: Calibrating) -> Calibrating:
     spec, modules = base.spec, opened.pool.spec.modules
     if spec.routing.method != METHOD:
         raise Refused(
@@ -137,15 +103,7 @@ def _first_round(opened: Opened, base: Release, plan: CalibrationPlan) -> Calibr
             f"A calibration of {len(spec.experts)} experts at {len(modules)} modules is too large to send.",
         )
     if plan.privacy is not None:
-        if plan.strategy != "fedavg":
-            raise Refused(
-                Code.SETTINGS_INVALID, f"Noise is accounted for with fedavg, not with {plan.strategy}.",
-                "Leave --strategy or --budget out.",
-            )  # fmt: skip
         from coordinator.fleet.calibration.aggregation import check_budget  # noqa: PLC0415 - Flower, after it was told to be quiet
 
-        check_budget(plan.privacy, Rounds(opened.registry).noises(), plan.rounds)
-    return Calibrating(
-        strategy=plan.strategy, rounds=plan.rounds, number=1, round_minutes=plan.round_minutes, steps=plan.steps,
-        learning_rate=plan.learning_rate, start=spec.calibration, numbers=len(empty.vector), privacy=plan.privacy,
-    )  # fmt: skip
+        check_budget(plan.privacy, Fleet(opened.registry).rounds.noises(), plan.rounds)
+    return plan.model_copy(update={"start": spec.calibration, "numbers": len(empty.vector)})

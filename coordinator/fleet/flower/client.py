@@ -2,10 +2,10 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -19,16 +19,19 @@ from flwr.supercore.constant import TaskType
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
-from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
-from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
+from flwr.supercore.interceptors import (
+    RuntimeTokenHttpInterceptor,
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
-from coordinator.fleet.flower.gateway import SECRET_HEADER, header
+from coordinator.fleet.flower.gateway import header
 from coordinator.fleet.flower.replies import MALFORMED, CarefulGrid
 from protocol.errors import Code, Unavailable
-from protocol.fleet.campaign import Kind, app_bundle
+from protocol.fleet.campaign import app_bundle
 from protocol.fleet.reply import ANSWER, ARRAYS, METRICS, ORDER, UPDATE, Reply, read_reply
 
 MESSAGE_TYPES: dict[str, str] = {
@@ -37,18 +40,6 @@ MESSAGE_TYPES: dict[str, str] = {
 _COMPONENT = "greylag"
 _TRIES = 2
 _GONE = {ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE}
-
-
-class _Secret:
-    """Shows the guard's secret."""
-
-    def __init__(self, secret: bytes) -> None:
-        self._shown = header(secret)
-
-    def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
-        """Add the header."""
-        context.request.headers[SECRET_HEADER] = self._shown
-        return call_next(context)
 
 
 @dataclass(frozen=True)
@@ -75,15 +66,6 @@ class Online(NamedTuple):
     """When it connected; whatever it had been asked before is lost."""
 
 
-@dataclass(frozen=True)
-class Heard:
-    """What came back to one message."""
-
-    message: str
-    """Identifier of the message that was sent."""
-    reply: Reply
-
-
 class Superlink:
     """The inner door of a guarded SuperLink.
 
@@ -95,16 +77,13 @@ class Superlink:
     def __init__(self, port: int, secret: bytes) -> None:
         self._address = f"127.0.0.1:{port}"
         version = RuntimeVersionHttpInterceptor(component_name=_COMPONENT)
-        self._control = ControlHttpClient.from_server_address(
-            server_address=self._address, insecure=True, root_certificates=None,
-            interceptors=[version, _Secret(secret)],
-        )  # fmt: skip
+        plain: dict[str, Any] = {"server_address": self._address, "insecure": True, "root_certificates": None}
+        shown = RuntimeTokenHttpInterceptor(header(secret))
+        self._control = ControlHttpClient.from_server_address(**plain, interceptors=[version, shown])
         acquire = SuperExecAuthHttpInterceptor(
             master_secret=secret, protected_methods=frozenset({"/flwr.proto.Runtime/AcquireTask"})
         )
-        self._executor = RuntimeHttpClient.from_server_address(
-            server_address=self._address, insecure=True, root_certificates=None, interceptors=[version, acquire],
-        )  # fmt: skip
+        self._executor = RuntimeHttpClient.from_server_address(**plain, interceptors=[version, acquire])
 
     def close(self) -> None:
         """Close the connections."""
@@ -141,11 +120,15 @@ class Superlink:
         grid = CarefulGrid(self._address, token=acquired.token)
         grid._retry_invoker.max_tries = _TRIES  # noqa: SLF001 - else it tries for ever, and nobody could stop it
         client = grid._runtime_client  # noqa: SLF001 - Flower's own ServerApp process goes this way, too
+        try:
+            given = client.PullTaskInput(PullTaskInputRequest())
+            run = run_from_proto(given.run)
+        except Exception:
+            grid.close()
+            raise
+        grid.set_run(run)
         heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
         heartbeat.start()
-        given = client.PullTaskInput(PullTaskInputRequest())
-        run = run_from_proto(given.run)
-        grid.set_run(run)
         return Run(grid, given.task_id, run.run_id, given.context.node_id, heartbeat)
 
 
@@ -172,7 +155,7 @@ def online(run: Run) -> dict[str, Online]:
     }
 
 
-def ask(run: Run, node: int, kind: Kind, order: bytes, *, ttl_s: float) -> str:
+def ask(run: Run, node: int, kind: str, order: bytes, *, ttl_s: float) -> str:
     """Send a signed order to a node, and return the message's identifier."""
     run.enter()
     content = RecordDict({ORDER: ConfigRecord({"envelope": order})})
@@ -181,18 +164,15 @@ def ask(run: Run, node: int, kind: Kind, order: bytes, *, ttl_s: float) -> str:
     return sent[0] if sent and sent[0] else ""
 
 
-def hear(run: Run, kind: Kind, messages: Iterable[str]) -> list[Heard]:
-    """Take the replies that have come; whatever breaks the schema counts as a failure of its node."""
-    wanted = list(messages)
-    if not wanted:
-        return []
+def hear(run: Run, kind: str, messages: Collection[str]) -> dict[str, Reply]:
+    """Take the replies that have come, by the messages they answer; what breaks the schema is its node's failure."""
+    if not messages:
+        return {}
     run.enter()
-    return [
-        Heard(message.metadata.reply_to_message_id, _read(kind, message)) for message in run.grid.pull_messages(wanted)
-    ]
+    return {reply.metadata.reply_to_message_id: _read(kind, reply) for reply in run.grid.pull_messages(messages)}
 
 
-def _read(kind: Kind, message: Message) -> Reply:
+def _read(kind: str, message: Message) -> Reply:
     if message.has_error():
         if message.error.code == MALFORMED:
             return Reply("failed", Code.EGRESS.name)

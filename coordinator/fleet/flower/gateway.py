@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     import uvicorn
 
-SECRET_HEADER = "x-greylag-secret"  # noqa: S105 - the header's name
+SECRET = "secret"  # noqa: S105 - the file's name
+SECRET_HEADER = "flwr-task-token"  # noqa: S105 - the header in which Flower's own clients show something
 HEALTH = "/health"
 MAX_BODY_BYTES = 4 << 20
 """Largest request on the public port; Flower reads a body before it asks who sent it. Replies are a few lines."""
@@ -48,16 +49,8 @@ class LinkConfig:
     """Public `host:port`."""
     certificate: str
     key: str
-    database: str
-    """Flower's own SQLite file."""
-    secret: str
-    """File with the secret that operators and executors show."""
-    home: str
-    """Where Flower keeps what it likes to keep."""
-
-    def line(self) -> str:
-        """Write the line."""
-        return json.dumps(asdict(self)) + "\n"
+    folder: str
+    """For Flower's own database, what else it likes to keep, and the secret that operators and executors show."""
 
 
 def quiet_flower(home: Path) -> None:
@@ -113,24 +106,18 @@ def _bounded(receive: Receive, send: Send, most: int) -> tuple[Receive, Send]:
 
 def outside(fleet: frozenset[str]) -> Callable[[Scope], bool]:
     """Allow the nodes' own calls, by their exact paths, and the health check."""
-
-    def allows(scope: Scope) -> bool:
-        return (scope["method"], scope["path"]) == ("GET", HEALTH) or (
-            scope["method"] == "POST" and scope["path"] in fleet
-        )
-
-    return allows
+    allowed = {("GET", HEALTH), *(("POST", path) for path in fleet)}
+    return lambda scope: (scope["method"], scope["path"]) in allowed
 
 
 def inside(secret: bytes) -> Callable[[Scope], bool]:
     """Allow executors, whom Flower asks for a secret itself, and operators who show ours."""
-    shown = header(secret)
+    shown = header(secret).encode()
 
     def allows(scope: Scope) -> bool:
         path: str = scope["path"]
         if path.startswith(_CONTROL):
-            headers = dict(scope["headers"])
-            return hmac.compare_digest(headers.get(SECRET_HEADER.encode(), b""), shown.encode())
+            return hmac.compare_digest(dict(scope["headers"]).get(SECRET_HEADER.encode(), b""), shown)
         return path.startswith(_RUNTIME) or path == HEALTH
 
     return allows
@@ -153,7 +140,7 @@ def make_app(config: LinkConfig, secret: bytes) -> tuple[App, frozenset[str]]:
         superexec_auth_secret=secret, authn_plugin=load_control_authn_plugin(), event_log_plugin=None,
         fleet_event_log_plugin=None, enable_event_log=False, artifact_provider=None, enable_supernode_auth=True,
         fleet_api_type="grpc-rere", fleet_api_address=None, simulation=False, ssl_ca_certfile=None,
-        ssl_certfile=None, ssl_keyfile=None, database=config.database, isolation="process",
+        ssl_certfile=None, ssl_keyfile=None, database=str(Path(config.folder, "flower.db")), isolation="process",
         runtime_dependency_install=False,
     )  # fmt: skip
     paths = frozenset(str(route.path) for route in router.routes if hasattr(route, "path"))
@@ -223,9 +210,9 @@ def _end_with_parent() -> None:
 def main() -> None:
     """Run the process."""
     config = LinkConfig(**json.loads(sys.stdin.readline()))
-    quiet_flower(Path(config.home))
+    quiet_flower(Path(config.folder, "home"))
     _end_with_parent()
-    asyncio.run(serve(config, Path(config.secret).read_bytes()))
+    asyncio.run(serve(config, Path(config.folder, SECRET).read_bytes()))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import httpx
 from flwr.app import Array, Error, Message, Metadata
 from flwr.app.message import make_message
 from flwr.common.constant import ErrorCode
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest, PullObjectResponse
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.supercore.constant import SYSTEM_MESSAGE_TYPE
 from flwr.supercore.inflatable.inflatable_object import (
@@ -42,6 +42,7 @@ class _Coming:
 
     message: str
     parts: list[str]
+    """All of them, or one more than there may be."""
     contents: dict[str, bytes] = field(default_factory=dict)
 
 
@@ -70,19 +71,14 @@ class CarefulGrid(HttpGrid):
         given = self._runtime_client.PullMessages(request)
         for announced, tree in zip(given.messages_list, given.message_object_trees, strict=True):
             facts = announced.metadata  # which the server has checked, unlike the reply's own
-            coming[facts.reply_to_message_id] = _Coming(facts.message_id, _parts(tree))
-        taken = [(asked, self._try(reply)) for asked, reply in coming.items()]
+            parts = [node.object_id for node in islice(iterate_object_tree(tree), MOST_PARTS + 1)]
+            coming[facts.reply_to_message_id] = _Coming(facts.message_id, parts)
+        taken = [(asked, self._take(reply)) for asked, reply in coming.items()]
         for asked, message in taken:
             if message is not None:
                 message.metadata.__dict__["_reply_to_message_id"] = asked
                 self._confirm(coming.pop(asked).message)
         return [message for _, message in taken if message is not None]
-
-    def _try(self, reply: _Coming) -> Message | None:
-        try:
-            return self._take(reply)
-        except httpx.HTTPStatusError:  # about this reply, and no other
-            return self._instead(ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
 
     def _take(self, reply: _Coming) -> Message | None:
         """Fetch what has come of a reply; None while some of it is on its way."""
@@ -92,7 +88,10 @@ class CarefulGrid(HttpGrid):
             if part in reply.contents:
                 continue
             asked = PullObjectRequest(node=self.node, run_id=self.run.run_id, object_id=part)
-            found = self._runtime_client.PullObject(asked)
+            try:
+                found = self._runtime_client.PullObject(asked)
+            except httpx.HTTPStatusError:  # about this reply, and no other
+                found = PullObjectResponse(object_found=False)
             if not found.object_found:
                 return self._instead(ErrorCode.REPLY_MESSAGE_UNAVAILABLE)  # who sent it gave up
             if not found.object_available:
@@ -119,11 +118,6 @@ class CarefulGrid(HttpGrid):
             group_id="", created_at=0.0, ttl=0.0, message_type=SYSTEM_MESSAGE_TYPE,
         )  # fmt: skip
         return make_message(facts, error=Error(code, ""))
-
-
-def _parts(tree: ObjectTree) -> list[str]:
-    """Name the parts of a reply, one more at most than there may be."""
-    return [node.object_id for node in islice(iterate_object_tree(tree), MOST_PARTS + 1)]
 
 
 def _put_together(reply: _Coming) -> Message:

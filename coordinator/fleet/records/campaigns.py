@@ -1,8 +1,8 @@
 """Campaigns, and what nodes answered; each change one transaction with its events."""
 
 import json
-from collections.abc import Mapping
-from datetime import datetime, timedelta
+from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import and_, delete, func, select, update
@@ -14,6 +14,7 @@ from coordinator.registry.transactions import Subject
 from protocol.documents import timestamp
 from protocol.errors import Code, Refused
 from protocol.fleet.campaign import Order
+from protocol.fleet.reply import Reply
 
 FINAL = ("done", "failed")
 """States of an answer that is not asked for again."""
@@ -22,32 +23,25 @@ FINAL = ("done", "failed")
 class Campaigns(Subject):
     """Every campaign."""
 
-    def next_number(self) -> int:
-        """Number of the campaign that would come next."""
-        with self._registry.reading() as session:
-            return (session.scalar(select(func.max(Campaign.number))) or 0) + 1
-
-    def start(
-        self, order: Order, envelope: bytes, *, open_for: timedelta, round_ends: datetime, now: datetime
-    ) -> Campaign:
+    def start(self, make: Callable[[int], tuple[Order, bytes]], *, open_until: datetime, now: datetime) -> Campaign:
         """Open a campaign, and its first round if it goes in rounds.
 
-        Raises:
-            Refused: `STATE_CHANGE` if another one took its number, or if the candidate is not open.
+        Args:
+            make: Makes the order of a number, and its envelope.
+            open_until: Until then nodes that come late are asked, too.
+            now: The time.
         """
         with self._registry.writing() as session:
-            newest = session.scalar(select(func.max(Campaign.number))) or 0
-            if order.number != newest + 1:
-                raise Refused(Code.STATE_CHANGE, f"Campaign {order.number} cannot follow campaign {newest}.")
+            order, envelope = make((session.scalar(select(func.max(Campaign.number))) or 0) + 1)
             row = Campaign(
                 number=order.number, kind=order.kind, state="running", envelope=envelope,
-                candidate=order.candidate or "", open_until=timestamp(now + open_for), expires=order.expires,
+                candidate=order.candidate or "", open_until=timestamp(open_until), expires=order.expires,
                 created=order.created,
             )  # fmt: skip
             session.add(row)
             session.flush()
             if order.calibrating is not None:
-                session.add(round_of(order, envelope, round_ends))
+                session.add(round_of(order, envelope, now))
             journal.record(session, "campaign", str(row.number), "running", actor="operator", now=now)
             session.flush()
             return row
@@ -112,24 +106,16 @@ class Campaigns(Subject):
             row.state, row.message, row.at, row.attempts = "asked", message, timestamp(now), row.attempts + 1
 
     def heard(
-        self,
-        number: int,
-        contributor: str,
-        state: str,
-        *,
-        code: str,
-        facts: Mapping[str, Any],
-        now: datetime,
-        update: bytes = b"",
+        self, number: int, contributor: str, reply: Reply, *, state: str, facts: Mapping[str, Any], now: datetime
     ) -> None:
         """Keep what a node answered; a final answer is never replaced, so a reply that comes twice changes nothing."""
         with self._registry.writing() as session:
             row = session.get(CampaignAnswer, (number, contributor))
             if row is not None and row.state not in FINAL:
-                row.state, row.code, row.message, row.at = state, code, "", timestamp(now)
+                row.state, row.code, row.message, row.at = state, reply.code, "", timestamp(now)
                 row.facts = json.dumps(facts, sort_keys=True)
-                if update:
-                    session.merge(Update(campaign=number, contributor=contributor, content=update))
+                if reply.update:
+                    session.merge(Update(campaign=number, contributor=contributor, content=reply.update))
 
     def forget_messages(self, number: int) -> None:
         """Ask again whoever was asked by a run that is over."""

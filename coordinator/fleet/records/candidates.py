@@ -1,35 +1,30 @@
-"""Releases that wait to be judged."""
+"""Releases that wait to be judged, and what becomes of them; always by a signed decision."""
 
-from collections.abc import Iterable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Literal
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from coordinator.policy.lifecycle import State
 from coordinator.registry import journal
-from coordinator.registry.cascades import bundles_of, overtake
-from coordinator.registry.registry import Registry
 from coordinator.registry.tables import BundleRow, Campaign, Candidate
+from coordinator.registry.transactions import Subject
+from coordinator.workspace.context import Opened
+from protocol.documents import timestamp
 from protocol.errors import Code, GreylagError, Refused
-from protocol.fleet.campaign import Decision
-from protocol.release import Release
+from protocol.fleet.campaign import Decision, sign_decision
+from protocol.release import Release, read_candidate, read_release, sign_release
 
 
-class Candidates:
-    """Every candidate.
-
-    Args:
-        registry: Opens the transactions.
-    """
-
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
+class Candidates(Subject):
+    """Every candidate."""
 
     def propose(self, candidate: Release, *, now: datetime) -> None:
         """Keep a candidate; whichever was open before is overtaken by it."""
         with self._registry.writing() as session:
-            overtake(session, now=now)
+            journal.overtake(session, now=now)
             if known := session.scalars(select(Candidate).where(Candidate.digest == candidate.digest)).one_or_none():
                 known.state = "open"  # the very same list was overtaken by a longer one, which is over now
             else:
@@ -50,57 +45,96 @@ class Candidates:
             wanted = Candidate.digest == digest if digest else Candidate.state == "open"
             return session.scalars(select(Candidate).where(wanted)).one_or_none()
 
-    def promote(
-        self, decision: Decision, envelope: bytes, release: Release, steps: Mapping[str, State], *, now: datetime
-    ) -> None:
-        """Publish what a decision promotes, together with the decision.
-
-        Raises:
-            Refused: `CANDIDATE_UNKNOWN`, or `STATE_CHANGE` for a candidate whose time is over.
-        """
-        self._registry.releases.publish(
-            release, steps, now=now, decide=lambda session: _decide(session, decision, envelope, now=now)
-        )
-
-    def hold_back(self, decision: Decision, envelope: bytes, *, condemned: Iterable[str], now: datetime) -> None:
-        """Keep the decision against a candidate; condemned bundles are told why, and not proposed again.
-
-        Raises:
-            Refused: As `promote`.
-        """
-        with self._registry.writing() as session:
-            _decide(session, decision, envelope, now=now)
-            for row in session.scalars(select(BundleRow).where(BundleRow.digest.in_(list(condemned)))):
-                row.code, row.message = Code.HELD_BACK.name, decision.reason
-                row.hint = "Train it longer or on other data, and let the new bundle supersede it."
-
     def place(self, row: BundleRow) -> list[BundleRow] | None:
         """Say beside which other new bundles an accepted one is proposed; None for not now.
 
         Bundles that come one after the other share a candidate until it is being evaluated. Those of a candidate
-        that was held back are proposed once more, each alone.
+        that was held back are proposed once more, each alone. Of a contributor's bundles under one name the newest
+        is proposed, whichever was accepted first; an older one only if that was held back.
         """
-        waiting = {other.digest: other for other in self._registry.bundles.all(State.ACCEPTED)}
         with self._registry.reading() as session:
+            accepted = select(BundleRow).where(BundleRow.state == State.ACCEPTED).order_by(BundleRow.sequence)
+            waiting = {other.digest: other for other in session.scalars(accepted)}
             rows = list(session.scalars(select(Candidate).where(Candidate.state.in_(("open", "held_back")))))
             asked = set(session.scalars(select(Campaign.candidate).where(Campaign.state == "running")))
-        listed = {each.digest: bundles_of(each) & waiting.keys() for each in rows}
+        successors = (
+            other for other in waiting.values()
+            if (other.contributor, other.name) == (row.contributor, row.name) and other.sequence > row.sequence
+        )  # fmt: skip
+        if row.code == Code.HELD_BACK.name or any(other.code != Code.HELD_BACK.name for other in successors):
+            return None
+        listed = {each.digest: journal.bundles_of(each) & waiting.keys() for each in rows}
         suspects = {bundle for each in rows if each.state == "held_back" for bundle in listed[each.digest]}
         open_one = next((each for each in rows if each.state == "open"), None)
-        if row.code == Code.HELD_BACK.name:
-            return None
         if open_one is None:
             return []
         beside = listed[open_one.digest]
         if open_one.digest in asked or row.digest in suspects or beside & suspects or row.digest in beside:
             return None
-        return [waiting[bundle] for bundle in sorted(beside, key=lambda bundle: waiting[bundle].sequence)]
+        return [other for other in waiting.values() if other.digest in beside]
+
+
+def settle(
+    opened: Opened,
+    digest: str,
+    *,
+    promoted: bool,
+    by: Literal["rule", "operator"],
+    reason: str,
+    campaign: int | None,
+    now: datetime,
+) -> None:
+    """Sign a decision about a candidate and carry it out.
+
+    The one new expert of a candidate that is held back is told why, and not proposed again; of several, none is
+    condemned: the worker proposes each of them once more, alone.
+
+    Args:
+        opened: The workspace.
+        digest: The candidate.
+        promoted: Whether it becomes the newest release.
+        by: Who decides.
+        reason: One public sentence.
+        campaign: The campaign whose answers were weighed, if there was one.
+        now: The time.
+
+    Raises:
+        Refused: `CANDIDATE_UNKNOWN`, `STATE_CHANGE` if something newer came meanwhile, or `REGISTRY_OLDER`.
+    """
+    registry, identity = opened.registry, opened.identity
+    row = Candidates(registry).find(digest)
+    if row is None:
+        raise no_candidate(digest)
+    candidate = read_candidate(row.envelope, opened.pool)
+    decision = Decision(
+        pool=opened.pool.digest, candidate=row.digest, promoted=promoted, by=by, reason=reason, campaign=campaign,
+        created=timestamp(now),
+    )  # fmt: skip
+    decide = partial(_decide, decision=decision, envelope=sign_decision(decision, identity), now=now)
+    if promoted:
+        opened.high_water.check()
+        newest = registry.releases.find()
+        if candidate.spec.previous != (newest.digest if newest else None):
+            raise Refused(
+                Code.STATE_CHANGE,
+                f"Candidate {row.digest[:16]} does not continue the newest release.",
+                "Wait for the worker's next candidate.",
+            )
+        expires = now + timedelta(days=opened.pool.spec.policy.release_days)
+        spec = candidate.spec.model_copy(update={"created": timestamp(now), "expires": timestamp(expires)})
+        registry.releases.publish(sign_release(spec, identity), now=now, decide=decide)
+    else:
+        with registry.writing() as session:
+            decide(session)
+            new = BundleRow.digest.in_(journal.bundles_of(row)), BundleRow.state == State.ACCEPTED
+            condemned = session.scalars(select(BundleRow).where(*new)).all()
+            if len(condemned) == 1:
+                condemned[0].code, condemned[0].message = Code.HELD_BACK.name, reason
+                condemned[0].hint = "Train it longer or on other data, and let the new bundle supersede it."
 
 
 def _decide(session: Session, decision: Decision, envelope: bytes, *, now: datetime) -> None:
-    row = session.scalars(select(Candidate).where(Candidate.digest == decision.candidate)).one_or_none()
-    if row is None:
-        raise no_candidate(decision.candidate)
+    row = session.scalars(select(Candidate).where(Candidate.digest == decision.candidate)).one()
     if row.state not in ("open", "held_back"):
         raise Refused(Code.STATE_CHANGE, f"Candidate {row.digest[:16]} is {row.state}; nothing is left to decide.")
     row.decision, row.state = envelope, "promoted" if decision.promoted else "held_back"
@@ -115,3 +149,17 @@ def no_candidate(digest: str) -> GreylagError:
         f"There is no candidate {digest[:16]}." if digest else "There is no open candidate.",
         "See: greylag-coordinator candidates ls",
     )
+
+
+def base_of(opened: Opened, *, candidate: str = "", release: str = "") -> Release:
+    """Find the list that is calibrated: the one that is named, or else the open candidate or the newest release.
+
+    Raises:
+        Refused: `RELEASE_UNKNOWN` if there is none.
+    """
+    if not release and (row := Candidates(opened.registry).find(candidate)):
+        return read_candidate(row.envelope, opened.pool)
+    found = opened.registry.releases.by_digest(release) if release else opened.registry.releases.find()
+    if found is None:
+        raise Refused(Code.RELEASE_UNKNOWN, "There is neither a candidate nor a release to calibrate.", "Train first.")
+    return read_release(found.envelope, opened.pool)

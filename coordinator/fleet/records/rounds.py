@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Mapping
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import delete, select, update
@@ -12,7 +12,7 @@ from sqlalchemy.orm import undefer
 from coordinator.registry.tables import CampaignAnswer, Round, Update
 from coordinator.registry.transactions import Subject
 from protocol import statement
-from protocol.documents import timestamp
+from protocol.documents import read_timestamp, timestamp
 from protocol.fleet.campaign import ORDER_TYPE, Order
 from protocol.release import CalibrationFile, Spent
 from protocol.signing import Signed
@@ -28,8 +28,6 @@ class Rounds(Subject):
 
     def content(self, sha256: str) -> bytes | None:
         """Find what a round came to by its digest."""
-        if not sha256:
-            return None
         with self._registry.reading() as session:
             query = select(Round).where(Round.sha256 == sha256).options(undefer(Round.content)).limit(1)
             row = session.scalars(query).one_or_none()
@@ -55,7 +53,7 @@ class Rounds(Subject):
         *,
         noise: float | None,
         following: tuple[Order, bytes] | None,
-        ends: datetime,
+        now: datetime,
     ) -> None:
         """End a round and open the one after it: whoever answered is asked again, and single answers are forgotten.
 
@@ -65,7 +63,7 @@ class Rounds(Subject):
             facts: Who took part and who was late.
             noise: Noise multiplier of the noise that is in it.
             following: The next round's order and its envelope; None for the last round.
-            ends: When the next round ends.
+            now: The time, when the next round begins.
         """
         with self._registry.writing() as session:
             here = session.get(Round, (row.campaign, row.number))
@@ -75,24 +73,17 @@ class Rounds(Subject):
             here.content, here.noise, here.facts = content or None, noise, json.dumps(facts, sort_keys=True)
             session.execute(delete(Update).where(Update.campaign == row.campaign))
             if following is not None:
-                order, envelope = following
-                session.add(round_of(order, envelope, ends))
-                again = update(CampaignAnswer).where(
-                    CampaignAnswer.campaign == row.campaign, CampaignAnswer.state == "done"
-                )
+                session.add(round_of(*following, now))
+                mine = CampaignAnswer.campaign == row.campaign
+                again = update(CampaignAnswer).where(mine, CampaignAnswer.state == "done")
                 session.execute(again.values(state="waiting", code=""))
 
 
-def round_of(order: Order, envelope: bytes, ends: datetime) -> Round:
-    """Make the row of a round that an order opens.
-
-    Raises:
-        ValueError: The order opens none.
-    """
-    if order.calibrating is None:
-        raise ValueError("a round of nothing")
-    number = order.calibrating.number
-    return Round(campaign=order.number, number=number, envelope=envelope, ends=timestamp(ends), facts="{}")
+def round_of(order: Order, envelope: bytes, now: datetime) -> Round:
+    """Make the row of the round that an order of a `calibrate` opens."""
+    assert order.calibrating is not None  # noqa: S101 - the caller's
+    ends = min(now + timedelta(minutes=order.calibrating.round_minutes), read_timestamp(order.expires))
+    return Round(campaign=order.number, number=order.calibrating.number, envelope=envelope, ends=timestamp(ends))
 
 
 def order_of(envelope: bytes) -> Order:
@@ -105,11 +96,6 @@ def file_of(row: Round, content: bytes, privacy: Spent | None) -> CalibrationFil
     """Name what a round came to."""
     digest = hashlib.sha256(content).hexdigest()
     return CalibrationFile(sha256=digest, size=len(content), campaign=row.campaign, privacy=privacy)
-
-
-def is_open(rounds: Sequence[Round]) -> bool:
-    """Tell whether the last round is going on."""
-    return bool(rounds) and rounds[-1].facts == "{}"
 
 
 def facts_of(row: Round) -> dict[str, Any]:

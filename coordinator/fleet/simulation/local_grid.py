@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -11,8 +11,7 @@ from flwr.common.constant import ErrorCode
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.proto.node_pb2 import NodeInfo
-from flwr.serverapp import Grid
-from flwr.supercore.run import Run as FlowerRun
+from flwr.superlink.grid import InMemoryGrid
 
 from coordinator.fleet.flower.client import Run
 
@@ -28,24 +27,23 @@ class VirtualNode:
     """Over every message."""
     since: str | None = None
     """When it connected, as ISO 8601."""
-    state: RecordDict = field(default_factory=RecordDict)
 
 
-class LocalGrid(Grid):
+class LocalGrid(InMemoryGrid):
     """Carries messages to nodes of this process and back, through Flower's own serialisation.
+
+    It takes Flower's place but for its database, in which nodes would look for messages.
 
     Args:
         nodes: The nodes; more may be added while it works.
-        workers: How many of them work at once.
         on_wire: Shown every message and reply, as bytes.
     """
 
-    def __init__(self, nodes: list[VirtualNode], *, workers: int = 4, on_wire: Callable[[bytes], object] = len) -> None:
-        self.nodes, self._on_wire = nodes, on_wire
-        self._workers = ThreadPoolExecutor(workers)
+    def __init__(self, nodes: list[VirtualNode], *, on_wire: Callable[[bytes], object] = len) -> None:
+        self.nodes, self._on_wire, self.pull_interval = nodes, on_wire, 0.01
+        self._workers = ThreadPoolExecutor(4)
         self._replies: dict[str, Future[Message]] = {}
         self._numbers = itertools.count(1)
-        self._run: FlowerRun | None = None
 
     def as_run(self) -> Run:
         """Be the run of a campaign."""
@@ -54,27 +52,6 @@ class LocalGrid(Grid):
     def close(self) -> None:
         """Let the workers go."""
         self._workers.shutdown(cancel_futures=True)
-
-    def set_run(self, run: FlowerRun) -> None:
-        """Keep a run; nothing here needs one."""
-        self._run = run
-
-    @property
-    def run(self) -> FlowerRun:
-        """The run that was set."""
-        if self._run is None:
-            raise LookupError("no run was set")
-        return self._run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Make a message, as Flower's older apps do."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Identifiers of the nodes that are there."""
-        return [node.node_id for node in self.get_nodes()]
 
     def get_nodes(self) -> Iterable[NodeInfo]:
         """Nodes that are there."""
@@ -101,15 +78,11 @@ class LocalGrid(Grid):
         ready = [each for each in message_ids if each in self._replies and self._replies[each].done()]
         return [self._replies.pop(each).result() for each in ready]
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Push messages and wait for all replies."""
-        return [self._replies.pop(each).result(timeout) for each in self.push_messages(messages)]
-
     def _deliver(self, raw: bytes, number: int) -> Message:
         message, node = message_from_proto(MessageProto.FromString(raw)), self.nodes[number - 1]
         if node.dies or not node.up:
             return Message(Error(ErrorCode.NODE_UNAVAILABLE, "Node Unavailable"), reply_to=message)
-        context = Context(run_id=1, node_id=number, node_config={}, state=node.state, run_config={})
+        context = Context(run_id=1, node_id=number, node_config={}, state=RecordDict(), run_config={})
         reply = node.app(message, context)
         sent = message_to_proto(reply).SerializeToString()
         self._on_wire(sent)

@@ -19,11 +19,8 @@ See = Callable[[str, Tensor, Tensor], None]
 class Reader:
     """Reads with the base alone.
 
-    Safe beside requests in other threads: each forward pass is watched where it runs, not by hooks on the model.
-
-    Args:
-        base: A base model whose linear modules are routed ones.
-        paths: Their paths.
+    Its linear modules, at the paths, are routed ones. Safe beside requests in other threads: each forward pass is
+    watched where it runs, not by hooks on the model.
     """
 
     def __init__(self, base: Base, paths: Sequence[str]) -> None:
@@ -72,15 +69,7 @@ class Reader:
             model.base_model(**read, use_cache=False)
 
     def pooled(self, inputs: Sequence[PromptLike], paths: Collection[str]) -> dict[str, Tensor]:
-        """Average what enters modules over the tokens of each prompt.
-
-        Args:
-            inputs: Prompts; at least one.
-            paths: Modules that see the prompt.
-
-        Returns:
-            [b, d] float32 by path.
-        """
+        """Average what enters modules that see the prompt over its tokens; returns [b, d] float32 by path."""
         rows = [prompt.tokens for prompt in read_prompts(self.base, inputs)]
         found: dict[str, list[Tensor]] = {path: [] for path in paths}
 

@@ -7,7 +7,6 @@ has. Either way it is nobody's.
 """
 
 import hashlib
-import os
 import random
 import threading
 from collections.abc import Collection, Iterator, Sequence
@@ -17,27 +16,26 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
-from tqdm import tqdm
 
 from protocol.errors import Code, Refused
+from protocol.files.atomic import write_whole
 from router.base.batching import masked_mean
 from router.base.fingerprint import fingerprint
+from router.base.progress import bar
 from router.base.tokens import encode_input, encode_target
 from router.methods.features.activations import Reader
 from router.methods.features.covariance import Spread, spread_of
-from router.methods.features.pool_statistics import dump_statistics, read_spread
+from router.methods.features.pool_statistics import dump_statistics, read_spread, tensors_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Kind = Literal["pooled", "token"]
+"""Of texts' means, or of single tokens."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-PATIENCE_S = 2.0
-"""After how long a bar shows what takes long, in seconds."""
-_FEWEST = 2
 TEXTS = 1024
 """Texts that are read at most."""
 _LENGTHS, _TARGETS = (6, 14), (1, 8)
@@ -63,7 +61,7 @@ class PublicText:
         self._reader, self._texts, self._cache = reader, tuple(texts[:TEXTS]), cache
         self.told: Path | None = None
         """What the pool tells, in a file named by its digest; what that leaves out is worked out here."""
-        self._spreads: dict[str, Tensor] = {}
+        self._spreads: dict[str, Spread] = {}
         self._file: Path | None = None
         self._lock = threading.Lock()
 
@@ -73,52 +71,41 @@ class PublicText:
         return told.name if (told := self.told) else hashlib.sha256(repr(self._texts).encode()).hexdigest()
 
     def follow(self, told: Path | None) -> None:
-        """Take what a pool tells of public text; texts that were given go before it.
-
-        Args:
-            told: A file as `dump` makes it, named by its sha256; None if the pool tells nothing.
-        """
+        """Take what a pool tells, in a file as `dump` makes it, named by its sha256; texts of one's own come first."""
         if not self._texts:
             self.told = told
 
     def spread(self, path: str, kind: Kind) -> Spread:
-        """Return how public text spreads at a module's input.
-
-        Args:
-            path: A module; for `pooled`, one that sees the prompt.
-            kind: Of texts' means, or of single tokens.
+        """Return how public text spreads at a module's input; pooled, at one that sees the prompt.
 
         Raises:
             Refused: As `router.methods.features.pool_statistics.read_spread`.
         """
         source = self._reader.sources[path]
-        width = self._reader.base.model.get_submodule(source).in_features
-        if (told := self.told) and (spread := read_spread(told, f"{source}.{kind}", width)):
+        name, width = f"{source}.{kind}", self._reader.base.model.get_submodule(source).in_features
+        if (told := self.told) and (spread := read_spread(told, name, width)):
             return spread
-        names = [f"{source}.{kind}.{field}" for field in Spread._fields]
         with self._lock:
             if not self._spreads and self._file is None:
                 self._prepare()
             if self._file is None:
-                return Spread(*(self._spreads[name] for name in names))
+                return self._spreads[name]
         with safe_open(self._file, "pt") as kept:
             # Copied, since the file's pages would go with the file.
-            return Spread(*(kept.get_tensor(name).clone() for name in names))
+            return Spread(*(kept.get_tensor(f"{name}.{field}").clone() for field in Spread._fields))
 
     def _prepare(self) -> None:
         place = self._place()
-        if place is not None and self._readable(place):
+        if place is not None and _readable(place):
             self._file = place
             return
-        spreads = {
-            f"{name}.{field}": tensor
-            for name, spread in self._work_out(KINDS).items()
-            for field, tensor in spread._asdict().items()
-        }
-        if place is not None and _written(spreads, place):
-            self._file = place
-        else:
-            self._spreads = spreads
+        spreads = self._work_out(KINDS)
+        if place is not None:
+            with suppress(OSError):  # a full or read-only disk: worked out again by the next process
+                write_whole(place, save(tensors_of(spreads)))
+                self._file = place
+                return
+        self._spreads = spreads
 
     def dump(self, kinds: Collection[Kind]) -> bytes:
         """Work out what a pool tells, as `router.methods.features.pool_statistics` writes it."""
@@ -128,10 +115,8 @@ class PublicText:
         """Read the texts; returns spreads by input and kind."""
         sources = set(self._reader.sources.values())
         counts = {"pooled": sum(map(self._reader.of_prompt, sources)), "token": len(sources)}
-        # On a terminal alone, and only once it has taken a while.
-        slow = {"desc": "Statistics of public text, once a base", "delay": PATIENCE_S, "disable": None, "leave": False}
         wanted = (each for each in self._samples() if each[1] in kinds)
-        shown = tqdm(wanted, total=sum(counts[kind] for kind in kinds), **slow)
+        shown = bar(wanted, "Statistics of public text, once a base", sum(counts[kind] for kind in kinds))
         return {f"{path}.{kind}": spread_of(samples) for path, kind, samples in shown}
 
     def _place(self) -> Path | None:
@@ -142,22 +127,13 @@ class PublicText:
         digest = hashlib.sha256(repr(facts).encode()).hexdigest()
         return self._cache.with_name(f"public-{digest[:16]}.safetensors")
 
-    def _readable(self, place: Path) -> bool:
-        """Whether the file is whole: safetensors tells a file that was cut short."""
-        try:
-            with safe_open(place, "pt") as kept:
-                return bool(kept.keys())
-        except (OSError, SafetensorError):
-            return False
-
     def _samples(self) -> Iterator[tuple[str, Kind, Tensor]]:
         """Read the texts, and yield of every input the means and one token each, [n, d]."""
         reader = self._reader
         prompts, written = self._tokens()
         sources = list(dict.fromkeys(reader.sources.values()))
         while sources:
-            now: list[str] = []
-            held = 0
+            now, held = list[str](), 0
             while sources and (not now or held < _HELD_BYTES):
                 now.append(sources.pop(0))
                 width = reader.base.model.get_submodule(now[-1]).in_features
@@ -181,10 +157,10 @@ class PublicText:
 
     def _tokens(self) -> tuple[list[list[int]], list[list[int]]]:
         base, draw = self._reader.base, random.Random(0)  # noqa: S311 - no secret
-        texts = self._texts or random_texts(base.tokenizer, draw, _LENGTHS, TEXTS)
+        texts = self._texts or _random_texts(base.tokenizer, draw, _LENGTHS, TEXTS)
         prompts = [encode_input(base.tokenizer, text, base.architecture)[:_LONGEST] for text in texts]
         # What a decoder would write to public text nobody knows.
-        targets = random_texts(base.tokenizer, draw, _TARGETS, len(prompts))
+        targets = _random_texts(base.tokenizer, draw, _TARGETS, len(prompts))
         return prompts, [encode_target(base.tokenizer, text, base.architecture)[:-1] for text in targets]
 
 
@@ -198,12 +174,9 @@ def read_public(file: Path) -> list[str]:
         texts = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error.reason
-        raise Refused(
-            Code.DATA_UNREADABLE,
-            f"The public text {file} cannot be read: {reason}.",
-            "Check the path; UTF-8 is needed.",
-        ) from error
-    if len(texts) < _FEWEST:
+        message = f"The public text {file} cannot be read: {reason}."
+        raise Refused(Code.DATA_UNREADABLE, message, "Check the path; UTF-8 is needed.") from error
+    if len(texts) < 2:  # noqa: PLR2004 - of one text nothing varies
         raise Refused(
             Code.DATA_UNREADABLE,
             f"The public text {file} has {len(texts)} lines; expected some hundreds, one text each.",
@@ -212,17 +185,10 @@ def read_public(file: Path) -> list[str]:
     return texts
 
 
-def random_texts(
+def _random_texts(
     tokenizer: "PreTrainedTokenizerBase", draw: random.Random, lengths: tuple[int, int], count: int
 ) -> list[str]:
-    """Write texts of random tokens, special ones left out.
-
-    Args:
-        tokenizer: Whose vocabulary.
-        draw: Decides.
-        lengths: The shortest and the longest, in tokens.
-        count: Texts.
-    """
+    """Write texts of random tokens, special ones left out; lengths from the shortest to the longest, in tokens."""
     special = set(tokenizer.all_special_ids)
     known = [token for token in range(len(tokenizer)) if token not in special]
     texts: list[str] = []
@@ -233,13 +199,10 @@ def random_texts(
     return texts
 
 
-def _written(tensors: dict[str, Tensor], place: Path) -> bool:
-    partial = place.with_suffix(f".{os.getpid()}.tmp")
+def _readable(place: Path) -> bool:
+    """Whether the file is whole: safetensors tells a file that was cut short."""
     try:
-        save_file(tensors, partial, {"format": "pt"})
-        partial.replace(place)
-    except (OSError, SafetensorError):  # a full or read-only disk: worked out again by the next process
-        with suppress(OSError):
-            partial.unlink()
+        with safe_open(place, "pt") as kept:
+            return bool(kept.keys())
+    except (OSError, SafetensorError):
         return False
-    return True

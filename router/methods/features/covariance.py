@@ -28,28 +28,14 @@ class Spread(NamedTuple):
     rest: Tensor
     """[1] float32, the variance along any other direction."""
 
-    @property
-    def average(self) -> float:
-        """Mean variance over all directions, tr(S) / d."""
-        d, r = len(self.mean), len(self.basis)
-        return float(self.variances.sum() + (d - r) * self.rest) / d
-
-    def whitened(self, vectors: Tensor, ridge: float) -> Tensor:
-        """Compute (S + ridge tr(S) / d I)^-1 v, as `raised`, for vectors [n, d]."""
-        return self.raised(vectors, ridge, -1)
-
     def raised(self, vectors: Tensor, ridge: float, power: float) -> Tensor:
-        """Compute (S + ridge tr(S) / d I)^power v.
-
-        Args:
-            vectors: [n, d].
-            ridge: Relative to the mean variance; above 0.
-            power: Of the matrix.
+        """Compute (S + ridge tr(S) / d I)^power v for vectors [n, d] and a ridge above 0.
 
         Returns:
             [n, d] float32; zeros where nothing varies.
         """
-        added = ridge * self.average
+        d, r = len(self.mean), len(self.basis)
+        added = ridge * float(self.variances.sum() + (d - r) * self.rest) / d
         if not added > 0:
             return torch.zeros_like(vectors, dtype=torch.float32)
         level = (float(self.rest) + added) ** power

@@ -45,11 +45,7 @@ class Embedder:
 
     @classmethod
     def load(cls, name_or_path: str, *, device: torch.device | str = "cpu") -> "Embedder":
-        """Load an encoder; safetensors only.
-
-        Args:
-            name_or_path: Folder or Hub id.
-            device: A torch device.
+        """Load an encoder from a folder or the Hub; safetensors only.
 
         Raises:
             Refused: `BASE_UNREADABLE`.

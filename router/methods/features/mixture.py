@@ -42,6 +42,7 @@ _ALIKE = 0.9
 _KINDS = 4
 """Sets of inputs for which products are kept."""
 _SPARE = 8
+"""Experts that may be gone before all products are worked out anew."""
 
 
 class Shares(NamedTuple):
@@ -54,12 +55,7 @@ class Shares(NamedTuple):
 
 
 class Mixtures:
-    """Solves requests for shares.
-
-    Args:
-        reader: Reads requests with the base.
-        public: What public text looks like.
-    """
+    """Solves requests for shares: a reader reads them with the base, and public text is what they are held against."""
 
     def __init__(self, reader: Reader, public: PublicText) -> None:
         self.reader, self.public = reader, public
@@ -70,11 +66,8 @@ class Mixtures:
     def shares(self, pool: ExpertPool, inputs: Sequence[PromptLike]) -> Shares:
         """Solve requests; an expert that is not in the pool has no part in it.
 
-        What experts' means are worked out to is kept, so an expert that joins costs its products with the others.
-
-        Args:
-            pool: The experts that may answer, one at least.
-            inputs: The requests.
+        What experts' means are worked out to is kept, so an expert that joins costs its products with the others. The
+        pool holds one at least.
 
         Raises:
             Refused: `STATISTICS_MISSING` if there is no input of which all experts tell the mean.
@@ -83,19 +76,14 @@ class Mixtures:
         if told is None:
             told = self._told[pool] = self._told_by_all(pool.experts)
         with self._lock:
-            products = self._products.pop(told, None)
-            if products is None or products.crowded(pool.experts):
-                products = _Products(told, self.public)
-            products.include([(expert, self._means(expert)) for expert in pool.experts])
-            self._products[told] = products
+            known = self._products[told] = self._grown(told, self._products.pop(told, _NOTHING), pool.experts)
             for former in list(self._products)[:-_KINDS]:
                 del self._products[former]
-            known = products.known()
         rows = [known.rows[expert.digest] for expert in pool.experts]
         gram = known.gram[np.ix_(rows, rows)]
-        even = gram + _EVEN * gram.trace() / len(rows) * np.eye(len(rows))
         if not inputs:
             return Shares(np.zeros((0, len(rows))), _alike(gram))
+        even = gram + _EVEN * gram.trace() / len(rows) * np.eye(len(rows))
         targets = known.targets(self.reader.pooled(inputs, told))[:, rows]
         return Shares(np.stack([nnls(even, target) for target in targets]), _alike(gram))
 
@@ -114,10 +102,34 @@ class Mixtures:
             )
         return tuple(path for path in self.reader.sources if path in told)
 
+    def _grown(self, told: Sequence[str], known: "_Products", experts: Sequence[Expert]) -> "_Products":
+        """Work out what is not known yet; all, where most of what is known is of experts that are gone."""
+        new = [expert for expert in experts if expert.digest not in known.rows]
+        if not new:
+            return known
+        gone = len(known.rows) + len(new) - len(experts)
+        if gone > _SPARE and 2 * gone > len(known.rows):
+            known, new = _NOTHING, list(experts)
+        before, means = len(known.rows), [self._means(expert) for expert in new]
+        gram = np.pad(known.gram, (0, len(new)))
+        whitened, centres = dict(known.whitened), dict(known.centres)
+        with torch.inference_mode():
+            for path in told:
+                spread, device = self.public.spread(path, "pooled"), means[0][path].device
+                apart = torch.stack([each[path].cpu() for each in means]) - spread.mean
+                more = (spread.raised(apart, RIDGE, -1) / len(spread.mean)).to(device)
+                rows = whitened[path] = torch.cat([whitened[path], more]) if before else more
+                centres[path] = spread.mean.to(device)
+                gram[:, before:] += (rows @ apart.to(device).T).double().cpu().numpy() / len(told)
+        gram[before:, :before] = gram[:before, before:].T
+        gram[before:, before:] = (gram[before:, before:] + gram[before:, before:].T) / 2
+        added = {expert.digest: before + at for at, expert in enumerate(new)}
+        return _Products({**known.rows, **added}, gram, whitened, centres)
+
 
 @dataclass(frozen=True, eq=False)
-class _Known:
-    """What is known of some experts; more may have come since."""
+class _Products:
+    """Experts' products with each other over one set of inputs."""
 
     rows: Mapping[str, int]
     """By bundle digest."""
@@ -134,47 +146,7 @@ class _Known:
         return torch.stack(found).double().mean(0).cpu().numpy()
 
 
-class _Products:
-    """Experts' products with each other over one set of inputs; only grows."""
-
-    def __init__(self, told: Sequence[str], public: PublicText) -> None:
-        self._told, self._public = told, public
-        self._rows: dict[str, int] = {}
-        self._gram = np.zeros((0, 0))
-        self._whitened: dict[str, Tensor] = {}
-        self._centres: dict[str, Tensor] = {}
-
-    def crowded(self, experts: Sequence[Expert]) -> bool:
-        """Whether most of what is known is of experts that are gone, just as another one comes."""
-        new = sum(expert.digest not in self._rows for expert in experts)
-        gone = len(self._rows) + new - len(experts)
-        return new > 0 and gone > _SPARE and 2 * gone > len(self._rows)
-
-    def include(self, experts: Sequence[tuple[Expert, Mapping[str, Tensor]]]) -> None:
-        """Work out what is not known yet."""
-        new = [(expert, means) for expert, means in experts if expert.digest not in self._rows]
-        if not new:
-            return
-        before, count = len(self._rows), len(self._rows) + len(new)
-        gram = np.zeros((count, count))
-        gram[:before, :before] = self._gram
-        with torch.inference_mode():
-            for path in self._told:
-                spread = self._public.spread(path, "pooled")
-                apart = torch.stack([means[path].cpu() for _, means in new]) - spread.mean
-                device = new[0][1][path].device
-                more = (spread.whitened(apart, RIDGE) / len(spread.mean)).to(device)
-                rows = torch.cat([self._whitened[path], more]) if before else more
-                self._whitened[path], self._centres[path] = rows, spread.mean.to(device)
-                gram[:, before:] += (rows @ apart.to(device).T).double().cpu().numpy() / len(self._told)
-        gram[before:, :before] = gram[:before, before:].T
-        gram[before:, before:] = (gram[before:, before:] + gram[before:, before:].T) / 2
-        self._gram = gram
-        self._rows = self._rows | {expert.digest: before + at for at, (expert, _) in enumerate(new)}
-
-    def known(self) -> _Known:
-        """Return what is known now; it stays as it is."""
-        return _Known(self._rows, self._gram, dict(self._whitened), dict(self._centres))
+_NOTHING = _Products({}, np.zeros((0, 0)), {}, {})
 
 
 def _alike(gram: Floats) -> NDArray[np.int64]:

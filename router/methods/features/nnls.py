@@ -15,15 +15,7 @@ _ROUNDS = 3
 
 
 def nnls(gram: Floats, target: Floats) -> Floats:
-    """Find the c >= 0 for which c' G c / 2 - b' c is smallest.
-
-    Args:
-        gram: G, [n, n], positive definite.
-        target: b, [n].
-
-    Returns:
-        [n].
-    """
+    """Find the c >= 0, [n], for which c' G c / 2 - b' c is smallest, with G [n, n] positive definite and b [n]."""
     n = len(target)
     c, free = np.zeros(n), np.zeros(n, dtype=bool)
     tolerance = 10 * np.finfo(np.float64).eps * n * max(np.abs(target).max(initial=0), np.abs(gram).max(initial=0))

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
 from protocol.errors import Code, Refused
 from router.methods.features.covariance import Spread
@@ -20,12 +21,14 @@ _HINT = "Tell the pool's operator; name public text of your own with the setting
 
 def dump_statistics(spreads: Mapping[str, Spread]) -> bytes:
     """Write spreads, by input and kind, as the file."""
-    tensors = {
-        f"{name}.{field}": tensor.half() if field == "basis" else tensor
-        for name, spread in spreads.items()
-        for field, tensor in spread._asdict().items()
-    }
-    return save(tensors, {"format": "pt"})
+    return save(
+        tensors_of({name: each._replace(basis=each.basis.half()) for name, each in spreads.items()}), {"format": "pt"}
+    )
+
+
+def tensors_of(spreads: Mapping[str, Spread]) -> dict[str, Tensor]:
+    """Name each tensor of spreads, which are by input and kind, such as the mean [d]."""
+    return {f"{name}.{field}": tensor for name, each in spreads.items() for field, tensor in each._asdict().items()}
 
 
 def read_spread(path: Path, name: str, width: int) -> Spread | None:

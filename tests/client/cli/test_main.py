@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from client.cli.main import app as client_app
-from client.workspace import settings as client_settings
+from client.workspace.paths import ClientWorkspace
 from client.workspace.settings import ClientSettings
 from coordinator.cli.main import app as coordinator_app
 from protocol.bundle import ADAPTER_WEIGHTS
@@ -42,7 +42,7 @@ def test_a_base_beside_is_found_from_anywhere(
     assert t5_pool.spec.base.name == t5_base.name
     monkeypatch.chdir(t5_base.parent)
     assert cli("init", "--coordinator", address, "-w", tmp_path)[0] == 0
-    assert client_settings.read(tmp_path / "client.toml").base == str(t5_base)
+    assert ClientWorkspace(tmp_path).settings.base == str(t5_base)
 
 
 def test_init_takes_a_key_that_is_there(cli: Cli, tmp_path: Path, address: str, t5_base: Path) -> None:

@@ -102,7 +102,7 @@ def place(site: Site) -> DaemonFolder:
 
 @pytest.fixture
 def hands(place: DaemonFolder, site: Site) -> Hands:
-    return Hands(place, site.pool)
+    return Hands(place)
 
 
 @pytest.fixture

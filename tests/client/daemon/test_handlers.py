@@ -50,7 +50,7 @@ def mirror(trained: Trained, *, empty: bool) -> Mirror:
 
 
 def test_info_tells_a_bucket(site: Site) -> None:
-    reply = Work(DaemonFolder(site.workspace), site.pool).answer(order(site, "info"), DaemonPolicy(data=site.data))
+    reply = Work(DaemonFolder(site.workspace)).answer(order(site, "info"), DaemonPolicy(data=site.data))
     assert reply.words["rows"] == "100 to 1,000"
     assert read_reply("info", reply.text, reply.metrics) == reply
 
@@ -63,7 +63,7 @@ def test_a_candidate_is_scored_against_release_base_and_own_expert(
     stale.mkdir(parents=True)
     monkeypatch.setattr(handlers, "pull_exactly", lambda *_, **__: mirror(trained, empty=False))
     monkeypatch.setattr(handlers, "pull", lambda *_, **__: mirror(trained, empty=True))
-    node = Work(place, site.pool, device="cpu")
+    node = Work(place, device="cpu")
     reply = node.answer(order(site, "evaluate"), DaemonPolicy(data=site.data))
     losses = reply.metrics
     assert losses["loss_candidate"] == losses["loss_own"] < losses["loss_base"] == losses["loss_release"]
@@ -80,7 +80,7 @@ def test_before_the_first_release_there_is_the_base(trained: Trained, monkeypatc
     (place.releases / BUNDLES).mkdir(parents=True, exist_ok=True)
     monkeypatch.setattr(handlers, "pull_exactly", lambda *_, **__: mirror(trained, empty=False))
     monkeypatch.setattr(handlers, "pull", none)
-    reply = Work(place, site.pool, device="cpu").answer(order(site, "evaluate"), DaemonPolicy(data=site.data))
+    reply = Work(place, device="cpu").answer(order(site, "evaluate"), DaemonPolicy(data=site.data))
     assert set(reply.metrics) == {"loss_base", "loss_candidate", "loss_own", "seconds"}
 
 
@@ -107,7 +107,7 @@ def test_a_round_is_answered_with_numbers_alone(
     site, place = trained.site, DaemonFolder(trained.site.workspace)
     (place.releases / BUNDLES).mkdir(parents=True, exist_ok=True)
     monkeypatch.setattr(handlers, "pull_exactly", lambda *_, **__: mirror(trained, empty=False))
-    node, policy = Work(place, site.pool, device="cpu"), DaemonPolicy(data=site.data)
+    node, policy = Work(place, device="cpu"), DaemonPolicy(data=site.data)
     privacy = {"clipping_norm": 0.01, "noise_multiplier": 1.0, "max_epsilon": 8.0, "delta": 1e-5}
     task = calibrating(site, privacy=privacy if private else None)
     reply = node.answer(task, policy)
@@ -146,7 +146,7 @@ def test_a_round_goes_on_from_the_one_before(trained: Trained, monkeypatch: pyte
     start = start.at(np.full_like(start.vector, 0.25))
     monkeypatch.setattr(handlers, "pull_exactly", lambda *_, **__: both)
     monkeypatch.setattr(handlers, "pull_calibration", lambda *_, **__: start)
-    node, policy = Work(place, site.pool, device="cpu"), DaemonPolicy(data=site.data)
+    node, policy = Work(place, device="cpu"), DaemonPolicy(data=site.data)
     file = {"sha256": start.digest, "size": len(start.content), "campaign": 1}
     task = {"numbers": len(start.vector), "number": 2, "start": file}
     learnt = change(node.answer(calibrating(site, **task), policy), 0.25)
@@ -164,9 +164,7 @@ def test_another_method_is_not_calibrated(trained: Trained, monkeypatch: pytest.
         handlers, "pull_exactly", lambda *_, **__: Mirror(site.pool, sign_candidate(spec, site.operator), one.bundles)
     )
     with pytest.raises(Refused) as refused:
-        Work(DaemonFolder(site.workspace), site.pool, device="cpu").answer(
-            calibrating(site), DaemonPolicy(data=site.data)
-        )
+        Work(DaemonFolder(site.workspace), device="cpu").answer(calibrating(site), DaemonPolicy(data=site.data))
     assert refused.value.code is Code.METHOD_UNKNOWN
 
 
@@ -179,7 +177,7 @@ def test_a_download_has_bounds(trained: Trained, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(handlers, "pull_exactly", large)
     policy = DaemonPolicy(data=site.data, limits=CampaignLimits(max_download_mb=1))
     with pytest.raises(Refused) as refused:
-        Work(DaemonFolder(site.workspace), site.pool).answer(order(site, "evaluate"), policy)
+        Work(DaemonFolder(site.workspace)).answer(order(site, "evaluate"), policy)
     assert refused.value.code is Code.CONSENT
 
 
@@ -190,7 +188,7 @@ def test_another_base_is_not_scored(trained: Trained, monkeypatch: pytest.Monkey
     monkeypatch.setattr(handlers, "check_base", other)
     site = trained.site
     with pytest.raises(Refused) as refused:
-        Work(DaemonFolder(site.workspace), site.pool).answer(order(site, "evaluate"), DaemonPolicy(data=site.data))
+        Work(DaemonFolder(site.workspace)).answer(order(site, "evaluate"), DaemonPolicy(data=site.data))
     assert refused.value.code is Code.BASE_MISMATCH
 
 
@@ -203,7 +201,7 @@ def test_training_submits_once_however_often_it_is_asked(
         monkeypatch.setenv("GREYLAG_CLIENT_COORDINATOR", address)
         monkeypatch.setattr(handlers, "produce", lambda *_: trained.bundle)
         fake.states = [StatusReply(state="verified")]
-        node = Work(DaemonFolder(site.workspace), site.pool)
+        node = Work(DaemonFolder(site.workspace))
         replies = [node.answer(order(site, "train"), DaemonPolicy(data=site.data)) for _ in range(2)]
     assert [reply.words["bundle"] for reply in replies] == [trained.bundle.digest] * 2
     assert list(fake.kept) == [trained.bundle.digest]
@@ -226,7 +224,7 @@ def test_private_training_spends_once_and_tells_no_loss(
     with serving(fake) as address:
         monkeypatch.setenv("GREYLAG_CLIENT_COORDINATOR", address)
         fake.states = [StatusReply(state="verified")]
-        node = Work(DaemonFolder(site.workspace), site.pool, device="cpu")
+        node = Work(DaemonFolder(site.workspace), device="cpu")
         replies = [node.answer(order(site, "train"), policy) for _ in range(2)]
         assert len({reply.words["bundle"] for reply in replies}) == len(fake.kept) == 1
         assert all(set(reply.metrics) == {"seconds"} for reply in replies)
@@ -244,7 +242,7 @@ def test_who_promises_privacy_shares_nothing_without_it(trained: Trained, monkey
     site, place = trained.site, DaemonFolder(trained.site.workspace)
     (place.releases / BUNDLES).mkdir(parents=True, exist_ok=True)
     monkeypatch.setattr(handlers, "pull_exactly", lambda *_, **__: mirror(trained, empty=False))
-    node, policy = Work(place, site.pool, device="cpu"), DaemonPolicy(data=site.data, privacy=PRIVATE)
+    node, policy = Work(place, device="cpu"), DaemonPolicy(data=site.data, privacy=PRIVATE)
     with pytest.raises(Refused) as refused:
         node.answer(calibrating(site), policy)
     assert refused.value.code is Code.CONSENT

@@ -189,7 +189,7 @@ def daemon(place: DaemonFolder, site: Site, monkeypatch: pytest.MonkeyPatch) -> 
         Child(name, sleeper("input()"), dict(os.environ), place.flower_log, daemon.say) for name in ("node", "executor")
     ]
     monkeypatch.setattr(daemon, "_bind", lambda *_: setattr(daemon, "_fleet", "127.0.0.1:1"))
-    monkeypatch.setattr(daemon, "_make_children", lambda _: tuple(sleepers))
+    monkeypatch.setattr(daemon, "_make_children", lambda: tuple(sleepers))
     stopped = threading.Event()
 
     def run() -> None:
@@ -265,7 +265,7 @@ def test_when_the_node_ends_the_coordinator_is_asked_why(
         raise Refused(code, "So it is.", "Do this.")
 
     working, said = daemon
-    monkeypatch.setattr(working, "_introduce", refuse)
+    monkeypatch.setattr(supervisor, "connect", refuse)
     pid = working._children[0].pid
     assert pid is not None
     os.kill(pid, 9)

@@ -32,7 +32,7 @@ class Asked:
 
     def train(self) -> Code:
         with pytest.raises(GreylagError) as raised:
-            Work(DaemonFolder(self.site.workspace), self.site.pool).train(DaemonPolicy(data=self.site.data))
+            Work(DaemonFolder(self.site.workspace)).train(DaemonPolicy(data=self.site.data))
         return raised.value.code
 
     def submitted(self, name: str, state: str = "received") -> str:

@@ -9,7 +9,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from client.data.columns import DataColumns, DataSource
-from client.data.examples import held_out_pairs, read_examples, split
+from client.data.examples import boundary_of, held_out_pairs, read_examples
 from protocol.errors import Code, Refused
 from protocol.spec import Recipe
 
@@ -26,7 +26,7 @@ def held_out(
     path: Path, rows: Rows, tokenizer: PreTrainedTokenizerFast, key: bytes = b"a", share: float = 0.1
 ) -> set[str]:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    pairs = held_out_pairs(DataSource((path,), DataColumns(), key), tokenizer, share)
+    pairs = held_out_pairs(DataSource((path,), DataColumns(), key), tokenizer, share, ())
     assert len(pairs) == len({pair.prompt for pair in pairs})
     return {pair.prompt for pair in pairs}
 
@@ -71,12 +71,11 @@ def test_one_row_at_least_is_held_out_and_growth_never_takes_a_trained_one() -> 
     for _ in range(200):
         places = [0.5 + draw.random() / 2 for _ in range(2)]
         while len(places) < 6:
-            held = split(places, 0.1)
-            assert any(held)
-            trained = {place for place, is_held in zip(places, held, strict=True) if not is_held}
+            boundary = boundary_of(places, 0.1)
+            assert min(places) < boundary
+            trained = {place for place in places if place >= boundary}
             places.append(draw.random())
-            after = split(places, 0.1)
-            assert trained.isdisjoint(place for place, is_held in zip(places, after, strict=True) if is_held)
+            assert min(trained) >= boundary_of(places, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -85,5 +84,5 @@ def test_one_row_at_least_is_held_out_and_growth_never_takes_a_trained_one() -> 
 )
 def test_rows_for_one_side_alone_are_refused(places: list[float], share: float, words: str) -> None:
     with pytest.raises(Refused, match=words) as refused:
-        split(places, share)
+        boundary_of(places, share)
     assert refused.value.code is Code.DATA_EMPTY

@@ -12,7 +12,7 @@ from transformers import DataCollatorForSeq2Seq
 from client.job import produce
 from client.runs.consent import TELLS, Share
 from client.training import pipeline
-from client.training.request import TrainingRequest
+from client.training.plan import TrainingRequest
 from client.workspace.paths import ClientWorkspace
 from protocol.bundle import CARD, GATES, Bundle
 from protocol.spec import Statistics
@@ -35,7 +35,7 @@ def site(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S
 
 def share(site: Site, *shares: Share) -> Bundle:
     order = TrainingRequest((site.data,), name="reverse", device="cpu", share=shares)
-    return produce(site.workspace, site.settings, order, lambda _: None, NOW)
+    return produce(site.workspace, order, lambda _: None, NOW)
 
 
 def test_nothing_is_shared_unless_asked_for(site: Site) -> None:

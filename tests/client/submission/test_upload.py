@@ -8,7 +8,7 @@ import pytest
 
 from client.progress import Progress
 from client.submission import upload
-from client.submission.enrolment import enrol
+from client.submission.join import enrol
 from protocol.bundle import ADAPTER_WEIGHTS, Bundle
 from protocol.documents import Pool, Receipt
 from protocol.errors import Code, GreylagError, Refused, Unavailable
@@ -244,11 +244,11 @@ def test_who_never_answered_is_given_up_soon_and_trying_again_is_said_once(
     bundle: Bundle, identity: Identity, clock: Clock, t5_pool: Pool, monkeypatch: pytest.MonkeyPatch,
     answered: bool, patience_s: float,  # noqa: FBT001 - a parameter of the test
 ) -> None:  # fmt: skip
-    def attempt(transfer: upload._Transfer, _: upload.Coordinator) -> bytes:
+    def attempt(transfer: upload.Transfer, _: upload.Coordinator) -> bytes:
         transfer.answered = answered
         raise Unavailable(Code.UNREACHABLE, "It is gone.")
 
-    monkeypatch.setattr(upload._Transfer, "attempt", attempt)
+    monkeypatch.setattr(upload.Transfer, "attempt", attempt)
     said: list[str] = []
     nobody = upload.Coordinator("127.0.0.1:1", say=said.append, sleep=clock.sleep, clock=lambda: clock.now)
     with pytest.raises(Unavailable, match="It is gone"):
@@ -276,7 +276,7 @@ def test_waiting_ends_with_patience(
 def test_memory_does_not_grow_with_the_bundle(bundle: Bundle) -> None:
     with (bundle.folder / ADAPTER_WEIGHTS).open("ab") as file:
         file.truncate(64 << 20)
-    parts = upload._Transfer(bundle, b"", lambda _: None)._parts(b"", ADAPTER_WEIGHTS, 0, 0)
+    parts = upload.Transfer(bundle, b"", lambda _: None)._parts(b"", ADAPTER_WEIGHTS, 0, 0)
     tracemalloc.start()
     try:
         assert sum(len(part.chunk.data) for part in parts) == 64 << 20

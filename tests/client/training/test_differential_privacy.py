@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from client.job import produce
 from client.progress import Progress
 from client.training import adapters
-from client.training.differential_privacy import PrivateTrainer, example_losses, noise_for, spent
-from client.training.modules import plan_modules
+from client.training.differential_privacy import PrivateTrainer, example_losses, noise_for
 from client.training.phase import Phase, _arguments
-from client.training.request import TrainingRequest
+from client.training.plan import TrainingRequest, plan_modules
 from client.training.trainer import PhaseTrainer
 from coordinator.admission.check import check_content
 from protocol.bundle import ADAPTER_WEIGHTS, CARD, GATES
@@ -144,7 +143,6 @@ def test_the_budget_is_that_of_opacus_accountant(epsilon: float, rows: int, step
     accountant = RDPAccountant()
     for _ in range(steps):
         accountant.step(noise_multiplier=noise, sample_rate=rate)
-    assert spent(noise, rate, steps, promise.delta) == pytest.approx(accountant.get_epsilon(promise.delta))
     assert 0.97 * epsilon < accountant.get_epsilon(promise.delta) <= epsilon
 
 
@@ -173,15 +171,15 @@ def test_a_private_run_resumes_and_bears_draws_of_nobody(site: Site) -> None:
     seen: list[int] = []
     order = TrainingRequest((site.data,), name="it", device="cpu", overrides={"batch_size": 1}, privacy=PROMISE)
     with pytest.raises(StoppedError):
-        produce(site.workspace, site.settings, order, stop, NOW)
-    produce(site.workspace, site.settings, order, lambda event: seen.append(event.step), NOW)
+        produce(site.workspace, order, stop, NOW)
+    produce(site.workspace, order, lambda event: seen.append(event.step), NOW)
     assert seen[:8] == [5, 6, 7, 8, 9, 10, 11, 12]
 
 
 def test_a_private_expert_is_trained_packed_and_says_so(site: Site) -> None:
     said: list[str] = []
     order = TrainingRequest((site.data,), name="it", device="cpu", micro_batch=8, privacy=PROMISE)
-    bundle = produce(site.workspace, site.settings, order, lambda _: None, NOW, said.append)
+    bundle = produce(site.workspace, order, lambda _: None, NOW, said.append)
     check_content(bundle.folder, site.workspace.pool_file)
     assert bundle.spec.privacy == PROMISE
     card = (bundle.folder / CARD).read_text()
@@ -195,7 +193,7 @@ def test_a_private_expert_is_trained_packed_and_says_so(site: Site) -> None:
     (run / "run.json").unlink()
     for part in ("adapter", "gates.safetensors"):
         (run / part).rename(run / f"old-{part}")
-    again = produce(site.workspace, site.settings, order, lambda _: None, NOW)
+    again = produce(site.workspace, order, lambda _: None, NOW)
     second = load_file(again.folder / ADAPTER_WEIGHTS)
     assert any(not torch.equal(first[name], second[name]) for name in first)  # the same seed, another noise
 

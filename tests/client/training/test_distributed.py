@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from client.job import produce
 from client.progress import Progress
-from client.training.request import TrainingRequest
+from client.training.plan import TrainingRequest
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, open_bundle
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
@@ -32,9 +32,9 @@ def test_two_processes_go_on_where_one_was_stopped(tmp_path: Path, t5_base: Path
 
     pool = factories.make_pool(t5_base, operator, SHORT)
     sites = [make_site(tmp_path / name, t5_base, pool, operator) for name in ("alone", "together")]
-    alone = produce(sites[0].workspace, sites[0].settings, order(sites[0]), lambda _: None, NOW)
+    alone = produce(sites[0].workspace, order(sites[0]), lambda _: None, NOW)
     with pytest.raises(KeyboardInterrupt):
-        produce(sites[1].workspace, sites[1].settings, order(sites[1]), stop, NOW)
+        produce(sites[1].workspace, order(sites[1]), stop, NOW)
     (tmp_path / "program.py").write_text(PROGRAM)
     done = subprocess.run(
         [
@@ -78,5 +78,5 @@ def test_what_several_processes_cannot_do_is_a_sentence(
     for name, value in ({"WORLD_SIZE": "2", "RANK": "0"} | environment).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(Refused, match=sentence) as refused:
-        produce(site.workspace, site.settings, order(site, **asked), lambda _: None, NOW)
+        produce(site.workspace, order(site, **asked), lambda _: None, NOW)
     assert refused.value.code is Code.SETTINGS_INVALID

@@ -12,6 +12,7 @@ from client.daemon.policy import DaemonPolicy
 from client.daemon.state import DaemonFolder
 from client.data.examples import Examples, Pair
 from client.training import phase
+from protocol.errors import Code, Refused
 from tests.client.conftest import Cli, Site, Trained
 from tests.client.daemon.test_handlers import mirror, order
 
@@ -29,6 +30,21 @@ def add_rows(data: Path, count: int) -> None:
     data.write_text("\n".join(rows) + "\n")
 
 
+def judging(site: Site, trained: Trained, monkeypatch: pytest.MonkeyPatch, judged: list[Pair]) -> Work:
+    """Make a node that notes by which rows it judges an empty list of experts."""
+
+    def score(_: object, pairs: list[Pair], *__: object) -> float:
+        judged.extend(pairs)
+        return 1.0
+
+    monkeypatch.setattr(handlers, "_loss", score)
+    monkeypatch.setattr(handlers, "pull_exactly", lambda *_, **__: mirror(trained, empty=True))
+    monkeypatch.setattr(handlers, "pull", lambda *_, **__: mirror(trained, empty=True))
+    place = DaemonFolder(site.workspace)
+    (place.releases / "bundles").mkdir(parents=True)
+    return Work(place, device="cpu")
+
+
 @pytest.mark.parametrize("share", [(), ("--held-out", 0.05)])
 def test_evaluation_never_sees_a_row_that_was_trained_on(
     site: Site, trained: Trained, cli: Cli, monkeypatch: pytest.MonkeyPatch, share: tuple[object, ...]
@@ -36,22 +52,13 @@ def test_evaluation_never_sees_a_row_that_was_trained_on(
     seen: set[tuple[int, ...]] = set()
     run = phase.run
 
-    def watch(work: phase.Phase, model: object, tokenizer: object, examples: Examples, *rest: object) -> float:
+    def watch(work: phase.Phase, model: object, tokenizer: object, examples: Examples, *rest: object) -> None:
         seen.update(map(tuple, examples.train["input_ids"]))
-        return run(work, model, tokenizer, examples, *rest)  # type: ignore[arg-type] # as it came
-
-    def score(_: object, pairs: list[Pair], *__: object) -> float:
-        judged.extend(pairs)
-        return 1.0
+        run(work, model, tokenizer, examples, *rest)  # type: ignore[arg-type] # as it came
 
     judged: list[Pair] = []
     monkeypatch.setattr(phase, "run", watch)
-    monkeypatch.setattr(handlers, "_loss", score)
-    monkeypatch.setattr(handlers, "pull_exactly", lambda *_, **__: mirror(trained, empty=True))
-    monkeypatch.setattr(handlers, "pull", lambda *_, **__: mirror(trained, empty=True))
-    place = DaemonFolder(site.workspace)
-    (place.releases / "bundles").mkdir(parents=True)
-    node = Work(place, site.pool, device="cpu")
+    node = judging(site, trained, monkeypatch, judged)
     for _ in range(2):
         assert cli("train", "--data", site.data, "-w", site.workspace.root, *SHORT, *share)[0] == 0
         add_rows(site.data, 12)
@@ -60,3 +67,20 @@ def test_evaluation_never_sees_a_row_that_was_trained_on(
     tokens = {tuple(node.model.base.tokenizer(pair.prompt)["input_ids"]) for pair in judged}
     assert len(tokens) >= 2
     assert seen.isdisjoint(tokens)
+
+
+def test_where_the_one_row_that_was_held_out_is_gone_nobody_is_judged(
+    site: Site, trained: Trained, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[Pair] = []
+    node, policy = judging(site, trained, monkeypatch, judged), DaemonPolicy(data=site.data)
+    assert cli("train", "--data", site.data, "-w", site.workspace.root, *SHORT, "--held-out", 1e-6)[0] == 0
+    node.answer(order(site, "evaluate"), policy)
+    (held_out,) = {pair.prompt for pair in judged}
+    judged.clear()
+    left = [row for row in site.data.read_text().splitlines() if json.loads(row)["input"] != held_out]
+    site.data.write_text("\n".join(left) + "\n")
+    with pytest.raises(Refused, match="may have been trained on") as refused:
+        node.answer(order(site, "evaluate"), policy)
+    assert refused.value.code is Code.DATA_EMPTY
+    assert not judged

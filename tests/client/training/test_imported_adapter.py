@@ -14,7 +14,7 @@ from torch import nn
 from client.job import produce
 from client.progress import Progress
 from client.training import pipeline
-from client.training.request import TrainingRequest
+from client.training.plan import TrainingRequest
 from coordinator.admission.check import check_content
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, GATES, Bundle
 from protocol.compatibility import check_fit
@@ -55,7 +55,7 @@ def elsewhere(base: Path, family: str, folder: Path, **settings: Any) -> Path:
 
 def gates_of(site: Site, adapter: Path | str, **order: Any) -> Bundle:
     asked = TrainingRequest((site.data,), name="it", device="cpu", adapter=str(adapter), **order)
-    return produce(site.workspace, site.settings, asked, lambda _: None, NOW)
+    return produce(site.workspace, asked, lambda _: None, NOW)
 
 
 CASES: list[tuple[str, dict[str, Any]]] = [
@@ -132,12 +132,12 @@ def test_gates_go_on_where_they_were_stopped(site: Site, adapter: Path, monkeypa
         (site.data,), device="cpu", adapter=str(adapter), overrides={"gate_steps": 6, "eval_every": 2}
     )
     with pytest.raises(KeyboardInterrupt):
-        produce(site.workspace, site.settings, order, stop, NOW)
+        produce(site.workspace, order, stop, NOW)
     seen: list[Progress] = []
-    bundle = produce(site.workspace, site.settings, order, seen.append, NOW)
+    bundle = produce(site.workspace, order, seen.append, NOW)
     assert [(event.phase, event.step) for event in seen] == [("gates", 5), ("gates", 6)]
     monkeypatch.setattr(pipeline, "train", None)  # a finished run is recognised
-    assert produce(site.workspace, site.settings, order, seen.append, NOW).digest == bundle.digest
+    assert produce(site.workspace, order, seen.append, NOW).digest == bundle.digest
 
 
 def test_the_program_tells_what_it_can_and_cannot_know(site: Site, adapter: Path, cli: Cli, t5_base: Path) -> None:
@@ -157,7 +157,7 @@ def test_an_adapter_that_makes_things_worse_is_noticed(site: Site, adapter: Path
     order = TrainingRequest(
         (site.data,), device="cpu", adapter=str(adapter), overrides={"gate_steps": 1, "learning_rate": 1e-6}
     )
-    produce(site.workspace, site.settings, order, lambda _: None, NOW, said.append)
+    produce(site.workspace, order, lambda _: None, NOW, said.append)
     assert "does not help" in said[-1]
     assert Path(said[0].removeprefix("How it went: ")).read_bytes().startswith(b"\x89PNG")
 

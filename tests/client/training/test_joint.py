@@ -11,9 +11,7 @@ from client.job import produce
 from client.runs.plot import PICTURE
 from client.runs.record import read_record
 from client.training import adapters, gates, phase, trainer
-from client.training.modules import lay_modules
-from client.training.plan import make_plan
-from client.training.request import TrainingRequest
+from client.training.plan import TrainingRequest, lay_modules, make_plan
 from protocol.adapters import Kind
 from protocol.bundle import ADAPTER_WEIGHTS, CARD, GATES
 from router.base.linear import find_linear
@@ -61,13 +59,12 @@ def test_both_learn_and_nothing_else(site: Site, tmp_path: Path, monkeypatch: py
     started: dict[str, torch.Tensor] = {}
     run = phase.run
 
-    def watch(work: phase.Phase, model: nn.Module, *rest: object) -> float:
+    def watch(work: phase.Phase, model: nn.Module, *rest: object) -> None:
         started.update({name: tensor.clone() for name, tensor in trainer.trainable(model).items()})
-        loss = run(work, model, *rest)  # type: ignore[arg-type] # the rest as it came
+        run(work, model, *rest)  # type: ignore[arg-type] # the rest as it came
         moved = trainer.trainable(model)
         assert started.keys() == moved.keys()
         assert not any(torch.equal(started[name], moved[name]) for name in started)
-        return loss
 
     monkeypatch.setattr(phase, "run", watch)
     recipe = RECIPE.model_copy(update={"expert_steps": 6, "eval_every": 3})
@@ -104,7 +101,7 @@ def test_joint_and_post_hoc_are_two_experts(site: Site) -> None:
         order = TrainingRequest(
             (site.data,), name=name, device="cpu", overrides=SHORT | {"gate_steps": 10}, joint=joint
         )
-        bundle = produce(site.workspace, site.settings, order, lambda _: None, NOW)
+        bundle = produce(site.workspace, order, lambda _: None, NOW)
         assert bundle.spec.joint == joint
         return bundle.folder
 
@@ -114,4 +111,4 @@ def test_joint_and_post_hoc_are_two_experts(site: Site) -> None:
         assert one.keys() == other.keys()
         assert not any(torch.equal(one[key], other[key]) for key in one)
     asked = [TrainingRequest((site.data,), joint=joint) for joint in (False, True)]
-    assert len({make_plan(site.workspace, site.settings, each).run_id() for each in asked}) == 2
+    assert len({make_plan(site.workspace, each).run_id() for each in asked}) == 2

@@ -11,9 +11,7 @@ from client.job import produce
 from client.progress import Progress
 from client.runs.record import ADAPTER
 from client.training import pipeline
-from client.training.modules import lay_modules, plan_modules
-from client.training.plan import make_plan, override
-from client.training.request import TrainingRequest
+from client.training.plan import TrainingRequest, from_flags, lay_modules, make_plan, plan_modules
 from coordinator.admission.check import check_content
 from protocol.adapters import Ia3Module, Kind, Shape
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, GATES
@@ -52,9 +50,9 @@ def test_from_rows_to_an_answer(
     pool = factories.make_pool(base, operator, SHORT)
     site = make_site(tmp_path, base, pool, operator)
     order = TrainingRequest((site.data,), name="it", device="cpu", overrides={"kind": kind})
-    bundle = produce(site.workspace, site.settings, order, lambda _: None, NOW)
+    bundle = produce(site.workspace, order, lambda _: None, NOW)
     assert bundle.spec.kind == kind
-    assert bundle.digest == produce(site.workspace, site.settings, order, lambda _: None, NOW).digest
+    assert bundle.digest == produce(site.workspace, order, lambda _: None, NOW).digest
     check_content(bundle.folder, site.workspace.pool_file)
     gates = load_file(bundle.folder / GATES)
     assert set(gates) == {f"{path}.gate" for path in pool.spec.modules}
@@ -77,7 +75,7 @@ def test_from_rows_to_an_answer(
 @pytest.mark.parametrize("kind", ["dora", "ia3", "bottleneck"])
 def test_training_goes_on_where_it_was_stopped(site: Site, tmp_path: Path, kind: Kind) -> None:
     few = {"kind": kind, "expert_steps": SHORT.expert_steps, "gate_steps": SHORT.gate_steps, "eval_every": 1}
-    plan = make_plan(site.workspace, site.settings, TrainingRequest((site.data,), device="cpu", overrides=few))
+    plan = make_plan(site.workspace, TrainingRequest((site.data,), device="cpu", overrides=few))
 
     def stop(event: Progress) -> None:
         if (event.phase, event.step) == ("expert", 4):
@@ -116,5 +114,5 @@ def test_ia3_asks_for_no_rank(site: Site) -> None:
 
 def test_an_unknown_kind_is_a_sentence() -> None:
     with pytest.raises(Refused, match=r"--kind.*'bottleneck'") as refused:
-        override(Recipe(), {"kind": "prefix"})
+        from_flags(Recipe, {"kind": "prefix"})
     assert refused.value.code is Code.SETTINGS_INVALID

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from client.job import produce
 from client.progress import Progress
 from client.training import phase
-from client.training.request import TrainingRequest
+from client.training.plan import TrainingRequest
 from protocol.adapters import Kind
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle
 from protocol.errors import Code, Refused
@@ -40,9 +40,7 @@ def short_site(request: pytest.FixtureRequest, tmp_path: Path, operator: Identit
 
 def trained(site: Site, name: str, *, spread: bool, **order: Any) -> Bundle:
     where: dict[str, Any] = {"device": "auto", "max_memory": SOME} if spread else {"device": "cpu"}
-    return produce(
-        site.workspace, site.settings, TrainingRequest((site.data,), name=name, **where, **order), lambda _: None, NOW
-    )
+    return produce(site.workspace, TrainingRequest((site.data,), name=name, **where, **order), lambda _: None, NOW)
 
 
 def assert_alike(one: Bundle, other: Bundle) -> None:
@@ -85,8 +83,8 @@ def test_so_is_one_that_was_stopped_in_both_phases(short_site: Site) -> None:
     order = TrainingRequest((short_site.data,), name="spread", device="auto", max_memory=SOME)
     for where in [("expert", 3), ("gates", 4)]:  # noqa: B007 - `stop` looks
         with pytest.raises(KeyboardInterrupt):
-            produce(short_site.workspace, short_site.settings, order, stop, NOW)
-    spread = produce(short_site.workspace, short_site.settings, order, seen.append, NOW)
+            produce(short_site.workspace, order, stop, NOW)
+    spread = produce(short_site.workspace, order, seen.append, NOW)
     assert [(event.phase, event.step) for event in seen] == [("gates", 3), ("gates", 4)]
     assert_alike(trained(short_site, "plain", spread=False), spread)
 
@@ -95,9 +93,9 @@ def test_nothing_that_was_fetched_is_kept_for_the_backward_pass(site: Site, monk
     kept: list[bool] = []
     run = phase.run
 
-    def look(work: phase.Phase, *rest: Any) -> float:
+    def look(work: phase.Phase, *rest: Any) -> None:
         kept.append(not work.request.recompute)
-        return run(work, *rest)
+        run(work, *rest)
 
     monkeypatch.setattr(phase, "run", look)
     few = {"expert_steps": 2, "gate_steps": 2, "eval_every": 2}
@@ -111,7 +109,7 @@ def test_several_gpus_take_no_larger_batch(site: Site, monkeypatch: pytest.Monke
     plain = trained(site, "plain", spread=False, overrides=few)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)  # for which the Trainer would double it
     order = TrainingRequest((site.data,), name="beside", overrides=few)
-    assert_alike(plain, produce(site.workspace, site.settings, order, lambda _: None, NOW))
+    assert_alike(plain, produce(site.workspace, order, lambda _: None, NOW))
 
 
 REFUSED: list[tuple[dict[str, Any], Code, str]] = [
@@ -129,7 +127,7 @@ REFUSED: list[tuple[dict[str, Any], Code, str]] = [
 def test_what_cannot_be_done_is_a_sentence(site: Site, asked: dict[str, Any], code: Code, sentence: str) -> None:
     order: dict[str, Any] = {"device": "auto", "max_memory": SOME, **asked}
     with pytest.raises(Refused, match=sentence) as refused:
-        produce(site.workspace, site.settings, TrainingRequest((site.data,), **order), lambda _: None, NOW)
+        produce(site.workspace, TrainingRequest((site.data,), **order), lambda _: None, NOW)
     assert refused.value.code is code
 
 

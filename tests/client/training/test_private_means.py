@@ -15,7 +15,8 @@ from torch import Tensor
 from client.job import produce
 from client.runs.consent import Share
 from client.training import private_means
-from client.training.request import TrainingRequest
+from client.training.plan import TrainingRequest
+from client.workspace.paths import ClientWorkspace
 from protocol.bundle import CARD, GATES, open_bundle
 from protocol.documents import Pool
 from protocol.errors import Code, Refused
@@ -115,13 +116,13 @@ def test_noise_is_as_large_as_it_must_be_and_never_twice_the_same(llama_base: Pa
 
 
 def pool_of(site: Site) -> Pool:
-    return site.workspace.pool(site.settings.pool_key)
+    return site.workspace.pool
 
 
 def test_a_contributor_may_ask_for_noise_and_the_bundle_says_so(site: Site, quiet: None) -> None:
-    settings = site.settings.model_copy(update={"share_epsilon": 4.0})
+    workspace = ClientWorkspace(site.workspace.root, share_epsilon=4.0)
     order = TrainingRequest((site.data,), name="reverse", device="cpu", share=(Share.MEANS,))
-    bundle = produce(site.workspace, settings, order, lambda _: None, NOW)
+    bundle = produce(workspace, order, lambda _: None, NOW)
     means = bundle.spec.statistics.means
     assert means is not None
     assert means.noise is not None
@@ -132,7 +133,7 @@ def test_a_contributor_may_ask_for_noise_and_the_bundle_says_so(site: Site, quie
     assert sorted(means.modules or ()) == sorted(seeing)
     noisy = load_file(bundle.folder / GATES)
     assert {name for name in noisy if name.endswith(".mean")} == {f"{path}.mean" for path in seeing}
-    plain = produce(site.workspace, site.settings, order, lambda _: None, NOW)
+    plain = produce(site.workspace, order, lambda _: None, NOW)
     exact = load_file(plain.folder / GATES)
     told = plain.spec.statistics.means
     assert told is not None
@@ -146,10 +147,10 @@ def test_a_pool_may_ask_for_means_and_nobody_is_made_to_tell(site: Site, monkeyp
     pool = pool_of(site)
     asking = pool.spec.policy.model_copy(update={"statistics": ("means",)})
     asked = replace(pool, spec=pool.spec.model_copy(update={"policy": asking}))
-    monkeypatch.setattr(type(site.workspace), "pool", lambda *_: asked)
+    monkeypatch.setattr(site.workspace, "pool", asked)
     for share in ((), (Share.CENTROID,)):
         with pytest.raises(Refused, match="--share means") as refused:
-            produce(site.workspace, site.settings, TrainingRequest((site.data,), share=share), lambda _: None, NOW)
+            produce(site.workspace, TrainingRequest((site.data,), share=share), lambda _: None, NOW)
         assert refused.value.code is Code.STATISTICS_MISSING
 
 

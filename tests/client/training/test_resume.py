@@ -20,7 +20,7 @@ from client.job import produce
 from client.progress import Progress
 from client.runs import history
 from client.training import trainer
-from client.training.request import TrainingRequest
+from client.training.plan import TrainingRequest
 from client.workspace.paths import ClientWorkspace
 from protocol.bundle import ADAPTER_WEIGHTS, GATES
 from protocol.errors import Code, Refused, Unavailable
@@ -58,13 +58,13 @@ def test_a_killed_client_goes_on_where_it_stopped(site: Site) -> None:
     seen: list[Progress] = []
     order = TrainingRequest((site.data,), device="cpu", overrides=FLAGS)
     with site.workspace.lock():  # the dead process holds it no longer
-        bundle = produce(site.workspace, site.settings, order, seen.append, NOW)
+        bundle = produce(site.workspace, order, seen.append, NOW)
     expert = [event.step for event in seen if event.phase == "expert"]
     assert 10 < expert[0] < 159
     assert expert == list(range(expert[0], 161))
     assert bundle.spec.name == "anna"
     again: list[Progress] = []
-    same = produce(site.workspace, site.settings, order, again.append, NOW)
+    same = produce(site.workspace, order, again.append, NOW)
     assert (same.digest, again) == (bundle.digest, [])
 
 
@@ -89,10 +89,10 @@ def test_ctrl_c_keeps_the_step_and_the_same_command_goes_on(site: Site) -> None:
     request = TrainingRequest((site.data,), device="cpu", overrides=few)
     for where in [("expert", 3), ("gates", 4)]:
         with pytest.raises(Unavailable, match=rf"after step {where[1]} \({where[0]}\); a checkpoint") as stopped:
-            produce(site.workspace, site.settings, request, stop, NOW, said.append)
+            produce(site.workspace, request, stop, NOW, said.append)
         assert (stopped.value.code, "continues there" in stopped.value.hint) == (Code.INTERRUPTED, True)
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    bundle = produce(site.workspace, site.settings, request, stop, NOW, said.append)
+    bundle = produce(site.workspace, request, stop, NOW, said.append)
     assert [(event.phase, event.step) for event in seen] == [
         *(("expert", step) for step in range(1, 7)), *(("gates", step) for step in range(1, 5))
     ]  # fmt: skip
@@ -100,7 +100,7 @@ def test_ctrl_c_keeps_the_step_and_the_same_command_goes_on(site: Site) -> None:
         "Continuing a training that was stopped after step 3 (expert).",
         "Continuing a training that was stopped after step 4 (gates).",
     ]
-    at_once = produce(site.workspace, site.settings, replace(request, name="at-once"), lambda _: None, NOW)
+    at_once = produce(site.workspace, replace(request, name="at-once"), lambda _: None, NOW)
     for name in (ADAPTER_WEIGHTS, GATES):
         other = load_file(at_once.folder / name)
         for key, tensor in load_file(bundle.folder / name).items():
@@ -114,7 +114,7 @@ def test_a_second_ctrl_c_stops_at_once(site: Site) -> None:
         signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        produce(site.workspace, site.settings, TrainingRequest((site.data,), device="cpu"), stop, NOW)
+        produce(site.workspace, TrainingRequest((site.data,), device="cpu"), stop, NOW)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import DataCollatorForSeq2Seq
 
 from client.job import produce
-from client.training.request import TrainingRequest
+from client.training.plan import TrainingRequest
 from client.training.sequence_packing import check_packing, pack
 from protocol.bundle import ADAPTER_WEIGHTS, GATES
 from protocol.errors import Code, Refused
@@ -58,7 +58,7 @@ def test_packed_training_learns_the_same(llama_base: Path, tmp_path: Path, opera
     site = make_site(tmp_path, llama_base, factories.make_pool(llama_base, operator, recipe), operator)
     bundles = [
         produce(
-            site.workspace, site.settings,
+            site.workspace,
             TrainingRequest((site.data,), name=name, device="cpu", packing=name == "packed"), lambda _:
             None, NOW,
         )

@@ -12,7 +12,7 @@ from transformers import T5ForConditionalGeneration
 
 from client.job import produce
 from client.progress import Progress
-from client.training.request import TrainingRequest
+from client.training.plan import TrainingRequest
 from coordinator.admission.check import check_content
 from protocol.bundle import ADAPTER_WEIGHTS, CARD, GATES, Bundle
 from protocol.errors import Code, Refused
@@ -33,7 +33,7 @@ def short_site(request: pytest.FixtureRequest, tmp_path: Path, operator: Identit
 
 def trained(site: Site, name: str, **thrift: Any) -> Bundle:
     order = TrainingRequest((site.data,), name=name, device="cpu", **thrift)
-    bundle = produce(site.workspace, site.settings, order, lambda _: None, NOW)
+    bundle = produce(site.workspace, order, lambda _: None, NOW)
     check_content(bundle.folder, site.workspace.pool_file)
     return bundle
 
@@ -61,7 +61,7 @@ def test_a_run_that_gets_no_better_stops(site: Site) -> None:
     hopeless = {"learning_rate": 1.0, "expert_steps": 50, "gate_steps": 1, "eval_every": 1, "patience": 3}
     seen: list[Progress] = []
     order = TrainingRequest((site.data,), device="cpu", overrides=hopeless)
-    bundle = produce(site.workspace, site.settings, order, seen.append, NOW)
+    bundle = produce(site.workspace, order, seen.append, NOW)
     steps = max(event.step for event in seen if event.phase == "expert")
     assert 3 < steps < 50
     assert f"| expert | {steps} steps of 16" in (bundle.folder / CARD).read_text()

@@ -17,7 +17,7 @@ from client.progress import Progress
 from client.runs import history
 from client.runs.plot import PICTURE, draw
 from client.training import gates, phase, trainer
-from client.training.request import TrainingRequest
+from client.training.plan import TrainingRequest
 from protocol.adapters import LoraModule
 from protocol.bundle import ADAPTER_CONFIG, CARD, FILES, GATES, open_bundle
 from protocol.errors import Code, Refused
@@ -88,9 +88,9 @@ def test_only_gates_learn_in_the_second_phase(
     started: dict[str, torch.Tensor] = {}
     run = phase.run
 
-    def watch(work: phase.Phase, model: nn.Module, *rest: object) -> float:
+    def watch(work: phase.Phase, model: nn.Module, *rest: object) -> None:
         started.update({name: tensor.clone() for name, tensor in trainer.trainable(model).items()})
-        return run(work, model, *rest)  # type: ignore[arg-type] # the rest as it came
+        run(work, model, *rest)  # type: ignore[arg-type] # the rest as it came
 
     monkeypatch.setattr(phase, "run", watch)
     work = phase.Phase("gates", tmp_path / "gates", ON_CPU, RECIPE.model_copy(update={"gate_steps": 3}))
@@ -109,7 +109,7 @@ def test_only_gates_learn_in_the_second_phase(
 
 def test_a_picture_shows_losses_and_gates(trained: Trained) -> None:
     (run,) = {path.parent for path in trained.site.workspace.runs.glob("*/run.json")}
-    openings = history.read_openings(run)
+    openings = json.loads((run / history.OPENINGS).read_bytes())
     assert list(openings) == list(trained.bundle.spec.modules)
     assert all(0 < opening < 1 for opening in openings.values())
     assert any(abs(opening - 0.5) > 1e-3 for opening in openings.values())

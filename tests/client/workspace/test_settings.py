@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from client.workspace import settings
+from client.workspace.paths import ClientWorkspace
+from client.workspace.settings import ClientSettings
 from protocol.errors import Code, Refused
 from protocol.settings import dump_settings
 
@@ -13,23 +14,27 @@ KEY = "ab" * 32
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    given = settings.from_flags(coordinator="127.0.0.1:7000", pool_key=KEY, base="base", name="anna")
+    given = ClientSettings(coordinator="127.0.0.1:7000", pool_key=KEY, base="base", name="anna")
     (tmp_path / "client.toml").write_bytes(dump_settings(given))
     return tmp_path / "client.toml"
 
 
+def read(path: Path, **flags: object) -> ClientSettings:
+    return ClientWorkspace(path.parent, **flags).settings
+
+
 def test_file_below_environment_below_flags(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert settings.read(path).input_column == "input"
+    assert read(path).input_column == "input"
     path.write_text(path.read_text() + 'input_column = "file"\n')
-    assert settings.read(path).input_column == "file"
+    assert read(path).input_column == "file"
     monkeypatch.setenv("GREYLAG_CLIENT_INPUT_COLUMN", "environment")
-    assert settings.read(path, input_column=None).input_column == "environment"
-    assert settings.read(path, input_column="flag").input_column == "flag"
+    assert read(path, input_column=None).input_column == "environment"
+    assert read(path, input_column="flag").input_column == "flag"
 
 
 def refusal(path: Path) -> Refused:
     with pytest.raises(Refused) as refused:
-        settings.read(path)
+        read(path)
     return refused.value
 
 

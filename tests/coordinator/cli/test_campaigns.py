@@ -9,7 +9,7 @@ import structlog
 from sqlalchemy import update
 
 from coordinator.cli.output import opened_workspace
-from coordinator.fleet.simulation.scratch_pool import propose
+from coordinator.fleet.simulation.simulate import propose
 from coordinator.registry.tables import Candidate
 from coordinator.workspace.create import BaseFacts, found
 from coordinator.workspace.paths import CoordinatorWorkspace

@@ -111,11 +111,10 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_init_makes_a_workspace_of_a_real_base(program: Program, tmp_path: Path, t5_base: Path) -> None:
     workspace = CoordinatorWorkspace(tmp_path / "pool")
-    recipe, probe = tmp_path / "recipe.toml", tmp_path / "probe.txt"
-    recipe.write_text('rank = 3\ngate_steps = 7\nactivation = "gelu"\n')
+    probe = tmp_path / "probe.txt"
     probe.write_text("reverse : a b\n\n copy : c \n")
-    arguments = ["init", "--name", "birds", "--base", str(t5_base), "--recipe", str(recipe), "--rank", "5"]
-    arguments += ["--kind", "bottleneck"]
+    arguments = ["init", "--name", "birds", "--base", str(t5_base), "--rank", "5", "--gate-steps", "7"]
+    arguments += ["--kind", "bottleneck", "--activation", "gelu"]
     arguments += ["--method", "nnls-gates", "--statistics", "means"]
     arguments += ["--admission", "reviewed", "--probe", str(probe), "--listen", "127.0.0.1:0", "--json"]
     assert program(workspace, *arguments) == 0
@@ -167,8 +166,6 @@ def test_a_pool_that_asks_for_means_routes_by_them(
         (["--method", "nobody"], 64),
         (["--method", "merged", "--statistics", "rows"], 78),
         (["--method", "retrieval", "--statistics", "means"], 78),
-        (["--recipe", "{folder}/unknown.toml"], 78),
-        (["--recipe", "{folder}/missing.toml"], 78),
         (["--probe", "{folder}/missing.txt"], 66),
         (["--probe", "{folder}/empty.txt"], 66),
         (["--listen", "nowhere"], 78),
@@ -177,7 +174,6 @@ def test_a_pool_that_asks_for_means_routes_by_them(
 def test_a_failed_init_leaves_nothing(
     program: Program, tmp_path: Path, t5_base: Path, arguments: list[str], status: int
 ) -> None:
-    (tmp_path / "unknown.toml").write_text("rnk = 3\n")
     (tmp_path / "empty.txt").write_text("\n")
     workspace = CoordinatorWorkspace(tmp_path / "pool")
     given = [argument.format(folder=tmp_path) for argument in arguments]
@@ -228,7 +224,10 @@ def test_experts(program: Program, workspace: CoordinatorWorkspace, bundle: Bund
     assert program(workspace, "experts", "accept", bundle.digest[:8]) == 0
     for reason in ("", " ", "Copied\ntext.", "x" * 501):
         assert program(workspace, "experts", "refuse", bundle.digest[:8], "--reason", reason) == 2
+    cached = workspace.bundles / bundle.digest
+    cached.mkdir(parents=True)  # as the worker leaves it
     assert program(workspace, "experts", "refuse", bundle.digest[:8], "--reason", "Copied text.") == 0
+    assert not cached.exists()
     shown = program.json(workspace, "experts", "show", bundle.digest)
     assert shown["expert"]["code"] == "DECLINED"
     assert shown["expert"]["message"] == "Copied text."
@@ -251,9 +250,7 @@ def test_releases(program: Program, founded: tuple[CoordinatorWorkspace, Pool], 
     registry = Registry.open(f"sqlite:///{workspace.folder / 'registry.db'}")
     now = datetime.now(UTC)
     registry.bundles.move(bundle.digest, State.ACCEPTED, actor="operator", now=now)
-    registry.releases.publish(
-        sign_release(spec, Identity.load(workspace.key)), {bundle.digest: State.RELEASED}, now=now
-    )
+    registry.releases.publish(sign_release(spec, Identity.load(workspace.key)), now=now)
     registry.close()
     (listed,) = program.json(workspace, "releases", "ls")["releases"]
     assert (listed["number"], listed["experts"]) == (1, 1)

@@ -109,9 +109,9 @@ def resubmit(workspace: CoordinatorWorkspace, registry: Registry, store: Store, 
     intake.sweep()
     store.sweep_leftovers()
     begun = intake.begin(bundle.manifest.envelope)
-    for name, offset in begun.missing:
-        writer = spool.append(begun.digest, name)
-        writer.write((bundle.folder / name).read_bytes()[offset:])
+    for file in begun.missing:
+        writer = spool.append(begun.digest, file.name, bundle.manifest.files[file.name].size)
+        writer.write((bundle.folder / file.name).read_bytes()[file.offset :])
         writer.close()
     return begun.receipt or intake.commit(begun.digest, begun.token)
 

@@ -14,7 +14,7 @@ from coordinator.fleet import service
 from coordinator.fleet.campaigns.start import start
 from coordinator.fleet.flower import client
 from coordinator.fleet.flower.gateway import Guard, inside
-from coordinator.fleet.simulation.scratch_pool import enrol, open_pool, propose
+from coordinator.fleet.simulation.simulate import enrol, open_pool, propose
 from coordinator.registry.tables import Candidate, Node
 from tests.coordinator.fleet.campaigns.test_driver import Town, good
 from tests.stock import FLOWERS_OWN, SECRET, make_link, served

@@ -132,8 +132,10 @@ def test_quota_counts_names_and_uploads(tmp_path: Path, coordinator_identity: Id
     pool = make_pool(coordinator_identity, max_experts_per_contributor=2)
     bundle = factories.make_bundle(tmp_path / "b", pool, identity)
     assert refusal(bundle.manifest, pool, standing(one=["a" * 64], two=["b" * 64])).code is Code.QUOTA
-    assert refusal(bundle.manifest, pool, replace(standing(one=["a" * 64]), uploads=1)).code is Code.QUOTA
+    assert refusal(bundle.manifest, pool, replace(standing(one=["a" * 64]), uploads={"two"})).code is Code.QUOTA
     judge(bundle.manifest, pool, standing(one=["a" * 64]))
-    judge(bundle.manifest, pool, Standing("active", earlier={"one": [Submitted("a" * 64, "refused")]}, uploads=1))
+    judge(bundle.manifest, pool, replace(standing(one=["a" * 64]), uploads={"one", "expert"}))
+    refused = {"one": [Submitted("a" * 64, "refused")]}
+    judge(bundle.manifest, pool, Standing("active", earlier=refused, uploads={"two"}))
     replacing = standing(one=["a" * 64], expert=["b" * 64])
     judge(change(bundle.manifest, supersedes="b" * 64), pool, replacing)

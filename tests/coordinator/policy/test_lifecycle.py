@@ -1,7 +1,6 @@
 from itertools import pairwise
 
 import pytest
-from prometheus_client import CollectorRegistry
 
 from coordinator.policy.lifecycle import State, check_step, is_public
 from coordinator.workspace.metrics import Metrics
@@ -36,8 +35,8 @@ def test_what_is_not_let_in_is_not_public() -> None:
 
 
 def test_every_code_and_state_has_its_counter_from_the_start() -> None:
-    collected = CollectorRegistry()
-    metrics = Metrics(collected)
+    metrics = Metrics()
+    collected = metrics._registry
     for code in Code:
         assert collected.get_sample_value("greylag_refusals_total", {"code": code.name}) == 0
         metrics.refused(code)

@@ -106,6 +106,19 @@ def test_a_full_disk_is_said(tmp_path: Path) -> None:
     assert full.value.code is Code.STORAGE_FULL
 
 
+def test_a_database_that_may_not_be_written_is_no_busy_one(tmp_path: Path) -> None:
+    engine = database.connect(f"sqlite:///{tmp_path / 'r.db'}")
+    try:
+        with engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA query_only = ON")
+            with pytest.raises(GreylagError) as refused, database.translated():
+                connection.exec_driver_sql("CREATE TABLE a (b)")
+    finally:
+        engine.dispose()
+    assert refused.value.code is Code.SETTINGS_INVALID
+    assert "readonly" in refused.value.message
+
+
 def test_whoever_gets_no_connection_is_told_to_come_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = database.connect(f"sqlite:///{tmp_path / 'r.db'}")
     monkeypatch.setattr(engine.pool, "_timeout", 0.01)

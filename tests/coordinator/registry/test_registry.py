@@ -3,14 +3,16 @@
 import multiprocessing
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from coordinator.policy.lifecycle import Standing, State
+from coordinator.registry.bundles import read_standing
 from coordinator.registry.registry import Registry
-from coordinator.registry.tables import Contributor, Event
-from protocol.bundle import Bundle
+from coordinator.registry.tables import Contributor, Event, Upload
+from protocol.bundle import Bundle, Manifest
 from protocol.compatibility import Submitted
 from protocol.documents import Enrolment, Pool
 from protocol.errors import Code, Refused
@@ -43,7 +45,7 @@ def keep(registry: Registry, bundle: Bundle, clock: Clock) -> bytes:
     return registry.bundles.keep(bundle.manifest, check=lambda _: None, sign=lambda n: b"receipt %d" % n, now=clock())
 
 
-def nothing(_standing: Standing, _others_bytes: int) -> None:
+def nothing(_told: object) -> None:
     """Refuse nothing."""
 
 
@@ -102,25 +104,33 @@ def test_an_upload_session_is_one_and_expires(
 ) -> None:
     enrol(registry, pool, identity, clock)
     expires = clock() + timedelta(hours=1)
-    registry.uploads.begin(bundle.manifest, check=nothing, token=b"first", expires=expires)
-    again = registry.uploads.begin(bundle.manifest, check=nothing, token=b"second", expires=expires)
+    dropped: list[str] = []
+    registry.uploads.begin(bundle.manifest, check=nothing, drop=nothing, token=b"first", expires=expires)
+    again = registry.uploads.begin(
+        bundle.manifest, check=nothing, drop=dropped.append, token=b"second", expires=expires
+    )
+    assert isinstance(again, Upload)
     assert again.token == b"first"
-    assert registry.uploads.expire(now=clock()) == []
+    expire = partial(registry.uploads.expire, dropped.append, empty=clock(), is_empty=lambda _: True)
+    expire(now=clock())
+    assert dropped == []
     clock.forward(hours=1)
     assert registry.uploads.find(bundle.digest, now=clock()) is None
-    assert registry.uploads.expire(now=clock()) == [bundle.digest]
-    assert registry.uploads.digests() == set()
+    expire(now=clock())
+    assert (dropped, registry.uploads.digests()) == ([bundle.digest], set())
 
 
 def test_keeping_is_one_row_and_one_receipt(
     registry: Registry, pool: Pool, identity: Identity, bundle: Bundle, clock: Clock, events: list[Event]
 ) -> None:
     enrol(registry, pool, identity, clock)
-    registry.uploads.begin(bundle.manifest, check=nothing, token=b"t", expires=clock() + timedelta(hours=1))
+    registry.uploads.begin(
+        bundle.manifest, check=nothing, drop=nothing, token=b"t", expires=clock() + timedelta(hours=1)
+    )
     assert keep(registry, bundle, clock) == keep(registry, bundle, clock) == b"receipt 1"
     assert registry.uploads.digests() == set()
     assert [(row.sequence, row.state) for row in registry.bundles.all()] == [(1, State.RECEIVED)]
-    assert {file.sha256 for file in bundle.manifest.files.values()} == registry.bundles.files().keys()
+    assert {file.sha256 for file in bundle.manifest.files.values()} == registry.bundles.files()
     assert [(event.number, event.kind, event.step) for event in events] == [
         (1, "contributor", "active"),
         (2, "bundle", "received"),
@@ -141,23 +151,30 @@ def test_a_refusal_at_the_last_moment_leaves_no_row(
     assert len(events) == 1, "no event without its commit"
 
 
+def standing(registry: Registry, manifest: Manifest) -> Standing:
+    with registry.reading() as session:
+        return read_standing(session, manifest)
+
+
 def test_standing(registry: Registry, pool: Pool, identity: Identity, clock: Clock, tmp_path: Path) -> None:
     first = factories.make_bundle(tmp_path / "1", pool, identity, name="one", seed=1)
     second = factories.make_bundle(tmp_path / "2", pool, identity, name="two", seed=2)
     stranger = Identity.generate()
     copy = factories.make_bundle(tmp_path / "3", pool, stranger, name="copy", seed=1)
-    assert registry.uploads.standing(first.manifest) == Standing(contributor=None)
+    assert standing(registry, first.manifest) == Standing(contributor=None)
     enrol(registry, pool, identity, clock)
     enrol(registry, pool, stranger, clock, "bob")
     keep(registry, first, clock)
-    registry.uploads.begin(second.manifest, check=nothing, token=b"t", expires=clock() + timedelta(hours=1))
+    registry.uploads.begin(
+        second.manifest, check=nothing, drop=nothing, token=b"t", expires=clock() + timedelta(hours=1)
+    )
     third = resign(second, identity, name="three")
     kept = {"one": [Submitted(first.digest, "received")]}
-    assert registry.uploads.standing(third.manifest) == Standing("active", earlier=kept, uploads=1)
-    assert registry.uploads.standing(copy.manifest) == Standing("active", twin=1)
+    assert standing(registry, third.manifest) == Standing("active", earlier=kept, uploads=("two",))
+    assert standing(registry, copy.manifest) == Standing("active", twin=1)
     registry.bundles.move(first.digest, State.REFUSED, actor="worker", now=clock())
-    assert registry.uploads.standing(copy.manifest).twin is None
-    assert registry.uploads.standing(third.manifest).earlier == {"one": [Submitted(first.digest, "refused")]}
+    assert standing(registry, copy.manifest).twin is None
+    assert standing(registry, third.manifest).earlier == {"one": [Submitted(first.digest, "refused")]}
 
 
 def test_a_life_step_by_step(registry: Registry, pool: Pool, identity: Identity, bundle: Bundle, clock: Clock) -> None:
@@ -200,12 +217,12 @@ def test_a_release_and_its_steps_are_one(
 
     release = sign_release(make(1), coordinator_identity)
     with pytest.raises(Refused):
-        registry.releases.publish(release, {bundle.digest: State.RELEASED}, now=clock())  # not accepted yet
+        registry.releases.publish(release, now=clock())  # not accepted yet
     assert registry.releases.find() is None
     registry.bundles.move(bundle.digest, State.VERIFIED, State.QUARANTINED, State.ACCEPTED, actor="worker", now=clock())
-    registry.releases.publish(release, {bundle.digest: State.RELEASED}, now=clock())
+    registry.releases.publish(release, now=clock())
     with pytest.raises(Refused, match="cannot follow release 1") as skipped:
-        registry.releases.publish(sign_release(make(3), coordinator_identity), {}, now=clock())
+        registry.releases.publish(sign_release(make(3), coordinator_identity), now=clock())
     assert skipped.value.code is Code.STATE_CHANGE
     row = registry.bundles.find(bundle.digest)
     assert row is not None
@@ -216,10 +233,10 @@ def test_a_release_and_its_steps_are_one(
     assert newest.envelope == first.envelope == release.envelope
     registry.bundles.move(bundle.digest, State.YANKED, actor="operator", now=clock())
     with pytest.raises(Refused) as yanked:
-        registry.releases.publish(sign_release(make(2), coordinator_identity), {}, now=clock())
+        registry.releases.publish(sign_release(make(2), coordinator_identity), now=clock())
     assert yanked.value.code is Code.STATE_CHANGE, "a yanked bundle never gets into a new release"
     with pytest.raises(Refused) as refused:
-        registry.releases.publish(sign_release(make(3), coordinator_identity), {}, now=clock())
+        registry.releases.publish(sign_release(make(3), coordinator_identity), now=clock())
     assert refused.value.code is Code.STATE_CHANGE
 
 

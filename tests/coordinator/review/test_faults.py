@@ -12,7 +12,6 @@ from coordinator.admission.limited_process import CheckFailedError
 from coordinator.policy.lifecycle import State
 from coordinator.registry.registry import Registry
 from coordinator.registry.tables import ReleaseRow
-from coordinator.review.probe import Model
 from coordinator.review.worker import TRIES
 from protocol.bundle import ADAPTER_WEIGHTS, Bundle
 from protocol.documents import Pool
@@ -157,7 +156,7 @@ def test_what_is_unavailable_is_not_tried_all_the_time(shop: Workshop, tmp_path:
     shop.store.remove(lost.manifest.files[ADAPTER_WEIGHTS].sha256)
     loaded: list[str] = []
 
-    def load() -> Model:
+    def load() -> None:
         loaded.append("once more")
         raise Refused(Code.BASE_UNREADABLE, "Gone.")
 

@@ -4,7 +4,7 @@ import errno
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import structlog
@@ -14,7 +14,7 @@ from coordinator.admission import limited_process
 from coordinator.policy.lifecycle import State
 from coordinator.registry.registry import Registry
 from coordinator.review.bundle_cache import Cache
-from coordinator.review.probe import Model, Reviewer
+from coordinator.review.probe import Reviewer
 from coordinator.review.worker import Worker
 from coordinator.storage.blobs import Store
 from protocol.adapters import Kind
@@ -63,7 +63,7 @@ class Workshop:
         self.store = Store(str(folder / "store"))
         self.cache = Cache(folder / "cache", self.store)
         self.model = ObedientModel()
-        self.load: Callable[[], Model] = lambda: self.model
+        self.load: Callable[[], Any] = lambda: self.model
         self.verdicts: dict[str, Refused] = {}
         self.worker = self.start()
 
@@ -78,7 +78,7 @@ class Workshop:
             clock=self.clock,
         )
 
-    def _load(self) -> Model:
+    def _load(self) -> Any:
         return self.load()
 
     def check(self, bundle: Bundle) -> None:
@@ -241,7 +241,7 @@ def test_lost_bytes_are_not_the_contributors_fault(shop: Workshop, tmp_path: Pat
 
 
 def test_a_base_that_cannot_be_loaded_is_not_the_contributors_fault(shop: Workshop, bundle: Bundle) -> None:
-    def fail() -> Model:
+    def fail() -> None:
         raise Refused(Code.BASE_UNREADABLE, "Gone.")
 
     load, shop.load = shop.load, fail

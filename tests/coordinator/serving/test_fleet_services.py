@@ -8,7 +8,6 @@ import grpc
 import pytest
 
 from coordinator.fleet.records.fleet import Fleet
-from coordinator.fleet.records.rounds import Rounds
 from coordinator.registry.tables import Campaign, Round
 from coordinator.serving.intake import Intake
 from protocol.documents import timestamp
@@ -144,8 +143,10 @@ def test_what_a_round_came_to_is_handed_out_by_its_digest(served: Served, ada: C
         return b"".join(chunk.data for chunk in ada.catalog.Fetch(request, timeout=DEADLINE_S))
 
     assert refusal(ada, lambda _: fetch()).code is Code.BUNDLE_UNKNOWN
-    (row_of_it,) = Rounds(served.registry).of(1)
-    Rounds(served.registry).close(row_of_it, content, {"late": []}, noise=None, following=None, ends=served.clock())
+    (row_of_it,) = Fleet(served.registry).rounds.of(1)
+    Fleet(served.registry).rounds.close(
+        row_of_it, content, {"late": []}, noise=None, following=None, now=served.clock()
+    )
     assert fetch() == content
     assert fetch(len(content) - 3) == content[-3:]
     assert fetch(len(content)) == b""
@@ -158,6 +159,6 @@ def test_a_release_is_handed_out_by_its_digest_too(served: Served, ada: Contribu
         created=NOW, expires=timestamp(served.clock() + timedelta(days=1)),
     )  # fmt: skip
     release = sign_release(spec, identity)
-    served.registry.releases.publish(release, {}, now=served.clock())
+    served.registry.releases.publish(release, now=served.clock())
     request = catalog_pb2.GetReleaseRequest(candidate=release.digest)
     assert ada.catalog.GetRelease(request, timeout=DEADLINE_S).envelope == release.envelope

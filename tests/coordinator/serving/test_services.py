@@ -4,52 +4,25 @@ import queue
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from pathlib import Path
 
 import grpc
 import pytest
 
-from coordinator.policy.lifecycle import Standing, State
+from coordinator.policy.lifecycle import State
 from protocol.bundle import ADAPTER_WEIGHTS, CARD, GATES, Bundle
 from protocol.documents import Pool, read_receipt
-from protocol.errors import Code, GreylagError, Unavailable
+from protocol.errors import Code, Unavailable
 from protocol.release import ReleasedExpert, ReleaseSpec, read_release, sign_release
 from protocol.signing import Identity
 from protocol.v1 import catalog_pb2, intake_pb2
-from protocol.wire.grpc_status import from_rpc_error
 from tests import factories
-from tests.coordinator.conftest import Clock, Served, make_pool, resign
+from tests.coordinator.conftest import Clock, Served, make_pool
 from tests.coordinator.contributor import DEADLINE_S, NOW, Contributor, enrolment, put_requests
+from tests.coordinator.serving.conftest import Join, accept, refusal
 from tests.protocol.raw_http2 import rude
 
 PUT, FETCH = "greylag.v1.Intake/Put", "greylag.v1.Catalog/Fetch"
-Join = Callable[..., Contributor]
-
-
-@pytest.fixture
-def join(served: Served) -> Iterator[Join]:
-    """Start the coordinator, and make contributors that are enrolled with it."""
-    with served.running() as address, grpc.insecure_channel(address) as channel:
-
-        def join(identity: Identity, name: str = "ada") -> Contributor:
-            contributor = Contributor(channel, identity)
-            contributor.enrol(served.pool, name)
-            return contributor
-
-        yield join
-
-
-def refusal(call: Callable[..., object], *arguments: object) -> GreylagError:
-    with pytest.raises(grpc.RpcError) as error:
-        call(*arguments)
-    return from_rpc_error(error.value, "the coordinator")
-
-
-def accept(served: Served, digest: str) -> None:
-    served.registry.bundles.move(
-        digest, State.VERIFIED, State.QUARANTINED, State.ACCEPTED, actor="operator", now=served.clock()
-    )
 
 
 def put(ada: Contributor, requests: Iterator[intake_pb2.PutRequest]) -> int:
@@ -260,41 +233,6 @@ def test_whoever_leaves_files_unread_leaves_downloads_to_others(
             assert ada.fetch(gates) == (bundle.folder / GATES).read_bytes()
 
 
-def test_a_full_disk_refuses_a_beginning(served: Served, join: Join, identity: Identity, bundle: Bundle) -> None:
-    ada = join(identity)
-    served.free_bytes = 1000
-    full = refusal(lambda: ada.begin(bundle))
-    assert full.code is Code.STORAGE_FULL
-    assert isinstance(full, Unavailable)
-    served.free_bytes = 1 << 40
-    ada.submit(bundle)
-
-
-def test_a_race_to_begin_is_decided_where_it_is_written(
-    served: Served, join: Join, identity: Identity, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ada, limit = join(identity), served.pool.spec.policy.max_experts_per_contributor
-    # What all see who look before anybody has written.
-    monkeypatch.setattr(served.registry.uploads, "standing", lambda _: Standing("active"))
-    for number in range(limit):
-        ada.begin(resign(bundle, identity, name=f"e{number}"))
-    assert refusal(lambda: ada.begin(resign(bundle, identity, name="more"))).code is Code.QUOTA
-    assert len(served.registry.uploads.digests()) == limit
-
-
-def test_a_race_for_a_name_is_decided_at_commit(
-    join: Join, identity: Identity, bundle: Bundle, pool: Pool, tmp_path: Path
-) -> None:
-    ada = join(identity)
-    other = factories.make_bundle(tmp_path / "other", pool, identity, seed=9)
-    first, second = ada.begin(bundle), ada.begin(other)
-    ada.put(bundle, first)
-    ada.put(other, second)
-    ada.commit(first)
-    assert refusal(lambda: ada.commit(second)).code is Code.VERSION_REUSED
-    ada.submit(resign(other, identity, supersedes=bundle.digest))
-
-
 def test_the_catalog(
     served: Served, join: Join, identity: Identity, coordinator_identity: Identity, bundle: Bundle
 ) -> None:
@@ -315,7 +253,7 @@ def test_the_catalog(
     assert ada.catalog.GetPool(catalog_pb2.GetPoolRequest()).envelope == served.pool.envelope
     expert = ReleasedExpert(name="expert", contributor="ada", bundle=bundle.digest)
     release = sign_release(first_release(served.pool, expert), coordinator_identity)
-    served.registry.releases.publish(release, {bundle.digest: State.RELEASED}, now=served.clock())
+    served.registry.releases.publish(release, now=served.clock())
     for number in (0, 1):
         envelope = ada.catalog.GetRelease(catalog_pb2.GetReleaseRequest(number=number)).envelope
         assert read_release(envelope, served.pool).spec.experts == (expert,)
@@ -362,15 +300,3 @@ def test_damaged_bytes_are_never_served(
     lost = refusal(lambda: ada.fetch(gates))
     assert lost.code is Code.STORE_DAMAGED
     assert isinstance(lost, Unavailable), "the caller did nothing wrong"
-
-
-def test_sweeping_forgets_expired_uploads(served: Served, join: Join, identity: Identity, bundle: Bundle) -> None:
-    ada = join(identity)
-    ada.begin(bundle)
-    served.clock.forward(hours=1)
-    served.intake.sweep()
-    assert served.spool.path(bundle.digest, CARD).exists()
-    served.clock.now += timedelta(hours=24)
-    served.intake.sweep()
-    assert list(served.spool._folder.iterdir()) == []
-    assert served.registry.uploads.digests() == set()

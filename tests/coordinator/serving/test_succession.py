@@ -1,6 +1,6 @@
 """The life of a name: what a contributor's own records say of it, and what the coordinator takes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -10,13 +10,14 @@ from client.submission import outbox
 from coordinator.policy.lifecycle import State
 from protocol.bundle import ADAPTER_WEIGHTS, Bundle
 from protocol.documents import read_receipt
-from protocol.errors import Code, GreylagError
+from protocol.errors import Code
 from protocol.signing import Identity
 from protocol.v1 import catalog_pb2
 from protocol.wire.grpc_status import from_rpc_error
 from tests import factories
 from tests.coordinator.conftest import Clock, Served, resign
 from tests.coordinator.contributor import DEADLINE_S, Contributor
+from tests.coordinator.serving.conftest import refusal
 
 ACCEPTED = (State.VERIFIED, State.QUARANTINED, State.ACCEPTED)
 LIVES = {
@@ -116,9 +117,3 @@ def test_what_was_overtaken_unseen_is_fetched_by_nobody(name: Name, clock: Clock
     assert from_rpc_error(error.value, "the coordinator").code is Code.BUNDLE_UNKNOWN
     with pytest.raises(grpc.RpcError):
         name.ada.fetch(overtaken.manifest.files[ADAPTER_WEIGHTS].sha256)
-
-
-def refusal(call: Callable[[Bundle], object], bundle: Bundle) -> GreylagError:
-    with pytest.raises(grpc.RpcError) as error:
-        call(bundle)
-    return from_rpc_error(error.value, "the coordinator")

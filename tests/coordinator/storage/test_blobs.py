@@ -46,7 +46,8 @@ def test_what_was_put_is_there(store: Store, source: Path, tmp_path: Path) -> No
         assert file.read() == CONTENT[1000:]
     store.copy_to(SHA256, tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == CONTENT
-    assert store.sweep_leftovers() == 0
+    store.sweep_leftovers()
+    assert list(store.digests()) == [SHA256]
     store.remove(SHA256)
     assert SHA256 not in store.digests()
     with pytest.raises(FileNotFoundError):
@@ -122,5 +123,5 @@ def test_a_store_that_cannot_be_used_is_refused(url: str) -> None:
 def test_leftovers_are_swept(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "store"))
     (tmp_path / "store" / ".incoming-1").write_bytes(b"half")
-    assert store.sweep_leftovers() == 1
+    store.sweep_leftovers()
     assert fsspec.filesystem("file").find(str(tmp_path / "store")) == []

@@ -21,14 +21,14 @@ def test_the_length_of_a_file_is_the_offset(spool: Spool) -> None:
     assert spool.missing("d", FILES) == {"a": 0, "empty": 0}
     spool.make("d", FILES)
     assert spool.missing("d", FILES) == {"a": 0}
-    writer = spool.append("d", "a")
+    writer = spool.append("d", "a", 6)
     writer.write(b"abc")
     writer.sync()
     writer.close()
     writer.close()
     spool.make("d", FILES)
     assert spool.missing("d", FILES) == {"a": 3}
-    writer = spool.append("d", "a")
+    writer = spool.append("d", "a", 6)
     assert writer.offset == 3
     writer.write(b"def")
     writer.close()
@@ -39,30 +39,33 @@ def test_the_length_of_a_file_is_the_offset(spool: Spool) -> None:
 
 def test_a_late_write_after_closing_touches_nothing(spool: Spool) -> None:
     spool.make("d", FILES)
-    writer = spool.append("d", "a")
+    writer = spool.append("d", "a", 6)
     writer.close()
     writer.write(b"late")
     writer.sync()
     assert spool.path("d", "a").read_bytes() == b""
 
 
-@pytest.mark.parametrize(("others", "new"), [(95, 10), (0, 55)])
-def test_no_room(spool: Spool, others: int, new: int) -> None:
-    spool.check_room(50, 50)
-    with pytest.raises(Unavailable) as full:
-        spool.check_room(others, new)
-    assert full.value.code is Code.STORAGE_FULL
-
-
-def test_what_was_half_sent_needs_room_for_the_other_half_alone(spool: Spool) -> None:
+def test_room_is_what_others_hold_and_what_the_disk_has(tmp_path: Path) -> None:
+    disk = 60
+    spool = Spool(tmp_path / "spool", quota_bytes=40, floor_bytes=10, free_bytes=lambda _: disk)
     spool.make("d", FILES)
-    with closing(spool.append("d", "a")) as writer:
+    with closing(spool.append("d", "a", 6)) as writer:
         writer.write(b"ab")
-        writer.sync()
     assert spool.held("d", FILES) == 2
-    spool.check_room(0, 52, here_bytes=2)
+    spool.check_room(38)
+    with pytest.raises(Unavailable) as full:
+        spool.check_room(39)
+    assert full.value.code is Code.STORAGE_FULL
+    disk = 47
+    spool.check_room(37)
     with pytest.raises(Unavailable):
-        spool.check_room(0, 53, here_bytes=2)
+        spool.check_room(38)
+    disk = 13
+    with pytest.raises(Unavailable):
+        spool.append("d", "a", 6)
+    disk = 14
+    spool.append("d", "a", 6).close()
 
 
 def test_a_full_disk_keeps_what_fits(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +77,7 @@ def test_a_full_disk_keeps_what_fits(spool: Spool, monkeypatch: pytest.MonkeyPat
         return write(descriptor, data[:2])
 
     spool.make("d", FILES)
-    writer = spool.append("d", "a")
+    writer = spool.append("d", "a", 6)
     monkeypatch.setattr(os, "write", full_after_two)
     with pytest.raises(Unavailable) as full:
         writer.write(b"abcdef")
@@ -88,6 +91,6 @@ def test_a_full_disk_keeps_what_fits(spool: Spool, monkeypatch: pytest.MonkeyPat
 def test_the_sweeper_keeps_open_uploads(spool: Spool) -> None:
     for digest in ("kept", "lost"):
         spool.make(digest, FILES)
-    assert spool.sweep({"kept"}) == 1
+    spool.sweep({"kept"})
     assert spool.missing("kept", FILES) == {"a": 0}
     assert not spool.path("lost", "a").exists()

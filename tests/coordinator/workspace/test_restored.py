@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
 
-from coordinator.fleet.campaigns.promotion import settle
+from coordinator.fleet.records.candidates import settle
 from coordinator.fleet.records.fleet import Fleet
+from coordinator.policy.lifecycle import WAITING, State
 from coordinator.registry.bundles import Bundles
 from coordinator.registry.registry import Registry
 from coordinator.review.bundle_cache import Cache
@@ -77,14 +79,15 @@ class Place:
             )  # fmt: skip
             intake.enrol(enrolment(self.pool.digest, self.ada, "ada"))
             begun = intake.begin(bundle.manifest.envelope)
-            for name, _ in begun.missing:
-                shutil.copy(bundle.folder / name, spool.path(begun.digest, name))
+            for file in begun.missing:
+                shutil.copy(bundle.folder / file.name, spool.path(begun.digest, file.name))
             return read_receipt(intake.commit(begun.digest, begun.token), self.pool).sequence
 
     def work(self) -> Release:
         with self.open() as open_:
             cache = Cache(self.workspace.bundles, self.store)
-            reviewer = Reviewer(ObedientModel, open_.registry, cache, ["probe"])
+            load: Any = ObedientModel
+            reviewer = Reviewer(load, open_.registry, cache, ["probe"])
             worker = Worker(
                 self.pool, open_.identity, open_.registry, cache=cache, check=lambda _: None, reviewer=reviewer,
                 clock=now,
@@ -202,17 +205,27 @@ def test_restore_then_promote(place: Place) -> None:
     assert newest.number == 1
 
 
-def test_what_was_in_the_older_database_takes_its_place_in_the_adopted_release(program: Program, place: Place) -> None:
+@pytest.mark.parametrize("steps", [0, 2, 3])
+def test_what_was_in_the_older_database_takes_its_place_in_the_adopted_release(
+    program: Program, place: Place, steps: int
+) -> None:
+    """A signed release lists only what was let in, however far the older database had come with it."""
     waiting, released = place.make(), place.make()
     place.submit(released)
     place.work()
     place.submit(waiting)
+    with place.open() as open_:
+        open_.registry.bundles.move(waiting.digest, *WAITING[1 : steps + 1], actor="worker", now=now())
     backup = place.database.read_bytes()
-    place.work()
+    seen = place.work()
     place.database.write_bytes(backup)
     assert fsck(program, place, "--adopt")[0] == 0
-    newest = place.work()
-    assert [expert.bundle for expert in newest.spec.experts] == [released.digest, waiting.digest]
+    with place.open() as open_:
+        row = open_.registry.bundles.find(waiting.digest)
+        assert row is not None
+        assert (row.state, row.release) == (State.RELEASED, seen.spec.number)
+        assert [event.step for event in open_.registry.events(row.digest)] == [*WAITING, State.RELEASED]
+    assert place.work().digest == seen.digest, "there is nothing to say anew"
 
 
 def test_a_workspace_of_an_earlier_version_begins_to_remember(place: Place) -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from protocol.errors import Code, Refused
 from protocol.v1.chunk_pb2 import Chunk
 from protocol.wire import chunks
+from protocol.wire.grpc_client import IDLE_S
 from tests.protocol.strategies import few
 
 CONTENT = bytes(range(256)) * 5
@@ -58,6 +59,7 @@ def test_a_chunk_fits_a_message(tmp_path: Path) -> None:
     first, second = chunks.read_chunks(path)
     assert (len(first.data), len(second.data), second.offset) == (chunks.CHUNK_BYTES, 1, chunks.CHUNK_BYTES)
     assert chunks.CHUNK_BYTES <= chunks.MAX_CHUNK_BYTES
+    assert chunks.CHUNK_BYTES / IDLE_S < 9000, "bytes a second of the slowest line that a file gets through"
     assert chunk(bytes(chunks.MAX_CHUNK_BYTES), 2**63).ByteSize() < chunks.MAX_MESSAGE_BYTES
 
 

@@ -45,7 +45,8 @@ def failure(address: str, ca: Path | None = None, *, timeout_s: float = 20.0) ->
 
 @pytest.mark.parametrize("address", ["localhost:1", "127.0.0.1:0", "[::1]:65535", "example.org:443", "::1:50051"])
 def test_an_address_is_host_and_port(address: str) -> None:
-    assert check_address(address) == address
+    host, port = check_address(address)
+    assert address.replace("[", "").replace("]", "") == f"{host}:{port}"
 
 
 @pytest.mark.parametrize(
@@ -74,10 +75,11 @@ def test_what_is_no_address_is_refused_with_and_without_ca(address: str, tmp_pat
 
 @many
 @given(st.text(max_size=30) | st.text("0123456789.:[]abf", max_size=30))
-def test_any_address_is_returned_or_refused(address: str) -> None:
-    is_loopback(address)
+def test_any_address_is_read_or_refused(address: str) -> None:
     try:
-        assert check_address(address) == address
+        _, port = check_address(address)
+        assert int(address.rpartition(":")[2]) == port
+        is_loopback(address)
     except Refused as refused:
         assert refused.code is Code.SETTINGS_INVALID  # noqa: PT017 - either outcome is right
 

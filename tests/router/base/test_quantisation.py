@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from protocol.adapters import Kind
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
-from router.base import quantisation as quantising
+from router.base import device_map
+from router.base.device_map import Bits
 from router.base.linear import linear_modules, weight_of
 from router.base.loading import load_base
-from router.base.quantisation import Bits
 from router.layer.routed_linear import RoutingPlan, routing
 from router.methods.phatgoose import Phatgoose
 from router.methods.single_expert import SingleExpert
@@ -102,7 +102,7 @@ def test_no_line_for_every_product(base: Path, caplog: pytest.LogCaptureFixture)
 
 
 def test_without_the_library_it_is_a_sentence(llama_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantising, "find_spec", lambda _: None)
+    monkeypatch.setattr(device_map, "find_spec", lambda _: None)
     with pytest.raises(Refused, match="bitsandbytes") as refused:
         load_base(str(llama_base), device="cpu", quantise="4bit")
     assert refused.value.code is Code.SETTINGS_INVALID

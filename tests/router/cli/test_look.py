@@ -1,6 +1,7 @@
 """trace, save and export, in this process."""
 
 import json
+from inspect import signature
 from pathlib import Path
 from typing import get_type_hints
 
@@ -9,7 +10,7 @@ from peft import PeftModel
 
 from protocol.errors import Code, Refused
 from router.base.loading import load_base
-from router.cli.options import CHOICE_FLAGS
+from router.cli import options
 from router.model.opening import load_model
 from router.query.request import RoutingChoice
 from tests.router.verbs import call, pulled_node
@@ -22,7 +23,8 @@ def node(t5_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_choice_has_its_flag() -> None:
-    assert list(CHOICE_FLAGS) == list(get_type_hints(RoutingChoice))
+    flags = [*signature(options.method).parameters, *signature(options.choice).parameters]
+    assert flags == list(get_type_hints(RoutingChoice))
 
 
 def test_trace_writes_what_was_asked_for(node: Path, tmp_path: Path) -> None:
@@ -110,7 +112,7 @@ def test_what_a_saved_model_works_out_once_is_kept(node: Path, tmp_path: Path, m
 
 
 def test_a_model_that_takes_a_while_says_so(node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("router.cli.options._PATIENCE_S", 0)
+    monkeypatch.setattr("router.base.progress.PATIENCE_S", 0)
     said = call("ask", "-w", node, "--device", "cpu", "--max-new-tokens", 1, "a")
     assert "Loading the model" in said.stderr
 

@@ -39,9 +39,9 @@ def test_a_release_is_scored_on_tasks_of_ones_own(node: Path, tmp_path: Path) ->
     ]
     assert document["methods"]["base"]["mean"] == pytest.approx(sum(means) / 2)
     assert "expert:ada/copy: kind, 3 rows" in said.stderr
-    table = call(*again, "--markdown").stdout.splitlines()
-    assert table[0] == "| percent of accuracy or exact | base | oracle |"
-    assert any(line.startswith("retrieval was skipped: ") for line in table)
+    table = call(*again).stdout
+    assert f"{100 * document['methods']['oracle']['mean']:.1f}" in table
+    assert "retrieval was skipped: " in " ".join(table.split())
 
 
 def test_base_and_the_releases_own_method_run_by_default(node: Path) -> None:
@@ -54,7 +54,6 @@ def test_base_and_the_releases_own_method_run_by_default(node: Path) -> None:
     ("more", "code"),
     [
         (["--methods", "fatgoose"], Code.METHOD_UNKNOWN),
-        (["--json", "--markdown"], Code.REQUEST_INVALID),
         (["--k", 0], Code.REQUEST_INVALID),
         (["--release", 7], Code.RELEASE_UNKNOWN),
         (["--deny", "ada/"], Code.EXPERTS_EXHAUSTED),
@@ -66,7 +65,7 @@ def test_what_cannot_be_run_is_refused(node: Path, more: list[object], code: Cod
     assert refused.value.code is code
 
 
-@pytest.mark.parametrize("shown", [(), ("--markdown",), ("--json",)])
+@pytest.mark.parametrize("shown", [(), ("--json",)])
 def test_methods_that_are_all_skipped_leave_no_table(node: Path, shown: tuple[str, ...]) -> None:
     with pytest.raises(Refused, match="None of the methods can run") as refused:
         call(*options(node, "--methods", "retrieval,average-activation", *shown))

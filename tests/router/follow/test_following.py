@@ -2,13 +2,14 @@
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from protocol.bundle import Bundle
-from protocol.errors import Code, Refused
+from protocol.bundle import ADAPTER_WEIGHTS, Bundle
+from protocol.errors import Code, Refused, Unavailable
 from protocol.release import sign_release
 from protocol.spec import Routing
 from router.follow.pull import pull
@@ -24,7 +25,7 @@ def test_a_running_model_follows(
     catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path, t5_base: Path
 ) -> None:
     model = RoutedModel.from_base(str(t5_base), device="cpu")
-    follower = Follower(model, lambda held: pull(tmp_path / "node", address, held=held), interval_s=60)
+    follower = Follower(model, partial(pull, tmp_path / "node", address), interval_s=60)
     assert not follower.step()  # nothing is released yet
     catalog.publish(bundles[:2], number=1)
     assert follower.step()
@@ -52,11 +53,66 @@ def opened() -> list[str]:
     return seen
 
 
+def test_a_rotten_release_is_tried_again_only_after_a_growing_delay_or_for_a_newer_one(
+    catalog: Catalog,
+    address: str,
+    bundles: list[Bundle],
+    tmp_path: Path,
+    t5_base: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("router.serving.follower.monotonic", lambda: now)
+    model = RoutedModel.from_base(str(t5_base), device="cpu")
+    follower = Follower(model, partial(pull, tmp_path / "node", address), interval_s=10)
+    catalog.publish(bundles[:1], number=1)
+    assert follower.step()
+    assert follower.trouble == ""
+    weights = bundles[1].folder / ADAPTER_WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    catalog.publish(bundles[:2], number=2)
+    tried = []
+    for now in range(10, 210, 10):
+        catalog.fetched.clear()
+        assert not follower.step()
+        tried += [now] if catalog.fetched else []
+    assert tried == [10, 20, 40, 80, 160]
+    assert "Release 2 " in follower.trouble
+    assert "[DIGEST_MISMATCH]" in follower.trouble
+    catalog.publish([bundles[0], bundles[2]], number=3)
+    assert follower.step()
+    assert (model.generation.release, follower.trouble) == (3, "")
+
+
+def test_a_release_that_cannot_be_loaded_is_not_loaded_at_every_round(
+    catalog: Catalog,
+    address: str,
+    bundles: list[Bundle],
+    tmp_path: Path,
+    t5_base: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, loads = RoutedModel.from_base(str(t5_base), device="cpu"), []
+    follower = Follower(model, partial(pull, tmp_path / "node", address), interval_s=10)
+
+    def full(mirror: Mirror) -> None:
+        loads.append(mirror.release.spec.number)
+        raise RuntimeError("out of memory") if len(loads) == 1 else Unavailable(Code.MEMORY_FULL, "It does not fit.")
+
+    monkeypatch.setattr(model, "take_up", full)
+    for number in (1, 2):
+        catalog.publish(bundles[:number], number=number)
+        assert not any(follower.step() for _ in range(3))
+    assert loads == [1, 2]
+    assert "Release 2 " in follower.trouble
+    assert "[MEMORY_FULL]" in follower.trouble
+
+
 def test_a_follower_reads_no_bundle_twice(
     catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path, t5_base: Path, opened: list[str]
 ) -> None:
     model = RoutedModel.from_base(str(t5_base), device="cpu")
-    follower = Follower(model, lambda held: pull(tmp_path / "node", address, held=held), interval_s=60)
+    follower = Follower(model, partial(pull, tmp_path / "node", address), interval_s=60)
     catalog.publish(bundles[:2], number=1)
     assert follower.step()
     opened.clear()
@@ -99,8 +155,8 @@ def test_a_follower_outlives_a_lost_coordinator(
     model = RoutedModel.from_base(str(t5_base), device="cpu")
     with serving(catalog) as address:
         catalog.publish(bundles, number=1)
-        assert Follower(model, lambda held: pull(tmp_path / "node", address, held=held), interval_s=60).step()
-    assert not Follower(model, lambda held: pull(tmp_path / "node", address, held=held), interval_s=60).step()
+        assert Follower(model, partial(pull, tmp_path / "node", address), interval_s=60).step()
+    assert not Follower(model, partial(pull, tmp_path / "node", address), interval_s=60).step()
     assert model.generation.release == 1
 
 
@@ -131,7 +187,7 @@ def test_a_release_with_an_unknown_method_is_not_taken_up(
 
 
 def test_a_follower_outlives_a_fault_of_its_own(tmp_path: Path, t5_base: Path) -> None:
-    def fetch(_: Mirror | None) -> Mirror:
+    def fetch(**_: object) -> Mirror:
         raise RuntimeError("a bug")
 
     assert not Follower(RoutedModel.from_base(str(t5_base), device="cpu"), fetch, interval_s=60).step()

@@ -1,21 +1,27 @@
 """Releases come over the wire: whole, checked, resumed, and never backwards."""
 
 import errno
+import io
 import shutil
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import replace
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
+from tqdm import tqdm
 
 from protocol.bundle import ADAPTER_WEIGHTS, CARD, GATES, Bundle, pack
 from protocol.errors import Code, Refused, Unavailable
 from protocol.v1.chunk_pb2 import Chunk
 from protocol.wire import chunks, grpc_client
+from router.base import progress
 from router.follow import pull as pulling
 from router.follow import workspace
 from router.follow.pull import pull
@@ -29,6 +35,38 @@ def test_a_release_arrives_whole(catalog: Catalog, address: str, bundles: list[B
     mirror = pull(tmp_path / "node", address)
     assert [bundle.digest for bundle in mirror.bundles] == [bundle.digest for bundle in bundles[:2]]
     assert [bundle.digest for bundle in open_mirror(tmp_path / "node").bundles] == [b.digest for b in bundles[:2]]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("patience", [1e-9, 60])
+def test_what_takes_long_shows_a_bar_over_the_bytes_of_all_bundles(
+    catalog: Catalog,
+    address: str,
+    bundles: list[Bundle],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    patience: float,
+) -> None:
+    catalog.publish(bundles[:1], number=1)
+    pull(tmp_path / "node", address)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 1000)
+    catalog.publish(bundles, number=2)
+    monkeypatch.setattr(progress, "PATIENCE_S", patience)
+    monkeypatch.setattr("tqdm.tqdm", partial(tqdm, mininterval=0))
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+
+    def shown() -> None:
+        progress.show_bars()
+        pull(tmp_path / "node", address)
+
+    copy_context().run(shown)
+    size = sum(file.size for bundle in bundles[1:] for file in bundle.manifest.files.values())
+    assert (f"/{tqdm.format_sizeof(size)} " in terminal.getvalue()) == (patience < 1)
+    assert bool(terminal.getvalue()) == (patience < 1)
 
 
 def test_only_what_is_missing_is_fetched(catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from router.layer.kernels import available
 from router.methods.average_activation import AverageActivation
 from router.methods.phatgoose import Phatgoose
 from router.pool.calibration import MAX_BIAS, MAX_LOG_TEMPERATURE, Calibration
-from router.pool.module_view import ModuleExperts
+from router.pool.group_view import ModuleExperts
 from router.pool.pool import ExpertPool
 from tests.router.experts import PATH, SIBLINGS, make_experts, siblings
 from tests.router.reference import ReferenceExpert, Routed, route

@@ -161,7 +161,7 @@ def test_no_pool_at_all_is_no_work() -> None:
 def test_what_was_quickest_is_taken_only_where_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     pool, slow = make_experts(9, 32, 16)
     autotuner = Autotuner()
-    monkeypatch.setattr(autotuner, "settle", lambda kind, ways, _: autotuner._known.setdefault(kind, list(ways)[-1]))
+    monkeypatch.setattr(autotuner, "settle", lambda kind, ways, _: autotuner.known.setdefault(kind, list(ways)[-1]))
     monkeypatch.setattr("router.layer.dispatch.autotuner", autotuner)
     # The same magnitudes, but nobody may be computed with who was removed.
     for seen, experts in ((pool, slow), (pool.remove(pool.experts[0].digest), slow[1:])):
@@ -170,7 +170,7 @@ def test_what_was_quickest_is_taken_only_where_it_holds(monkeypatch: pytest.Monk
         assert isinstance(choice, Choice)
         dispatch(module, u, choice, y)
         assert error(y, route(u, torch.zeros(16, 32), None, experts, 2).y) <= 1e-6
-    assert len(autotuner._known) == 2
+    assert len(autotuner.known) == 2
 
 
 @pytest.mark.parametrize("choice", [

@@ -186,4 +186,4 @@ def test_nothing_is_timed_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPa
     autotuner = Autotuner()
     monkeypatch.setattr("router.layer.dispatch.autotuner", autotuner)
     dispatch(module, u, choice_of(module, u, 2), torch.zeros(3, 40))
-    assert not autotuner._known
+    assert not autotuner.known

@@ -231,7 +231,7 @@ def test_which_way_is_found_out_once_and_only_where_it_may_pay(monkeypatch: pyte
     def settle(kind: object, ways: dict[str, object], *_: object, cold: bool) -> str:
         assert cold
         asked.extend(ways)
-        autotuner._known[kind] = "likely"
+        autotuner.known[kind] = "likely"
         return "likely"
 
     monkeypatch.setattr(topk_single, "autotuner", autotuner)

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from router.layer.choice import Choice, CommonChoice
-from router.methods.context import MethodContext
+from router.methods.context import Features, MethodContext
 from router.methods.features.background import PublicText
 from router.methods.features.covariance import Spread, spread_of
-from router.methods.features.extractor import Features
 from router.methods.features.mixture import Shares
 from router.methods.features.nnls import Floats
 from router.methods.nnls_request import found_mass

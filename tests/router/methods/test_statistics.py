@@ -14,6 +14,7 @@ from transformers import BertConfig, BertModel
 from protocol.bundle import GATES, Bundle, pack
 from protocol.documents import Pool
 from protocol.errors import Code, Refused
+from protocol.release import Release, sign_release
 from protocol.signing import Identity
 from protocol.spec import Centroid, Means, Routing, Statistics
 from router.base.fingerprint import fingerprint
@@ -128,19 +129,23 @@ def test_a_release_whose_method_lacks_statistics_is_not_taken_up(
     model = RoutedModel.from_base(str(t5_base), device="cpu")
     mirror = pull(tmp_path / "node", address)
     spec = mirror.release.spec.model_copy(update={"routing": Routing(method="average-activation")})
-    release = type(mirror.release)(mirror.release.digest, mirror.release.envelope, spec)
-    offered, loaded = [Mirror(mirror.pool, release, mirror.bundles)], list[Bundle]()
+    offered, loaded = [Mirror(mirror.pool, sign_release(spec, catalog.identity), mirror.bundles)], list[Bundle]()
 
     def counted(self: RoutedModel, bundle: Bundle, **names: str) -> Expert:
         loaded.append(bundle)
         return load(self, bundle, **names)
 
     monkeypatch.setattr(RoutedModel, "load", counted)
-    follower = Follower(model, lambda _: offered[0], interval_s=60)
+
+    def fetch(*, held: Mirror | None, on_release: Callable[[Release], None]) -> Mirror:
+        on_release(offered[0].release)
+        return offered[0]
+
+    follower = Follower(model, fetch, interval_s=60)
     assert not any(follower.step() for _ in range(5))
     assert model.digests == ()
     assert len(loaded) == 1  # not loaded again and again
-    later = type(release)(release.digest, release.envelope, mirror.release.spec.model_copy(update={"number": 2}))
+    later = sign_release(mirror.release.spec.model_copy(update={"number": 2}), catalog.identity)
     offered[0] = Mirror(mirror.pool, later, mirror.bundles)
     assert follower.step()
     assert model.generation.release == 2

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from client.data.chat import encode_chat
+from client.data.examples import encode_chat
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
 from protocol.spec import Means, Statistics

@@ -22,7 +22,7 @@ from router.model.recorder import RouteRecorder
 from router.model.releases import Generation
 from router.model.routed_model import RoutedModel
 from router.pool.expert import load_expert
-from router.pool.module_view import ModuleExperts
+from router.pool.group_view import ModuleExperts
 from router.query.attribution import expert_shares, module_shares
 from router.query.request import RoutingChoice
 from tests import factories

@@ -8,8 +8,7 @@ from router.pool.device_table import DeviceView
 from router.pool.expert import Expert
 from router.pool.expert_module import ExpertModule
 from router.pool.gate import standardise
-from router.pool.group_view import RouteGroup
-from router.pool.module_view import ModuleExperts
+from router.pool.group_view import ModuleExperts, RouteGroup
 from router.pool.pool import ExpertPool
 
 PATHS = ("a.q", "a.k", "a.v")

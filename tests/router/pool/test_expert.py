@@ -1,15 +1,18 @@
 """Loading: a header is parsed once, a tensor is converted once, whatever lies in the file."""
 
+import re
 import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle
 from protocol.documents import Pool
+from protocol.errors import Code, Refused
 from protocol.signing import Identity
 from router.base.linear import Linear, find_linear
 from router.base.loading import load_base
@@ -41,6 +44,17 @@ def test_a_header_is_parsed_once(bundle: Bundle, t5_base: Path, monkeypatch: pyt
     monkeypatch.setattr("safetensors.torch.safe_open", lambda *_, **__: pytest.fail("parsed again"))
     expert = load_expert(bundle, linears, dtype=torch.float32)
     assert expert.modules.keys() == bundle.spec.modules.keys()
+
+
+@pytest.mark.parametrize(("other", "code"), [(None, Code.MODULE_UNKNOWN), (nn.Linear(3, 5), Code.TENSOR_SHAPE)])
+def test_an_expert_of_another_base_is_refused(bundle: Bundle, t5_base: Path, other: Linear | None, code: Code) -> None:
+    linears = linears_of(t5_base, bundle)
+    last = list(linears)[-1]
+    del linears[last]
+    linears |= {last: other} if other else {}
+    with pytest.raises(Refused, match=re.escape(last)) as refused:
+        load_expert(bundle, linears, dtype=torch.float32)
+    assert refused.value.code is code
 
 
 class Conversions(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -17,7 +17,7 @@ def test_a_second_outage_is_said_again() -> None:
     up = SimpleNamespace(release=SimpleNamespace(spec=SimpleNamespace(number=1)))
     rounds = iter([False, False, True, False])
 
-    def fetch(_: Mirror | None) -> Mirror:
+    def fetch(**_: object) -> Mirror:
         if next(rounds):
             return up  # type: ignore[return-value]
         raise Unavailable(Code.UNREACHABLE, "The coordinator does not answer.", "Try again.")
@@ -33,7 +33,7 @@ def test_a_round_that_does_not_end_does_not_hold_up_the_end(monkeypatch: pytest.
     monkeypatch.setattr(following, "STOP_S", 0.1)
     entered, go = threading.Event(), threading.Event()
 
-    def fetch(_: Mirror | None) -> Mirror:
+    def fetch(**_: object) -> Mirror:
         entered.set()
         go.wait(20)  # a coordinator that sends a byte a second
         raise Unavailable(Code.UNREACHABLE, "The coordinator does not answer.", "Try again.")

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 from dp_accounting import dp_event
 from dp_accounting.rdp import RdpAccountant as Accountant
-from flwr.serverapp import GaussianPrivacyEvent
 from flwr.supercore.differential_privacy import compute_clip_model_update
 from numpy.typing import NDArray
 
 from client.daemon.calibration import clipped
-from coordinator.fleet.calibration.aggregation import accountant_of, check_budget, pool, pool_privately, spent
+from coordinator.fleet.calibration.aggregation import check_budget, pool, pool_privately
 from coordinator.fleet.simulation.local_grid import LocalGrid
 from protocol.errors import Code, Refused
 from protocol.fleet.campaign import Privacy, Strategy
@@ -118,9 +117,7 @@ def _orders() -> "itertools.count[float]":
 
 
 def test_a_budget_that_is_spent_is_refused_before_anything_is_averaged() -> None:
-    accountant = accountant_of(privacy(), 4)
-    accountant.compose(GaussianPrivacyEvent(1.0, 4, 4), 3)
-    enough = spent(accountant).epsilon
+    enough = check_budget(privacy(), [1.0] * 3, 1).get_privacy_spent().epsilon
     check_budget(privacy(max_epsilon=enough + 0.01), [1.0], 2)
     with pytest.raises(Refused, match="1 rounds have spent epsilon") as refused:
         check_budget(privacy(max_epsilon=enough - 0.01), [1.0], 2)

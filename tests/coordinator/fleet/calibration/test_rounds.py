@@ -12,10 +12,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 
 from client.daemon.app import make_app
-from coordinator.fleet.campaigns.start import CalibrationPlan, start
-from coordinator.fleet.records.rounds import Rounds, facts_of, order_of
+from coordinator.fleet.campaigns.start import start
+from coordinator.fleet.records.rounds import facts_of, order_of
 from coordinator.fleet.simulation.local_grid import VirtualNode
-from coordinator.fleet.simulation.scratch_pool import enrol, open_pool, propose
+from coordinator.fleet.simulation.simulate import enrol, open_pool, propose
 from coordinator.registry.registry import Registry
 from coordinator.registry.tables import Update
 from protocol.documents import Pool
@@ -60,8 +60,8 @@ def learning(value: float, seen: list[Calibrating] | None = None) -> Callable[[O
 
 def begin(town: Town, **changes: object) -> int:
     minute, hour = timedelta(minutes=1), timedelta(hours=1)
-    facts: dict[str, object] = {"rounds": 2, "round_minutes": 2.0}
-    plan = CalibrationPlan(**{**facts, **changes})  # type: ignore[arg-type]
+    facts: dict[str, object] = {"rounds": 2, "round_minutes": 2.0, "numbers": 1}
+    plan = Calibrating.model_validate(facts | changes)
     return start(town.opened, "calibrate", open_for=minute, ends_after=hour, now=town.clock(), plan=plan).number
 
 
@@ -78,7 +78,7 @@ def finish(town: Town, number: int) -> str:
 
 
 def rounds(town: Town, number: int) -> list[dict[str, object]]:
-    return [facts_of(row) for row in Rounds(town.opened.registry).of(number)]
+    return [facts_of(row) for row in town.fleet.rounds.of(number)]
 
 
 def proposed(town: Town) -> Calibration:
@@ -86,7 +86,7 @@ def proposed(town: Town) -> Calibration:
     assert row is not None
     spec = read_candidate(row.envelope, town.opened.pool).spec
     assert spec.calibration is not None
-    content = Rounds(town.opened.registry).content(spec.calibration.sha256)
+    content = town.fleet.rounds.content(spec.calibration.sha256)
     assert content is not None
     assert len(content) == spec.calibration.size
     return Calibration.load(content)
@@ -109,7 +109,7 @@ def test_rounds_follow_each_other_and_end_in_a_candidate(town: Town) -> None:
     assert [row.state for row in town.fleet.candidates.all()] == ["overtaken", "open"]
     # The second round started from what the first came to, which anyone may fetch.
     assert seen[1].start is not None
-    assert Rounds(town.opened.registry).content(seen[1].start.sha256) is not None
+    assert town.fleet.rounds.content(seen[1].start.sha256) is not None
     with town.opened.registry.reading() as session:
         assert session.query(Update).count() == 0
 
@@ -241,9 +241,9 @@ def test_an_operator_who_stops_it_keeps_nothing_of_single_nodes(town: Town) -> N
     town.join("ada", learning(0.5))
     number = begin(town)
     town.drive(lambda: town.states(number) == {"ada": "done"})
-    assert len(Rounds(town.opened.registry).updates(number)) == 1
+    assert len(town.fleet.rounds.updates(number)) == 1
     town.fleet.campaigns.conclude(number, "stopped", "Enough.", actor="operator", now=town.clock())
-    assert Rounds(town.opened.registry).updates(number) == []
+    assert town.fleet.rounds.updates(number) == []
 
 
 def test_without_experts_there_is_nothing_to_calibrate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,7 +275,7 @@ def test_a_private_campaign_adds_noise_and_tells_what_is_spent(town: Town) -> No
     assert "is spent at delta 1e-05. Candidate" in said
     found = proposed(town).vector
     assert np.abs(found - 0.5).min() > 0  # noise
-    told = [json.loads(row.facts)["privacy"] for row in Rounds(town.opened.registry).of(number)]
+    told = [json.loads(row.facts)["privacy"] for row in town.fleet.rounds.of(number)]
     assert [each["rounds"] for each in told] == [1, 2]
     assert told[0]["epsilon"] < told[1]["epsilon"] < PRIVACY.max_epsilon
     row = town.fleet.candidates.find()
@@ -298,13 +298,7 @@ def test_a_budget_that_ends_on_the_way_ends_the_campaign_with_what_there_is(town
     first, second = (begin(town, rounds=2, privacy=little) for _ in range(2))  # neither knows of the other
     said = [finish(town, number) for number in (first, second)]
     assert any("would go beyond the budget of 7.5" in each for each in said)
-    assert len(Rounds(town.opened.registry).noises()) == 2
-
-
-def test_noise_goes_with_the_mean_alone(town: Town) -> None:
-    with pytest.raises(Refused) as refused:
-        begin(town, strategy="krum", privacy=PRIVACY)
-    assert refused.value.code is Code.SETTINGS_INVALID
+    assert len(town.fleet.rounds.noises()) == 2
 
 
 @pytest.mark.parametrize("method", ["merged", "nnls-request", "nnls-gates", "average-activation"])

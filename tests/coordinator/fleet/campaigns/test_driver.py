@@ -19,7 +19,7 @@ from coordinator.fleet.campaigns.start import start
 from coordinator.fleet.flower.client import Run
 from coordinator.fleet.records.fleet import Fleet
 from coordinator.fleet.simulation.local_grid import LocalGrid, VirtualNode
-from coordinator.fleet.simulation.scratch_pool import Clock, enrol, open_pool, propose
+from coordinator.fleet.simulation.simulate import Clock, enrol, open_pool, propose
 from coordinator.workspace.context import Opened
 from protocol.errors import Code, Refused, Unavailable
 from protocol.fleet.campaign import APP_DIGEST, Order
@@ -48,7 +48,7 @@ class Town:
     def __init__(self, opened: Opened) -> None:
         self.opened, self.clock, self.fleet = opened, Clock(), Fleet(opened.registry)
         self.wire: list[bytes] = []
-        self.grid = LocalGrid([], workers=2, on_wire=self.wire.append)
+        self.grid = LocalGrid([], on_wire=self.wire.append)
         self.begun = 0
         self.driver = self.new_driver()
 

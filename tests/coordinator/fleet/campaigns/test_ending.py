@@ -11,13 +11,13 @@ from sqlalchemy import update
 
 from coordinator.fleet.campaigns.conclusion import conclude
 from coordinator.fleet.campaigns.driver import AWAY
-from coordinator.fleet.campaigns.start import CalibrationPlan, start
+from coordinator.fleet.campaigns.start import start
 from coordinator.fleet.flower import client
-from coordinator.fleet.records.rounds import Rounds, facts_of
-from coordinator.fleet.simulation.scratch_pool import open_pool, propose
+from coordinator.fleet.records.rounds import facts_of
+from coordinator.fleet.simulation.simulate import open_pool, propose
 from coordinator.registry.tables import CampaignAnswer, Candidate, Round
 from protocol.errors import Code, Refused
-from protocol.fleet.campaign import APP_DIGEST, Kind, Order
+from protocol.fleet.campaign import APP_DIGEST, Calibrating, Kind, Order
 from protocol.fleet.reply import Reply
 from protocol.spec import Policy, Promotion
 from tests.coordinator.fleet.calibration.test_rounds import learning
@@ -35,7 +35,7 @@ def town(tmp_path: Path) -> Iterator[Town]:
         town.grid.close()
 
 
-def ask(town: Town, kind: Kind, *, open_for: timedelta = MINUTE, plan: CalibrationPlan | None = None) -> int:
+def ask(town: Town, kind: Kind, *, open_for: timedelta = MINUTE, plan: Calibrating | None = None) -> int:
     if kind in ("evaluate", "calibrate"):
         propose(town.opened, town.clock(), experts=2 if kind == "calibrate" else 0)
     return start(town.opened, kind, open_for=open_for, ends_after=HOUR, now=town.clock(), plan=plan).number
@@ -110,21 +110,21 @@ def test_a_first_round_is_as_long_as_any_other(town: Town) -> None:
         town.join(name, learning(0.5))
     away = town.join("carl", learning(0.5))
     away.up = False
-    number = ask(town, "calibrate", open_for=HOUR / 2, plan=CalibrationPlan(rounds=2, round_minutes=1))
+    number = ask(town, "calibrate", open_for=HOUR / 2, plan=Calibrating(numbers=1, rounds=2, round_minutes=1))
     town.drive(lambda: list(town.states(number).values()) == ["done", "done"])
     town.driver.step()
-    assert [row.number for row in Rounds(town.opened.registry).of(number)] == [1]  # carl may still come
+    assert [row.number for row in town.fleet.rounds.of(number)] == [1]  # carl may still come
     town.clock.forward(MINUTE)
     town.driver.step()
-    assert [row.number for row in Rounds(town.opened.registry).of(number)] == [1, 2]
+    assert [row.number for row in town.fleet.rounds.of(number)] == [1, 2]
     town.drive(lambda: is_over(town, number))
-    assert [facts_of(row)["answered"] for row in Rounds(town.opened.registry).of(number)] == [["ada", "bob"]] * 2
+    assert [facts_of(row)["answered"] for row in town.fleet.rounds.of(number)] == [["ada", "bob"]] * 2
 
 
 def test_a_round_that_all_have_answered_waits_for_nobody(town: Town) -> None:
     for name in ("ada", "bob"):
         town.join(name, learning(0.5))
-    number = ask(town, "calibrate", open_for=HOUR / 2, plan=CalibrationPlan(rounds=2))
+    number = ask(town, "calibrate", open_for=HOUR / 2, plan=Calibrating(numbers=1, rounds=2))
     town.drive(lambda: is_over(town, number))
     assert "Round 2: 2 answered. Candidate" in town.fleet.campaigns.find(number).conclusion
 
@@ -172,8 +172,8 @@ def test_a_vote_of_a_key_that_was_revoked_does_not_count(town: Town) -> None:
 def test_a_calibration_that_is_stopped_keeps_the_rounds_that_are_over(town: Town) -> None:
     for name in ("ada", "bob"):
         town.join(name, learning(0.5))
-    number = ask(town, "calibrate", plan=CalibrationPlan(rounds=50))
-    town.drive(lambda: len(Rounds(town.opened.registry).of(number)) >= 2)
+    number = ask(town, "calibrate", plan=Calibrating(numbers=1, rounds=50))
+    town.drive(lambda: len(town.fleet.rounds.of(number)) >= 2)
     conclude(town.opened, town.fleet.campaigns.find(number), now=town.clock(), stopped=True)
     row = town.fleet.campaigns.find(number)
     assert row.state == "stopped"
@@ -268,7 +268,10 @@ def test_a_final_answer_is_never_replaced(town: Town) -> None:
     town.drive(lambda: town.states(number) == {"ada": "done"})
     ((answer, _),) = town.fleet.campaigns.answers(number)
     for state, code in (("failed", "EGRESS"), ("waiting", "CONSENT"), ("done", "")):
-        town.fleet.campaigns.heard(number, answer.contributor, state, code=code, facts={"late": 1}, now=town.clock())
+        reply = Reply(state, code)
+        town.fleet.campaigns.heard(
+            number, answer.contributor, reply, state=state, facts={"late": 1}, now=town.clock()
+        )  # fmt: skip
         town.fleet.campaigns.asked(number, answer.contributor, "message-9", now=town.clock())
         ((again, _),) = town.fleet.campaigns.answers(number)
         assert facts(again) == facts(answer)

@@ -3,11 +3,12 @@
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from coordinator.fleet.campaigns.promotion import settle
 from coordinator.fleet.campaigns.start import start, start_due
+from coordinator.fleet.records.candidates import settle
 from coordinator.fleet.records.fleet import Fleet
 from coordinator.policy.lifecycle import State
 from coordinator.registry.registry import Registry
@@ -56,8 +57,10 @@ class Bench:
         return bundle
 
     def work(self) -> None:
-        while self.shop.worker.step():
-            pass
+        for _ in range(10):
+            if not self.shop.worker.step():
+                return
+        pytest.fail("the worker finds no end")
 
     def open(self) -> Candidate:
         row = self.fleet.candidates.find()
@@ -67,7 +70,7 @@ class Bench:
     def listed(self) -> list[str]:
         return [e.bundle for e in read_candidate(self.open().envelope, self.shop.pool).spec.experts]
 
-    def decide(self, *, promoted: bool, digest: str = "", by: str = "rule") -> None:
+    def decide(self, *, promoted: bool, digest: str = "", by: Literal["rule", "operator"] = "rule") -> None:
         settle(
             self.opened, digest or self.open().digest, promoted=promoted, by=by, reason="As it is.", campaign=None,
             now=self.shop.clock(),
@@ -127,6 +130,42 @@ def test_of_several_each_is_tried_again_alone(bench: Bench) -> None:
     bench.work()
     assert bench.fleet.candidates.find() is None
     assert bench.shop.listed() == [one.digest]
+
+
+@pytest.mark.parametrize("late", ["old", "new"])
+def test_the_newest_of_a_name_is_proposed_whatever_the_order_of_acceptance(
+    bench: Bench, tmp_path: Path, identity: Identity, late: str
+) -> None:
+    bench.shop.pool = pool = make_pool(bench.shop.identity, admission="reviewed", promotion=Promotion(when="evaluated"))
+    bench.shop.worker, bench.opened = bench.shop.start(), replace(bench.opened, pool=pool)
+    made = {
+        name: factories.make_bundle(tmp_path / name, pool, identity, name="poems", seed=seed)
+        for seed, name in enumerate(("old", "new"))
+    }
+    for bundle in made.values():
+        bench.shop.receive(bundle)
+    bench.work()
+    for name in sorted(made, key=lambda name: name == late):
+        bench.shop.registry.bundles.move(made[name].digest, State.ACCEPTED, actor="operator", now=bench.shop.clock())
+        bench.work()
+    assert bench.listed() == [made["new"].digest]
+    bench.decide(promoted=True)
+    bench.work()
+    assert (bench.shop.state(made["old"]), bench.shop.listed()) == (State.SUPERSEDED, [made["new"].digest])
+
+
+def test_an_older_one_is_proposed_when_its_successor_was_held_back(bench: Bench, identity: Identity) -> None:
+    old, new = (
+        factories.make_bundle(bench.folder / str(seed), bench.shop.pool, identity, name="poems", seed=seed)
+        for seed in range(2)
+    )
+    bench.shop.receive(old)
+    bench.shop.receive(new)
+    bench.work()
+    assert bench.listed() == [new.digest]
+    bench.decide(promoted=False)
+    bench.work()
+    assert bench.listed() == [old.digest]
 
 
 def test_an_operator_overrules_with_a_decision_of_his_own(bench: Bench) -> None:

@@ -189,8 +189,7 @@ class Street:
         }
 
     def hear(self, *names: str) -> dict[str, Reply]:
-        heard = client.hear(self.run, "calibrate", [self.asked[name] for name in names])
-        return {each.message: each.reply for each in heard}
+        return client.hear(self.run, "calibrate", [self.asked[name] for name in names])
 
     def close(self) -> None:
         client.finish(self.run)

@@ -11,7 +11,7 @@ from router.layer.kernels import launch
 from router.pool.calibration import Calibration
 from router.pool.expert import Expert
 from router.pool.gate import standardise
-from router.pool.module_view import ModuleExperts
+from router.pool.group_view import ModuleExperts
 from router.pool.pool import ExpertPool
 from tests.router.experts import PATH, SIBLINGS, in_dtype, make_experts, pool_of, siblings
 from tests.router.reference import route

@@ -13,7 +13,7 @@ from router.layer.routed_linear import RoutingPlan, routing
 from router.methods.phatgoose import Phatgoose
 from router.pool.expert import Expert
 from router.pool.expert_module import ExpertModule
-from router.pool.module_view import ModuleExperts
+from router.pool.group_view import ModuleExperts
 from router.pool.pool import ExpertPool
 from tests.router.experts import PATH, choice_of, error, in_dtype, make_experts, make_layer, mixed_kinds
 from tests.router.on_device import NothingIsAsked, on_device
