@@ -88,7 +88,8 @@ def answers(example: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if scores := example.get("target_scores"):
         best = max(scores.values())
         texts = {choice: choice.strip() for choice in scores}
-        return tuple(texts[choice] for choice, score in scores.items() if score == best), tuple(texts.values())
+        right = (texts[choice] for choice, score in scores.items() if score == best)
+        return tuple(dict.fromkeys(right)), tuple(dict.fromkeys(texts.values()))
     target = example["target"]
     return tuple(dict.fromkeys(each.strip() for each in ([target] if isinstance(target, str) else target))), ()
 

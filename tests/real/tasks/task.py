@@ -94,7 +94,8 @@ def merged(task: str, metric: Metric, rows: Iterable[Row]) -> list[Row]:
     for row in rows:
         if not row.targets or not all(row.targets):
             raise Refused(Code.TASK_ROW, f"A row of {task} has no target.", "Look at its source.")
-        if (metric == "choices") != bool(row.choices) or not set(row.targets) <= {*row.choices, *_free(row)}:
+        chosen = len(row.choices) > 1 and len({*row.choices}) == len(row.choices) and {*row.targets} <= {*row.choices}
+        if chosen != (metric == "choices"):
             raise Refused(
                 Code.TASK_ROW, f"A row of {task} does not say what there is to choose.", "Look at its source."
             )
@@ -148,10 +149,6 @@ def draw(task: Task, rows: Iterable[Row], part: Part, seed: int, count: int | No
     drawn = list(rows)
     rng.shuffle(drawn)
     return [replace(row, input=rng.choice(task.wordings).replace("{}", row.input)) for row in drawn[:count]]
-
-
-def _free(row: Row) -> tuple[str, ...]:
-    return () if row.choices else row.targets
 
 
 def _part(group: str) -> Part:

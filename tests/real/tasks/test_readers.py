@@ -42,6 +42,7 @@ def test_bigbench_asks_as_its_file_says() -> None:
         "append_choices_to_input": False,
     }
     assert bigbench.ask(plain, example, random.Random(0)).input == "Add. Two and two? ="
+    assert bigbench.answers({"target_scores": {"a": 1, "a ": 1, "b": 0}}) == (("a",), ("a", "b"))
     assert bigbench.answers({"target": ["x ", "x", "y"]}) == (("x", "y"), ())
 
 

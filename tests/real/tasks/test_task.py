@@ -82,6 +82,8 @@ def test_rows_that_ask_the_same_are_one() -> None:
         ("exact", Row("a", ("",))),
         ("choices", Row("a", ("x",))),
         ("choices", Row("a", ("x",), ("y", "z"))),
+        ("choices", Row("a", ("x",), ("x",))),
+        ("choices", Row("a", ("x",), ("x", "y", "x"))),
         ("exact", Row("a", ("x",), ("x", "y"))),
     ],
 )
