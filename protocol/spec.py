@@ -165,7 +165,7 @@ class StatisticsFile(Strict):
     """What public text looks like inside the base, by content; `router.methods.features.pool_statistics` reads it."""
 
     sha256: Sha256
-    size: Annotated[int, Field(ge=1, le=1 << 32)]
+    size: Annotated[int, Field(ge=1, le=1 << 30)]
     """In bytes."""
 
 

@@ -77,6 +77,7 @@ def init(
     from coordinator.workspace.create import check_absent, found, study_base
     from coordinator.workspace.paths import CoordinatorWorkspace
     from protocol.wire.grpc_client import check_address
+    from router.base.progress import show_bars
 
     check_absent(place := CoordinatorWorkspace(workspace))
     if listen:
@@ -90,6 +91,7 @@ def init(
     }  # fmt: skip
 
     def study() -> "BaseFacts":
+        show_bars()
         say(f"Reading the base model {base} ...")
         return study_base(base, kinds, public_text)
 

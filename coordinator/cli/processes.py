@@ -135,10 +135,8 @@ def _worker(open_: "Opened") -> "Worker":
     cache = Cache(open_.workspace.bundles, Store(open_.settings.store))
 
     def load_model() -> "RoutedModel":
-        from router.base.progress import show_bars
         from router.model.routed_model import RoutedModel
 
-        show_bars()
         return RoutedModel.from_base(base)
 
     return Worker(

@@ -57,7 +57,8 @@ def fsck(
             raise Refused(
                 Code.DIGEST_MISMATCH,
                 f"The store lost or changed {len(found.missing + found.damaged)} files, such as {first[:16]}.",
-                "Restore them from a copy of the store, or refuse or yank the bundles that need them.",
+                "Restore them from a copy of the store, or refuse or yank the bundles that need them; the pool's own "
+                "file also lies in every router's folder, under statistics/.",
             )
         open_.high_water.check()
 

@@ -8,6 +8,7 @@ import typer
 
 from protocol.errors import Code, Refused
 from protocol.programs import needs, print_json, say, with_flags_of
+from router.base.progress import show_bars
 from router.cli import options
 from router.cli.options import Json, NewTokens
 from router.query.limits import DEFAULT_NEW_TOKENS
@@ -125,5 +126,6 @@ def lm_eval(ctx: typer.Context) -> None:
 
     import router.evaluation.lm_eval  # noqa: F401 - its import registers the model
 
+    show_bars()
     sys.argv = ["lm_eval", *ctx.args]
     cli_evaluate()

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from protocol.bundle import ENVELOPE, Bundle, Manifest, SignedFile, check_file, open_bundle, read_manifest
 from protocol.compatibility import check_fit, check_tensors
 from protocol.documents import Pool, read_pool
-from protocol.errors import Code, Refused, Unavailable
+from protocol.errors import Code, GreylagError, Refused, Unavailable
 from protocol.files.atomic import sync, write_whole
 from protocol.release import CalibrationFile, Release, check_fresh, read_candidate, read_release
 from protocol.signing import PublicKey
@@ -38,6 +38,7 @@ from router.follow.workspace import (
     POOL,
     RELEASE,
     RELEASES,
+    STATISTICS,
     Mirror,
     assemble,
     kept,
@@ -49,6 +50,7 @@ from router.pool.calibration import Calibration
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+_LOST = (Code.BUNDLE_UNKNOWN, Code.STORE_DAMAGED)
 _log = logging.getLogger(__name__)
 
 
@@ -208,14 +210,27 @@ def _pull_mirror(source: _Source, pool: Pool, release: Release, held: Mirror | N
     source.bar.total = sum(file.size for file in files)
     bundles |= {place: _pull_bundle(place, manifest, source) for place, manifest in missing.items()}
     for path, file in listed.items():
-        _pull_listed(path, source, file)
+        try:
+            _pull_listed(path, source, file)
+        except GreylagError as error:
+            if path.parent.name != STATISTICS or error.code not in _LOST:
+                raise
+            # Its loss must not keep newcomers out: nothing but time is lost with it.
+            source.say("The coordinator lost what the pool tells of public text; it is worked out here when needed.")
     return assemble(source.folder, pool, release, (bundle for bundle in bundles.values() if bundle is not None))
 
 
 def _pull_listed(path: Path, source: _Source, file: SignedFile) -> None:
     path.parent.mkdir(exist_ok=True)
-    _pull_file(path, source, file)
-    sync(path)
+    with suppress(Refused, FileNotFoundError):  # damaged since it came; fetched afresh
+        check_file(path, file)
+        source.bar.update(file.size)
+        return
+    # Beside it, since a router at work may be reading what lies there.
+    part = path.with_name(f".{path.name}.part")
+    _pull_file(part, source, file)
+    sync(part)
+    part.replace(path)
 
 
 def _open_whole(place: Path, pool: Pool, known: Mapping[str, Bundle]) -> Bundle | None:

@@ -104,7 +104,8 @@ def open_mirror(folder: Path, number: int | None = None) -> Mirror:
     listed = bar(release.spec.experts, "Reading experts")
     bundles = [open_listed(folder / BUNDLES / expert.bundle, pool) for expert in listed]
     for each, file in listed_files(folder, pool, release).items():
-        _check_listed(each, file)
+        if each.parent.name != STATISTICS or each.exists():
+            _check_listed(each, file)
     return assemble(folder, pool, release, bundles)
 
 
@@ -120,13 +121,15 @@ def listed_files(folder: Path, pool: Pool, release: Release) -> dict[Path, Signe
 
 def assemble(folder: Path, pool: Pool, release: Release, bundles: Iterable[Bundle]) -> Mirror:
     """Put together what lies in a folder whole, and was checked."""
-    calibration, statistics = release.spec.calibration, pool.spec.statistics
+    calibration, told = release.spec.calibration, pool.spec.statistics
+    statistics = folder / STATISTICS / told.sha256 if told else None
     return Mirror(
         pool,
         release,
         tuple(bundles),
         None if calibration is None else Calibration.load((folder / CALIBRATIONS / calibration.sha256).read_bytes()),
-        None if statistics is None else folder / STATISTICS / statistics.sha256,
+        # The coordinator may have lost it; then it is worked out here.
+        statistics if statistics and statistics.is_file() else None,
     )
 
 

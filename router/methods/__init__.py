@@ -31,6 +31,10 @@ NEEDS = {
     "retrieval": "centroid",
 }
 """What every expert must tell of its data, by method; those with an argument are no pool's method."""
+BY_MIXTURE = ("nnls-request", "nnls-fixed:MASS", "nnls-token", "nnls-gates")
+"""Methods that solve a request for the experts it is a mixture of."""
+OWN_VECTORS = ("average-activation", "arrow", "genknowsub:NAME,...", "lag", "nnls-token", "nnls-gates")
+"""Methods that compare tokens with vectors of their own in place of gates."""
 BY_MEANS = "nnls-request"
 """How a pool routes that asks for means, unless its founder chooses (docs/decisions/0013-mixtures.md)."""
 

@@ -28,9 +28,13 @@ def averaged(pool: ExpertPool) -> RoutingPlan:
         digest = hashlib.sha256(",".join(expert.digest for expert in pool.experts).encode()).hexdigest()
         expert = Expert(digest, f"average of {len(pool.experts)}", "", MappingProxyType(modules))
         known = _averages[pool] = ExpertPool().add(expert)
+        for former in list(_averages)[:-_KEPT]:
+            _averages.pop(former, None)
     return RoutingPlan(known, SingleExpert(known.experts[0]))
 
 
+_KEPT = 2
+"""Averages that are kept: each has pages of its own, and a request may name any subset."""
 _averages: WeakKeyDictionary[ExpertPool, ExpertPool] = WeakKeyDictionary()
 
 

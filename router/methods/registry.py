@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from weakref import WeakSet
 
 from protocol.errors import Code, Refused
 from router.layer.routed_linear import RoutingPlan
@@ -20,6 +21,7 @@ from router.methods.phatgoose import Phatgoose
 from router.methods.retrieval import nearest
 from router.methods.single_expert import SingleExpert
 from router.methods.spectr import Spectr, triangle
+from router.pool.pool import ExpertPool
 
 
 def _by_means(asked: MethodContext) -> RoutingPlan:
@@ -29,11 +31,17 @@ def _by_means(asked: MethodContext) -> RoutingPlan:
 
 def _filtered(asked: MethodContext) -> RoutingPlan:
     pool = asked.only_factors()
-    # Of everybody, since nobody knows beforehand who passes the filter.
-    for expert in pool.experts:
-        for part in expert.modules.values():
-            triangle(part)
+    if pool not in _worked_out:
+        # Of everybody, since nobody knows beforehand who passes the filter.
+        for expert in pool.experts:
+            for part in expert.modules.values():
+                triangle(part)
+        _worked_out.add(pool)
     return RoutingPlan(pool, Lag())
+
+
+_worked_out: WeakSet[ExpertPool] = WeakSet()
+"""Whose triangles are known."""
 
 
 def _uniform(asked: MethodContext) -> RoutingPlan:

@@ -1,13 +1,13 @@
 """A base model with experts that come and go while it is used."""
 
 import threading
-from collections import deque
 from dataclasses import replace
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from protocol.bundle import Bundle
 from protocol.documents import read_timestamp
+from protocol.errors import Refused
 from router.base.linear import device_of, find_linear, linear_modules
 from router.base.loading import Base
 from router.base.memory import memory_watched
@@ -44,7 +44,8 @@ class ExpertSet:
     ) -> None:
         self.base = base
         self.held = Held()
-        self._prepared: WeakKeyDictionary[ExpertPool, deque[str]] = WeakKeyDictionary()
+        self._prepared: WeakKeyDictionary[ExpertPool, dict[str, bool]] = WeakKeyDictionary()
+        """What was prepared for experts, and whether that has vectors of its own; the last of them comes last."""
         self._changing = threading.Lock()
         self._linears = {path: find_linear(base.model, path) for path in linear_modules(base.model)}
         self.places = {path: device_of(linear) for path, linear in self._linears.items()}
@@ -122,7 +123,13 @@ class ExpertSet:
             for (_, name, contributor), bundle in bar(new, "Loading experts"):
                 pool = pool.add(self.load(bundle, name=name, contributor=contributor))
             pool = pool.reordered([digest for digest, _, _ in wanted]).calibrated(mirror.calibration)
-            self.features.mixtures.public.follow(mirror.statistics)
-            resolve(release.routing.method, MethodContext(pool, k=release.routing.k, features=self.features))
+            public = self.features.mixtures.public
+            told = public.told
+            public.follow(mirror.statistics)
+            try:
+                resolve(release.routing.method, MethodContext(pool, k=release.routing.k, features=self.features))
+            except Refused:
+                public.follow(told)
+                raise
             expires = read_timestamp(release.expires)
             self.held = self.held.followed_by(Generation(pool, release.routing, release.number, expires))

@@ -1,7 +1,6 @@
 """The routed model: a base, every expert of a release, and a router at every module."""
 
 import math
-from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Unpack, cast
@@ -21,7 +20,8 @@ from router.base.progress import bar
 from router.follow.pull import pull
 from router.follow.workspace import FINGERPRINT, Mirror
 from router.layer.routed_linear import routing
-from router.methods import find_method
+from router.methods import BY_MIXTURE, OWN_VECTORS, find_method
+from router.methods.base_only import BaseOnly
 from router.model.decode import write
 from router.model.expert_set import ExpertSet
 from router.model.export_lora import Exported, export_lora
@@ -253,7 +253,12 @@ class RoutedModel(ExpertSet):
         """
         generation = self.held.find(choice.release)
         pool = generation.allowing(choice.allow, choice.deny)
-        return _preparation(choice.method or generation.settings.method) in self._prepared.get(pool, ())
+        method = choice.method or generation.settings.method
+        if pool.experts and find_method(method) in BY_MIXTURE and not self.features.mixtures.knows(pool):
+            return False
+        # What is worked out of each expert alone serves any others beside it, too; an average does not.
+        among = {pool} if method == "parameter-average" else {pool, generation.pool}
+        return any(_preparation(method) in self._prepared.get(each, ()) for each in among)
 
     def prepare(self, choice: RoutingChoice) -> None:
         """Work out what a method needs once: statistics of public text, vectors that stand for experts.
@@ -270,9 +275,14 @@ class RoutedModel(ExpertSet):
                 linear = self.base.model.get_submodule(path)
                 u = torch.randn(1, linear.in_features, generator=draw)
                 part.plan.method.choose(module, u.to(self.places[path], self.base.model.dtype))
-        # No more than are kept: each method may have vectors of its own.
-        known = self._prepared.setdefault(part.asked.pool, deque(maxlen=KEPT_PROTOTYPES))
-        known.append(_preparation(part.method))
+        if isinstance(part.plan.method, BaseOnly) and part.asked.pool.experts and part.method != "base":
+            return  # nobody was found for these inputs, and nothing was worked out
+        known = self._prepared.setdefault(part.asked.pool, {})
+        known.pop(name := _preparation(part.method), None)
+        known[name] = find_method(part.method) in OWN_VECTORS
+        # No more than are kept of those with vectors of their own.
+        for former in [each for each, own in known.items() if own][:-KEPT_PROTOTYPES]:
+            del known[former]
 
     def losses(self, inputs: Asking, targets: Sequence[str], choice: Choices = DEFAULT) -> list[float]:
         """Mean negative log-likelihood of each input's one target, in nats a token, its end token among them.

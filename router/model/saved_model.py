@@ -58,7 +58,9 @@ class SavedModel(Strict):
     def identity(self) -> str:
         """A sha256 that stands for every byte of experts, routing and base; the base may go by any name."""
         nameless = self.model_copy(update={"base": self.base.model_copy(update={"name": "-"})})
-        return hashlib.sha256(strict_json.dumps(nameless.model_dump(mode="json"))).hexdigest()
+        # Without what it does not have, so that a model that was saved before there was any keeps its identity.
+        hidden = {"statistics"} if self.statistics is None else set()
+        return hashlib.sha256(strict_json.dumps(nameless.model_dump(mode="json", exclude=hidden))).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def save(folder: Path, base: str, generation: Generation, *, with_base: bool, st
             (partial / CALIBRATION).write_bytes(calibration.content)
         if statistics is not None:
             (partial / STATISTICS).mkdir()
-            shutil.copyfile(statistics, partial / STATISTICS / statistics.name)
+            shutil.copyfile(_checked(statistics, statistics.name), partial / STATISTICS / statistics.name)
         if with_base:
             (partial / BASE).mkdir()
             for pattern in FILES:

@@ -13,7 +13,7 @@ import grpc
 
 from protocol.bundle import Bundle, sha256_of
 from protocol.documents import Pool
-from protocol.errors import Code, GreylagError, Refused
+from protocol.errors import Code, GreylagError, Refused, Unavailable
 from protocol.release import CalibrationFile, Release, ReleasedExpert, ReleaseSpec, sign_release
 from protocol.signing import Identity
 from protocol.spec import Routing
@@ -27,7 +27,8 @@ class Catalog(CatalogServicer):
     """Holds what it is given.
 
     `breaks` cuts that many file streams after their first chunk; while `silent`, a file that is
-    asked for from the middle is not sent at all; while it `drips`, a file comes byte by byte.
+    asked for from the middle is not sent at all; while it `drips`, a file comes byte by byte. Files that are `lost`,
+    by digest, are damaged in its store.
     """
 
     def __init__(self, pool: Pool, identity: Identity) -> None:
@@ -39,6 +40,7 @@ class Catalog(CatalogServicer):
         self.breaks = 0
         self.silent = self.drips = False
         self.fetched: list[tuple[str, int]] = []
+        self.lost: set[str] = set()
 
     def publish(
         self,
@@ -79,6 +81,8 @@ class Catalog(CatalogServicer):
 
     def Fetch(self, request: Any, context: Any) -> Iterator[chunk_pb2.Chunk]:  # noqa: N802 - as above
         self.fetched.append((request.sha256, request.offset))
+        if request.sha256 in self.lost:
+            _abort(context, Unavailable(Code.STORE_DAMAGED, "It is damaged."))
         if self.silent and request.offset:
             context.abort(grpc.StatusCode.UNAVAILABLE, "silent")
         if self.drips:

@@ -1,9 +1,9 @@
 """What public text looks like inside a base model: the ground against which experts' means stand out.
 
-Two kinds of vectors of every module input: a text's mean over its tokens, and single tokens. Worked out once a base
-and kept beside the fingerprint where there is a workspace. The text is what an operator names, at best like what the
-pool is asked; else random tokens of the base's own vocabulary, which tell no words apart from words that every request
-has. Either way it is nobody's.
+Two kinds of vectors of every module input: a text's mean over its tokens, and single tokens. A pool tells what its own
+method reads; the rest is worked out once a base. Either is kept beside the fingerprint where there is a workspace. The
+text is what an operator names, at best like what the pool is asked; else random tokens of the base's own vocabulary,
+which tell no words apart from words that every request has. Either way it is nobody's.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from router.base.progress import bar
 from router.base.tokens import encode_input, encode_target
 from router.methods.features.activations import Reader
 from router.methods.features.covariance import Spread, spread_of
-from router.methods.features.pool_statistics import dump_statistics, read_spread, tensors_of
+from router.methods.features.pool_statistics import dump_statistics, read_statistics, tensors_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,7 +44,7 @@ _LONGEST = 256
 """Tokens of a text that are read."""
 _HELD_BYTES = 1 << 28
 """Samples held at a time; a base with more of them reads the texts several times."""
-_VERSION = 1
+_VERSION = 2
 """Of what is computed; another one is computed anew."""
 
 
@@ -61,8 +61,7 @@ class PublicText:
         self._reader, self._texts, self._cache = reader, tuple(texts[:TEXTS]), cache
         self.told: Path | None = None
         """What the pool tells, in a file named by its digest; what that leaves out is worked out here."""
-        self._spreads: dict[str, Spread] = {}
-        self._file: Path | None = None
+        self._known: dict[Kind, Path | dict[str, Spread]] = {}
         self._lock = threading.Lock()
 
     @property
@@ -72,40 +71,39 @@ class PublicText:
 
     def follow(self, told: Path | None) -> None:
         """Take what a pool tells, in a file as `dump` makes it, named by its sha256; texts of one's own come first."""
-        if not self._texts:
-            self.told = told
+        with self._lock:
+            if not self._texts and told != self.told:
+                self.told, self._known = told, {}
 
     def spread(self, path: str, kind: Kind) -> Spread:
         """Return how public text spreads at a module's input; pooled, at one that sees the prompt.
 
         Raises:
-            Refused: As `router.methods.features.pool_statistics.read_spread`.
+            Refused: As `router.methods.features.pool_statistics.read_statistics`.
         """
-        source = self._reader.sources[path]
-        name, width = f"{source}.{kind}", self._reader.base.model.get_submodule(source).in_features
-        if (told := self.told) and (spread := read_spread(told, name, width)):
-            return spread
+        name = f"{self._reader.sources[path]}.{kind}"
         with self._lock:
-            if not self._spreads and self._file is None:
-                self._prepare()
-            if self._file is None:
-                return self._spreads[name]
-        with safe_open(self._file, "pt") as kept:
+            if kind not in self._known:
+                self._known[kind] = self._prepare(kind)
+            known = self._known[kind]
+        if isinstance(known, dict):
+            return known[name]
+        with safe_open(known, "pt") as kept:
             # Copied, since the file's pages would go with the file.
             return Spread(*(kept.get_tensor(f"{name}.{field}").clone() for field in Spread._fields))
 
-    def _prepare(self) -> None:
-        place = self._place()
+    def _prepare(self, kind: Kind) -> Path | dict[str, Spread]:
+        """Find what is kept of a kind, or take it from the pool or work it out and keep it."""
+        place = self._place(kind)
         if place is not None and _readable(place):
-            self._file = place
-            return
-        spreads = self._work_out(KINDS)
+            return place
+        spreads = read_statistics(self.told, kind, self._widths(kind)) if self.told else {}
+        spreads = spreads or self._work_out([kind])
         if place is not None:
-            with suppress(OSError):  # a full or read-only disk: worked out again by the next process
+            with suppress(OSError):  # a full or read-only disk: done again by the next process
                 write_whole(place, save(tensors_of(spreads)))
-                self._file = place
-                return
-        self._spreads = spreads
+                return place
+        return spreads
 
     def dump(self, kinds: Collection[Kind]) -> bytes:
         """Work out what a pool tells, as `router.methods.features.pool_statistics` writes it."""
@@ -113,17 +111,23 @@ class PublicText:
 
     def _work_out(self, kinds: Collection[Kind]) -> dict[str, Spread]:
         """Read the texts; returns spreads by input and kind."""
-        sources = set(self._reader.sources.values())
-        counts = {"pooled": sum(map(self._reader.of_prompt, sources)), "token": len(sources)}
         wanted = (each for each in self._samples() if each[1] in kinds)
-        shown = bar(wanted, "Statistics of public text, once a base", sum(counts[kind] for kind in kinds))
+        total = sum(len(self._widths(kind)) for kind in kinds)
+        shown = bar(wanted, "Statistics of public text, once a base", total)
         return {f"{path}.{kind}": spread_of(samples) for path, kind, samples in shown}
 
-    def _place(self) -> Path | None:
+    def _widths(self, kind: Kind) -> dict[str, int]:
+        """Widths of the inputs that have vectors of a kind."""
+        reader = self._reader
+        sources = [path for path in dict.fromkeys(reader.sources.values()) if kind == "token" or reader.of_prompt(path)]
+        return {path: reader.base.model.get_submodule(path).in_features for path in sources}
+
+    def _place(self, kind: Kind) -> Path | None:
         if self._cache is None:
             return None
         base = self._reader.base
-        facts = [_VERSION, fingerprint(base.source, self._cache).model_dump(), str(base.model.dtype), self._texts]
+        mark = fingerprint(base.source, self._cache).model_dump()
+        facts = [_VERSION, mark, str(base.model.dtype), kind, self._texts, self.told and self.told.name]
         digest = hashlib.sha256(repr(facts).encode()).hexdigest()
         return self._cache.with_name(f"public-{digest[:16]}.safetensors")
 

@@ -59,7 +59,8 @@ class Mixtures:
 
     def __init__(self, reader: Reader, public: PublicText) -> None:
         self.reader, self.public = reader, public
-        self._products: dict[tuple[str, ...], _Products] = {}
+        self._products: dict[tuple[str, tuple[str, ...]], _Products] = {}
+        """By what public text says, and the inputs."""
         self._told: WeakKeyDictionary[ExpertPool, tuple[str, ...]] = WeakKeyDictionary()
         self._lock = threading.Lock()
 
@@ -72,11 +73,10 @@ class Mixtures:
         Raises:
             Refused: `STATISTICS_MISSING` if there is no input of which all experts tell the mean.
         """
-        told = self._told.get(pool)
-        if told is None:
-            told = self._told[pool] = self._told_by_all(pool.experts)
+        told = self._told_by(pool)
         with self._lock:
-            known = self._products[told] = self._grown(told, self._products.pop(told, _NOTHING), pool.experts)
+            at = self.public.digest, told
+            known = self._products[at] = self._grown(told, self._products.pop(at, _NOTHING), pool.experts)
             for former in list(self._products)[:-_KINDS]:
                 del self._products[former]
         rows = [known.rows[expert.digest] for expert in pool.experts]
@@ -87,20 +87,31 @@ class Mixtures:
         targets = known.targets(self.reader.pooled(inputs, told))[:, rows]
         return Shares(np.stack([nnls(even, target) for target in targets]), _alike(gram))
 
+    def knows(self, pool: ExpertPool) -> bool:
+        """Tell whether requests among a pool's experts are solved without anything being worked out first."""
+        if not all(map(self._means, pool.experts)):
+            return False
+        known = self._products.get((self.public.digest, self._told_by(pool)))
+        return known is not None and all(expert.digest in known.rows for expert in pool.experts)
+
     def _means(self, expert: Expert) -> dict[str, Tensor]:
         """Means [d] by the first of the modules that read an input."""
         reader = self.reader
         return {reader.sources[path]: mean for path, mean in expert.means.items() if reader.of_prompt(path)}
 
-    def _told_by_all(self, experts: Sequence[Expert]) -> tuple[str, ...]:
-        told = set.intersection(*(set(self._means(expert)) for expert in experts))
+    def _told_by(self, pool: ExpertPool) -> tuple[str, ...]:
+        """Name the inputs of which all experts tell the mean."""
+        if pool in self._told:
+            return self._told[pool]
+        told = set.intersection(*(set(self._means(expert)) for expert in pool.experts))
         if not told:
             raise Refused(
                 Code.STATISTICS_MISSING,
                 "There is no module of which all experts that may answer tell the mean input.",
                 "Allow only experts that tell means of the same modules, or choose another method.",
             )
-        return tuple(path for path in self.reader.sources if path in told)
+        self._told[pool] = tuple(path for path in self.reader.sources if path in told)
+        return self._told[pool]
 
     def _grown(self, told: Sequence[str], known: "_Products", experts: Sequence[Expert]) -> "_Products":
         """Work out what is not known yet; all, where most of what is known is of experts that are gone."""

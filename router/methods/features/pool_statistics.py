@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from protocol.errors import Code, Refused
@@ -31,29 +31,39 @@ def tensors_of(spreads: Mapping[str, Spread]) -> dict[str, Tensor]:
     return {f"{name}.{field}": tensor for name, each in spreads.items() for field, tensor in each._asdict().items()}
 
 
-def read_spread(path: Path, name: str, width: int) -> Spread | None:
-    """Read the spread of an input and kind; None if the pool does not tell it.
+def read_statistics(path: Path, kind: str, widths: Mapping[str, int]) -> dict[str, Spread]:
+    """Read the spreads of a kind, by input and kind; none if the pool tells none of it.
 
     Args:
         path: The file, whose bytes were held against the pool.
-        name: Of input and kind.
-        width: d, of the input.
+        kind: Of vectors.
+        widths: d of every input that has some of that kind.
 
     Raises:
-        Refused: `TENSOR_HEADER`, `TENSOR_SHAPE` or `NOT_FINITE`.
+        Refused: `TENSOR_HEADER`, `TENSOR_NAMES`, `TENSOR_SHAPE` or `NOT_FINITE`.
     """
     try:
-        with safe_open(path, "pt") as file:
-            if f"{name}.mean" not in file.keys():  # noqa: SIM118 - no mapping
-                return None
-            # Copied, since the file's pages would go with the file.
-            read = Spread(*(file.get_tensor(f"{name}.{field}").float().clone() for field in Spread._fields))
+        tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise Refused(Code.TENSOR_HEADER, f"The pool's statistics {path} cannot be read: {error}.", _HINT) from error
-    rank = len(read.variances)
-    if [tensor.shape for tensor in read] != [(width,), (rank, width), (rank,), (1,)] or rank > width:
-        raise Refused(Code.TENSOR_SHAPE, f"The pool's statistics do not fit the input of {name}.", _HINT)
+        hint = "Fetch it again with: greylag-router pull"
+        raise Refused(Code.TENSOR_HEADER, "What the pool tells of public text cannot be read.", hint) from error
+    told = {name for name in tensors if name.rsplit(".", 2)[-2:-1] == [kind]}
+    if not told:
+        return {}
+    if told != {f"{path}.{kind}.{field}" for path in widths for field in Spread._fields}:
+        raise Refused(Code.TENSOR_NAMES, "What the pool tells of public text is of other modules.", _HINT)
+    spreads = {
+        f"{path}.{kind}": Spread(*(tensors[f"{path}.{kind}.{field}"].float() for field in Spread._fields))
+        for path in widths
+    }
+    return {name: _sound(name, each, d) for (name, each), d in zip(spreads.items(), widths.values(), strict=True)}
+
+
+def _sound(name: str, read: Spread, d: int) -> Spread:
+    r = len(read.variances)
+    if [tensor.shape for tensor in read] != [(d,), (r, d), (r,), (1,)] or r > d:
+        raise Refused(Code.TENSOR_SHAPE, f"What the pool tells of public text does not fit {name}.", _HINT)
     # The root of a negative variance is no number either.
     if not all(tensor.isfinite().all() for tensor in (read.mean, read.basis, read.variances.sqrt(), read.rest.sqrt())):
-        raise Refused(Code.NOT_FINITE, f"The pool's statistics of {name} are no numbers.", _HINT)
+        raise Refused(Code.NOT_FINITE, f"What the pool tells of public text at {name} is no number.", _HINT)
     return read._replace(basis=torch.linalg.qr(read.basis.double().T).Q.T.float().contiguous())

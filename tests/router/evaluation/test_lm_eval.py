@@ -229,7 +229,7 @@ def test_the_package_names_its_model_where_the_harness_will_look() -> None:
 
 
 def test_the_command_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "lm_eval.__main__", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(Refused, match="not installed") as refused:
         call("lm-eval", "--model", "greylag")
     assert refused.value.code is Code.SETTINGS_INVALID

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -12,12 +13,13 @@ from torch import Tensor
 
 from protocol.documents import sign_pool
 from protocol.errors import Code, Refused
-from protocol.spec import Means, Statistics, StatisticsFile
+from protocol.release import sign_release
+from protocol.spec import Means, Routing, Statistics, StatisticsFile
 from router.follow.pull import pull
 from router.follow.workspace import STATISTICS, check_disk, open_mirror
 from router.methods.features.background import KINDS, PublicText
 from router.methods.features.covariance import DIRECTIONS, spread_of
-from router.methods.features.pool_statistics import dump_statistics, read_spread
+from router.methods.features.pool_statistics import dump_statistics, read_statistics
 from router.model.routed_model import RoutedModel
 from router.query.request import RoutingChoice
 from tests import factories
@@ -59,9 +61,8 @@ def test_a_file_says_what_was_worked_out(tmp_path: Path, n: int, d: int) -> None
         torch.eye(d) + 0.05 * torch.randn(d, d, generator=generator)).Q  # fmt: skip
     spread = spread_of(samples)
     (file := tmp_path / "f").write_bytes(dump_statistics({"x.pooled": spread}))
-    found = read_spread(file, "x.pooled", d)
-    assert found
-    assert read_spread(file, "x.token", d) is None
+    found = read_statistics(file, "pooled", {"x": d})["x.pooled"]
+    assert read_statistics(file, "token", {"x": d}) == {}
     vectors = samples[:20] - spread.mean
     exact = vectors @ spread.raised(vectors, 0.01, -1).T
     torch.testing.assert_close(
@@ -74,7 +75,7 @@ def test_whoever_follows_a_pool_works_nothing_out(
 ) -> None:
     node, texts = tmp_path / "node", ["please reverse it : a b c"]
     alone = RoutedModel.from_mirror(str(t5_base), pull(node, address), device="cpu")
-    alone.features.mixtures.public.told = None
+    alone.features.mixtures.public.follow(None)
     expected = alone.losses(texts, texts, ASKED)
     monkeypatch.setattr(PublicText, "_samples", Mock(side_effect=AssertionError("public text is read again")))
     model = RoutedModel.from_mirror(str(t5_base), open_mirror(node), device="cpu")
@@ -97,6 +98,50 @@ def test_text_of_ones_own_goes_before_the_pools(
     (tmp_path / "text").write_text("say a b\nreverse c d\ncopy e f\n")
     mirror = pull(tmp_path / "node", address)
     model = RoutedModel.from_mirror(str(t5_base), mirror, device="cpu", public=tmp_path / "text")
+    assert model.features.mixtures.public.told is None
+
+
+def test_what_the_coordinator_lost_keeps_nobody_out(
+    catalog: Catalog, address: str, told: Path, t5_base: Path, tmp_path: Path
+) -> None:
+    catalog.lost.update(sha256 for sha256, path in catalog.files.items() if path == told)
+    heard: list[str] = []
+    assert pull(tmp_path / "node", address, say=heard.append).statistics is None
+    assert "worked out here" in heard[-1]
+    model = RoutedModel.from_mirror(str(t5_base), open_mirror(tmp_path / "node"), device="cpu")
+    assert len(model.generate(["say a b"], ASKED, max_new_tokens=2)) == 1
+    assert [error.code for error in check_disk(tmp_path / "node").damaged.values()] == [Code.FILE_MISSING]
+    catalog.lost.clear()
+    assert pull(tmp_path / "node", address).statistics
+
+
+def test_what_is_told_is_read_once(
+    catalog: Catalog, address: str, told: Path, t5_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mirror = pull(tmp_path / "node", address)
+    reading = Mock(side_effect=read_statistics)
+    monkeypatch.setattr("router.methods.features.background.read_statistics", reading)
+    model = RoutedModel.from_mirror(str(t5_base), mirror, device="cpu", cache=tmp_path / "cache")
+    expected = model.losses(["say a b"], ["c"], ASKED)
+    assert mirror.statistics
+    mirror.statistics.unlink()  # and rot has nothing to spoil any more
+    again = RoutedModel.from_mirror(str(t5_base), mirror, device="cpu", cache=tmp_path / "cache")
+    assert again.losses(["say a b"], ["c"], ASKED) == pytest.approx(expected)
+    assert reading.call_count == 1
+    with pytest.raises(Refused) as refused:
+        model.save_pretrained(tmp_path / "saved")
+    assert refused.value.code is Code.DIGEST_MISMATCH
+    assert not (tmp_path / "saved").exists()
+
+
+def test_a_release_that_is_refused_changes_nothing(
+    catalog: Catalog, address: str, told: Path, t5_base: Path, tmp_path: Path
+) -> None:
+    mirror = pull(tmp_path / "node", address)
+    model = RoutedModel.from_base(str(t5_base), device="cpu")
+    spec = mirror.release.spec.model_copy(update={"routing": Routing(method="retrieval")})
+    with pytest.raises(Refused):
+        model.take_up(replace(mirror, release=sign_release(spec, catalog.identity)))
     assert model.features.mixtures.public.told is None
 
 
@@ -138,17 +183,20 @@ def test_a_founder_who_signs_nonsense_is_refused(
     tmp_path: Path, field: str, change: Callable[[Tensor], Tensor], code: Code
 ) -> None:
     (file := tmp_path / "f").write_bytes(dump_statistics({"x.pooled": spread_of(torch.randn(40, 8))}))
+    with pytest.raises(Refused) as refused:
+        read_statistics(file, "pooled", {"y": 8})
+    assert refused.value.code is Code.TENSOR_NAMES
     tensors = load_file(file)
     save_file(tensors | {f"x.pooled.{field}": change(tensors[f"x.pooled.{field}"])}, file)
     with pytest.raises(Refused) as refused:
-        read_spread(file, "x.pooled", 8)
+        read_statistics(file, "pooled", {"x": 8})
     assert refused.value.code is code
 
 
 def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"nothing")
     with pytest.raises(Refused) as refused:
-        read_spread(tmp_path / "f", "x.pooled", 8)
+        read_statistics(tmp_path / "f", "pooled", {"x": 8})
     assert refused.value.code is Code.TENSOR_HEADER
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,10 @@ def test_what_a_request_with_lists_needs_is_worked_out_before_its_turn(
 ) -> None:
     whole, some = RoutingChoice(method), RoutingChoice(method, deny=("c",))
     model.prepare(whole)
-    assert (model.prepared(whole), model.prepared(some)) == (True, False)
+    assert model.prepared(whole)
     for choice in (some, RoutingChoice(method, allow=("a", "b"))):
-        model.prepare(choice)
+        if not model.prepared(choice):
+            model.prepare(choice)
         assert model.prepared(choice)
         worked_out.clear()
         model.generate(["a b"], choice, max_new_tokens=2)
@@ -92,7 +94,23 @@ def test_what_is_no_longer_kept_is_not_promised(model: RoutedModel, worked_out: 
 
 
 def test_a_subset_that_is_asked_for_by_turns_is_prepared_once(model: RoutedModel) -> None:
-    denied = [RoutingChoice("parameter-average", deny=(name,)) for name in "abc"]
+    denied = [RoutingChoice("parameter-average", deny=(name,)) for name in "ab"]
     for choice in denied:
         model.prepare(choice)
     assert all(map(model.prepared, denied))
+
+
+def test_what_needs_no_vectors_pushes_nobody_out(model: RoutedModel) -> None:
+    choices = [RoutingChoice(method) for method in ("arrow", "phatgoose", "base", "expert:a", "merged", "nnls-request")]
+    for choice in choices:
+        model.prepare(choice)
+    assert all(map(model.prepared, choices))
+
+
+def test_subsets_without_end_hold_two_averages(model: RoutedModel) -> None:
+    for method in ("parameter-average", "arrow"):
+        model.prepare(RoutingChoice(method))
+        for names in combinations("abc", 2):
+            model.generate(["a b"], RoutingChoice(method, allow=names), max_new_tokens=1)
+    assert len(parameter_average._averages) == 2
+    assert model.prepared(RoutingChoice("arrow", allow=("a", "c")))
