@@ -50,18 +50,17 @@ def _listed(place: "ClientWorkspace") -> list[dict[str, Any]]:
     from client.job import made
     from client.submission import outbox
 
+    # Receipts first: of bundles that were made within a second they tell the order.
     found: dict[str, dict[str, Any]] = {
-        each.digest: {
-            "digest": each.digest, "name": record.name, "date": each.spec.created, "loss": record.loss,
-            "state": "not submitted", "release": 0,
+        sent.digest: {
+            "digest": sent.digest, "name": sent.name, "date": sent.received, "loss": None,
+            "state": sent.state, "release": sent.release,
         }
-        for each, _, record in made(place)
+        for sent in outbox.load(place.outbox)
     }  # fmt: skip
-    for sent in outbox.load(place.outbox):
-        row = found.setdefault(
-            sent.digest, {"digest": sent.digest, "name": sent.name, "date": sent.received, "loss": None}
-        )
-        row |= {"state": sent.state, "release": sent.release}
+    for each, _, record in made(place):
+        row = found.setdefault(each.digest, {"digest": each.digest, "state": "not submitted", "release": 0})
+        row |= {"name": record.name, "date": each.spec.created, "loss": record.loss}
     return sorted(found.values(), key=lambda row: row["date"])
 
 

@@ -109,6 +109,7 @@ def held_out_pairs(
     # Which takes what others take, too.
     pairs = [pair for _, pair in _pairs(source, tokenizer, "decoder-only")]
     places = [_place(source.split_key, pair) for pair in pairs]
+    _check_several(places)
     fresh = np.setdiff1d([place for place in places if place < limit], _noted(notes))
     if not len(fresh):
         what = "Every row of the data may have been trained on here, and that counts for good."
@@ -125,12 +126,7 @@ def boundary_of(places: list[float], share: float) -> float:
     Raises:
         Refused: `DATA_EMPTY` if there would be nothing to train on.
     """
-    if len(set(places)) < 2:  # noqa: PLR2004 - one to train on, one held out
-        raise Refused(
-            Code.DATA_EMPTY,
-            f"The data hold {len(set(places))} rows that differ; at least 2 are needed, since one is held out.",
-            "Add examples.",
-        )
+    _check_several(places)
     boundary = max(share, float(np.nextafter(min(places), 1.0)))
     if max(places) < boundary:
         raise Refused(
@@ -139,6 +135,12 @@ def boundary_of(places: list[float], share: float) -> float:
             "Add examples, or give a smaller --held-out.",
         )
     return boundary
+
+
+def _check_several(places: list[float]) -> None:
+    if len(set(places)) < 2:  # noqa: PLR2004 - one to train on, one held out
+        what = f"The data hold {len(set(places))} rows that differ; at least 2 are needed, since one is held out."
+        raise Refused(Code.DATA_EMPTY, what, "Add examples.")
 
 
 def _noted(folders: Iterable[Path]) -> NDArray[np.float64]:
