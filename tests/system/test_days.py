@@ -53,7 +53,7 @@ def test_a_contributors_day(t5_base: Path, tmp_path: Path) -> None:
 
         # The file grows, and a hasty training makes it worse: the better one is brought back.
         write_rows(data, 44)
-        worse = contribute(town, ada, data, "--expert-steps", 1, "--gate-steps", 1, "--seed", 5)
+        worse = contribute(town, ada, data, "--expert-steps", 1, "--gate-steps", 8, "--seed", 5)
         assert states(ada)[worse] == "released"
         succeed("client", "history", "-w", ada, "--bring-back", first)
         town.work()
