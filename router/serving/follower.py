@@ -110,7 +110,7 @@ class Follower:
         said = f"{what} was not taken up: {meaning} [{code.name}]"
         if (said, str(error)) != self._logged:  # said once, not at every round
             say = _log.warning if isinstance(error, GreylagError) else _log.exception
-            say("release not taken up", code=code.name, message=str(error))
+            say("release not taken up", code=code.name, message=getattr(error, "message", str(error)))
         self._logged, self.trouble = (said, str(error)), said
         # Where the network or the disk failed nobody is at fault: what came stays, and the next round continues.
         if offered is not None and (whole or not (code.fate.again or code in _PASSING)):

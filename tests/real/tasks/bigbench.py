@@ -163,16 +163,26 @@ def _relation(relation: str, least: int) -> Callable[[], list[Row]]:
 
 def tasks() -> list[Task]:
     """List the tasks that contributors have, and those that nobody has."""
+    return [
+        *_of_sentences(),
+        *_of_talk_and_facts(),
+        *(_held_out(name, "bbh", "bbl" if name in BBL else None) for name in BBH),
+        *(_held_out(name, "bbl") for name in BBL if name not in BBH),
+        *(_held_out(name, "novel") for name in (*LEFT_OUT, *NOVEL)),
+    ]
 
-    def skill(name: str, field: str, metric: Metric, read: Callable[[], Iterable[Row]], *wordings: str) -> Task:
-        heard = wordings[:-1] or wordings
-        return Task(name, "skill", field, (PACKAGE,), metric, read, heard, wordings[len(heard) :])
 
+def _skill(name: str, field: str, metric: Metric, read: Callable[[], Iterable[Row]], *wordings: str) -> Task:
+    heard = wordings[:-1] or wordings
+    return Task(name, "skill", field, (PACKAGE,), metric, read, heard, wordings[len(heard) :])
+
+
+def _of_sentences() -> list[Task]:
     def mapping(name: str, part: str, *wordings: str) -> Task:
-        return skill(name, "grammar", "exact", lambda: rows(f"linguistic_mappings/{part}_json"), *wordings)
+        return _skill(name, "grammar", "exact", lambda: rows(f"linguistic_mappings/{part}_json"), *wordings)
 
     def instruction(name: str, number: str, metric: Metric, *wordings: str) -> Task:
-        return skill(name, "reading", metric, lambda: rows(f"natural_instructions/subtask{number}", _bare), *wordings)
+        return _skill(name, "reading", metric, lambda: rows(f"natural_instructions/subtask{number}", _bare), *wordings)
 
     return [
         mapping("past-tense", "past_tense", "Past tense of: {}", "What is the past tense of {}?",
@@ -191,31 +201,36 @@ def tasks() -> list[Task]:
         instruction("answer-of-fact", "041_qasc_answer_generation", "exact", "{}"),
         instruction("changed-pronoun", "034_winogrande_question_modification_object", "bits",
                     "{}\nChange the sentence so that the other word is the answer."),
-        skill("intent", "dialogue", "choices", lambda: rows("intent_recognition", _spoken), "{}\nIntent?",
-              "What does the speaker want? {}"),
-        skill("social-support", "dialogue", "choices", lambda: balanced(rows("social_support"), 80),
-              "Reply: {}\nIs it unsupportive, neutral, or supportive?"),
-        skill("implicature", "dialogue", "choices", lambda: rows("implicatures"),
-              "{}\nDoes speaker 2 mean yes or no?"),
-        skill("same-speaker", "dialogue", "choices", lambda: balanced(rows("movie_dialog_same_or_different", _short)),
-              "{}"),
-        skill("goal", "daily life", "choices", lambda: rows("goal_step_wikihow/goal_inference", _goal),
-              "Step: {}\nWhich goal?"),
-        skill("metaphor", "meaning", "choices", lambda: rows("metaphor_boolean"),
-              "{}\nDoes the second sentence say what the first one means? True or False?"),
-        skill("claim", "facts", "choices",
-              lambda: balanced(rows("fact_checker/fever", _found(r"On .*? the following claim was made: (.*)\nQ: "))),
-              "Claim: {}\ntrue or false?", "Someone says: {}\nIs it true or false?"),
-        skill("phonetic-sentence", "sound", "exact",
-              lambda: rows("international_phonetic_alphabet_transliterate", _found(r"English: (.*)\nIPA:")),
-              "In the phonetic alphabet: {}"),
-        skill("neighbour-element", "chemistry", "exact", lambda: rows("periodic_elements/subtask_1"), "{}"),
-        skill("unit", "measures", "choices", lambda: rows("unit_conversion/unit_identification"), "{}"),
-        skill("date", "formats", "exact", lambda: rows("unnatural_in_context_learning/dates"), "Rewrite the date: {}"),
-        skill("unscramble", "spelling", "exact",
-              lambda: rows("word_unscrambling", _found(r"The word (\S+) is a scrambled version")), "Unscramble: {}"),
+    ]  # fmt: skip
+
+
+def _of_talk_and_facts() -> list[Task]:
+    return [
+        _skill("intent", "dialogue", "choices", lambda: rows("intent_recognition", _spoken), "{}\nIntent?",
+               "What does the speaker want? {}"),
+        _skill("social-support", "dialogue", "choices", lambda: balanced(rows("social_support"), 80),
+               "Reply: {}\nIs it unsupportive, neutral, or supportive?"),
+        _skill("implicature", "dialogue", "choices", lambda: rows("implicatures"),
+               "{}\nDoes speaker 2 mean yes or no?"),
+        _skill("same-speaker", "dialogue", "choices", lambda: balanced(rows("movie_dialog_same_or_different", _short)),
+               "{}"),
+        _skill("goal", "daily life", "choices", lambda: rows("goal_step_wikihow/goal_inference", _goal),
+               "Step: {}\nWhich goal?"),
+        _skill("metaphor", "meaning", "choices", lambda: rows("metaphor_boolean"),
+               "{}\nDoes the second sentence say what the first one means? True or False?"),
+        _skill("claim", "facts", "choices",
+               lambda: balanced(rows("fact_checker/fever", _found(r"On .*? the following claim was made: (.*)\nQ: "))),
+               "Claim: {}\ntrue or false?", "Someone says: {}\nIs it true or false?"),
+        _skill("phonetic-sentence", "sound", "exact",
+               lambda: rows("international_phonetic_alphabet_transliterate", _found(r"English: (.*)\nIPA:")),
+               "In the phonetic alphabet: {}"),
+        _skill("neighbour-element", "chemistry", "exact", lambda: rows("periodic_elements/subtask_1"), "{}"),
+        _skill("unit", "measures", "choices", lambda: rows("unit_conversion/unit_identification"), "{}"),
+        _skill("date", "formats", "exact", lambda: rows("unnatural_in_context_learning/dates"), "Rewrite the date: {}"),
+        _skill("unscramble", "spelling", "exact",
+               lambda: rows("word_unscrambling", _found(r"The word (\S+) is a scrambled version")), "Unscramble: {}"),
         *(
-            skill(name, "facts", "choices", _relation(relation, least), *wordings)
+            _skill(name, "facts", "choices", _relation(relation, least), *wordings)
             for name, relation, least, *wordings in (
                 ("native-language", "native language", 25, "The native language of {} is",
                  "What did {} speak at home?"),
@@ -223,9 +238,6 @@ def tasks() -> list[Task]:
                 ("religion", "religion", 25, "The religion of {} is"),
             )
         ),
-        *(_held_out(name, "bbh", "bbl" if name in BBL else None) for name in BBH),
-        *(_held_out(name, "bbl") for name in BBL if name not in BBH),
-        *(_held_out(name, "novel") for name in (*LEFT_OUT, *NOVEL)),
     ]  # fmt: skip
 
 

@@ -24,11 +24,19 @@ from router.serving.follower import Follower
 from tests.router.catalog import Catalog, serving
 
 
+@pytest.fixture
+def model(t5_base: Path) -> RoutedModel:
+    return RoutedModel.from_base(str(t5_base), device="cpu")
+
+
+@pytest.fixture
+def follower(model: RoutedModel, address: str, tmp_path: Path) -> Follower:
+    return Follower(model, partial(pull, tmp_path / "node", address), interval_s=10)
+
+
 def test_a_running_model_follows(
-    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path, t5_base: Path
+    catalog: Catalog, bundles: list[Bundle], model: RoutedModel, follower: Follower
 ) -> None:
-    model = RoutedModel.from_base(str(t5_base), device="cpu")
-    follower = Follower(model, partial(pull, tmp_path / "node", address), interval_s=60)
     assert not follower.step()  # nothing is released yet
     catalog.publish(bundles[:2], number=1)
     assert follower.step()
@@ -57,17 +65,10 @@ def opened() -> list[str]:
 
 
 def test_a_rotten_release_is_tried_again_only_after_a_growing_delay_or_for_a_newer_one(
-    catalog: Catalog,
-    address: str,
-    bundles: list[Bundle],
-    tmp_path: Path,
-    t5_base: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    catalog: Catalog, bundles: list[Bundle], model: RoutedModel, follower: Follower, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
     monkeypatch.setattr("router.serving.follower.monotonic", lambda: now)
-    model = RoutedModel.from_base(str(t5_base), device="cpu")
-    follower = Follower(model, partial(pull, tmp_path / "node", address), interval_s=10)
     catalog.publish(bundles[:1], number=1)
     assert follower.step()
     assert follower.trouble == ""
@@ -88,15 +89,9 @@ def test_a_rotten_release_is_tried_again_only_after_a_growing_delay_or_for_a_new
 
 
 def test_a_release_that_cannot_be_loaded_is_not_loaded_at_every_round(
-    catalog: Catalog,
-    address: str,
-    bundles: list[Bundle],
-    tmp_path: Path,
-    t5_base: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    catalog: Catalog, bundles: list[Bundle], model: RoutedModel, follower: Follower, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, loads = RoutedModel.from_base(str(t5_base), device="cpu"), []
-    follower = Follower(model, partial(pull, tmp_path / "node", address), interval_s=10)
+    loads = []
 
     def full(mirror: Mirror) -> None:
         loads.append(mirror.release.spec.number)
@@ -112,17 +107,10 @@ def test_a_release_that_cannot_be_loaded_is_not_loaded_at_every_round(
 
 
 def test_a_release_that_this_version_refuses_is_loaded_once(
-    catalog: Catalog,
-    address: str,
-    bundles: list[Bundle],
-    tmp_path: Path,
-    t5_base: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    catalog: Catalog, bundles: list[Bundle], model: RoutedModel, follower: Follower, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
     monkeypatch.setattr("router.serving.follower.monotonic", lambda: now)
-    model = RoutedModel.from_base(str(t5_base), device="cpu")
-    follower = Follower(model, partial(pull, tmp_path / "node", address), interval_s=10)
     catalog.publish(bundles[:1], number=1)
     assert follower.step()
     catalog.publish(bundles[:2], number=2, method="of-tomorrow")
@@ -139,17 +127,12 @@ def test_a_release_that_this_version_refuses_is_loaded_once(
 @pytest.mark.parametrize("trouble", [grpc.StatusCode.UNKNOWN, errno.EIO])
 def test_what_the_line_or_the_disk_did_is_tried_again_at_the_next_round(
     catalog: Catalog,
-    address: str,
     bundles: list[Bundle],
-    tmp_path: Path,
-    t5_base: Path,
+    follower: Follower,
     monkeypatch: pytest.MonkeyPatch,
     trouble: grpc.StatusCode | int,
 ) -> None:
     monkeypatch.setattr("router.serving.follower.monotonic", lambda: 0.0)
-    follower = Follower(
-        RoutedModel.from_base(str(t5_base), device="cpu"), partial(pull, tmp_path / "node", address), interval_s=10
-    )
     catalog.publish(bundles[:1], number=1)
     with monkeypatch.context() as patch:
         if isinstance(trouble, grpc.StatusCode):
@@ -167,10 +150,8 @@ def test_what_the_line_or_the_disk_did_is_tried_again_at_the_next_round(
 
 
 def test_a_follower_reads_no_bundle_twice(
-    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path, t5_base: Path, opened: list[str]
+    catalog: Catalog, bundles: list[Bundle], follower: Follower, opened: list[str]
 ) -> None:
-    model = RoutedModel.from_base(str(t5_base), device="cpu")
-    follower = Follower(model, partial(pull, tmp_path / "node", address), interval_s=60)
     catalog.publish(bundles[:2], number=1)
     assert follower.step()
     opened.clear()
