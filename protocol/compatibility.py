@@ -119,7 +119,8 @@ def _check_modules(manifest: Manifest, pool: PoolSpec) -> None:
     for path, module in manifest.spec.modules.items():
         shape = pool.modules.get(path)
         if shape is None:
-            raise Refused(Code.MODULE_UNKNOWN, f"The base model has no module {path}.", "Train on the pool's base.")
+            what = f"{path} is no module that the pool's experts touch."
+            raise Refused(Code.MODULE_UNKNOWN, what, "Train on the pool's base, on the pool's modules alone.")
         if (module.d_in, module.d_out) != (shape.d_in, shape.d_out):
             what = f"{path} is declared {module.d_in} -> {module.d_out}; expected {shape.d_in} -> {shape.d_out}."
             raise Refused(Code.MODULE_UNKNOWN, what, "Train on the pool's base.")

@@ -177,7 +177,7 @@ class PoolSpec(Strict):
     base: BaseModelRef
     architecture: Architecture
     modules: Annotated[dict[ModulePath, Shape], Field(min_length=1)]
-    """Every linear module of the base that an expert may touch."""
+    """The linear modules of the base that an expert may touch: all of them, or those of some layers."""
     recipe: Recipe = Recipe()
     policy: Policy = Policy()
     routing: Routing = Routing()

@@ -27,6 +27,7 @@ from protocol.tensors import ADAPTER_PREFIX, CENTROID
 from router.base.fingerprint import fingerprint
 from router.base.linear import linear_modules
 from router.base.loading import load_base
+from router.base.module_paths import in_layers
 
 NO_STATISTICS = Statistics()
 NOW = "2026-11-22T12:00:00Z"
@@ -85,14 +86,22 @@ def make_gpt2(folder: Path, *, n_embd: int = 32, seed: int = 0) -> Path:
     return folder
 
 
-def make_pool(base: Path, identity: Identity, recipe: Recipe | None = None, **policy: object) -> Pool:
-    """Sign a pool over a base model."""
+def make_pool(
+    base: Path,
+    identity: Identity,
+    recipe: Recipe | None = None,
+    layers: tuple[int, int] | None = None,
+    **policy: object,
+) -> Pool:
+    """Sign a pool over a base model, or over some of its layers."""
     loaded = load_base(str(base), device="cpu")
+    modules = linear_modules(loaded.model)
+    kept = list(modules) if layers is None else in_layers(modules, *layers)
     spec = PoolSpec(
         name="test-pool",
         base=fingerprint(str(base)),
         architecture=loaded.architecture,
-        modules=linear_modules(loaded.model),
+        modules={path: modules[path] for path in kept},
         recipe=recipe or Recipe(),
         policy=Policy.model_validate(policy),
         coordinator=identity.public.hex,

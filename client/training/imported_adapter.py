@@ -26,6 +26,7 @@ from protocol.spec import Dtype, PoolSpec
 from protocol.statement import first_invalid
 from protocol.tensors import ADAPTER_PREFIX, TensorInfo, read_header
 from router.base.fingerprint import locate
+from router.base.module_paths import numbers
 
 _MODULE: TypeAdapter[Module] = TypeAdapter(Module)
 _SUFFIXES = (".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector", ".ia3_l")
@@ -157,11 +158,17 @@ def _by_module(found: Mapping[str, TensorInfo], pool: PoolSpec) -> dict[str, dic
         if path not in pool.modules:
             raise Refused(
                 Code.MODULE_UNKNOWN,
-                f"The adapter has tensors for {path:.200}, which is no linear module of the pool's base model.",
-                f"It must be trained on {pool.base.name}, without the head and the embeddings.",
+                f"The adapter has tensors for {path:.200}, which is no module that the pool's experts touch.",
+                f"It must be trained on {pool.base.name}, without the head and the embeddings{_only_layers(pool)}.",
             )
         modules.setdefault(path, {})[name.removeprefix(f"{ADAPTER_PREFIX}{path}.")] = info
     return modules
+
+
+def _only_layers(pool: PoolSpec) -> str:
+    """Say which layers an adapter may have, for a pool may leave some of the base alone."""
+    there = numbers(pool.modules)
+    return f", in layers {there[0]} to {there[-1]}" if there else ""
 
 
 def _module(path: str, tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], pool: PoolSpec) -> Module:

@@ -178,7 +178,7 @@ def plan_modules(pool: PoolSpec, recipe: Recipe) -> dict[str, Module]:
     if recipe.kind != "ia3" and recipe.rank > limit:
         raise Refused(
             Code.RANK_OUT_OF_BOUNDS,
-            f"Rank {recipe.rank} is too large; the pool takes at most {pool.policy.max_rank} and the base's narrowest "
+            f"Rank {recipe.rank} is too large; the pool takes at most {pool.policy.max_rank} and its narrowest "
             f"module is {narrowest} wide.",
             f"Give --rank {limit} or less.",
         )

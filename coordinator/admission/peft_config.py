@@ -22,7 +22,7 @@ def check_config(config: object, spec: ExpertSpec, linears: set[str]) -> None:
     Args:
         config: The parsed JSON.
         spec: What was signed.
-        linears: Every module path of the base model that an expert may touch.
+        linears: Every module path that the pool lets an expert touch.
     """
     if not isinstance(config, dict):
         raise _mismatch("the document", "an object", config)

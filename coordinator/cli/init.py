@@ -39,6 +39,9 @@ class InitVerb(TyperCommand):
 
 
 _RECIPE = "Recipe (default: the paper's)"
+LayersOption = Annotated[
+    str | None, typer.Option(help="Layers that experts touch, from 0: 15-29, 15- or 15; default: all.")
+]
 Enrolment = Literal["open", "approved"]
 Admission = Literal["open", "reviewed"]
 When = Literal["at-once", "evaluated"]
@@ -66,6 +69,7 @@ def init(
     public_text: Annotated[
         Path | None, typer.Option(help="Public text like what is asked, one a line, that means are held against.")
     ] = None,
+    layers: LayersOption = None,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = Path(),
     **recipe_flags: Any,
@@ -74,7 +78,7 @@ def init(
 
     Example: greylag-coordinator init -w pool --name notes --base google/t5-v1_1-small --rank 8
     """
-    from coordinator.workspace.create import check_absent, found, study_base
+    from coordinator.workspace.create import check_absent, found, read_layers, study_base
     from coordinator.workspace.paths import CoordinatorWorkspace
     from protocol.wire.grpc_client import check_address
     from router.base.progress import show_bars
@@ -84,6 +88,7 @@ def init(
         check_address(listen)
     method = _checked_method(method, statistics or ())
     kinds = _kinds(method, statistics or (), public_text)
+    touched = None if layers is None else read_layers(layers)
     policy = {
         "enrolment": enrolment, "admission": admission, "max_rank": max_rank,
         "max_bundle_bytes": max_bundle_bytes, "max_experts_per_contributor": max_experts, "release_days": release_days,
@@ -93,7 +98,7 @@ def init(
     def study() -> "BaseFacts":
         show_bars()
         say(f"Reading the base model {base} ...")
-        return study_base(base, kinds, public_text)
+        return study_base(base, kinds, public_text, touched)
 
     settings = {"listen": listen, "database": database, "store": store}
     choices = {"recipe": recipe_flags, "policy": policy, "routing": {"method": method, "k": k}}

@@ -1,6 +1,7 @@
 """Makes a workspace: key, signed pool, empty registry. Whole or not at all."""
 
 import hashlib
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Mapping
@@ -25,6 +26,7 @@ from protocol.fleet.campaign import APP_DIGEST
 from protocol.signing import Identity
 from protocol.spec import Architecture, BaseModelRef, Name, Policy, PoolSpec, Recipe, Routing, StatisticsFile
 from protocol.statement import Strict, first_invalid
+from router.base.module_paths import in_layers, numbers
 
 if TYPE_CHECKING:
     from router.methods.features.background import Kind
@@ -51,16 +53,20 @@ class BaseFacts:
     """What public text looks like inside it, as a file; None in a pool whose methods do not ask."""
 
 
-def study_base(name_or_path: str, kinds: Collection["Kind"] = (), public: Path | None = None) -> BaseFacts:
+def study_base(
+    name_or_path: str, kinds: Collection["Kind"] = (), public: Path | None = None, layers: "Layers | None" = None
+) -> BaseFacts:
     """Load a base model and list what a pool must know of it.
 
     Args:
         name_or_path: Folder or Hugging Face id.
         kinds: Of statistics of public text that the pool's method reads.
         public: The public text, one a line; without it, random tokens.
+        layers: Those whose modules experts touch; None for every linear module of the base.
 
     Raises:
-        Refused: `BASE_UNREADABLE`, or `DATA_UNREADABLE` for public text that is none.
+        Refused: `BASE_UNREADABLE`, `DATA_UNREADABLE` for public text that is none, or `SETTINGS_INVALID` for layers
+            that the base does not have.
     """
     from router.base.fingerprint import fingerprint  # noqa: PLC0415
     from router.base.linear import linear_modules  # noqa: PLC0415 - seconds of import that only this needs
@@ -72,9 +78,42 @@ def study_base(name_or_path: str, kinds: Collection["Kind"] = (), public: Path |
         read_public(public)  # refused before the base is loaded
     loaded = load_base(name_or_path, device="cpu")
     folder, modules = Path(name_or_path), linear_modules(loaded.model)
+    if layers is not None:
+        modules = _narrowed(modules, *layers)
     statistics = ExpertSet(loaded, public=public).features.mixtures.public.dump(kinds) if kinds else None
     location = str(folder.resolve()) if folder.is_dir() else name_or_path
     return BaseFacts(location, fingerprint(name_or_path), loaded.architecture, modules, statistics)
+
+
+Layers = tuple[int, int | None]
+"""First and last, counted from 0 in each stack, both included; None for the base's last."""
+
+
+def read_layers(text: str) -> Layers:
+    """Read a range of layers: `15-29`, `15-` to the last, or `15` alone.
+
+    Raises:
+        Refused: `SETTINGS_INVALID`.
+    """
+    found = re.fullmatch(r"([0-9]{1,4})(-([0-9]{1,4})?)?", text)
+    first = int(found[1]) if found else 0
+    last = None if found is None else first if not found[2] else int(found[3]) if found[3] else None
+    if found is None or (last is not None and last < first):
+        what = f"--layers is wrong: {text!r:.80} is no range of layers."
+        raise Refused(Code.SETTINGS_INVALID, what, "Give the first and the last, counted from 0: --layers 15-29.")
+    return first, last
+
+
+def _narrowed(modules: dict[str, Shape], first: int, last: int | None) -> dict[str, Shape]:
+    """Keep the modules of a base that stand in a range of its layers."""
+    there = numbers(modules)
+    last = max(there, default=0) if last is None else last
+    if not {first, last} <= set(there):
+        absent = first if first not in there else last
+        has = f"layers {there[0]} to {there[-1]}" if there else "no numbered layers"
+        what = f"--layers is wrong: the base has no layer {absent}, it has {has}."
+        raise Refused(Code.SETTINGS_INVALID, what, "Name layers of the base, or leave it out to take them all.")
+    return {path: modules[path] for path in in_layers(modules, first, last)}
 
 
 class _Choices(Strict):

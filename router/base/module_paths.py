@@ -1,4 +1,4 @@
-"""Names of linear modules: which read the same input, which read the encoder, and which stand deeper."""
+"""Names of linear modules: which read the same input, which read the encoder, and in which layer they stand."""
 
 import re
 from collections.abc import Iterable
@@ -42,8 +42,23 @@ def deeper(paths: Iterable[str]) -> list[str]:
 
     What enters a first layer is words; what enters later ones is more of what they mean together.
     """
-    layers = {path: (found[1], int(found[2])) for path in paths if (found := _LAYER.match(path))}
+    layers = _layers(paths)
     depth: dict[str, int] = {}
     for stack, number in layers.values():
         depth[stack] = max(depth.get(stack, 0), number + 1)
     return [path for path, (stack, number) in layers.items() if 2 * number + 1 >= depth[stack]]
+
+
+def in_layers(paths: Iterable[str], first: int, last: int) -> list[str]:
+    """Keep the modules of some layers, both ends among them; the numbers hold in each stack."""
+    return [path for path, (_, number) in _layers(paths).items() if first <= number <= last]
+
+
+def numbers(paths: Iterable[str]) -> list[int]:
+    """List the layers that modules stand in, lowest first, counted from 0 in each stack."""
+    return sorted({number for _, number in _layers(paths).values()})
+
+
+def _layers(paths: Iterable[str]) -> dict[str, tuple[str, int]]:
+    """Tell stack and layer of each module that stands in one."""
+    return {path: (found[1], int(found[2])) for path in paths if (found := _LAYER.match(path))}

@@ -169,6 +169,10 @@ def test_a_pool_that_asks_for_means_routes_by_them(
         (["--probe", "{folder}/missing.txt"], 66),
         (["--probe", "{folder}/empty.txt"], 66),
         (["--listen", "nowhere"], 78),
+        (["--layers", "upper"], 78),
+        (["--layers", "1-0"], 78),
+        (["--layers", ""], 78),
+        (["--layers=-1"], 78),
     ],
 )
 def test_a_failed_init_leaves_nothing(
