@@ -71,7 +71,8 @@ class Recipe(Strict):
     """How an expert and its gates are trained; the defaults are the paper's.
 
     Source: arXiv 2402.05859, section 4.1 and its published code (rank 16, AdamW 5e-3, warm-up 6 %,
-    1000 steps for the expert and 100 for the gates, LoRA scale 1 / r, which is `alpha = 1`).
+    1000 steps for the expert and 100 for the gates, LoRA scale 1 / r, which is `alpha = 1`), and section 4.2 (1000 rows
+    for statistics, which of fewer than 50 would tell too much of single ones).
     """
 
     # The docstrings are also what the doors say of their flags.
@@ -107,6 +108,8 @@ class Recipe(Strict):
     """Longest accepted input, in tokens."""
     max_target_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 512
     """Longest accepted target, in tokens."""
+    statistics_rows: Annotated[int, Field(ge=50, le=1_000_000)] = 1000
+    """Rows that statistics of the data are told of, at most, spread over the file."""
 
 
 def recipe_flags(option: Callable[..., Flag], panel: str, without: Collection[str] = ()) -> list[Flag]:

@@ -36,8 +36,10 @@ TELLS = {
 
 @dataclass(frozen=True)
 class Sharing:
-    """What is shared, and by which embedding model."""
+    """What is shared, of how many rows, and by which embedding model."""
 
+    rows: int
+    """Most rows that are looked at, spread over the file."""
     shares: tuple[Share, ...] = ()
     embedding: str | None = None
     """Folder or Hugging Face id of the model that places the centroid; None for the base model."""
@@ -48,5 +50,7 @@ class Sharing:
         """Return the folder whose gates.safetensors holds what is shared: the run's own if that is nothing."""
         if not self.shares:
             return run
-        facts = {"shares": sorted(set(self.shares)), "embedding": self.embedding, "epsilon": self.epsilon}
+        facts = {
+            "shares": sorted(set(self.shares)), "rows": self.rows, "embedding": self.embedding, "epsilon": self.epsilon,
+        }  # fmt: skip
         return run / f"shared-{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]}"

@@ -93,7 +93,8 @@ class TrainingPlan:
     def sharing(self) -> Sharing:
         """What the bundle tells about the data; it has no part in the run's name."""
         settings = self.workspace.settings
-        return Sharing(self.request.share, settings.embedding, settings.share_epsilon)
+        rows = self.recipe.statistics_rows
+        return Sharing(rows, self.request.share, settings.embedding, settings.share_epsilon)
 
     def run_id(self) -> str:
         """Name of the run's folder: equal input, equal name.
@@ -111,7 +112,7 @@ class TrainingPlan:
             "base": pool.spec.base.model_dump(),
             "name": self.name,
             "pool": pool.digest,
-            "recipe": self.recipe.model_dump(),
+            "recipe": self.recipe.model_dump(exclude={"statistics_rows"}),
             "seed": request.seed,
             "adapter": self.adapter and self.adapter.digest,
             "joint": request.joint,

@@ -28,8 +28,6 @@ from router.training.mean_inputs import mean_inputs
 if TYPE_CHECKING:
     import datasets
 
-MOST_ROWS = 1000
-"""Rows that are looked at, spread over the file (arXiv 2402.05859, section 4.2)."""
 _AT_ONCE = 8
 
 
@@ -41,7 +39,7 @@ def write(
     Raises:
         Refused: `BASE_UNREADABLE` for an embedding model that cannot be loaded, `NOT_FINITE`.
     """
-    rows = _spread(rows, min(MOST_ROWS, len(rows)))
+    rows = _spread(rows, min(sharing.rows, len(rows)))
     tensors, statistics = load_file(run / GATES), Statistics()
     if {Share.MEANS, Share.ALL_MEANS} & set(sharing.shares):
         whole = Share.ALL_MEANS in sharing.shares
