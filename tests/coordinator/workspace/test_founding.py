@@ -169,11 +169,17 @@ def test_what_the_environment_names_is_in_the_workspace(
     assert {"r.db", "blobs"} <= {path.name for path in workspace.folder.iterdir()}
 
 
+@pytest.mark.parametrize("layers", [(), ("--layers", "1")])
 def test_a_pool_that_asks_for_means_tells_what_they_are_held_against(
-    program: Program, tmp_path: Path, t5_base: Path, identity: Identity, monkeypatch: pytest.MonkeyPatch
+    program: Program,
+    tmp_path: Path,
+    t5_base: Path,
+    identity: Identity,
+    layers: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (text := tmp_path / "text").write_text("say a b\nreverse c d\ncopy e f\n")
-    place, base = CoordinatorWorkspace(tmp_path / "w"), ("--name", "p", "--base", str(t5_base))
+    place, base = CoordinatorWorkspace(tmp_path / "w"), ("--name", "p", "--base", str(t5_base), *layers)
     assert program(place, "init", *base, "--public-text", str(text)) == Code.SETTINGS_INVALID.fate.exit
     text.write_text("one line\n")
     means = ("--statistics", "means", "--public-text", str(text))
