@@ -69,13 +69,18 @@ class Reader:
             model.base_model(**read, use_cache=False)
 
     def pooled(self, inputs: Sequence[PromptLike], paths: Collection[str]) -> dict[str, Tensor]:
-        """Average what enters modules that see the prompt over its tokens; returns [b, d] float32 by path."""
-        rows = [prompt.tokens for prompt in read_prompts(self.base, inputs)]
+        """Average what enters modules that see the prompt over its tokens; returns [b, d] float32 by path.
+
+        An input that stands several times, as one with choices to rank does, is read once.
+        """
+        tokens = [tuple(prompt.tokens) for prompt in read_prompts(self.base, inputs)]
+        rows = {row: at for at, row in enumerate(dict.fromkeys(tokens))}
         found: dict[str, list[Tensor]] = {path: [] for path in paths}
 
         def see(path: str, u: Tensor, mask: Tensor) -> None:
             if path in found:
                 found[path].append(masked_mean(u, mask))
 
-        self.look(rows, see)
-        return {path: torch.cat(means) for path, means in found.items()}
+        self.look(list(rows), see)
+        places = torch.tensor([rows[row] for row in tokens])
+        return {path: torch.cat(means)[places.to(means[0].device)] for path, means in found.items()}
