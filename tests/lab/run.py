@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, Protocol, TypeVar
 
 import torch
 
@@ -32,6 +32,13 @@ _Given = ParamSpec("_Given")
 _Made = TypeVar("_Made")
 
 
+class Named(Protocol):
+    """What has a name to be told apart by."""
+
+    @property
+    def name(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class Workshop:
     """Worker processes, and somebody to tell how far they are."""
@@ -44,7 +51,7 @@ class Workshop:
         """Have a worker do something."""
         return self.workers.submit(work, *given, **named)
 
-    def say(self, trial: Trial, sentence: str) -> None:
+    def say(self, trial: Named, sentence: str) -> None:
         """Say how far a trial is."""
         self.tell(f"{time.monotonic() - self.began:5.0f} s  {trial.name}: {sentence}")
 

@@ -168,7 +168,7 @@ def trace_routes(
     return routes.trace(model, trial.rows(tasks), tasks, scores, folder)
 
 
-def assemble(base: Path, bundles: Sequence[Bundle], public: Path | None = None) -> RoutedModel:
+def assemble(base: Path | str, bundles: Sequence[Bundle], public: Path | None = None) -> RoutedModel:
     """Put experts on a base model, on the CPU and in this order; `public` is the text that anybody may know."""
     model = RoutedModel.from_base(str(base), public=public, device="cpu")
     for bundle in bundles:

@@ -1,0 +1,99 @@
+"""`make bench-real`: routing methods on a pre-trained base and real tasks, through the client's and the router's code.
+
+Trains experts (what was trained before is found again, and what was cut off goes on), asks every method the same
+questions, and writes tables. Progress goes to stderr; the last line of stdout is one JSON document.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+from protocol.errors import GreylagError
+from tests.lab.run import Workshop, workshop
+from tests.real.bench import plots, report
+from tests.real.bench.contributors import Size
+from tests.real.bench.rows import MULTITASK, rows
+from tests.real.bench.score import Asked, Scored
+from tests.real.bench.trial import Trial, estimate_shares, prepare, score_one, train_multitask, train_one
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what was asked for, and print it."""
+    given = _parser().parse_args(arguments)
+    trial = Trial(given.base, given.layers, given.size, given.seed, given.out.resolve())
+    if given.steps:
+        trial = replace(trial, recipe=trial.recipe.model_copy(update={"expert_steps": given.steps}))
+    with workshop(given.workers, lambda sentence: sys.stderr.write(f"{sentence}\n")) as shop:
+        shop.give(prepare, trial).result()
+        suite = trial.suite
+        shop.say(trial, f"suite {suite.digest} has {len(suite.questions)} questions")
+        asked = rows(suite.known, given.methods or (), oracle=not given.no_oracle)
+        experts, joint = _trained(shop, trial, any(row.bundles == MULTITASK for row in asked))
+        sharing = shop.give(estimate_shares, trial, experts)
+        scored = _scored(shop, trial, experts, joint, asked)
+        told = sharing.result()
+    path = trial.scores.with_suffix(".md")
+    path.write_text(report.markdown(suite, scored, told))
+    plots.draw(suite, scored, told, trial.scores.with_suffix(".plots"))
+    sys.stderr.write(f"{path}\n")
+    sys.stdout.write(json.dumps(report.document(suite, given.base, scored, told)) + "\n")
+
+
+def _trained(shop: Workshop, trial: Trial, multitask: bool) -> tuple[tuple[Path, ...], Path | None]:  # noqa: FBT001
+    """Have the experts trained, and one for everybody's rows if it is asked for."""
+    suite = trial.suite
+    making = [shop.give(train_one, trial, each) for each in (*suite.known, *suite.further)]
+    joint = shop.give(train_multitask, trial) if multitask else None
+    experts = []
+    for each in making:
+        experts.append(each.result())
+        shop.say(trial, f"{len(experts)} of {len(making)} experts are there")
+    return tuple(experts), joint.result() if joint else None
+
+
+def _scored(
+    shop: Workshop, trial: Trial, experts: tuple[Path, ...], joint: Path | None, asked: Sequence[Asked]
+) -> list[Scored]:
+    scoring = [shop.give(score_one, trial, experts, joint, row) for row in asked]
+    scored: list[Scored] = []
+    for each in scoring:
+        scored.append(each.result())
+        shop.say(trial, f"{len(scored)} of {len(asked)} rows are scored")
+    return scored
+
+
+def _layers(text: str) -> tuple[int, int] | None:
+    if not text:
+        return None
+    found = re.fullmatch(r"(\d+)-(\d+)", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no range of layers such as 15-29")
+    return int(found[1]), int(found[2])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.real.bench", description=__doc__)
+    say = parser.add_argument
+    say("--size", choices=get_args(Size), default="full", help="how many experts")
+    say("--base", default="smollm2", help="a packaged base, a GGUF file, a folder or a Hugging Face id")
+    say("--layers", type=_layers, default=(15, 29), metavar="FIRST-LAST", help="that experts touch; '' for all")
+    say("--seed", type=int, default=0, metavar="S", help="of rows, initialisation and order")
+    say("--steps", type=int, metavar="N", help="of each expert's training; without it, the recipe's")
+    say("--methods", nargs="+", metavar="NAME", help="only these rows; without it, all")
+    say("--no-oracle", action="store_true", help="ask each expert alone its own task only, and leave the oracle out")
+    say("--out", type=Path, default=Path("build/real/bench"), metavar="FOLDER", help="where everything lies")
+    say("--workers", type=int, default=2, metavar="N", help="processes of one thread each")
+    return parser
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (RuntimeError, GreylagError, KeyboardInterrupt) as error:
+        sys.stderr.write(f"error: {str(error) or 'interrupted'}\n")
+        sys.exit(1)

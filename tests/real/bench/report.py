@@ -1,0 +1,110 @@
+"""What came of a trial: a document for programs, and tables for people."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tests.real.bench import table
+from tests.real.bench.questions import Question
+from tests.real.bench.rows import CONTROLS
+from tests.real.bench.score import Scored
+from tests.real.bench.shares import Told, share_error
+from tests.real.bench.suite import Suite
+from tests.real.bench.table import HALVES, Interval, Table
+
+BY_SHARES = ("nnls-request", "nnls-token", "nnls-gates")
+"""Methods that estimate shares, all in the same way."""
+CHOICES = (*BY_SHARES, "phatgoose", "average-activation", "retrieval", "arrow", "spectr", "lag")
+"""Methods that a pool can have for its own."""
+BESIDE = ("phatgoose", "arrow", "retrieval", "oracle", "multitask", *CONTROLS)
+"""What the best method is held against."""
+
+
+def best(made: Table) -> str:
+    """Name the method that is best over all that nobody trained on, of those that a pool can have as its own."""
+    methods = [name for name in CHOICES if name in made.points]
+    return max(methods, key=lambda name: sum(made.points[name][each] for each in made.of("all")))
+
+
+def document(
+    suite: Suite, base: str, scored: Sequence[Scored], told: Mapping[str, Told], half: str = "confirming"
+) -> dict[str, Any]:
+    """Put the table of one half into a JSON document."""
+    made = table.tabulate(scored, suite.questions, half)
+    found: dict[str, dict[str, Any]] = {name: dict(row) for name, row in table.summary(made).items()}
+    for name in BY_SHARES:
+        if name in found:
+            found[name]["share_error"] = round(share_error(told, made.questions), 3)
+    return {
+        "schema": 1,
+        "base": base,
+        "suite": suite.digest,
+        "seed": suite.seed,
+        "experts": len(suite.known),
+        "tasks": {each: sum(question.half == each for question in suite.questions) for each in HALVES},
+        "half": half,
+        "methods": {name: row for name, row in found.items() if name not in CONTROLS},
+        "controls": {name: row for name, row in found.items() if name in CONTROLS},
+    }
+
+
+def markdown(suite: Suite, scored: Sequence[Scored], told: Mapping[str, Told]) -> str:
+    """Write everything down for people."""
+    by_name = {row.name: row for row in scored}
+    parts = [_experts(suite, by_name)]
+    chosen = None
+    for half in HALVES:
+        made = table.tabulate(scored, suite.questions, half)
+        # What is best is found on one half and held against the others on the other.
+        chosen = chosen or best(made)
+        parts += [f"## The {half} half\n", table.markdown(table.summary(made)), _beside(made, chosen)]
+        hurt = table.hurt(made, by_name, chosen)
+        parts += [f"Below the base by more than its interval with {chosen}: {', '.join(hurt) or 'nothing'}.\n"]
+        parts += [_curve(made.questions, told)]
+    skipped = [f"Left out: {row.name}. {row.skipped}\n" for row in scored if row.skipped]
+    return "\n".join([*parts, *skipped])
+
+
+def _experts(suite: Suite, by_name: Mapping[str, Scored]) -> str:
+    """Hold every expert against the base on its own held-out rows, in nats a token of the right answer."""
+    lines = ["## Experts, on rows of their own tasks that they did not see\n"]
+    lines += ["| expert | base, nats | expert, nats | fewer by | points, base | points, expert |", "|---" * 6 + "|"]
+    for each in suite.known:
+        question = next(q for q in suite.questions if q.name == each.task and q.family == "held_in")
+        base, own = (by_name[row].found[question.name] for row in ("base", f"expert:{each.name}"))
+        less = table.interval([one - other for one, other in zip(base.nats, own.nats, strict=True)])
+        points = [table.in_points(question, found, base) for found in (base, own)]
+        lines.append(
+            f"| {each.name} | {_mean(base.nats):.2f} | {_mean(own.nats):.2f} | {_told(less)} | {points[0]:.0f} | "
+            f"{points[1]:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _beside(made: Table, chosen: str) -> str:
+    lines = [f"How far {chosen} is ahead, in points, question by question:\n"]
+    for name in BESIDE:
+        if name in made.points and name != chosen:
+            found = table.ahead(made, chosen, name)
+            lines.append(f"- of {name}: " + ", ".join(f"{column} {_told(found[column])}" for column in found))
+    return "\n".join(lines) + "\n"
+
+
+def _curve(questions: Sequence[Question], told: Mapping[str, Told]) -> str:
+    """List estimated shares beside true ones, mixture by mixture."""
+    lines = ["| mixture | true share of the first | estimated | of the second |", "|---" * 4 + "|"]
+    for question in questions:
+        if question.family == "mixture":
+            (first, share), (second, _) = question.own.items()
+            mine, theirs = (_mean(told[question.name].estimated[own]) for own in (first, second))
+            lines.append(f"| {question.name} | {share:.2f} | {mine:.2f} | {theirs:.2f} |")
+    error = share_error(told, questions)
+    return "\n".join([*lines, "", f"Mean absolute error of shares: {error:.3f}"]) + "\n"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _told(found: Interval) -> str:
+    mean, low, high = found
+    return f"{mean:.2f} ({low:.2f} to {high:.2f})"

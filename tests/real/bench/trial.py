@@ -1,0 +1,153 @@
+"""One trial: a suite, a base and a seed, from rows to scores; parts that a worker process can carry out.
+
+What a part makes lies under the bench's folder, by content, and is found there the next time.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from protocol.bundle import open_bundle
+from protocol.files.atomic import write_whole
+from protocol.spec import Recipe
+from router.base.fingerprint import fingerprint
+from router.model.routed_model import RoutedModel
+from tests.lab.experts import found_pool, train_expert
+from tests.lab.trial import assemble
+from tests.lab.world import Row as LabRow
+from tests.real.base import real_base
+from tests.real.bench import controls, suite
+from tests.real.bench.contributors import Contributor, Size
+from tests.real.bench.lower import remembering
+from tests.real.bench.score import Asked, Scored, score
+from tests.real.bench.shares import Told, estimate
+from tests.real.tasks.task import Row
+
+RECIPE = Recipe(
+    rank=8, alpha=16.0, learning_rate=2e-3, warmup_ratio=0.2, expert_steps=48, gate_steps=16, batch_size=8,
+    eval_every=24, held_out=0.08, max_input_tokens=160, max_target_tokens=128, statistics_rows=160,
+)  # fmt: skip
+"""Learning rate and warm-up are of the first trials on this base; steps and rows are what two cores can give 36
+experts in an hour. Chosen on experts' own rows alone."""
+MULTITASK_TIMES = 6
+"""Times an expert's steps that the one for everybody's rows is trained, if there are as many experts."""
+BATCH_OF_TEXT = 4
+"""Rows a step of who contributes running text, whose rows are as much longer."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What decides everything about one trial."""
+
+    base: str
+    """As `tests.real.base.real_base` takes it."""
+    layers: tuple[int, int] | None
+    size: Size
+    seed: int
+    folder: Path
+    recipe: Recipe = RECIPE
+
+    @property
+    def name(self) -> str:
+        """Names the trial where several are talked of."""
+        return f"{self.base}, {self.size}, seed {self.seed}"
+
+    @property
+    def suite(self) -> suite.Suite:
+        """What is trained on and asked."""
+        return _suite(self.size, self.seed, self.folder)
+
+    @property
+    def model(self) -> str:
+        """What the product loads for the base."""
+        return _model(self.base)
+
+    @property
+    def pool(self) -> Path:
+        """Folder of the experts: another base, other layers or another recipe, another folder."""
+        facts = json.dumps([_fingerprint(self.model), self.layers, self.recipe.model_dump()], sort_keys=True)
+        return self.folder / f"pool-{hashlib.sha256(facts.encode()).hexdigest()[:16]}"
+
+    @property
+    def scores(self) -> Path:
+        """Folder of what was scored."""
+        return self.pool / f"scores-{self.suite.digest}-{self.seed}"
+
+
+_suite = cache(suite.load)
+_model = cache(real_base)
+
+
+@cache
+def _fingerprint(model: str) -> dict[str, str | None]:
+    return fingerprint(model).model_dump()
+
+
+def prepare(trial: Trial) -> None:
+    """Draw the suite and found the pool."""
+    _ = trial.suite
+    found_pool(trial.pool, trial.model, trial.recipe, trial.layers)
+
+
+def train_one(trial: Trial, contributor: Contributor) -> Path:
+    """Train one expert, as `greylag-client train` does.
+
+    Returns:
+        Its bundle's folder.
+    """
+    overrides: dict[str, object] = {"rank": contributor.rank}
+    if contributor.document:
+        overrides["batch_size"] = BATCH_OF_TEXT
+    return _train(trial, contributor.name, trial.suite.private[contributor.name], overrides)
+
+
+def train_multitask(trial: Trial) -> Path:
+    """Train one expert on everybody's rows, which nobody may do who keeps them.
+
+    Returns:
+        Its bundle's folder.
+    """
+    suite, recipe = trial.suite, trial.recipe
+    rows = [row for each in suite.known for row in suite.private[each.name]]
+    steps = recipe.expert_steps * min(MULTITASK_TIMES, len(suite.known))
+    # Nobody routes by its gates.
+    overrides: dict[str, object] = {"expert_steps": steps, "gate_steps": 4, "eval_every": steps}
+    return _train(trial, "multitask", rows, overrides)
+
+
+def _train(trial: Trial, name: str, rows: Sequence[Row], overrides: dict[str, object]) -> Path:
+    private: list[LabRow] = [{"input": row.input, "target": row.targets[0]} for row in rows]
+    return train_expert(trial.pool, trial.model, name, private, trial.seed, str(trial.seed), overrides=overrides).folder
+
+
+@cache
+def put_together(trial: Trial, folders: tuple[Path, ...]) -> RoutedModel:
+    """Put experts on the base, on the CPU, once a process.
+
+    The layers below theirs are computed once a batch, not once a method.
+    """
+    public = trial.pool / f"public-{trial.suite.digest}.txt"
+    write_whole(public, "".join(f"{' '.join(text.split())}\n" for text in trial.suite.public).encode())
+    model = assemble(trial.model, [open_bundle(folder) for folder in folders], public)
+    if trial.layers is not None:
+        remembering(model, trial.layers[0])
+    return model
+
+
+def score_one(trial: Trial, experts: tuple[Path, ...], multitask: Path | None, asked: Asked) -> Scored:
+    """Score a row of the table on every question; what was scored before is read."""
+    model = put_together(trial, experts)
+    pools = controls.pools(model, trial.seed)
+    if multitask is not None:
+        pools["multitask"] = lambda: put_together(trial, (multitask,)).generation.pool
+    return score(model, trial.suite.questions, asked, pools, trial.scores)
+
+
+def estimate_shares(trial: Trial, experts: tuple[Path, ...]) -> dict[str, Told]:
+    """Solve the rows of every question for the experts that they are a mixture of."""
+    suite, model = trial.suite, put_together(trial, experts)
+    tasks = {each.name: each.task for each in (*suite.known, *suite.further)}
+    return {question.name: estimate(model, question, tasks) for question in suite.questions}
