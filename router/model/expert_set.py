@@ -1,7 +1,7 @@
 """A base model with experts that come and go while it is used."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 from protocol.bundle import Bundle
 from protocol.documents import read_timestamp
 from protocol.errors import Refused
+from protocol.spec import Routing
 from router.base.linear import device_of, find_linear, linear_modules
 from router.base.loading import Base
 from router.base.memory import memory_watched
@@ -102,6 +103,11 @@ class ExpertSet:
         with self._changing:
             self._use(self.generation.pool.remove(digest))
 
+    def route_as(self, settings: Routing, statistics: Path | None = None) -> None:
+        """Route by a pool's method from the next request on, with what the pool tells of public text, if any."""
+        self.features.mixtures.public.follow(statistics)
+        self.generation = replace(self.generation, settings=settings)
+
     @contextmanager
     def lacking(self, *digests: str) -> Iterator[None]:
         """Answer inside as if some experts had never been added; what they take in memory stays."""
@@ -114,17 +120,22 @@ class ExpertSet:
         finally:
             self.generation = before
 
-    def norms(self, digest: str) -> dict[str, float]:
+    def norms(self, digest: str, tick: Callable[[], None] = lambda: None) -> dict[str, float]:
         """Measure how much one of the experts changes the base, by module (`router.pool.norms`); 1 is as large as it.
+
+        Args:
+            digest: The expert's bundle.
+            tick: Called before each module; what it raises ends the measurement.
 
         Raises:
             Refused: `KIND_UNSUPPORTED` where the base's weights cannot be read.
         """
         (expert,) = (expert for expert in self.generation.pool.experts if expert.digest == digest)
-        base = self._base_norms
-        return {
-            path: relative_norm(part, self._linears[path], path, base[path]) for path, part in expert.modules.items()
-        }
+        base, found = self._base_norms, {}
+        for path, part in expert.modules.items():
+            tick()
+            found[path] = relative_norm(part, self._linears[path], path, base[path])
+        return found
 
     @cached_property
     def _base_norms(self) -> dict[str, float]:

@@ -197,7 +197,7 @@ def test_an_init_that_breaks_in_the_middle_leaves_what_was_there(
 
     monkeypatch.setattr(Path, "rename", fail_at_the_end)
     facts = BaseFacts("nowhere", BASE, "encoder-decoder", SHAPES)
-    arguments: dict[str, Any] = {"choices": {}, "settings": {}, "probe": None}
+    arguments: dict[str, Any] = {"choices": {}, "settings": {}}
     with pytest.raises(Unavailable) as broken:
         found(workspace, lambda: facts, name="p", now=datetime.now(UTC), **arguments)
     assert broken.value.code is Code.STORAGE_FULL
@@ -333,7 +333,6 @@ def test_what_an_operator_chooses_is_signed_into_the_pool(tmp_path: Path) -> Non
         name="p",
         choices=choices,
         settings={},
-        probe=None,
         now=datetime.now(UTC),
     )
     assert (pool.spec.recipe.rank, pool.spec.policy.max_rank, pool.spec.routing.k) == (3, 5, 4)
