@@ -29,7 +29,7 @@ def culprits(experts: Sequence[str], trial: Trial, most: float) -> list[str]:
             mending.append(digest)
     if mending or whole is not None:
         return mending[-1:]
-    guilty, later = [], list(experts)
+    guilty, later = list[str](), list(experts)
     while later:
         newest = later.pop(0)
         if trial((*guilty, *later)) is None:

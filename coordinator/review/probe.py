@@ -17,7 +17,6 @@ from protocol.spec import Review
 
 if TYPE_CHECKING:
     from router.model.routed_model import RoutedModel  # torch comes with the first expert
-    from router.query.request import RoutingChoice
 
 
 class BlamedError(Exception):
@@ -102,7 +101,7 @@ class Reviewer:
         deadline = Deadline(self._seconds)
         try:
             model.append(self._open(new.bundle), name=new.name, contributor=new.contributor)
-            now = self._run(model, None, deadline.check)
+            now = self._run(model, tick=deadline.check)
             judge_rise(now.losses, before.losses, self._review.max_rise, "with this expert in the pool")
         except BaseException:
             if new.bundle in model.digests:
@@ -128,8 +127,8 @@ class Reviewer:
         if _total(figures) > allowed:
             if guilty := self._culprits(model):
                 what = f"Without this expert the pool's loss is more than {self._review.max_rise:g} nats a token lower."
-                verdict = Refused(Code.HARMFUL, what, "Train it longer or on other data.")
-                raise BlamedError(dict.fromkeys(guilty, verdict))
+                harmful = Refused(Code.HARMFUL, what, "Train it longer or on other data.")
+                raise BlamedError(dict.fromkeys(guilty, harmful))
             self._cleared = _total(figures)
         self._tried = experts, figures
         return figures
@@ -178,7 +177,7 @@ class Reviewer:
 
     def _alone(self, model: "RoutedModel", norms: dict[str, float], method: str, deadline: Deadline) -> Figures:
         try:
-            found = self._run(model, _choice(method), deadline.check)
+            found = self._run(model, method, deadline.check)
         except Refused as verdict:
             if verdict.code is not Code.PROBE_FAILED:
                 raise
@@ -189,27 +188,22 @@ class Reviewer:
         """What the base alone comes to."""
         if (known := self._kept.find(BASE)) is None:
             try:
-                known = self._run(self._loaded(), _choice("base"))
+                known = self._run(self._loaded(), "base")
             except Refused as error:
                 raise Unavailable(Code.INTERNAL, f"The base fails by itself: {error.message}", error.hint) from error
             self._kept.keep(BASE, known)
         return known
 
-    def _run(
-        self,
-        model: "RoutedModel",
-        choice: "RoutingChoice | None" = None,
-        tick: Callable[[], None] = lambda: None,
-    ) -> Figures:
-        """Run the model over all of the material, routed by a choice or else as the pool is."""
-        routed = {} if choice is None else {"choice": choice}
-        lines = self._material.lines
-        found = {rows: (given.inputs, given.targets) for rows, given in self._material.rows.items()}
-        probed = {
-            name: model.probe(*given, **routed, tick=tick) for name, given in {"": (lines, lines), **found}.items()
-        }
-        largest = max(each.largest for each in probed.values())
-        return Figures({}, largest, {rows: probed[rows].loss for rows in found})
+    def _run(self, model: "RoutedModel", method: str | None = None, tick: Callable[[], None] = lambda: None) -> Figures:
+        """Run the model over all of the material, routed by a method or else as the pool is."""
+        from router.query.request import RoutingChoice  # noqa: PLC0415 - the router's floors, with the first expert
+
+        choice, lines = RoutingChoice(method), self._material.lines
+        largest, losses = model.probe(lines, lines, choice, tick).largest, {}
+        for name, rows in self._material.rows.items():
+            probed = model.probe(rows.inputs, rows.targets, choice, tick)
+            largest, losses[name] = max(largest, probed.largest), probed.loss
+        return Figures({}, largest, losses)
 
     def _loaded(self) -> "RoutedModel":
         try:
@@ -223,12 +217,6 @@ class Reviewer:
         if row is None:
             raise Unavailable(Code.STORE_DAMAGED, f"The registry lost bundle {digest[:16]}.", "Restore the registry.")
         return self._cache.open(row)
-
-
-def _choice(method: str) -> "RoutingChoice":
-    from router.query.request import RoutingChoice  # noqa: PLC0415 - the router's floors, with the first expert
-
-    return RoutingChoice(method)
 
 
 def _total(figures: Figures) -> float:

@@ -73,13 +73,13 @@ class ObedientModel:
         self,
         inputs: Sequence[str],
         targets: Sequence[str],
-        choice: RoutingChoice | None = None,
-        tick: Callable[[], None] = lambda: None,
+        choice: RoutingChoice,
+        tick: Callable[[], None],
     ) -> Probed:
         assert (inputs, targets) in ((("probe",), ("probe",)), (("row",), ("right",)))
         tick()
         self.probes += 1
-        active = self._active(choice and choice.method)
+        active = self._active(choice.method)
         if self.breaks_on.intersection(active) or (self.breaks_beside.intersection(active) and len(active) > 1):
             raise Refused(Code.PROBE_FAILED, "It is not finite.")
         return Probed((1.0 + sum(self.harm.get(digest, 0.0) for digest in active),), 0.001)
