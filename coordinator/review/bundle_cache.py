@@ -65,10 +65,12 @@ class Cache:
         place = self._folder / f"statistics-{file.sha256[:16]}" / file.sha256
         if not place.is_file():
             place.parent.mkdir(exist_ok=True)
+            (making := place.with_name(".making")).unlink(missing_ok=True)
             try:
-                self._store.copy_to(file.sha256, place)
+                self._store.copy_to(file.sha256, making)
             except OSError:
                 return None  # the model works it out
+            making.rename(place)
         return place
 
     def drop(self, digest: str) -> None:

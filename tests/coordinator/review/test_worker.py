@@ -1,6 +1,7 @@
 """From received to released, with a model that does as it is told, and once with a real one."""
 
 import errno
+import hashlib
 import threading
 from pathlib import Path
 from typing import get_args
@@ -18,6 +19,7 @@ from protocol.documents import Pool
 from protocol.errors import Code, Refused
 from protocol.release import read_release
 from protocol.signing import Identity
+from protocol.spec import StatisticsFile
 from router.model.routed_model import RoutedModel
 from tests import factories
 from tests.coordinator.conftest import Clock, make_pool, resign
@@ -186,6 +188,19 @@ def test_a_damaged_cache_is_built_again(shop: Workshop, bundle: Bundle) -> None:
     path.write_bytes(b"junk")
     assert shop.cache.open(row).digest == bundle.digest
     assert path.read_bytes() == (bundle.folder / GATES).read_bytes()
+
+
+def test_the_pools_own_file_comes_out_of_the_store(shop: Workshop, tmp_path: Path) -> None:
+    (told := tmp_path / "told").write_bytes(b"what public text looks like")
+    file = StatisticsFile(sha256=hashlib.sha256(told.read_bytes()).hexdigest(), size=told.stat().st_size)
+    assert shop.cache.statistics(None) is None
+    assert shop.cache.statistics(file) is None, "lost"
+    shop.store.put(told, file.sha256)
+    found = shop.cache.statistics(file)
+    assert found is not None
+    assert (found.name, found.read_bytes()) == (file.sha256, told.read_bytes())
+    shop.store.remove(file.sha256)
+    assert shop.cache.statistics(file) == found
 
 
 def test_running_until_told_to_stop(shop: Workshop, bundle: Bundle) -> None:

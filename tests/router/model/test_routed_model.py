@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from protocol.bundle import ADAPTER_WEIGHTS
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
+from protocol.spec import Routing
 from router.base.linear import find_linear
 from router.base.loading import load_base
 from router.layer.choice import Choice
@@ -274,6 +275,13 @@ def test_the_probe_tells_the_largest_number_and_can_be_ended(model: RoutedModel)
 
     with pytest.raises(TimeoutError):
         model.probe(texts, texts, tick=tick)
+
+
+def test_the_probe_is_routed_as_the_pool_is(model: RoutedModel) -> None:
+    model.route_as(Routing(method="merged", k=3))
+    assert model.probe(INPUTS, INPUTS).losses == pytest.approx(model.losses(INPUTS, INPUTS, RoutingChoice("merged")))
+    model.remove(model.digests[0])
+    assert model.generation.settings.method == "merged"
 
 
 def test_norms_of_an_expert_are_by_module(model: RoutedModel) -> None:
