@@ -42,6 +42,13 @@ _RECIPE = "Recipe (default: the paper's)"
 Enrolment = Literal["open", "approved"]
 Admission = Literal["open", "reviewed"]
 When = Literal["at-once", "evaluated"]
+RowsOption = Annotated[Path | None, typer.Option(help="Public rows to try experts on, JSON Lines of input and target.")]
+CanariesOption = Annotated[
+    Path | None, typer.Option(help="Rows like them that stay here; the pool tells their digest alone.")
+]
+PublicTextOption = Annotated[
+    Path | None, typer.Option(help="Public text like what is asked, one a line, that means are held against.")
+]
 
 
 @with_flags_of()
@@ -65,15 +72,9 @@ def init(
     database: Annotated[str | None, typer.Option(help="URL of the registry; default: SQLite here.")] = None,
     store: Annotated[str | None, typer.Option(help="Folder or URL of the bundles' bytes; default: here.")] = None,
     probe: Annotated[Path | None, typer.Option(help="Public text to try experts on, one input a line.")] = None,
-    rows: Annotated[
-        Path | None, typer.Option(help="Public rows to try experts on, JSON Lines of input and target.")
-    ] = None,
-    canaries: Annotated[
-        Path | None, typer.Option(help="Rows like them that stay here; the pool tells their digest alone.")
-    ] = None,
-    public_text: Annotated[
-        Path | None, typer.Option(help="Public text like what is asked, one a line, that means are held against.")
-    ] = None,
+    rows: RowsOption = None,
+    canaries: CanariesOption = None,
+    public_text: PublicTextOption = None,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = Path(),
     **recipe_flags: Any,
