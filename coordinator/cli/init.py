@@ -94,10 +94,9 @@ def init(
     method = _checked_method(method, statistics or ())
     kinds = _kinds(method, statistics or (), public_text)
     policy = {
-        "enrolment": enrolment, "admission": admission, "max_rank": max_rank,
+        "enrolment": enrolment, "admission": admission, "max_rank": max_rank, "promotion": {"when": promotion},
         "max_bundle_bytes": max_bundle_bytes, "max_experts_per_contributor": max_experts, "release_days": release_days,
-        "promotion": {"when": promotion}, "statistics": tuple(statistics or ()),
-        "review": _given({"max_norm": max_norm, "max_rise": max_rise}),
+        "statistics": tuple(statistics or ()), "review": _given({"max_norm": max_norm, "max_rise": max_rise}),
     }  # fmt: skip
 
     def study() -> "BaseFacts":
@@ -106,11 +105,9 @@ def init(
         return study_base(base, kinds, public_text)
 
     settings = {"listen": listen, "database": database, "store": store}
-    choices = {"recipe": recipe_flags, "policy": policy, "routing": {"method": method, "k": k}}
-    given = {part: _given(flags) for part, flags in choices.items()}
-    pool = found(
-        place, study, name=name, trial=TrialFiles(probe, rows, canaries), settings=settings, choices=given, now=now()
-    )
+    given = {"recipe": _given(recipe_flags), "policy": _given(policy), "routing": _given({"method": method, "k": k})}
+    trial = TrialFiles(probe, rows, canaries)
+    pool = found(place, study, name=name, trial=trial, settings=settings, choices=given, now=now())
     say(f"Pool {pool.spec.name} ({len(pool.spec.modules)} modules) is in {workspace.resolve()}.")
     say(f"Its key is {pool.spec.coordinator}. Next: greylag-coordinator serve, greylag-coordinator worker")
     if as_json:
