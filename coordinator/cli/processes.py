@@ -143,7 +143,7 @@ def _worker(open_: "Opened") -> "Worker":
     def load_model() -> "RoutedModel":
         from router.model.routed_model import RoutedModel
 
-        model = RoutedModel.from_base(settings.base, cache=place.fingerprint)
+        model = RoutedModel.from_base(settings.base, dtype=settings.dtype, cache=place.fingerprint)
         model.route_as(spec.routing, cache.statistics(spec.statistics))
         return model
 
@@ -152,6 +152,6 @@ def _worker(open_: "Opened") -> "Worker":
         check=lambda bundle: limited_process.check(bundle.folder, place.pool, limits),
         reviewer=Reviewer(
             load_model, open_.registry, cache, material=material, review=review, seconds=settings.review_s,
-            kept=KeptFigures(place.figures, material.digest),
+            kept=KeptFigures(place.figures, f"{material.digest[:16]}-{settings.dtype}"),
         ),
     )  # fmt: skip

@@ -80,11 +80,11 @@ def doubt(norms: Mapping[str, float], others: Sequence[Mapping[str, float]], rev
     """
     if len(others) < ENOUGH:
         return None
-    anywhere = _bound([norm for other in others for norm in other.values()], review)
     for path, norm in norms.items():
         there = [other[path] for other in others if path in other]
-        bound = _bound(there, review) if len(there) >= ENOUGH else anywhere
-        if norm > bound:
+        if len(there) < ENOUGH:
+            there = [each for other in others for each in other.values()]
+        if norm > (bound := _bound(there, review)):
             what = (
                 f"At {path} the expert changes the base by {norm:.3g} times its norm; from {bound:.3g} on, which the "
             )

@@ -11,15 +11,15 @@ BASE = "base"
 
 
 class KeptFigures:
-    """Figures by bundle, kept for as long as what experts are tried on stays the same.
+    """Figures by bundle, kept for as long as what experts are tried on and in stays the same.
 
     Args:
         folder: Where they go; may be deleted at any time.
-        material: Digest of what experts are tried on.
+        trial: Name of what experts are tried on, and in.
     """
 
-    def __init__(self, folder: Path, material: str) -> None:
-        self._folder = folder / material[:16]
+    def __init__(self, folder: Path, trial: str) -> None:
+        self._folder = folder / trial
         self._known: dict[str, Figures] = {}
 
     def find(self, digest: str) -> Figures | None:

@@ -80,6 +80,11 @@ class Reviewer:
         known = [figures.norms for figures in theirs if figures is not None]
         return None if mine is None else doubt(mine.norms, known, self._review)
 
+    def forget(self, bundle: str) -> None:
+        """Drop what was kept of a bundle that is out for good."""
+        self._cache.drop(bundle)
+        self._kept.drop(bundle)
+
     def try_expert(
         self, experts: Sequence[ReleasedExpert], new: ReleasedExpert, apart: Collection[str] = ()
     ) -> Figures:

@@ -161,7 +161,7 @@ class Worker:
             if self._pool.spec.policy.admission == "open":
                 step = State.YANKED if row.state == State.RELEASED else State.REFUSED
                 self._registry.bundles.move(digest, step, actor="worker", reason=verdict, now=self._clock())
-                self._cache.drop(digest)
+                self._reviewer.forget(digest)
             else:
                 self._apart.add(digest)
                 note(self._registry, digest, verdict, now=self._clock())
@@ -195,7 +195,7 @@ class Worker:
 
     def _refuse(self, row: BundleRow, verdict: Refused) -> bool:
         self._registry.bundles.move(row.digest, State.REFUSED, actor="worker", reason=verdict, now=self._clock())
-        self._cache.drop(row.digest)
+        self._reviewer.forget(row.digest)
         self._put_off.pop(row.digest, None)
         return True
 
@@ -302,5 +302,5 @@ class Worker:
         listed = {expert.bundle for expert in spec.experts}
         for expert in before.spec.experts if before else ():
             if expert.bundle not in listed:
-                self._cache.drop(expert.bundle)
+                self._reviewer.forget(expert.bundle)
         _log.info("released", number=spec.number, experts=len(spec.experts))

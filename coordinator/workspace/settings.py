@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -30,6 +30,8 @@ class Settings(BaseSettings):
     """Public rows that experts are tried on, JSON Lines of `input` and `target`."""
     canaries: Path | None = None
     """Rows that stay here, in the same form; their digest is the pool's."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """What the worker's model computes in: what routers serve in, if that is not the checkpoint's own."""
     review_s: float = Field(default=300.0, gt=0)
     """How long one bundle may keep the worker's model busy, alone and again in the pool, in seconds."""
     listen: str = "127.0.0.1:7443"

@@ -168,3 +168,19 @@ def test_rows_tell_what_text_against_itself_does_not(shop: Workshop, means: dict
     texts, asked, right = list(PROBE), [row.input for row in rows], [row.target for row in rows]
     assert model.probe(texts, texts, alone).loss < model.probe(texts, texts, base).loss
     assert model.probe(asked, right, alone).loss > model.probe(asked, right, base).loss + 3
+
+
+def test_what_nearly_overflows_in_the_dtype_that_routers_serve_in(
+    tmp_path: Path, coordinator_identity: Identity, registry: Registry, clock: Clock
+) -> None:
+    pool = factories.make_pool(BASE, coordinator_identity, review={"max_norm": 1e6})
+    shop = Workshop(tmp_path, pool, coordinator_identity, registry, clock)
+    half = RoutedModel.from_base(str(BASE), device="cpu", dtype="float16")
+    shop.load = lambda: half
+    with_rows(shop, 0)
+    near: dict[str, Any] = {"modules": ["encoder.block.1.layer.0.SelfAttention.v"], "std": 20.0}
+    good, bad = hand_in(shop, "good"), hand_in(shop, "near", **near)
+    while shop.worker.step():
+        pass
+    assert shop.listed() == [good.digest]
+    assert code(shop, bad) == (State.REFUSED, Code.HEADROOM.name)

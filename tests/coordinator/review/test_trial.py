@@ -280,3 +280,12 @@ def test_a_yank_waits_for_one_review(shop: Workshop, submit: Callable[..., Bundl
     shop.worker._check = yank_meanwhile
     shop.worker.step()
     assert shop.listed() == [bundle.digest for bundle in flood]
+
+
+def test_of_what_is_out_for_good_nothing_is_kept(shop: Workshop, submit: Callable[..., Bundle]) -> None:
+    good, huge, old = submit(shop, "bob"), submit(shop), submit(shop, "eve")
+    shop.model.norm[huge.digest] = 1e41
+    shop.worker.step()
+    shop.registry.bundles.move(old.digest, State.YANKED, actor="operator", now=shop.clock())
+    shop.worker.step()
+    assert {path.name for path in (shop.folder / "figures").glob("*/*")} == {"base", good.digest}
