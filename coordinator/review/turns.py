@@ -1,6 +1,7 @@
 """Whose bundle is next: contributors take turns, and each one's bundles come in order of arrival."""
 
 from collections.abc import Collection
+from typing import NamedTuple
 
 from sqlalchemy import select
 
@@ -9,6 +10,14 @@ from coordinator.registry.registry import Registry
 from coordinator.registry.tables import BundleRow
 
 _WORKED_ON = State.RECEIVED, State.QUARANTINED, State.ACCEPTED
+
+
+class Turn(NamedTuple):
+    """What is worked on next."""
+
+    digest: str
+    contributor: str
+    """Key of whoever it is charged to."""
 
 
 class Turns:
@@ -23,8 +32,8 @@ class Turns:
         self._served: dict[str, int] = {}
         """By contributor: the number of the last turn; a restart begins with whoever came first."""
 
-    def next(self, passed_over: Collection[str], undecided: Collection[str] = ()) -> str | None:
-        """Give the next turn to a bundle, which is named by its digest; None if none is left.
+    def next(self, passed_over: Collection[str], undecided: Collection[str] = ()) -> Turn | None:
+        """Say whose turn it is; None if none is left.
 
         Args:
             passed_over: Digests of those that had theirs, or rest.
@@ -42,5 +51,8 @@ class Turns:
         if not left:
             return None
         chosen = min(left, key=lambda row: (self._served.get(row.contributor, 0), row.sequence))
-        self._served[chosen.contributor] = max(self._served.values(), default=0) + 1
-        return chosen.digest
+        return Turn(chosen.digest, chosen.contributor)
+
+    def took(self, turn: Turn) -> None:
+        """Count a turn in which something was done; one that found nothing to do cost nobody anything."""
+        self._served[turn.contributor] = max(self._served.values(), default=0) + 1

@@ -112,11 +112,14 @@ class Worker:
         had: set[str] = set()
         while not told():
             done = self._tidy() or done  # a yank waits for one review, however many bundles do
-            digest = self._turns.next(had | self._resting(), self._undecided)
-            if digest is None or len(had) == _TURNS:
+            turn = self._turns.next(had | self._resting(), self._undecided)
+            if turn is None or len(had) == _TURNS:
                 break
-            had.add(digest)
-            done = self._advance(digest) or done
+            had.add(turn.digest)
+            advanced = self._advance(turn.digest)
+            if advanced or turn.digest in self._resting():
+                self._turns.took(turn)
+            done = advanced or done
         return done
 
     def _advance(self, digest: str) -> bool:
