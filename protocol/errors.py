@@ -98,6 +98,12 @@ class Code(Enum):
     NOT_FINITE = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "A tensor holds NaN or infinity.")
     CONSTANT_GATE = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "A gate is constant, so it cannot route.")
     NO_EFFECT = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "The expert changes nothing.")
+    NORM_LIMIT = Fate("FAILED_PRECONDITION", 409, EX_DATAERR, "An expert changes the base more than the pool allows.")
+    NORM_UNUSUAL = Fate(
+        "FAILED_PRECONDITION", 409, EX_DATAERR, "An expert changes far more than others; a person decides."
+    )
+    HEADROOM = Fate("FAILED_PRECONDITION", 409, EX_DATAERR, "An expert drives the model close to overflow.")
+    HARMFUL = Fate("FAILED_PRECONDITION", 409, EX_DATAERR, "An expert spoils answers on the operator's rows.")
     PROBE_FAILED = Fate("FAILED_PRECONDITION", 409, EX_DATAERR, "The routed model breaks on the probe text.")
     VALIDATOR_FAILED = Fate("FAILED_PRECONDITION", 409, EX_DATAERR, "The validator hit its limits on this bundle.")
     DECLINED = Fate("FAILED_PRECONDITION", 409, EX_DATAERR, "An operator decided against the bundle.")

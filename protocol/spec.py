@@ -137,6 +137,29 @@ class Promotion(Strict):
     """Largest share of the answering nodes that may be hurt; one of three or more always may, unless this is 0."""
 
 
+class Review(Strict):
+    """How far an expert may go before the coordinator turns it away, or asks a person.
+
+    Norms are spectral, those of what an expert adds at a module over those of the base's weight there. By recipes from
+    the paper's to rank 64, alpha 128 and a learning rate of 5e-3, experts were trained that have 0.01 to 42.
+    """
+
+    max_norm: Annotated[float, Field(gt=0)] = 64.0
+    """An expert that changes a module by more is refused."""
+    unusual_norm: Annotated[float, Field(ge=1)] = 8.0
+    """One that changes a module by so many times what the median of the pool's others does waits for an operator ..."""
+    deviations: Annotated[float, Field(ge=0)] = 6.0
+    """... unless that is within so many median absolute deviations of the others' logarithms, scaled as a normal's."""
+    headroom: Annotated[float, Field(ge=1)] = 8.0
+    """What the largest number of a dtype is at least, over the largest that the model meets with the expert alone."""
+    max_rise: Annotated[float, Field(ge=0)] = 1.0
+    """Most that the loss on the operator's rows may rise by the expert in the pool, in nats a token ..."""
+    max_rise_alone: Annotated[float, Field(ge=0)] = 4.0
+    """... and over the base's, with the expert alone at weight one, who may know nothing of what is asked there."""
+    canaries: Sha256 | None = None
+    """Digest of rows that the operator keeps to himself, and that count as his public ones do."""
+
+
 class Policy(Strict):
     """Who may contribute, how much, and who decides."""
 
@@ -152,6 +175,7 @@ class Policy(Strict):
     apps: tuple[Sha256, ...] = ()
     """Digests of the app bundles under which campaigns may run; none, no campaigns."""
     promotion: Promotion = Promotion()
+    review: Review = Review()
     statistics: tuple[Literal["means", "centroid"], ...] = ()
     """What every bundle must tell about its data, for the pool's routing method; contributors agree or stay away."""
 

@@ -143,7 +143,7 @@ def refresh(
         Unavailable: `UNREACHABLE` or `BUSY`.
     """
     if wait:
-        reply = upload.wait(record.digest, coordinator, lambda state: decided(state, workspace.pool))
+        reply = upload.wait(record.digest, coordinator, lambda reply: decided(reply.state, reply.code, workspace.pool))
     else:
         reply = upload.status(record.digest, coordinator)
     words = {name: plain(getattr(reply, name)) for name in ("state", "code", "message", "hint")}
@@ -152,15 +152,15 @@ def refresh(
     return heard
 
 
-def decided(state: str, pool: Pool) -> bool:
-    """Tell whether a bundle in this state waits for nobody, or for a person, as the pool's policy may want it."""
-    by_people = pool.spec.policy.admission == "reviewed"
+def decided(state: str, code: str, pool: Pool) -> bool:
+    """Tell whether a bundle waits for nobody, or for a person, as the policy or the worker's doubts may want it."""
+    by_people = pool.spec.policy.admission == "reviewed" or bool(code)
     return state in FINAL or (by_people and state == "quarantined")
 
 
 def check_decided(record: outbox.Record, pool: Pool) -> None:
     """Fail if waiting has ended and nobody has decided about a bundle (`BUSY`)."""
-    if not decided(record.state, pool):
+    if not decided(record.state, record.code, pool):
         raise Unavailable(
             Code.BUSY,
             f"The coordinator keeps {record.name}, but nobody there has decided about it: it is {record.state}.",

@@ -110,7 +110,7 @@ def status(digest: str, coordinator: Coordinator) -> StatusReply:
         return IntakeStub(channel).Status(StatusRequest(digest=digest), timeout=DEADLINE_S)
 
 
-def wait(digest: str, coordinator: Coordinator, decided: Callable[[str], bool]) -> StatusReply:
+def wait(digest: str, coordinator: Coordinator, decided: Callable[[StatusReply], bool]) -> StatusReply:
     """Ask until a bundle is decided or patience ends; either way return the last answer.
 
     Raises:
@@ -127,7 +127,7 @@ def wait(digest: str, coordinator: Coordinator, decided: Callable[[str], bool]) 
                 raise
         else:
             reached = True
-            if passed >= coordinator.patience_s(reached=True) or decided(reply.state):
+            if passed >= coordinator.patience_s(reached=True) or decided(reply):
                 return reply
             if passed >= QUIET_S and not told:
                 told = True

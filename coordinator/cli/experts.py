@@ -166,7 +166,10 @@ def _decide(folder: Path, digest: str, step: Any, reason: str | None = None) -> 
         why = None if reason is None else Refused(Code.DECLINED, reason)
         open_.registry.bundles.move(row.digest, step, actor="operator", reason=why, now=now())
     if step == "refused":
-        shutil.rmtree(open_.workspace.bundles / row.digest, ignore_errors=True)  # of no use to the worker any more
+        # Of no use to the worker any more.
+        shutil.rmtree(open_.workspace.bundles / row.digest, ignore_errors=True)
+        for kept in open_.workspace.figures.glob(f"*/{row.digest}"):
+            kept.unlink(missing_ok=True)
     say(f"Bundle {row.digest[:16]} ({row.name}) is {step}.")
 
 

@@ -45,6 +45,13 @@ LayersOption = Annotated[
 Enrolment = Literal["open", "approved"]
 Admission = Literal["open", "reviewed"]
 When = Literal["at-once", "evaluated"]
+RowsOption = Annotated[Path | None, typer.Option(help="Public rows to try experts on, JSON Lines of input and target.")]
+CanariesOption = Annotated[
+    Path | None, typer.Option(help="Rows like them that stay here; the pool tells their digest alone.")
+]
+PublicTextOption = Annotated[
+    Path | None, typer.Option(help="Public text like what is asked, one a line, that means are held against.")
+]
 
 
 @with_flags_of()
@@ -61,14 +68,16 @@ def init(
     method: Annotated[str | None, _policy("How releases route; default: phatgoose, with means nnls-request.")] = None,
     statistics: Annotated[list[str] | None, _policy("What bundles must tell: means, centroid; repeatable.")] = None,
     k: Annotated[int | None, _policy("Experts that answer a token, at every module.")] = None,
+    max_norm: Annotated[float | None, _policy("Most that an expert may change a module, over the base's norm.")] = None,
+    max_rise: Annotated[float | None, _policy("Most that it may raise the loss on your rows, in nats a token.")] = None,
     release_days: Annotated[int | None, _policy("Days until a release expires; it is renewed before.")] = None,
     listen: Annotated[str | None, typer.Option(help="Address of `serve`, host:port; default: loopback only.")] = None,
     database: Annotated[str | None, typer.Option(help="URL of the registry; default: SQLite here.")] = None,
     store: Annotated[str | None, typer.Option(help="Folder or URL of the bundles' bytes; default: here.")] = None,
     probe: Annotated[Path | None, typer.Option(help="Public text to try experts on, one input a line.")] = None,
-    public_text: Annotated[
-        Path | None, typer.Option(help="Public text like what is asked, one a line, that means are held against.")
-    ] = None,
+    rows: RowsOption = None,
+    canaries: CanariesOption = None,
+    public_text: PublicTextOption = None,
     layers: LayersOption = None,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = Path(),
@@ -78,7 +87,7 @@ def init(
 
     Example: greylag-coordinator init -w pool --name notes --base google/t5-v1_1-small --rank 8
     """
-    from coordinator.workspace.create import check_absent, found, read_layers, study_base
+    from coordinator.workspace.create import TrialFiles, check_absent, found, read_layers, study_base
     from coordinator.workspace.paths import CoordinatorWorkspace
     from protocol.wire.grpc_client import check_address
     from router.base.progress import show_bars
@@ -90,9 +99,9 @@ def init(
     kinds = _kinds(method, statistics or (), public_text)
     touched = None if layers is None else read_layers(layers)
     policy = {
-        "enrolment": enrolment, "admission": admission, "max_rank": max_rank,
+        "enrolment": enrolment, "admission": admission, "max_rank": max_rank, "promotion": {"when": promotion},
         "max_bundle_bytes": max_bundle_bytes, "max_experts_per_contributor": max_experts, "release_days": release_days,
-        "promotion": {"when": promotion}, "statistics": tuple(statistics or ()),
+        "statistics": tuple(statistics or ()), "review": _given({"max_norm": max_norm, "max_rise": max_rise}),
     }  # fmt: skip
 
     def study() -> "BaseFacts":
@@ -101,9 +110,9 @@ def init(
         return study_base(base, kinds, public_text, touched)
 
     settings = {"listen": listen, "database": database, "store": store}
-    choices = {"recipe": recipe_flags, "policy": policy, "routing": {"method": method, "k": k}}
-    given = {part: _given(flags) for part, flags in choices.items()}
-    pool = found(place, study, name=name, probe=probe, settings=settings, choices=given, now=now())
+    given = {"recipe": _given(recipe_flags), "policy": _given(policy), "routing": _given({"method": method, "k": k})}
+    trial = TrialFiles(probe, rows, canaries)
+    pool = found(place, study, name=name, trial=trial, settings=settings, choices=given, now=now())
     say(f"Pool {pool.spec.name} ({len(pool.spec.modules)} modules) is in {workspace.resolve()}.")
     say(f"Its key is {pool.spec.coordinator}. Next: greylag-coordinator serve, greylag-coordinator worker")
     if as_json:

@@ -124,23 +124,34 @@ def _working(folder: Path, process: str, *, json_log: bool, **flags: Any) -> "It
 def _worker(open_: "Opened") -> "Worker":
     from coordinator.admission import limited_process
     from coordinator.review.bundle_cache import Cache
+    from coordinator.review.kept_figures import KeptFigures
     from coordinator.review.probe import Reviewer
     from coordinator.review.worker import Worker
     from coordinator.storage.blobs import Store
     from coordinator.workspace.create import read_probe
+    from coordinator.workspace.material import read_material
     from router.base.fingerprint import check_base
 
-    base = open_.settings.base
-    check_base(base, open_.pool.spec.base, open_.workspace.fingerprint)
-    cache = Cache(open_.workspace.bundles, Store(open_.settings.store))
+    settings, place, spec = open_.settings, open_.workspace, open_.pool.spec
+    check_base(settings.base, spec.base, place.fingerprint)
+    review = spec.policy.review
+    material = read_material(read_probe(settings.probe), settings.rows, settings.canaries, review.canaries)
+    store = Store(settings.store)
+    cache = Cache(place.bundles, store)
+    limits = limited_process.ProcessLimits(wall_s=settings.review_s)
 
     def load_model() -> "RoutedModel":
         from router.model.routed_model import RoutedModel
 
-        return RoutedModel.from_base(base)
+        model = RoutedModel.from_base(settings.base, dtype=settings.dtype, cache=place.fingerprint)
+        model.route_as(spec.routing, cache.statistics(spec.statistics))
+        return model
 
     return Worker(
         open_.pool, open_.identity, open_.registry, cache=cache, clock=now,
-        check=lambda bundle: limited_process.check(bundle.folder, open_.workspace.pool),
-        reviewer=Reviewer(load_model, open_.registry, cache, read_probe(open_.settings.probe)),
+        check=lambda bundle: limited_process.check(bundle.folder, place.pool, limits),
+        reviewer=Reviewer(
+            load_model, open_.registry, cache, material=material, review=review, seconds=settings.review_s,
+            kept=KeptFigures(place.figures, f"{material.digest[:16]}-{settings.dtype}"),
+        ),
     )  # fmt: skip

@@ -7,6 +7,7 @@ from coordinator.registry.tables import BundleRow
 from coordinator.storage.blobs import Store
 from protocol.bundle import ENVELOPE, Bundle, open_bundle, read_manifest
 from protocol.errors import Code, GreylagError, Unavailable
+from protocol.spec import StatisticsFile
 
 
 class Cache:
@@ -56,6 +57,21 @@ class Cache:
             ) from error
         finally:
             shutil.rmtree(making, ignore_errors=True)
+
+    def statistics(self, file: StatisticsFile | None) -> Path | None:
+        """Return the pool's own file, under its digest; None where there is none, or where the store lost it."""
+        if file is None:
+            return None
+        place = self._folder / f"statistics-{file.sha256[:16]}" / file.sha256
+        if not place.is_file():
+            place.parent.mkdir(exist_ok=True)
+            (making := place.with_name(".making")).unlink(missing_ok=True)
+            try:
+                self._store.copy_to(file.sha256, making)
+            except OSError:
+                return None  # the model works it out
+            making.rename(place)
+        return place
 
     def drop(self, digest: str) -> None:
         """Delete the folder of a bundle that is not needed any more."""

@@ -1,9 +1,8 @@
-"""The worker: takes bundles from received to released, one after the other, and keeps the release fresh."""
+"""The worker: takes bundles from received to released, by turns, and keeps the release fresh and fit to answer with."""
 
 import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from functools import partial
 
 import structlog
 
@@ -14,7 +13,9 @@ from coordinator.policy.next_release import next_release
 from coordinator.registry.registry import Registry
 from coordinator.registry.tables import BundleRow
 from coordinator.review.bundle_cache import Cache
-from coordinator.review.probe import Reviewer
+from coordinator.review.notes import note
+from coordinator.review.probe import BlamedError, Reviewer
+from coordinator.review.turns import Turns
 from protocol.bundle import Bundle
 from protocol.documents import Pool
 from protocol.errors import Code, GreylagError, Refused, Unavailable
@@ -34,6 +35,8 @@ TRIES = 4
 """How often a check that comes to no verdict is tried."""
 _PAUSE, _LONGEST_PAUSE = timedelta(minutes=1), timedelta(hours=1)
 """First and longest pause before a bundle is worked on again that broke the worker's work."""
+_TURNS = 100
+"""After so many, what rests and what was revoked is looked at again."""
 _log = structlog.get_logger(__name__)
 
 
@@ -65,6 +68,13 @@ class Worker:
         self._fleet = Fleet(registry)
         self._cache, self._check, self._reviewer, self._clock = cache, check, reviewer, clock
         self._put_off: dict[str, tuple[timedelta, datetime]] = {}
+        self._turns = Turns(registry)
+        self._undecided: set[str] = set()
+        """Digests of quarantined bundles with which the worker is done until a person decides."""
+        self._audited: set[str] = set()
+        """Digests of released bundles that were examined."""
+        self._apart: set[str] = set()
+        """Digests of those that were found at fault and are not the worker's to take out."""
 
     def run(self, stopped: threading.Event, *, interval_s: float) -> None:
         """Work until told to stop, whatever happens; stops between two bundles.
@@ -91,19 +101,76 @@ class Worker:
         Raises:
             GreylagError: The registry cannot be reached or read.
         """
+
+        def told() -> bool:
+            return stopped is not None and stopped.is_set()
+
         done = False
-        bundles = self._registry.bundles
-        for find, work in (
-            (bundles.of_revoked_keys, self._turn_away),
-            (partial(bundles.all, State.RECEIVED), self._verify),
-            (partial(bundles.all, State.QUARANTINED), self._admit),
-            (partial(bundles.all, State.ACCEPTED), self._release),
-        ):
-            for row in find():
-                if stopped is not None and stopped.is_set():
-                    return done
-                done = self._attempt(row, work) or done
-        return self._tidy() or done
+        for row in self._registry.bundles.of_revoked_keys():
+            done = self._attempt(row, self._turn_away) or done
+        done = self._audit(told) or done
+        had: set[str] = set()
+        while not told():
+            done = self._tidy() or done  # a yank waits for one review, however many bundles do
+            turn = self._turns.next(had | self._resting(), self._undecided)
+            if turn is None or len(had) == _TURNS:
+                break
+            had.add(turn.digest)
+            advanced = self._advance(turn.digest)
+            if advanced or turn.digest in self._resting():
+                self._turns.took(turn)
+            done = advanced or done
+        return done
+
+    def _advance(self, digest: str) -> bool:
+        """Take a bundle as far as it goes."""
+        works = {State.RECEIVED: self._verify, State.QUARANTINED: self._admit, State.ACCEPTED: self._release}
+        done, before = False, None
+        while (row := self._registry.bundles.find(digest)) and row.state != before and State(row.state) in works:
+            before = row.state
+            done = self._attempt(row, works[State(row.state)]) or done
+        return done
+
+    def _audit(self, told: Callable[[], bool]) -> bool:
+        """Examine what was released by other rules, or before there were any: a newcomer must not be blamed for it."""
+        newest, done = self._newest(), False
+        listed = {expert.bundle for expert in newest.spec.experts} if newest else set[str]()
+        for digest in listed - self._audited - self._resting():
+            row = None if told() else self._registry.bundles.find(digest)
+            if row is not None and row.state == State.RELEASED:
+                done = self._attempt(row, self._examine) or done
+        return done
+
+    def _examine(self, row: BundleRow) -> bool:
+        try:
+            self._reviewer.examine(self._released(row))
+        except Refused as verdict:
+            return self._blame({row.digest: verdict})
+        except CheckFailedError as error:
+            _log.warning("audit failed", bundle=row.digest, how=str(error))
+            self._pause(row)
+            return False
+        self._audited.add(row.digest)
+        return False
+
+    def _blame(self, verdicts: dict[str, Refused]) -> bool:
+        """Take out experts that are at fault; where an operator let them in, an operator must."""
+        done = False
+        for digest, verdict in verdicts.items():
+            row = self._registry.bundles.find(digest)
+            if row is None or digest in self._apart:
+                continue
+            _log.error("at fault", bundle=digest, name=row.name, code=verdict.code.name, message=verdict.message)
+            if self._pool.spec.policy.admission == "open":
+                step = State.YANKED if row.state == State.RELEASED else State.REFUSED
+                self._registry.bundles.move(digest, step, actor="worker", reason=verdict, now=self._clock())
+                self._reviewer.forget(digest)
+            else:
+                self._apart.add(digest)
+                note(self._registry, digest, verdict, now=self._clock())
+            self._audited.add(digest)
+            done = True
+        return done
 
     def _attempt(self, row: BundleRow, work: Callable[[BundleRow], bool]) -> bool:
         """Work on one bundle; what goes wrong, whatever it is, neither holds up the others nor is a verdict."""
@@ -131,7 +198,7 @@ class Worker:
 
     def _refuse(self, row: BundleRow, verdict: Refused) -> bool:
         self._registry.bundles.move(row.digest, State.REFUSED, actor="worker", reason=verdict, now=self._clock())
-        self._cache.drop(row.digest)
+        self._reviewer.forget(row.digest)
         self._put_off.pop(row.digest, None)
         return True
 
@@ -153,7 +220,7 @@ class Worker:
         """Check again later; what fails every time is the bundle's fault."""
         verdict = Refused(
             Code.VALIDATOR_FAILED,
-            f"The check of the bundle's content {error}, each of {TRIES} times.",
+            f"The check of the bundle {error}, each of {TRIES} times.",
             "Ask the pool's operator, whose machine may be too small for it.",
         )
         tried = self._registry.bundles.check_failed(row.digest, verdict, now=self._clock())
@@ -164,8 +231,18 @@ class Worker:
         return False
 
     def _admit(self, row: BundleRow) -> bool:
-        if self._pool.spec.policy.admission != "open":
-            return False  # an operator decides: greylag-coordinator experts accept
+        """Examine a bundle, and accept it if the policy lets a worker do that and nothing gives cause for doubt."""
+        new = self._released(row)
+        try:
+            self._reviewer.examine(new)
+        except Refused as verdict:
+            return self._refuse(row, verdict)
+        except CheckFailedError as error:
+            return self._check_failed(row, error)
+        reason = self._reviewer.doubt(row.digest, self._registry.bundles.held() - self._apart)
+        if reason is not None or row.code or self._pool.spec.policy.admission != "open":
+            self._undecided.add(row.digest)  # an operator decides: greylag-coordinator experts accept
+            return reason is not None and note(self._registry, row.digest, reason, now=self._clock())
         self._registry.bundles.move(row.digest, State.ACCEPTED, actor="worker", now=self._clock())
         return True
 
@@ -183,10 +260,16 @@ class Worker:
         if spec is None:
             return False
         try:
-            loss = self._reviewer.try_expert(spec.experts, new)
+            self._reviewer.examine(new)
+            found = self._reviewer.try_expert(spec.experts, new, self._apart)
         except Refused as verdict:
             return self._refuse(row, verdict)
-        _log.info("probed", bundle=new.bundle, loss_nats=loss, experts=len(spec.experts))
+        except BlamedError as error:
+            return self._blame(error.verdicts)
+        except CheckFailedError as error:
+            return self._check_failed(row, error)
+        self._audited.add(new.bundle)
+        _log.info("probed", bundle=new.bundle, losses_nats=dict(found.losses), experts=len(spec.experts))
         if is_evaluated:
             candidate = sign_candidate(spec, self._identity)
             self._fleet.candidates.propose(candidate, now=self._clock())
@@ -222,5 +305,5 @@ class Worker:
         listed = {expert.bundle for expert in spec.experts}
         for expert in before.spec.experts if before else ():
             if expert.bundle not in listed:
-                self._cache.drop(expert.bundle)
+                self._reviewer.forget(expert.bundle)
         _log.info("released", number=spec.number, experts=len(spec.experts))

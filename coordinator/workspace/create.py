@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from coordinator.registry.registry import Registry
 from coordinator.storage.blobs import Store
+from coordinator.workspace.material import parse_rows, read_file
 from coordinator.workspace.paths import CoordinatorWorkspace
 from coordinator.workspace.settings import anchored, read
 from protocol.adapters import Shape
@@ -38,6 +39,24 @@ PROBE = (
     "Once upon a time there was a king who had three daughters.",
 )
 """Public text for a pool whose operator gives none."""
+
+
+_PROBE, _ROWS, _CANARIES = "probe.txt", "rows.jsonl", "canaries.jsonl"
+
+
+@dataclass(frozen=True)
+class TrialFiles:
+    """Files that an operator gives for experts to be tried on; all are copied."""
+
+    probe: Path | None = None
+    """Public text, one input a line; without it, a few sentences of our own."""
+    rows: Path | None = None
+    """Public rows, JSON Lines of `input` and `target`."""
+    canaries: Path | None = None
+    """Rows that stay with the operator, likewise."""
+
+
+NO_FILES = TrialFiles()
 
 
 @dataclass(frozen=True)
@@ -132,7 +151,7 @@ def found(
     name: str,
     choices: Mapping[str, dict[str, Any]],
     settings: dict[str, Any],
-    probe: Path | None,
+    trial: TrialFiles = NO_FILES,
     now: datetime,
 ) -> Pool:
     """Make a workspace.
@@ -144,7 +163,7 @@ def found(
         choices: Under `recipe`, `policy` and `routing`, the fields that differ from the defaults.
         settings: Entries of coordinator.toml; None for the default. A database and a store outside of the workspace
             are written down also where the environment names them.
-        probe: Public text, one input a line; without it, a few sentences of our own.
+        trial: What experts are tried on.
         now: The time.
 
     Raises:
@@ -152,8 +171,10 @@ def found(
         Unavailable: `BUSY` if the database does not answer, `STORAGE_FULL`.
     """
     check_absent(workspace)
-    lines = list(PROBE) if probe is None else read_probe(probe)
+    files = _trial_files(trial)
     policy = {"apps": (APP_DIGEST,), **choices.get("policy", {})}
+    if _CANARIES in files:
+        policy["review"] = {**policy.get("review", {}), "canaries": hashlib.sha256(files[_CANARIES]).hexdigest()}
     try:
         chosen = _Choices.model_validate({"name": name, "recipe": {}, "routing": {}, **choices, "policy": policy})
     except ValidationError as error:
@@ -169,7 +190,8 @@ def found(
     )  # fmt: skip
     pool = sign_pool(spec, identity)
     given = {name: value for name, value in settings.items() if value is not None}
-    _write(workspace, identity, pool, probe=lines, statistics=told, settings={"base": base.location, **given})
+    named = {Path(name).stem: name for name in files if name != _PROBE}
+    _write(workspace, identity, pool, files=files, statistics=told, settings={"base": base.location, **named, **given})
     return pool
 
 
@@ -178,7 +200,7 @@ def _write(
     identity: Identity,
     pool: Pool,
     *,
-    probe: list[str],
+    files: Mapping[str, bytes],
     statistics: bytes | None,
     settings: dict[str, Any],
 ) -> None:
@@ -190,7 +212,8 @@ def _write(
             draft = CoordinatorWorkspace(Path(folder))
             identity.save(draft.key)
             draft.pool.write_bytes(pool.envelope)
-            (draft.folder / "probe.txt").write_text("\n".join(probe) + "\n", encoding="utf-8")
+            for name, content in files.items():
+                write_secret(draft.folder / name, content)
             settings |= anchored({name: settings[name] for name in ("database", "store") if name in settings}, Path())
             used = read(draft, **settings)
             # An external database is made where it is; SQLite's file moves in with the rest.
@@ -217,6 +240,17 @@ def check_absent(workspace: CoordinatorWorkspace) -> None:
         if path.exists():
             hint = "Choose another folder with --workspace; a key and a registry are never replaced."
             raise Refused(Code.WORKSPACE_EXISTS, f"{path} is there already.", hint)
+
+
+def _trial_files(given: TrialFiles) -> dict[str, bytes]:
+    """Read what experts are tried on, by the names under which it is kept."""
+    lines = list(PROBE) if given.probe is None else read_probe(given.probe)
+    files = {_PROBE: ("\n".join(lines) + "\n").encode()}
+    for name, path in ((_ROWS, given.rows), (_CANARIES, given.canaries)):
+        if path is not None:
+            files[name] = read_file(path)
+            parse_rows(path, files[name])
+    return files
 
 
 def read_probe(path: Path) -> list[str]:

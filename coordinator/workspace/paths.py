@@ -22,6 +22,8 @@ class CoordinatorWorkspace:
         """Files on their way in."""
         self.bundles = folder / "cache" / "bundles"
         """Bundle folders rebuilt from the store; may be deleted at any time."""
+        self.figures = folder / "cache" / "figures"
+        """What was measured of each expert; may be deleted at any time."""
         self.fingerprint = folder / "cache" / "base.json"
         """Remembers the base model's fingerprint; may be deleted at any time."""
 

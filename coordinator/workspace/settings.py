@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -26,6 +26,14 @@ class Settings(BaseSettings):
     """fsspec URL of the bytes; the workspace's store/ unless set."""
     probe: Path
     """Public text, one input a line; the workspace's probe.txt unless set."""
+    rows: Path | None = None
+    """Public rows that experts are tried on, JSON Lines of `input` and `target`."""
+    canaries: Path | None = None
+    """Rows that stay here, in the same form; their digest is the pool's."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """What the worker's model computes in: what routers serve in, if that is not the checkpoint's own."""
+    review_s: float = Field(default=300.0, gt=0)
+    """How long one bundle may keep the worker's model busy, alone and again in the pool, in seconds."""
     listen: str = "127.0.0.1:7443"
     """`host:port`; port 0 takes a free one."""
     tls_cert: Path | None = None
@@ -62,7 +70,7 @@ def load(workspace: CoordinatorWorkspace, **flags: Any) -> Settings:
         hint = "Go to one, name one with --workspace, or make one with: greylag-coordinator init"
         raise Refused(Code.WORKSPACE_MISSING, f"{workspace.folder.resolve()} is no coordinator's workspace.", hint)
     settings = read(workspace, **flags)
-    paths = {name: getattr(settings, name) for name in ("probe", "tls_cert", "tls_key")}
+    paths = {name: getattr(settings, name) for name in ("probe", "rows", "canaries", "tls_cert", "tls_key")}
     return settings.model_copy(update={name: path and workspace.folder / path for name, path in paths.items()})
 
 

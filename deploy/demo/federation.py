@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.demo.processes import first_document, run, running, wait_until
-from deploy.demo.world import Example
+from deploy.demo.world import Example, marked
 from protocol.v1 import query_pb2
 from protocol.v1.query_pb2_grpc import QueryStub
 from protocol.wire.grpc_client import DEADLINE_S, connect
@@ -25,6 +25,9 @@ RECIPE = (
 METHODS = ("base", "expert", "merged", "phatgoose")
 """What the demo compares; `merged` asks every expert for every token, so a router offers it only if it is told to."""
 PROBE = ("please copy it : a b c d", "kindly write it : k f a c", "now give it : m n p")
+TRIED = 32
+"""Public rows on which the operator tries experts, and as many that stay with him."""
+ROWS_SEED, CANARIES_SEED = 5, 6
 SETTLE_S = 60.0
 """How long the router may take to follow the last release, in seconds."""
 
@@ -111,9 +114,14 @@ def found_pool(folder: Path, *options: object) -> str:
     (folder / "logs").mkdir(parents=True)
     probe = folder / "probe.txt"
     probe.write_text("\n".join(PROBE) + "\n")
+    rows, canaries = folder / "rows.jsonl", folder / "canaries.jsonl"
+    # What the base can do already, and no expert should spoil.
+    rows.write_text("".join(json.dumps(row._asdict()) + "\n" for row in marked(TRIED, ROWS_SEED)))
+    canaries.write_text("".join(json.dumps(row._asdict()) + "\n" for row in marked(TRIED, CANARIES_SEED)))
     founded = run(
         "coordinator", "init", "-w", folder / "coordinator", "--name", POOL_NAME, "--base", BASE,
-        "--probe", probe, *RECIPE, *options, "--json", log=folder / "logs" / "coordinator.log",
+        "--probe", probe, "--rows", rows, "--canaries", canaries, *RECIPE, *options, "--json",
+        log=folder / "logs" / "coordinator.log",
     )  # fmt: skip
     return str(json.loads(founded)["key"])
 

@@ -1,4 +1,4 @@
-"""Four submissions that must not get in, by somebody who does not use our client's checks."""
+"""Five submissions that must not get in, by somebody who does not use our client's checks."""
 
 import shutil
 from collections.abc import Callable
@@ -18,12 +18,13 @@ from protocol.files import strict_json
 from protocol.signing import Identity, Signed
 
 NAME = "mallory"
+DECIDED = ("refused", "accepted", "released")
 VERDICT_S = 60.0
 """How long to wait for the worker's verdict, in seconds."""
 
 
 def attempt_all(cast: Federation, victim: str, folder: Path) -> dict[str, GreylagError]:
-    """Try the four attacks with a stolen copy of a contributor's bundle, and return how each was refused.
+    """Try the attacks with a stolen copy of a contributor's bundle, and return how each was refused.
 
     Raises:
         RuntimeError: An attack got in.
@@ -49,7 +50,7 @@ def attempt_all(cast: Federation, victim: str, folder: Path) -> dict[str, Greyla
 def _submit(bundle: Bundle, enrolment: bytes, address: str) -> None:
     coordinator = upload.Coordinator(address, give_up_after_s=VERDICT_S)
     upload.Transfer(bundle, enrolment, lambda _: None).attempt(coordinator)
-    status = upload.wait(bundle.digest, coordinator, {"refused", "accepted", "released"}.__contains__)
+    status = upload.wait(bundle.digest, coordinator, lambda reply: reply.state in DECIDED)
     if status.state == "refused":
         raise Refused(Code[status.code], status.message, status.hint)
 
@@ -66,6 +67,11 @@ def _flipped_byte(place: Path, stolen: Bundle, mallory: Identity) -> Manifest:
 def _nan(place: Path, stolen: Bundle, mallory: Identity) -> Manifest:
     """Sign weights of which one is not a number."""
     return _repack(place, stolen, mallory, weight=float("nan"))
+
+
+def _huge(place: Path, stolen: Bundle, mallory: Identity) -> Manifest:
+    """Sign weights that are all in order, but for one that drowns every answer."""
+    return _repack(place, stolen, mallory, weight=1e20)
 
 
 def _other_signature(place: Path, stolen: Bundle, mallory: Identity) -> Manifest:  # noqa: ARG001 - as the other cases
@@ -85,6 +91,7 @@ def _other_base(place: Path, stolen: Bundle, mallory: Identity) -> Manifest:
 CASES: dict[str, Callable[[Path, Bundle, Identity], Manifest]] = {
     "a flipped byte": _flipped_byte,
     "a NaN": _nan,
+    "a weight of 1e20": _huge,
     "someone else's signature": _other_signature,
     "another base model": _other_base,
 }

@@ -1,13 +1,17 @@
 """A base model with experts that come and go while it is used."""
 
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from protocol.bundle import Bundle
 from protocol.documents import read_timestamp
 from protocol.errors import Refused
+from protocol.spec import Routing
 from router.base.linear import device_of, find_linear, linear_modules
 from router.base.loading import Base
 from router.base.memory import memory_watched
@@ -21,8 +25,10 @@ from router.methods.features.embedder import Embedder
 from router.methods.features.mixture import Mixtures
 from router.methods.registry import resolve
 from router.model.releases import Generation, Held, listing
+from router.pool.base_norms import base_norms
 from router.pool.capacity import check_room
 from router.pool.expert import Expert, load_expert
+from router.pool.norms import relative_norm
 from router.pool.pool import ExpertPool
 
 
@@ -46,7 +52,7 @@ class ExpertSet:
         self.held = Held()
         self._prepared: WeakKeyDictionary[ExpertPool, dict[str, bool]] = WeakKeyDictionary()
         """What was prepared for experts, and whether that has vectors of its own; the last of them comes last."""
-        self._changing = threading.Lock()
+        self._changing, self._cache = threading.Lock(), cache
         self._linears = {path: find_linear(base.model, path) for path in linear_modules(base.model)}
         self.places = {path: device_of(linear) for path, linear in self._linears.items()}
         for path, linear in self._linears.items():
@@ -96,6 +102,44 @@ class ExpertSet:
         """Leave one expert out from the next request on; what then answers is no release, as with `append`."""
         with self._changing:
             self._use(self.generation.pool.remove(digest))
+
+    def route_as(self, settings: Routing, statistics: Path | None = None) -> None:
+        """Route by a pool's method from the next request on, with what the pool tells of public text, if any."""
+        self.features.mixtures.public.follow(statistics)
+        self.generation = replace(self.generation, settings=settings)
+
+    @contextmanager
+    def lacking(self, *digests: str) -> Iterator[None]:
+        """Answer inside as if some experts had never been added; what they take in memory stays."""
+        before, pool = self.generation, self.generation.pool
+        for digest in digests:
+            pool = pool.remove(digest)
+        self.generation = replace(before, pool=pool)
+        try:
+            yield
+        finally:
+            self.generation = before
+
+    def norms(self, digest: str, tick: Callable[[], None] = lambda: None) -> dict[str, float]:
+        """Measure how much one of the experts changes the base, by module (`router.pool.norms`); 1 is as large as it.
+
+        Args:
+            digest: The expert's bundle.
+            tick: Called before each module; what it raises ends the measurement.
+
+        Raises:
+            Refused: `KIND_UNSUPPORTED` where the base's weights cannot be read.
+        """
+        (expert,) = (expert for expert in self.generation.pool.experts if expert.digest == digest)
+        base, found = self._base_norms, {}
+        for path, part in expert.modules.items():
+            tick()
+            found[path] = relative_norm(part, self._linears[path], path, base[path])
+        return found
+
+    @cached_property
+    def _base_norms(self) -> dict[str, float]:
+        return base_norms(self._linears, self.base.source, self._cache)
 
     def _use(self, pool: ExpertPool) -> None:
         """Answer with a pool that was changed by hand, and so is no release any more."""

@@ -1,7 +1,7 @@
 """The routed model: a base, every expert of a release, and a router at every module."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Unpack, cast
 
@@ -25,6 +25,7 @@ from router.methods.base_only import BaseOnly
 from router.model.decode import write
 from router.model.expert_set import ExpertSet
 from router.model.export_lora import Exported, export_lora
+from router.model.headroom import Probed, largest_watched
 from router.model.planner import Planned, plan
 from router.model.releases import KEPT, Generation, Held
 from router.model.saved_model import open_saved, save
@@ -36,6 +37,9 @@ from router.query.request import DEFAULT, Choices, Input, Inputs, RoutingChoice,
 
 Asking = Inputs | Sequence[Prompt]
 """A text or a chat, or several, or what `RoutedModel.read` made of them."""
+
+_PROBED = 16
+"""Inputs of a probe that are run at a time."""
 
 
 class Options(Loading, total=False):
@@ -315,29 +319,44 @@ class RoutedModel(ExpertSet):
             scored = likelihoods(self.base, [pairs[at] for at in planned.order])
         return [each for _, each in sorted(zip(planned.order, scored, strict=True))]
 
-    def probe(self, texts: Sequence[str]) -> float:
-        """Run the model over public text and see that it holds; returns the mean loss, in nats a token.
+    def probe(
+        self,
+        inputs: Sequence[Input],
+        targets: Sequence[str],
+        choice: RoutingChoice = DEFAULT,
+        tick: Callable[[], None] = lambda: None,
+    ) -> Probed:
+        """Run the model over inputs and targets a few at a time, and see that it holds.
+
+        Args:
+            inputs: What is asked; a text may be its own target.
+            targets: One for each input.
+            choice: How they are routed.
+            tick: Called between two batches; what it raises ends the probe.
 
         Raises:
-            Refused: `PROBE_FAILED` if any figure is not finite, or if the model does not run.
+            Refused: `PROBE_FAILED` if any figure is not finite, or if the model does not run; or as `losses`.
             Unavailable: `MEMORY_FULL`.
         """
+        losses: list[float] = []
         try:
-            with memory_watched():
-                losses = self.losses(texts, texts)
+            with memory_watched(), largest_watched(self.base.model) as largest:
+                for at in range(0, max(len(inputs), 1), _PROBED):
+                    tick()
+                    losses += self.losses(inputs[at : at + _PROBED], targets[at : at + _PROBED], choice)
         except RuntimeError as error:  # torch's family: out of memory, shapes, kernels
             raise Refused(
                 Code.PROBE_FAILED,
-                f"The routed model does not run on the probe text: {first_line(error)}.",
+                f"The routed model does not run on the probe: {first_line(error)}.",
                 "Check the expert's ranks and modules, then train it again.",
             ) from error
-        if not all(math.isfinite(loss) for loss in losses):
+        if not all(map(math.isfinite, losses)) or not largest.share < 1:
             raise Refused(
                 Code.PROBE_FAILED,
-                "With this expert the routed model's loss on the probe text is not finite.",
+                "With this expert the routed model's numbers on the probe are not finite.",
                 "Train it again with a smaller learning rate.",
             )
-        return sum(losses) / len(losses)
+        return Probed(tuple(losses), largest.share)
 
 
 def _preparation(method: str) -> str:

@@ -46,6 +46,7 @@ def test_the_demo_shows_what_it_promises(tmp_path: Path) -> None:
     assert {entry["case"]: entry["code"] for entry in report["refused"]} == {
         "a flipped byte": "DIGEST_MISMATCH",
         "a NaN": "NOT_FINITE",
+        "a weight of 1e20": "NORM_LIMIT",
         "someone else's signature": "BAD_SIGNATURE",
         "another base model": "BASE_MISMATCH",
     }

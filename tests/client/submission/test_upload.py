@@ -261,7 +261,7 @@ def test_waiting_ends_with_the_verdict(
     fake: FakeCoordinator, bundle: Bundle, coordinator: upload.Coordinator, clock: Clock
 ) -> None:
     fake.states = [StatusReply(state="received"), StatusReply(state="verified"), StatusReply(state="accepted")]
-    assert upload.wait(bundle.digest, coordinator, lambda state: state == "accepted").state == "accepted"
+    assert upload.wait(bundle.digest, coordinator, lambda reply: reply.state == "accepted").state == "accepted"
     assert len(clock.pauses) == 2
 
 

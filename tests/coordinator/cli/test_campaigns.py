@@ -26,7 +26,7 @@ def workspace(tmp_path: Path) -> CoordinatorWorkspace:
     workspace = CoordinatorWorkspace(tmp_path / "w")
     facts = BaseFacts("nowhere", BASE, "encoder-decoder", {"m": Shape(d_in=8, d_out=8)})
     choices = {"policy": {"promotion": {"when": "evaluated"}}}
-    found(workspace, lambda: facts, name="p", choices=choices, settings={}, probe=None, now=datetime.now(UTC))
+    found(workspace, lambda: facts, name="p", choices=choices, settings={}, now=datetime.now(UTC))
     return workspace
 
 

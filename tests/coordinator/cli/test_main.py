@@ -116,7 +116,9 @@ def test_init_makes_a_workspace_of_a_real_base(program: Program, tmp_path: Path,
     arguments = ["init", "--name", "birds", "--base", str(t5_base), "--rank", "5", "--gate-steps", "7"]
     arguments += ["--kind", "bottleneck", "--activation", "gelu"]
     arguments += ["--method", "nnls-gates", "--statistics", "means"]
+    (rows := tmp_path / "given.jsonl").write_text('{"input": "copy : c", "target": "c"}\n')
     arguments += ["--admission", "reviewed", "--probe", str(probe), "--listen", "127.0.0.1:0", "--json"]
+    arguments += ["--rows", str(rows), "--canaries", str(rows), "--max-norm", "20", "--max-rise", "0.5"]
     assert program(workspace, *arguments) == 0
     pool = read_pool(workspace.pool.read_bytes(), Identity.load(workspace.key).public)
     assert json.loads(program.out) == {
@@ -125,12 +127,15 @@ def test_init_makes_a_workspace_of_a_real_base(program: Program, tmp_path: Path,
     assert (pool.spec.recipe.rank, pool.spec.recipe.gate_steps) == (5, 7)
     assert (pool.spec.recipe.kind, pool.spec.recipe.activation) == ("bottleneck", "gelu")
     assert (pool.spec.policy.admission, pool.spec.architecture) == ("reviewed", "encoder-decoder")
+    review = pool.spec.policy.review
+    assert (review.max_norm, review.max_rise, review.unusual_norm, bool(review.canaries)) == (20, 0.5, 8, True)
     assert (pool.spec.routing.method, pool.spec.policy.statistics) == ("nnls-gates", ("means",))
     assert pool.spec.modules["encoder.block.0.layer.0.SelfAttention.q"].d_in == 32
     assert workspace.key.stat().st_mode & 0o777 == 0o600
     assert (workspace.folder / "probe.txt").read_text() == "reverse : a b\ncopy : c\n"
     assert sorted(path.name for path in workspace.folder.iterdir()) == [
-        "coordinator.key", "coordinator.toml", "pool.dsse.json", "probe.txt", "registry.db", "store",
+        "canaries.jsonl", "coordinator.key", "coordinator.toml", "pool.dsse.json", "probe.txt", "registry.db",
+        "rows.jsonl", "store",
     ]  # fmt: skip
     before = workspace.key.read_bytes()
     assert program(workspace, "init", "--name", "birds", "--base", str(t5_base)) == 73
@@ -201,7 +206,7 @@ def test_an_init_that_breaks_in_the_middle_leaves_what_was_there(
 
     monkeypatch.setattr(Path, "rename", fail_at_the_end)
     facts = BaseFacts("nowhere", BASE, "encoder-decoder", SHAPES)
-    arguments: dict[str, Any] = {"choices": {}, "settings": {}, "probe": None}
+    arguments: dict[str, Any] = {"choices": {}, "settings": {}}
     with pytest.raises(Unavailable) as broken:
         found(workspace, lambda: facts, name="p", now=datetime.now(UTC), **arguments)
     assert broken.value.code is Code.STORAGE_FULL
@@ -337,7 +342,6 @@ def test_what_an_operator_chooses_is_signed_into_the_pool(tmp_path: Path) -> Non
         name="p",
         choices=choices,
         settings={},
-        probe=None,
         now=datetime.now(UTC),
     )
     assert (pool.spec.recipe.rank, pool.spec.policy.max_rank, pool.spec.routing.k) == (3, 5, 4)

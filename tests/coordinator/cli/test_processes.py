@@ -42,7 +42,7 @@ BEFORE_THE_ROW = set(POINTS[: POINTS.index("before-commit") + 1])
 def make_workspace(folder: Path, modules: dict[str, Shape]) -> tuple[CoordinatorWorkspace, Pool]:
     facts = BaseFacts("nowhere", BASE, "encoder-decoder", modules)
     workspace = CoordinatorWorkspace(folder)
-    pool = found(workspace, lambda: facts, name="p", choices={}, settings={}, probe=None, now=datetime.now(UTC))
+    pool = found(workspace, lambda: facts, name="p", choices={}, settings={}, now=datetime.now(UTC))
     return workspace, pool
 
 

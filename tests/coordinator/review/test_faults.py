@@ -18,7 +18,7 @@ from protocol.documents import Pool
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
 from tests.coordinator.conftest import Clock, make_pool, resign
-from tests.coordinator.review.test_worker import ObedientModel, Workshop, make
+from tests.coordinator.review.workshop import ObedientModel, Workshop, make
 
 
 @pytest.fixture
@@ -107,14 +107,11 @@ def test_a_rotten_release_is_not_the_next_bundles_fault(shop: Workshop, tmp_path
     stopped = threading.Event()
     thread = threading.Thread(target=shop.worker.run, args=(stopped,), kwargs={"interval_s": 0.01})
     thread.start()
-    for _ in range(500):
-        if shop.state(innocent) == State.ACCEPTED:
-            break
-        stopped.wait(0.01)
+    stopped.wait(0.2)
     assert thread.is_alive()
     stopped.set()
     thread.join(10)
-    assert shop.state(innocent) == State.ACCEPTED
+    assert shop.state(innocent) == State.RECEIVED
     rot(shop, row.envelope)
     shop.worker.step()
     assert shop.listed()[-1] == innocent.digest
@@ -145,7 +142,7 @@ def test_what_breaks_the_model_is_not_tried_all_the_time(
         shop.clock.forward(minutes=1)
         shop.worker.step()
         assert len(tried) == 2, "after a longer pause"
-        assert shop.state(poison) == State.ACCEPTED
+        assert shop.state(poison) == State.QUARANTINED
     shop.clock.forward(minutes=1)
     shop.worker.step()
     assert shop.listed() == [poison.digest]
@@ -196,7 +193,8 @@ def test_a_verdict_that_cannot_be_written_down_holds_nobody_up(
     remove = ObedientModel.remove
 
     def refuse_meanwhile(digest: str) -> None:
-        shop.registry.bundles.move(first.digest, State.REFUSED, actor="operator", now=shop.clock())
+        if digest == first.digest:
+            shop.registry.bundles.move(digest, State.REFUSED, actor="operator", now=shop.clock())
         remove(shop.model, digest)
 
     shop.model.remove = refuse_meanwhile  # type: ignore[method-assign]

@@ -1,6 +1,7 @@
 """A key that is revoked after its bundle was checked: nothing of it is released, by whatever way."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -8,9 +9,10 @@ from coordinator.policy.lifecycle import State
 from coordinator.registry.registry import Registry
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
+from router.model.headroom import Probed
 from tests.coordinator.conftest import Clock, make_pool
 from tests.coordinator.fleet.campaigns.test_promotion import Bench
-from tests.coordinator.review.test_worker import Workshop, make
+from tests.coordinator.review.workshop import Workshop, make
 
 
 def open_shop(folder: Path, identity: Identity, registry: Registry, clock: Clock, **policy: object) -> Workshop:
@@ -48,9 +50,10 @@ def test_at_the_last_moment(tmp_path: Path, coordinator_identity: Identity, regi
     stolen = shop.receive(make(shop, tmp_path, 1, Identity.generate()), "ada")
     probe = shop.model.probe
 
-    def revoke_meanwhile(texts: list[str]) -> float:
-        registry.contributors.set_state("ada", "revoked", now=clock())
-        return probe(texts)
+    def revoke_meanwhile(*given: Any, **routed: Any) -> Probed:
+        if shop.state(stolen) == State.ACCEPTED:
+            registry.contributors.set_state("ada", "revoked", now=clock())
+        return probe(*given, **routed)
 
     shop.model.probe = revoke_meanwhile  # type: ignore[method-assign]
     shop.worker.step()

@@ -1,10 +1,10 @@
 """From received to released, with a model that does as it is told, and once with a real one."""
 
 import errno
+import hashlib
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
 import structlog
@@ -13,108 +13,22 @@ from safetensors.torch import load_file, save_file
 from coordinator.admission import limited_process
 from coordinator.policy.lifecycle import State
 from coordinator.registry.registry import Registry
-from coordinator.review.bundle_cache import Cache
-from coordinator.review.probe import Reviewer
-from coordinator.review.worker import Worker
-from coordinator.storage.blobs import Store
 from protocol.adapters import Kind
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle
-from protocol.documents import Enrolment, Pool
+from protocol.documents import Pool
 from protocol.errors import Code, Refused
-from protocol.release import Release, read_release
+from protocol.release import read_release
 from protocol.signing import Identity
+from protocol.spec import StatisticsFile
 from router.model.routed_model import RoutedModel
 from tests import factories
 from tests.coordinator.conftest import Clock, make_pool, resign
-from tests.coordinator.contributor import NOW
-
-
-class ObedientModel:
-    """Counts what it is asked to do, and fails on the bundles it is told to fail on."""
-
-    def __init__(self) -> None:
-        self.held: list[str] = []
-        self.appended: list[str] = []
-        self.breaks_on: set[str] = set()
-
-    @property
-    def digests(self) -> tuple[str, ...]:
-        return tuple(self.held)
-
-    def append(self, bundle: Bundle, *, name: str | None = None, contributor: str = "") -> None:
-        self.held.append(bundle.digest)
-        self.appended.append(bundle.digest)
-
-    def remove(self, digest: str) -> None:
-        self.held.remove(digest)
-
-    def probe(self, texts: list[str]) -> float:
-        assert texts == ["probe"]
-        if self.breaks_on & set(self.held):
-            raise Refused(Code.PROBE_FAILED, "It is not finite.")
-        return 1.0
-
-
-class Workshop:
-    """A worker with everything around it."""
-
-    def __init__(self, folder: Path, pool: Pool, identity: Identity, registry: Registry, clock: Clock) -> None:
-        self.pool, self.identity, self.registry, self.clock = pool, identity, registry, clock
-        self.store = Store(str(folder / "store"))
-        self.cache = Cache(folder / "cache", self.store)
-        self.model = ObedientModel()
-        self.load: Callable[[], Any] = lambda: self.model
-        self.verdicts: dict[str, Refused] = {}
-        self.worker = self.start()
-
-    def start(self) -> Worker:
-        return Worker(
-            self.pool,
-            self.identity,
-            self.registry,
-            cache=self.cache,
-            check=self.check,
-            reviewer=Reviewer(self._load, self.registry, self.cache, ["probe"]),
-            clock=self.clock,
-        )
-
-    def _load(self) -> Any:
-        return self.load()
-
-    def check(self, bundle: Bundle) -> None:
-        if bundle.digest in self.verdicts:
-            raise self.verdicts[bundle.digest]
-
-    def receive(self, bundle: Bundle, contributor: str = "ada") -> Bundle:
-        key = bundle.spec.contributor
-        document = Enrolment(pool=self.pool.digest, name=contributor, key=key, created=NOW)
-        self.registry.contributors.enrol(document, b"", state="active", now=self.clock())
-        for name, file in bundle.manifest.files.items():
-            self.store.put(bundle.folder / name, file.sha256)
-        self.registry.bundles.keep(bundle.manifest, check=lambda _: None, sign=lambda _: b"receipt", now=self.clock())
-        return bundle
-
-    def state(self, bundle: Bundle) -> str:
-        row = self.registry.bundles.find(bundle.digest)
-        assert row is not None
-        return row.state
-
-    def newest(self) -> Release:
-        row = self.registry.releases.find()
-        assert row is not None
-        return read_release(row.envelope, self.pool)
-
-    def listed(self) -> list[str]:
-        return [expert.bundle for expert in self.newest().spec.experts]
+from tests.coordinator.review.workshop import ObedientModel, Workshop, make
 
 
 @pytest.fixture
 def shop(tmp_path: Path, pool: Pool, coordinator_identity: Identity, registry: Registry, clock: Clock) -> Workshop:
     return Workshop(tmp_path, pool, coordinator_identity, registry, clock)
-
-
-def make(shop: Workshop, folder: Path, number: int, identity: Identity, kind: Kind = "lora") -> Bundle:
-    return factories.make_bundle(folder / str(number), shop.pool, identity, name=f"e{number}", seed=number, kind=kind)
 
 
 def test_one_release_for_each_expert_and_nothing_twice(shop: Workshop, tmp_path: Path, identity: Identity) -> None:
@@ -247,7 +161,7 @@ def test_a_base_that_cannot_be_loaded_is_not_the_contributors_fault(shop: Worksh
     load, shop.load = shop.load, fail
     shop.receive(bundle)
     shop.worker.step()
-    assert shop.state(bundle) == State.ACCEPTED
+    assert shop.state(bundle) == State.QUARANTINED
     shop.load = load
     shop.clock.forward(minutes=1)
     shop.worker.step()
@@ -276,6 +190,19 @@ def test_a_damaged_cache_is_built_again(shop: Workshop, bundle: Bundle) -> None:
     assert path.read_bytes() == (bundle.folder / GATES).read_bytes()
 
 
+def test_the_pools_own_file_comes_out_of_the_store(shop: Workshop, tmp_path: Path) -> None:
+    (told := tmp_path / "told").write_bytes(b"what public text looks like")
+    file = StatisticsFile(sha256=hashlib.sha256(told.read_bytes()).hexdigest(), size=told.stat().st_size)
+    assert shop.cache.statistics(None) is None
+    assert shop.cache.statistics(file) is None, "lost"
+    shop.store.put(told, file.sha256)
+    found = shop.cache.statistics(file)
+    assert found is not None
+    assert (found.name, found.read_bytes()) == (file.sha256, told.read_bytes())
+    shop.store.remove(file.sha256)
+    assert shop.cache.statistics(file) == found
+
+
 def test_running_until_told_to_stop(shop: Workshop, bundle: Bundle) -> None:
     shop.receive(bundle)
     stopped = threading.Event()
@@ -302,7 +229,9 @@ def test_told_to_stop_before_the_next_bundle(shop: Workshop, bundle: Bundle) -> 
 def test_a_real_model(
     tmp_path: Path, t5_base: Path, coordinator_identity: Identity, registry: Registry, clock: Clock
 ) -> None:
-    pool = factories.make_pool(t5_base, coordinator_identity)
+    # Random weights over a random base: nothing is unusual, and nothing harms.
+    review = {"unusual_norm": 100.0, "max_rise": 100.0, "max_rise_alone": 100.0}
+    pool = factories.make_pool(t5_base, coordinator_identity, review=review)
     (tmp_path / "pool.json").write_bytes(pool.envelope)
     shop = Workshop(tmp_path, pool, coordinator_identity, registry, clock)
     model = RoutedModel.from_base(str(t5_base), device="cpu")
@@ -323,7 +252,7 @@ def test_a_real_model(
     assert len(model.digests) == len(kinds)
     row = registry.bundles.find(huge.digest)
     assert row is not None
-    assert (row.state, row.code) == (State.REFUSED, "PROBE_FAILED")
+    assert (row.state, row.code) == (State.REFUSED, "NORM_LIMIT")
 
 
 def test_a_fault_that_a_bundle_sets_off_does_not_stop_the_worker(
@@ -331,15 +260,15 @@ def test_a_fault_that_a_bundle_sets_off_does_not_stop_the_worker(
 ) -> None:
     poison, good = (shop.receive(make(shop, tmp_path / f"b{n}", n, identity)) for n in (1, 2))
 
-    def append(bundle: Bundle, **_: str) -> None:
+    def append(bundle: Bundle, **named: str) -> None:
         if bundle.digest == poison.digest:
             raise RuntimeError("out of memory")
-        ObedientModel.append(shop.model, bundle)
+        ObedientModel.append(shop.model, bundle, **named)
 
     monkeypatch.setattr(shop.model, "append", append)
     shop.worker.step()
     assert shop.listed() == [good.digest]
-    assert shop.state(poison) == State.ACCEPTED
+    assert shop.state(poison) == State.QUARANTINED
 
 
 def test_a_full_disk_makes_the_worker_wait(shop: Workshop, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ __all__ = ["program"]
 def make(folder: Path, **settings: Any) -> tuple[CoordinatorWorkspace, Pool]:
     facts = BaseFacts("nowhere", BASE, "encoder-decoder", SHAPES)
     place = CoordinatorWorkspace(folder)
-    pool = found(place, lambda: facts, name="p", choices={}, settings=settings, probe=None, now=datetime.now(UTC))
+    pool = found(place, lambda: facts, name="p", choices={}, settings=settings, now=datetime.now(UTC))
     return place, pool
 
 
@@ -52,7 +52,7 @@ def test_what_cannot_be_founded_leaves_a_folder_as_it_was(tmp_path: Path, monkey
     (note := tmp_path / "note").write_text("mine")
     with pytest.raises(Refused) as refused:
         found(
-            CoordinatorWorkspace(tmp_path), lambda: facts, name="p", choices={}, settings={}, probe=None,
+            CoordinatorWorkspace(tmp_path), lambda: facts, name="p", choices={}, settings={},
             now=datetime.now(UTC),
         )  # fmt: skip
     assert refused.value is why

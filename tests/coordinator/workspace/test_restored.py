@@ -19,6 +19,7 @@ from coordinator.policy.lifecycle import WAITING, State
 from coordinator.registry.bundles import Bundles
 from coordinator.registry.registry import Registry
 from coordinator.review.bundle_cache import Cache
+from coordinator.review.kept_figures import KeptFigures
 from coordinator.review.probe import Reviewer
 from coordinator.review.worker import Worker
 from coordinator.serving.intake import Intake
@@ -33,12 +34,13 @@ from protocol.documents import read_receipt
 from protocol.errors import Code, Refused, Unavailable
 from protocol.release import Release, check_fresh, read_release, sign_candidate
 from protocol.signing import Identity
+from protocol.spec import Review
 from tests import factories
 from tests.coordinator.cli.test_main import SHAPES, Program, program
 from tests.coordinator.cli.test_processes import make_workspace
 from tests.coordinator.conftest import resign
 from tests.coordinator.contributor import enrolment
-from tests.coordinator.review.test_worker import ObedientModel
+from tests.coordinator.review.workshop import MATERIAL, ObedientModel
 
 __all__ = ["program"]
 
@@ -87,7 +89,10 @@ class Place:
         with self.open() as open_:
             cache = Cache(self.workspace.bundles, self.store)
             load: Any = ObedientModel
-            reviewer = Reviewer(load, open_.registry, cache, ["probe"])
+            reviewer = Reviewer(
+                load, open_.registry, cache, material=MATERIAL, review=Review(), seconds=60.0,
+                kept=KeptFigures(open_.workspace.figures, MATERIAL.digest),
+            )  # fmt: skip
             worker = Worker(
                 self.pool, open_.identity, open_.registry, cache=cache, check=lambda _: None, reviewer=reviewer,
                 clock=now,

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from protocol.bundle import ADAPTER_WEIGHTS
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
+from protocol.spec import Routing
 from router.base.linear import find_linear
 from router.base.loading import load_base
 from router.layer.choice import Choice
@@ -237,15 +238,57 @@ def test_an_expert_for_a_wider_base_is_refused_and_harms_nothing(
 
 
 def test_a_broken_expert_fails_the_probe(model: RoutedModel, base: Path, tmp_path: Path, identity: Identity) -> None:
-    assert model.probe(INPUTS) > 0
+    before = model.probe(INPUTS, INPUTS)
+    assert before.losses == pytest.approx(model.losses(INPUTS, INPUTS))
     huge = factories.make_bundle(tmp_path / "huge", factories.make_pool(base, identity), identity)
     expert = model.load(huge)
     for part in expert.modules.values():
         part.b.fill_(3e38)
     model.generation = Generation(model.generation.pool.add(expert))
     with pytest.raises(Refused) as refused:
-        model.probe(INPUTS)
+        model.probe(INPUTS, INPUTS)
     assert refused.value.code is Code.PROBE_FAILED
+    with model.lacking(huge.digest):
+        assert model.probe(INPUTS, INPUTS).losses == pytest.approx(before.losses, rel=1e-4)
+    assert huge.digest in model.digests
+
+
+def test_the_probe_tells_the_largest_number_and_can_be_ended(model: RoutedModel) -> None:
+    seen: list[float] = []
+    hooks = [
+        module.register_forward_hook(lambda _module, _given, out: seen.append(out.abs().max().item()))
+        for module in model.base.model.modules()
+        if isinstance(module, torch.nn.Linear)
+    ]
+    texts = INPUTS * 6  # two batches
+    found = model.probe(texts, texts, RoutingChoice("expert:ada/e1"))
+    for hook in hooks:
+        hook.remove()
+    assert found.largest * torch.finfo(torch.float32).max >= max(seen) > 0
+    assert not any(module._forward_hooks for module in model.base.model.modules())
+    ticks: list[None] = []
+
+    def tick() -> None:
+        ticks.append(None)
+        if len(ticks) == 2:
+            raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        model.probe(texts, texts, tick=tick)
+
+
+def test_the_probe_is_routed_as_the_pool_is(model: RoutedModel) -> None:
+    model.route_as(Routing(method="merged", k=3))
+    assert model.probe(INPUTS, INPUTS).losses == pytest.approx(model.losses(INPUTS, INPUTS, RoutingChoice("merged")))
+    model.remove(model.digests[0])
+    assert model.generation.settings.method == "merged"
+
+
+def test_norms_of_an_expert_are_by_module(model: RoutedModel) -> None:
+    first, second = model.digests[:2]
+    assert set(model.norms(first)) == set(model.generation.pool.find("e0").modules)
+    assert len(model.norms(second)) == len(model.norms(first)) - 1
+    assert all(norm > 0 for norm in model.norms(second).values())
 
 
 def test_weights_that_the_models_dtype_cannot_hold_are_refused(base: Path, tmp_path: Path, identity: Identity) -> None:

@@ -30,7 +30,7 @@ from tests.coordinator.conftest import Clock as WorkshopClock
 from tests.coordinator.conftest import make_pool
 from tests.coordinator.fleet.campaigns.test_driver import Town
 from tests.coordinator.fleet.campaigns.test_promotion import Bench
-from tests.coordinator.review.test_worker import Workshop
+from tests.coordinator.review.workshop import Workshop
 
 NUMBERS = 3
 """Two experts at one module, and its temperature."""

@@ -25,7 +25,7 @@ from protocol.signing import Identity
 from protocol.spec import Promotion
 from tests import factories
 from tests.coordinator.conftest import Clock, make_pool
-from tests.coordinator.review.test_worker import Workshop
+from tests.coordinator.review.workshop import Workshop
 
 
 @pytest.fixture
