@@ -95,6 +95,7 @@ class Code(Enum):
     TENSOR_SHAPE = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "A tensor has another shape than was declared.")
     TENSOR_DTYPE = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "A tensor has a dtype that a pool does not take.")
     CONFIG_MISMATCH = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "adapter_config.json says other than the spec.")
+    CARD_INVALID = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "The model card is not plain text.")
     NOT_FINITE = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "A tensor holds NaN or infinity.")
     CONSTANT_GATE = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "A gate is constant, so it cannot route.")
     NO_EFFECT = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "The expert changes nothing.")

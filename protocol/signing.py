@@ -182,6 +182,13 @@ class Signed:
             raise Refused(Code.ENVELOPE_SCHEMA, "The envelope holds two signatures by one key.")
         return cls(_base64(fields["payload"]), signatures)
 
+    def is_canonical(self, raw: bytes) -> bool:
+        """Tell whether an envelope that was read as this one holds one signature and is written as `Identity.sign`."""
+        signatures = {keyid: Signature(keyid, value.hex()) for keyid, value in self.signatures}
+        return len(signatures) == 1 and raw == strict_json.dumps(
+            Envelope(self.payload, PAYLOAD_TYPE, signatures).to_dict()
+        )
+
     def verify(self, key: PublicKey) -> bytes:
         """Return the payload if a key signed it (`BAD_SIGNATURE`)."""
         signatures = {keyid: Signature(keyid, value.hex()) for keyid, value in self.signatures}

@@ -15,6 +15,7 @@ from coordinator.storage.blobs import Store
 from coordinator.storage.spool import Spool
 from protocol import bundle, documents
 from protocol.bundle import Manifest
+from protocol.compatibility import check_derived
 from protocol.documents import RECEIPT_TYPE, Pool, Receipt, timestamp
 from protocol.errors import Code, Refused
 from protocol.fleet.node_key import check_clock, read_binding
@@ -92,12 +93,13 @@ class Intake:
         """Judge an envelope, and open or find its upload session, or the receipt of a bundle that is kept already.
 
         Raises:
-            Refused: As `read_manifest` and `judge`.
+            Refused: As `read_manifest`, `check_derived` and `judge`.
             Unavailable: `STORAGE_FULL`.
         """
         manifest = bundle.read_manifest(envelope)
         if known := self._registry.bundles.find(manifest.digest):
             return BeginReply(digest=manifest.digest, receipt=known.receipt)
+        check_derived(manifest, self._pool)
         self._drop_expired()
 
         def check(standing: Standing) -> None:

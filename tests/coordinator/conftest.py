@@ -32,6 +32,7 @@ from protocol.adapters import Shape
 from protocol.bundle import ADAPTER_CONFIG, Bundle, pack
 from protocol.documents import Pool, sign_pool
 from protocol.errors import Code
+from protocol.files import strict_json
 from protocol.signing import Identity
 from protocol.spec import BaseModelRef, ExpertSpec, Policy, PoolSpec
 from protocol.v1 import catalog_pb2_grpc, intake_pb2_grpc
@@ -241,5 +242,5 @@ def served(tmp_path: Path, pool: Pool, coordinator_identity: Identity, clock: Cl
 def set_config(bundle: Bundle, identity: Identity, **changes: object) -> Bundle:
     """Change adapter_config.json and sign the bundle again."""
     path = bundle.folder / ADAPTER_CONFIG
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    path.write_bytes(strict_json.dumps(json.loads(path.read_text()) | changes))
     return pack(bundle.folder, bundle.spec, identity)

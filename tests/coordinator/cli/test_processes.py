@@ -24,6 +24,7 @@ from coordinator.storage.spool import Spool
 from coordinator.workspace.create import BaseFacts, found
 from coordinator.workspace.fsck import check_store
 from coordinator.workspace.paths import CoordinatorWorkspace
+from protocol import adapter_config
 from protocol.adapters import LoraModule, Shape
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, GATES, Bundle, pack
 from protocol.documents import Pool, read_pool
@@ -205,7 +206,7 @@ def sparse_bundle(folder: Path, pool: Pool, identity: Identity) -> Bundle:
     folder.mkdir()
     for name, tensors in ((ADAPTER_WEIGHTS, adapter_tensors(spec)), (GATES, gate_tensors(spec))):
         write_sparse(folder / name, tensors)
-    (folder / ADAPTER_CONFIG).write_text("{}")
+    (folder / ADAPTER_CONFIG).write_bytes(adapter_config.render(spec, pool.spec))
     (folder / CARD).write_text("# large\n")
     return pack(folder, spec, identity)
 
