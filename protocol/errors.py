@@ -76,6 +76,8 @@ class Code(Enum):
     SUPERSEDES_UNKNOWN = Fate("NOT_FOUND", 404, EX_DATAERR, "The bundle to supersede is not this contributor's.")
     VERSION_REUSED = Fate("ALREADY_EXISTS", 409, EX_DATAERR, "The expert's name is in use and is not superseded.")
     DUPLICATE_OF = Fate("ALREADY_EXISTS", 409, EX_DATAERR, "Another key has submitted the same weights.")
+    COPY_OF = Fate("ALREADY_EXISTS", 409, EX_DATAERR, "The expert adds what an earlier bundle adds.")
+    NEAR_COPY = Fate("FAILED_PRECONDITION", 409, EX_DATAERR, "Much of the expert is another bundle's.")
     QUOTA = Fate("RESOURCE_EXHAUSTED", 429, EX_TEMPFAIL, "The contributor's quota is used up.")
     TOO_LARGE = Fate("RESOURCE_EXHAUSTED", 413, EX_DATAERR, "The bundle is larger than the pool takes.")
 

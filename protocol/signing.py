@@ -15,6 +15,8 @@ from typing import Any
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -143,6 +145,10 @@ class Identity:
         """Write PKCS8 PEM, readable by its owner alone; `FileExistsError` if there is a file already."""
         how = BestAvailableEncryption(passphrase.encode()) if passphrase else NoEncryption()
         write_secret(path, self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, how))
+
+    def secret(self, purpose: bytes) -> bytes:
+        """Derive 32 bytes that only this key's owner knows, the same ones for ever (HKDF, RFC 5869)."""
+        return HKDF(SHA256(), 32, salt=None, info=purpose).derive(self._key.private_bytes_raw())
 
     def sign(self, payload: bytes) -> bytes:
         """Put a payload into a signed envelope (JSON bytes)."""

@@ -122,8 +122,8 @@ def _working(folder: Path, process: str, *, json_log: bool, **flags: Any) -> "It
 
 
 def _worker(open_: "Opened") -> "Worker":
-    from coordinator.admission import limited_process
     from coordinator.review.bundle_cache import Cache
+    from coordinator.review.copies import PURPOSE, Copies
     from coordinator.review.probe import Reviewer
     from coordinator.review.worker import Worker
     from coordinator.storage.blobs import Store
@@ -141,6 +141,8 @@ def _worker(open_: "Opened") -> "Worker":
 
     return Worker(
         open_.pool, open_.identity, open_.registry, cache=cache, clock=now,
-        check=lambda bundle: limited_process.check(bundle.folder, open_.workspace.pool),
+        check=Copies(
+            open_.pool, open_.workspace.pool, open_.registry, cache, open_.identity.secret(PURPOSE)
+        ).check,
         reviewer=Reviewer(load_model, open_.registry, cache, read_probe(open_.settings.probe)),
     )  # fmt: skip

@@ -45,7 +45,8 @@ class Worker:
         identity: Signs releases.
         registry: Rows.
         cache: Opens bundles as verified folders.
-        check: The content check; raises `Refused`, or `CheckFailedError` for no verdict.
+        check: The content check; raises `Refused`, or `CheckFailedError` for no verdict, and returns why a person must
+            decide, if one must.
         reviewer: Tries experts on the model.
         clock: Tells the time.
     """
@@ -57,7 +58,7 @@ class Worker:
         registry: Registry,
         *,
         cache: Cache,
-        check: Callable[[Bundle], None],
+        check: Callable[[Bundle], Refused | None],
         reviewer: Reviewer,
         clock: Callable[[], datetime],
     ) -> None:
@@ -96,8 +97,8 @@ class Worker:
         for find, work in (
             (bundles.of_revoked_keys, self._turn_away),
             (partial(bundles.all, State.RECEIVED), self._verify),
-            (partial(bundles.all, State.QUARANTINED), self._admit),
-            (partial(bundles.all, State.ACCEPTED), self._release),
+            (partial(bundles.of_active_keys, State.QUARANTINED), self._admit),
+            (partial(bundles.of_active_keys, State.ACCEPTED), self._release),
         ):
             for row in find():
                 if stopped is not None and stopped.is_set():
@@ -141,12 +142,13 @@ class Worker:
     def _verify(self, row: BundleRow) -> bool:
         bundle = self._cache.open(row)
         try:
-            self._check(bundle)
+            suspicion = self._check(bundle)
         except Refused as verdict:
             return self._refuse(row, verdict)
         except CheckFailedError as error:
             return self._check_failed(row, error)
-        self._registry.bundles.move(row.digest, State.VERIFIED, State.QUARANTINED, actor="worker", now=self._clock())
+        steps = State.VERIFIED, State.QUARANTINED
+        self._registry.bundles.move(row.digest, *steps, actor="worker", reason=suspicion, now=self._clock())
         return True
 
     def _check_failed(self, row: BundleRow, error: CheckFailedError) -> bool:
@@ -164,7 +166,7 @@ class Worker:
         return False
 
     def _admit(self, row: BundleRow) -> bool:
-        if self._pool.spec.policy.admission != "open":
+        if self._pool.spec.policy.admission != "open" or row.code:
             return False  # an operator decides: greylag-coordinator experts accept
         self._registry.bundles.move(row.digest, State.ACCEPTED, actor="worker", now=self._clock())
         return True

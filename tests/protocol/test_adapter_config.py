@@ -76,10 +76,11 @@ def test_peft_scales_the_side_that_the_spec_says_or_there_is_no_such_file(sides:
 
 @pytest.mark.parametrize("kind", get_args(Kind))
 def test_the_pool_and_nobody_else_says_which_base(kind: str) -> None:
-    module: Module = {
+    others: dict[str, Module] = {
         "ia3": Ia3Module(side="output", **SHAPE),
         "bottleneck": BottleneckModule(rank=2, alpha=1, activation="relu", **SHAPE),
-    }.get(kind) or LOW_RANK[kind](rank=2, alpha=1, **SHAPE)
+    }
+    module = others.get(kind) or LOW_RANK[kind](rank=2, alpha=1, **SHAPE)
     spec, pool = made({"q": module}, architecture="decoder-only")
     spec = spec.model_copy(update={"base": spec.base.model_copy(update={"name": "evil/base"})})
     config = json.loads(adapter_config.render(spec, pool))

@@ -293,12 +293,29 @@ def test_the_sandbox_sees_nothing_of_the_servers_environment(
 
     def run(*_: Any, **options: Any) -> subprocess.CompletedProcess[bytes]:
         seen.update(options)
-        return subprocess.CompletedProcess([], 0, b"null\n", b"")
+        return subprocess.CompletedProcess([], 0, b'{"answer": ""}', b"")
 
     monkeypatch.setenv("GREYLAG_COORDINATOR_DATABASE", "postgresql://user:secret@host/db")
     monkeypatch.setattr(subprocess, "run", run)
     limited_process.check(bundle.folder, pool_file)
     assert not any("secret" in value for value in seen["env"].values())
+
+
+def test_the_secret_is_in_no_list_of_processes(
+    bundle: Bundle, pool_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, seen = subprocess.run, []
+
+    def noted(command: list[str], **options: Any) -> Any:
+        seen.append(command)
+        return run(command, **options)
+
+    monkeypatch.setattr(subprocess, "run", noted)
+    sketch = limited_process.check(bundle.folder, pool_file, secret=b"k" * 32)
+    assert sketch == limited_process.sketch(bundle.folder, pool_file, secret=b"k" * 32)
+    assert sketch != limited_process.check(bundle.folder, pool_file, secret=b"l" * 32)
+    assert limited_process.compare(bundle.folder, bundle.folder, pool_file) == pytest.approx(1)
+    assert not any((b"k" * 32).hex() in word for command in seen for word in command)
 
 
 def test_memory_does_not_grow_with_the_bundle(tmp_path: Path, pool: Pool, identity: Identity) -> None:

@@ -172,7 +172,7 @@ def test_what_was_yanked_after_the_copy_is_not_public_again(program: Program, pl
     place.submit(old)
     place.work()
     backup = place.database.read_bytes()
-    assert program(place.workspace, "experts", "yank", yanked.digest[:8], "--reason", "Answers with insults.") == 0
+    assert program(place.workspace, "experts", "yank", yanked.digest[:8], "--keep-key", "--reason", "Insults.") == 0
     place.submit(resign(place.make(), place.ada, name=old.spec.name, supersedes=old.digest))
     place.work()
     place.database.write_bytes(backup)
