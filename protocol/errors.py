@@ -148,6 +148,7 @@ class Code(Enum):
     STORAGE_FULL = Fate("RESOURCE_EXHAUSTED", 507, EX_IOERR, "The disk is full.", again=True)
     STORE_DAMAGED = Fate("DATA_LOSS", 500, EX_IOERR, "The coordinator lost or changed what it keeps.", again=True)
     INTERRUPTED = Fate("UNAVAILABLE", 503, EX_TEMPFAIL, "A person stopped it; it goes on where it was.", again=True)
+    CLOSED = Fate("UNAVAILABLE", 503, EX_TEMPFAIL, "The operator has closed the pool or its door.", again=True)
     BUSY = Fate("UNAVAILABLE", 503, EX_TEMPFAIL, "The other side is busy or shutting down.", again=True)
     INTERNAL = Fate("INTERNAL", 500, EX_SOFTWARE, "The other side failed; its log says why.", again=True)
 

@@ -8,7 +8,9 @@ from sqlalchemy.orm import Session
 
 from coordinator.faults import fault_point
 from coordinator.policy.lifecycle import WAITING, Standing, State, is_public
+from coordinator.policy.switches import Switch, check_open
 from coordinator.registry import journal
+from coordinator.registry.switches import read_switches
 from coordinator.registry.tables import BundleFile, BundleRow, Contributor, Event, Sketch, Upload
 from coordinator.registry.transactions import Subject
 from protocol.bundle import ADAPTER_WEIGHTS, Manifest, read_manifest
@@ -35,10 +37,12 @@ class Bundles(Subject):
 
         Raises:
             Refused: Whatever `check` refuses with.
+            Unavailable: `CLOSED`.
         """
         with self._registry.writing() as session:
             if known := bundle_row(session, manifest.digest):
                 return known.receipt
+            check_open(read_switches(session), Switch.POOL, Switch.INTAKE)
             check(read_standing(session, manifest))
             sequence = (session.scalar(select(func.max(BundleRow.sequence))) or 0) + 1
             row = BundleRow(
@@ -167,6 +171,8 @@ class Bundles(Subject):
                     f"There is no bundle {digest[:16]}.",
                     "List the bundles with: greylag-coordinator experts ls",
                 )
+            if State.ACCEPTED in steps:
+                check_open(read_switches(session), Switch.POOL)
             for step in steps:
                 why = reason if step is steps[-1] else None
                 journal.take_step(session, row, step, actor=actor, now=now, reason=why)

@@ -10,6 +10,7 @@ from coordinator.registry.bundles import Bundles
 from coordinator.registry.contributors import Contributors
 from coordinator.registry.releases import Releases
 from coordinator.registry.sketches import Sketches
+from coordinator.registry.switches import Switches
 from coordinator.registry.tables import Event
 from coordinator.registry.transactions import Transactions
 from coordinator.registry.uploads import Uploads
@@ -31,6 +32,7 @@ class Registry(Transactions):
         self.bundles = Bundles(self)
         self.releases = Releases(self)
         self.sketches = Sketches(self)
+        self.switches = Switches(self)
 
     def claim(self, pool: str, *, now: datetime) -> None:
         """Make an empty registry a pool's for ever; the first event says whose it is.

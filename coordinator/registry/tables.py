@@ -94,6 +94,16 @@ class Sketch(RegistryTable):
     """float16 numbers; empty for an expert that an operator lets come again."""
 
 
+class SwitchRow(RegistryTable):
+    """Something that an operator has shut; no row where it is open."""
+
+    __tablename__ = "switches"
+
+    name: Mapped[str] = mapped_column(String(16), primary_key=True)
+    reason: Mapped[str] = mapped_column(Text)
+    """One public sentence."""
+
+
 class ReleaseRow(RegistryTable):
     """A signed release."""
 

@@ -11,6 +11,7 @@ from coordinator.admission.limited_process import CheckFailedError
 from coordinator.fleet.records.fleet import Fleet
 from coordinator.policy.lifecycle import State
 from coordinator.policy.next_release import next_release
+from coordinator.policy.switches import Switch
 from coordinator.registry.registry import Registry
 from coordinator.registry.tables import BundleRow
 from coordinator.review.bundle_cache import Cache
@@ -92,15 +93,15 @@ class Worker:
         Raises:
             GreylagError: The registry cannot be reached or read.
         """
-        done = False
-        bundles = self._registry.bundles
+        done, bundles = False, self._registry.bundles
+        frozen = Switch.POOL in self._registry.switches.thrown()
         for find, work in (
             (bundles.of_revoked_keys, self._turn_away),
             (partial(bundles.all, State.RECEIVED), self._verify),
             (partial(bundles.of_active_keys, State.QUARANTINED), self._admit),
             (partial(bundles.of_active_keys, State.ACCEPTED), self._release),
         ):
-            for row in find():
+            for row in find() if not (frozen and work in (self._admit, self._release)) else ():
                 if stopped is not None and stopped.is_set():
                     return done
                 done = self._attempt(row, work) or done

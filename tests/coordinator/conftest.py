@@ -24,7 +24,7 @@ import pytest
 
 from coordinator.registry.registry import Registry
 from coordinator.serving.catalog_service import CatalogService
-from coordinator.serving.intake import Intake
+from coordinator.serving.intake import Intake, IntakeLimits
 from coordinator.serving.intake_service import IntakeService
 from coordinator.storage.blobs import Store
 from coordinator.storage.spool import Spool
@@ -193,7 +193,7 @@ class Served:
         self.service: IntakeService | None = None
         self.intake = Intake(
             pool, identity, self.registry, store=self.store, spool=self.spool, clock=clock,
-            session_life=timedelta(hours=24), fleet="fleet.example.org:7444",
+            limits=IntakeLimits(first_bundles=99), fleet="fleet.example.org:7444",
         )  # fmt: skip
 
     def busy(self) -> set[tuple[str, str]]:

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import pytest
 
 from coordinator.faults import POINTS
 from coordinator.registry.registry import Registry
-from coordinator.serving.intake import Intake
+from coordinator.serving.intake import Intake, IntakeLimits
 from coordinator.storage.blobs import Store
 from coordinator.storage.spool import Spool
 from coordinator.workspace.create import BaseFacts, found
@@ -105,7 +105,7 @@ def resubmit(workspace: CoordinatorWorkspace, registry: Registry, store: Store, 
     spool = Spool(workspace.spool, quota_bytes=1 << 30, floor_bytes=0)
     intake = Intake(
         pool, identity, registry, store=store, spool=spool, clock=lambda: datetime.now(UTC),
-        session_life=timedelta(hours=1),
+        limits=IntakeLimits(first_bundles=99),
     )  # fmt: skip
     intake.sweep()
     store.sweep_leftovers()
