@@ -34,10 +34,10 @@ def test_one_bundle_before_the_first_is_let_in(states: list[str], uploads: int, 
         assert refused.value.code is Code.QUOTA
 
 
-def newcomers(served: Served, **settings: int) -> Intake:
+def newcomers(served: Served, hourly_keys: int = 200) -> Intake:
     return Intake(
         served.pool, served.identity, served.registry, store=served.store, spool=served.spool, clock=served.clock,
-        limits=IntakeLimits(**settings),
+        limits=IntakeLimits(hourly_keys=hourly_keys),
     )  # fmt: skip
 
 
