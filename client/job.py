@@ -14,6 +14,7 @@ from client.submission import outbox
 from client.training.plan import TrainingPlan, TrainingRequest, check_budget, make_plan
 from client.workspace.paths import ClientWorkspace
 from protocol.bundle import ADAPTER_WEIGHTS, ENVELOPE, GATES, Bundle, Manifest, open_bundle, read_manifest, sha256_of
+from protocol.compatibility import check_derived
 from protocol.errors import Code, Refused
 from protocol.files.atomic import write_whole
 from protocol.signing import Identity
@@ -139,7 +140,7 @@ def _pack(
 ) -> Bundle:
     """Pack a run, unless the very same expert lies packed already: a rerun changes nothing."""
     supersedes = outbox.predecessor(outbox.load(workspace.outbox), record.name)
-    if (earlier := _packed_already(workspace.bundles / record.name, run, shared)) is not None:
+    if (earlier := _packed_already(workspace, record.name, run, shared)) is not None:
         facts = (earlier.spec.license, earlier.spec.contributor, earlier.spec.pool)
         in_place = supersedes in (earlier.digest, earlier.spec.supersedes)  # it holds its name, or may still take it
         if in_place and facts == (workspace.settings.license, identity.public.hex, workspace.pool.digest):
@@ -149,13 +150,15 @@ def _pack(
     return bundle
 
 
-def _packed_already(folder: Path, run: Path, shared: Path) -> Bundle | None:
-    """Open the bundle that lies in a folder if it holds the tensors of a run; one that is damaged is packed anew."""
+def _packed_already(workspace: ClientWorkspace, name: str, run: Path, shared: Path) -> Bundle | None:
+    """Open the bundle of a name if it holds a run's tensors; a damaged or outdated one is packed anew."""
+    folder = workspace.bundles / name
     try:
         manifest = read_manifest((folder / ENVELOPE).read_bytes())
         files = {ADAPTER_WEIGHTS: run / ADAPTER / ADAPTER_WEIGHTS, GATES: shared / GATES}
         if any(manifest.files[name].sha256 != sha256_of(path) for name, path in files.items()):
             return None
+        check_derived(manifest, workspace.pool)
         return open_bundle(folder)
     except (OSError, Refused):
         return None

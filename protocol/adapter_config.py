@@ -1,57 +1,67 @@
-"""PEFT's adapter_config.json: what of it says something about the weights, and what no expert may say.
+"""PEFT's adapter_config.json, derived from what was signed: for one expert of one pool there is one such file.
 
-PEFT itself never refuses a configuration: it drops unknown keys and loads what it can. Here every key is
-known, or switched off.
+PEFT obeys this file when a person loads a bundle without us, and never refuses it: it loads the base that the file
+names, drops keys that it does not know, and takes any dropout. So nobody writes it freely. Whoever packs a bundle
+renders it, and whoever takes one in holds the bytes against those that it renders itself.
+
+`fan_in_fan_out` is left out: PEFT finds out for each module, and says so with a warning on bases like GPT-2's.
 """
 
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
 
-from protocol.spec import Architecture
+from protocol.adapters import BOTTLENECK_TYPE, Ia3Module, Module
+from protocol.errors import Code, Refused
+from protocol.files import strict_json
+from protocol.spec import Architecture, ExpertSpec, PoolSpec
 
 TASKS: dict[Architecture, str] = {"encoder-decoder": "SEQ_2_SEQ_LM", "decoder-only": "CAUSAL_LM"}
 """PEFT's `task_type`."""
-LORA_KEYS = frozenset({
-    "r", "lora_alpha", "rank_pattern", "alpha_pattern", "bias", "use_rslora", "use_dora", "init_lora_weights",
-})  # fmt: skip
-IA3_KEYS = frozenset({"feedforward_modules"})
-# Say nothing about the weights, or say it again. PEFT itself finds out what fan_in_fan_out is for each module.
-_INFORMATIVE = frozenset({
-    "base_model_name_or_path", "fan_in_fan_out", "inference_mode", "init_ia3_weights", "lora_dropout",
-    "megatron_core", "peft_type", "peft_version", "qalora_group_size", "revision", "target_modules", "task_type",
-})  # fmt: skip
-# Others, such as PiSSA and OLoRA, change the base's weights, and PEFT changes them again whenever it loads the adapter.
-_HARMLESS_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
-_OFF: tuple[object, ...] = (None, False, 0, "", [], {})
-_WHY = {
-    "bias": "an expert adds to linear modules and leaves the base's own biases alone",
-    "lora_bias": "an expert's factors carry no biases",
-    "modules_to_save": "an expert cannot replace modules of the base, which all experts share",
-}
+_NO_SUCH_FILE = "Train the other module, too, or leave this one out."
 
 
-class Fault(NamedTuple):
-    """What a configuration says that it may not."""
+def render(spec: ExpertSpec, pool: PoolSpec) -> bytes:
+    """Write the one adapter_config.json of an expert; the base is called as the pool calls it.
 
-    key: str
-    expected: str
-    found: object
+    Raises:
+        Refused: `CONFIG_MISMATCH` for modules that no such file can name, since PEFT goes by the ends of paths.
+    """
+    modules = dict(sorted(spec.modules.items()))
+    _check_ends(modules, pool)
+    fields: dict[str, object] = {"base_model_name_or_path": pool.base.name, "target_modules": list(modules)}
+    if spec.kind == "bottleneck":
+        return strict_json.dumps(fields | {"peft_type": BOTTLENECK_TYPE})
+    fields |= {"inference_mode": True, "task_type": TASKS[pool.architecture]}
+    if spec.kind == "ia3":
+        return strict_json.dumps(fields | {"peft_type": "IA3", "feedforward_modules": _scaled_inputs(modules)})
+    ranks = {path: module.rank for path, module in modules.items()}
+    alphas = {path: module.alpha for path, module in modules.items() if not isinstance(module, Ia3Module)}
+    first = next(iter(modules))
+    fields |= {"peft_type": "LORA", "r": ranks[first], "lora_alpha": alphas[first], "lora_dropout": 0.0, "bias": "none"}
+    fields |= {"rank_pattern": _others(ranks, ranks[first]), "alpha_pattern": _others(alphas, alphas[first])}
+    return strict_json.dumps(fields | {"use_rslora": spec.kind == "rslora", "use_dora": spec.kind == "dora"})
 
 
-def first_unsupported(config: Mapping[str, Any], keys: frozenset[str]) -> Fault | None:
-    """Find the first key that no expert has, beside further `keys` that are looked at elsewhere."""
-    for key, value in config.items():
-        if key not in _INFORMATIVE | keys and value not in _OFF:
-            return Fault(key, f"nothing, since {_WHY[key]}" if key in _WHY else "nothing", value)
-    if "bias" in keys and config.get("bias", "none") != "none":
-        return Fault("bias", f"'none', since {_WHY['bias']}", config["bias"])
-    start = config.get("init_lora_weights")
-    if "init_lora_weights" in keys and start not in _HARMLESS_STARTS:
-        return Fault("init_lora_weights", "a start that leaves the base's weights as they are", start)
-    return None
+def _others(sizes: Mapping[str, float], first: float) -> dict[str, float]:
+    """List what differs from the first module's size, each under a regular expression that fits one path alone."""
+    return {f"^{re.escape(path)}": size for path, size in sizes.items() if size != first}
 
 
-def at_module(pattern: Mapping[str, Any], path: str, default: object) -> object:
-    """Look a module up in rank_pattern or alpha_pattern as PEFT does: the first key that is its path or ends it."""
-    return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", path)), default)
+def _check_ends(modules: Mapping[str, Module], pool: PoolSpec) -> None:
+    """Refuse modules by whose names PEFT would touch others, whose paths end in a dot and such a name."""
+    for other in sorted(pool.modules.keys() - modules.keys()):
+        parts = other.split(".")
+        ends = (".".join(parts[start:]) for start in range(1, len(parts)))
+        if end := next((end for end in ends if end in modules), None):
+            what = f"adapter_config.json cannot name {end} alone: PEFT would also touch {other}."
+            raise Refused(Code.CONFIG_MISMATCH, what, _NO_SUCH_FILE)
+
+
+def _scaled_inputs(modules: Mapping[str, Module]) -> list[str]:
+    """List the modules whose inputs are scaled; PEFT takes any path that ends like one of them for another."""
+    inputs = [path for path, module in modules.items() if isinstance(module, Ia3Module) and module.side == "input"]
+    for path in sorted(modules.keys() - set(inputs)):
+        if path.endswith(tuple(inputs)):
+            what = f"adapter_config.json cannot scale the output of {path}: its path ends like one whose input is."
+            raise Refused(Code.CONFIG_MISMATCH, what, _NO_SUCH_FILE)
+    return inputs

@@ -1,10 +1,11 @@
 """The bundle: a folder that plain PEFT loads, with gates, spec, card and one signature over all.
 
-    adapter_config.json, adapter_model.safetensors    as PEFT writes them
-    gates.safetensors                                 one float32 vector a module
-    spec.json                                         the expert's facts
-    README.md                                         model card
-    bundle.dsse.json                                  in-toto statement over the five files above
+    adapter_model.safetensors    as PEFT writes it
+    adapter_config.json          derived from spec and pool (`protocol.adapter_config`)
+    gates.safetensors            one float32 vector a module
+    spec.json                    the expert's facts
+    README.md                    model card
+    bundle.dsse.json             in-toto statement over the five files above
 
 The statement repeats the spec and adds sizes, so that a coordinator can judge a bundle by its
 envelope alone, before it stores a byte. A bundle's identity is the digest of the signed payload.
@@ -36,7 +37,7 @@ ENVELOPE = "bundle.dsse.json"
 FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, GATES, SPEC)
 """What is signed; the envelope stands beside it."""
 
-MAX_TEXT_BYTES = {ADAPTER_CONFIG: 1 << 18, SPEC: 1 << 20, CARD: 1 << 18}
+MAX_TEXT_BYTES = {ADAPTER_CONFIG: 1 << 18, SPEC: 1 << 20, CARD: 1 << 14}
 
 
 class _Predicate(Strict):
@@ -118,6 +119,25 @@ def read_manifest(envelope: bytes) -> Manifest:
     return Manifest(signed.digest, envelope, predicate.spec, files)
 
 
+def check_canonical(manifest: Manifest) -> None:
+    """Refuse a bundle whose envelope, statement or spec.json is written otherwise than `pack` writes it.
+
+    What is read is the same either way; but spaces, second signatures and defaults spelt out would be room for content
+    that nobody looks at, and work at every reading.
+
+    Raises:
+        Refused: `ENVELOPE_SCHEMA` or `SPEC_INVALID`.
+    """
+    signed, hint = Signed.parse(manifest.envelope), "Pack it again with the coordinator's version of greylag-client."
+    subjects = {name: file.sha256 for name, file in manifest.files.items()}
+    sizes = {name: file.size for name, file in manifest.files.items()}
+    payload = statement.build(BUNDLE_TYPE, subjects, _Predicate(spec=manifest.spec, sizes=sizes))
+    if signed.payload != payload or not signed.is_canonical(manifest.envelope):
+        raise Refused(Code.ENVELOPE_SCHEMA, "The bundle's statement is not written in its one canonical form.", hint)
+    if manifest.files[SPEC].sha256 != hashlib.sha256(_spec_text(manifest.spec)).hexdigest():
+        raise Refused(Code.SPEC_INVALID, "spec.json is not written in its one canonical form.", hint)
+
+
 def pack(folder: Path, spec: ExpertSpec, identity: Identity) -> Bundle:
     """Write spec and signature into a folder that holds adapter, gates and card.
 
@@ -126,7 +146,7 @@ def pack(folder: Path, spec: ExpertSpec, identity: Identity) -> Bundle:
     """
     for path in (folder / SPEC, folder / ENVELOPE):
         sweep(path)  # left by a kill in the middle of an earlier pack
-    write_whole(folder / SPEC, strict_json.dumps(spec.model_dump(mode="json")))
+    write_whole(folder / SPEC, _spec_text(spec))
     _check_folder(folder, {*FILES, ENVELOPE} if (folder / ENVELOPE).exists() else FILES)
     sizes = {name: (folder / name).stat().st_size for name in FILES}
     subjects = {name: sha256_of(folder / name) for name in FILES}
@@ -168,6 +188,10 @@ def check_spec(path: Path, spec: ExpertSpec) -> None:
     value = strict_json.loads(path.read_bytes(), what=path.name, code=Code.SPEC_INVALID)
     if statement.read(ExpertSpec, value, what=path.name) != spec:
         raise Refused(Code.SPEC_INVALID, f"{path.name} differs from the spec in the signed statement.")
+
+
+def _spec_text(spec: ExpertSpec) -> bytes:
+    return strict_json.dumps(spec.model_dump(mode="json"))
 
 
 def sha256_of(path: Path) -> str:

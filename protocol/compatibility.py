@@ -5,11 +5,12 @@ take in, and a router of what it is to fetch; what a release lists is not for th
 Which bundle of a contributor the next one of its name supersedes is decided here for both sides, too.
 """
 
+import hashlib
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from protocol import tensors
-from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle, Manifest
+from protocol import adapter_config, tensors
+from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, GATES, Bundle, Manifest, check_canonical
 from protocol.documents import Pool
 from protocol.errors import Code, Refused
 from protocol.spec import Centroid, PoolSpec
@@ -95,6 +96,25 @@ def check_fit(manifest: Manifest, pool: Pool) -> None:
     check_told([name for name, told in spec.statistics if told is not None], pool.spec)
     _check_centroid(spec.statistics.centroid, pool.spec)
     _check_sizes(manifest, pool.spec)
+
+
+def check_derived(manifest: Manifest, pool: Pool) -> None:
+    """Refuse a bundle whose envelope, spec.json or adapter_config.json is not the one that its facts have.
+
+    A coordinator asks this of what it takes in. A router does not ask it of what was released: files that an older
+    version wrote stay readable.
+
+    Raises:
+        Refused: `CONFIG_MISMATCH`, or as `protocol.bundle.check_canonical`.
+    """
+    check_canonical(manifest)
+    config = adapter_config.render(manifest.spec, pool.spec)
+    if manifest.files[ADAPTER_CONFIG].sha256 != hashlib.sha256(config).hexdigest():
+        raise Refused(
+            Code.CONFIG_MISMATCH,
+            "adapter_config.json is not the one file that follows from the signed spec and the pool.",
+            "Pack it again with the coordinator's version of greylag-client.",
+        )
 
 
 def check_tensors(bundle: Bundle) -> None:

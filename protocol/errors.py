@@ -76,6 +76,8 @@ class Code(Enum):
     SUPERSEDES_UNKNOWN = Fate("NOT_FOUND", 404, EX_DATAERR, "The bundle to supersede is not this contributor's.")
     VERSION_REUSED = Fate("ALREADY_EXISTS", 409, EX_DATAERR, "The expert's name is in use and is not superseded.")
     DUPLICATE_OF = Fate("ALREADY_EXISTS", 409, EX_DATAERR, "Another key has submitted the same weights.")
+    COPY_OF = Fate("ALREADY_EXISTS", 409, EX_DATAERR, "The expert adds what an earlier bundle adds.")
+    NEAR_COPY = Fate("FAILED_PRECONDITION", 409, EX_DATAERR, "Much of the expert is another bundle's.")
     QUOTA = Fate("RESOURCE_EXHAUSTED", 429, EX_TEMPFAIL, "The contributor's quota is used up.")
     TOO_LARGE = Fate("RESOURCE_EXHAUSTED", 413, EX_DATAERR, "The bundle is larger than the pool takes.")
 
@@ -95,6 +97,7 @@ class Code(Enum):
     TENSOR_SHAPE = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "A tensor has another shape than was declared.")
     TENSOR_DTYPE = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "A tensor has a dtype that a pool does not take.")
     CONFIG_MISMATCH = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "adapter_config.json says other than the spec.")
+    CARD_INVALID = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "The model card is not plain text.")
     NOT_FINITE = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "A tensor holds NaN or infinity.")
     CONSTANT_GATE = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "A gate is constant, so it cannot route.")
     NO_EFFECT = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "The expert changes nothing.")
@@ -151,6 +154,7 @@ class Code(Enum):
     STORAGE_FULL = Fate("RESOURCE_EXHAUSTED", 507, EX_IOERR, "The disk is full.", again=True)
     STORE_DAMAGED = Fate("DATA_LOSS", 500, EX_IOERR, "The coordinator lost or changed what it keeps.", again=True)
     INTERRUPTED = Fate("UNAVAILABLE", 503, EX_TEMPFAIL, "A person stopped it; it goes on where it was.", again=True)
+    CLOSED = Fate("UNAVAILABLE", 503, EX_TEMPFAIL, "The operator has closed the pool or its door.", again=True)
     BUSY = Fate("UNAVAILABLE", 503, EX_TEMPFAIL, "The other side is busy or shutting down.", again=True)
     INTERNAL = Fate("INTERNAL", 500, EX_SOFTWARE, "The other side failed; its log says why.", again=True)
 

@@ -15,6 +15,8 @@ from typing import Any
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -144,6 +146,10 @@ class Identity:
         how = BestAvailableEncryption(passphrase.encode()) if passphrase else NoEncryption()
         write_secret(path, self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, how))
 
+    def secret(self, purpose: bytes) -> bytes:
+        """Derive 32 bytes that only this key's owner knows, the same ones for ever (HKDF, RFC 5869)."""
+        return HKDF(SHA256(), 32, salt=None, info=purpose).derive(self._key.private_bytes_raw())
+
     def sign(self, payload: bytes) -> bytes:
         """Put a payload into a signed envelope (JSON bytes)."""
         envelope = Envelope(payload, PAYLOAD_TYPE, {})
@@ -181,6 +187,13 @@ class Signed:
         if len({keyid for keyid, _ in signatures}) != len(signatures):
             raise Refused(Code.ENVELOPE_SCHEMA, "The envelope holds two signatures by one key.")
         return cls(_base64(fields["payload"]), signatures)
+
+    def is_canonical(self, raw: bytes) -> bool:
+        """Tell whether an envelope that was read as this one holds one signature and is written as `Identity.sign`."""
+        signatures = {keyid: Signature(keyid, value.hex()) for keyid, value in self.signatures}
+        return len(signatures) == 1 and raw == strict_json.dumps(
+            Envelope(self.payload, PAYLOAD_TYPE, signatures).to_dict()
+        )
 
     def verify(self, key: PublicKey) -> bytes:
         """Return the payload if a key signed it (`BAD_SIGNATURE`)."""

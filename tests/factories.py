@@ -1,6 +1,5 @@
 """Small real things for tests: base models, pools and bundles, made on the spot."""
 
-import json
 import string
 from pathlib import Path
 
@@ -18,7 +17,8 @@ from transformers import (
 )
 
 from client.training.plan import lay_modules
-from protocol.adapters import BOTTLENECK_TYPE, BottleneckModule, Ia3Module, Kind
+from protocol import adapter_config
+from protocol.adapters import Kind
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, GATES, Bundle, pack
 from protocol.documents import Pool, sign_pool
 from protocol.signing import Identity
@@ -141,8 +141,7 @@ def make_bundle(  # noqa: PLR0913 - one parameter a fact
     )
     folder.mkdir(parents=True)
     write_weights(folder, spec, seed)
-    config = adapter_config(spec) | {"base_model_name_or_path": pool.spec.base.name, "inference_mode": True}
-    (folder / ADAPTER_CONFIG).write_text(json.dumps(config))
+    (folder / ADAPTER_CONFIG).write_bytes(adapter_config.render(spec, pool.spec))
     (folder / CARD).write_text(f"# {name}\n")
     return pack(folder, spec, identity)
 
@@ -167,21 +166,3 @@ def write_weights(folder: Path, spec: ExpertSpec, seed: int = 0) -> None:
         gates[CENTROID] = draw(spec.statistics.centroid.width)
     save_file(adapter, folder / ADAPTER_WEIGHTS, {"format": "pt"})
     save_file(gates, folder / GATES, {"format": "pt"})
-
-
-def adapter_config(spec: ExpertSpec) -> dict[str, object]:
-    """Say in PEFT's words what a spec says."""
-    paths, first = list(spec.modules), next(iter(spec.modules.values()))
-    match first:
-        case Ia3Module():
-            inputs = [
-                path for path, each in spec.modules.items() if isinstance(each, Ia3Module) and each.side == "input"
-            ]
-            return {"peft_type": "IA3", "target_modules": paths, "feedforward_modules": inputs}
-        case BottleneckModule():
-            return {"peft_type": BOTTLENECK_TYPE, "target_modules": paths}
-        case _:
-            return {
-                "peft_type": "LORA", "task_type": None, "r": first.rank, "lora_alpha": first.alpha, "bias": "none",
-                "target_modules": paths, "use_rslora": spec.kind == "rslora", "use_dora": spec.kind == "dora",
-            }  # fmt: skip

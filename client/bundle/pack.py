@@ -8,7 +8,7 @@ from pathlib import Path
 from client.bundle.card import render_card
 from client.runs.record import ADAPTER, RunRecord, read_statistics
 from client.workspace.paths import ClientWorkspace
-from protocol import bundle
+from protocol import adapter_config, bundle
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, GATES, Bundle
 from protocol.compatibility import check_tensors
 from protocol.documents import timestamp
@@ -47,8 +47,9 @@ def pack_run(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        for source in (run / ADAPTER / ADAPTER_CONFIG, run / ADAPTER / ADAPTER_WEIGHTS, shared / GATES):
+        for source in (run / ADAPTER / ADAPTER_WEIGHTS, shared / GATES):
             shutil.copyfile(source, partial / source.name)
+        (partial / ADAPTER_CONFIG).write_bytes(adapter_config.render(spec, pool.spec))
         (partial / CARD).write_text(render_card(record, pool, license_id, statistics), encoding="utf-8")
         packed = bundle.pack(partial, spec, identity)
         check_tensors(packed)

@@ -1,6 +1,5 @@
 """What is trained beside a frozen base: an expert of any kind, through PEFT where PEFT has it."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,11 +8,10 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from protocol.adapter_config import TASKS
-from protocol.adapters import BOTTLENECK_TYPE, BottleneckModule, Ia3Module, Module
-from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from protocol.adapters import BottleneckModule, Ia3Module, Module
+from protocol.bundle import ADAPTER_WEIGHTS
 from protocol.errors import Code, Refused
-from protocol.files import strict_json
-from protocol.files.atomic import new_folder, write_whole
+from protocol.files.atomic import new_folder
 from protocol.spec import Architecture, Recipe
 from router.base.device_map import is_offloaded
 from router.base.linear import find_linear, seeming_at_hand
@@ -47,19 +45,13 @@ class PeftTuner:
         config.fan_in_fan_out = any(isinstance(linear, Conv1D) for linear in linears)
         with seeming_at_hand(linears):
             self.model: PeftModel = get_peft_model(model, config)
-        self._modules = modules
 
-    def save(self, folder: Path, base_name: str) -> None:
-        """Write an expert's files into a new folder, whole or not at all, for a base that the pool calls so."""
-        self.model.peft_config["default"].base_model_name_or_path = base_name
+    def save(self, folder: Path) -> None:
+        """Write an expert's weights into a new folder, whole or not at all."""
         with new_folder(folder) as partial:
             self.model.save_pretrained(str(partial), save_embedding_layers=False)
-            config = partial / ADAPTER_CONFIG
-            # PEFT shortens a long list of modules to suffixes; the full names say what was trained.
-            fields = json.loads(config.read_bytes())
-            write_whole(config, strict_json.dumps({**fields, "target_modules": sorted(self._modules)}))
-            for path in partial.iterdir():
-                if path.name not in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+            for path in partial.iterdir():  # PEFT also writes a card, and a configuration that nobody signed
+                if path.name != ADAPTER_WEIGHTS:
                     path.unlink()
 
     def take_off(self) -> None:
@@ -76,13 +68,9 @@ class BottleneckTuner:
             model, {path: module for path, module in modules.items() if isinstance(module, BottleneckModule)}
         )
 
-    def save(self, folder: Path, base_name: str) -> None:
-        """Write an expert's files into a new folder, whole or not at all, for a base that the pool calls so."""
-        fields = {
-            "base_model_name_or_path": base_name, "peft_type": BOTTLENECK_TYPE, "target_modules": sorted(self._placed),
-        }  # fmt: skip
+    def save(self, folder: Path) -> None:
+        """Write an expert's weights into a new folder, whole or not at all."""
         with new_folder(folder) as partial:
-            write_whole(partial / ADAPTER_CONFIG, strict_json.dumps(fields))
             save_bottlenecks(self._placed, partial)
 
     def take_off(self) -> None:

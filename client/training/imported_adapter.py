@@ -1,4 +1,4 @@
-"""An adapter that PEFT trained elsewhere: read, held against the pool, and written as an expert's files.
+"""An adapter that PEFT trained elsewhere: read, held against the pool, and written as an expert's weights.
 
 Which modules it has, of which ranks, follows from its tensors; adapter_config.json says the rest. What no
 file tells is on which weights it was trained: PEFT notes the base model's name and no more, so a name that
@@ -6,7 +6,6 @@ fits proves nothing, and another one may be the same model. Training the gates m
 """
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -16,12 +15,12 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from protocol.adapter_config import IA3_KEYS, LORA_KEYS, TASKS, at_module, first_unsupported
-from protocol.adapters import Ia3Module, Module
+from client.training.peft_config import IA3_KEYS, LORA_KEYS, at_module, first_unsupported
+from protocol.adapters import Module
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, sha256_of
 from protocol.errors import Code, Refused
 from protocol.files import strict_json
-from protocol.files.atomic import new_folder, write_whole
+from protocol.files.atomic import new_folder
 from protocol.spec import Dtype, PoolSpec
 from protocol.statement import first_invalid
 from protocol.tensors import ADAPTER_PREFIX, TensorInfo, read_header
@@ -78,8 +77,8 @@ def read_adapter(name_or_path: str, pool: PoolSpec) -> Adapter:
     )
 
 
-def write_adapter(adapter: Adapter, folder: Path, pool: PoolSpec) -> None:
-    """Write an adapter as an expert's files, whole or not at all, with full names and nothing that is private.
+def write_adapter(adapter: Adapter, folder: Path) -> None:
+    """Write an adapter's weights into an expert's folder, whole or not at all.
 
     Raises:
         Refused: `NOT_FINITE`, or `NO_EFFECT` where it adds nothing.
@@ -102,7 +101,6 @@ def write_adapter(adapter: Adapter, folder: Path, pool: PoolSpec) -> None:
     with new_folder(folder) as partial:
         tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
         save_file(tensors, partial / ADAPTER_WEIGHTS, {"format": "pt"})
-        write_whole(partial / ADAPTER_CONFIG, strict_json.dumps(_config(adapter, pool)))
 
 
 def _locate(name_or_path: str) -> Path:
@@ -224,26 +222,3 @@ def _check_shapes(path: str, tensors: Mapping[str, TensorInfo], module: Module) 
                 f"{list(shape)}.",
                 "Take an adapter that was trained on the pool's base model.",
             )
-
-
-def _config(adapter: Adapter, pool: PoolSpec) -> dict[str, object]:
-    """Say in PEFT's words what an adapter is, each module by its full name."""
-    given = json.loads((adapter.folder / ADAPTER_CONFIG).read_bytes())
-    modules = adapter.modules
-    fields: dict[str, object] = {
-        "base_model_name_or_path": pool.base.name, "inference_mode": True, "peft_type": given["peft_type"],
-        "target_modules": sorted(modules), "task_type": TASKS[pool.architecture],
-        "fan_in_fan_out": bool(given.get("fan_in_fan_out")),
-    }  # fmt: skip
-    first = next(iter(modules.values()))
-    if isinstance(first, Ia3Module):
-        inputs = [path for path, module in modules.items() if isinstance(module, Ia3Module) and module.side == "input"]
-        return fields | {"feedforward_modules": inputs}
-    ranks = {path: module.rank for path, module in modules.items()}
-    alphas = {path: module.alpha for path, module in modules.items() if not isinstance(module, Ia3Module)}
-    return fields | {
-        "bias": "none", "lora_alpha": first.alpha, "lora_dropout": 0.0, "r": first.rank,
-        "alpha_pattern": {path: alpha for path, alpha in alphas.items() if alpha != first.alpha},
-        "rank_pattern": {path: rank for path, rank in ranks.items() if rank != first.rank},
-        "use_dora": first.kind == "dora", "use_rslora": first.kind == "rslora",
-    }  # fmt: skip

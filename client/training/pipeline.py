@@ -94,7 +94,7 @@ class _Run:
         if adapter is not None:
             # It may come from another base: this tells what it is worth.
             phase.measure(self._phase("base"), base.model, base.tokenizer, self.examples)
-            distributed.once(lambda: write_adapter(adapter, self.folder / ADAPTER, plan.workspace.pool.spec))
+            distributed.once(lambda: write_adapter(adapter, self.folder / ADAPTER))
             return
         set_seed(plan.request.seed)
         linears, rest = {path: find_linear(base.model, path) for path in plan.modules}, (self.examples, self.report)
@@ -104,7 +104,7 @@ class _Run:
         else:
             phase.run(self._phase("expert"), expert.model, base.tokenizer, *rest)
         _check_finite(trainer.trainable(expert.model), "expert")
-        distributed.once(lambda: expert.save(self.folder / ADAPTER, plan.workspace.pool.spec.base.name))
+        distributed.once(lambda: expert.save(self.folder / ADAPTER))
         expert.take_off()
 
     def train_gates(self) -> None:

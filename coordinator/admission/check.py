@@ -3,26 +3,38 @@
 from pathlib import Path
 
 from coordinator.admission import numerics
-from coordinator.admission.peft_config import check_config
 from protocol import tensors
-from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ENVELOPE, GATES, SPEC, check_spec, read_manifest
+from protocol.bundle import ADAPTER_WEIGHTS, CARD, ENVELOPE, GATES, SPEC, check_spec, read_manifest
+from protocol.compatibility import check_derived
 from protocol.documents import read_pool
-from protocol.errors import Code
-from protocol.files import strict_json
+from protocol.errors import Code, Refused
+from protocol.printable import printable
 
 
 def check_content(folder: Path, pool: Path) -> None:
     """Check structure, then numbers, of a bundle whose digests are right.
 
     Raises:
-        Refused: `SPEC_INVALID`, `CONFIG_MISMATCH`, `NOT_FINITE`, `CONSTANT_GATE`, `NO_EFFECT`, or as `tensors.check`.
+        Refused: `CARD_INVALID`, `NOT_FINITE`, `CONSTANT_GATE`, `NO_EFFECT`, or as `check_spec`, `check_derived` and
+            `tensors.check`.
     """
-    spec = read_manifest((folder / ENVELOPE).read_bytes()).spec
-    linears = set(read_pool(pool.read_bytes()).spec.modules)
+    manifest = read_manifest((folder / ENVELOPE).read_bytes())
+    spec = manifest.spec
     check_spec(folder / SPEC, spec)
-    config = strict_json.loads((folder / ADAPTER_CONFIG).read_bytes(), what=ADAPTER_CONFIG, code=Code.CONFIG_MISMATCH)
-    check_config(config, spec, linears)
+    check_derived(manifest, read_pool(pool.read_bytes()))
+    _check_card(folder / CARD)
     adapter = tensors.check(folder / ADAPTER_WEIGHTS, tensors.adapter_tensors(spec))
     gates = tensors.check(folder / GATES, tensors.gate_tensors(spec))
     numerics.check_adapter(folder / ADAPTER_WEIGHTS, adapter)
     numerics.check_gates(folder / GATES, gates)
+
+
+def _check_card(path: Path) -> None:
+    """Refuse a model card that is no text, or holds what a screen would obey (`CARD_INVALID`)."""
+    try:
+        text = path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise Refused(Code.CARD_INVALID, "The model card is no UTF-8 text.", "Write it again.") from error
+    if printable(text) != text:
+        what = "The model card holds control characters or other invisible ones."
+        raise Refused(Code.CARD_INVALID, what, "Write it again without them.")

@@ -1,15 +1,17 @@
 """Runs the content checks in a process of their own, with limits that its input cannot lift.
 
-`check` starts it; `python -m coordinator.admission.limited_process FOLDER POOL LIMITS` is the process: it
-limits itself, then reads the bundle, and answers with one line of JSON.
+`check`, `sketch` and `compare` start it; `python -m coordinator.admission.limited_process` is the process: it reads an
+order, limits itself, then reads the bundle, and answers with one line of JSON.
 """
 
 import json
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from protocol.errors import Code, GreylagError, Refused
 
@@ -30,19 +32,48 @@ class CheckFailedError(Exception):
     """A check that came to no verdict: too slow, killed, or broken. It may be the machine's fault: try again."""
 
 
-def check(folder: Path, pool: Path, limits: ProcessLimits = ProcessLimits()) -> None:
+def check(folder: Path, pool: Path, limits: ProcessLimits = ProcessLimits(), *, secret: bytes = b"") -> bytes:
     """Check the content of a bundle whose digests are right in a subprocess; refuses as `check_content`.
+
+    Args:
+        folder: The bundle.
+        pool: The pool's signed document.
+        limits: What the process may use.
+        secret: For the sketch.
+
+    Returns:
+        The sketch of the expert, float16 numbers as `coordinator.admission.sketch`.
 
     Raises:
         CheckFailedError: The process was killed, crashed or did not answer.
     """
-    command = [sys.executable, "-P", "-B", "-m", __name__, str(folder.resolve()), str(pool.resolve())]
+    return bytes.fromhex(_run("check", [folder], pool, limits, secret))
+
+
+def sketch(folder: Path, pool: Path, limits: ProcessLimits = ProcessLimits(), *, secret: bytes = b"") -> bytes:
+    """As `check`, of what was let in by an older version's check: it is judged no more."""
+    return bytes.fromhex(_run("sketch", [folder], pool, limits, secret))
+
+
+def compare(folder: Path, other: Path, pool: Path, limits: ProcessLimits = ProcessLimits()) -> float:
+    """Say how much of the smaller of two checked bundles is the other's (`coordinator.admission.sketch.nearness`).
+
+    Raises:
+        CheckFailedError: As `check`.
+    """
+    return float(_run("compare", [folder, other], pool, limits))
+
+
+def _run(task: str, folders: Sequence[Path], pool: Path, limits: ProcessLimits, secret: bytes = b"") -> str:
+    """Have a process do a task within limits; it reads its order, since arguments are for everybody to list."""
+    paths = [str(folder.resolve()) for folder in folders]
+    order = {"task": task, "folders": paths, "pool": str(pool.resolve()), "secret": secret.hex()}
     try:
-        done = subprocess.run(  # noqa: S603 - our own module, paths of our own making
-            [*command, json.dumps(asdict(limits))],
+        done = subprocess.run(  # noqa: S603 - our own module
+            [sys.executable, "-P", "-B", "-m", __name__],
             # Nothing of the server's environment: it may hold passwords, and could change what runs.
             env={"PYTHONPATH": str(_ROOT), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "LC_ALL": "C.UTF-8"},
-            stdin=subprocess.DEVNULL,
+            input=json.dumps(order | {"limits": asdict(limits)}).encode(),
             capture_output=True,
             timeout=limits.wall_s,
             check=False,
@@ -53,32 +84,41 @@ def check(folder: Path, pool: Path, limits: ProcessLimits = ProcessLimits()) -> 
         raise CheckFailedError(f"ended with status {done.returncode}")
     try:
         answer = json.loads(done.stdout)
-        if answer is None:
-            return
+        if "answer" in answer:
+            return str(answer["answer"])
         refusal = Refused(Code[answer["code"]], answer["message"], answer["hint"])
     except (ValueError, KeyError, TypeError) as error:
         raise CheckFailedError("gave no answer") from error
     raise refusal
 
 
-def main(folder: str, pool: str, given: str) -> None:
+def main() -> None:
     """Be the process."""
-    limits = ProcessLimits(**json.loads(given))
+    order = json.load(sys.stdin)
+    limits = ProcessLimits(**order["limits"])
     resource.setrlimit(resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
     resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu_s, limits.cpu_s))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    from coordinator.admission.check import check_content  # noqa: PLC0415 - whatever is imported is limited too
+    from coordinator.admission import check, sketch  # noqa: PLC0415 - whatever is imported is limited too
+    from protocol.bundle import ENVELOPE, read_manifest  # noqa: PLC0415
     from protocol.documents import read_pool  # noqa: PLC0415
 
-    read_pool(Path(pool).read_bytes())  # what is wrong with it is no bundle's fault
-    answer = None
+    pool = read_pool(Path(order["pool"]).read_bytes())  # what is wrong with it is no bundle's fault
+    folders = [Path(folder) for folder in order["folders"]]
     try:
-        check_content(Path(folder), Path(pool))
+        if order["task"] == "check":
+            check.check_content(folders[0], Path(order["pool"]))
+        experts = [(folder, read_manifest((folder / ENVELOPE).read_bytes()).spec) for folder in folders]
+        if order["task"] == "compare":
+            answer: dict[str, Any] = {"answer": sketch.compare(*experts)}
+        else:
+            secret, modules = bytes.fromhex(order["secret"]), sorted(pool.spec.modules)
+            answer = {"answer": sketch.sketch(*experts[0], modules, secret).tobytes().hex()}
     except GreylagError as error:
         answer = {"code": error.code.name, "message": error.message, "hint": error.hint}
     sys.stdout.write(json.dumps(answer) + "\n")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -60,6 +60,16 @@ def check_gates(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
                 raise Refused(Code.CONSTANT_GATE, what, "Train the gates before packing.")
 
 
+def decoded(raw: bytes, code: str) -> NDArray[np.floating]:
+    """Read the bytes of a tensor as numbers, by safetensors' code of its dtype."""
+    return _widened(np.frombuffer(raw, _DTYPES[code]), code)
+
+
+def _widened(raw: NDArray[Any], code: str) -> NDArray[np.floating]:
+    # bfloat16 is the upper half of a float32.
+    return (raw.astype(np.uint32) << 16).view(np.float32) if code == "BF16" else raw
+
+
 def _blocks(file: BinaryIO, info: TensorInfo) -> Iterator[NDArray[np.floating]]:
     dtype = _DTYPES[info.dtype]
     file.seek(info.offset)
@@ -69,8 +79,7 @@ def _blocks(file: BinaryIO, info: TensorInfo) -> Iterator[NDArray[np.floating]]:
         if not raw.size:
             raise EOFError(f"{file.name} became shorter while it was read")
         rest -= raw.size
-        # bfloat16 is the upper half of a float32.
-        yield (raw.astype(np.uint32) << 16).view(np.float32) if info.dtype == "BF16" else raw
+        yield _widened(raw, info.dtype)
 
 
 def _check_finite(name: str, values: NDArray[np.floating]) -> None:

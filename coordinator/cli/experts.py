@@ -78,12 +78,33 @@ def experts_refuse(digest: DigestArgument, *, reason: ReasonOption, workspace: W
 
 
 @experts.command("yank")
-def experts_yank(digest: DigestArgument, *, reason: ReasonOption, workspace: WorkspaceOption = Path()) -> None:
-    """Take a released bundle out; the worker publishes a release without it.
+def experts_yank(
+    digest: DigestArgument,
+    *,
+    reason: ReasonOption,
+    keep_key: Annotated[bool, typer.Option("--keep-key", help="Its owner may submit on.")] = False,
+    workspace: WorkspaceOption = Path(),
+) -> None:
+    """Take a released bundle out for good, with all copies of it, and let its key wait for your approval.
 
     Example: greylag-coordinator experts yank 3f9a0c21 --reason "Answers with insults."
     """
-    _decide(workspace, digest, "yanked", reason)
+    _decide(workspace, digest, "yanked", reason, pause=not keep_key)
+
+
+@experts.command("unblock")
+def experts_unblock(digest: DigestArgument, *, workspace: WorkspaceOption = Path()) -> None:
+    """Let the weights of a refused or yanked bundle come again, in a new bundle.
+
+    Example: greylag-coordinator experts unblock 3f9a0c21
+    """
+    with opened_workspace(workspace) as open_:
+        row = open_.registry.bundles.by_prefix(digest)
+        if row.state not in ("refused", "yanked"):
+            what = f"Bundle {row.digest[:16]} is {row.state}, and keeps no weights out for good."
+            raise Refused(Code.STATE_CHANGE, what, "List the bundles with: greylag-coordinator experts ls")
+        open_.registry.sketches.lift(row.digest, now=now())
+    say(f"The weights of bundle {row.digest[:16]} ({row.name}) may come again, in a new bundle.")
 
 
 @releases.command("ls")
@@ -160,17 +181,20 @@ def contributors_revoke(who: WhoArgument, *, workspace: WorkspaceOption = Path()
     _set_contributor(workspace, who, "revoked")
 
 
-def _decide(folder: Path, digest: str, step: Any, reason: str | None = None) -> None:
+def _decide(folder: Path, digest: str, step: Any, reason: str | None = None, *, pause: bool = False) -> None:
     with opened_workspace(folder) as open_:
         row = open_.registry.bundles.by_prefix(digest)
         why = None if reason is None else Refused(Code.DECLINED, reason)
-        open_.registry.bundles.move(row.digest, step, actor="operator", reason=why, now=now())
+        open_.registry.bundles.move(row.digest, step, actor="operator", reason=why, now=now(), pause=pause)
+        key = open_.registry.contributors.find(row.contributor)
     if step == "refused":
         # Of no use to the worker any more.
         shutil.rmtree(open_.workspace.bundles / row.digest, ignore_errors=True)
         for kept in open_.workspace.figures.glob(f"*/{row.digest}"):
             kept.unlink(missing_ok=True)
     say(f"Bundle {row.digest[:16]} ({row.name}) is {step}.")
+    if pause and key and key.state == "pending":
+        say(f"{key.name} submits no more until: greylag-coordinator contributors approve {key.name}")
 
 
 def _set_contributor(folder: Path, who: str, state: str) -> None:

@@ -7,6 +7,7 @@ from coordinator.cli.experts import contributors, experts, releases
 from coordinator.cli.init import InitVerb, init
 from coordinator.cli.processes import fleet, serve, worker
 from coordinator.cli.simulate import simulate
+from coordinator.cli.switches import intake, pool
 from coordinator.cli.upkeep import fsck, migrate
 from protocol.programs import run
 
@@ -26,6 +27,8 @@ app.add_typer(contributors, name="contributors")
 campaign.callback(invoke_without_command=True)(simulate)
 app.add_typer(campaign, name="campaign")
 app.add_typer(candidates, name="candidates")
+app.add_typer(pool, name="pool")
+app.add_typer(intake, name="intake")
 
 
 def main() -> None:

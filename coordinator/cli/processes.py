@@ -122,8 +122,9 @@ def _working(folder: Path, process: str, *, json_log: bool, **flags: Any) -> "It
 
 
 def _worker(open_: "Opened") -> "Worker":
-    from coordinator.admission import limited_process
+    from coordinator.admission.limited_process import ProcessLimits
     from coordinator.review.bundle_cache import Cache
+    from coordinator.review.copies import PURPOSE, Copies
     from coordinator.review.kept_figures import KeptFigures
     from coordinator.review.probe import Reviewer
     from coordinator.review.worker import Worker
@@ -138,7 +139,6 @@ def _worker(open_: "Opened") -> "Worker":
     material = read_material(read_probe(settings.probe), settings.rows, settings.canaries, review.canaries)
     store = Store(settings.store)
     cache = Cache(place.bundles, store)
-    limits = limited_process.ProcessLimits(wall_s=settings.review_s)
 
     def load_model() -> "RoutedModel":
         from router.model.routed_model import RoutedModel
@@ -149,7 +149,10 @@ def _worker(open_: "Opened") -> "Worker":
 
     return Worker(
         open_.pool, open_.identity, open_.registry, cache=cache, clock=now,
-        check=lambda bundle: limited_process.check(bundle.folder, place.pool, limits),
+        check=Copies(
+            open_.pool, place.pool, open_.registry, cache, open_.identity.secret(PURPOSE),
+            ProcessLimits(wall_s=settings.review_s),
+        ).check,
         reviewer=Reviewer(
             load_model, open_.registry, cache, material=material, review=review, seconds=settings.review_s,
             kept=KeptFigures(place.figures, f"{material.digest[:16]}-{settings.dtype}"),

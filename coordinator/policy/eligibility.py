@@ -21,7 +21,7 @@ def judge(manifest: Manifest, pool: Pool, standing: Standing) -> None:
     if standing.twin is not None:
         raise Refused(
             Code.DUPLICATE_OF,
-            f"Bundle number {standing.twin} by another key holds the same weights.",
+            f"Bundle number {standing.twin} holds the same weights; it is another key's, or was refused or yanked.",
             "Submit an expert that you trained yourself.",
         )
     limit = pool.spec.policy.max_experts_per_contributor

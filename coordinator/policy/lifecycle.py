@@ -74,4 +74,4 @@ class Standing:
     uploads: Collection[str] = ()
     """Names of the other bundles that this contributor has begun to upload."""
     twin: int | None = None
-    """Sequence number of another contributor's bundle with the same weights."""
+    """Sequence number of a bundle with the same weights that keeps them out: another's, or refused, or yanked."""

@@ -3,13 +3,15 @@
 from collections.abc import Callable
 from datetime import datetime
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from coordinator.faults import fault_point
 from coordinator.policy.lifecycle import WAITING, Standing, State, is_public
+from coordinator.policy.switches import Switch, check_open
 from coordinator.registry import journal
-from coordinator.registry.tables import BundleFile, BundleRow, Contributor, Event, Upload
+from coordinator.registry.switches import read_switches
+from coordinator.registry.tables import BundleFile, BundleRow, Contributor, Event, Sketch, Upload
 from coordinator.registry.transactions import Subject
 from protocol.bundle import ADAPTER_WEIGHTS, Manifest, read_manifest
 from protocol.compatibility import Submitted
@@ -35,10 +37,12 @@ class Bundles(Subject):
 
         Raises:
             Refused: Whatever `check` refuses with.
+            Unavailable: `CLOSED`.
         """
         with self._registry.writing() as session:
             if known := bundle_row(session, manifest.digest):
                 return known.receipt
+            check_open(read_switches(session), Switch.POOL, Switch.INTAKE)
             check(read_standing(session, manifest))
             sequence = (session.scalar(select(func.max(BundleRow.sequence))) or 0) + 1
             row = BundleRow(
@@ -118,6 +122,12 @@ class Bundles(Subject):
         with self._registry.reading() as session:
             return next((size for size, state, release in session.execute(query) if is_public(state, release)), None)
 
+    def of_active_keys(self, state: State) -> list[BundleRow]:
+        """Bundles in a state whose contributors' keys may submit, in order of arrival; the others wait."""
+        query = select(BundleRow).join(Contributor).where(Contributor.state == "active", BundleRow.state == state)
+        with self._registry.reading() as session:
+            return list(session.scalars(query.order_by(BundleRow.sequence)))
+
     def of_revoked_keys(self) -> list[BundleRow]:
         """Bundles that wait for something and whose contributors' keys were revoked, in order of arrival."""
         query = select(BundleRow).join(Contributor).where(Contributor.state == "revoked", BundleRow.state.in_(WAITING))
@@ -132,12 +142,26 @@ class Bundles(Subject):
             return session.scalars(failed).one()
 
     def move(
-        self, digest: str, *steps: State, actor: str, now: datetime, reason: GreylagError | None = None
+        self,
+        digest: str,
+        *steps: State,
+        actor: str,
+        now: datetime,
+        reason: GreylagError | None = None,
+        pause: bool = False,
     ) -> BundleRow:
         """Take a bundle through one or more steps of its life, in one transaction.
 
+        Args:
+            digest: The bundle.
+            steps: The states, one after the other.
+            actor: Who decides.
+            now: The time.
+            reason: Why.
+            pause: Let the contributor's key wait for an operator's approval from now on, and with it what waits.
+
         Raises:
-            Refused: `BUNDLE_UNKNOWN`, `STATE_CHANGE` or `KEY_REVOKED`.
+            Refused: `BUNDLE_UNKNOWN`, `STATE_CHANGE`, `KEY_REVOKED` or `KEY_PENDING`.
         """
         with self._registry.writing() as session:
             row = bundle_row(session, digest)
@@ -147,10 +171,15 @@ class Bundles(Subject):
                     f"There is no bundle {digest[:16]}.",
                     "List the bundles with: greylag-coordinator experts ls",
                 )
+            if State.ACCEPTED in steps:
+                check_open(read_switches(session), Switch.POOL)
             for step in steps:
-                journal.take_step(session, row, step, actor=actor, now=now, reason=reason)
+                why = reason if step is steps[-1] else None
+                journal.take_step(session, row, step, actor=actor, now=now, reason=why)
             if State.REFUSED in steps:
                 journal.overtake(session, now=now, listing=digest)
+            if pause:
+                journal.pause(session, row.contributor, actor=actor, now=now, reason=reason)
             return row
 
 
@@ -160,7 +189,7 @@ def bundle_row(session: Session, digest: str) -> BundleRow | None:
 
 
 def read_standing(session: Session, manifest: Manifest) -> Standing:
-    """Read a contributor's state, bundles and uploads, and whose weights are the same."""
+    """Read a contributor's state, bundles and uploads, and which bundle keeps the same weights out."""
     key, digest = manifest.spec.contributor, manifest.digest
     contributor = session.get(Contributor, key)
     earlier: dict[str, list[Submitted]] = {}
@@ -173,13 +202,20 @@ def read_standing(session: Session, manifest: Manifest) -> Standing:
     twin = session.scalar(
         select(func.min(BundleRow.sequence))
         .join(BundleFile, BundleFile.bundle == BundleRow.digest)
+        .outerjoin(Sketch, Sketch.bundle == BundleRow.digest)
         .where(
             BundleFile.name == ADAPTER_WEIGHTS,
             BundleFile.sha256 == manifest.files[ADAPTER_WEIGHTS].sha256,
-            BundleRow.contributor != key,
-            BundleRow.state != State.REFUSED,
+            BundleRow.digest != digest,
+            ((BundleRow.contributor != key) & (BundleRow.state != State.REFUSED)) | _stays_out(),
         )
     )
     others = session.scalars(select(Upload.envelope).where(Upload.contributor == key, Upload.digest != digest))
     uploads = tuple({read_manifest(envelope).spec.name for envelope in others})
     return Standing(contributor.state if contributor else None, earlier, uploads, twin)
+
+
+def _stays_out() -> ColumnElement[bool]:
+    """Whether the weights of a bundle stay out, whoever brings them: those were judged, and not the form or the key."""
+    unread = Sketch.content.is_(None) & BundleRow.code.in_((Code.COPY_OF.name, Code.VALIDATOR_FAILED.name))
+    return BundleRow.state.in_((State.REFUSED, State.YANKED)) & (unread | (Sketch.content != b""))

@@ -1,5 +1,6 @@
 """Keys, their names, and whether they may submit."""
 
+from collections.abc import Callable
 from datetime import datetime
 
 from sqlalchemy import select
@@ -14,11 +15,27 @@ from protocol.errors import Code, Refused
 class Contributors(Subject):
     """Everyone who ever enrolled."""
 
-    def enrol(self, enrolment: Enrolment, envelope: bytes, *, state: str, now: datetime) -> str:
+    def enrol(
+        self,
+        enrolment: Enrolment,
+        envelope: bytes,
+        *,
+        state: str,
+        now: datetime,
+        check: Callable[[], None] = lambda: None,
+    ) -> str:
         """Remember a key under its name, and return its state; a known pair stays as it is.
+
+        Args:
+            enrolment: Who presents itself.
+            envelope: The same, signed.
+            state: Of a new key.
+            now: The time.
+            check: Called before a new key is remembered, to refuse it.
 
         Raises:
             Refused: `NAME_TAKEN`, `NAME_MISLEADING` or `KEY_REVOKED`.
+            GreylagError: Whatever `check` refuses with.
         """
         with self._registry.writing() as session:
             if (known := session.get(Contributor, enrolment.key)) is not None:
@@ -30,6 +47,7 @@ class Contributors(Subject):
             check_name(enrolment.name)
             if session.scalar(select(Contributor.key).where(Contributor.name == enrolment.name)):
                 raise Refused(Code.NAME_TAKEN, f"The name {enrolment.name!r} is taken.", "Choose another name.")
+            check()
             session.add(
                 Contributor(
                     key=enrolment.key, name=enrolment.name, state=state, envelope=envelope, enrolled=timestamp(now)

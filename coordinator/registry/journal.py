@@ -48,10 +48,17 @@ def take_step(
     """Take a bundle one step further.
 
     Raises:
-        Refused: `STATE_CHANGE`, or `KEY_REVOKED` for a step into a release by a key that was revoked meanwhile.
+        Refused: `STATE_CHANGE`, or for a step into a release by a key that may not submit `KEY_REVOKED` or
+            `KEY_PENDING`.
     """
     check_step(row.digest, State(row.state), step)
-    if step in (State.ACCEPTED, State.RELEASED) and session.get_one(Contributor, row.contributor).state != "active":
+    contributor = session.get_one(Contributor, row.contributor)
+    if step in (State.ACCEPTED, State.RELEASED) and contributor.state == "pending":
+        what = f"The key behind bundle {row.digest[:16]} waits for an operator's approval."
+        raise Refused(
+            Code.KEY_PENDING, what, f"Approve it: greylag-coordinator contributors approve {contributor.name}"
+        )
+    if step in (State.ACCEPTED, State.RELEASED) and contributor.state != "active":
         raise Refused(
             Code.KEY_REVOKED, f"The key behind bundle {row.digest[:16]} was revoked.", "The worker goes on without it."
         )
@@ -76,6 +83,18 @@ def bundles_of(row: Candidate) -> set[str]:
         return {expert["bundle"] for expert in json.loads(payload)["predicate"]["experts"]}
     except (Refused, ValueError, LookupError, TypeError):
         return set()
+
+
+def pause(session: Session, key: str, *, actor: str, now: datetime, reason: GreylagError | None) -> None:
+    """Let an active key wait for an operator's approval, and take what waits with it out of the open candidate."""
+    contributor = session.get_one(Contributor, key)
+    if contributor.state != "active":
+        return
+    contributor.state = "pending"
+    record(session, "contributor", key, "pending", actor=actor, now=now, reason=reason)
+    accepted = BundleRow.contributor == key, BundleRow.state == State.ACCEPTED
+    for digest in session.scalars(select(BundleRow.digest).where(*accepted)).all():
+        overtake(session, now=now, listing=digest)
 
 
 def revoke_nodes(session: Session, contributor: str, *, actor: str, now: datetime) -> None:

@@ -9,6 +9,8 @@ from coordinator.registry import journal
 from coordinator.registry.bundles import Bundles
 from coordinator.registry.contributors import Contributors
 from coordinator.registry.releases import Releases
+from coordinator.registry.sketches import Sketches
+from coordinator.registry.switches import Switches
 from coordinator.registry.tables import Event
 from coordinator.registry.transactions import Transactions
 from coordinator.registry.uploads import Uploads
@@ -29,6 +31,8 @@ class Registry(Transactions):
         self.uploads = Uploads(self)
         self.bundles = Bundles(self)
         self.releases = Releases(self)
+        self.sketches = Sketches(self)
+        self.switches = Switches(self)
 
     def claim(self, pool: str, *, now: datetime) -> None:
         """Make an empty registry a pool's for ever; the first event says whose it is.

@@ -7,7 +7,9 @@ from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session, defer
 
 from coordinator.policy.lifecycle import WAITING, State
+from coordinator.policy.switches import Switch, check_open
 from coordinator.registry import journal
+from coordinator.registry.switches import read_switches
 from coordinator.registry.tables import BundleRow, Contributor, ReleaseRow
 from coordinator.registry.transactions import Subject
 from protocol.errors import Code, Refused
@@ -28,6 +30,7 @@ class Releases(Subject):
         Raises:
             Refused: `STATE_CHANGE` if a bundle or the newest release changed meanwhile, so that the list is
                 not exactly what is released; `KEY_REVOKED` if the key of one that is new in it was revoked.
+            Unavailable: `CLOSED` for a frozen pool, if anything is new in it.
         """
         number = release.spec.number
         with self._registry.writing() as session:
@@ -35,6 +38,8 @@ class Releases(Subject):
             if newest + 1 != number:
                 raise Refused(Code.STATE_CHANGE, f"Release {number} cannot follow release {newest}.")
             decide(session)
+            if _adds(session, release):
+                check_open(read_switches(session), Switch.POOL)
             _store(session, release, BundleRow.state == State.ACCEPTED, actor="worker", now=now)
             released = set(session.scalars(select(BundleRow.digest).where(BundleRow.state == State.RELEASED)))
             if released != {expert.bundle for expert in release.spec.experts}:
@@ -89,6 +94,13 @@ class Releases(Subject):
         """All releases, oldest first."""
         with self._registry.reading() as session:
             return list(session.scalars(select(ReleaseRow).order_by(ReleaseRow.number)))
+
+
+def _adds(session: Session, release: Release) -> bool:
+    """Tell whether a release lists what was never released."""
+    listed = [expert.bundle for expert in release.spec.experts]
+    waiting = BundleRow.state == State.ACCEPTED, BundleRow.digest.in_(listed)
+    return session.scalar(select(BundleRow.digest).where(*waiting).limit(1)) is not None
 
 
 def _store(session: Session, release: Release, passes: ColumnElement[bool], *, actor: str, now: datetime) -> None:

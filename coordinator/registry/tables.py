@@ -66,7 +66,7 @@ class BundleRow(RegistryTable):
     receipt: Mapped[bytes] = mapped_column(LargeBinary)
     received: Mapped[str] = mapped_column(_TIME)
     code: Mapped[str] = mapped_column(String(32), default="")
-    """Why it was refused or yanked; empty otherwise."""
+    """Why it was refused or yanked, or waits for a person; empty otherwise."""
     message: Mapped[str] = mapped_column(Text, default="")
     hint: Mapped[str] = mapped_column(Text, default="")
     release: Mapped[int] = mapped_column(default=0)
@@ -82,6 +82,26 @@ class BundleFile(RegistryTable):
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
     sha256: Mapped[str] = mapped_column(_DIGEST, index=True)
     size: Mapped[int] = mapped_column(BigInteger)
+
+
+class Sketch(RegistryTable):
+    """What an expert adds in a few numbers, by which copies of it are found; kept whatever becomes of the bundle."""
+
+    __tablename__ = "sketches"
+
+    bundle: Mapped[str] = mapped_column(ForeignKey("bundles.digest"), primary_key=True)
+    content: Mapped[bytes] = mapped_column(LargeBinary)
+    """float16 numbers; empty for an expert that an operator lets come again."""
+
+
+class SwitchRow(RegistryTable):
+    """Something that an operator has shut; no row where it is open."""
+
+    __tablename__ = "switches"
+
+    name: Mapped[str] = mapped_column(String(16), primary_key=True)
+    reason: Mapped[str] = mapped_column(Text)
+    """One public sentence."""
 
 
 class ReleaseRow(RegistryTable):

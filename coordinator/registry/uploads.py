@@ -20,7 +20,7 @@ class Uploads(Subject):
     def begin(
         self, manifest: Manifest, *, check: Callable[[Standing], None], token: bytes, expires: datetime
     ) -> Upload | BundleRow:
-        """Open an upload session, or find the one there is and let it live longer.
+        """Open an upload session, or find the one there is; beginning again does not let it live longer.
 
         Args:
             manifest: The bundle.
@@ -44,10 +44,9 @@ class Uploads(Subject):
             if upload is None:
                 upload = Upload(
                     digest=manifest.digest, contributor=manifest.spec.contributor, token=token,
-                    envelope=manifest.envelope, total_bytes=manifest.total_bytes,
+                    envelope=manifest.envelope, total_bytes=manifest.total_bytes, expires=timestamp(expires),
                 )  # fmt: skip
                 session.add(upload)
-            upload.expires = timestamp(expires)
             return upload
 
     def find(self, digest: str, *, now: datetime) -> Upload | None:
@@ -67,23 +66,20 @@ class Uploads(Subject):
             envelopes = list(session.scalars(select(Upload.envelope)))
         return {file.sha256 for envelope in envelopes for file in read_manifest(envelope).files.values()}
 
-    def expire(
-        self, drop: Callable[[str], bool], *, now: datetime, empty: datetime, is_empty: Callable[[str], bool]
-    ) -> None:
+    def expire(self, drop: Callable[[str], bool], *, now: datetime, is_idle: Callable[[str], bool]) -> None:
         """Forget sessions whose time is over.
 
         Args:
             drop: Forgets a session's bytes, quickly, unless somebody works on it. A session is forgotten after them,
                 and nobody begins it anew in between: a crash leaves one that is forgotten the next time.
             now: Sessions that were to end until now are over.
-            empty: Sessions that were to end until then are over if they got nothing.
-            is_empty: Tells whether nothing came, by digest.
+            is_idle: Tells whether nothing came for too long, by digest.
         """
-        query = select(Upload.digest, Upload.expires).where(Upload.expires <= timestamp(max(now, empty)))
+        query = select(Upload.digest, Upload.expires)
 
         def over(session: Session) -> list[str]:
             rows = session.execute(query)
-            return [digest for digest, expires in rows if expires <= timestamp(now) or is_empty(digest)]
+            return [digest for digest, expires in rows if expires <= timestamp(now) or is_idle(digest)]
 
         with self._registry.reading() as session:
             if not over(session):

@@ -3,11 +3,11 @@
 from collections.abc import Collection
 from typing import NamedTuple
 
-from sqlalchemy import select
+from sqlalchemy import and_, literal, or_, select
 
 from coordinator.policy.lifecycle import State
 from coordinator.registry.registry import Registry
-from coordinator.registry.tables import BundleRow
+from coordinator.registry.tables import BundleRow, Contributor
 
 _WORKED_ON = State.RECEIVED, State.QUARANTINED, State.ACCEPTED
 
@@ -32,17 +32,29 @@ class Turns:
         self._served: dict[str, int] = {}
         """By contributor: the number of the last turn; a restart begins with whoever came first."""
 
-    def next(self, passed_over: Collection[str], undecided: Collection[str] = ()) -> QueuedBundle | None:
+    def next(
+        self, passed_over: Collection[str], undecided: Collection[str] = (), *, frozen: bool = False
+    ) -> QueuedBundle | None:
         """Say whose turn it is; None if none is left.
 
         Args:
             passed_over: Digests of those that had theirs, or rest.
             undecided: Digests of those that are passed over for as long as they are quarantined.
+            frozen: Whether nothing is let in or released now; what arrived is checked all the same, and so is what is
+                of a paused key, of which nothing is let in or released either.
         """
         # No envelopes: many may wait.
         columns = BundleRow.digest, BundleRow.contributor, BundleRow.sequence, BundleRow.state
         with self._registry.reading() as session:
-            waiting = session.execute(select(*columns).where(BundleRow.state.in_(_WORKED_ON))).all()
+            query = (
+                select(*columns)
+                .join(Contributor)
+                .where(
+                    BundleRow.state.in_(_WORKED_ON),
+                    or_(BundleRow.state == State.RECEIVED, and_(Contributor.state == "active", literal(not frozen))),
+                )
+            )
+            waiting = session.execute(query).all()
         left = [
             row
             for row in waiting

@@ -10,6 +10,7 @@ from coordinator.admission.limited_process import CheckFailedError
 from coordinator.fleet.records.fleet import Fleet
 from coordinator.policy.lifecycle import State
 from coordinator.policy.next_release import next_release
+from coordinator.policy.switches import Switch
 from coordinator.registry.registry import Registry
 from coordinator.registry.tables import BundleRow
 from coordinator.review.bundle_cache import Cache
@@ -48,7 +49,8 @@ class Worker:
         identity: Signs releases.
         registry: Rows.
         cache: Opens bundles as verified folders.
-        check: The content check; raises `Refused`, or `CheckFailedError` for no verdict.
+        check: The content check; raises `Refused`, or `CheckFailedError` for no verdict, and returns why a person must
+            decide, if one must.
         reviewer: Tries experts on the model.
         clock: Tells the time.
     """
@@ -60,7 +62,7 @@ class Worker:
         registry: Registry,
         *,
         cache: Cache,
-        check: Callable[[Bundle], None],
+        check: Callable[[Bundle], Refused | None],
         reviewer: Reviewer,
         clock: Callable[[], datetime],
     ) -> None:
@@ -112,7 +114,8 @@ class Worker:
         had: set[str] = set()
         while not told():
             done = self._tidy() or done  # a yank waits for one review, however many bundles do
-            turn = self._turns.next(had | self._resting(), self._undecided)
+            frozen = Switch.POOL in self._registry.switches.thrown()
+            turn = self._turns.next(had | self._resting(), self._undecided, frozen=frozen)
             if turn is None or len(had) == _TURNS:
                 break
             had.add(turn.digest)
@@ -126,10 +129,21 @@ class Worker:
         """Take a bundle as far as it goes."""
         works = {State.RECEIVED: self._verify, State.QUARANTINED: self._admit, State.ACCEPTED: self._release}
         done, before = False, None
-        while (row := self._registry.bundles.find(digest)) and row.state != before and State(row.state) in works:
+        while (
+            (row := self._registry.bundles.find(digest))
+            and row.state != before
+            and State(row.state) in works
+            and (row.state == State.RECEIVED or self._may_go_on(row))
+        ):
             before = row.state
             done = self._attempt(row, works[State(row.state)]) or done
         return done
+
+    def _may_go_on(self, row: BundleRow) -> bool:
+        """Tell whether a bundle may be let in or released now: the pool is not frozen, and the key not paused."""
+        contributor = self._registry.contributors.find(row.contributor)
+        frozen = Switch.POOL in self._registry.switches.thrown()
+        return not frozen and contributor is not None and contributor.state == "active"
 
     def _audit(self, told: Callable[[], bool]) -> bool:
         """Examine what was released by other rules, or before there were any: a newcomer must not be blamed for it."""
@@ -208,12 +222,13 @@ class Worker:
     def _verify(self, row: BundleRow) -> bool:
         bundle = self._cache.open(row)
         try:
-            self._check(bundle)
+            suspicion = self._check(bundle)
         except Refused as verdict:
             return self._refuse(row, verdict)
         except CheckFailedError as error:
             return self._check_failed(row, error)
-        self._registry.bundles.move(row.digest, State.VERIFIED, State.QUARANTINED, actor="worker", now=self._clock())
+        steps = State.VERIFIED, State.QUARANTINED
+        self._registry.bundles.move(row.digest, *steps, actor="worker", reason=suspicion, now=self._clock())
         return True
 
     def _check_failed(self, row: BundleRow, error: CheckFailedError) -> bool:

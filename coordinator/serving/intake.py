@@ -2,19 +2,25 @@
 
 import secrets
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache, partial
 from hmac import compare_digest
 
 from coordinator.faults import fault_point
 from coordinator.fleet.records.fleet import Fleet
 from coordinator.policy.eligibility import judge
 from coordinator.policy.lifecycle import Standing
+from coordinator.policy.slow_start import check_slow_start
+from coordinator.policy.switches import Switch
 from coordinator.registry.registry import Registry
 from coordinator.registry.tables import BundleRow
+from coordinator.serving.rate import Rate
 from coordinator.storage.blobs import Store
 from coordinator.storage.spool import Spool
 from protocol import bundle, documents
 from protocol.bundle import Manifest
+from protocol.compatibility import check_derived
 from protocol.documents import RECEIPT_TYPE, Pool, Receipt, timestamp
 from protocol.errors import Code, Refused
 from protocol.fleet.node_key import check_clock, read_binding
@@ -23,8 +29,24 @@ from protocol.statement import is_sha256
 from protocol.v1.intake_pb2 import BeginReply, MissingFile
 
 _TOKEN_BYTES = 32
-_EMPTY_LIFE = timedelta(hours=1)
+_IDLE_LIFE = timedelta(minutes=30)
 """How long an upload lives to which not a byte comes."""
+_ENVELOPE_BYTES, _BYTES_A_MODULE = 1 << 14, 1 << 10
+"""Of an enrolment or a binding at most, and of a bundle's envelope with so many more for each module of the pool."""
+_MANIFESTS = 64
+"""Uploads whose verified statement is at hand; reading one again costs more than a call of theirs does."""
+
+
+@dataclass(frozen=True)
+class IntakeLimits:
+    """How much may be under way."""
+
+    session_life: timedelta = timedelta(hours=24)
+    """How long an upload may be resumed; without a byte it ends much sooner."""
+    first_bundles: int = 1
+    """How many bundles a key may have under way of which nothing was let in yet."""
+    hourly_keys: int = 200
+    """New keys an hour, a quarter of them from one network."""
 
 
 class Intake:
@@ -39,8 +61,8 @@ class Intake:
         store: Bytes that are kept.
         spool: Bytes on their way.
         clock: Tells the time.
-        session_life: How long an upload may be resumed.
         fleet: Where contributors' daemons connect to, `host:port`; None where they are not taken.
+        limits: How much may be under way.
     """
 
     def __init__(
@@ -52,24 +74,35 @@ class Intake:
         store: Store,
         spool: Spool,
         clock: Callable[[], datetime],
-        session_life: timedelta,
+        limits: IntakeLimits,
         fleet: str | None = None,
     ) -> None:
         self._pool, self._identity = pool, identity
         self._registry, self._store, self._spool = registry, store, spool
-        self._clock, self._session_life, self._fleet = clock, session_life, fleet
+        self._clock, self._limits, self._fleet = clock, limits, fleet
+        self._new_keys = Rate(limits.hourly_keys, clock)
+        self._read = lru_cache(_MANIFESTS)(bundle.read_manifest)
+        self._moved: dict[str, tuple[int, datetime]] = {}
 
     def sweep(self) -> None:
         """Forget expired uploads, and the spooled bytes that belong to none."""
         self._drop_expired()
         self._spool.sweep(self._registry.uploads.digests())
 
-    def enrol(self, envelope: bytes) -> str:
-        """Take a key's presentation and return the key's state (`WRONG_POOL`, or as the registry and the envelope)."""
+    def enrol(self, envelope: bytes, network: str) -> str:
+        """Take a key's presentation from a network and return the key's state.
+
+        Raises:
+            Refused: `TOO_LARGE`, `WRONG_POOL`, or as the registry and the envelope.
+            Unavailable: `BUSY` for too many new keys.
+        """
+        self._check_open()
+        _check_size(envelope, _ENVELOPE_BYTES)
         enrolment = documents.read_enrolment(envelope)
         self._check_pool(enrolment.pool)
         state = "active" if self._pool.spec.policy.enrolment == "open" else "pending"
-        return self._registry.contributors.enrol(enrolment, envelope, state=state, now=self._clock())
+        check = partial(self._new_keys.take, network)
+        return self._registry.contributors.enrol(enrolment, envelope, state=state, check=check, now=self._clock())
 
     def bind(self, envelope: bytes) -> str:
         """Take the key of a contributor's daemon, and return where the daemon connects to.
@@ -81,6 +114,8 @@ class Intake:
         if self._fleet is None:
             what = "This coordinator takes no daemons."
             raise Refused(Code.FLEET_OFF, what, "Contribute with: greylag-client contribute")
+        self._check_open()
+        _check_size(envelope, _ENVELOPE_BYTES)
         binding = read_binding(envelope)
         self._check_pool(binding.pool)
         now = self._clock()
@@ -92,22 +127,28 @@ class Intake:
         """Judge an envelope, and open or find its upload session, or the receipt of a bundle that is kept already.
 
         Raises:
-            Refused: As `read_manifest` and `judge`.
+            Refused: As `read_manifest`, `check_derived` and `judge`.
             Unavailable: `STORAGE_FULL`.
         """
+        _check_size(envelope, _ENVELOPE_BYTES + _BYTES_A_MODULE * len(self._pool.spec.modules))
         manifest = bundle.read_manifest(envelope)
         if known := self._registry.bundles.find(manifest.digest):
             return BeginReply(digest=manifest.digest, receipt=known.receipt)
+        self._check_open()
+        check_derived(manifest, self._pool)
         self._drop_expired()
 
         def check(standing: Standing) -> None:
             judge(manifest, self._pool, standing)
+            states = [each.state for earlier in standing.earlier.values() for each in earlier]
+            check_slow_start(states, len(standing.uploads), self._limits.first_bundles)
             self._spool.check_room(manifest.total_bytes - self._spool.held(manifest.digest))
 
-        token, expires = secrets.token_bytes(_TOKEN_BYTES), self._clock() + self._session_life
+        token, expires = secrets.token_bytes(_TOKEN_BYTES), self._clock() + self._limits.session_life
         upload = self._registry.uploads.begin(manifest, check=check, token=token, expires=expires)
         if isinstance(upload, BundleRow):
             return BeginReply(digest=manifest.digest, receipt=upload.receipt)
+        self._moved.setdefault(manifest.digest, (self._spool.held(manifest.digest), self._clock()))
         self._spool.make(manifest.digest, manifest.files)
         missing = self._spool.missing(manifest.digest, manifest.files).items()
         files = [MissingFile(name=name, offset=offset) for name, offset in missing]
@@ -115,12 +156,13 @@ class Intake:
 
     def session(self, digest: str, token: bytes) -> Manifest:
         """Find an upload session of whoever holds its token (`SESSION_UNKNOWN` or `SESSION_DENIED`)."""
+        self._check_open()
         upload = self._registry.uploads.find(digest, now=self._clock()) if is_sha256(digest) else None
         if upload is None:
             raise no_session(digest)
         if not compare_digest(upload.token, token):
             raise Refused(Code.SESSION_DENIED, "The upload belongs to someone else.", "Begin again.")
-        return bundle.read_manifest(upload.envelope)
+        return self._read(upload.envelope)
 
     def commit(self, digest: str, token: bytes) -> bytes:
         """Check every byte, keep the bundle and return its receipt.
@@ -166,6 +208,10 @@ class Intake:
             return row
         raise Refused(Code.BUNDLE_UNKNOWN, f"No bundle {digest[:16]!r} was submitted.", "Submit it first.")
 
+    def _check_open(self) -> None:
+        """Take nothing while the operator has closed pool or intake (`CLOSED`)."""
+        self._registry.switches.check(Switch.POOL, Switch.INTAKE)
+
     def _check_pool(self, named: str) -> None:
         if named != self._pool.digest:
             what = f"The envelope is for pool {named[:16]}; this is pool {self._pool.digest[:16]}."
@@ -173,13 +219,17 @@ class Intake:
 
     def _drop_expired(self) -> None:
         now = self._clock()
-        self._registry.uploads.expire(
-            self._spool.drop,
-            now=now,
-            empty=now + self._session_life - _EMPTY_LIFE,
-            is_empty=lambda digest: not self._spool.held(digest),
-        )
+        self._registry.uploads.expire(self._spool.drop, now=now, is_idle=lambda digest: self._is_idle(digest, now))
+        for digest in self._moved.keys() - self._registry.uploads.digests():
+            self._moved.pop(digest, None)
         self._spool.clear()
+
+    def _is_idle(self, digest: str, now: datetime) -> bool:
+        """Tell whether an upload has had not a byte for a while, as far as this process has seen."""
+        held = self._spool.held(digest)
+        before, since = self._moved.get(digest, (-1, now))
+        self._moved[digest] = held, since if before == held else now
+        return now - self._moved[digest][1] >= _IDLE_LIFE
 
     def _check_bytes(self, manifest: Manifest) -> None:
         for name, file in manifest.files.items():
@@ -195,6 +245,13 @@ class Intake:
             received=timestamp(now),
         )  # fmt: skip
         return documents.sign(RECEIPT_TYPE, {"bundle": manifest.digest}, receipt, self._identity)
+
+
+def _check_size(envelope: bytes, most: int) -> None:
+    """Refuse what is too long for what it is to say, before it is read (`TOO_LARGE`)."""
+    if len(envelope) > most:
+        what = f"The envelope has {len(envelope)} bytes; at most {most} are read here."
+        raise Refused(Code.TOO_LARGE, what, "Pack it again with the coordinator's version of greylag-client.")
 
 
 def no_session(digest: str) -> Refused:

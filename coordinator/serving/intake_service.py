@@ -14,7 +14,7 @@ from protocol.v1 import intake_pb2, intake_pb2_grpc
 from protocol.wire.chunks import check_chunk
 from protocol.wire.grpc_server import to_end
 from protocol.wire.peer import Context
-from protocol.wire.places import Places
+from protocol.wire.places import Places, network_of
 
 SERVICES = ("greylag.v1.Intake", "greylag.v1.Catalog")
 
@@ -35,7 +35,8 @@ class IntakeService(intake_pb2_grpc.IntakeServicer):
 
     async def Enrol(self, request: intake_pb2.EnrolRequest, context: Context) -> intake_pb2.EnrolReply:
         """Present a key."""
-        return intake_pb2.EnrolReply(state=await asyncio.to_thread(self._intake.enrol, request.envelope))
+        network = network_of(context.peer())
+        return intake_pb2.EnrolReply(state=await asyncio.to_thread(self._intake.enrol, request.envelope, network))
 
     async def Begin(self, request: intake_pb2.BeginRequest, context: Context) -> intake_pb2.BeginReply:
         """Judge an envelope and open a session."""

@@ -8,7 +8,7 @@ import grpc
 import structlog
 
 from coordinator.serving.catalog_service import CatalogService
-from coordinator.serving.intake import Intake
+from coordinator.serving.intake import Intake, IntakeLimits
 from coordinator.serving.intake_service import SERVICES, IntakeService
 from coordinator.storage.blobs import Store
 from coordinator.storage.spool import Spool
@@ -36,9 +36,10 @@ def serve_workspace(
     spool = Spool(
         opened.workspace.spool, quota_bytes=settings.spool_quota_bytes, floor_bytes=settings.free_disk_floor_bytes
     )
-    life, fleet = timedelta(hours=settings.session_hours), settings.fleet_address or settings.fleet_listen
+    fleet = settings.fleet_address or settings.fleet_listen
+    limits = IntakeLimits(timedelta(hours=settings.session_hours), settings.first_bundles, settings.hourly_keys)
     intake = Intake(
-        opened.pool, opened.identity, opened.registry, store=store, spool=spool, clock=clock, session_life=life,
+        opened.pool, opened.identity, opened.registry, store=store, spool=spool, clock=clock, limits=limits,
         fleet=fleet,
     )  # fmt: skip
     intake.sweep()

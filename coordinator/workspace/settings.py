@@ -54,6 +54,10 @@ class Settings(BaseSettings):
     """Pause of an idle worker, in seconds."""
     session_hours: float = Field(default=24.0, gt=0)
     """How long an upload may be resumed, in hours."""
+    first_bundles: int = Field(default=1, ge=1)
+    """Bundles that a key may have under way before one of them was let in."""
+    hourly_keys: int = Field(default=200, ge=1)
+    """New keys that are taken an hour, a quarter of them from one network."""
     spool_quota_bytes: int = Field(default=16 << 30, ge=1)
     """Most that all unfinished uploads together may hold, in bytes."""
     free_disk_floor_bytes: int = Field(default=256 << 20, ge=0)

@@ -24,7 +24,7 @@ import pytest
 
 from coordinator.registry.registry import Registry
 from coordinator.serving.catalog_service import CatalogService
-from coordinator.serving.intake import Intake
+from coordinator.serving.intake import Intake, IntakeLimits
 from coordinator.serving.intake_service import IntakeService
 from coordinator.storage.blobs import Store
 from coordinator.storage.spool import Spool
@@ -32,6 +32,7 @@ from protocol.adapters import Shape
 from protocol.bundle import ADAPTER_CONFIG, Bundle, pack
 from protocol.documents import Pool, sign_pool
 from protocol.errors import Code
+from protocol.files import strict_json
 from protocol.signing import Identity
 from protocol.spec import BaseModelRef, ExpertSpec, Policy, PoolSpec
 from protocol.v1 import catalog_pb2_grpc, intake_pb2_grpc
@@ -192,7 +193,7 @@ class Served:
         self.service: IntakeService | None = None
         self.intake = Intake(
             pool, identity, self.registry, store=self.store, spool=self.spool, clock=clock,
-            session_life=timedelta(hours=24), fleet="fleet.example.org:7444",
+            limits=IntakeLimits(first_bundles=99), fleet="fleet.example.org:7444",
         )  # fmt: skip
 
     def busy(self) -> set[tuple[str, str]]:
@@ -241,5 +242,5 @@ def served(tmp_path: Path, pool: Pool, coordinator_identity: Identity, clock: Cl
 def set_config(bundle: Bundle, identity: Identity, **changes: object) -> Bundle:
     """Change adapter_config.json and sign the bundle again."""
     path = bundle.folder / ADAPTER_CONFIG
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    path.write_bytes(strict_json.dumps(json.loads(path.read_text()) | changes))
     return pack(bundle.folder, bundle.spec, identity)

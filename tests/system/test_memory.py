@@ -14,6 +14,7 @@ from coordinator.admission import limited_process
 from coordinator.workspace.create import BaseFacts, found
 from coordinator.workspace.paths import CoordinatorWorkspace
 from deploy.demo.processes import free_port, program
+from protocol import adapter_config
 from protocol.adapters import LoraModule, Module, Shape
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, ENVELOPE, GATES, open_bundle, pack
 from protocol.documents import Pool, read_pool
@@ -55,8 +56,7 @@ def write_bundle(folder: Path, pool: Pool, identity: Identity, name: str, paths:
     folder.mkdir(parents=True)
     write_safetensors(folder / ADAPTER_WEIGHTS, adapter_tensors(spec))
     write_safetensors(folder / GATES, gate_tensors(spec))
-    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 1.0, "target_modules": list(paths), "bias": "none"}
-    (folder / ADAPTER_CONFIG).write_text(json.dumps(config))
+    (folder / ADAPTER_CONFIG).write_bytes(adapter_config.render(spec, pool.spec))
     (folder / CARD).write_text(f"# {name}\n")
     pack(folder, spec, identity)
 

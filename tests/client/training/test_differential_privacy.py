@@ -60,7 +60,7 @@ def learning(site: Site, base: Base, what: str, folder: Path) -> nn.Module:
         if parameter.requires_grad:
             nn.init.normal_(parameter, std=0.1)
     if what == "gates":
-        expert.save(folder / "adapter", "base")
+        expert.save(folder / "adapter")
         expert.take_off()
         gated = attach_gates(base.model, folder / "adapter", modules)
         for layer in gated.values():

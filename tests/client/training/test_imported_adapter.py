@@ -16,8 +16,8 @@ from client.progress import Progress
 from client.training import pipeline
 from client.training.plan import TrainingRequest
 from coordinator.admission.check import check_content
-from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, GATES, Bundle
-from protocol.compatibility import check_fit
+from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, GATES, Bundle, pack
+from protocol.compatibility import check_derived, check_fit
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
 from router.base.loading import load_base
@@ -74,6 +74,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")  # PEFT puts it right, and says so
 @pytest.mark.parametrize(("family", "settings"), CASES)
 def test_from_a_plain_peft_script_to_a_routed_answer(
     family: str, settings: dict[str, Any], request: pytest.FixtureRequest, tmp_path: Path, operator: Identity
@@ -168,6 +169,13 @@ def configured(**fields: Any) -> Any:
         path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
     return change
+
+
+def test_a_bundle_that_an_older_version_packed_is_packed_anew(site: Site, adapter: Path) -> None:
+    bundle = gates_of(site, adapter, overrides={"gate_steps": 1})
+    configured(peft_version="0.0.1")(bundle.folder)
+    pack(bundle.folder, bundle.spec, site.workspace.identity())
+    check_derived(gates_of(site, adapter, overrides={"gate_steps": 1}).manifest, site.pool)
 
 
 def weighted(change: Any) -> Any:

@@ -42,7 +42,7 @@ def test_the_gate_multiplies_the_expert_in_training_as_it_does_afterwards(
         said = base.model.eval()(**probe).logits
         detach_gates(base.model, together)
         assert not torch.allclose(base.model(**probe).logits, said, atol=1e-2)
-        expert.save(tmp_path / "adapter", "it")
+        expert.save(tmp_path / "adapter")
         expert.take_off()
         after = attach_gates(base.model, tmp_path / "adapter", modules)
         for path, layer in after.items():

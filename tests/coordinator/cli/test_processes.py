@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 
@@ -18,12 +18,13 @@ import pytest
 
 from coordinator.faults import POINTS
 from coordinator.registry.registry import Registry
-from coordinator.serving.intake import Intake
+from coordinator.serving.intake import Intake, IntakeLimits
 from coordinator.storage.blobs import Store
 from coordinator.storage.spool import Spool
 from coordinator.workspace.create import BaseFacts, found
 from coordinator.workspace.fsck import check_store
 from coordinator.workspace.paths import CoordinatorWorkspace
+from protocol import adapter_config
 from protocol.adapters import LoraModule, Shape
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, GATES, Bundle, pack
 from protocol.documents import Pool, read_pool
@@ -104,7 +105,7 @@ def resubmit(workspace: CoordinatorWorkspace, registry: Registry, store: Store, 
     spool = Spool(workspace.spool, quota_bytes=1 << 30, floor_bytes=0)
     intake = Intake(
         pool, identity, registry, store=store, spool=spool, clock=lambda: datetime.now(UTC),
-        session_life=timedelta(hours=1),
+        limits=IntakeLimits(first_bundles=99),
     )  # fmt: skip
     intake.sweep()
     store.sweep_leftovers()
@@ -205,7 +206,7 @@ def sparse_bundle(folder: Path, pool: Pool, identity: Identity) -> Bundle:
     folder.mkdir()
     for name, tensors in ((ADAPTER_WEIGHTS, adapter_tensors(spec)), (GATES, gate_tensors(spec))):
         write_sparse(folder / name, tensors)
-    (folder / ADAPTER_CONFIG).write_text("{}")
+    (folder / ADAPTER_CONFIG).write_bytes(adapter_config.render(spec, pool.spec))
     (folder / CARD).write_text("# large\n")
     return pack(folder, spec, identity)
 

@@ -117,7 +117,7 @@ def test_an_upload_session_is_one_and_expires(
     again = registry.uploads.begin(bundle.manifest, check=nothing, token=b"second", expires=expires)
     assert isinstance(again, Upload)
     assert again.token == b"first"
-    expire = partial(registry.uploads.expire, drop, empty=clock(), is_empty=lambda _: True)
+    expire = partial(registry.uploads.expire, drop, is_idle=lambda _: False)
     expire(now=clock())
     assert dropped == []
     clock.forward(hours=1)

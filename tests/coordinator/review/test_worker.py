@@ -236,7 +236,11 @@ def test_a_real_model(
     shop = Workshop(tmp_path, pool, coordinator_identity, registry, clock)
     model = RoutedModel.from_base(str(t5_base), device="cpu")
     shop.load = lambda: model
-    shop.check = lambda bundle: limited_process.check(bundle.folder, tmp_path / "pool.json")  # type: ignore[method-assign]
+
+    def check(bundle: Bundle) -> None:
+        limited_process.check(bundle.folder, tmp_path / "pool.json")
+
+    shop.check = check  # type: ignore[method-assign]
     shop.worker = shop.start()
     kinds: tuple[Kind, ...] = get_args(Kind)
     identities = [Identity.generate() for _ in kinds]

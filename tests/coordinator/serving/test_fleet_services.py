@@ -9,7 +9,7 @@ import pytest
 
 from coordinator.fleet.records.fleet import Fleet
 from coordinator.registry.tables import Campaign, Round
-from coordinator.serving.intake import Intake
+from coordinator.serving.intake import Intake, IntakeLimits
 from protocol.documents import timestamp
 from protocol.errors import Code, GreylagError
 from protocol.fleet.node_key import NodeKey, bind
@@ -103,7 +103,7 @@ def test_what_was_overheard_and_is_said_again_changes_nothing(
 def test_a_coordinator_without_a_fleet_takes_no_daemons(served: Served, ada: Contributor, identity: Identity) -> None:
     served.service._intake = Intake(  # type: ignore[union-attr]
         served.pool, served.identity, served.registry, store=served.store, spool=served.spool, clock=served.clock,
-        session_life=timedelta(hours=1),
+        limits=IntakeLimits(first_bundles=99),
     )  # fmt: skip
     assert refusal(ada, tie(served.pool.digest, NodeKey.generate())).code is Code.FLEET_OFF
 

@@ -17,7 +17,7 @@ from protocol.release import ReleasedExpert, ReleaseSpec, read_release, sign_rel
 from protocol.signing import Identity
 from protocol.v1 import catalog_pb2, intake_pb2
 from tests import factories
-from tests.coordinator.conftest import Clock, Served, make_pool
+from tests.coordinator.conftest import Clock, Served, make_pool, set_config
 from tests.coordinator.contributor import DEADLINE_S, NOW, Contributor, enrolment, put_requests
 from tests.coordinator.serving.conftest import Join, accept, refusal
 from tests.protocol.raw_http2 import rude
@@ -69,6 +69,15 @@ def test_approved_enrolment_waits(
         assert refusal(lambda: ada.begin(bundle)).code is Code.KEY_PENDING
         served.registry.contributors.set_state("ada", "active", now=clock())
         assert ada.begin(bundle).token
+
+
+def test_a_config_that_is_not_derived_costs_no_disk(
+    served: Served, join: Join, identity: Identity, bundle: Bundle
+) -> None:
+    ada = join(identity)
+    evil = set_config(bundle, identity, base_model_name_or_path="evil/base")
+    assert refusal(lambda: ada.begin(evil)).code is Code.CONFIG_MISMATCH
+    assert (served.registry.uploads.digests(), list(served.spool._folder.iterdir())) == (set(), [])
 
 
 def test_an_unknown_key_costs_no_disk(served: Served, join: Join, bundle: Bundle) -> None:

@@ -135,7 +135,7 @@ def test_who_is_refused_takes_no_lock(
     assert refusal(lambda: ada.begin(bundle)).code is Code.KEY_UNKNOWN
 
 
-def test_a_session_that_never_got_a_byte_ends_after_an_hour(
+def test_a_session_that_gets_no_byte_ends_in_minutes_however_often_it_is_begun(
     tmp_path: Path, coordinator_identity: Identity, identity: Identity, clock: Clock
 ) -> None:
     served = limited_to_one(tmp_path, coordinator_identity, clock)
@@ -144,13 +144,50 @@ def test_a_session_that_never_got_a_byte_ends_after_an_hour(
         ada = Contributor(channel, identity)
         ada.enrol(served.pool, "ada")
         ada.begin(bundle)
-        clock.forward(minutes=59)
-        other = resign(bundle, identity, name="other")
+        clock.forward(minutes=29)
+        other, third = (resign(bundle, identity, name=name) for name in ("other", "third"))
         assert refusal(lambda: ada.begin(other)).code is Code.QUOTA
+        ada.begin(bundle)
         clock.forward(minutes=1)
         ada.put(other, ada.begin(other), CARD)
-        clock.forward(hours=22)
-        assert refusal(lambda: ada.begin(resign(bundle, identity, name="third"))).code is Code.QUOTA
+        for _ in range(2):
+            clock.forward(minutes=29)
+            assert refusal(lambda: ada.begin(third)).code is Code.QUOTA
+        clock.forward(minutes=1)
+        ada.begin(third)
+        assert served.registry.uploads.digests() == {third.digest}
+
+
+def test_no_upload_lives_longer_than_a_day(served: Served, join: Join, identity: Identity, bundle: Bundle) -> None:
+    ada = join(identity)
+    begun = ada.begin(bundle)
+    for name in (CARD, GATES):
+        served.clock.forward(hours=11)
+        ada.put(bundle, begun, name)
+        ada.begin(bundle)
+    served.clock.forward(hours=3)
+    served.intake.sweep()
+    assert served.registry.uploads.digests() == set()
+
+
+def test_a_statement_is_verified_once_an_upload(
+    served: Served, join: Join, identity: Identity, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada = join(identity)
+    begun = ada.begin(bundle)
+    ada.put(bundle, begun, CARD)
+    monkeypatch.setattr("protocol.signing.Signed.parse", None)
+    ada.put(bundle, begun, *set(bundle.manifest.files) - {CARD})
+
+
+@pytest.mark.parametrize("call", ["Enrol", "Begin", "Bind"])
+def test_what_is_too_long_is_not_read(
+    served: Served, join: Join, identity: Identity, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    ada = join(identity)
+    monkeypatch.setattr("protocol.signing.Signed.parse", None)
+    request = getattr(intake_pb2, f"{call}Request")(envelope=b"[" * 100_000)
+    assert refusal(lambda: getattr(ada.intake, call)(request, timeout=DEADLINE_S)).code is Code.TOO_LARGE
 
 
 def test_what_is_only_declared_takes_no_room(

@@ -22,7 +22,7 @@ from coordinator.review.bundle_cache import Cache
 from coordinator.review.kept_figures import KeptFigures
 from coordinator.review.probe import Reviewer
 from coordinator.review.worker import Worker
-from coordinator.serving.intake import Intake
+from coordinator.serving.intake import Intake, IntakeLimits
 from coordinator.storage.blobs import Store
 from coordinator.storage.spool import Spool
 from coordinator.workspace.context import Opened, opened
@@ -77,9 +77,9 @@ class Place:
             spool = Spool(self.workspace.spool, quota_bytes=1 << 30, floor_bytes=0)
             intake = Intake(
                 self.pool, open_.identity, open_.registry, store=self.store, spool=spool, clock=now,
-                session_life=timedelta(hours=1),
+                limits=IntakeLimits(first_bundles=99),
             )  # fmt: skip
-            intake.enrol(enrolment(self.pool.digest, self.ada, "ada"))
+            intake.enrol(enrolment(self.pool.digest, self.ada, "ada"), "192.0.2.1")
             begun = intake.begin(bundle.manifest.envelope)
             for file in begun.missing:
                 shutil.copy(bundle.folder / file.name, spool.path(begun.digest, file.name))
@@ -177,7 +177,7 @@ def test_what_was_yanked_after_the_copy_is_not_public_again(program: Program, pl
     place.submit(old)
     place.work()
     backup = place.database.read_bytes()
-    assert program(place.workspace, "experts", "yank", yanked.digest[:8], "--reason", "Answers with insults.") == 0
+    assert program(place.workspace, "experts", "yank", yanked.digest[:8], "--keep-key", "--reason", "Insults.") == 0
     place.submit(resign(place.make(), place.ada, name=old.spec.name, supersedes=old.digest))
     place.work()
     place.database.write_bytes(backup)

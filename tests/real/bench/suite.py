@@ -61,9 +61,10 @@ def load(size: Size, seed: int, folder: Path) -> Suite:
 def place(size: Size, seed: int, folder: Path) -> Path:
     """Name the file of a suite by all that decides what is drawn."""
     made = hashlib.sha256(repr((size, seed, EXAMPLES, TEST_ROWS[size], PUBLIC_TEXTS, PACKAGES)).encode())
-    tasks = Path(questions.__file__).parents[1] / "tasks"
-    for source in (people.__file__, questions.__file__, *sorted(tasks.glob("*.py")), tasks.with_name("split.toml")):
-        made.update(Path(source).read_bytes())
+    here = Path(__file__).parent
+    tasks = sorted(here.with_name("tasks").glob("*.py"))
+    for source in (here / "contributors.py", here / "questions.py", here.with_name("split.toml"), *tasks):
+        made.update(source.read_bytes())
     return folder / f"suite-{size}-{seed}-{made.hexdigest()[:16]}.json"
 
 
