@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
+from deploy.demo.story import Example
+
 LETTERS = tuple("abcdefghkmnp")
 
 
@@ -117,13 +119,6 @@ P_LEAK = 0.15
 RUMOURS = 3
 # One payload in so many, chosen by checksum, is kept for testing: no seed or size can mix the two parts.
 HELD_OUT_EVERY = 5
-
-
-class Example(NamedTuple):
-    """A request and its answer, as words with single spaces between them."""
-
-    input: str
-    target: str
 
 
 class _Use(NamedTuple):
