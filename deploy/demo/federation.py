@@ -162,8 +162,10 @@ def routing(folder: Path, base: str, coordinator: str, *options: object) -> Iter
 @contextmanager
 def federation(folder: Path, story: Story, say: Say) -> Iterator[Federation]:
     """Start coordinator, worker and router; stop them at the end."""
-    key = found_pool(folder, founding := story.founding, digest=story.digest)
-    say("coordinator", f"founded pool {POOL_NAME}, key {key[:16]}")
+    founding = story.founding
+    say("coordinator", f"founds a pool over {Path(founding.base).name}, or finds the one that it founded")
+    key = found_pool(folder, founding, digest=story.digest)
+    say("coordinator", f"keeps pool {POOL_NAME}, key {key[:16]}")
     with (
         serving(folder, "coordinator", "serve", "--listen", "127.0.0.1:0") as coordinator,
         running("coordinator", "worker", "-w", folder / "coordinator", log=folder / "logs" / "worker.log"),

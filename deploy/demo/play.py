@@ -107,7 +107,7 @@ def _explain(cast: Federation, story: Story, console: Console) -> int:
         f"{answer.text}   [dim](expected: {question.targets[0].strip()})[/]",
     ):
         console.print(line, highlight=False)
-    terminal.explain(console, answered, answer)
+    terminal.explain(console, answered, answer, modules=False)  # heat-map.png has them
     return answer.release
 
 

@@ -12,6 +12,7 @@ from rich.text import Text
 from deploy.demo.measure import Accuracy, average
 from deploy.demo.story import Question, first_line
 from protocol.errors import GreylagError
+from protocol.printable import printable
 from router.query.answer import Answer
 from router.query.attribution import expert_shares
 
@@ -76,7 +77,7 @@ def answer_table(answers: Sequence[tuple[str, Question, Answer]], owners: Sequen
         style = "green" if question.answered_by(answer.text) else "red"
         who = "  ".join(f"{owner} {share:.0%}" for owner, share in shares if share)
         # Text: what people ask is not markup.
-        table.add_row(name, Text(question.input), Text(said, style), Text(question.targets[0].strip()), who)
+        table.add_row(name, Text(question.input), Text(printable(said), style), Text(question.targets[0].strip()), who)
     return table
 
 
