@@ -53,7 +53,7 @@ def test_a_story_is_known_by_what_is_founded_and_trained_on(tmp_path: Path) -> N
     asked_less = replace(story, pairs={}, drawn=1)
     other_base = replace(story, founding=replace(story.founding, base="another"))
     ada = story.contributors["ada"]
-    fewer_rows = replace(story, contributors=story.contributors | {"ada": replace(ada, private=ada.private[1:])})
+    fewer_rows = replace(story, contributors={**story.contributors, "ada": replace(ada, private=ada.private[1:])})
     assert asked_less.digest == story.digest
     assert len({story.digest, other_base.digest, fewer_rows.digest}) == 3
 
