@@ -16,7 +16,9 @@ from protocol.printable import printable
 from router.query.answer import Answer
 from router.query.attribution import expert_shares
 
-_PHASES = {"expert": "trains its expert", "gates": "trains its gates", "upload": "uploads"}
+_PHASES = {
+    "expert": "trains its expert", "gates": "trains its gates", "means": "averages activations", "upload": "uploads",
+}  # fmt: skip
 _COLOURS = {"coordinator": "yellow", "router": "magenta"}
 
 
@@ -43,7 +45,7 @@ class Screen:
 
     def progress(self, who: str, event: dict[str, Any]) -> None:
         """Move a contributor's bar; say when a phase begins."""
-        phase, loss = _PHASES[event["phase"]], event.get("loss")
+        phase, loss = _PHASES.get(event["phase"], event["phase"]), event.get("loss")
         if self._phases.get(who) != phase:
             self.say(who, phase)
         self._phases[who] = phase

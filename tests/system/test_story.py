@@ -14,7 +14,7 @@ from deploy.demo import __main__ as words
 from deploy.demo import measure
 from deploy.demo.federation import found_pool
 from deploy.demo.play import play
-from deploy.demo.screen import answer_table
+from deploy.demo.screen import Screen, answer_table
 from deploy.demo.story import Contributor, Example, Founding, Question, Story
 from router.query.answer import Answer, ModuleRoute
 
@@ -79,6 +79,13 @@ def test_a_wrong_answer_is_shown_beside_the_right_one() -> None:
     for part in ("[sell]", "sold", "bought", "ada 75%  bob 25%"):
         assert part in shown
     assert "Plural" not in shown
+
+
+@pytest.mark.parametrize("phase", ["expert", "gates", "means", "upload", "centroid"])
+def test_every_phase_of_a_contribution_is_shown(phase: str) -> None:
+    shown = StringIO()
+    Screen(["ada"], Console(file=shown, width=120)).progress("ada", {"phase": phase, "step": 1, "of": 2})
+    assert "ada" in shown.getvalue()
 
 
 def test_the_world_of_words_asks_every_contributor_and_every_pair() -> None:
