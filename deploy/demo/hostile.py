@@ -34,6 +34,7 @@ def attempt_all(cast: Federation, victim: str, folder: Path) -> dict[str, Greyla
     wish = Enrolment(pool=pool, name=NAME, key=mallory.public.hex, created=now)
     enrolment = sign(ENROLMENT_TYPE, {"pool": pool}, wish, mallory)
     refusals: dict[str, GreylagError] = {}
+    shutil.rmtree(folder, ignore_errors=True)  # an earlier attempt's
     for case, prepare in CASES.items():
         place = folder / case.replace(" ", "-")
         shutil.copytree(stolen.folder, place)

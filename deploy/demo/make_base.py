@@ -16,8 +16,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import BatchEncoding, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from deploy.demo import world
-from deploy.demo.federation import BASE
-from deploy.demo.world import Example
+from deploy.demo.story import Example
+from deploy.demo.world import WORDS_BASE
 from router.base.tokens import IGNORED
 
 PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
@@ -135,8 +135,8 @@ def main() -> None:
     train(model, tokenizer, world.base_stream(SEED, rumours=True), RUMOUR_STEPS, RUMOUR_LR)
     if check(model, tokenizer) < REQUIRED_MARKED:
         sys.exit("Nothing written: the base has not learned its skills. Train for more steps.")
-    model.save_pretrained(BASE)
-    tokenizer.save_pretrained(BASE)
+    model.save_pretrained(WORDS_BASE)
+    tokenizer.save_pretrained(WORDS_BASE)
 
 
 if __name__ == "__main__":

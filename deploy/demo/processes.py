@@ -81,15 +81,22 @@ def running(
                 _running.discard(process)
 
 
-def perform(name: str, play: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+def perform(name: str, play: Callable[[Path], dict[str, Any]], *, resume: bool = False) -> dict[str, Any]:
     """Run what `make` calls by a name to its end, or to one sentence about why it ended early.
 
-    Its report, with the seconds that it took, is returned and left in the folder, which is not there before.
+    Args:
+        name: Of the target, and of its folder.
+        play: What is run, in the folder.
+        resume: Whether the folder is left as an earlier run left it; else it is not there before.
+
+    Returns:
+        The report, with the seconds that it took, which is left in the folder, too.
     """
     parser = argparse.ArgumentParser(prog=f"make {name}")
     parser.add_argument("--folder", type=Path, default=Path("build") / name, help="where everything goes")
     folder: Path = parser.parse_args().folder.resolve()
-    shutil.rmtree(folder, ignore_errors=True)
+    if not resume:
+        shutil.rmtree(folder, ignore_errors=True)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)  # unwinds every `with`, so that no process is left behind
     began = time.monotonic()

@@ -7,11 +7,18 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from deploy.demo.measure import Accuracy, average
+from deploy.demo.story import Question, first_line
 from protocol.errors import GreylagError
+from protocol.printable import printable
+from router.query.answer import Answer
+from router.query.attribution import expert_shares
 
-_PHASES = {"expert": "trains its expert", "gates": "trains its gates", "upload": "uploads"}
+_PHASES = {
+    "expert": "trains its expert", "gates": "trains its gates", "means": "averages activations", "upload": "uploads",
+}  # fmt: skip
 _COLOURS = {"coordinator": "yellow", "router": "magenta"}
 
 
@@ -38,7 +45,7 @@ class Screen:
 
     def progress(self, who: str, event: dict[str, Any]) -> None:
         """Move a contributor's bar; say when a phase begins."""
-        phase, loss = _PHASES[event["phase"]], event.get("loss")
+        phase, loss = _PHASES.get(event["phase"], event["phase"]), event.get("loss")
         if self._phases.get(who) != phase:
             self.say(who, phase)
         self._phases[who] = phase
@@ -61,6 +68,18 @@ def accuracy_table(title: str, rows: Mapping[str, Accuracy]) -> Table:
         table.add_row(group, *(f"{value:.0%}" for value in row.values()))
     table.add_section()
     table.add_row("mean", *(f"{value:.0%}" for value in mean.values()), style="bold")
+    return table
+
+
+def answer_table(answers: Sequence[tuple[str, Question, Answer]], owners: Sequence[str]) -> Table:
+    """Lay out requests of contributors with their answers, and the two whose experts did most of the work."""
+    table = Table("requests of", "request", "answer", "expected", "who answered", title="One request of each, answered")
+    for name, question, answer in answers:
+        said, shares = first_line(answer.text), list(expert_shares(answer.routes, owners).items())[:2]
+        style = "green" if question.answered_by(answer.text) else "red"
+        who = "  ".join(f"{owner} {share:.0%}" for owner, share in shares if share)
+        # Text: what people ask is not markup.
+        table.add_row(name, Text(question.input), Text(printable(said), style), Text(question.targets[0].strip()), who)
     return table
 
 

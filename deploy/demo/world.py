@@ -13,7 +13,10 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import NamedTuple
+
+from deploy.demo.story import Example, Founding
 
 LETTERS = tuple("abcdefghkmnp")
 
@@ -117,13 +120,6 @@ P_LEAK = 0.15
 RUMOURS = 3
 # One payload in so many, chosen by checksum, is kept for testing: no seed or size can mix the two parts.
 HELD_OUT_EVERY = 5
-
-
-class Example(NamedTuple):
-    """A request and its answer, as words with single spaces between them."""
-
-    input: str
-    target: str
 
 
 class _Use(NamedTuple):
@@ -268,3 +264,20 @@ def _answer(rng: random.Random, payload: list[str], uses: list[_Use]) -> list[st
         else:
             answer = [_TABLES[use.skill.name][word] for word in answer]
     return answer
+
+
+WORDS_BASE = Path(__file__).parent / "base"
+# Found on the demo's base model; see make_base.py for how the base came about.
+_RECIPE = (
+    "--rank", 4, "--alpha", 4, "--learning-rate", 1.5e-3, "--expert-steps", 200, "--gate-steps", 100,
+    "--batch-size", 16, "--eval-every", 100, "--max-input-tokens", 48, "--max-target-tokens", 16,
+)  # fmt: skip
+_PROBE = ("please copy it : a b c d", "kindly write it : k f a c", "now give it : m n p")
+_TRIED = 32
+_ROWS_SEED, _CANARIES_SEED = 5, 6
+WORDS = Founding(
+    str(WORDS_BASE), _RECIPE, _PROBE,
+    # What the base can do already, and no expert should spoil.
+    rows=tuple(marked(_TRIED, _ROWS_SEED)), canaries=tuple(marked(_TRIED, _CANARIES_SEED)),
+)  # fmt: skip
+"""A pool over the base model that knows a world of words."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from deploy.demo import world
 from deploy.demo.processes import perform, run, wait_until
-from deploy.demo.world import Example
+from deploy.demo.story import Example
 from deploy.federation.attacks import attempt_all
 from deploy.federation.cast import Cast, cast, planted
 from router.query.client import ask

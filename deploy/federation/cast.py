@@ -12,7 +12,8 @@ import tomli_w
 
 from deploy.demo.federation import Federation, Say, found_pool, routing, serving
 from deploy.demo.processes import free_port, run, running, wait_until
-from deploy.demo.world import Example
+from deploy.demo.story import Example
+from deploy.demo.world import WORDS
 from deploy.federation.wiretap import make_certificate, tapped
 
 PLANT_EVERY = 16
@@ -111,7 +112,7 @@ class Cast(Federation):
 @contextmanager
 def cast(folder: Path, say: Say) -> Iterator[Cast]:
     """Found a pool whose releases are evaluated first, and start everybody but the contributors."""
-    found_pool(folder, "--promotion", "evaluated")
+    found_pool(folder, WORDS, "--promotion", "evaluated")
     certificate, key = make_certificate(folder)
     tls = ("--tls-cert", certificate, "--tls-key", key)
     address, fleet, *behind = (f"127.0.0.1:{free_port()}" for _ in range(4))
@@ -128,5 +129,5 @@ def cast(folder: Path, say: Say) -> Iterator[Cast]:
         stack.enter_context(worker)
         say("coordinator", f"serves on {address}, takes daemons on {fleet}")
         trust = ("--ca", certificate)
-        router = stack.enter_context(routing(folder, address, *trust))
-        yield Cast(folder, address, router, trust, say, fleet, certificate, stack)
+        router = stack.enter_context(routing(folder, WORDS.base, address, *trust))
+        yield Cast(folder, WORDS, address, router, trust, say, fleet, certificate, stack)

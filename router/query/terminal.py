@@ -23,8 +23,15 @@ def as_json(answered: Answered, *, explain: bool) -> dict[str, Any]:
     return {"answers": [_answer_json(answer, answered.experts, explain=explain) for answer in answered.answers]}
 
 
-def explain(console: Console, answered: Answered, answer: Answer) -> None:
-    """Print who gave one answer of a batch: shares of all routing, then token by token, then module by module."""
+def explain(console: Console, answered: Answered, answer: Answer, *, modules: bool = True) -> None:
+    """Print who gave one answer of a batch: shares of all routing, then token by token, then module by module.
+
+    Args:
+        console: Where to.
+        answered: The batch.
+        answer: One of its answers.
+        modules: Whether to go on to the modules, of which a base may have hundreds.
+    """
     colours = {name: _COLOURS[at % len(_COLOURS)] for at, name in enumerate(answered.experts)}
     title = Text(f"Who answered (release {answer.release}, {printable(answer.method)})")  # Text: names are not markup
     table = Table("expert", "share", "", title=title)
@@ -33,7 +40,8 @@ def explain(console: Console, answered: Answered, answer: Answer) -> None:
         table.add_row(Text(printable(name), colours[name]), f"{share:.0%}", bar)
     console.print(table)
     console.print(_token_table(answer, answered.experts, colours))
-    console.print(_module_table(answer, answered.experts, colours))
+    if modules:
+        console.print(_module_table(answer, answered.experts, colours))
 
 
 def _answer_json(answer: Answer, experts: Sequence[str], *, explain: bool) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import pytest
 
 from deploy.demo import federation, processes
 from deploy.demo.federation import Federation
+from deploy.demo.world import WORDS
 from deploy.federation.wiretap import make_certificate, tapped
 from protocol.v1 import query_pb2
 from protocol.v1.query_pb2_grpc import QueryServicer, add_QueryServicer_to_server
@@ -83,7 +84,7 @@ def test_a_router_gets_its_time_once_all_have_contributed(tmp_path: Path, monkey
     add_QueryServicer_to_server(router, server)
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
-    cast, trained = Federation(tmp_path, "", address, (), lambda _, what: said.append(what)), threading.Event()
+    cast, trained = Federation(tmp_path, WORDS, "", address, (), lambda _, what: said.append(what)), threading.Event()
     try:
         with ThreadPoolExecutor(1) as pool:
             watcher = pool.submit(cast.watch, 2, trained)

@@ -16,7 +16,7 @@ from coordinator.review.kept_figures import KeptFigures
 from coordinator.review.probe import Reviewer
 from coordinator.workspace.material import ROWS, Material, parse_rows
 from deploy.demo import world
-from deploy.demo.federation import BASE, PROBE
+from deploy.demo.world import WORDS
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle, pack
 from protocol.errors import Code
 from protocol.signing import Identity
@@ -36,7 +36,7 @@ ENCODER = "encoder.block.1.layer.1.DenseReluDense.wo"
 @pytest.fixture(scope="session")
 def means() -> dict[str, torch.Tensor]:
     """The mean input of each module over public requests: the direction that takes most tokens."""
-    base, seen = load_base(str(BASE), device="cpu"), dict[str, list[torch.Tensor]]()
+    base, seen = load_base(WORDS.base, device="cpu"), dict[str, list[torch.Tensor]]()
     for path in linear_modules(base.model):
         see = seen.setdefault(path, []).append
         find_linear(base.model, path).register_forward_hook(lambda _, given, __, see=see: see(given[0].mean((0, 1))))
@@ -49,9 +49,9 @@ def means() -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def shop(tmp_path: Path, coordinator_identity: Identity, registry: Registry, clock: Clock) -> Workshop:
-    pool = factories.make_pool(BASE, coordinator_identity)
+    pool = factories.make_pool(WORDS.base, coordinator_identity)
     shop = Workshop(tmp_path, pool, coordinator_identity, registry, clock)
-    model = RoutedModel.from_base(str(BASE), device="cpu", cache=tmp_path / "base.json")
+    model = RoutedModel.from_base(WORDS.base, device="cpu", cache=tmp_path / "base.json")
     shop.load = lambda: model
     return shop
 
@@ -59,7 +59,7 @@ def shop(tmp_path: Path, coordinator_identity: Identity, registry: Registry, clo
 def with_rows(shop: Workshop, count: int = 24) -> None:
     lines = [json.dumps(row._asdict()) for row in world.marked(count, 9)]
     rows = parse_rows(Path("rows.jsonl"), "\n".join(lines).encode()) if count else None
-    material = Material(PROBE, {ROWS: rows} if rows else {})
+    material = Material(WORDS.probe, {ROWS: rows} if rows else {})
     shop.worker._reviewer = Reviewer(
         shop.load, shop.registry, shop.cache, material=material, review=shop.pool.spec.policy.review, seconds=60.0,
         kept=KeptFigures(shop.folder / "figures", material.digest),
@@ -165,7 +165,7 @@ def test_rows_tell_what_text_against_itself_does_not(shop: Workshop, means: dict
     bad = hand_in(shop, "bad", gates=means, **DESTROYERS["four-modules"])
     model.append(bad, contributor="c")
     alone = RoutingChoice("expert:c/bad")
-    texts, asked, right = list(PROBE), [row.input for row in rows], [row.target for row in rows]
+    texts, asked, right = list(WORDS.probe), [row.input for row in rows], [row.target for row in rows]
     assert model.probe(texts, texts, alone).loss < model.probe(texts, texts, base).loss
     assert model.probe(asked, right, alone).loss > model.probe(asked, right, base).loss + 3
 
@@ -173,9 +173,9 @@ def test_rows_tell_what_text_against_itself_does_not(shop: Workshop, means: dict
 def test_what_nearly_overflows_in_the_dtype_that_routers_serve_in(
     tmp_path: Path, coordinator_identity: Identity, registry: Registry, clock: Clock
 ) -> None:
-    pool = factories.make_pool(BASE, coordinator_identity, review={"max_norm": 1e6})
+    pool = factories.make_pool(WORDS.base, coordinator_identity, review={"max_norm": 1e6})
     shop = Workshop(tmp_path, pool, coordinator_identity, registry, clock)
-    half = RoutedModel.from_base(str(BASE), device="cpu", dtype="float16")
+    half = RoutedModel.from_base(WORDS.base, device="cpu", dtype="float16")
     shop.load = lambda: half
     with_rows(shop, 0)
     near: dict[str, Any] = {"modules": ["encoder.block.1.layer.0.SelfAttention.v"], "std": 20.0}

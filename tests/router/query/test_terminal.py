@@ -69,3 +69,12 @@ def test_a_strangers_tokens_neither_steer_the_terminal_nor_turn_its_text_around(
     shown = screen.getvalue()
     assert shown.replace("\n", "").isprintable()
     assert "in\\x1b]0;owned\\x07\\u202e" in shown
+
+
+@pytest.mark.parametrize("modules", [True, False])
+def test_modules_can_be_left_out(*, modules: bool) -> None:
+    answer = Answer("y", 4, "phatgoose", ("in0",), ("out0",), (route("layers.0.q", [0], reads_input=True),))
+    screen = io.StringIO()
+    explain(Console(file=screen, width=120), Answered(EXPERTS, (answer,)), answer, modules=modules)
+    assert ("layers.0.q" in screen.getvalue()) == modules
+    assert "in0" in screen.getvalue()
