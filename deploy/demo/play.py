@@ -100,9 +100,9 @@ def _explain(cast: Federation, story: Story, console: Console) -> int:
     pair, question, right, count = measure.composed_question(cast, story)
     answered = _explained(cast, story, [question.input])
     answer = answered.answers[0]
-    first = "the first one" if right else "none, so this is the first"
+    first = "this is the first of these" if right else "this is the first of all"
     for line in (
-        f"\nOf {count} requests that need {pair[0]} and {pair[1]}, {right} are answered exactly; {first}:",
+        f"\n{right} of {count} requests that need {pair[0]} and {pair[1]} are answered exactly; {first}:",
         f"[bold]greylag-router ask --explain[/] {question.input!r}",
         f"{answer.text}   [dim](expected: {question.targets[0].strip()})[/]",
     ):
