@@ -1,7 +1,7 @@
 """`init`: makes a workspace with its key, its signed pool and an empty registry."""
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,7 +15,7 @@ from protocol.errors import Code, Refused
 from protocol.programs import print_json, say, with_flags_of
 
 if TYPE_CHECKING:
-    from coordinator.workspace.create import BaseFacts
+    from coordinator.workspace.create import BaseFacts, Layers
     from router.methods.features.background import Kind
 
 
@@ -87,10 +87,9 @@ def init(
 
     Example: greylag-coordinator init -w pool --name notes --base google/t5-v1_1-small --rank 8
     """
-    from coordinator.workspace.create import TrialFiles, check_absent, found, read_layers, study_base
+    from coordinator.workspace.create import TrialFiles, check_absent, found, read_layers
     from coordinator.workspace.paths import CoordinatorWorkspace
     from protocol.wire.grpc_client import check_address
-    from router.base.progress import show_bars
 
     check_absent(place := CoordinatorWorkspace(workspace))
     if listen:
@@ -104,19 +103,24 @@ def init(
         "statistics": tuple(statistics or ()), "review": _given({"max_norm": max_norm, "max_rise": max_rise}),
     }  # fmt: skip
 
-    def study() -> "BaseFacts":
-        show_bars()
-        say(f"Reading the base model {base} ...")
-        return study_base(base, kinds, public_text, touched)
-
     settings = {"listen": listen, "database": database, "store": store}
     given = {"recipe": _given(recipe_flags), "policy": _given(policy), "routing": _given({"method": method, "k": k})}
     trial = TrialFiles(probe, rows, canaries)
+    study = partial(_study, base, kinds, public_text, touched)
     pool = found(place, study, name=name, trial=trial, settings=settings, choices=given, now=now())
     say(f"Pool {pool.spec.name} ({len(pool.spec.modules)} modules) is in {workspace.resolve()}.")
     say(f"Its key is {pool.spec.coordinator}. Next: greylag-coordinator serve, greylag-coordinator worker")
     if as_json:
         print_json({"name": pool.spec.name, "pool": pool.digest, "key": pool.spec.coordinator})
+
+
+def _study(base: str, kinds: tuple["Kind", ...], public_text: Path | None, layers: "Layers | None") -> "BaseFacts":
+    from coordinator.workspace.create import study_base
+    from router.base.progress import show_bars
+
+    show_bars()
+    say(f"Reading the base model {base} ...")
+    return study_base(base, kinds, public_text, layers)
 
 
 def _kinds(method: str | None, statistics: Sequence[str], public_text: Path | None) -> tuple["Kind", ...]:
