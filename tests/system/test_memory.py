@@ -86,8 +86,8 @@ def town(tmp_path: Path, t5_base: Path) -> Town:
     shapes = dict.fromkeys(PATHS, Shape(d_in=WIDE, d_out=NARROW)) | {"small": Shape(d_in=8, d_out=8)}
     facts = BaseFacts(str(t5_base), fingerprint(str(t5_base)), "encoder-decoder", shapes)
     found(
-        CoordinatorWorkspace(tmp_path / "coordinator"), lambda: facts, name="wide", choices={}, settings={},
-        now=datetime.now(UTC),
+        CoordinatorWorkspace(tmp_path / "coordinator"), lambda: facts, name="wide", choices={},
+        settings={"first_bundles": 2}, now=datetime.now(UTC),
     )  # fmt: skip
     return Town(tmp_path, t5_base, free_port())
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,13 +80,14 @@ def test_a_frozen_pool_lets_nothing_in_and_yanks_all_the_same(
 def test_a_release_that_was_under_way_when_the_pool_froze_is_not_published(
     shop: Workshop, tmp_path: Path, identity: Identity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle = shop.receive(make(shop, tmp_path, 1, identity))
+    bundle, reviewer = shop.receive(make(shop, tmp_path, 1, identity)), shop.worker._reviewer
+    tried = reviewer.try_expert
 
-    def freeze(_: object) -> float:
+    def freeze(*given: Any) -> Any:
         shop.registry.switches.throw(Switch.POOL, REASON, pool=shop.pool.digest, now=shop.clock())
-        return 1.0
+        return tried(*given)
 
-    monkeypatch.setattr(shop.model, "probe", freeze)
+    monkeypatch.setattr(reviewer, "try_expert", freeze)
     shop.worker.step()
     assert (shop.state(bundle), shop.registry.releases.find()) == (State.ACCEPTED, None)
 
