@@ -168,9 +168,14 @@ def trace_routes(
     return routes.trace(model, trial.rows(tasks), tasks, scores, folder)
 
 
-def assemble(base: Path | str, bundles: Sequence[Bundle], public: Path | None = None) -> RoutedModel:
-    """Put experts on a base model, on the CPU and in this order; `public` is the text that anybody may know."""
-    model = RoutedModel.from_base(str(base), public=public, device="cpu")
+def assemble(
+    base: Path | str, bundles: Sequence[Bundle], public: Path | None = None, cache: Path | None = None
+) -> RoutedModel:
+    """Put experts on a base model, on the CPU and in this order.
+
+    `public` is the text that anybody may know; beside `cache`, a base's fingerprint, what was worked out of it is kept.
+    """
+    model = RoutedModel.from_base(str(base), public=public, cache=cache, device="cpu")
     for bundle in bundles:
         model.append(bundle)
     return model

@@ -1,14 +1,16 @@
-"""Layers below the experts' are the same for every method, so the bench computes them once a batch.
+"""What is the same for every method is computed once: layers below the experts', and what the base reads in a request.
 
 Not a part of the product: nobody else asks the same questions twenty times.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from router.base.batching import PromptLike, read_prompts
 from router.model.routed_model import RoutedModel
 
 Run = Callable[..., Tensor]
@@ -27,6 +29,22 @@ def remembering(model: RoutedModel, first: int) -> None:
     vars(lower[0])["forward"] = _remembered([layer.forward for layer in lower])
     for layer in lower[1:]:
         vars(layer)["forward"] = _passed
+
+
+def remembering_requests(model: RoutedModel) -> None:
+    """Have a model remember the mean inputs of a request, which methods solve or look up."""
+    reader = model.features.mixtures.reader
+    read, known = reader.pooled, dict[tuple[object, ...], dict[str, Tensor]]()
+
+    def pooled(inputs: Sequence[PromptLike], paths: Collection[str]) -> dict[str, Tensor]:
+        told = tuple(paths)
+        names = [(told, *prompt.tokens) for prompt in read_prompts(model.base, inputs)]
+        if any(name not in known for name in names):
+            found = read(inputs, told)
+            known.update({name: {path: found[path][at] for path in told} for at, name in enumerate(names)})
+        return {path: torch.stack([known[name][path] for name in names]) for path in told}
+
+    vars(reader)["pooled"] = pooled
 
 
 def _remembered(run: list[Run]) -> Run:

@@ -22,11 +22,12 @@ from router.pool.pool import ExpertPool
 from router.query.request import RoutingChoice
 from tests.lab.contenders import Bundles, Contender
 from tests.lab.evaluate import LEFT_OUT, holding
+from tests.real.bench.packed import can_pack, packed
 from tests.real.bench.questions import Question
 from tests.real.tasks.task import Row
 
-AT_ONCE = 16
-"""Inputs with one answer each that a forward pass takes."""
+AT_ONCE = 12
+"""Inputs that a forward pass takes."""
 MOST_ANSWERS = 3
 """Right answers of a row that are tried."""
 
@@ -116,14 +117,11 @@ def judge(model: RoutedModel, question: Question, choice: RoutingChoice, shots: 
     tried = [row.choices or row.targets[:MOST_ANSWERS] for row in question.rows]
     prompts = [_prompt(question, row, shots) for row in question.rows]
     by_length = sorted(range(len(prompts)), key=lambda at: len(prompts[at]))
-    at_once = max(AT_ONCE // max(map(len, tried)), 1)
     told: dict[int, list[Likelihood]] = {}
-    for start in range(0, len(by_length), at_once):
-        places = by_length[start : start + at_once]
-        inputs = [prompts[at] for at in places for _ in tried[at]]
-        targets = [answer for at in places for answer in tried[at]]
-        found = iter(model.likelihoods(inputs, encode_pairs(model.base, inputs, targets), choice))
-        told |= {at: [next(found) for _ in tried[at]] for at in places}
+    for start in range(0, len(by_length), AT_ONCE):
+        places = by_length[start : start + AT_ONCE]
+        found = _likely(model, [prompts[at] for at in places], [tried[at] for at in places], choice)
+        told |= dict(zip(places, found, strict=True))
     each = [(row, tried[at], told[at]) for at, row in enumerate(question.rows)]
     return Found(
         [_value(question, row, answers, likely) for row, answers, likely in each],
@@ -132,6 +130,18 @@ def judge(model: RoutedModel, question: Question, choice: RoutingChoice, shots: 
             for row, answers, likely in each
         ],
     )
+
+
+def _likely(
+    model: RoutedModel, prompts: Sequence[str], tried: Sequence[Sequence[str]], choice: RoutingChoice
+) -> list[list[Likelihood]]:
+    """Score every answer to every prompt; where the base allows it, all answers to one at once."""
+    if can_pack(model):
+        return packed(model, prompts, tried, choice)
+    inputs = [prompt for prompt, answers in zip(prompts, tried, strict=True) for _ in answers]
+    targets = [answer for answers in tried for answer in answers]
+    found = iter(model.likelihoods(inputs, encode_pairs(model.base, inputs, targets), choice))
+    return [[next(found) for _ in answers] for answers in tried]
 
 
 def _value(question: Question, row: Row, answers: Sequence[str], told: Sequence[Likelihood]) -> float:

@@ -10,14 +10,14 @@ from protocol.spec import Means, Statistics
 from router.model.routed_model import RoutedModel
 from router.query.request import RoutingChoice
 from tests.factories import make_bundle, make_llama, make_pool, make_t5
-from tests.real.bench.lower import remembering
+from tests.real.bench.lower import remembering, remembering_requests
 
 ASKED, TARGETS = ["reverse a b c", "copy a", "now rotate it : a b"], ["c b a", "a", "b a"]
 CHOICE = RoutingChoice("phatgoose")
 MEANS = Statistics(means=Means())
 
 
-def _model(folder: Path, make: Callable[[Path], Path] = make_llama) -> RoutedModel:
+def make_model(folder: Path, make: Callable[[Path], Path] = make_llama) -> RoutedModel:
     base, identity = make(folder / "base"), Identity.generate()
     pool = make_pool(base, identity, layers=(1, 1))
     bundles = [
@@ -27,7 +27,7 @@ def _model(folder: Path, make: Callable[[Path], Path] = make_llama) -> RoutedMod
 
 
 def test_scores_are_the_same_bit_for_bit_the_first_time_and_later(tmp_path: Path) -> None:
-    model = _model(tmp_path)
+    model = make_model(tmp_path)
     before = model.losses(ASKED, TARGETS, CHOICE)
     alone = model.losses(ASKED[:1], TARGETS[:1], CHOICE)
     remembering(model, 1)
@@ -38,14 +38,15 @@ def test_scores_are_the_same_bit_for_bit_the_first_time_and_later(tmp_path: Path
 
 @pytest.mark.parametrize("method", ["nnls-request", "nnls-token", "average-activation", "merged"])
 def test_what_methods_read_of_all_layers_is_there(tmp_path: Path, method: str) -> None:
-    plain, remembered = _model(tmp_path / "plain"), _model(tmp_path / "remembered")
+    plain, remembered = make_model(tmp_path / "plain"), make_model(tmp_path / "remembered")
     remembering(remembered, 1)
+    remembering_requests(remembered)
     for choice in (RoutingChoice("base"), RoutingChoice(method)):
         assert remembered.losses(ASKED, TARGETS, choice) == plain.losses(ASKED, TARGETS, choice)
 
 
 def test_lower_layers_run_once_a_batch(tmp_path: Path) -> None:
-    model = _model(tmp_path)
+    model = make_model(tmp_path)
     ran = []
     model.base.model.get_submodule("model.layers.0.mlp").register_forward_hook(lambda *_: ran.append(1))
     remembering(model, 1)
@@ -54,8 +55,20 @@ def test_lower_layers_run_once_a_batch(tmp_path: Path) -> None:
     assert len(ran) == 1
 
 
+def test_a_request_is_read_once(tmp_path: Path) -> None:
+    model, read = make_model(tmp_path), []
+    reader = model.features.mixtures.reader
+    pooled = reader.pooled
+    vars(reader)["pooled"] = lambda inputs, paths: read.append(len(inputs)) or pooled(inputs, paths)
+    remembering_requests(model)
+    for method in ("nnls-request", "nnls-token"):
+        model.losses(ASKED, TARGETS, RoutingChoice(method))
+        model.losses(ASKED[1:], TARGETS[1:], RoutingChoice(method))
+    assert read == [len(ASKED)]
+
+
 def test_an_encoder_decoder_is_left_alone(tmp_path: Path) -> None:
-    model = _model(tmp_path, make_t5)
+    model = make_model(tmp_path, make_t5)
     before = model.losses(ASKED, TARGETS, CHOICE)
     remembering(model, 1)
     assert model.losses(ASKED, TARGETS, CHOICE) == before

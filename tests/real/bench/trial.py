@@ -21,7 +21,7 @@ from tests.lab.world import Row as LabRow
 from tests.real.base import real_base
 from tests.real.bench import controls, suite
 from tests.real.bench.contributors import Contributor, Size
-from tests.real.bench.lower import remembering
+from tests.real.bench.lower import remembering, remembering_requests
 from tests.real.bench.score import Asked, Scored, score
 from tests.real.bench.shares import Told, estimate
 from tests.real.tasks.task import Row
@@ -131,7 +131,8 @@ def put_together(trial: Trial, folders: tuple[Path, ...]) -> RoutedModel:
     """
     public = trial.pool / f"public-{trial.suite.digest}.txt"
     write_whole(public, "".join(f"{' '.join(text.split())}\n" for text in trial.suite.public).encode())
-    model = assemble(trial.model, [open_bundle(folder) for folder in folders], public)
+    model = assemble(trial.model, [open_bundle(folder) for folder in folders], public, trial.pool / "base.json")
+    remembering_requests(model)
     if trial.layers is not None:
         remembering(model, trial.layers[0])
     return model
