@@ -1,12 +1,14 @@
 """What the lower layers made of a batch is remembered, and changes no figure."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 from protocol.signing import Identity
 from protocol.spec import Means, Statistics
+from router.base.batching import PromptLike
 from router.model.routed_model import RoutedModel
 from router.query.request import RoutingChoice
 from tests.factories import make_bundle, make_llama, make_pool, make_t5
@@ -59,7 +61,12 @@ def test_a_request_is_read_once(tmp_path: Path) -> None:
     model, read = make_model(tmp_path), []
     reader = model.features.mixtures.reader
     pooled = reader.pooled
-    vars(reader)["pooled"] = lambda inputs, paths: read.append(len(inputs)) or pooled(inputs, paths)
+
+    def counted(inputs: Sequence[PromptLike], paths: Collection[str]) -> dict[str, Tensor]:
+        read.append(len(inputs))
+        return pooled(inputs, paths)
+
+    vars(reader)["pooled"] = counted
     remembering_requests(model)
     for method in ("nnls-request", "nnls-token"):
         model.losses(ASKED, TARGETS, RoutingChoice(method))
