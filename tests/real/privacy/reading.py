@@ -13,6 +13,7 @@ from client.data.columns import DataColumns, DataSource
 from client.data.examples import read_examples
 from client.training import statistics
 from client.workspace.paths import ClientWorkspace
+from protocol.errors import Code, Refused
 from router.base.batching import Prompt, TokenPair
 from router.base.loading import Base
 from router.base.tokens import IGNORED, encode_input, encode_target
@@ -23,6 +24,8 @@ from tests.real.bench.questions import training
 from tests.real.privacy.auc import Floats
 from tests.real.tasks.task import Row
 
+FEWEST = 20
+"""Strangers, and rows of reference, below which nothing is told."""
 _MANY = 100_000
 _AT_ONCE = 16
 
@@ -59,6 +62,9 @@ def sides(base: Base, folder: Path, contributor: Contributor, seed: int, rows: i
         seed: Of the suite.
         rows: Members and strangers at most.
         reference: Rows of reference at most.
+
+    Raises:
+        Refused: `DATA_EMPTY` if the task has too few rows that the contributor lacks.
     """
     workspace = ClientWorkspace(folder)
     recipe = workspace.pool.spec.recipe
@@ -69,6 +75,14 @@ def sides(base: Base, folder: Path, contributor: Contributor, seed: int, rows: i
     known = {tuple(_parted(row).input) for part in (examples.train, examples.held_out) for row in part}
     drawn = training(replace(contributor, turn=0, spoilt=False), seed, _MANY)
     fresh = fresh_rows(base, drawn, known)
+    if len(fresh) < 2 * FEWEST:
+        raise Refused(
+            Code.DATA_EMPTY,
+            f"The task of {contributor.name} has {len(fresh)} rows that its contributor lacks; needed: {2 * FEWEST}.",
+            "Attack experts of larger tasks.",
+        )
+    # Where rows are few, strangers and reference get half each.
+    rows, reference = min(rows, len(fresh) // 2), min(reference, len(fresh) - min(rows, len(fresh) // 2))
     some = random.Random(0).sample(members, min(rows, len(members)))
     trained = [_parted(row) for row in examples.train]
     return Sides(contributor.name, trained, members, some, fresh[:rows], fresh[rows : rows + reference])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from protocol.errors import Refused
 from protocol.signing import Identity
 from protocol.spec import Means, Statistics
 from router.base.batching import encode_pairs
@@ -17,6 +18,7 @@ from router.methods.features.covariance import spread_of
 from router.model.routed_model import RoutedModel
 from tests.factories import make_bundle, make_llama, make_pool
 from tests.real.bench import __main__ as bench
+from tests.real.bench.contributors import Contributor
 from tests.real.bench.test_bench import _rows, out  # noqa: F401 - a fixture
 from tests.real.privacy import __main__ as privacy
 from tests.real.privacy import attacks, reading, run
@@ -198,6 +200,12 @@ def test_experts_that_were_trained_are_attacked(
     assert set(told["own_share"]) == {f"{size}" for size in run.NOISE}
     assert all(0 <= low <= mean <= high <= 1 for row in rows.values() for mean, low, high in row.values())
     assert page.read_text().count("\n## ") >= 2
+
+    monkeypatch.setattr(reading, "training", lambda each, *_: _rows(each.task, 0, 90))
+    with pytest.raises(Refused, match="that its contributor lacks"):
+        reading.sides(
+            RoutedModel.from_base(base, device="cpu").base, pool / "0" / "copy", Contributor("copy", "copy"), 0, 40, 80
+        )
 
 
 def test_strangers_are_rows_that_nobody_here_knows(tmp_path: Path) -> None:
