@@ -109,13 +109,15 @@ def test_it_computes_the_same_beyond_its_window(made: str) -> None:
 @pytest.mark.slow
 def test_an_expert_trains_on_it_and_answers(made: str, tmp_path: Path) -> None:
     recipe = Recipe(
-        rank=2, alpha=4.0, learning_rate=1e-2, expert_steps=8, gate_steps=2, batch_size=4, eval_every=8, held_out=0.1,
+        rank=2, alpha=4.0, learning_rate=1e-2, expert_steps=24, gate_steps=2, batch_size=8, eval_every=24, held_out=0.1,
         max_input_tokens=32, max_target_tokens=16, statistics_rows=50,
     )  # fmt: skip
     rows: list[Row] = [{"input": f"say {a}{b}", "target": f"{b}{a}"} for a in "abcdef" for b in "ghijkl"]
     found_pool(tmp_path, made, recipe, (3, 6))
     routed = assemble(made, [train_expert(tmp_path, made, "swap", rows, 0)])
     asked, targets = ["say ag", "say bh"], ["ga", "hb"]
-    methods = ("base", "expert:swap", "phatgoose", "nnls-request")
-    base, *others = (sum(routed.losses(asked, targets, RoutingChoice(method))) for method in methods)
-    assert all(other < 0.8 * base for other in others)
+    methods = ("base", "expert:swap", "phatgoose")
+    base, own, routed_to = (sum(routed.losses(asked, targets, RoutingChoice(method))) for method in methods)
+    assert own < base - 0.2
+    # It is alone in its pool.
+    assert routed_to == pytest.approx(own, rel=1e-4)

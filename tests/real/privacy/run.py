@@ -79,7 +79,7 @@ def by_mean(found: Found, case: Case, public: Mapping[str, Spread]) -> None:
     """Tell members from strangers by the mean, with more and more noise on it."""
     own, end = case.ends
     for size in NOISE:
-        told = _means(case.expert, public, size)
+        told = _means(case.expert, public, size, 0)
         for knows in (TASK, PUBLIC) if size == 0 else (TASK,):
             grounds = {path: case.ground(path) if knows == TASK else public[path] for path in told}
             for metric in attacks.METRICS:
@@ -167,8 +167,8 @@ def _some(words: Sequence[str], draw: random.Random) -> list[str]:
     return draw.sample(words, min(WORDS, len(words)))
 
 
-def _means(expert: Expert, public: Mapping[str, Spread], size: float) -> dict[str, Tensor]:
-    draw = torch.Generator().manual_seed(0)
+def _means(expert: Expert, public: Mapping[str, Spread], size: float, seed: int) -> dict[str, Tensor]:
+    draw = torch.Generator().manual_seed(seed)
     return {path: attacks.noisy(mean, public[path].mean, size, draw) for path, mean in expert.means.items()}
 
 
@@ -178,7 +178,8 @@ def own_share(cases: Sequence[Case], public: Mapping[str, Spread], size: float) 
     Solved as `router.methods.features.mixture` does, over every module once.
     """
     paths = [path for path in cases[0].rows if all(path in case.expert.means for case in cases)]
-    told = [_means(case.expert, public, size) for case in cases]
+    # Nobody draws the same noise as another.
+    told = [_means(case.expert, public, size, at) for at, case in enumerate(cases)]
     gram, targets = np.zeros((len(cases), len(cases))), [np.zeros((0, 0))] * len(cases)
     for path in paths:
         spread = public[path]

@@ -12,10 +12,11 @@ from torch import Tensor
 from protocol.errors import Refused
 from protocol.signing import Identity
 from protocol.spec import Means, Statistics
-from router.base.batching import encode_pairs
+from router.base.batching import TokenPair, encode_pairs
 from router.base.loading import load_base
 from router.methods.features.covariance import spread_of
 from router.model.routed_model import RoutedModel
+from router.pool.expert import Expert
 from tests.factories import make_bundle, make_llama, make_pool
 from tests.real.bench import __main__ as bench
 from tests.real.bench.contributors import Contributor
@@ -173,6 +174,19 @@ def test_words_are_found_where_a_mean_tells_them_and_not_in_noise(tmp_path: Path
     noise = _words_told(tmp_path / "noise", 30, planted=False)
     for row in ("mean, read alone, plain", "gate, read alone, plain", "gate, unembedding", "gate, embedding"):
         assert noise[row].mean == pytest.approx(0.5, abs=0.14)  # three standard errors
+
+
+def test_strangers_go_to_their_own_expert_until_noise_hides_it() -> None:
+    draw, pair = torch.Generator().manual_seed(0), TokenPair([1], [1])
+    public = {"m": spread_of(torch.randn(400, 16, generator=draw))}
+    cases = []
+    for at in range(4):
+        centre = 3 * torch.eye(4, 16)[at]
+        rows = {"m": centre + torch.randn(60, 16, generator=draw)}
+        sides = reading.Sides(f"e{at}", [], [], [pair] * 10, [pair] * 50, [])
+        cases.append(run.Case(Expert(f"d{at}", f"e{at}", "", {}, means={"m": centre}), sides, rows))
+    assert run.own_share(cases, public, 0.0) > 90
+    assert 5 < run.own_share(cases, public, 100.0) < 60
 
 
 @pytest.mark.slow
