@@ -40,15 +40,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sides(model.base, experts / name, by_name[name], suite.seed, given.rows, given.reference)
         for name in given.experts
     ]
-    found, own = attack(model, every)
+    found, routed = attack(model, every)
     areas = found.areas()
-    kept = "".join(f"- noise {size:g}: {share:.0f} %\n" for size, share in own.items())
+    kept = "".join(f"| {size:g} | {each.own:.1f} % | {each.familiar:.1f} % |\n" for size, each in routed.items())
     facts = f"{len(every)} experts: {', '.join(given.experts)}. Members and strangers: {given.rows} each at most.\n"
-    title = "## Strangers that go to their own expert of these, by noise on means\n"
-    write_whole(given.out, "\n".join([facts, told.markdown(areas), title, kept]).encode())
+    title = (
+        "## Where strangers go of these experts, by noise on means\n\n| noise | their own | familiar |\n|---|---|---|\n"
+    )
+    write_whole(given.out, "\n".join([facts, told.markdown(areas), title + kept]).encode())
     sys.stderr.write(f"{given.out}\n")
     document = {"schema": 1, "base": given.base, "suite": suite.digest, "experts": given.experts, "rows": given.rows}
-    sys.stdout.write(json.dumps({**document, "areas": told.document(areas), "own_share": own}) + "\n")
+    sys.stdout.write(json.dumps({**document, "areas": told.document(areas), "routed": routed}) + "\n")
 
 
 def _parser() -> argparse.ArgumentParser:

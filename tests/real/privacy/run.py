@@ -3,6 +3,7 @@
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from router.base.tokens import encode_input
 from router.methods.features.covariance import Spread, spread_of
 from router.methods.features.mixture import RIDGE
 from router.methods.features.nnls import nnls
+from router.methods.nnls_request import familiar
 from router.model.routed_model import RoutedModel
 from router.pool.expert import Expert
 from tests.real.privacy import attacks
@@ -31,6 +33,15 @@ ROWS, SINGLE, NAMES, TOPIC = (
     "Rare words: of members against rare words of other experts' members",
 )
 Seen = Mapping[str, Tensor]
+
+
+class Routed(NamedTuple):
+    """Where strangers go, in a hundred."""
+
+    own: float
+    """Those of which their task's expert has the largest share."""
+    familiar: float
+    """Those of which an expert has half, as `nnls-request` counts them."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,7 @@ class Case:
         return spread_of(self.rows[path][self.ends[1] :])
 
 
-def attack(model: RoutedModel, every: Sequence[Sides]) -> tuple[Found, dict[float, float]]:
+def attack(model: RoutedModel, every: Sequence[Sides]) -> tuple[Found, dict[float, Routed]]:
     """Attack experts by rows, words and loss.
 
     Args:
@@ -61,7 +72,7 @@ def attack(model: RoutedModel, every: Sequence[Sides]) -> tuple[Found, dict[floa
         every: Their rows, in the model's order of experts.
 
     Returns:
-        What was found, and how many in a hundred strangers still go to their own expert, by the noise of means.
+        What was found, and where strangers still go, by the noise of means.
     """
     found, public = Found(), model.features.mixtures.public
     experts = model.generation.pool.experts
@@ -72,7 +83,7 @@ def attack(model: RoutedModel, every: Sequence[Sides]) -> tuple[Found, dict[floa
         by_gate(found, case)
         by_loss(found, model, case.sides)
     by_words(found, model, cases, spreads)
-    return found, {size: own_share(cases, spreads, size) for size in NOISE}
+    return found, {size: routing(cases, spreads, size) for size in NOISE}
 
 
 def by_mean(found: Found, case: Case, public: Mapping[str, Spread]) -> None:
@@ -172,8 +183,8 @@ def _means(expert: Expert, public: Mapping[str, Spread], size: float, seed: int)
     return {path: attacks.noisy(mean, public[path].mean, size, draw) for path, mean in expert.means.items()}
 
 
-def own_share(cases: Sequence[Case], public: Mapping[str, Spread], size: float) -> float:
-    """Count, in a hundred, strangers of which their task's expert has the largest share, with noise on all means.
+def routing(cases: Sequence[Case], public: Mapping[str, Spread], size: float) -> Routed:
+    """Solve strangers for their shares, with noise on all means.
 
     Solved as `router.methods.features.mixture` does, over every module once.
     """
@@ -191,5 +202,9 @@ def own_share(cases: Sequence[Case], public: Mapping[str, Spread], size: float) 
             more = ((case.rows[path][own:end] - spread.mean).double() @ solved.T).numpy() / len(paths)
             targets[at] = more if not targets[at].size else targets[at] + more
     even = (gram + gram.T) / 2 + 1e-3 * np.trace(gram) / len(gram) * np.eye(len(gram))
-    right = [nnls(even, row).argmax() == at for at, rows in enumerate(targets) for row in rows]
-    return 100 * float(np.mean(right))
+    solved_for = [(at, nnls(even, row)) for at, rows in enumerate(targets) for row in rows]
+    alike = np.arange(len(cases))
+    return Routed(
+        100 * float(np.mean([c.argmax() == at for at, c in solved_for])),
+        100 * float(np.mean([familiar(c, alike) for _, c in solved_for])),
+    )

@@ -185,8 +185,11 @@ def test_strangers_go_to_their_own_expert_until_noise_hides_it() -> None:
         rows = {"m": centre + torch.randn(60, 16, generator=draw)}
         sides = reading.Sides(f"e{at}", [], [], [pair] * 10, [pair] * 50, [])
         cases.append(run.Case(Expert(f"d{at}", f"e{at}", "", {}, means={"m": centre}), sides, rows))
-    assert run.own_share(cases, public, 0.0) > 90
-    assert 5 < run.own_share(cases, public, 100.0) < 60
+    plain, hidden = (run.routing(cases, public, size) for size in (0.0, 100.0))
+    assert min(plain) > 90
+    assert 5 < hidden.own < 60
+    # Noise makes means long, and shares of what is not noise small.
+    assert hidden.familiar < 10
 
 
 @pytest.mark.slow
@@ -211,7 +214,7 @@ def test_experts_that_were_trained_are_attacked(
     rows = told["areas"][run.ROWS]
     assert rows["mean, noise 0, other rows of the task known, whitened"][ALL][1] > 0.5
     assert {"q, k, v", "o", "gate, up", "down"} < set(rows["gate, other rows of the task known, plain"])
-    assert set(told["own_share"]) == {f"{size}" for size in run.NOISE}
+    assert set(told["routed"]) == {f"{size}" for size in run.NOISE}
     assert all(0 <= low <= mean <= high <= 1 for row in rows.values() for mean, low, high in row.values())
     assert page.read_text().count("\n## ") >= 2
 
