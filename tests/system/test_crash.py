@@ -1,5 +1,6 @@
 """Kill -9 the coordinator in the worst moments: the client resumes by itself, nothing is lost or doubled."""
 
+import json
 import signal
 import subprocess
 import time
@@ -73,7 +74,7 @@ def test_killed_in_the_middle_of_an_upload(town: Town) -> None:
     succeed("coordinator", "fsck", "-w", town.coordinator)
 
 
-@pytest.mark.parametrize("point", ["blobs-stored", "before-commit", "after-commit"])
+@pytest.mark.parametrize("point", ["blobs-stored", "before-commit", "after-commit", "entries-kept"])
 def test_killed_in_the_middle_of_a_commit(town: Town, point: str) -> None:
     with town.serving(GREYLAG_FAULT_POINT=point) as server:
         place = town.join("ada")
@@ -81,6 +82,11 @@ def test_killed_in_the_middle_of_a_commit(town: Town, point: str) -> None:
         assert server.wait(60) == -signal.SIGKILL
     with town.serving():
         finished(client)
+        said = json.loads(succeed("client", "verify", "-w", place, "--json"))
+        assert [row["fault"] for row in said["bundles"]] == [None], "what is acknowledged is in the log"
     town.work()
     assert [row["state"] for row in town.experts()] == ["released"]
+    shown = json.loads(succeed("coordinator", "log", "show", "-w", town.coordinator, "--json"))
+    steps = [entry["step"] for entry in shown["entries"]]
+    assert steps == ["founded", "active", "received", "verified", "quarantined", "accepted", "1", "released"]
     succeed("coordinator", "fsck", "-w", town.coordinator)
