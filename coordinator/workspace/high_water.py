@@ -41,14 +41,16 @@ class HighWater:
         What happened has happened: the next event, or the next start, tries again.
         """
         try:
-            self._checkpoints.newest()
             if event.kind == "release" or (event.kind, event.step) == ("bundle", "received"):
                 self.level()
+            else:
+                self._checkpoints.newest()
         except (OSError, GreylagError) as error:
             _log.warning("not remembered", error=str(error))
 
     def level(self) -> None:
-        """Set release's and receipt's where the registry is, one process and thread at a time, lest they go back."""
+        """Set the marks where the registry is, one process and one thread after the other, lest they go back."""
+        self._checkpoints.newest()
         with FileLock(self._lock, timeout=_WAIT_S):
             release, row = self._registry.releases.find(), self._registry.bundles.newest()
             marks = {self._published: release.envelope if release else None}

@@ -60,9 +60,11 @@ class LogReader:
         reply = stub.GetCheckpoint(log_pb2.GetCheckpointRequest(), timeout=DEADLINE_S)
         self.head, self._cosigned = read_checkpoint(reply.checkpoint, pool), list(reply.cosigned)
         """The log as it is."""
-        if seen.exists():
-            self.check_continues(self._last_seen())
-        write_whole(seen, self.head.note.encode())
+        last = self._last_seen() if seen.exists() else None
+        if last is not None:
+            self.check_continues(last)
+        if last is None or last.size < self.head.size:
+            write_whole(seen, self.head.note.encode())
 
     def check_continues(self, earlier: Checkpoint) -> None:
         """Refuse a log that has lost or changed what an earlier checkpoint signed for.
@@ -104,10 +106,10 @@ class LogReader:
         signed = set[NoteKey]()
         for raw in self._cosigned if self._needed else ():
             cosigned = read_checkpoint(raw, self._pool)
-            by = [key for key in self._witnesses if cosigned.note.signed_by(key)]
+            by = {key for key in self._witnesses if cosigned.note.signed_by(key)}
             for key in by:
                 cosigned.note.verify(key)
-            if by and cosigned.size > index:
+            if cosigned.size > index and by - signed:
                 self.check_continues(cosigned)
                 signed.update(by)
         if len(signed) < self._needed:

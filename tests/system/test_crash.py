@@ -1,6 +1,7 @@
 """Kill -9 the coordinator in the worst moments: the client resumes by itself, nothing is lost or doubled."""
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -74,7 +75,7 @@ def test_killed_in_the_middle_of_an_upload(town: Town) -> None:
     succeed("coordinator", "fsck", "-w", town.coordinator)
 
 
-@pytest.mark.parametrize("point", ["blobs-stored", "before-commit", "after-commit", "entries-kept"])
+@pytest.mark.parametrize("point", ["blobs-stored", "before-commit", "after-commit"])
 def test_killed_in_the_middle_of_a_commit(town: Town, point: str) -> None:
     with town.serving(GREYLAG_FAULT_POINT=point) as server:
         place = town.join("ada")
@@ -89,4 +90,13 @@ def test_killed_in_the_middle_of_a_commit(town: Town, point: str) -> None:
     shown = json.loads(succeed("coordinator", "log", "show", "-w", town.coordinator, "--json"))
     steps = [entry["step"] for entry in shown["entries"]]
     assert steps == ["founded", "active", "received", "verified", "quarantined", "accepted", "1", "released"]
+    succeed("coordinator", "fsck", "-w", town.coordinator)
+
+
+def test_killed_before_what_is_kept_is_signed(town: Town) -> None:
+    command = program("coordinator", "log", "checkpoint", "-w", town.coordinator)
+    killed = subprocess.run(command, env=os.environ | {"GREYLAG_FAULT_POINT": "entries-kept"}, timeout=60, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (town.coordinator / "checkpoint.txt").exists()
+    assert succeed("coordinator", "log", "checkpoint", "-w", town.coordinator).splitlines()[1] == "1"
     succeed("coordinator", "fsck", "-w", town.coordinator)
