@@ -6,9 +6,8 @@ from typing import Any
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from protocol.errors import Code, Refused
 from protocol.files.atomic import write_whole
-from protocol.log.note import NoteKey
+from protocol.log.reader import Quorum
 from protocol.settings import dump_settings, read_settings
 from protocol.signing import PublicKey
 from router.base.device_map import Bits
@@ -68,13 +67,9 @@ class RouterSettings(BaseSettings):
     @property
     def contact(self) -> dict[str, Any]:
         """How the coordinator is spoken to, as `router.follow.pull.Contact` (`KEY_TYPE`, `SETTINGS_INVALID`)."""
-        keys = tuple(NoteKey.parse(each) for each in self.witnesses)
-        needed = len(keys) if self.witnesses_needed is None else self.witnesses_needed
-        if needed > len(keys):
-            what = f"{needed} witnesses are needed, and {len(keys)} are named."
-            raise Refused(Code.SETTINGS_INVALID, what, "Correct `witnesses` in router.toml.")
+        quorum = Quorum.read(self.witnesses, self.witnesses_needed)
         pool_key = PublicKey.from_hex(self.pool_key) if self.pool_key else None
-        return {"ca": self.ca, "pool_key": pool_key, "witnesses": keys, "witnesses_needed": needed}
+        return {"ca": self.ca, "pool_key": pool_key, "quorum": quorum}
 
     @property
     def allowance(self) -> Allowance:

@@ -6,7 +6,7 @@ from client.submission import outbox
 from client.workspace.paths import ClientWorkspace
 from protocol.documents import Pool, read_receipt
 from protocol.errors import Code, Refused
-from protocol.log.reader import LogReader
+from protocol.log.reader import LogReader, Quorum
 from protocol.v1.log_pb2_grpc import LogStub
 from protocol.wire.grpc_client import connect
 
@@ -50,12 +50,14 @@ def verify(workspace: ClientWorkspace) -> LogVerified:
     """Hold receipts, and what `status` heard, against the log; a proof that is not here yet is kept.
 
     Raises:
-        Refused: `LOG_ROLLBACK` or `LOG_FORK` for a log that does not continue what was seen here.
-        Unavailable: `UNREACHABLE` or `BUSY`.
+        Refused: `LOG_ROLLBACK` or `LOG_FORK` for a log that does not continue what was seen here, or
+            `SETTINGS_INVALID` or `KEY_TYPE` for witnesses.
+        Unavailable: `UNREACHABLE`, `BUSY`, or `LOG_UNWITNESSED`.
     """
     pool, settings = workspace.pool, workspace.settings
     with connect(settings.coordinator, settings.ca) as channel:
-        reader = LogReader(LogStub(channel), pool, workspace.checkpoint)
+        quorum = Quorum.read(settings.witnesses, settings.witnesses_needed)
+        reader = LogReader(LogStub(channel), pool, workspace.checkpoint, quorum)
         found = []
         for record in outbox.load(workspace.outbox):
             try:
@@ -84,6 +86,7 @@ def _check(record: outbox.Record, reader: LogReader, pool: Pool) -> outbox.Recor
         if (leaf.kind, leaf.subject, leaf.step) != ("bundle", record.digest, "received"):
             raise Refused(Code.LOG_OMISSION, f"The proof of {record.name} is for another entry.", "Submit it again.")
         reader.check_continues(head)
+        reader.check_witnessed(record.logged.index)
     if record.state != "received":
         reader.find("bundle", record.digest, record.state)
     return record

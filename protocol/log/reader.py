@@ -1,7 +1,8 @@
 """Reads a pool's log over the wire, believes nothing of it that is not proved, and remembers how far it was seen."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from pydantic import Field
 
@@ -41,6 +42,31 @@ class Logged(Strict):
         return read_leaf(raw), head
 
 
+class Quorum(NamedTuple):
+    """Who may sign for a log beside its coordinator, and how many of them must have."""
+
+    witnesses: tuple[NoteKey, ...] = ()
+    needed: int = 0
+
+    @classmethod
+    def read(cls, keys: Sequence[str], needed: int | None) -> "Quorum":
+        """Read a reader's settings; without a number, all of the witnesses are needed.
+
+        Raises:
+            Refused: `SETTINGS_INVALID`, or a code of a key.
+        """
+        witnesses = tuple(NoteKey.parse(each) for each in keys)
+        needed = len(witnesses) if needed is None else needed
+        if needed > len(witnesses):
+            what = f"{needed} witnesses are needed, and {len(witnesses)} are named."
+            raise Refused(Code.SETTINGS_INVALID, what, "Correct the settings `witnesses` and `witnesses_needed`.")
+        return cls(witnesses, needed)
+
+
+NO_WITNESSES = Quorum()
+"""The coordinator's word is enough."""
+
+
 class LogReader:
     """One look at a log.
 
@@ -48,15 +74,11 @@ class LogReader:
         stub: Speaks to the coordinator.
         pool: The pool.
         seen: File of the last checkpoint that was seen; made at the first look.
-        witnesses: Who may sign for the log beside the coordinator.
-        needed: How many of them must have signed for what is looked up.
+        quorum: Who must have signed for what is looked up.
     """
 
-    def __init__(
-        self, stub: LogStub, pool: Pool, seen: Path, witnesses: tuple[NoteKey, ...] = (), needed: int = 0
-    ) -> None:
-        self._stub, self._pool, self._seen = stub, pool, seen
-        self._witnesses, self._needed = witnesses, needed
+    def __init__(self, stub: LogStub, pool: Pool, seen: Path, quorum: Quorum = NO_WITNESSES) -> None:
+        self._stub, self._pool, self._seen, self._quorum = stub, pool, seen, quorum
         reply = stub.GetCheckpoint(log_pb2.GetCheckpointRequest(), timeout=DEADLINE_S)
         self.head, self._cosigned = read_checkpoint(reply.checkpoint, pool), list(reply.cosigned)
         """The log as it is."""
@@ -95,27 +117,32 @@ class LogReader:
         if (leaf.kind, leaf.subject, leaf.step, leaf.number) != (kind, subject, step, reply.index + 1):
             raise _omission(f"The coordinator proves another entry than that the {kind} {subject[:16]} is {step}.")
         _check_included(reply.leaf, reply.index, list(reply.hashes), self.head)
-        self._check_witnessed(reply.index)
+        self.check_witnessed(reply.index)
         return Logged(
             leaf=reply.leaf.decode(), index=reply.index, hashes=tuple(each.hex() for each in reply.hashes),
             checkpoint=self.head.text(),
         )  # fmt: skip
 
-    def _check_witnessed(self, index: int) -> None:
-        """Refuse an entry for which fewer witnesses than are needed have signed."""
-        signed = set[NoteKey]()
-        for raw in self._cosigned if self._needed else ():
+    def check_witnessed(self, index: int) -> None:
+        """Refuse an entry for which fewer witnesses than are needed have signed.
+
+        Raises:
+            Refused: As `check_continues`, for a witness who was shown another log.
+            Unavailable: `LOG_UNWITNESSED`.
+        """
+        signed, needed = set[NoteKey](), self._quorum.needed
+        for raw in self._cosigned if needed else ():
             cosigned = read_checkpoint(raw, self._pool)
-            by = {key for key in self._witnesses if cosigned.note.signed_by(key)}
+            by = {key for key in self._quorum.witnesses if cosigned.note.signed_by(key)}
             for key in by:
                 cosigned.note.verify(key)
             if cosigned.size > index and by - signed:
                 self.check_continues(cosigned)
                 signed.update(by)
-        if len(signed) < self._needed:
+        if len(signed) < needed:
             raise Unavailable(
                 Code.LOG_UNWITNESSED,
-                f"{len(signed)} of {self._needed} witnesses have signed for entry {index + 1} of the log.",
+                f"{len(signed)} of {needed} witnesses have signed for entry {index + 1} of the log.",
                 "Try again in a minute; if that goes on, ask the witnesses what they see of this pool.",
             )
 

@@ -22,8 +22,7 @@ from protocol.documents import Pool, read_pool
 from protocol.errors import Code, GreylagError, Refused, Unavailable
 from protocol.files.atomic import sync, write_whole
 from protocol.log.checkpoint import read_checkpoint
-from protocol.log.note import NoteKey
-from protocol.log.reader import LogReader
+from protocol.log.reader import NO_WITNESSES, LogReader, Quorum
 from protocol.release import CalibrationFile, Release, check_fresh, read_candidate, read_release
 from protocol.signing import PublicKey
 from protocol.v1 import catalog_pb2
@@ -64,10 +63,8 @@ class Contact(TypedDict, total=False):
 
     ca: Path | None
     """Its CA certificate, PEM."""
-    witnesses: tuple[NoteKey, ...]
-    """Who may sign for the pool's log beside its coordinator."""
-    witnesses_needed: int
-    """How many of them must have signed for a release; none unless given."""
+    quorum: Quorum
+    """Who must have signed for a release beside the coordinator; nobody unless given."""
     pool_key: PublicKey | None
     """The key that must sign the pool; without one, the key pinned at the first pull."""
     on_bytes: Callable[[int], None]
@@ -227,8 +224,7 @@ def _pull_pool(source: _Source) -> Pool:
 
 def _check_logged(source: _Source, pool: Pool, release: Release) -> None:
     """Refuse a release that the log does not hold, and a log that is not the one that was seen before: rule 7."""
-    seen, contact = source.folder / CHECKPOINT, source.contact
-    reader = LogReader(source.log, pool, seen, contact.get("witnesses", ()), contact.get("witnesses_needed", 0))
+    reader = LogReader(source.log, pool, source.folder / CHECKPOINT, source.contact.get("quorum", NO_WITNESSES))
     if release.spec.checkpoint is not None:
         reader.check_continues(read_checkpoint(release.spec.checkpoint.encode(), pool))
     reader.find("release", release.digest, str(release.spec.number))

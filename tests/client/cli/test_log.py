@@ -7,8 +7,10 @@ import pytest
 
 from client.submission import outbox
 from protocol.errors import Code, Unavailable
+from protocol.log.note import NoteKey, SignatureType, cosign
+from protocol.signing import Identity
 from protocol.v1.intake_pb2 import StatusReply
-from tests.client.conftest import Cli, Site
+from tests.client.conftest import NOW, Cli, Site
 from tests.client.fake_coordinator import FakeCoordinator
 
 
@@ -105,3 +107,17 @@ def test_a_log_that_cannot_be_asked_is_asked_later(
     assert verified(cli, packed)["status"] == 0
     (record,) = outbox.load(packed.workspace.outbox)
     assert record.logged
+
+
+def test_who_names_witnesses_wants_their_word(
+    cli: Cli, packed: Site, fake: FakeCoordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, witness = packed.workspace.root, Identity.generate()
+    key = NoteKey("w1.example.org", witness.public, SignatureType.WITNESS)
+    monkeypatch.setenv("GREYLAG_CLIENT_WITNESSES", json.dumps([str(key)]))
+    assert cli("submit", "-w", root)[0] == 0, "nobody can have signed yet"
+    assert cli("verify", "-w", root)[0] == Code.LOG_UNWITNESSED.fate.exit
+    fake.ledger.cosigned.append(cosign(fake.ledger.head.note, key.name, witness, now=NOW).encode())
+    assert verified(cli, packed)["status"] == 0
+    monkeypatch.setenv("GREYLAG_CLIENT_WITNESSES_NEEDED", "2")
+    assert cli("verify", "-w", root)[0] == Code.SETTINGS_INVALID.fate.exit

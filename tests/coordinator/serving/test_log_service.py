@@ -14,7 +14,7 @@ from protocol.documents import Pool
 from protocol.errors import Code, GreylagError, Refused
 from protocol.log.leaf import read_leaf
 from protocol.log.note import NoteKey, SignatureType, cosign
-from protocol.log.reader import LogReader
+from protocol.log.reader import LogReader, Quorum
 from protocol.signing import Identity
 from protocol.v1 import log_pb2
 from protocol.v1.log_pb2_grpc import LogStub
@@ -135,7 +135,7 @@ def test_witnesses_that_are_known_are_shown(
     add(cosign(early.note, key.name, one, now=NOON).encode())
     (kept,) = served.registry.log.cosigned()
     assert kept == cosign(head.note, key.name, one, now=NOON).encode(), "the newest, and no stranger's line"
-    LogReader(stub, pool, tmp_path / "seen", (key,), 1).find("bundle", bundle.digest, "received")
+    LogReader(stub, pool, tmp_path / "seen", Quorum((key,), 1)).find("bundle", bundle.digest, "received")
     broken = kept.replace(b"w1.example.org ", b"w1.example.org A")
     with pytest.raises((GreylagError, grpc.RpcError)):
         add(broken)

@@ -12,7 +12,7 @@ import pytest
 from protocol.errors import Code, GreylagError, Refused
 from protocol.log.checkpoint import read_checkpoint
 from protocol.log.note import NoteKey, SignatureType, cosign
-from protocol.log.reader import Logged, LogReader
+from protocol.log.reader import Logged, LogReader, Quorum
 from protocol.signing import Identity
 from protocol.v1.log_pb2_grpc import LogStub, add_LogServicer_to_server
 from protocol.wire.grpc_status import from_rpc_error
@@ -130,7 +130,7 @@ def test_a_file_of_what_was_seen_that_is_damaged_is_named(stub: LogStub, tmp_pat
 
 def test_enough_witnesses_must_have_signed(ledger: Ledger, stub: LogStub, tmp_path: Path) -> None:
     def look(needed: int, number: int = 3) -> Logged:
-        reader = LogReader(stub, POOL, tmp_path / "seen", (ONE, TWO), needed)
+        reader = LogReader(stub, POOL, tmp_path / "seen", Quorum((ONE, TWO), needed))
         return reader.find("bundle", f"{number:064x}", "received")
 
     look(0)
@@ -157,5 +157,5 @@ def test_a_witness_that_signed_for_another_log_is_proof_of_it(ledger: Ledger, st
         other.tell("bundle", f"{number:064x}", "refused")
     ledger.cosigned.append(cosign(other.head.note, ONE.name, CONTRIBUTOR, now=NOON).encode())
     with refusing(Code.LOG_FORK):
-        LogReader(stub, POOL, tmp_path / "seen", (ONE,), 1).find("bundle", f"{3:064x}", "received")
+        LogReader(stub, POOL, tmp_path / "seen", Quorum((ONE,), 1)).find("bundle", f"{3:064x}", "received")
     assert (tmp_path / "log-contradiction.txt").exists()

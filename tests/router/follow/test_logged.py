@@ -10,6 +10,7 @@ from protocol.bundle import Bundle
 from protocol.errors import Code, GreylagError
 from protocol.log.checkpoint import read_checkpoint
 from protocol.log.note import SignatureType
+from protocol.log.reader import Quorum
 from protocol.release import sign_release
 from router.follow.pull import pull
 from router.follow.witness import Witness
@@ -106,7 +107,7 @@ def test_a_split_view_is_caught_by_a_witness(
     assert alone[0].digest != alone[1].digest, "both are taken by who asks nobody"
     signed = witness.look(address, clock=lambda: NOON)
     assert signed.note.verify(witness.key) == NOON
-    asking = {"witnesses": (witness.key,), "witnesses_needed": 1}
+    asking = {"quorum": Quorum((witness.key,), 1)}
     assert pull(tmp_path / "one", address, **asking).release == catalog.release  # type: ignore[arg-type]
     refused(Code.LOG_UNWITNESSED, tmp_path / "two", elsewhere, **asking)
     with pytest.raises(GreylagError) as forked:
@@ -122,7 +123,7 @@ def test_a_witness_signs_again_as_the_log_grows(
     catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path
 ) -> None:
     witness = Witness(tmp_path / "witness", "w1")
-    asking = {"witnesses": (witness.key,), "witnesses_needed": 1}
+    asking = {"quorum": Quorum((witness.key,), 1)}
     for number in (1, 2):
         catalog.publish(bundles[:number], number=number)
         refused(Code.LOG_UNWITNESSED, tmp_path / "node", address, **asking)
