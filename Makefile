@@ -75,6 +75,10 @@ bench-train: $(STAMP) ## Training throughput beside a plain Trainer and PEFT scr
 bench-growth: $(STAMP) ## Cost of adding an expert while requests run (a minute)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.growth
 
+.PHONY: bench-log
+bench-log: $(STAMP) ## Cost of the transparency log at 1,000 to 100,000 entries (a minute)
+	@$(BIN)/python -m tests.bench.log
+
 .PHONY: bench-zeroshot
 bench-zeroshot: $(STAMP) ## Every routing method on tasks that no expert was trained for (15 minutes); ARGS="--help" tells options
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.lab $(ARGS)

@@ -120,6 +120,9 @@ class Code(Enum):
         "FAILED_PRECONDITION", 409, EX_PROTOCOL, "The release is too far ahead of the one seen before."
     )
     RELEASE_EXPIRED = Fate("FAILED_PRECONDITION", 410, EX_PROTOCOL, "The release has expired.")
+    LOG_ROLLBACK = Fate("FAILED_PRECONDITION", 409, EX_PROTOCOL, "The log lost entries that it had signed for.")
+    LOG_FORK = Fate("FAILED_PRECONDITION", 409, EX_PROTOCOL, "The log does not continue what it was before.")
+    LOG_OMISSION = Fate("FAILED_PRECONDITION", 409, EX_PROTOCOL, "The log does not hold what it should.")
     METHOD_UNKNOWN = Fate("INVALID_ARGUMENT", 400, EX_USAGE, "There is no such routing method.")
     METHOD_CLOSED = Fate("PERMISSION_DENIED", 403, EX_NOPERM, "The router's operator keeps the method to himself.")
     EXPERT_UNKNOWN = Fate("NOT_FOUND", 404, EX_NOINPUT, "There is no such expert in the release.")
@@ -153,6 +156,7 @@ class Code(Enum):
     MEMORY_FULL = Fate("RESOURCE_EXHAUSTED", 507, EX_UNAVAILABLE, "The experts do not fit into memory.", again=True)
     STORAGE_FULL = Fate("RESOURCE_EXHAUSTED", 507, EX_IOERR, "The disk is full.", again=True)
     STORE_DAMAGED = Fate("DATA_LOSS", 500, EX_IOERR, "The coordinator lost or changed what it keeps.", again=True)
+    LOG_UNWITNESSED = Fate("UNAVAILABLE", 503, EX_TEMPFAIL, "Too few witnesses have signed for the log.", again=True)
     INTERRUPTED = Fate("UNAVAILABLE", 503, EX_TEMPFAIL, "A person stopped it; it goes on where it was.", again=True)
     CLOSED = Fate("UNAVAILABLE", 503, EX_TEMPFAIL, "The operator has closed the pool or its door.", again=True)
     BUSY = Fate("UNAVAILABLE", 503, EX_TEMPFAIL, "The other side is busy or shutting down.", again=True)

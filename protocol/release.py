@@ -15,7 +15,9 @@ client workflow a release is timestamp, snapshot and targets in one, and the poo
    fetched and held against rules 1 and 2. These may have expired. More than `MOST_BETWEEN` are not followed: no fork,
    but too far.
 6. It has not expired, by the node's own clock. Asked last, so that a rollback is told as one.
-7. Every file that it lists is fetched by digest, and only once all are whole is it the newest that was used.
+7. The log that the coordinator shows holds the release, continues the checkpoint in it and the last that was seen here,
+   and as many witnesses have signed for it as the node wants (`protocol.log.reader`).
+8. Every file that it lists is fetched by digest, and only once all are whole is it the newest that was used.
 """
 
 from collections.abc import Callable
@@ -82,6 +84,8 @@ class ReleaseSpec(OfPool):
     routing: Routing
     calibration: CalibrationFile | None = None
     """None where gates alone decide."""
+    checkpoint: Annotated[str, Field(max_length=2048)] | None = None
+    """The log as it was before, signed: whoever takes the release has seen that much of it. None in a candidate."""
     created: Timestamp
     expires: Timestamp
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -92,6 +92,14 @@ class PublicKey:
         """The key in OpenSSH's one-line format."""
         return self._key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
 
+    def has_signed(self, message: bytes, signature: bytes) -> bool:
+        """Tell whether a bare Ed25519 signature over a message is the key's; what it means, the message must say."""
+        try:
+            self._key.verify(signature, message)
+        except InvalidSignature:
+            return False
+        return True
+
     @property
     def _key(self) -> Ed25519PublicKey:
         return Ed25519PublicKey.from_public_bytes(self.raw)
@@ -149,6 +157,10 @@ class Identity:
     def secret(self, purpose: bytes) -> bytes:
         """Derive 32 bytes that only this key's owner knows, the same ones for ever (HKDF, RFC 5869)."""
         return HKDF(SHA256(), 32, salt=None, info=purpose).derive(self._key.private_bytes_raw())
+
+    def sign_bare(self, message: bytes) -> bytes:
+        """Sign a message outside of an envelope, which none of them may look like: those begin with `DSSEv1`."""
+        return self._key.sign(message)
 
     def sign(self, payload: bytes) -> bytes:
         """Put a payload into a signed envelope (JSON bytes)."""

@@ -7,7 +7,9 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from protocol.files.atomic import write_whole
+from protocol.log.reader import Quorum
 from protocol.settings import dump_settings, read_settings
+from protocol.signing import PublicKey
 from router.base.device_map import Bits
 from router.base.loading import Loading
 from router.query.limits import CHEAP, MAX_NEW_TOKENS, Allowance
@@ -27,6 +29,10 @@ class RouterSettings(BaseSettings):
     """The pool's base model: folder or Hugging Face id."""
     pool_key: str | None = None
     """The key that must sign the pool, 64 hexadecimal digits; without it, the one seen first."""
+    witnesses: tuple[str, ...] = ()
+    """Keys of witnesses of the pool's log, as `greylag-router witness` prints them."""
+    witnesses_needed: int | None = Field(default=None, ge=0)
+    """How many of them must have signed for a release before it is taken; all of them unless set."""
     ca: Path | None = None
     """The coordinator's CA certificate, PEM; without one, the system's."""
     device: str | None = None
@@ -59,6 +65,13 @@ class RouterSettings(BaseSettings):
     """Its private key, PEM."""
 
     @property
+    def contact(self) -> dict[str, Any]:
+        """How the coordinator is spoken to, as `router.follow.pull.Contact` (`KEY_TYPE`, `SETTINGS_INVALID`)."""
+        quorum = Quorum.read(self.witnesses, self.witnesses_needed)
+        pool_key = PublicKey.from_hex(self.pool_key) if self.pool_key else None
+        return {"ca": self.ca, "pool_key": pool_key, "quorum": quorum}
+
+    @property
     def allowance(self) -> Allowance:
         """What callers may ask for."""
         return Allowance(self.methods, self.max_k, self.max_new_tokens)
@@ -75,6 +88,7 @@ def load(folder: Path, **flags: Any) -> RouterSettings:
     Raises:
         Refused: `SETTINGS_INVALID` with the setting and what is wrong with it.
     """
+    flags["witnesses"] = flags.get("witnesses") or None  # of a flag that may be repeated, none is an empty list
     return read_settings(RouterSettings, flags, folder / FILE)
 
 

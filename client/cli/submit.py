@@ -76,19 +76,51 @@ def status(
         submit.check_decided(record, pool)
 
 
-def verify(bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")], *, as_json: JsonFlag = False) -> None:
-    """Check the bundle in a folder offline: signature, every byte, spec and tensors.
+def verify(
+    bundle: Annotated[
+        Path | None, typer.Argument(help="Folder of a bundle; default: the receipts of what was submitted from here.")
+    ] = None,
+    *,
+    as_json: JsonFlag = False,
+    workspace: WorkspaceFlag = Path(),
+) -> None:
+    """Check a bundle offline: signature, every byte, spec and tensors. Without one, ask the pool's log.
+
+    Without a bundle: the log must hold everything that was submitted from here, and what the coordinator told of it,
+    and must continue every checkpoint that was seen here.
 
     Example: greylag-client verify bundles/ada
     """
     from client.submission import submit
 
+    if bundle is None:
+        _verify_log(open_workspace(workspace), as_json=as_json)
+        return
     facts = submit.facts(submit.verify(bundle))
     if as_json:
         print_json(facts)
     else:
         for name, value in facts.items():
             put(f"{name:<12} {value}")
+
+
+def _verify_log(place: "ClientWorkspace", *, as_json: bool) -> None:
+    from client.submission import log
+
+    with at_work(place):
+        found = log.verify(place)
+    if as_json:
+        bundles = [row._asdict() | {"fault": row.fault and row.fault.message} for row in found.bundles]
+        print_json({"size": found.size, "bundles": bundles})
+    else:
+        for row in found.bundles:
+            put(
+                f"{row.digest[:12]} {row.name} {row.fault.message if row.fault else f'is entry {row.entry} of the log'}"
+            )
+    say(f"The pool's log has {found.size} entries, and continues what was seen before.")
+    faults = [row.fault for row in found.bundles if row.fault]
+    if faults:
+        raise faults[0]
 
 
 def submit_bundle(
@@ -125,7 +157,7 @@ def submit_bundle(
 def _show_records(records: "list[Record]", *, as_json: bool) -> None:
     """Print what became of bundles."""
     if as_json:
-        own = {"schema_version", "receipt"}
+        own = {"schema_version", "receipt", "logged"}
         print_json({"bundles": [record.model_dump(mode="json", exclude=own) for record in records]})
     else:
         for record in records:

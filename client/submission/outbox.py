@@ -11,6 +11,7 @@ from protocol.documents import Receipt
 from protocol.errors import Code, Refused
 from protocol.files import strict_json
 from protocol.files.atomic import write_whole
+from protocol.log.reader import Logged
 from protocol.spec import Name, Sha256, Timestamp
 from protocol.statement import Strict
 
@@ -28,6 +29,8 @@ class Record(Strict):
     received: Timestamp
     receipt: str
     """The receipt's signed envelope: proof that the coordinator keeps the bundle."""
+    logged: Logged | None = None
+    """Proof that the pool's log holds it; None until it was asked."""
     state: str = "received"
     code: str = ""
     message: str = ""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from client.progress import Report
-from client.submission import outbox, upload
+from client.submission import log, outbox, upload
 from client.submission.join import enrol, enrolled
 from client.workspace.paths import ClientWorkspace
 from protocol import tensors
@@ -119,10 +119,10 @@ def enrolment_for(workspace: ClientWorkspace, bundle: Bundle, now: datetime, *, 
 def send(
     workspace: ClientWorkspace, bundle: Bundle, enrolment: bytes, coordinator: upload.Coordinator, report: Report
 ) -> outbox.Record:
-    """Submit a bundle and keep its receipt.
+    """Submit a bundle, keep its receipt, and then the proof that it is in the pool's log.
 
     Raises:
-        Refused: What the coordinator refuses with.
+        Refused: What the coordinator refuses with, or as `protocol.log.reader.LogReader`.
         Unavailable: `UNREACHABLE`, `BUSY` or `STORAGE_FULL`.
     """
     receipt, envelope = upload.submit(bundle, enrolment, workspace.pool, coordinator, report)
@@ -130,7 +130,11 @@ def send(
     if bundle.digest not in known:
         known[bundle.digest] = outbox.submitted(bundle.spec.name, receipt, envelope)
         outbox.save(workspace.outbox, known[bundle.digest])
-    return known[bundle.digest]
+    try:
+        return log.prove(workspace, known[bundle.digest])
+    except Unavailable as error:  # the bundle is kept, and that is what was asked for
+        coordinator.say(f"The pool's log was not asked: {error.message} Ask it later with: greylag-client verify")
+        return known[bundle.digest]
 
 
 def refresh(

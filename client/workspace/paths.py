@@ -4,6 +4,7 @@ client.toml        settings                     contributor.key    private key, 
 pool.dsse.json     the pool, signed             enrolment.dsse.json  the key's own introduction
 runs/<run-id>/     training in progress         bundles/<name>/    finished bundles
 outbox/            what was submitted           base.json          fingerprint of the base, cached
+checkpoint.txt     the last checkpoint of the pool's log that was seen
 split.key          decides which rows are held out, never sent
 """
 
@@ -43,6 +44,8 @@ class ClientWorkspace:
         self.runs = root / "runs"
         self.bundles = root / "bundles"
         self.outbox = root / "outbox"
+        self.checkpoint = root / "checkpoint.txt"
+        """The last checkpoint of the pool's log that was seen."""
 
     @cached_property
     def settings(self) -> ClientSettings:

@@ -25,6 +25,10 @@ class ClientSettings(BaseSettings):
     """The base model: a folder or a Hugging Face id."""
     name: Name
     """Name under which the contributor enrols; also an expert's name unless `--name` says otherwise."""
+    witnesses: tuple[str, ...] = ()
+    """Keys of witnesses of the pool's log, who must have signed for what `verify` looks up."""
+    witnesses_needed: Annotated[int, Field(ge=0)] | None = None
+    """How many of them; all unless set."""
     ca: Path | None = None
     """CA certificate of the coordinator, PEM."""
     key: Path = Path("contributor.key")

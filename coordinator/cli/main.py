@@ -5,6 +5,7 @@ import typer
 from coordinator.cli.campaigns import campaign, candidates
 from coordinator.cli.experts import contributors, experts, releases
 from coordinator.cli.init import InitVerb, init
+from coordinator.cli.log import log
 from coordinator.cli.processes import fleet, serve, worker
 from coordinator.cli.simulate import simulate
 from coordinator.cli.switches import intake, pool
@@ -27,6 +28,7 @@ app.add_typer(contributors, name="contributors")
 campaign.callback(invoke_without_command=True)(simulate)
 app.add_typer(campaign, name="campaign")
 app.add_typer(candidates, name="candidates")
+app.add_typer(log, name="log")
 app.add_typer(pool, name="pool")
 app.add_typer(intake, name="intake")
 

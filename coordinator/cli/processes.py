@@ -148,7 +148,7 @@ def _worker(open_: "Opened") -> "Worker":
         return model
 
     return Worker(
-        open_.pool, open_.identity, open_.registry, cache=cache, clock=now,
+        open_.pool, open_.identity, open_.registry, cache=cache, clock=now, checkpoint=open_.checkpoints.newest,
         check=Copies(
             open_.pool, place.pool, open_.registry, cache, open_.identity.secret(PURPOSE),
             ProcessLimits(wall_s=settings.review_s),

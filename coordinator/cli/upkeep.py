@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from coordinator.cli.log import check_faults
 from coordinator.cli.options import JsonOption, WorkspaceOption
 from coordinator.cli.output import PROCESSES, now, opened_workspace
 from protocol.errors import Code, Refused
@@ -27,12 +28,13 @@ def fsck(
     as_json: JsonOption = False,
     workspace: WorkspaceOption = Path(),
 ) -> None:
-    """Verify every stored byte, and whether the registry knows all that left here. Stop every process first.
+    """Verify every stored byte, the log, and whether the registry knows all that left here. Stop every process first.
 
     Example: greylag-coordinator fsck -w pool --delete 30
     """
     from dataclasses import asdict
 
+    from coordinator.registry.log_check import contradictions
     from coordinator.storage.blobs import Store
     from coordinator.workspace.fsck import check_store
 
@@ -41,17 +43,19 @@ def fsck(
         yanked = open_.high_water.adopt(now=now()) if adopt else []
         if yanked:
             say(
-                "Yanked, because the adopted release holds neither them nor a successor of their name: "
+                "Yanked, by the log, or because the adopted release holds neither them nor a successor of their name: "
                 f"{', '.join(digest[:16] for digest in yanked)}. Whoever wants one in again submits a new one."
             )
         store, told = Store(open_.settings.store), open_.pool.spec.statistics
         found = check_store(open_.registry, store, now=now(), delete=age, statistics=told)
         release, receipts = open_.high_water.lost_release(), open_.high_water.lost_receipts()
+        faults, entries = contradictions(open_.registry), open_.checkpoints.lost()
         say(_in_words(found))
         if as_json:
             lost = {"lost_release": release.spec.number if release else None, "lost_receipts": receipts}
-            healthy = found.healthy and not release and not receipts
-            print_json({"healthy": healthy, **asdict(found), **lost, "yanked": yanked})
+            healthy = found.healthy and not (release or receipts or entries or faults)
+            log = {"lost_entries": entries, "log_faults": faults}
+            print_json({"healthy": healthy, **asdict(found), **lost, **log, "yanked": yanked})
         if not found.healthy:
             first = (found.missing + found.damaged)[0]
             raise Refused(
@@ -60,6 +64,7 @@ def fsck(
                 "Restore them from a copy of the store, or refuse or yank the bundles that need them; the pool's own "
                 "file also lies in every router's folder, under statistics/.",
             )
+        check_faults(faults)
         open_.high_water.check()
 
 

@@ -1,6 +1,7 @@
 """The registry's journal: every step of a key, node, bundle, candidate, release or campaign is one row.
 
-It is written in the same transaction. The steps that several changes take or bring with them stand here, too.
+It is written in the same transaction, and with it the log's tree grows. The steps that several changes take or bring
+with them stand here, too.
 """
 
 import json
@@ -10,6 +11,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from coordinator.policy.lifecycle import State, check_step
+from coordinator.registry import log
 from coordinator.registry.tables import BundleRow, Candidate, Contributor, Event, Node
 from protocol.documents import timestamp
 from protocol.errors import Code, GreylagError, Refused
@@ -38,6 +40,7 @@ def record(
     )  # fmt: skip
     session.add(event)
     session.flush()
+    log.append(session, event)
     session.info.setdefault("events", []).append(event)
     return event
 

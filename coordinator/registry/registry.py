@@ -8,6 +8,7 @@ from sqlalchemy import Engine, select
 from coordinator.registry import journal
 from coordinator.registry.bundles import Bundles
 from coordinator.registry.contributors import Contributors
+from coordinator.registry.log import Log
 from coordinator.registry.releases import Releases
 from coordinator.registry.sketches import Sketches
 from coordinator.registry.switches import Switches
@@ -33,6 +34,7 @@ class Registry(Transactions):
         self.releases = Releases(self)
         self.sketches = Sketches(self)
         self.switches = Switches(self)
+        self.log = Log(self)
 
     def claim(self, pool: str, *, now: datetime) -> None:
         """Make an empty registry a pool's for ever; the first event says whose it is.

@@ -235,3 +235,25 @@ class Event(RegistryTable):
     """contributor, worker, rule or operator."""
     code: Mapped[str] = mapped_column(String(32), default="")
     message: Mapped[str] = mapped_column(Text, default="")
+
+
+class LogNode(RegistryTable):
+    """The hash of one perfect subtree of the transparency log, whose entries are the events; written once."""
+
+    __tablename__ = "log_nodes"
+
+    number: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    """As `protocol.log.merkle.Subtree.number`."""
+    sha256: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class Cosigned(RegistryTable):
+    """The last checkpoint of the log that a witness has signed."""
+
+    __tablename__ = "cosigned"
+
+    witness: Mapped[str] = mapped_column(String(300), primary_key=True)
+    """Its key, as `protocol.log.note.NoteKey` is written."""
+    size: Mapped[int]
+    """Entries that it signed for."""
+    note: Mapped[bytes] = mapped_column(LargeBinary)

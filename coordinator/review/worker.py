@@ -20,6 +20,7 @@ from coordinator.review.turns import Turns
 from protocol.bundle import Bundle
 from protocol.documents import Pool
 from protocol.errors import Code, GreylagError, Refused, Unavailable
+from protocol.log.checkpoint import Checkpoint
 from protocol.release import (
     CalibrationFile,
     Release,
@@ -53,6 +54,7 @@ class Worker:
             decide, if one must.
         reviewer: Tries experts on the model.
         clock: Tells the time.
+        checkpoint: Signs the log as it is; every release holds its text.
     """
 
     def __init__(
@@ -65,8 +67,9 @@ class Worker:
         check: Callable[[Bundle], Refused | None],
         reviewer: Reviewer,
         clock: Callable[[], datetime],
+        checkpoint: Callable[[], Checkpoint],
     ) -> None:
-        self._pool, self._identity, self._registry = pool, identity, registry
+        self._pool, self._identity, self._registry, self._checkpoint = pool, identity, registry, checkpoint
         self._fleet = Fleet(registry)
         self._cache, self._check, self._reviewer, self._clock = cache, check, reviewer, clock
         self._put_off: dict[str, tuple[timedelta, datetime]] = {}
@@ -316,6 +319,7 @@ class Worker:
 
     def _publish(self, spec: ReleaseSpec) -> None:
         before = self._newest()
+        spec = spec.model_copy(update={"checkpoint": self._checkpoint().text()})
         self._registry.releases.publish(sign_release(spec, self._identity), now=self._clock())
         listed = {expert.bundle for expert in spec.experts}
         for expert in before.spec.experts if before else ():

@@ -39,7 +39,7 @@ _MANIFESTS = 64
 
 @dataclass(frozen=True)
 class IntakeLimits:
-    """How much may be under way."""
+    """What is taken: how much may be under way, and whether daemons are."""
 
     session_life: timedelta = timedelta(hours=24)
     """How long an upload may be resumed; without a byte it ends much sooner."""
@@ -47,6 +47,8 @@ class IntakeLimits:
     """How many bundles a key may have under way of which nothing was let in yet."""
     hourly_keys: int = 200
     """New keys an hour, a quarter of them from one network."""
+    fleet: str | None = None
+    """Where contributors' daemons connect to, `host:port`; None where they are not taken."""
 
 
 class Intake:
@@ -61,8 +63,8 @@ class Intake:
         store: Bytes that are kept.
         spool: Bytes on their way.
         clock: Tells the time.
-        fleet: Where contributors' daemons connect to, `host:port`; None where they are not taken.
-        limits: How much may be under way.
+        check_log: Refuses to go on from a registry whose log has lost entries.
+        limits: What is taken.
     """
 
     def __init__(
@@ -75,11 +77,11 @@ class Intake:
         spool: Spool,
         clock: Callable[[], datetime],
         limits: IntakeLimits,
-        fleet: str | None = None,
+        check_log: Callable[[], object] = lambda: None,
     ) -> None:
         self._pool, self._identity = pool, identity
         self._registry, self._store, self._spool = registry, store, spool
-        self._clock, self._limits, self._fleet = clock, limits, fleet
+        self._clock, self._limits, self._check_log = clock, limits, check_log
         self._new_keys = Rate(limits.hourly_keys, clock)
         self._read = lru_cache(_MANIFESTS)(bundle.read_manifest)
         self._moved: dict[str, tuple[int, datetime]] = {}
@@ -111,7 +113,7 @@ class Intake:
             Refused: `FLEET_OFF`, `WRONG_POOL`, `CLOCKS_APART`, `NODE_TAKEN`, a code of the contributor's key, or of
                 an envelope.
         """
-        if self._fleet is None:
+        if self._limits.fleet is None:
             what = "This coordinator takes no daemons."
             raise Refused(Code.FLEET_OFF, what, "Contribute with: greylag-client contribute")
         self._check_open()
@@ -121,7 +123,7 @@ class Intake:
         now = self._clock()
         check_clock(binding, now=now)
         Fleet(self._registry).nodes.bind(binding, envelope, now=now)
-        return self._fleet
+        return self._limits.fleet
 
     def begin(self, envelope: bytes) -> BeginReply:
         """Judge an envelope, and open or find its upload session, or the receipt of a bundle that is kept already.
@@ -209,7 +211,8 @@ class Intake:
         raise Refused(Code.BUNDLE_UNKNOWN, f"No bundle {digest[:16]!r} was submitted.", "Submit it first.")
 
     def _check_open(self) -> None:
-        """Take nothing while the operator has closed pool or intake (`CLOSED`)."""
+        """Take nothing while the operator has closed pool or intake (`CLOSED`), or from an older registry on."""
+        self._check_log()
         self._registry.switches.check(Switch.POOL, Switch.INTAKE)
 
     def _check_pool(self, named: str) -> None:

@@ -16,7 +16,7 @@ from protocol.wire.grpc_server import to_end
 from protocol.wire.peer import Context
 from protocol.wire.places import Places, network_of
 
-SERVICES = ("greylag.v1.Intake", "greylag.v1.Catalog")
+SERVICES = ("greylag.v1.Intake", "greylag.v1.Catalog", "greylag.v1.Log")
 
 
 class IntakeService(intake_pb2_grpc.IntakeServicer):

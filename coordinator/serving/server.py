@@ -10,11 +10,13 @@ import structlog
 from coordinator.serving.catalog_service import CatalogService
 from coordinator.serving.intake import Intake, IntakeLimits
 from coordinator.serving.intake_service import SERVICES, IntakeService
+from coordinator.serving.log_service import LogService
 from coordinator.storage.blobs import Store
 from coordinator.storage.spool import Spool
 from coordinator.workspace.context import Opened
 from coordinator.workspace.metrics import Metrics
-from protocol.v1 import catalog_pb2_grpc, intake_pb2_grpc
+from protocol.log.note import NoteKey
+from protocol.v1 import catalog_pb2_grpc, intake_pb2_grpc, log_pb2_grpc
 from protocol.wire.grpc_server import Listen, serve
 from protocol.wire.places import Places
 
@@ -37,10 +39,12 @@ def serve_workspace(
         opened.workspace.spool, quota_bytes=settings.spool_quota_bytes, floor_bytes=settings.free_disk_floor_bytes
     )
     fleet = settings.fleet_address or settings.fleet_listen
-    limits = IntakeLimits(timedelta(hours=settings.session_hours), settings.first_bundles, settings.hourly_keys)
+    life = timedelta(hours=settings.session_hours)
+    limits = IntakeLimits(life, settings.first_bundles, settings.hourly_keys, fleet)
+    witnesses = [NoteKey.parse(each) for each in settings.witnesses]
     intake = Intake(
         opened.pool, opened.identity, opened.registry, store=store, spool=spool, clock=clock, limits=limits,
-        fleet=fleet,
+        check_log=opened.checkpoints.check,
     )  # fmt: skip
     intake.sweep()
     store.sweep_leftovers()
@@ -50,6 +54,8 @@ def serve_workspace(
         intake_pb2_grpc.add_IntakeServicer_to_server(intake_service, server)
         catalog_service = CatalogService(opened.pool, opened.registry, store, Places(_STREAMS))
         catalog_pb2_grpc.add_CatalogServicer_to_server(catalog_service, server)
+        log_service = LogService(opened.pool, opened.registry, opened.checkpoints, witnesses)
+        log_pb2_grpc.add_LogServicer_to_server(log_service, server)
         return SERVICES
 
     def ready(port: int) -> None:

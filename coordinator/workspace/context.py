@@ -8,6 +8,7 @@ import structlog
 
 from coordinator.registry.registry import Registry
 from coordinator.registry.tables import Event
+from coordinator.workspace.checkpoints import Checkpoints
 from coordinator.workspace.high_water import HighWater
 from coordinator.workspace.metrics import Metrics
 from coordinator.workspace.paths import CoordinatorWorkspace
@@ -32,7 +33,12 @@ class Opened:
     @property
     def high_water(self) -> HighWater:
         """How far the pool had come."""
-        return HighWater(self.workspace, self.registry, self.pool)
+        return HighWater(self.workspace, self.registry, self.pool, self.checkpoints)
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """The log's head."""
+        return Checkpoints(self.workspace, self.registry, self.pool, self.identity)
 
 
 @contextmanager

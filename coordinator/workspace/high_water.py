@@ -1,4 +1,4 @@
-"""How far a pool had come: the newest release and the newest receipt that left a workspace, kept beside its key.
+"""How far a pool had come: the newest release and the newest receipt that left a workspace, and its log, kept in files.
 
 A database that does not know of them is an older one that somebody restored: going on from it would give numbers twice.
 """
@@ -13,6 +13,7 @@ from filelock import FileLock
 
 from coordinator.registry.registry import Registry
 from coordinator.registry.tables import Event
+from coordinator.workspace.checkpoints import Checkpoints
 from coordinator.workspace.paths import CoordinatorWorkspace
 from protocol.documents import Pool, read_receipt
 from protocol.errors import Code, GreylagError, Refused
@@ -25,27 +26,31 @@ _log = structlog.get_logger(__name__)
 
 
 class HighWater:
-    """The two marks of a workspace, and what its registry has to say to them."""
+    """The marks of a workspace, and what its registry has to say to them."""
 
-    def __init__(self, workspace: CoordinatorWorkspace, registry: Registry, pool: Pool) -> None:
+    def __init__(
+        self, workspace: CoordinatorWorkspace, registry: Registry, pool: Pool, checkpoints: Checkpoints
+    ) -> None:
         self._published, self._acknowledged = workspace.published, workspace.acknowledged
         self._lock = workspace.lock("marks")
-        self._registry, self._pool = registry, pool
+        self._registry, self._pool, self._checkpoints = registry, pool, checkpoints
 
     def rise(self, event: Event) -> None:
-        """Move the marks, if an event let out a release or a receipt; what goes wrong is logged.
+        """Sign for an event, and move the marks if it let out a release or a receipt; what goes wrong is logged.
 
-        What happened has happened: the next such event, or the next start, tries again.
+        What happened has happened: the next event, or the next start, tries again.
         """
-        if event.kind != "release" and (event.kind, event.step) != ("bundle", "received"):
-            return
         try:
-            self.level()
+            if event.kind == "release" or (event.kind, event.step) == ("bundle", "received"):
+                self.level()
+            else:
+                self._checkpoints.newest()
         except (OSError, GreylagError) as error:
             _log.warning("not remembered", error=str(error))
 
     def level(self) -> None:
-        """Set both marks where the registry is, one process and one thread after the other, lest they go back."""
+        """Set the marks where the registry is, one process and one thread after the other, lest they go back."""
+        self._checkpoints.newest()
         with FileLock(self._lock, timeout=_WAIT_S):
             release, row = self._registry.releases.find(), self._registry.bundles.newest()
             marks = {self._published: release.envelope if release else None}
@@ -68,12 +73,17 @@ class HighWater:
         return max(0, receipt.sequence - (row.sequence if row else 0)) if receipt else 0
 
     def check(self) -> None:
-        """Refuse to go on from an older registry (`REGISTRY_OLDER`)."""
+        """Refuse to go on from an older registry.
+
+        Raises:
+            Refused: `REGISTRY_OLDER`, or `LOG_ROLLBACK` where neither a release nor a receipt is lost, or `LOG_FORK`.
+        """
         if release := self.lost_release():
             what = f"release {release.spec.number}, which was published from here"
         elif receipts := self.lost_receipts():
             what = f"the last bundles: {receipts} more receipts were given than it holds"
         else:
+            self._checkpoints.check()
             return
         raise Refused(
             Code.REGISTRY_OLDER,
@@ -82,16 +92,16 @@ class HighWater:
         )
 
     def adopt(self, *, now: datetime) -> list[str]:
-        """Make the newest release that left the workspace the registry's, so that the next one follows it.
+        """Make the log and the newest release that left the workspace the registry's, so that both go on.
 
         Returns:
-            Digests of the bundles that were yanked because that release holds neither them nor a successor.
+            Digests of the bundles that were yanked: by the log, or as that release has neither them nor successors.
 
         Raises:
-            Refused: `STATE_CHANGE` if the registry holds another release of that number or a later one.
+            Refused: `STATE_CHANGE` if the registry holds another release of that number or a later one, or `LOG_FORK`.
         """
-        release = self.lost_release()
-        yanked = self._registry.releases.adopt(release, now=now) if release else []
+        yanked, release = self._checkpoints.adopt(now=now), self.lost_release()
+        yanked += self._registry.releases.adopt(release, now=now) if release else []
         self.level()
         return yanked
 

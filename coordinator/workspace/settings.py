@@ -50,6 +50,8 @@ class Settings(BaseSettings):
     """`host:port` that contributors' daemons are told; that of `fleet_listen` unless set."""
     evaluate_after_minutes: float | None = Field(default=None, ge=0)
     """How long a candidate is open before `fleet` starts its evaluation; unless set, only the operator does."""
+    witnesses: tuple[str, ...] = ()
+    """Keys of witnesses whose signatures for the log are shown to all, as `greylag-router witness` prints them."""
     worker_interval_s: float = Field(default=1.0, gt=0)
     """Pause of an idle worker, in seconds."""
     session_hours: float = Field(default=24.0, gt=0)

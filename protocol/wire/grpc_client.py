@@ -30,7 +30,7 @@ Whole messages count, so that the slowest line that a file gets through moves a 
 # Exponential back-off with jitter, inside gRPC: only UNAVAILABLE is retried, and only for calls that
 # may be repeated. Put carries a stream that cannot be replayed; upload.py resumes it by offset.
 _VERBS = ("Enrol", "Begin", "Commit", "Status", "Bind")
-_REPEATABLE = [{"service": "greylag.v1.Catalog"}, {"service": "greylag.v1.Query"}]
+_REPEATABLE = [{"service": f"greylag.v1.{name}"} for name in ("Catalog", "Log", "Query")]
 _REPEATABLE += [{"service": "greylag.v1.Intake", "method": verb} for verb in _VERBS]
 _RETRY = {
     "maxAttempts": 5, "initialBackoff": "0.2s", "maxBackoff": "3s", "backoffMultiplier": 2,

@@ -11,7 +11,7 @@ from protocol.errors import Refused
 from protocol.printable import printable
 from protocol.programs import configure_logs, print_json, put, run, say, with_flags_of
 from router.base.progress import show_bars
-from router.cli import evaluate, look, options
+from router.cli import evaluate, look, options, witness
 from router.cli.options import Device, Json, NewTokens, Quantise, Requests, Texts, Workspace
 from router.query.limits import DEFAULT_NEW_TOKENS
 
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 for verb in (evaluate.evaluate, look.trace, look.save, look.export):
     app.command()(verb)
+app.command()(witness.witness)
 app.command("lm-eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(evaluate.lm_eval)
 
 
@@ -40,15 +41,12 @@ def pull(*, workspace: Workspace = Path(), json_: Json = False, **flags: Any) ->
 
     Example: greylag-router pull --coordinator pool.example.org:7443 --ca cert.pem --base google/t5-v1_1-small
     """
-    from protocol.signing import PublicKey
     from router.follow import pull as pulling
     from router.settings import load, save
 
     show_bars()
     settings = load(workspace, **flags)
-    key = PublicKey.from_hex(settings.pool_key) if settings.pool_key else None
-    where = settings.coordinator
-    mirror = pulling.pull(workspace, where, ca=settings.ca, pool_key=key, base=settings.base, say=say)
+    mirror = pulling.pull(workspace, settings.coordinator, base=settings.base, say=say, **settings.contact)
     save(workspace, settings)
     release = mirror.release.spec
     if json_:

@@ -61,6 +61,13 @@ def following(
         str | None,
         typer.Option(help="The key that must sign the pool, 64 hexadecimal digits; default: the key seen first."),
     ] = None,
+    witnesses: Annotated[
+        list[str] | None,
+        typer.Option("--witness", help="Key of a witness of the pool's log; repeatable; default: router.toml's."),
+    ] = None,
+    witnesses_needed: Annotated[
+        int | None, typer.Option(min=0, help="How many of them must have signed for a release; default: all.")
+    ] = None,
     ca: Ca = None,
 ) -> None:
     """Flags of what every verb that fetches releases says of where they come from."""

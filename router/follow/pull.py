@@ -21,10 +21,13 @@ from protocol.compatibility import check_fit, check_tensors
 from protocol.documents import Pool, read_pool
 from protocol.errors import Code, GreylagError, Refused, Unavailable
 from protocol.files.atomic import sync, write_whole
+from protocol.log.checkpoint import read_checkpoint
+from protocol.log.reader import NO_WITNESSES, LogReader, Quorum
 from protocol.release import CalibrationFile, Release, check_fresh, read_candidate, read_release
 from protocol.signing import PublicKey
 from protocol.v1 import catalog_pb2
 from protocol.v1.catalog_pb2_grpc import CatalogStub
+from protocol.v1.log_pb2_grpc import LogStub
 from protocol.wire.chunks import check_chunk
 from protocol.wire.grpc_client import DEADLINE_S, STREAM_DEADLINE_S, connect, paced
 from protocol.wire.grpc_status import from_rpc_error
@@ -33,6 +36,7 @@ from router.base.progress import byte_bar
 from router.follow.workspace import (
     BUNDLES,
     CALIBRATIONS,
+    CHECKPOINT,
     FINGERPRINT,
     LOCK,
     POOL,
@@ -59,6 +63,8 @@ class Contact(TypedDict, total=False):
 
     ca: Path | None
     """Its CA certificate, PEM."""
+    quorum: Quorum
+    """Who must have signed for a release beside the coordinator; nobody unless given."""
     pool_key: PublicKey | None
     """The key that must sign the pool; without one, the key pinned at the first pull."""
     on_bytes: Callable[[int], None]
@@ -73,6 +79,7 @@ class _Source:
 
     folder: Path
     catalog: CatalogStub
+    log: LogStub
     address: str
     """The coordinator, for people."""
     contact: Contact
@@ -112,8 +119,8 @@ def pull(
 
     Raises:
         Refused: `UNTRUSTED`, `BASE_MISMATCH`, `RELEASE_UNKNOWN` before the first release, any code of
-            `protocol.release.check_fresh`, or of a document or bundle.
-        Unavailable: `UNREACHABLE`, `STORAGE_FULL`.
+            `protocol.release.check_fresh` or `protocol.log.reader.LogReader`, or of a document or bundle.
+        Unavailable: `UNREACHABLE`, `STORAGE_FULL`, `LOG_UNWITNESSED`.
     """
     with _reach(folder, address, contact) as source:
         pool = _pull_pool(source)
@@ -130,6 +137,7 @@ def pull(
         newest = folder / RELEASE
         seen = read_release(newest.read_bytes(), pool) if newest.exists() else None
         check_fresh(release, seen=seen, now=datetime.now(UTC), earlier=earlier)
+        _check_logged(source, pool, release)
         if held is not None and held.release.digest == release.digest:
             return held
         mirror = _pull_mirror(source, pool, release, held)
@@ -181,6 +189,18 @@ def pull_calibration(
         return Calibration.load(path.read_bytes())
 
 
+@contextmanager
+def reach_log(folder: Path, address: str, contact: Contact) -> Iterator[tuple[LogReader, LogStub]]:
+    """Look at a pool's log; arguments as for `pull`.
+
+    Raises:
+        Refused: As `protocol.log.reader.LogReader`, or any code of the pool.
+        Unavailable: `UNREACHABLE`.
+    """
+    with _reach(folder, address, contact) as source:
+        yield LogReader(source.log, _pull_pool(source), folder / CHECKPOINT), source.log
+
+
 def _pull_pool(source: _Source) -> Pool:
     envelope = source.catalog.GetPool(catalog_pb2.GetPoolRequest(), timeout=DEADLINE_S).envelope
     path, key = source.folder / POOL, source.contact.get("pool_key")
@@ -200,6 +220,14 @@ def _pull_pool(source: _Source) -> Pool:
             "Use another folder for another pool.",
         )
     return pool
+
+
+def _check_logged(source: _Source, pool: Pool, release: Release) -> None:
+    """Refuse a release that the log does not hold, and a log that is not the one that was seen before: rule 7."""
+    reader = LogReader(source.log, pool, source.folder / CHECKPOINT, source.contact.get("quorum", NO_WITNESSES))
+    if release.spec.checkpoint is not None:
+        reader.check_continues(read_checkpoint(release.spec.checkpoint.encode(), pool))
+    reader.find("release", release.digest, str(release.spec.number))
 
 
 def _pull_mirror(source: _Source, pool: Pool, release: Release, held: Mirror | None) -> Mirror:
@@ -334,7 +362,7 @@ def _reach(folder: Path, address: str, contact: Contact) -> Iterator[_Source]:
             for name in (BUNDLES, RELEASES):
                 (folder / name).mkdir(parents=True, exist_ok=True)
             with byte_bar("Fetching") as bar:
-                source = _Source(folder, CatalogStub(channel), address, contact, bar)
+                source = _Source(folder, CatalogStub(channel), LogStub(channel), address, contact, bar)
                 try:
                     lock.acquire(timeout=0)
                 except Timeout:

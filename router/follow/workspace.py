@@ -6,6 +6,7 @@ releases/<number>...  every release that was fetched whole
 bundles/<digest>/     its bundles; kept when a later release drops them
 calibrations/<digest> biases and temperatures of its routers, where it has any
 statistics/<digest>   what the pool tells of public text, where it tells any
+checkpoint.txt        the last checkpoint of the pool's log that was seen
 .fingerprint.json     what the base model is by content; may be deleted at any time
 .pull.lock            held by the pull at work
 """
@@ -26,6 +27,7 @@ from router.pool.calibration import Calibration
 
 POOL, RELEASE, BUNDLES, FINGERPRINT = "pool.dsse.json", "release.dsse.json", "bundles", ".fingerprint.json"
 RELEASES, CALIBRATIONS, STATISTICS, LOCK = "releases", "calibrations", "statistics", ".pull.lock"
+CHECKPOINT = "checkpoint.txt"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ import structlog
 from protocol.documents import read_pool
 from protocol.errors import GreylagError
 from protocol.files.locks import held
-from protocol.signing import PublicKey
 from protocol.wire.grpc_server import Listen, serve
 from router.base.fingerprint import check_base
 from router.follow.pull import pull
@@ -45,10 +44,10 @@ def run(workspace: Path, settings: RouterSettings, on_ready: Callable[[int], Non
 
 
 def _run(workspace: Path, settings: RouterSettings, on_ready: Callable[[int], None]) -> None:
-    key, cache = PublicKey.from_hex(settings.pool_key) if settings.pool_key else None, workspace / FINGERPRINT
+    cache = workspace / FINGERPRINT
     fetch = partial(
-        pull, workspace, settings.coordinator, ca=settings.ca, pool_key=key, base=settings.base, say=_log.warning
-    )
+        pull, workspace, settings.coordinator, base=settings.base, say=_log.warning, **settings.contact
+    )  # fmt: skip
     mirror: Mirror | None = None
     try:
         mirror = fetch()

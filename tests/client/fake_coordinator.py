@@ -15,9 +15,11 @@ from protocol.fleet.node_key import read_binding
 from protocol.signing import Identity
 from protocol.v1 import catalog_pb2, catalog_pb2_grpc, intake_pb2, intake_pb2_grpc
 from protocol.v1.chunk_pb2 import Chunk
+from protocol.v1.log_pb2_grpc import add_LogServicer_to_server
 from protocol.wire.chunks import check_chunk
 from protocol.wire.grpc_status import to_status
 from tests.factories import NOW
+from tests.protocol.ledger import Ledger
 
 TOKEN = b"secret"
 
@@ -56,6 +58,9 @@ class FakeCoordinator(intake_pb2_grpc.IntakeServicer, catalog_pb2_grpc.CatalogSe
 
     receipt_says: dict[str, str] = field(default_factory=dict)
     """Fields of receipts that are not as they should be."""
+
+    def __post_init__(self) -> None:
+        self.ledger = Ledger(self.pool, self.identity)
 
     def GetPool(self, request: catalog_pb2.GetPoolRequest, context: grpc.ServicerContext) -> catalog_pb2.GetPoolReply:
         self._enter("GetPool", request.SerializeToString(), context)
@@ -114,6 +119,7 @@ class FakeCoordinator(intake_pb2_grpc.IntakeServicer, catalog_pb2_grpc.CatalogSe
         ).model_copy(update=self.receipt_says)
         envelope = sign(RECEIPT_TYPE, {"bundle": request.digest}, receipt, self.receipt_key or self.identity)
         self.kept[request.digest] = envelope
+        self.ledger.tell("bundle", request.digest, "received")
         return intake_pb2.CommitReply(receipt=envelope)
 
     def Status(self, request: intake_pb2.StatusRequest, context: grpc.ServicerContext) -> intake_pb2.StatusReply:
@@ -161,6 +167,7 @@ def serving(fake: FakeCoordinator) -> Iterator[str]:
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=4))
     intake_pb2_grpc.add_IntakeServicer_to_server(fake, server)
     catalog_pb2_grpc.add_CatalogServicer_to_server(fake, server)
+    add_LogServicer_to_server(fake.ledger, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:

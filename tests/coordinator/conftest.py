@@ -26,16 +26,20 @@ from coordinator.registry.registry import Registry
 from coordinator.serving.catalog_service import CatalogService
 from coordinator.serving.intake import Intake, IntakeLimits
 from coordinator.serving.intake_service import IntakeService
+from coordinator.serving.log_service import LogService
 from coordinator.storage.blobs import Store
 from coordinator.storage.spool import Spool
+from coordinator.workspace.checkpoints import Checkpoints
+from coordinator.workspace.paths import CoordinatorWorkspace
 from protocol.adapters import Shape
 from protocol.bundle import ADAPTER_CONFIG, Bundle, pack
 from protocol.documents import Pool, sign_pool
 from protocol.errors import Code
 from protocol.files import strict_json
+from protocol.log.note import NoteKey
 from protocol.signing import Identity
 from protocol.spec import BaseModelRef, ExpertSpec, Policy, PoolSpec
-from protocol.v1 import catalog_pb2_grpc, intake_pb2_grpc
+from protocol.v1 import catalog_pb2_grpc, intake_pb2_grpc, log_pb2_grpc
 from protocol.wire.grpc_server import CallInterceptor, Listen
 from protocol.wire.places import Places
 from tests import factories
@@ -191,9 +195,11 @@ class Served:
             folder / "spool", quota_bytes=1 << 30, floor_bytes=1 << 20, free_bytes=lambda _: self.free_bytes
         )
         self.service: IntakeService | None = None
+        self.witnesses: list[NoteKey] = []
+        self.checkpoints = Checkpoints(CoordinatorWorkspace(folder), self.registry, pool, identity)
         self.intake = Intake(
             pool, identity, self.registry, store=self.store, spool=self.spool, clock=clock,
-            limits=IntakeLimits(first_bundles=99), fleet="fleet.example.org:7444",
+            limits=IntakeLimits(first_bundles=99, fleet="fleet.example.org:7444"), check_log=self.checkpoints.check,
         )  # fmt: skip
 
     def busy(self) -> set[tuple[str, str]]:
@@ -213,6 +219,8 @@ class Served:
             intake_pb2_grpc.add_IntakeServicer_to_server(service, server)
             catalog = CatalogService(self.pool, self.registry, self.store, Places(self.streams))
             catalog_pb2_grpc.add_CatalogServicer_to_server(catalog, server)
+            log = LogService(self.pool, self.registry, self.checkpoints, self.witnesses)
+            log_pb2_grpc.add_LogServicer_to_server(log, server)
             ready.append(server.add_insecure_port("127.0.0.1:0"))
             await server.start()
             started.set()

@@ -31,7 +31,7 @@ class Contributor:
     """One key that talks to a coordinator."""
 
     def __init__(self, channel: grpc.Channel, identity: Identity) -> None:
-        self.identity = identity
+        self.identity, self.channel = identity, channel
         self.intake = intake_pb2_grpc.IntakeStub(channel)
         self.catalog = catalog_pb2_grpc.CatalogStub(channel)
 

@@ -19,8 +19,10 @@ from protocol.signing import Identity
 from protocol.spec import Routing
 from protocol.v1 import catalog_pb2, chunk_pb2
 from protocol.v1.catalog_pb2_grpc import CatalogServicer, add_CatalogServicer_to_server
+from protocol.v1.log_pb2_grpc import add_LogServicer_to_server
 from protocol.wire.chunks import read_chunks
 from protocol.wire.grpc_status import to_status
+from tests.protocol.ledger import Ledger
 
 
 class Catalog(CatalogServicer):
@@ -33,6 +35,7 @@ class Catalog(CatalogServicer):
 
     def __init__(self, pool: Pool, identity: Identity) -> None:
         self.pool, self.identity = pool, identity
+        self.ledger = Ledger(pool, identity)
         self.release: Release | None = None
         self.releases: dict[int, Release] = {}
         self.bundles: dict[str, Bundle] = {}
@@ -52,6 +55,7 @@ class Catalog(CatalogServicer):
         calibration: Path | None = None,
         method: str = "phatgoose",
     ) -> Release:
+        self.ledger.pool, self.ledger.identity = self.pool, self.identity
         for bundle in bundles:
             self.bundles[bundle.digest] = bundle
             self.files |= {file.sha256: bundle.folder / name for name, file in bundle.manifest.files.items()}
@@ -63,8 +67,10 @@ class Catalog(CatalogServicer):
         spec = ReleaseSpec(
             pool=self.pool.digest, number=number, previous=self.release.digest if self.release else None,
             experts=experts, routing=Routing(method=method), calibration=file, created=created, expires=expires,
+            checkpoint=self.ledger.head.text(),
         )  # fmt: skip
         self.release = self.releases[number] = sign_release(spec, self.identity)
+        self.ledger.tell("release", self.release.digest, str(number))
         return self.release
 
     def GetPool(self, request: Any, context: Any) -> Any:  # noqa: N802 - the service\'s name
@@ -107,6 +113,7 @@ def serving(catalog: Catalog) -> Iterator[str]:
     """Serve on a free loopback port."""
     server = grpc.server(ThreadPoolExecutor(4))
     add_CatalogServicer_to_server(catalog, server)
+    add_LogServicer_to_server(catalog.ledger, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:

@@ -1,5 +1,7 @@
 """Kill -9 the coordinator in the worst moments: the client resumes by itself, nothing is lost or doubled."""
 
+import json
+import os
 import signal
 import subprocess
 import time
@@ -81,6 +83,20 @@ def test_killed_in_the_middle_of_a_commit(town: Town, point: str) -> None:
         assert server.wait(60) == -signal.SIGKILL
     with town.serving():
         finished(client)
+        said = json.loads(succeed("client", "verify", "-w", place, "--json"))
+        assert [row["fault"] for row in said["bundles"]] == [None], "what is acknowledged is in the log"
     town.work()
     assert [row["state"] for row in town.experts()] == ["released"]
+    shown = json.loads(succeed("coordinator", "log", "show", "-w", town.coordinator, "--json"))
+    steps = [entry["step"] for entry in shown["entries"]]
+    assert steps == ["founded", "active", "received", "verified", "quarantined", "accepted", "1", "released"]
+    succeed("coordinator", "fsck", "-w", town.coordinator)
+
+
+def test_killed_before_what_is_kept_is_signed(town: Town) -> None:
+    command = program("coordinator", "log", "checkpoint", "-w", town.coordinator)
+    killed = subprocess.run(command, env=os.environ | {"GREYLAG_FAULT_POINT": "entries-kept"}, timeout=60, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (town.coordinator / "checkpoint.txt").exists()
+    assert succeed("coordinator", "log", "checkpoint", "-w", town.coordinator).splitlines()[1] == "1"
     succeed("coordinator", "fsck", "-w", town.coordinator)

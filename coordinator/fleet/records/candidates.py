@@ -102,7 +102,8 @@ def settle(
         now: The time.
 
     Raises:
-        Refused: `CANDIDATE_UNKNOWN`, `STATE_CHANGE` if something newer came meanwhile, or `REGISTRY_OLDER`.
+        Refused: `CANDIDATE_UNKNOWN`, `STATE_CHANGE` if something newer came meanwhile, or for an older registry
+            `REGISTRY_OLDER`, `LOG_ROLLBACK` or `LOG_FORK`.
     """
     registry, identity = opened.registry, opened.identity
     row = Candidates(registry).find(digest)
@@ -124,7 +125,9 @@ def settle(
                 "Wait for the worker's next candidate.",
             )
         expires = now + timedelta(days=opened.pool.spec.policy.release_days)
-        spec = candidate.spec.model_copy(update={"created": timestamp(now), "expires": timestamp(expires)})
+        said = {"checkpoint": opened.checkpoints.newest().text()}
+        said |= {"created": timestamp(now), "expires": timestamp(expires)}
+        spec = candidate.spec.model_copy(update=said)
         registry.releases.publish(sign_release(spec, identity), now=now, decide=decide)
     else:
         with registry.writing() as session:

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, event, insert, text
+from sqlalchemy.orm import Session
 
-from coordinator.registry import database
+from coordinator.registry import database, log
 from coordinator.registry.registry import Registry
 from coordinator.registry.tables import Event
 from protocol.documents import Enrolment, Pool
@@ -26,6 +27,7 @@ def engine(database_url: str) -> Iterator[Engine]:
     database.migrate(engine)
     with engine.begin() as connection:
         connection.execute(insert(Event), OLD)
+        log.fill(Session(connection))
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("ANALYZE"))
     yield engine

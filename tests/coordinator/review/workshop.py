@@ -11,7 +11,9 @@ from coordinator.review.kept_figures import KeptFigures
 from coordinator.review.probe import Reviewer
 from coordinator.review.worker import Worker
 from coordinator.storage.blobs import Store
+from coordinator.workspace.checkpoints import Checkpoints
 from coordinator.workspace.material import ROWS, Material, TrialRows
+from coordinator.workspace.paths import CoordinatorWorkspace
 from protocol.adapters import Kind
 from protocol.bundle import Bundle
 from protocol.documents import Enrolment, Pool
@@ -115,6 +117,7 @@ class Workshop:
             check=self.check,
             reviewer=self.reviewer(),
             clock=self.clock,
+            checkpoint=Checkpoints(CoordinatorWorkspace(self.folder), self.registry, self.pool, self.identity).newest,
         )
 
     def reviewer(self, seconds: float = 60.0) -> Reviewer:

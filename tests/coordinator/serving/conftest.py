@@ -29,9 +29,13 @@ def join(served: Served) -> Iterator[Join]:
 
 
 def refusal(call: Callable[..., object], *arguments: object) -> GreylagError:
-    with pytest.raises(grpc.RpcError) as error:
+    try:
         call(*arguments)
-    return from_rpc_error(error.value, "the coordinator")
+    except GreylagError as error:
+        return error
+    except grpc.RpcError as error:
+        return from_rpc_error(error, "the coordinator")
+    pytest.fail("it was not refused")
 
 
 def accept(served: Served, digest: str) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.errors import Code, GreylagError, Refused, Unavailable
-from protocol.v1 import catalog_pb2, intake_pb2, query_pb2
+from protocol.v1 import catalog_pb2, intake_pb2, log_pb2, query_pb2
 from protocol.v1.catalog_pb2 import GetPoolRequest
 from protocol.v1.catalog_pb2_grpc import CatalogStub
 from protocol.wire import grpc_client, reachability
@@ -258,7 +258,7 @@ def test_only_calls_that_may_be_repeated_are_repeated() -> None:
     (policy,) = json.loads(str(dict(OPTIONS)["grpc.service_config"]))["methodConfig"]
     named = {(name["service"], name.get("method")) for name in policy["name"]}
     services: dict[str, Any] = {}
-    for module in (catalog_pb2, intake_pb2, query_pb2):
+    for module in (catalog_pb2, intake_pb2, log_pb2, query_pb2):
         services |= {service.full_name: service for service in module.DESCRIPTOR.services_by_name.values()}
     repeated = set()
     for service, method in named:
