@@ -17,9 +17,10 @@ from protocol.errors import GreylagError
 from tests.lab.run import Workshop, workshop
 from tests.real.bench import plots, report
 from tests.real.bench.contributors import Size
-from tests.real.bench.rows import MULTITASK, rows
+from tests.real.bench.oracle import finals
+from tests.real.bench.rows import MULTITASK, own_tasks, rows
 from tests.real.bench.score import Asked, Scored
-from tests.real.bench.trial import Trial, estimate_shares, prepare, score_one, train_multitask, train_one
+from tests.real.bench.trial import Trial, estimate_shares, heat, prepare, score_one, train_multitask, train_one
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -32,10 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         shop.give(prepare, trial).result()
         suite = trial.suite
         shop.say(trial, f"suite {suite.digest} has {len(suite.questions)} questions")
-        asked = rows(suite.known, given.methods or (), oracle=not given.no_oracle)
+        asked = rows(given.methods or ())
         experts, joint = _trained(shop, trial, any(row.bundles == MULTITASK for row in asked))
         sharing = shop.give(estimate_shares, trial, experts)
         scored = _scored(shop, trial, experts, joint, asked)
+        alone = own_tasks(suite.known) if given.no_oracle else _finals(shop, trial, experts)
+        scored += _scored(shop, trial, experts, joint, alone)
         told = sharing.result()
     path = trial.scores.with_suffix(".md")
     path.write_text(report.markdown(suite, scored, told))
@@ -67,6 +70,13 @@ def _scored(
     return scored
 
 
+def _finals(shop: Workshop, trial: Trial, experts: tuple[Path, ...]) -> list[Asked]:
+    """Have every expert alone asked a little, and choose whom to ask more."""
+    suite = trial.suite
+    heats = {each.name: shop.give(heat, trial, experts, each.name) for each in suite.known}
+    return finals(suite.known, suite.questions, {name: each.result() for name, each in heats.items()})
+
+
 def _layers(text: str) -> tuple[int, int] | None:
     if not text:
         return None
@@ -85,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     say("--seed", type=int, default=0, metavar="S", help="of rows, initialisation and order")
     say("--steps", type=int, metavar="N", help="of each expert's training; without it, the recipe's")
     say("--methods", nargs="+", metavar="NAME", help="only these rows; without it, all")
-    say("--no-oracle", action="store_true", help="ask each expert alone its own task only, and leave the oracle out")
+    say("--no-oracle", action="store_true", help="ask each expert alone its own task, and leave the oracle out")
     say("--out", type=Path, default=Path("build/real/bench"), metavar="FOLDER", help="where everything lies")
     say("--workers", type=int, default=2, metavar="N", help="processes of one thread each")
     return parser

@@ -1,11 +1,13 @@
 """Rows of the table: which methods are asked, what they are held against, and the controls."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from router.query.request import RoutingChoice
 from tests.lab.contenders import Bundles, contenders
 from tests.real.bench.contributors import Contributor
+from tests.real.bench.oracle import alone
 from tests.real.bench.questions import SHOTS
 from tests.real.bench.score import Asked
 
@@ -28,14 +30,8 @@ CONTROLS: dict[str, tuple[str, Bundles]] = {
 """A method, and which form of the experts it is asked of (`tests.real.bench.controls`)."""
 
 
-def rows(known: Sequence[Contributor], wanted: Sequence[str] = (), *, oracle: bool = True) -> list[Asked]:
-    """List the rows of the table.
-
-    Args:
-        known: Contributors of different tasks; each one's expert alone is a row.
-        wanted: Only these beside the base and experts alone; empty for all.
-        oracle: Whether every expert alone is asked everything, which the oracle is chosen from, or its own task only.
-    """
+def rows(wanted: Sequence[str] = ()) -> list[Asked]:
+    """List the rows of the table but experts alone: those that are wanted beside the base; empty for all."""
     listed = [Asked(row.name, row.choice) for row in contenders([], 1, METHODS) if row.name in METHODS]
     listed += [Asked(f"{name} k={k}", RoutingChoice(name, k=k)) for name in _BY_K for k in KS]
     listed += [
@@ -43,8 +39,9 @@ def rows(known: Sequence[Contributor], wanted: Sequence[str] = (), *, oracle: bo
         *(Asked(name, RoutingChoice(method), form) for name, (method, form) in CONTROLS.items()),
         Asked(MULTITASK, RoutingChoice(f"expert:{MULTITASK}"), MULTITASK),
     ]
-    alone = [
-        Asked(f"expert:{each.name}", RoutingChoice(f"expert:{each.name}"), only=() if oracle else (each.task,))
-        for each in known
-    ]
-    return [row for row in listed if not wanted or row.name in ("base", *wanted)] + alone
+    return [row for row in listed if not wanted or row.name in ("base", *wanted)]
+
+
+def own_tasks(known: Sequence[Contributor]) -> list[Asked]:
+    """Ask every expert alone its own task."""
+    return [replace(alone(each.name), only=(each.task,)) for each in known]

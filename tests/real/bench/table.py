@@ -43,7 +43,7 @@ def tabulate(scored: Sequence[Scored], questions: Iterable[Question], half: str)
     """Make the table of one half, and of what is held in; `oracle` and `best-individual` are chosen by the answers.
 
     Oracle is the expert that is best at a question, Best Individual the one that is best at all but the experts' own
-    (arXiv 2402.05859, section 4.2).
+    (arXiv 2402.05859, section 4.2); among those that were asked (`tests.real.bench.oracle`).
     """
     asked = tuple(question for question in questions if question.half in (half, "held-in"))
     found = {row.name: row.found for row in scored if row.found}
@@ -52,12 +52,13 @@ def tabulate(scored: Sequence[Scored], questions: Iterable[Question], half: str)
         name: {q.name: in_points(q, row[q.name], base[q.name]) for q in asked if q.name in row}
         for name, row in found.items()
     }
-    points = {name: row for name, row in points.items() if len(row) == len(asked)}
     singles = {name: points.pop(name) for name in [*points] if name.startswith("expert:")}
-    if singles:
+    points = {name: row for name, row in points.items() if len(row) == len(asked)}
+    whole = [row for row in singles.values() if len(row) == len(asked)]
+    if whole:
         held_out = [q.name for q in asked if q.half == half]
-        points["oracle"] = {q.name: max(row[q.name] for row in singles.values()) for q in asked}
-        points["best-individual"] = max(singles.values(), key=lambda row: sum(row[name] for name in held_out))
+        points["oracle"] = {q.name: max(row[q.name] for row in singles.values() if q.name in row) for q in asked}
+        points["best-individual"] = max(whole, key=lambda row: sum(row[name] for name in held_out))
     return Table(half, points, asked)
 
 

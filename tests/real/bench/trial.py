@@ -19,7 +19,7 @@ from tests.lab.experts import found_pool, train_expert
 from tests.lab.trial import assemble
 from tests.lab.world import Row as LabRow
 from tests.real.base import real_base
-from tests.real.bench import controls, suite
+from tests.real.bench import controls, oracle, suite
 from tests.real.bench.contributors import Contributor, Size
 from tests.real.bench.lower import remembering, remembering_requests
 from tests.real.bench.score import Asked, Scored, score
@@ -145,6 +145,12 @@ def score_one(trial: Trial, experts: tuple[Path, ...], multitask: Path | None, a
     if multitask is not None:
         pools["multitask"] = lambda: put_together(trial, (multitask,)).generation.pool
     return score(model, trial.suite.questions, asked, pools, trial.scores)
+
+
+def heat(trial: Trial, experts: tuple[Path, ...], expert: str) -> Scored:
+    """Score an expert alone on the first rows of every question, for the oracle's sake."""
+    model = put_together(trial, experts)
+    return score(model, oracle.first_rows(trial.suite.questions), oracle.alone(expert), {}, trial.scores / "heats")
 
 
 def estimate_shares(trial: Trial, experts: tuple[Path, ...]) -> dict[str, Told]:
