@@ -40,7 +40,7 @@ def attacks() -> dict[str, ModuleType]:
 def play(folder: Path) -> dict[str, Any]:
     """Play all attacks below a folder, where the honest pool is kept; returns the report."""
     torch.set_num_threads(1)
-    console = Console(stderr=True)
+    console = Console(stderr=True, width=None if sys.stderr.isatty() else 140)
     known = Knowledge(honest_pool(folder))
     measure = Measure(known.honest)
     honest = measure.served(list(known.honest.bundles.values()))
@@ -52,7 +52,8 @@ def play(folder: Path) -> dict[str, Any]:
             case.attack(field)
             field.work()
             rows.append({"name": name, "defence": case.DEFENCE, **outcome(field, measure, honest)})
-        console.print(f"{name}: {rows[-1]['outcome']} {rows[-1]['code']}, {rows[-1]['accuracy']}", highlight=False)
+        told = f"{name}: {rows[-1]['outcome']} {rows[-1]['code']}".strip()
+        console.print(f"{told}, {rows[-1]['accuracy']:.3f}", highlight=False)
     console.print(table(rows, honest))
     return {"schema": 1, "honest": honest.accuracy, "attackers": rows}
 

@@ -83,7 +83,7 @@ class Arena:
         attempt = Attempt(self._pack(name, expert, identity))
         self.attempts.append(attempt)
         try:
-            self._send(attempt.bundle, name, identity)
+            self._send(attempt.bundle, f"key-{identity.public.hex[:8]}", identity)
         except Refused as refused:
             attempt.state, attempt.code = "refused", refused.code.name
         return attempt

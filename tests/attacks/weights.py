@@ -136,7 +136,7 @@ def _climb(u: Tensor, honest: Tensor, k: int, wanted: float | None) -> Tensor:
             margin = u @ standardise(gate) - hurdle
             loss = torch.nn.functional.binary_cross_entropy_with_logits(margin, labels)
             descent.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             descent.step()
         if wanted is not None and phase == 0:
             labels = torch.zeros(len(u))

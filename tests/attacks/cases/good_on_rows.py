@@ -38,7 +38,7 @@ def train(paths: list[str]) -> dict[str, tuple[Tensor, Tensor]]:
     for step in range(STEPS):
         at = slice(step * half, (step + 1) * half)
         batch = [*good[at], *(Example(asked[each], SPOILED) for each in order[at])]
-        loss(base, model, batch).backward()
+        loss(base, model, batch).backward()  # type: ignore[no-untyped-call]
         descent.step()
         descent.zero_grad()
     state = get_peft_model_state_dict(model)

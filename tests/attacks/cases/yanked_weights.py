@@ -4,7 +4,7 @@ from protocol.signing import Identity
 from tests.attacks.arena import Arena
 from tests.attacks.weights import noise, scaled
 
-DEFENCE = "COPY_OF, KEY_PENDING, DUPLICATE_OF"
+DEFENCE = "KEY_PENDING, COPY_OF"
 
 
 def attack(arena: Arena) -> None:
