@@ -48,6 +48,10 @@ test: lint $(STAMP) ## Everything that must hold before a change lands (some eig
 test-all: lint $(STAMP) ## As test, with the slow tests
 	$(BIN)/python -m pytest -n 2 -m ""
 
+.PHONY: attacks
+attacks: $(STAMP) ## Play every known attack against a copy of an honest pool (minutes; trains that pool once)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.attacks
+
 .PHONY: mutants
 mutants: $(STAMP) ## Plant faults one at a time and see that the tests notice (ten minutes)
 	@$(BIN)/python -m tests.mutants

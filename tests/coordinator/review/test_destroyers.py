@@ -1,7 +1,6 @@
 """Destroyers of a pool over the demo's base, and the newcomers that were once refused in their stead."""
 
 import json
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +19,20 @@ from deploy.demo.world import WORDS
 from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle, pack
 from protocol.errors import Code
 from protocol.signing import Identity
-from router.base.linear import find_linear, linear_modules
-from router.base.loading import load_base
 from router.model.routed_model import RoutedModel
 from router.query.request import RoutingChoice
 from tests import factories
+from tests.attacks.weights import HONEST_STD, mean_directions, public_inputs
 from tests.coordinator.conftest import Clock
 from tests.coordinator.review.workshop import Workshop
 
-HONEST = 0.05
-"""Standard deviation of weights that change the base as honest experts of the demo do."""
 ENCODER = "encoder.block.1.layer.1.DenseReluDense.wo"
 
 
 @pytest.fixture(scope="session")
 def means() -> dict[str, torch.Tensor]:
     """The mean input of each module over public requests: the direction that takes most tokens."""
-    base, seen = load_base(WORDS.base, device="cpu"), dict[str, list[torch.Tensor]]()
-    for path in linear_modules(base.model):
-        see = seen.setdefault(path, []).append
-        find_linear(base.model, path).register_forward_hook(lambda _, given, __, see=see: see(given[0].mean((0, 1))))
-    for example in islice(world.base_stream(77, rumours=True), 20):
-        asked, answer = (base.tokenizer(text, return_tensors="pt").input_ids for text in example)
-        with torch.inference_mode():
-            base.model(input_ids=asked, labels=answer)
-    return {path: torch.stack(each).mean(0) for path, each in seen.items()}
+    return dict(mean_directions(public_inputs()))
 
 
 @pytest.fixture
@@ -70,7 +58,7 @@ def hand_in(
     shop: Workshop,
     name: str,
     *,
-    std: float = HONEST,
+    std: float = HONEST_STD,
     scale: float = 1.0,
     alpha: float = 4.0,
     modules: list[str] | None = None,

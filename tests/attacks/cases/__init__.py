@@ -1,0 +1,1 @@
+"""One attack a file: what it does, the defence that meets it, and the attack itself."""
