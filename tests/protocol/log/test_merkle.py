@@ -116,6 +116,12 @@ def test_what_is_changed_does_not_verify(size: int, data: st.DataObject) -> None
     assert not merkle.continues(0, old, size, root, [])
 
 
+def test_a_proof_that_ends_below_the_root_is_none() -> None:
+    (leaf,) = hashes_of(1)
+    assert merkle.is_included(leaf, 0, 1, [], leaf)
+    assert not merkle.is_included(leaf, 0, 8, [], leaf)
+
+
 @given(size=sizes, index=st.integers(0, 299), bit=st.integers(0, 255))
 def test_a_flipped_bit_is_noticed(size: int, index: int, bit: int) -> None:
     leaves = hashes_of(size)

@@ -14,6 +14,7 @@ from protocol.log.checkpoint import read_checkpoint
 from protocol.log.note import NoteKey, SignatureType, cosign
 from protocol.log.reader import Logged, LogReader, Quorum
 from protocol.signing import Identity
+from protocol.v1 import log_pb2
 from protocol.v1.log_pb2_grpc import LogStub, add_LogServicer_to_server
 from protocol.wire.grpc_status import from_rpc_error
 from tests.protocol import samples
@@ -113,6 +114,25 @@ def test_another_entry_than_was_asked_for_is_noticed(ledger: Ledger, stub: LogSt
     ledger.leaves[3] = wrong.replace(b'"number":5', b'"number":4').replace(b"worker", b"operator")
     with refusing(Code.LOG_OMISSION):
         reader.find("bundle", f"{3:064x}", "received")
+
+
+class Elusive(Ledger):
+    """Proves, rightly, an entry that nobody asked for."""
+
+    def GetInclusion(self, request: log_pb2.GetInclusionRequest, context: object) -> object:  # noqa: N802 - gRPC's
+        request.subject = f"{1:064x}"
+        return super().GetInclusion(request, context)
+
+
+def test_a_proof_of_what_was_not_asked_for_is_none(tmp_path: Path) -> None:
+    elusive = Elusive(POOL, COORDINATOR)
+    for number in (1, 2):
+        elusive.tell("bundle", f"{number:064x}", "received")
+    with spoken_to(elusive) as stub:
+        reader = LogReader(stub, POOL, tmp_path / "seen")
+        reader.find("bundle", f"{1:064x}", "received")
+        with refusing(Code.LOG_OMISSION):
+            reader.find("bundle", f"{2:064x}", "received")
 
 
 def test_strangers_checkpoints_are_not_believed(ledger: Ledger, stub: LogStub, tmp_path: Path) -> None:
