@@ -15,7 +15,8 @@ client workflow a release is timestamp, snapshot and targets in one, and the poo
    fetched and held against rules 1 and 2. These may have expired. More than `MOST_BETWEEN` are not followed: no fork,
    but too far.
 6. It has not expired, by the node's own clock. Asked last, so that a rollback is told as one.
-7. Every file that it lists is fetched by digest, and only once all are whole is it the newest that was used.
+7. Every file that it lists is fetched by digest, and only once all are whole, and a model that runs has taken it up, is
+   it the newest that was used.
 """
 
 from collections.abc import Callable
