@@ -17,7 +17,8 @@ client workflow a release is timestamp, snapshot and targets in one, and the poo
 6. It has not expired, by the node's own clock. Asked last, so that a rollback is told as one.
 7. The log that the coordinator shows holds the release, continues the checkpoint in it and the last that was seen here,
    and as many witnesses have signed for it as the node wants (`protocol.log.reader`).
-8. Every file that it lists is fetched by digest, and only once all are whole is it the newest that was used.
+8. Every file that it lists is fetched by digest, and only once all are whole, and a model that runs has taken it up, is
+   it the newest that was used.
 """
 
 from collections.abc import Callable

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, NoReturn, TypedDict, Unpack
 
 import grpc
@@ -54,6 +55,8 @@ from router.pool.calibration import Calibration
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+PULL_DEADLINE_S = 3600.0
+"""Longest that a whole pull may take, in seconds; what came stays, so a pool that needs longer takes several."""
 _LOST = (Code.BUNDLE_UNKNOWN, Code.STORE_DAMAGED)
 _log = logging.getLogger(__name__)
 
@@ -69,6 +72,9 @@ class Contact(TypedDict, total=False):
     """The key that must sign the pool; without one, the key pinned at the first pull."""
     on_bytes: Callable[[int], None]
     """Called with the size of every chunk that arrives."""
+    deadline_s: float
+    """Longest that the whole pull may take, in seconds, without what it waits for another; default `PULL_DEADLINE_S`.
+    """
     say: Callable[[str], None]
     """Told which key is trusted on first use, and that another pull is waited for; without one, both are logged."""
 
@@ -85,6 +91,15 @@ class _Source:
     contact: Contact
     bar: "tqdm[NoReturn]"
     """How far all files are, in bytes."""
+    until: float
+    """When the pull is given up, on the monotonic clock, in seconds."""
+
+    def left(self, most_s: float) -> float:
+        """Return how long a call may take, in seconds; every call asks, so that no number of them lasts for ever."""
+        if (left_s := self.until - monotonic()) <= 0:
+            what = f"{self.address} did not send everything in the time that a pull has."
+            raise Unavailable(Code.UNREACHABLE, what, "Pull again; files continue.")
+        return min(most_s, left_s)
 
     def say(self, sentence: str) -> None:
         self.contact.get("say", _log.warning)(sentence)
@@ -102,12 +117,13 @@ def pull(
     base: str | None = None,
     held: Mirror | None = None,
     on_release: Callable[[Release], None] = lambda _: None,
+    take_up: Callable[[Mirror], object] = lambda _: None,
     **contact: Unpack[Contact],
 ) -> Mirror:
     """Fetch the newest release into a folder.
 
     A broken pull leaves what arrived and continues there the next time; the release that was there
-    before stays in use until the new one is whole. Of two pulls in one folder one waits for the other.
+    before stays in use until the new one is whole and taken up. Of two pulls in one folder one waits for the other.
 
     Args:
         folder: Where releases are kept; made if it is missing.
@@ -115,6 +131,8 @@ def pull(
         base: The base model that the pool must be for: folder or Hub id.
         held: What an earlier pull returned: its bundles are not read again.
         on_release: Told what is offered, before more of it is fetched or checked; may raise.
+        take_up: Given a new release that came whole; where it raises, the folder's newest stays what it was, so that
+            nobody who starts from the disk meets what could not be used.
         contact: How the coordinator is spoken to.
 
     Raises:
@@ -126,13 +144,13 @@ def pull(
         pool = _pull_pool(source)
         if base is not None:
             check_base(base, pool.spec.base, folder / FINGERPRINT)
-        envelope = source.catalog.GetRelease(catalog_pb2.GetReleaseRequest(), timeout=DEADLINE_S).envelope
+        envelope = source.catalog.GetRelease(catalog_pb2.GetReleaseRequest(), timeout=source.left(DEADLINE_S)).envelope
         release = read_release(envelope, pool)
         on_release(release)
 
         def earlier(number: int) -> Release:
             wanted = catalog_pb2.GetReleaseRequest(number=number)
-            return read_release(source.catalog.GetRelease(wanted, timeout=DEADLINE_S).envelope, pool)
+            return read_release(source.catalog.GetRelease(wanted, timeout=source.left(DEADLINE_S)).envelope, pool)
 
         newest = folder / RELEASE
         seen = read_release(newest.read_bytes(), pool) if newest.exists() else None
@@ -141,6 +159,7 @@ def pull(
         if held is not None and held.release.digest == release.digest:
             return held
         mirror = _pull_mirror(source, pool, release, held)
+        take_up(mirror)
         write_whole(kept(folder, release.spec.number), envelope)
         write_whole(newest, envelope)
     return mirror
@@ -165,7 +184,7 @@ def pull_exactly(
     with _reach(folder, address, contact) as source:
         pool = _pull_pool(source)
         request = catalog_pb2.GetReleaseRequest(candidate=digest)
-        envelope = source.catalog.GetRelease(request, timeout=DEADLINE_S).envelope
+        envelope = source.catalog.GetRelease(request, timeout=source.left(DEADLINE_S)).envelope
         candidate = (read_release if released else read_candidate)(envelope, pool)
         if candidate.digest != digest:
             raise Refused(
@@ -202,7 +221,7 @@ def reach_log(folder: Path, address: str, contact: Contact) -> Iterator[tuple[Lo
 
 
 def _pull_pool(source: _Source) -> Pool:
-    envelope = source.catalog.GetPool(catalog_pb2.GetPoolRequest(), timeout=DEADLINE_S).envelope
+    envelope = source.catalog.GetPool(catalog_pb2.GetPoolRequest(), timeout=source.left(DEADLINE_S)).envelope
     path, key = source.folder / POOL, source.contact.get("pool_key")
     if not path.exists():
         pool = read_pool(envelope, key)
@@ -277,7 +296,7 @@ def _open_whole(place: Path, pool: Pool, known: Mapping[str, Bundle]) -> Bundle 
 
 def _pull_manifest(digest: str, source: _Source, pool: Pool) -> Manifest:
     request = catalog_pb2.GetBundleRequest(digest=digest)
-    manifest = read_manifest(source.catalog.GetBundle(request, timeout=DEADLINE_S).envelope)
+    manifest = read_manifest(source.catalog.GetBundle(request, timeout=source.left(DEADLINE_S)).envelope)
     if manifest.digest != digest:
         raise Refused(
             Code.DIGEST_MISMATCH,
@@ -342,7 +361,7 @@ def _pull_file(path: Path, source: _Source, file: SignedFile) -> None:
 
 def _continue_file(path: Path, source: _Source, file: SignedFile, offset: int) -> None:
     wanted = catalog_pb2.FetchRequest(sha256=file.sha256, offset=offset)
-    stream = source.catalog.Fetch(wanted, timeout=STREAM_DEADLINE_S)
+    stream = source.catalog.Fetch(wanted, timeout=source.left(STREAM_DEADLINE_S))
     with path.open("ab") as out:
         for chunk in paced(stream, source.address):
             data = check_chunk(chunk, offset=offset, size=file.size)
@@ -362,14 +381,14 @@ def _reach(folder: Path, address: str, contact: Contact) -> Iterator[_Source]:
             for name in (BUNDLES, RELEASES):
                 (folder / name).mkdir(parents=True, exist_ok=True)
             with byte_bar("Fetching") as bar:
-                source = _Source(folder, CatalogStub(channel), LogStub(channel), address, contact, bar)
                 try:
                     lock.acquire(timeout=0)
                 except Timeout:
-                    source.say(f"Another pull works in {folder}; waiting for it.")
+                    contact.get("say", _log.warning)(f"Another pull works in {folder}; waiting for it.")
                     lock.acquire()
                 try:
-                    yield source
+                    until = monotonic() + contact.get("deadline_s", PULL_DEADLINE_S)
+                    yield _Source(folder, CatalogStub(channel), LogStub(channel), address, contact, bar, until)
                 finally:
                     lock.release()
     except OSError as error:

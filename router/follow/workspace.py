@@ -1,8 +1,8 @@
 """A router's folder: a pool, a release, its bundles, and what was fetched before.
 
 pool.dsse.json        the pool, pinned at the first pull
-release.dsse.json     the newest release that was fetched whole
-releases/<number>...  every release that was fetched whole
+release.dsse.json     the newest release that was fetched whole and, where a model runs, taken up
+releases/<number>...  every such release
 bundles/<digest>/     its bundles; kept when a later release drops them
 calibrations/<digest> biases and temperatures of its routers, where it has any
 statistics/<digest>   what the pool tells of public text, where it tells any

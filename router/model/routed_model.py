@@ -124,7 +124,12 @@ class RoutedModel(ExpertSet):
         """
         kept = folder or user_cache_path("greylag") / coordinator.replace(":", "-")
         options.setdefault("cache", kept / FINGERPRINT)
-        return cls.from_mirror(base, pull(kept, coordinator, ca=ca, pool_key=pool_key, base=base), **options)
+        loaded: list[RoutedModel] = []
+        pull(
+            kept, coordinator, ca=ca, pool_key=pool_key, base=base,
+            take_up=lambda mirror: loaded.append(cls.from_mirror(base, mirror, **options)),
+        )  # fmt: skip
+        return loaded[0]
 
     @classmethod
     def from_pretrained(

@@ -46,9 +46,10 @@ class Follower:
 
     Args:
         model: The running model.
-        fetch: Brings the newest release onto this machine, given `held` and `on_release` of `router.follow.pull.pull`.
+        fetch: Brings the newest release onto this machine, given `held`, `on_release` and `take_up` of
+            `router.follow.pull.pull`.
         interval_s: Seconds between two rounds.
-        held: What was fetched before.
+        held: What the model has taken up before.
 
     Attributes:
         trouble: Why the model is not at the newest release, in a sentence; empty where it is, as far as it is known.
@@ -61,6 +62,7 @@ class Follower:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
         self._offered: Release | None = None
+        self._loading = self._taken = False
         self._failed: _Failed | None = None
         self._logged = ("", "")
         self.trouble = ""
@@ -78,22 +80,27 @@ class Follower:
         """Do one round.
 
         Returns:
-            Whether a new release was taken up.
+            Whether a new release was taken up and kept.
         """
-        self._offered = mirror = None
+        self._offered, self._loading, self._taken = None, False, False
         try:
-            mirror = self._held = self._fetch(held=self._held, on_release=self._consider)
-            number = mirror.release.spec.number
-            if is_new := number != self._model.generation.release:
-                self._model.take_up(mirror)
-                _log.info("release taken up", release=number, experts=len(mirror.bundles))
+            self._held = self._fetch(held=self._held, on_release=self._consider, take_up=self._take_up)
         except _TooEarly:
             return False
         except Exception as error:  # noqa: BLE001 - a device out of memory, or a fault of ours, must not end the following
-            self._note(error, whole=mirror is not None)
+            self._note(error, whole=self._loading)
             return False
         self._failed, self._logged, self.trouble = None, ("", ""), ""
-        return is_new
+        return self._taken
+
+    def _take_up(self, mirror: Mirror) -> None:
+        number = mirror.release.spec.number
+        if number == self._model.generation.release:  # only to be written down, for which there was no room
+            return
+        self._loading = True
+        self._model.take_up(mirror)
+        self._loading, self._taken = False, True
+        _log.info("release taken up", release=number, experts=len(mirror.bundles))
 
     def _consider(self, release: Release) -> None:
         self._offered, failed = release, self._failed
@@ -107,7 +114,8 @@ class Follower:
             code, meaning = error.code, error.code.fate.meaning
         what = f"Release {offered.spec.number}" if offered else "The newest release"
         # By the table: the error's own sentence may name a path, and whoever asks the router may read this.
-        said = f"{what} was not taken up: {meaning} [{code.name}]"
+        answers = offered is not None and offered.spec.number == self._model.generation.release
+        said = f"{what} was not {'kept' if answers else 'taken up'}: {meaning} [{code.name}]"
         if (said, str(error)) != self._logged:  # said once, not at every round
             say = _log.warning if isinstance(error, GreylagError) else _log.exception
             say("release not taken up", code=code.name, message=getattr(error, "message", str(error)))
@@ -116,7 +124,8 @@ class Follower:
         if offered is not None and (whole or not (code.fate.again or code in _PASSING)):
             before = self._failed if self._failed and self._failed.digest == offered.digest else None
             wait_s = min(2 * before.wait_s, LONGEST_S) if before else self._interval_s
-            again_at = math.inf if whole and isinstance(error, Refused) else monotonic() + wait_s
+            hopeless = whole and isinstance(error, Refused) and code not in _PASSING
+            again_at = math.inf if hopeless else monotonic() + wait_s
             self._failed = _Failed(offered.digest, said, wait_s, again_at)
 
     def _run(self) -> None:

@@ -8,26 +8,27 @@ from pathlib import Path
 import structlog
 
 from protocol.documents import read_pool
-from protocol.errors import GreylagError
 from protocol.files.locks import held
 from protocol.wire.grpc_server import Listen, serve
 from router.base.fingerprint import check_base
-from router.follow.pull import pull
-from router.follow.workspace import FINGERPRINT, POOL, RELEASES, Mirror, open_mirror
+from router.follow.pull import PULL_DEADLINE_S, pull
+from router.follow.workspace import FINGERPRINT, POOL, RELEASE, RELEASES, Mirror, open_mirror
 from router.model.releases import Held
 from router.model.routed_model import RoutedModel
 from router.serving.follower import Follower
 from router.serving.query_service import QueryService
 from router.settings import RouterSettings
 
+START_S = 60.0
+"""Longest that a router with a release on its disk waits for a newer one before it answers, in seconds."""
 _log = structlog.get_logger(__name__)
 
 
 def run(workspace: Path, settings: RouterSettings, on_ready: Callable[[int], None]) -> None:
     """Serve a workspace until SIGTERM or SIGINT.
 
-    Starts with the newest release, from the disk where its coordinator cannot be reached, or with the newest before
-    it that can be loaded; where there is none, the base answers.
+    Starts with the newest release; where that does not come, not within `START_S`, or cannot be loaded, with the newest
+    on the disk that can; where there is none, the base answers.
 
     Args:
         workspace: Folder with the pulled releases; made if it is missing.
@@ -48,28 +49,14 @@ def _run(workspace: Path, settings: RouterSettings, on_ready: Callable[[int], No
     fetch = partial(
         pull, workspace, settings.coordinator, base=settings.base, say=_log.warning, **settings.contact
     )  # fmt: skip
-    mirror: Mirror | None = None
-    try:
-        mirror = fetch()
-    except GreylagError as error:
-        _log.warning("no new release at start", code=error.code.name, message=error.message)
-    kept = [int(each.name.partition(".")[0]) for each in (workspace / RELEASES).glob("*.dsse.json")]
-    if kept:
+    if (workspace / RELEASE).exists():
         check_base(settings.base, read_pool((workspace / POOL).read_bytes()).spec.base, cache)
     model = RoutedModel.from_base(
         settings.base, embedding=settings.embedding, public=settings.public_text, cache=cache, **settings.loading
     )
     model.held = Held(answers_expired=settings.answer_expired)
-    for number in sorted(kept, reverse=True):
-        try:
-            if mirror is None or mirror.release.spec.number != number:
-                mirror = open_mirror(workspace, number)
-            model.take_up(mirror)
-            break
-        except Exception as error:  # noqa: BLE001 - whatever it is, the last good release answers
-            _log.warning("release cannot be loaded", release=number, message=str(error))
-            model.held = Held(answers_expired=settings.answer_expired)  # without what it has left behind
-    follower = Follower(model, fetch, interval_s=settings.follow_interval_s, held=mirror)
+    taken = _start(model, fetch, workspace)
+    follower = Follower(model, fetch, interval_s=settings.follow_interval_s, held=taken)
     follower.start()
     try:
         listen = Listen(settings.listen, settings.tls_cert, settings.tls_key)
@@ -77,3 +64,23 @@ def _run(workspace: Path, settings: RouterSettings, on_ready: Callable[[int], No
         asyncio.run(serve(listen, service.register, on_ready=on_ready, healthy=lambda: model.held.answering))
     finally:
         follower.stop()
+
+
+def _start(model: RoutedModel, fetch: Callable[..., Mirror], workspace: Path) -> Mirror | None:
+    empty = model.held
+    kept = [int(each.name.partition(".")[0]) for each in (workspace / RELEASES).glob("*.dsse.json")]
+    try:
+        return fetch(take_up=model.take_up, deadline_s=START_S if kept else PULL_DEADLINE_S)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the last good release answers
+        _log.warning("no new release at start", message=str(error))
+    for number in sorted(kept, reverse=True):
+        model.held = empty  # without what a release that failed has left behind
+        try:
+            mirror = open_mirror(workspace, number)
+            model.take_up(mirror)
+        except Exception as error:  # noqa: BLE001 - as above
+            _log.warning("release cannot be loaded", release=number, message=str(error))
+        else:
+            return mirror
+    model.held = empty
+    return None

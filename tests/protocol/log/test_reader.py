@@ -119,7 +119,7 @@ def test_another_entry_than_was_asked_for_is_noticed(ledger: Ledger, stub: LogSt
 class Elusive(Ledger):
     """Proves, rightly, an entry that nobody asked for."""
 
-    def GetInclusion(self, request: log_pb2.GetInclusionRequest, context: object) -> object:  # noqa: N802 - gRPC's
+    def GetInclusion(self, request: log_pb2.GetInclusionRequest, context: object) -> log_pb2.GetInclusionReply:  # noqa: N802 - gRPC's
         request.subject = f"{1:064x}"
         return super().GetInclusion(request, context)
 

@@ -16,7 +16,7 @@ from protocol.release import sign_release
 from protocol.spec import Routing
 from router.follow import pull as pulling
 from router.follow.pull import pull
-from router.follow.workspace import Mirror
+from router.follow.workspace import RELEASE, Mirror, open_mirror
 from router.model.releases import KEPT
 from router.model.routed_model import RoutedModel
 from router.query.request import RoutingChoice
@@ -230,3 +230,32 @@ def test_a_follower_outlives_a_fault_of_its_own(tmp_path: Path, t5_base: Path) -
         raise RuntimeError("a bug")
 
     assert not Follower(RoutedModel.from_base(str(t5_base), device="cpu"), fetch, interval_s=60).step()
+
+
+def test_a_release_that_could_not_be_written_down_answers_and_is_kept_once_there_is_room(
+    catalog: Catalog,
+    bundles: list[Bundle],
+    model: RoutedModel,
+    follower: Follower,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    catalog.publish(bundles[:1], number=1)
+    write = pulling.write_whole
+
+    def full(path: Path, content: bytes) -> None:
+        if path.name == RELEASE:
+            raise OSError(errno.ENOSPC, "no room")
+        write(path, content)
+
+    monkeypatch.setattr(pulling, "write_whole", full)
+    for _ in range(2):
+        assert not follower.step()
+        assert model.generation.release == 1
+        assert "Release 1 was not kept" in follower.trouble
+        assert "[STORAGE_FULL]" in follower.trouble
+    monkeypatch.undo()
+    taken = model.generation
+    follower.step()
+    assert (follower.trouble, model.generation) == ("", taken)
+    assert open_mirror(tmp_path / "node").release.spec.number == 1

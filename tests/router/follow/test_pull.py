@@ -5,6 +5,7 @@ import io
 import shutil
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import replace
@@ -25,7 +26,7 @@ from router.base import progress
 from router.follow import pull as pulling
 from router.follow import workspace
 from router.follow.pull import pull
-from router.follow.workspace import open_mirror
+from router.follow.workspace import Mirror, open_mirror
 from tests import factories
 from tests.router.catalog import Catalog
 
@@ -309,3 +310,53 @@ def test_tensors_other_than_the_specs_are_refused_and_the_last_release_stays(
         pull(tmp_path / "node", address)
     assert refused.value.code is Code.TENSOR_NAMES
     assert open_mirror(tmp_path / "node").release.spec.number == 1
+
+
+def test_a_release_is_kept_only_once_it_is_taken_up(
+    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path
+) -> None:
+    node, taken = tmp_path / "node", list[Mirror]()
+    catalog.publish(bundles[:1], number=1)
+    pull(node, address)
+    catalog.publish(bundles, number=2)
+
+    def fail(_: Mirror) -> None:
+        raise Unavailable(Code.MEMORY_FULL, "It does not fit.")
+
+    with pytest.raises(Unavailable):
+        pull(node, address, take_up=fail)
+    assert open_mirror(node).release.spec.number == 1
+    assert not workspace.kept(node, 2).exists()
+    catalog.fetched.clear()
+    pull(node, address, take_up=taken.append)
+    assert not catalog.fetched  # every byte had come
+    assert [mirror.release.spec.number for mirror in taken] == [2]
+    assert open_mirror(node).release.spec.number == 2
+
+
+def test_a_whole_pull_has_a_deadline_and_the_next_one_goes_on(
+    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path
+) -> None:
+    catalog.publish(bundles[:1], number=1)
+    catalog.drips = True  # at 100 bytes a second: no single wait is long, and all together would last for minutes
+    began = time.monotonic()
+    with pytest.raises(Unavailable) as failed:
+        pull(tmp_path / "node", address, deadline_s=0.5)
+    assert failed.value.code is Code.UNREACHABLE
+    assert time.monotonic() - began < 5
+    assert not (tmp_path / "node" / workspace.RELEASE).exists()
+    catalog.drips = False
+    catalog.fetched.clear()
+    pull(tmp_path / "node", address)
+    assert catalog.fetched[0][1] > 0
+
+
+def test_a_line_that_breaks_after_every_byte_does_not_outlast_the_deadline(
+    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 1)
+    catalog.publish(bundles[:1], number=1)
+    catalog.breaks = sys.maxsize
+    with pytest.raises(Unavailable) as failed:
+        pull(tmp_path / "node", address, deadline_s=0.5)
+    assert failed.value.code is Code.UNREACHABLE

@@ -10,6 +10,7 @@ from protocol.bundle import Bundle
 from protocol.v1 import query_pb2
 from protocol.v1.query_pb2_grpc import QueryStub
 from protocol.wire.grpc_client import connect
+from router.follow.workspace import open_mirror
 from router.query.client import ask
 from router.serving.process import run
 from router.settings import RouterSettings
@@ -47,3 +48,4 @@ def test_the_last_good_release_answers_after_a_restart_too(
         for _ in range(2):
             run(node, settings, lambda port: seen.append(visitor.submit(visit, port)))
     assert [each.result() for each in seen] == [[1, 1, 1]] * 2
+    assert open_mirror(node).release.spec.number == 1  # which `ask` from this folder loads
