@@ -12,6 +12,7 @@ import pytest
 
 from protocol.bundle import ADAPTER_WEIGHTS, Bundle
 from protocol.errors import Code, Refused, Unavailable
+from protocol.files.atomic import write_whole
 from protocol.release import sign_release
 from protocol.spec import Routing
 from router.follow import pull as pulling
@@ -241,12 +242,11 @@ def test_a_release_that_could_not_be_written_down_answers_and_is_kept_once_there
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     catalog.publish(bundles[:1], number=1)
-    write = pulling.write_whole
 
     def full(path: Path, content: bytes) -> None:
         if path.name == RELEASE:
             raise OSError(errno.ENOSPC, "no room")
-        write(path, content)
+        write_whole(path, content)
 
     monkeypatch.setattr(pulling, "write_whole", full)
     for _ in range(2):
