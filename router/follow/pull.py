@@ -73,8 +73,7 @@ class Contact(TypedDict, total=False):
     on_bytes: Callable[[int], None]
     """Called with the size of every chunk that arrives."""
     deadline_s: float
-    """Longest that the whole pull may take, in seconds, without what it waits for another; default `PULL_DEADLINE_S`.
-    """
+    """Longest that the pull may take, in seconds, but for waiting its turn; default `PULL_DEADLINE_S`."""
     say: Callable[[str], None]
     """Told which key is trusted on first use, and that another pull is waited for; without one, both are logged."""
 
@@ -187,9 +186,8 @@ def pull_exactly(
         envelope = source.catalog.GetRelease(request, timeout=source.left(DEADLINE_S)).envelope
         candidate = (read_release if released else read_candidate)(envelope, pool)
         if candidate.digest != digest:
-            raise Refused(
-                Code.DIGEST_MISMATCH, f"The coordinator sent another list than {digest[:16]}.", "Tell its operator."
-            )
+            what = f"The coordinator sent another list than {digest[:16]}."
+            raise Refused(Code.DIGEST_MISMATCH, what, "Tell its operator.")
         return _pull_mirror(source, pool, candidate, None)
 
 
@@ -398,6 +396,5 @@ def _reach(folder: Path, address: str, contact: Contact) -> Iterator[_Source]:
                 f"The disk that holds {folder} is full.",
                 "Make room; the pull continues where it is.",
             ) from error
-        raise Refused(
-            Code.SETTINGS_INVALID, f"{folder} cannot be written: {error.strerror}.", "Choose another folder."
-        ) from error
+        what = f"{folder} cannot be written: {error.strerror}."
+        raise Refused(Code.SETTINGS_INVALID, what, "Choose another folder.") from error
