@@ -137,8 +137,11 @@ def test_a_release_whose_method_lacks_statistics_is_not_taken_up(
 
     monkeypatch.setattr(RoutedModel, "load", counted)
 
-    def fetch(*, held: Mirror | None, on_release: Callable[[Release], None]) -> Mirror:
+    def fetch(
+        *, held: Mirror | None, on_release: Callable[[Release], None], take_up: Callable[[Mirror], None]
+    ) -> Mirror:
         on_release(offered[0].release)
+        take_up(offered[0])
         return offered[0]
 
     follower = Follower(model, fetch, interval_s=60)
