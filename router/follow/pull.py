@@ -152,16 +152,18 @@ def pull(
             return read_release(source.catalog.GetRelease(wanted, timeout=source.left(DEADLINE_S)).envelope, pool)
 
         newest = folder / RELEASE
-        seen = read_release(newest.read_bytes(), pool) if newest.exists() else None
+        there = read_release(newest.read_bytes(), pool) if newest.exists() else None
+        used = [each for each in (there, held.release if held else None) if each]
+        seen = max(used, key=lambda each: each.spec.number, default=None)
         check_fresh(release, seen=seen, now=datetime.now(UTC), earlier=earlier)
         _check_logged(source, pool, release)
-        if held is not None and held.release.digest == release.digest:
-            return held
-        mirror = _pull_mirror(source, pool, release, held)
-        take_up(mirror)
-        write_whole(kept(folder, release.spec.number), envelope)
-        write_whole(newest, envelope)
-    return mirror
+        if held is None or held.release.digest != release.digest:
+            held, there = _pull_mirror(source, pool, release, held), None
+            take_up(held)
+        if there is None or there.digest != release.digest:
+            write_whole(kept(folder, release.spec.number), envelope)
+            write_whole(newest, envelope)
+    return held
 
 
 def pull_exactly(
@@ -185,9 +187,8 @@ def pull_exactly(
         request = catalog_pb2.GetReleaseRequest(candidate=digest)
         envelope = source.catalog.GetRelease(request, timeout=source.left(DEADLINE_S)).envelope
         candidate = (read_release if released else read_candidate)(envelope, pool)
-        if candidate.digest != digest:
-            what = f"The coordinator sent another list than {digest[:16]}."
-            raise Refused(Code.DIGEST_MISMATCH, what, "Tell its operator.")
+        if (sent := candidate.digest) != digest:
+            raise Refused(Code.DIGEST_MISMATCH, f"{address} sent the list {sent[:16]}.", "Tell the pool's operator.")
         return _pull_mirror(source, pool, candidate, None)
 
 
@@ -396,5 +397,4 @@ def _reach(folder: Path, address: str, contact: Contact) -> Iterator[_Source]:
                 f"The disk that holds {folder} is full.",
                 "Make room; the pull continues where it is.",
             ) from error
-        what = f"{folder} cannot be written: {error.strerror}."
-        raise Refused(Code.SETTINGS_INVALID, what, "Choose another folder.") from error
+        raise Refused(Code.SETTINGS_INVALID, f"{folder}: {error.strerror}.", "Choose another folder.") from error

@@ -94,13 +94,11 @@ class Follower:
         return self._taken
 
     def _take_up(self, mirror: Mirror) -> None:
-        number = mirror.release.spec.number
-        if number == self._model.generation.release:  # only to be written down, for which there was no room
-            return
         self._loading = True
         self._model.take_up(mirror)
-        self._loading, self._taken = False, True
-        _log.info("release taken up", release=number, experts=len(mirror.bundles))
+        # Before it is written down: where there is no room for that, it is held against what comes next all the same.
+        self._held, self._loading, self._taken = mirror, False, True
+        _log.info("release taken up", release=mirror.release.spec.number, experts=len(mirror.bundles))
 
     def _consider(self, release: Release) -> None:
         self._offered, failed = release, self._failed
@@ -114,7 +112,7 @@ class Follower:
             code, meaning = error.code, error.code.fate.meaning
         what = f"Release {offered.spec.number}" if offered else "The newest release"
         # By the table: the error's own sentence may name a path, and whoever asks the router may read this.
-        answers = offered is not None and offered.spec.number == self._model.generation.release
+        answers = offered and self._held and offered.digest == self._held.release.digest
         said = f"{what} was not {'kept' if answers else 'taken up'}: {meaning} [{code.name}]"
         if (said, str(error)) != self._logged:  # said once, not at every round
             say = _log.warning if isinstance(error, GreylagError) else _log.exception

@@ -254,8 +254,26 @@ def test_a_release_that_could_not_be_written_down_answers_and_is_kept_once_there
         assert model.generation.release == 1
         assert "Release 1 was not kept" in follower.trouble
         assert "[STORAGE_FULL]" in follower.trouble
-    monkeypatch.undo()
     taken = model.generation
+    monkeypatch.undo()
     follower.step()
     assert (follower.trouble, model.generation) == ("", taken)
     assert open_mirror(tmp_path / "node").release.spec.number == 1
+
+
+def test_what_answers_counts_against_a_fork_though_there_was_no_room_for_it(
+    catalog: Catalog, bundles: list[Bundle], model: RoutedModel, follower: Follower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> None:
+        if path.name == RELEASE:
+            raise OSError(errno.ENOSPC, "no room")
+        write_whole(path, content)
+
+    monkeypatch.setattr(pulling, "write_whole", full)
+    catalog.publish(bundles[:1], number=1)
+    follower.step()
+    monkeypatch.undo()
+    catalog.publish(bundles[1:2], number=1)
+    assert not follower.step()
+    assert "[RELEASE_FORK]" in follower.trouble
+    assert model.digests == (bundles[0].digest,)
