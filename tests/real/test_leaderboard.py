@@ -33,7 +33,7 @@ def _document() -> dict[str, Any]:
         for name, value in values.items()
     ]
     told = {"both": Told({"ada": [0.4, 0.4], "bob": [0.6, 0.6]}, [0.5, 0.5])}
-    document: dict[str, Any] = json.loads(json.dumps(report.document(suite, "smollm2", scored, told)))
+    document: dict[str, Any] = json.loads(json.dumps(report.document(suite, "smollm2", scored, told, {})))
     return document
 
 

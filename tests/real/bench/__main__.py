@@ -9,18 +9,28 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 from protocol.errors import GreylagError
 from tests.lab.run import Workshop, workshop
-from tests.real.bench import plots, report
+from tests.real.bench import growth, plots, report
 from tests.real.bench.contributors import Size
 from tests.real.bench.oracle import finals
 from tests.real.bench.rows import MULTITASK, own_tasks, rows
 from tests.real.bench.score import Asked, Scored
-from tests.real.bench.trial import Trial, estimate_shares, heat, prepare, score_one, train_multitask, train_one
+from tests.real.bench.trial import (
+    Trial,
+    estimate_shares,
+    heat,
+    prepare,
+    score_one,
+    time_methods,
+    train_multitask,
+    train_one,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -36,19 +46,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
         asked = rows(given.methods or ())
         experts, joint = _trained(shop, trial, any(row.bundles == MULTITASK for row in asked))
         sharing = shop.give(estimate_shares, trial, experts)
-        scored = _scored(shop, trial, experts, joint, asked)
+        # One who waits for what is trained longest holds nobody up.
+        scored = _scored(shop, trial, experts, None, [row for row in asked if row.bundles != MULTITASK])
         alone = own_tasks(suite.known) if given.no_oracle else _finals(shop, trial, experts)
-        scored += _scored(shop, trial, experts, joint, alone)
+        scored += _scored(shop, trial, experts, None, alone)
+        if given.methods is None:
+            scored += _scored(shop, trial, experts, None, growth.rows(suite.known, suite.questions))
+        if joint is not None:
+            last = [row for row in asked if row.bundles == MULTITASK]
+            scored += _scored(shop, trial, experts, joint.result(), last)
         told = sharing.result()
+        paces = shop.give(time_methods, trial, experts, report.CHOICES).result() if given.pace else {}
     path = trial.scores.with_suffix(".md")
-    path.write_text(report.markdown(suite, scored, told))
+    path.write_text(report.markdown(suite, scored, told, paces))
     plots.draw(suite, scored, told, trial.scores.with_suffix(".plots"))
     sys.stderr.write(f"{path}\n")
-    sys.stdout.write(json.dumps(report.document(suite, given.base, scored, told)) + "\n")
+    sys.stdout.write(json.dumps(report.document(suite, given.base, scored, told, paces)) + "\n")
 
 
-def _trained(shop: Workshop, trial: Trial, multitask: bool) -> tuple[tuple[Path, ...], Path | None]:  # noqa: FBT001
-    """Have the experts trained, and one for everybody's rows if it is asked for."""
+def _trained(
+    shop: Workshop,
+    trial: Trial,
+    multitask: bool,  # noqa: FBT001
+) -> tuple[tuple[Path, ...], Future[Path] | None]:
+    """Have the experts trained, and one for everybody's rows begun if it is asked for."""
     suite = trial.suite
     making = [shop.give(train_one, trial, each) for each in (*suite.known, *suite.further)]
     joint = shop.give(train_multitask, trial) if multitask else None
@@ -56,7 +77,7 @@ def _trained(shop: Workshop, trial: Trial, multitask: bool) -> tuple[tuple[Path,
     for each in making:
         experts.append(each.result())
         shop.say(trial, f"{len(experts)} of {len(making)} experts are there")
-    return tuple(experts), joint.result() if joint else None
+    return tuple(experts), joint
 
 
 def _scored(
@@ -96,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     say("--steps", type=int, metavar="N", help="of each expert's training; without it, the recipe's")
     say("--methods", nargs="+", metavar="NAME", help="only these rows; without it, all")
     say("--no-oracle", action="store_true", help="ask each expert alone its own task, and leave the oracle out")
+    say("--pace", action="store_true", help="time routed generation, too (ten minutes)")
     say("--out", type=Path, default=Path("build/real/bench"), metavar="FOLDER", help="where everything lies")
     say("--workers", type=int, default=2, metavar="N", help="processes of one thread each")
     return parser

@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib as mpl
 
 from tests.real.bench import table
+from tests.real.bench.growth import growth
 from tests.real.bench.score import Scored
 from tests.real.bench.shares import Told
 from tests.real.bench.suite import Suite
@@ -18,6 +19,8 @@ def draw(suite: Suite, scored: Sequence[Scored], told: Mapping[str, Told], folde
     """Draw all there is into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     _draw_shares(suite, told, folder / "shares.png")
+    if grown := growth(suite.known, suite.questions, {row.name: row for row in scored}):
+        _draw_growth(grown, folder / "growth.png")
     for half in table.HALVES:
         _draw_methods(table.summary(table.tabulate(scored, suite.questions, half)), half, folder / f"{half}.png")
 
@@ -33,6 +36,18 @@ def _draw_shares(suite: Suite, told: Mapping[str, Told], path: Path) -> None:
                 axis.plot(true, sum(values) / len(values), "o", color="tab:red")
     axis.plot((0, 1), (0, 1), color="black", linewidth=0.8)
     axis.set(xlabel="true share of the request", ylabel="estimated share (red: mean)", xlim=(0, 1), ylim=(-0.02, 1.02))
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _draw_growth(grown: Mapping[str, Mapping[str, table.Interval]], path: Path) -> None:
+    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    sizes = list(dict.fromkeys(size for row in grown.values() for size in row))
+    for name, row in grown.items():
+        axis.plot([sizes.index(size) for size in row], [mean for mean, _, _ in row.values()], "o-", label=name)
+    axis.set_xticks(range(len(sizes)), sizes)
+    axis.set(xlabel="experts in the pool", ylabel="points on the first contributors' questions")
+    axis.legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tests.real.bench import table
+from tests.real.bench.growth import growth
 from tests.real.bench.questions import Question
 from tests.real.bench.rows import CONTROLS
 from tests.real.bench.score import Scored
@@ -19,6 +20,10 @@ BESIDE = ("phatgoose", "arrow", "retrieval", "oracle", "multitask", *CONTROLS)
 """What the best method is held against."""
 
 
+Paces = Mapping[int, Mapping[str, float]]
+"""By size of a batch and method, as `tests.real.bench.pace` finds them."""
+
+
 def best(made: Table) -> str:
     """Name the method that is best over all that nobody trained on, of those that a pool can have as its own."""
     methods = [name for name in CHOICES if name in made.points]
@@ -26,7 +31,7 @@ def best(made: Table) -> str:
 
 
 def document(
-    suite: Suite, base: str, scored: Sequence[Scored], told: Mapping[str, Told], half: str = "confirming"
+    suite: Suite, base: str, scored: Sequence[Scored], told: Mapping[str, Told], paces: Paces, half: str = "confirming"
 ) -> dict[str, Any]:
     """Put the table of one half into a JSON document."""
     made = table.tabulate(scored, suite.questions, half)
@@ -43,11 +48,13 @@ def document(
         "tasks": {each: sum(question.half == each for question in suite.questions) for each in HALVES},
         "half": half,
         "methods": {name: row for name, row in found.items() if name not in CONTROLS},
+        "growth": growth(suite.known, suite.questions, {row.name: row for row in scored}),
+        "pace": {str(size): dict(found) for size, found in paces.items()},
         "controls": {name: row for name, row in found.items() if name in CONTROLS},
     }
 
 
-def markdown(suite: Suite, scored: Sequence[Scored], told: Mapping[str, Told]) -> str:
+def markdown(suite: Suite, scored: Sequence[Scored], told: Mapping[str, Told], paces: Paces) -> str:
     """Write everything down for people."""
     by_name = {row.name: row for row in scored}
     parts = [_experts(suite, by_name)]
@@ -61,7 +68,7 @@ def markdown(suite: Suite, scored: Sequence[Scored], told: Mapping[str, Told]) -
         parts += [f"Below the base by more than its interval with {chosen}: {', '.join(hurt) or 'nothing'}.\n"]
         parts += [_curve(made.questions, told)]
     skipped = [f"Left out: {row.name}. {row.skipped}\n" for row in scored if row.skipped]
-    return "\n".join([*parts, *skipped])
+    return "\n".join([*parts, _growth(growth(suite.known, suite.questions, by_name)), *skipped, _paces(paces)])
 
 
 def _experts(suite: Suite, by_name: Mapping[str, Scored]) -> str:
@@ -108,3 +115,26 @@ def _mean(values: Sequence[float]) -> float:
 def _told(found: Interval) -> str:
     mean, low, high = found
     return f"{mean:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _growth(grown: Mapping[str, Mapping[str, Interval]]) -> str:
+    """Write down how the first ones' questions are answered as the pool grows, if it was asked."""
+    sizes = list(dict.fromkeys(size for row in grown.values() for size in row))
+    lines = ["## As the pool grows: points on questions of the first contributors alone\n"]
+    lines += [f"| method | {' | '.join(f'{size} experts' for size in sizes)} |", "|---" * (len(sizes) + 1) + "|"]
+    for name, row in grown.items():
+        lines.append(f"| {name} | {' | '.join(_told(row[size]) if size in row else '' for size in sizes)} |")
+    return "\n".join(lines) + "\n" if sizes else ""
+
+
+def _paces(paces: Paces) -> str:
+    """Write down what generation costs, if it was timed."""
+    if not paces:
+        return ""
+    lines = ["## Time of generation, as a multiple of the base's\n"]
+    lines += [f"| method | {' | '.join(f'{size} at a time' for size in paces)} |", "|---" * (len(paces) + 1) + "|"]
+    lines += [
+        f"| {name} | {' | '.join(f'{found[name]:.2f}' for found in paces.values())} |"
+        for name in next(iter(paces.values()))
+    ]
+    return "\n".join(lines) + "\n"

@@ -70,13 +70,14 @@ def test_from_rows_to_tables(
         "--workers",
         "1",
     ]
-    bench.main(asked)
+    bench.main([*asked, "--pace"])
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (found["schema"], found["experts"], found["tasks"]) == (1, 3, {"tuning": 2, "confirming": 2})
     assert {"base", "phatgoose", "nnls-request", "oracle", "multitask", "base, 3 shots"} <= set(found["methods"])
     assert "shuffled gates, phatgoose" in found["controls"]
     assert set(found["methods"]["phatgoose"]) == {"all", "novel", "mixture", "held_in"}
     assert 0 <= found["methods"]["nnls-request"]["share_error"] <= 1
+    assert found.pop("pace")["1"]["phatgoose"] > 0
 
     # A second run asks nothing again but what was cut off.
     (kept,) = out.glob("pool-*/scores-*/phatgoose.jsonl")
@@ -85,7 +86,7 @@ def test_from_rows_to_tables(
     (pool,) = out.glob("pool-*")
     experts = {path: path.stat().st_mtime_ns for path in pool.rglob("adapter_model.safetensors")}
     bench.main(asked)
-    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == found
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {**found, "pace": {}}
     assert {path: path.stat().st_mtime_ns for path in pool.rglob("adapter_model.safetensors")} == experts
     table = next(out.glob("pool-*/scores-*.md")).read_text()
     assert "| copy |" in table

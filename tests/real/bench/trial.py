@@ -22,6 +22,7 @@ from tests.real.base import real_base
 from tests.real.bench import controls, oracle, suite
 from tests.real.bench.contributors import Contributor, Size
 from tests.real.bench.lower import remembering, remembering_requests
+from tests.real.bench.pace import BATCHES, pace
 from tests.real.bench.score import Asked, Scored, score
 from tests.real.bench.shares import Told, estimate
 from tests.real.tasks.task import Row
@@ -129,13 +130,24 @@ def put_together(trial: Trial, folders: tuple[Path, ...]) -> RoutedModel:
 
     The layers below theirs are computed once a batch, not once a method.
     """
-    public = trial.pool / f"public-{trial.suite.digest}.txt"
-    write_whole(public, "".join(f"{' '.join(text.split())}\n" for text in trial.suite.public).encode())
-    model = assemble(trial.model, [open_bundle(folder) for folder in folders], public, trial.pool / "base.json")
+    model = _assembled(trial, folders)
     remembering_requests(model)
     if trial.layers is not None:
         remembering(model, trial.layers[0])
     return model
+
+
+def _assembled(trial: Trial, folders: tuple[Path, ...]) -> RoutedModel:
+    public = trial.pool / f"public-{trial.suite.digest}.txt"
+    write_whole(public, "".join(f"{' '.join(text.split())}\n" for text in trial.suite.public).encode())
+    return assemble(trial.model, [open_bundle(folder) for folder in folders], public, trial.pool / "base.json")
+
+
+def time_methods(trial: Trial, experts: tuple[Path, ...], methods: Sequence[str]) -> dict[int, dict[str, float]]:
+    """Time routed generation over the base's, by method, for batches of experts' own requests of several sizes."""
+    model, known = _assembled(trial, experts), {each.task for each in trial.suite.known if not each.document}
+    inputs = [question.rows[0].input for question in trial.suite.questions if question.name in known]
+    return {size: pace(model, inputs[:size], methods) for size in BATCHES if size <= len(inputs)}
 
 
 def score_one(trial: Trial, experts: tuple[Path, ...], multitask: Path | None, asked: Asked) -> Scored:
