@@ -10,6 +10,7 @@ from protocol.errors import Code, Refused
 from tests.real import leaderboard
 from tests.real.bench import report
 from tests.real.bench.contributors import Contributor
+from tests.real.bench.findings import Findings
 from tests.real.bench.questions import Question
 from tests.real.bench.score import Found, Scored
 from tests.real.bench.shares import Told
@@ -33,7 +34,7 @@ def _document() -> dict[str, Any]:
         for name, value in values.items()
     ]
     told = {"both": Told({"ada": [0.4, 0.4], "bob": [0.6, 0.6]}, [0.5, 0.5])}
-    document: dict[str, Any] = json.loads(json.dumps(report.document(suite, "smollm2", scored, told, {})))
+    document: dict[str, Any] = json.loads(json.dumps(report.document(suite, "smollm2", Findings(scored, told))))
     return document
 
 

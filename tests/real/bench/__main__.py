@@ -18,6 +18,7 @@ from protocol.errors import GreylagError
 from tests.lab.run import Workshop, workshop
 from tests.real.bench import growth, plots, report
 from tests.real.bench.contributors import Size
+from tests.real.bench.findings import Findings
 from tests.real.bench.oracle import finals
 from tests.real.bench.rows import MULTITASK, own_tasks, rows
 from tests.real.bench.score import Asked, Scored
@@ -26,6 +27,7 @@ from tests.real.bench.trial import (
     estimate_shares,
     heat,
     prepare,
+    read_instructions,
     score_one,
     time_methods,
     train_multitask,
@@ -55,13 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if joint is not None:
             last = [row for row in asked if row.bundles == MULTITASK]
             scored += _scored(shop, trial, experts, joint.result(), last)
-        told = sharing.result()
-        paces = shop.give(time_methods, trial, experts, report.CHOICES).result() if given.pace else {}
+        reading = shop.give(read_instructions, trial, experts)
+        timing = shop.give(time_methods, trial, experts, report.CHOICES) if given.pace else None
+        found = Findings(scored, sharing.result(), reading.result(), timing.result() if timing else {})
     path = trial.scores.with_suffix(".md")
-    path.write_text(report.markdown(suite, scored, told, paces))
-    plots.draw(suite, scored, told, trial.scores.with_suffix(".plots"))
+    path.write_text(report.markdown(suite, found))
+    plots.draw(suite, found, trial.scores.with_suffix(".plots"))
     sys.stderr.write(f"{path}\n")
-    sys.stdout.write(json.dumps(report.document(suite, given.base, scored, told, paces)) + "\n")
+    sys.stdout.write(json.dumps(report.document(suite, given.base, found)) + "\n")
 
 
 def _trained(

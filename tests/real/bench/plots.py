@@ -1,13 +1,13 @@
 """Plots of a trial: how estimated shares go with true ones, and how far each method comes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib as mpl
 
 from tests.real.bench import table
+from tests.real.bench.findings import Findings
 from tests.real.bench.growth import growth
-from tests.real.bench.score import Scored
 from tests.real.bench.shares import Told
 from tests.real.bench.suite import Suite
 
@@ -15,14 +15,14 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 
-def draw(suite: Suite, scored: Sequence[Scored], told: Mapping[str, Told], folder: Path) -> None:
+def draw(suite: Suite, found: Findings, folder: Path) -> None:
     """Draw all there is into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    _draw_shares(suite, told, folder / "shares.png")
-    if grown := growth(suite.known, suite.questions, {row.name: row for row in scored}):
+    _draw_shares(suite, found.told, folder / "shares.png")
+    if grown := growth(suite.known, suite.questions, found.by_name):
         _draw_growth(grown, folder / "growth.png")
     for half in table.HALVES:
-        _draw_methods(table.summary(table.tabulate(scored, suite.questions, half)), half, folder / f"{half}.png")
+        _draw_methods(table.summary(table.tabulate(found.scored, suite.questions, half)), half, folder / f"{half}.png")
 
 
 def _draw_shares(suite: Suite, told: Mapping[str, Told], path: Path) -> None:

@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tests.real.bench import table
+from tests.real.bench.findings import Findings
 from tests.real.bench.growth import growth
+from tests.real.bench.instructions import Instructed, by_length
 from tests.real.bench.questions import Question
 from tests.real.bench.rows import CONTROLS
 from tests.real.bench.score import Scored
@@ -20,25 +22,19 @@ BESIDE = ("phatgoose", "arrow", "retrieval", "oracle", "multitask", *CONTROLS)
 """What the best method is held against."""
 
 
-Paces = Mapping[int, Mapping[str, float]]
-"""By size of a batch and method, as `tests.real.bench.pace` finds them."""
-
-
 def best(made: Table) -> str:
     """Name the method that is best over all that nobody trained on, of those that a pool can have as its own."""
     methods = [name for name in CHOICES if name in made.points]
     return max(methods, key=lambda name: sum(made.points[name][each] for each in made.of("all")))
 
 
-def document(
-    suite: Suite, base: str, scored: Sequence[Scored], told: Mapping[str, Told], paces: Paces, half: str = "confirming"
-) -> dict[str, Any]:
+def document(suite: Suite, base: str, found: Findings, half: str = "confirming") -> dict[str, Any]:
     """Put the table of one half into a JSON document."""
-    made = table.tabulate(scored, suite.questions, half)
-    found: dict[str, dict[str, Any]] = {name: dict(row) for name, row in table.summary(made).items()}
+    made = table.tabulate(found.scored, suite.questions, half)
+    rows: dict[str, dict[str, Any]] = {name: dict(row) for name, row in table.summary(made).items()}
     for name in BY_SHARES:
-        if name in found:
-            found[name]["share_error"] = round(share_error(told, made.questions), 3)
+        if name in rows:
+            rows[name]["share_error"] = round(share_error(found.told, made.questions), 3)
     return {
         "schema": 1,
         "base": base,
@@ -47,28 +43,30 @@ def document(
         "experts": len(suite.known),
         "tasks": {each: sum(question.half == each for question in suite.questions) for each in HALVES},
         "half": half,
-        "methods": {name: row for name, row in found.items() if name not in CONTROLS},
-        "growth": growth(suite.known, suite.questions, {row.name: row for row in scored}),
-        "pace": {str(size): dict(found) for size, found in paces.items()},
-        "controls": {name: row for name, row in found.items() if name in CONTROLS},
+        "methods": {name: row for name, row in rows.items() if name not in CONTROLS},
+        "growth": growth(suite.known, suite.questions, found.by_name),
+        "own_share": {" ".join(row[:2]): row[3] for row in by_length(found.instructed)},
+        "pace": {str(size): dict(row) for size, row in found.paces.items()},
+        "controls": {name: row for name, row in rows.items() if name in CONTROLS},
     }
 
 
-def markdown(suite: Suite, scored: Sequence[Scored], told: Mapping[str, Told], paces: Paces) -> str:
+def markdown(suite: Suite, found: Findings) -> str:
     """Write everything down for people."""
-    by_name = {row.name: row for row in scored}
+    by_name = found.by_name
     parts = [_experts(suite, by_name)]
     chosen = None
     for half in HALVES:
-        made = table.tabulate(scored, suite.questions, half)
+        made = table.tabulate(found.scored, suite.questions, half)
         # What is best is found on one half and held against the others on the other.
         chosen = chosen or best(made)
         parts += [f"## The {half} half\n", table.markdown(table.summary(made)), _beside(made, chosen)]
         hurt = table.hurt(made, by_name, chosen)
         parts += [f"Below the base by more than its interval with {chosen}: {', '.join(hurt) or 'nothing'}.\n"]
-        parts += [_curve(made.questions, told)]
-    skipped = [f"Left out: {row.name}. {row.skipped}\n" for row in scored if row.skipped]
-    return "\n".join([*parts, _growth(growth(suite.known, suite.questions, by_name)), *skipped, _paces(paces)])
+        parts += [_curve(made.questions, found.told)]
+    skipped = [f"Left out: {row.name}. {row.skipped}\n" for row in found.scored if row.skipped]
+    grown = growth(suite.known, suite.questions, by_name)
+    return "\n".join([*parts, _instructed(found.instructed), _growth(grown), _paces(found.paces), *skipped])
 
 
 def _experts(suite: Suite, by_name: Mapping[str, Scored]) -> str:
@@ -117,6 +115,18 @@ def _told(found: Interval) -> str:
     return f"{mean:.2f} ({low:.2f} to {high:.2f})"
 
 
+def _instructed(instructed: Sequence[Instructed]) -> str:
+    """Write down what instructions do to shares of the same documents."""
+    lines = ["## Shares of the same documents, by what stands around them\n"]
+    lines += [
+        "| instruction | tokens | instructions | own expert's share | largest of a stranger's |",
+        "|---" * 5 + "|",
+    ]
+    lines += [f"| {kind} | {size} | {count} | {own:.2f} | {other:.2f} |"
+              for kind, size, count, own, other in by_length(instructed)]  # fmt: skip
+    return "\n".join(lines) + "\n" if instructed else ""
+
+
 def _growth(grown: Mapping[str, Mapping[str, Interval]]) -> str:
     """Write down how the first ones' questions are answered as the pool grows, if it was asked."""
     sizes = list(dict.fromkeys(size for row in grown.values() for size in row))
@@ -127,7 +137,7 @@ def _growth(grown: Mapping[str, Mapping[str, Interval]]) -> str:
     return "\n".join(lines) + "\n" if sizes else ""
 
 
-def _paces(paces: Paces) -> str:
+def _paces(paces: Mapping[int, Mapping[str, float]]) -> str:
     """Write down what generation costs, if it was timed."""
     if not paces:
         return ""

@@ -21,6 +21,7 @@ from tests.lab.world import Row as LabRow
 from tests.real.base import real_base
 from tests.real.bench import controls, oracle, suite
 from tests.real.bench.contributors import Contributor, Size
+from tests.real.bench.instructions import Instructed, instructed
 from tests.real.bench.lower import remembering, remembering_requests
 from tests.real.bench.pace import BATCHES, pace
 from tests.real.bench.score import Asked, Scored, score
@@ -163,6 +164,12 @@ def heat(trial: Trial, experts: tuple[Path, ...], expert: str) -> Scored:
     """Score an expert alone on the first rows of every question, for the oracle's sake."""
     model = put_together(trial, experts)
     return score(model, oracle.first_rows(trial.suite.questions), oracle.alone(expert), {}, trial.scores / "heats")
+
+
+def read_instructions(trial: Trial, experts: tuple[Path, ...]) -> list[Instructed]:
+    """Solve experts' own documents under all instructions of their tasks."""
+    suite, model = trial.suite, put_together(trial, experts)
+    return instructed(model, suite.questions, {each.name: each.task for each in (*suite.known, *suite.further)})
 
 
 def estimate_shares(trial: Trial, experts: tuple[Path, ...]) -> dict[str, Told]:
