@@ -8,6 +8,7 @@ METHODS = {
     "phatgoose": "The gates choose the top-k experts for every token at every module (arXiv 2402.05859).",
     "average-activation": "As phatgoose, with mean inputs for gates; experts must tell them (arXiv 2402.05859).",
     "nnls-request": "A request is solved for the experts it is a mixture of; experts must tell means.",
+    "nnls-cautious": "As nnls-request, for what the request ends in; nobody is weighted beyond an own share of it.",
     "nnls-fixed:MASS": "As nnls-request, with a total weight that is given.",
     "nnls-token": "As nnls-request, and every token at every module chooses, too, by the experts' means.",
     "nnls-gates": "As nnls-token, with tokens choosing by the gates.",
@@ -26,12 +27,13 @@ METHODS = {
 NEEDS = {
     "average-activation": "means",
     "nnls-request": "means",
+    "nnls-cautious": "means",
     "nnls-token": "means",
     "nnls-gates": "means",
     "retrieval": "centroid",
 }
 """What every expert must tell of its data, by method; those with an argument are no pool's method."""
-BY_MIXTURE = ("nnls-request", "nnls-fixed:MASS", "nnls-token", "nnls-gates")
+BY_MIXTURE = ("nnls-request", "nnls-cautious", "nnls-fixed:MASS", "nnls-token", "nnls-gates")
 """Methods that solve a request for the experts it is a mixture of."""
 OWN_VECTORS = ("average-activation", "arrow", "genknowsub:NAME,...", "lag", "nnls-token", "nnls-gates")
 """Methods that compare tokens with vectors of their own in place of gates."""

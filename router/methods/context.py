@@ -74,6 +74,15 @@ class MethodContext:
         self.check_means("A mixture", whole=False)
         return self.seen.mixtures.shares(self.pool, self.inputs)
 
+    def latest_shares(self) -> Shares:
+        """Solve the inputs as `shares`, or what they end in where that is familiar.
+
+        Raises:
+            Refused: As `shares`.
+        """
+        self.check_means("A mixture", whole=False)
+        return self.seen.mixtures.latest(self.pool, self.inputs)
+
     def check_means(self, method: str, *, whole: bool) -> None:
         """Refuse to route by a method among experts of which one tells no means, or, if whole, none of some module.
 

@@ -14,7 +14,7 @@ adds up where what sets them apart averages out. Experts that cannot be told apa
 its weight. Where no share is above zero nobody answers but the base.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -28,6 +28,7 @@ from router.layer.choice import Choice, CommonChoice
 from router.layer.routed_linear import RoutingPlan
 from router.methods.base_only import BaseOnly
 from router.methods.context import MethodContext
+from router.methods.features.mixture import Shares, familiar
 from router.methods.features.nnls import Floats
 from router.pool.group_view import ModuleExperts
 
@@ -37,8 +38,6 @@ _MOST = 8.0
 """Largest MASS."""
 _SPREAD, _WIDTH = 0.65, 0.2
 """Share of the two largest up to which the mass is 1, and how much more of it makes it 2."""
-_HALF = 0.5
-"""The largest share from which on a request is familiar."""
 _UNFAMILIAR_MASS = 1.5
 _ENOUGH = 4
 """Experts for an unfamiliar request; more blur what it consists of."""
@@ -50,13 +49,22 @@ def by_request(asked: MethodContext, mass: float | None = None) -> list[RoutingP
     Raises:
         Refused: `STATISTICS_MISSING`.
     """
+    return by_weights(asked, MethodContext.shares, lambda c, alike: request_weights(c, alike, asked.k, mass))
+
+
+def by_weights(
+    asked: MethodContext,
+    solve: Callable[[MethodContext], Shares],
+    weigh: Callable[[Floats, NDArray[np.int64]], Floats],
+) -> list[RoutingPlan]:
+    """Plan each input by shares [n] and who is alike [n], as a rule turns them into weights [n]."""
     alone, experts = RoutingPlan(asked.pool, BaseOnly()), asked.pool.experts
     if not experts:
         return [alone] * len(asked.inputs)
-    shares = asked.shares()
+    shares = solve(asked)
     kept: list[dict[str, float]] = []
     for c in shares.shares:
-        weights = request_weights(c, shares.alike, asked.k, mass)
+        weights = weigh(c, shares.alike)
         order = sorted(np.flatnonzero(weights > 0).tolist(), key=lambda z: -weights[z])
         kept.append({experts[z].digest: float(weights[z]) for z in order})
     # Whom nobody answers the base does, bit for bit, so these are not of one plan with others.
@@ -78,11 +86,6 @@ def read_mass(argument: str) -> float:
         f"nnls-fixed:{argument:.20} names no total weight; expected a number above 0, up to {_MOST:g}.",
         "Ask for nnls-fixed:1.5, or for nnls-request, which finds it.",
     )
-
-
-def familiar(c: Floats, alike: NDArray[np.int64]) -> bool:
-    """Tell whether an expert, with who is alike [n], has half of a request of shares c [n]."""
-    return bool(np.bincount(alike, weights=c).max(initial=0) >= _HALF)
 
 
 def wider(k: int) -> int:

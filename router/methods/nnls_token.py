@@ -26,8 +26,8 @@ from router.layer.topk_single import products_of_one, topk_of_one
 from router.methods.base_only import BaseOnly
 from router.methods.context import MethodContext
 from router.methods.features.background import PublicText
-from router.methods.features.mixture import Shares
-from router.methods.nnls_request import familiar, found_mass, wider
+from router.methods.features.mixture import Shares, familiar
+from router.methods.nnls_request import found_mass, wider
 from router.methods.shared_decision import SharedDecision
 from router.pool.expert import Expert
 from router.pool.group_view import ModuleExperts, RouteGroup

@@ -14,6 +14,7 @@ from router.methods.context import MethodContext
 from router.methods.genknowsub import GenKnowSub
 from router.methods.lag import Lag
 from router.methods.merged import Merged
+from router.methods.nnls_cautious import cautiously
 from router.methods.nnls_request import ByRequest, by_request, read_mass
 from router.methods.nnls_token import Discriminant, ScaledGate, by_token
 from router.methods.parameter_average import averaged
@@ -68,6 +69,7 @@ _MAKERS: dict[str, Callable[[MethodContext], RoutingPlan | Sequence[RoutingPlan]
     "genknowsub:NAME,...": _subtracted,
     "lag": _filtered,
     "merged": lambda asked: RoutingPlan(asked.pool, Merged()),
+    "nnls-cautious": cautiously,
     "nnls-fixed:MASS": lambda asked: by_request(asked, read_mass(asked.argument)),
     "nnls-gates": lambda asked: by_token(asked, ScaledGate),
     "nnls-request": by_request,

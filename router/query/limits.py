@@ -12,8 +12,8 @@ MAX_NEW_TOKENS = 1024
 DEFAULT_NEW_TOKENS = 64
 """Longest answer unless the request says otherwise, in tokens."""
 CHEAP = (
-    "phatgoose", "average-activation", "nnls-request", "nnls-fixed", "nnls-token", "nnls-gates", "retrieval", "expert",
-    "base",
+    "phatgoose", "average-activation", "nnls-request", "nnls-cautious", "nnls-fixed", "nnls-token", "nnls-gates",
+    "retrieval", "expert", "base",
 )  # fmt: skip
 """Methods, without their arguments, that run few experts a token, and work nothing out of experts' weights."""
 

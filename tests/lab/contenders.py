@@ -21,7 +21,9 @@ expert for everybody's rows, as wide as an expert or
 WIDER = 4
 KS = (1, 2, 3, 4)
 DEFAULT_K = 2
-_COUNTING = ("phatgoose", "average-activation", "arrow", "spectr", "nnls-request", "nnls-token", "nnls-gates")
+_COUNTING = (
+    "phatgoose", "average-activation", "arrow", "spectr", "nnls-request", "nnls-cautious", "nnls-token", "nnls-gates",
+)  # fmt: skip
 """Methods that k means something to."""
 
 

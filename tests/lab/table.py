@@ -11,7 +11,8 @@ COLUMNS = ("all", *FAMILIES, "held_in")
 _EXPERT = "expert:"
 _ORDER = (
     "base", "parameter-average", "merged", "uniform", "arrow", "spectr", "lag", "joint",
-    "average-activation", "phatgoose", "retrieval", "nnls-fixed:1.5", "nnls-request", "nnls-token", "nnls-gates",
+    "average-activation", "phatgoose", "retrieval", "nnls-fixed:1.5", "nnls-request", "nnls-cautious",
+    "nnls-token", "nnls-gates",
     "best-individual", "oracle", "multitask",
 )  # fmt: skip
 

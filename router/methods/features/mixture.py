@@ -10,6 +10,10 @@ over the distinct inputs of modules that see the prompt and whose mean every exp
 texts vary in anyhow counts little. For one of an expert's own requests c is near 1 for that expert and near 0 for all
 others; for a request that needs two, near 1/2 for both.
 
+A request may end in what it is really about: a chat that turned, a text with a question below. `latest` solves endings
+of the request, each read as if it were all, and takes the shortest of which somebody has half; if nobody has half of
+any, the whole.
+
 Experts whose means point the same way cannot be told apart: a small ridge lets equals share, and `alike` names them,
 so that a method can count them as one.
 """
@@ -26,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from protocol.errors import Code, Refused
-from router.base.batching import PromptLike
+from router.base.batching import Prompt, PromptLike, read_prompts
 from router.methods.features.activations import Reader
 from router.methods.features.background import PublicText
 from router.methods.features.nnls import Floats, nnls
@@ -39,6 +43,10 @@ _EVEN = 1e-3
 """Of G, relative to its mean diagonal: equal experts share, and hundreds that overlap can be solved for."""
 _ALIKE = 0.9
 """Cosine in M's metric from which on two experts count as one."""
+ENDINGS = (16, 32, 64)
+"""Tokens of a request's endings that are solved alone."""
+_HALF = 0.5
+"""The largest share from which on a request is familiar."""
 _KINDS = 4
 """Sets of inputs for which products are kept."""
 _SPARE = 8
@@ -52,6 +60,11 @@ class Shares(NamedTuple):
     """c, [b, n], experts in pool order."""
     alike: NDArray[np.int64]
     """[n], equal numbers for experts that cannot be told apart."""
+
+
+def familiar(c: Floats, alike: NDArray[np.int64]) -> bool:
+    """Tell whether an expert, with who is alike [n], has half of a request of shares c [n]."""
+    return bool(np.bincount(alike, weights=c).max(initial=0) >= _HALF)
 
 
 class Mixtures:
@@ -86,6 +99,30 @@ class Mixtures:
         even = gram + _EVEN * gram.trace() / len(rows) * np.eye(len(rows))
         targets = known.targets(self.reader.pooled(inputs, told))[:, rows]
         return Shares(np.stack([nnls(even, target) for target in targets]), _alike(gram))
+
+    def latest(self, pool: ExpertPool, inputs: Sequence[PromptLike]) -> Shares:
+        """Solve requests as `shares`, each by its shortest ending that is familiar, or whole where none is."""
+        prompts = read_prompts(self.reader.base, inputs)
+        found, alike = self.shares(pool, [])
+        found = np.zeros((len(prompts), found.shape[1]))
+        left = list(range(len(prompts)))
+        for length in (*ENDINGS, None):
+            trying = [at for at in left if length is None or len(prompts[at].tokens) > length]
+            if not trying:
+                continue
+            solved = self.shares(pool, [self._ending(prompts[at], length) for at in trying]).shares
+            for at, c in zip(trying, solved, strict=True):
+                if length is None or familiar(c, alike):
+                    found[at] = c
+                    left.remove(at)
+        return Shares(found, alike)
+
+    def _ending(self, prompt: Prompt, length: int | None) -> Prompt:
+        """Cut a request to its last tokens, behind the token that begins every text, if the base has one."""
+        if length is None:
+            return prompt
+        begins = prompt.tokens[:1] == [self.reader.base.tokenizer.bos_token_id]
+        return Prompt("", [*prompt.tokens[:begins], *prompt.tokens[begins - length :]])
 
     def knows(self, pool: ExpertPool) -> bool:
         """Tell whether requests among a pool's experts are solved without anything being worked out first."""

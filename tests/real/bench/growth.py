@@ -13,7 +13,7 @@ from tests.real.bench.questions import Question
 from tests.real.bench.score import Asked, Scored
 from tests.real.bench.table import Interval
 
-METHODS = ("phatgoose", "nnls-request", "nnls-token")
+METHODS = ("phatgoose", "nnls-request", "nnls-cautious")
 _FAMILIES = ("held_in", "paraphrase")
 
 

@@ -14,7 +14,7 @@ from tests.real.bench.shares import Told, share_error
 from tests.real.bench.suite import Suite
 from tests.real.bench.table import HALVES, Interval, Table
 
-BY_SHARES = ("nnls-request", "nnls-token", "nnls-gates")
+BY_SHARES = ("nnls-request", "nnls-cautious", "nnls-token", "nnls-gates")
 """Methods that estimate shares, all in the same way."""
 CHOICES = (*BY_SHARES, "phatgoose", "average-activation", "retrieval", "arrow", "spectr", "lag")
 """Methods that a pool can have for its own."""

@@ -13,7 +13,7 @@ from tests.real.bench.score import Asked
 
 METHODS = (
     "base", "parameter-average", "merged", "uniform", "arrow", "spectr", "lag", "average-activation", "retrieval",
-    "phatgoose", "nnls-request", "nnls-token", "nnls-gates",
+    "phatgoose", "nnls-request", "nnls-cautious", "nnls-token", "nnls-gates",
 )  # fmt: skip
 KS = (1, 3, 4)
 """Beside the release's 2."""
@@ -26,6 +26,8 @@ CONTROLS: dict[str, tuple[str, Bundles]] = {
     "shuffled gates, phatgoose": ("phatgoose", "shuffled-gates"),
     "random gates, phatgoose": ("phatgoose", "random-gates"),
     "shuffled means, nnls-request": ("nnls-request", "shuffled-means"),
+    "random experts, nnls-cautious": ("nnls-cautious", "random"),
+    "shuffled means, nnls-cautious": ("nnls-cautious", "shuffled-means"),
 }
 """A method, and which form of the experts it is asked of (`tests.real.bench.controls`)."""
 

@@ -13,7 +13,7 @@ from router.base.tokens import encode_input
 from router.methods.features.covariance import Spread, spread_of
 from router.methods.features.mixture import RIDGE
 from router.methods.features.nnls import nnls
-from router.methods.nnls_request import familiar
+from router.methods.features.mixture import familiar
 from router.model.routed_model import RoutedModel
 from router.pool.expert import Expert
 from tests.real.privacy import attacks

@@ -21,7 +21,7 @@ from tests.router.experts import PATH, make_experts, make_layer
 from tests.router.reference import ReferenceExpert
 
 D, O = 32, 24  # noqa: E741 - the letter of the formulas
-TOLD = ("average-activation", "retrieval", "nnls-request", "nnls-token", "nnls-gates")
+TOLD = ("average-activation", "retrieval", "nnls-request", "nnls-cautious", "nnls-token", "nnls-gates")
 BY_WEIGHTS = [name for name in METHODS if ":" not in name and name not in TOLD]
 """Methods that need nothing but weights and gates."""
 Scores = Callable[[Tensor, Sequence[Tensor]], list[float]]

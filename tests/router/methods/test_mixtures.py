@@ -24,9 +24,9 @@ from router.base.tokens import encode_input
 from router.layer.routed_linear import routing
 from router.methods.features.activations import Reader
 from router.methods.features.covariance import DIRECTIONS, spread_of
-from router.methods.features.mixture import RIDGE, Shares
+from router.methods.features.mixture import RIDGE, Shares, familiar
 from router.methods.features.nnls import Floats
-from router.methods.nnls_request import familiar, found_mass, request_weights, wider
+from router.methods.nnls_request import found_mass, request_weights, wider
 from router.model.planner import plan
 from router.model.routed_model import RoutedModel
 from router.pool.expert import Expert
@@ -37,7 +37,7 @@ from tests import factories
 KINDS = ["reverse it : a b c d", "say x y z", "copy ; copy now", "rotate please : k l m n o", "cipher cipher cipher"]
 """One text an expert was trained on, as it were."""
 INPUTS = ["reverse it : a b", "say z", "rotate please : l l copy ; copy", "please now it"]
-METHODS = ["nnls-request", "nnls-fixed:1.5", "nnls-token", "nnls-gates"]
+METHODS = ["nnls-request", "nnls-cautious", "nnls-fixed:1.5", "nnls-token", "nnls-gates"]
 
 
 @pytest.fixture(params=["t5_base", "llama_base", "gpt2_base"])
