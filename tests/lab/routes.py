@@ -5,7 +5,7 @@ release.
 """
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,21 +58,39 @@ def trace(
     Returns:
         By method; nothing if no expert was asked alone, so that there is no oracle.
     """
-    oracles, found = best_experts(scores, tasks), dict[str, Traced]()
+    oracles = best_experts(scores, tasks)
     if not oracles:
-        return found
-    folder.mkdir(parents=True, exist_ok=True)
-    asked = {task.name: [row["input"] for row in rows[task.name][:INPUTS]] for task in tasks}
-    drawn = {next(task.name for task in tasks if task.family == family) for family in FAMILIES}
-    for method in (name for name in METHODS if name in scores.exact):
-        inputs = [
-            TaskInput(name, text, oracles[name], scores.exact[method][name])
-            for name, texts in asked.items()
-            for text in texts
+        return {}
+    asked = {
+        method: [
+            TaskInput(task.name, row["input"], oracles[task.name], scores.exact[method][task.name])
+            for task in tasks
+            for row in rows[task.name][:INPUTS]
         ]
-        answered = model.answer(
-            [each.input for each in inputs], RoutingChoice(method), max_new_tokens=LONGEST, full=True
-        )
+        for method in METHODS
+        if method in scores.exact
+    }
+    drawn = {next(task.name for task in tasks if task.family == family) for family in FAMILIES}
+    return beside_oracle(model, asked, drawn, folder, LONGEST)
+
+
+def beside_oracle(
+    model: RoutedModel, asked: Mapping[str, Sequence[TaskInput]], drawn: Collection[str], folder: Path, longest: int
+) -> dict[str, Traced]:
+    """Compare routing with the oracle's by method.
+
+    Args:
+        model: With its experts; it is asked to write.
+        asked: By method, requests with the task's oracle, and its score from 0 to 1.
+        drawn: Tasks that get a panel of the method's heat map.
+        folder: Where the heat maps go.
+        longest: Tokens of an answer.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {}
+    for method, inputs in asked.items():
+        choice = RoutingChoice(method)
+        answered = model.answer([each.input for each in inputs], choice, max_new_tokens=longest, full=True)
         panels = panels_by_task(inputs, answered)
         experts = len(answered.experts)
         points = [(oracle_divergence(panel, experts), 100 * (panel.score or 0.0)) for panel in panels]

@@ -30,6 +30,7 @@ from tests.real.bench.trial import (
     read_instructions,
     score_one,
     time_methods,
+    trace_routes,
     train_multitask,
     train_one,
 )
@@ -59,7 +60,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             scored += _scored(shop, trial, experts, joint.result(), last)
         reading = shop.give(read_instructions, trial, experts)
         timing = shop.give(time_methods, trial, experts, report.CHOICES) if given.pace else None
-        found = Findings(scored, sharing.result(), reading.result(), timing.result() if timing else {})
+        tracing = None if given.methods else shop.give(trace_routes, trial, experts, {row.name: row for row in scored})
+        found = Findings(
+            scored,
+            sharing.result(),
+            reading.result(),
+            timing.result() if timing else {},
+            tracing.result() if tracing else {},
+        )
     path = trial.scores.with_suffix(".md")
     path.write_text(report.markdown(suite, found))
     plots.draw(suite, found, trial.scores.with_suffix(".plots"))

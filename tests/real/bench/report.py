@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tests.lab import routes
 from tests.real.bench import table
 from tests.real.bench.findings import Findings
 from tests.real.bench.growth import growth
@@ -66,7 +67,9 @@ def markdown(suite: Suite, found: Findings) -> str:
         parts += [_curve(made.questions, found.told)]
     skipped = [f"Left out: {row.name}. {row.skipped}\n" for row in found.scored if row.skipped]
     grown = growth(suite.known, suite.questions, by_name)
-    return "\n".join([*parts, _instructed(found.instructed), _growth(grown), _paces(found.paces), *skipped])
+    return "\n".join(
+        [*parts, _instructed(found.instructed), _growth(grown), _traced(found.traced), _paces(found.paces), *skipped]
+    )
 
 
 def _experts(suite: Suite, by_name: Mapping[str, Scored]) -> str:
@@ -125,6 +128,11 @@ def _instructed(instructed: Sequence[Instructed]) -> str:
     lines += [f"| {kind} | {size} | {count} | {own:.2f} | {other:.2f} |"
               for kind, size, count, own, other in by_length(instructed)]  # fmt: skip
     return "\n".join(lines) + "\n" if instructed else ""
+
+
+def _traced(traced: Mapping[str, routes.Traced]) -> str:
+    """Write down how far routing is from the oracle's, if it was looked at."""
+    return f"## Beside the oracle's routing, on the confirming half\n\n{routes.markdown(traced)}" if traced else ""
 
 
 def _growth(grown: Mapping[str, Mapping[str, Interval]]) -> str:

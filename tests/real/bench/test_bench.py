@@ -90,4 +90,8 @@ def test_from_rows_to_tables(
     assert {path: path.stat().st_mtime_ns for path in pool.rglob("adapter_model.safetensors")} == experts
     table = next(out.glob("pool-*/scores-*.md")).read_text()
     assert "| copy |" in table
-    assert all((next(out.glob("pool-*/scores-*.plots")) / f"{name}.png").is_file() for name in ("shares", "tuning"))
+    assert "## Beside the oracle's routing" in table
+    assert all(
+        (next(out.glob("pool-*/scores-*.plots")) / f"{name}.png").is_file()
+        for name in ("shares", "tuning", "phatgoose")
+    )

@@ -5,7 +5,7 @@ What a part makes lies under the bench's folder, by content, and is found there 
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,10 +16,12 @@ from protocol.spec import Recipe
 from router.base.fingerprint import fingerprint
 from router.model.routed_model import RoutedModel
 from tests.lab.experts import found_pool, train_expert
+from tests.lab.routes import Traced
 from tests.lab.trial import assemble
 from tests.lab.world import Row as LabRow
 from tests.real.base import real_base
 from tests.real.bench import controls, oracle, suite
+from tests.real.bench.beside import beside
 from tests.real.bench.contributors import Contributor, Size
 from tests.real.bench.instructions import Instructed, instructed
 from tests.real.bench.lower import remembering, remembering_requests
@@ -149,6 +151,12 @@ def time_methods(trial: Trial, experts: tuple[Path, ...], methods: Sequence[str]
     model, known = _assembled(trial, experts), {each.task for each in trial.suite.known if not each.document}
     inputs = [question.rows[0].input for question in trial.suite.questions if question.name in known]
     return {size: pace(model, inputs[:size], methods) for size in BATCHES if size <= len(inputs)}
+
+
+def trace_routes(trial: Trial, experts: tuple[Path, ...], found: Mapping[str, Scored]) -> dict[str, Traced]:
+    """Compare routing with the oracle's on the confirming half."""
+    questions = [question for question in trial.suite.questions if question.half == "confirming"]
+    return beside(_assembled(trial, experts), questions, found, trial.scores.with_suffix(".plots"))
 
 
 def score_one(trial: Trial, experts: tuple[Path, ...], multitask: Path | None, asked: Asked) -> Scored:

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from router.base.tokens import encode_input
 from router.methods.features.covariance import Spread, spread_of
-from router.methods.features.mixture import RIDGE
+from router.methods.features.mixture import RIDGE, familiar
 from router.methods.features.nnls import nnls
-from router.methods.features.mixture import familiar
 from router.model.routed_model import RoutedModel
 from router.pool.expert import Expert
 from tests.real.privacy import attacks
