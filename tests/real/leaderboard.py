@@ -43,7 +43,8 @@ _FOOT = """\
 - A *control* is a method with something taken away: whoever does no better than it has shown nothing about routing.
 - A *reference* looks at the answers (`oracle`, `best-individual`) or at everybody's rows (`multitask`); no pool can.
 - `share error` is how far estimated shares of known mixtures are from the true ones, where a method estimates shares.
-- `make check-real` works `phatgoose` and `nnls-request` out again by code that shares nothing with the product.
+- `make check-real` works `phatgoose`, `nnls-request` and `nnls-cautious` out again by code that shares nothing with
+  the product.
 
 ## How to add a method
 

@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from protocol.bundle import GATES, Bundle, pack
 from protocol.signing import Identity
 from protocol.spec import Means, Statistics
+from router.methods.features import mixture
+from router.methods.nnls_cautious import cautious_weights
 from router.methods.nnls_request import request_weights
 from router.query.request import RoutingChoice
 from tests.factories import make_bundle, make_llama, make_pool
@@ -72,7 +74,9 @@ def _tell_means(bundle: Bundle, base: Base, texts: list[str], identity: Identity
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Made:
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
+    for module in (mixture, formulas):
+        monkeypatch.setattr(module, "ENDINGS", (3, 4))  # requests are of four tokens or five
     base, identity = make_llama(tmp_path / "base"), Identity.generate()
     pool, bundles, reader = make_pool(base, identity), [], Base(str(base))
     for at, name in enumerate(NAMES):
@@ -117,7 +121,7 @@ def test_a_score_that_was_changed_is_told(
     kept.write_text("".join(json.dumps(line) + "\n" for line in lines))
     status, methods = made.check(capsys)
     assert status == 1
-    assert (methods["phatgoose"]["disagrees"], methods["nnls-request"]["disagrees"]) == (1, 0)
+    assert [found["disagrees"] for found in methods.values()] == [1, 0, 0]
 
 
 def test_other_gates_are_told_of_the_method_that_routes_by_them(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,7 +130,7 @@ def test_other_gates_are_told_of_the_method_that_routes_by_them(made: Made, caps
     save_file({name: -each if name.endswith(".gate") else each for name, each in tensors.items()}, gates)
     _, methods = made.check(capsys)
     assert methods["phatgoose"]["disagrees"] > 12
-    assert methods["nnls-request"]["disagrees"] == 0
+    assert methods["nnls-request"]["disagrees"] == methods["nnls-cautious"]["disagrees"] == 0
 
 
 def test_other_means_are_told_of_the_other(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,20 +140,26 @@ def test_other_means_are_told_of_the_other(made: Made, capsys: pytest.CaptureFix
     _, methods = made.check(capsys)
     assert methods["phatgoose"]["disagrees"] == 0
     assert methods["nnls-request"]["disagrees"] > 12
+    assert methods["nnls-cautious"]["disagrees"] > 12
 
 
 @pytest.mark.parametrize(
-    ("constant", "value", "method"),
-    [("model.K", 1, "phatgoose"), ("formulas.K", 1, "nnls-request"), ("formulas._DIRECTIONS", 2, "nnls-request")],
+    ("constant", "value", "methods"),
+    [
+        ("model.K", 1, {"phatgoose"}),
+        ("formulas.K", 1, {"nnls-request", "nnls-cautious"}),
+        ("formulas._DIRECTIONS", 2, {"nnls-request", "nnls-cautious"}),
+        ("formulas.ENDINGS", (), {"nnls-cautious"}),
+    ],
 )
 def test_a_formula_that_differs_is_told(
-    made: Made, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, constant: str, value: int,
-    method: str,
+    made: Made, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, constant: str, value: object,
+    methods: set[str],
 ) -> None:  # fmt: skip
     monkeypatch.setattr(f"tests.real.independent.{constant}", value)
-    status, methods = made.check(capsys)
+    status, told = made.check(capsys)
     assert status == 1
-    assert {name for name, found in methods.items() if found["disagrees"]} == {method}
+    assert {name for name, found in told.items() if found["disagrees"]} == methods
 
 
 def test_rows_are_spread_over_families(made: Made) -> None:
@@ -189,6 +199,7 @@ def test_weights_are_the_products_for_few_many_alike_and_unfamiliar() -> None:
         family = np.array([int(np.flatnonzero(labels == each)[0]) for each in labels])
         wanted = request_weights(c, family, 2, None)
         assert formulas.request_weights(c, family.tolist()) == pytest.approx(wanted.tolist())
+        assert formulas.cautious_weights(c, family.tolist()) == pytest.approx(cautious_weights(c, family, 2).tolist())
         unfamiliar += (wanted > 0).sum() > 2
         capped += bool(np.isclose(np.bincount(family, weights=wanted), 1).any())
     assert min(unfamiliar, capped) > 30

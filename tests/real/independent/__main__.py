@@ -1,12 +1,13 @@
-"""Two methods of the bench worked out again by code that shares nothing with the product, and held against its scores.
+"""Methods of the bench worked out again by code that shares nothing with the product, and held against its scores.
 
     python -m tests.real.independent                # what `make bench-real` made last
     python -m tests.real.independent --base BASE --bundles POOL/0 --suite SUITE.json --scores POOL/scores-...
 
-`phatgoose` and `nnls-request`, from the paper, the documentation and the bundles' files alone. Every row is read by
-itself, where the bench reads batches. A row agrees if the loss of its right answer is the same within `TOLERANCE` nats
-a token, and its value is, too; a value of yes and no that is decided by less than the tolerance counts as even, and
-need not be the same. Each row is a line of stdout, the last line one JSON document. Exit status 1 if a row disagrees.
+`phatgoose`, `nnls-request` and `nnls-cautious`, from the paper, the documentation and the bundles' files alone. Every
+row is read by itself, where the bench reads batches. A row agrees if the loss of its right answer is the same within
+`TOLERANCE` nats a token, and its value is, too; a value of yes and no that is decided by less than the tolerance counts
+as even, and need not be the same. Each row is a line of stdout, the last line one JSON document. Exit status 1 if a row
+disagrees.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from tests.real.independent.model import Base, Likelihood, Mixtures, Pool, read_
 
 TOLERANCE = 2e-3
 """Nats a token; of a metric of bits, as much of the value."""
-METHODS = ("phatgoose", "nnls-request")
+METHODS = ("phatgoose", "nnls-request", "nnls-cautious")
 _MOST_ANSWERS = 3
 
 
@@ -87,7 +88,7 @@ def check(base: Base, pool: Pool, suite: Mapping[str, Any], scores: Path, count:
         prompt, answers = base.prompt(row["input"]), row["choices"] or row["targets"][:_MOST_ANSWERS]
         tokens = [base.answer(answer) for answer in answers]
         for method in METHODS:
-            weigh = phatgoose if method == "phatgoose" else pool.fixed(mixtures.weights(prompt))
+            weigh = phatgoose if method == "phatgoose" else pool.fixed(mixtures.weights(method, prompt))
             with base.hooked(pool.paths, partial(pool.add, weigh)):
                 found = judge(question["metric"], row, base.likelihood(prompt, tokens), answers)
             line = kept[method][question["name"]]
@@ -125,7 +126,7 @@ def read_scores(path: Path) -> dict[str, Any]:
 
 
 def latest(bench: Path) -> Path:
-    """Find the newest folder of scores that has both methods.
+    """Find the newest folder of scores that has all methods.
 
     Raises:
         RuntimeError: There is none.
@@ -133,7 +134,7 @@ def latest(bench: Path) -> Path:
     every = (path.parent for path in bench.glob(f"pool-*/scores-*/{METHODS[0]}.jsonl"))
     whole = [folder for folder in every if all((folder / f"{method}.jsonl").is_file() for method in METHODS)]
     if not whole:
-        raise RuntimeError(f"{bench} has no scores of {' and '.join(METHODS)}; run make bench-real first.")
+        raise RuntimeError(f"{bench} has no scores of {', '.join(METHODS)}; run make bench-real first.")
     return max(whole, key=lambda folder: folder.stat().st_mtime)
 
 

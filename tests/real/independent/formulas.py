@@ -1,7 +1,8 @@
 """What a request is a mixture of, and who answers it: plain numbers in, plain numbers out.
 
-Source: docs/methods.md, docs/decisions/0013-mixtures.md and the heads of router/methods/nnls_request.py and
-router/methods/features/mixture.py. Shares are found by coordinate descent, where the product moves an active set.
+Source: docs/methods.md, docs/decisions/0013-mixtures.md and the heads of router/methods/nnls_request.py,
+router/methods/nnls_cautious.py and router/methods/features/mixture.py. Shares are found by coordinate descent, where
+the product moves an active set.
 """
 
 from collections import defaultdict
@@ -14,6 +15,8 @@ from torch import Tensor
 
 K = 2
 """Experts a token, as in the paper and in every release that says nothing else."""
+ENDINGS = (16, 32, 64)
+"""Tokens of what a request ends in, shortest first."""
 _DIRECTIONS = 256
 Floats = np.ndarray[Any, Any]
 
@@ -81,3 +84,21 @@ def request_weights(c: Floats, family: Sequence[int]) -> list[float]:
         weights[z] = mass * float(c[z] / sum(c[y] for y in kept))
     whole = [sum(w for w, each in zip(weights, family, strict=True) if each == mine) for mine in family]
     return [w / max(sum_, 1.0) for w, sum_ in zip(weights, whole, strict=True)]
+
+
+def half(c: Floats, family: Sequence[int]) -> bool:
+    """Tell whether somebody, with all that are alike, has half of a request."""
+    return any(
+        sum(float(share) for share, each in zip(c, family, strict=True) if each == mine) >= 0.5 for mine in family
+    )
+
+
+def cautious_weights(c: Floats, family: Sequence[int]) -> list[float]:
+    """Turn shares into weights by docs/methods.md: a share to the power of 1.5, which those alike divide among them."""
+    weights = []
+    for share, mine in zip(c, family, strict=True):
+        together = sum(float(other) for other, each in zip(c, family, strict=True) if each == mine)
+        weights.append(min(together, 1.0) ** 1.5 * float(share) / together if share > 0 else 0.0)
+    most = K if half(c, family) else max(K, min(2 * K, 4))
+    kept = sorted(range(len(c)), key=lambda z: (-weights[z], z))[:most]
+    return [weight if z in kept and weight > 1e-3 else 0.0 for z, weight in enumerate(weights)]

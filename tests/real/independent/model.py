@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.real.independent.formulas import Floats, K, families, metric, request_weights, solve
+from tests.real.independent import formulas
+from tests.real.independent.formulas import Floats, K, cautious_weights, families, half, metric, request_weights, solve
 
 _TEXTS, _TEXT_TOKENS = 1024, 256
 _PREFIX, _SUFFIXES = "base_model.model.", ("lora_A.weight", "lora_B.weight")
@@ -221,13 +222,26 @@ class Mixtures:
         products = [apart[path] @ solved for path, solved in self._solved.items()]
         return np.asarray(torch.stack(products).mean(0))
 
-    def weights(self, tokens: Sequence[int]) -> list[float]:
+    def weights(self, method: str, tokens: Sequence[int]) -> list[float]:
         """Say with how much each expert answers a request."""
+        family = families(self.gram)
+        if method == "nnls-request":
+            return request_weights(self.shares(tokens), family)
+        begin = list(tokens[:1]) if tokens[0] == self._base.tokenizer.bos_token_id else []
+        for length in formulas.ENDINGS:
+            if len(tokens) > length:
+                ending = self.shares([*begin, *tokens[len(tokens) - length + len(begin) :]])
+                if half(ending, family):
+                    return cautious_weights(ending, family)
+        return cautious_weights(self.shares(tokens), family)
+
+    def shares(self, tokens: Sequence[int]) -> Floats:
+        """Solve tokens for the experts that they are a mixture of."""
         seen = self.read(tokens)
         target = self._mean_of({path: seen[path] - centre for path, centre in self._centres.items()})
         n = len(self.gram)
         even = self.gram + 1e-3 * np.trace(self.gram) / n * np.eye(n)
-        return request_weights(solve(even, target), families(self.gram))
+        return solve(even, target)
 
 
 def _mean(expert: Expert, readers: Sequence[str]) -> Tensor | None:
