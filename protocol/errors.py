@@ -66,6 +66,7 @@ class Code(Enum):
     HELD_BACK = Fate("FAILED_PRECONDITION", 409, EX_DATAERR, "The candidate did not do well enough on held-out data.")
 
     # What a pool takes.
+    INVITE = Fate("PERMISSION_DENIED", 403, EX_NOPERM, "A new key needs an invite that still holds.")
     NAME_TAKEN = Fate("ALREADY_EXISTS", 409, EX_DATAERR, "The name belongs to another contributor.")
     NAME_MISLEADING = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "The name looks like a key.")
     WRONG_POOL = Fate("FAILED_PRECONDITION", 409, EX_DATAERR, "The bundle was made for another pool.")

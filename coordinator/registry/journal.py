@@ -1,4 +1,4 @@
-"""The registry's journal: every step of a key, node, bundle, candidate, release or campaign is one row.
+"""The registry's journal: every step of an invite, key, node, bundle, candidate, release or campaign is one row.
 
 It is written in the same transaction, and with it the log's tree grows. The steps that several changes take or bring
 with them stand here, too.

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from coordinator.policy.lifecycle import State
 from coordinator.registry.log import PAGE, encode, entries, read_hashes, read_size
-from coordinator.registry.tables import BundleRow, Contributor, LogNode, ReleaseRow
+from coordinator.registry.tables import BundleRow, Contributor, Invite, LogNode, ReleaseRow
 from coordinator.registry.transactions import Transactions
 from protocol.log import merkle
 from protocol.log.merkle import Span, Subtree, leaf_hash
@@ -58,6 +58,7 @@ def _check_tables(session: Session, told: _Told) -> Iterator[str]:
     tables = {
         "bundle": {row.digest: row.state for row in session.execute(select(BundleRow.digest, BundleRow.state))},
         "contributor": {row.key: row.state for row in session.execute(select(Contributor.key, Contributor.state))},
+        "invite": {row.sha256: row.state for row in session.execute(select(Invite.sha256, Invite.state))},
         "release": {digest: str(n) for digest, n in session.execute(select(ReleaseRow.digest, ReleaseRow.number))},
     }
     for kind, rows in tables.items():

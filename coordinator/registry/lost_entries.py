@@ -11,7 +11,7 @@ from coordinator.registry import journal
 from coordinator.registry.bundles import bundle_row
 from coordinator.registry.log import encode, fill, read_root, read_size
 from coordinator.registry.log_check import RESTORED
-from coordinator.registry.tables import Contributor, Event, LogNode, Node
+from coordinator.registry.tables import Contributor, Event, Invite, LogNode, Node
 from coordinator.registry.transactions import Transactions
 from protocol.errors import Code, Refused
 from protocol.log.leaf import LogLeaf
@@ -72,6 +72,9 @@ def _shut_out(session: Session, leaf: LogLeaf) -> bool:
         case "contributor", "revoked":
             if contributor := session.get(Contributor, leaf.subject):
                 contributor.state = leaf.step
+        case "invite", "revoked":
+            for invite in session.scalars(select(Invite).where(Invite.sha256 == leaf.subject)):
+                invite.state = leaf.step
         case "node", "revoked":
             if node := session.get(Node, leaf.subject):
                 node.state = leaf.step

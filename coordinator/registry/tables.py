@@ -36,6 +36,27 @@ class Contributor(RegistryTable):
     envelope: Mapped[bytes] = mapped_column(LargeBinary)
     """The signed enrolment."""
     enrolled: Mapped[str] = mapped_column(_TIME)
+    invite: Mapped[str | None] = mapped_column(String(8), default=None)
+    """Name of the invite that it came by; null for none."""
+
+
+class Invite(RegistryTable):
+    """A way in for new keys."""
+
+    __tablename__ = "invites"
+
+    name: Mapped[str] = mapped_column(String(8), primary_key=True)
+    """The first eight digits of its token, which are no secret."""
+    sha256: Mapped[str] = mapped_column(_DIGEST, unique=True)
+    """Of the token."""
+    uses: Mapped[int]
+    """How many keys it lets in."""
+    state: Mapped[str] = mapped_column(String(16))
+    """made or revoked."""
+    made: Mapped[str] = mapped_column(_TIME)
+    expires: Mapped[str] = mapped_column(_TIME)
+    note: Mapped[str] = mapped_column(Text)
+    """The operator's own."""
 
 
 class Upload(RegistryTable):
@@ -226,7 +247,7 @@ class Event(RegistryTable):
     at: Mapped[str] = mapped_column(_TIME)
     """Never earlier than the event before, whatever the server's clock does."""
     kind: Mapped[str] = mapped_column(String(16))
-    """pool, contributor, node, bundle, check (of a bundle), candidate, release or campaign."""
+    """pool, invite, contributor, node, bundle, check (of a bundle), candidate, release or campaign."""
     subject: Mapped[str] = mapped_column(_DIGEST, index=True)
     """Key or digest."""
     step: Mapped[str] = mapped_column(String(16))

@@ -33,6 +33,8 @@ _IDLE_LIFE = timedelta(minutes=30)
 """How long an upload lives to which not a byte comes."""
 _ENVELOPE_BYTES, _BYTES_A_MODULE = 1 << 14, 1 << 10
 """Of an enrolment or a binding at most, and of a bundle's envelope with so many more for each module of the pool."""
+_NEW_KEYS = {"open": "active", "approved": "pending", "invite": None}
+"""State of a new key that comes without an invite, by the pool's policy; None where it needs one."""
 _MANIFESTS = 64
 """Uploads whose verified statement is at hand; reading one again costs more than a call of theirs does."""
 
@@ -91,20 +93,22 @@ class Intake:
         self._drop_expired()
         self._spool.sweep(self._registry.uploads.digests())
 
-    def enrol(self, envelope: bytes, network: str) -> str:
-        """Take a key's presentation from a network and return the key's state.
+    def enrol(self, envelope: bytes, network: str, invite: str = "") -> str:
+        """Take a key's presentation from a network, with an invite's token if it has one, and return the key's state.
 
         Raises:
-            Refused: `TOO_LARGE`, `WRONG_POOL`, or as the registry and the envelope.
+            Refused: `TOO_LARGE`, `WRONG_POOL`, `INVITE`, or as the registry and the envelope.
             Unavailable: `BUSY` for too many new keys.
         """
         self._check_open()
         _check_size(envelope, _ENVELOPE_BYTES)
         enrolment = documents.read_enrolment(envelope)
         self._check_pool(enrolment.pool)
-        state = "active" if self._pool.spec.policy.enrolment == "open" else "pending"
+        state = _NEW_KEYS[self._pool.spec.policy.enrolment]
         check = partial(self._new_keys.take, network)
-        return self._registry.contributors.enrol(enrolment, envelope, state=state, check=check, now=self._clock())
+        return self._registry.contributors.enrol(
+            enrolment, envelope, state=state, invite=invite, check=check, now=self._clock()
+        )
 
     def bind(self, envelope: bytes) -> str:
         """Take the key of a contributor's daemon, and return where the daemon connects to.

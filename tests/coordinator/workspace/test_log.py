@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -208,3 +209,25 @@ def test_a_line_that_a_kill_cut_short_is_written_anew(place: Place) -> None:
     entries.unlink()
     place.submit(place.make())
     assert len(entries.read_bytes().splitlines()) == head(place).size
+
+
+def test_an_invite_revoked_then_an_older_copy_restored(program: Program, place: Place) -> None:
+    with place.open() as open_:
+        token, _ = open_.registry.invites.make(uses=1, expires=now() + timedelta(days=1), note="", now=now())
+    backup = place.database.read_bytes()
+    assert program(place.workspace, "invites", "revoke", token[:8]) == 0
+    place.database.write_bytes(backup)
+    assert program(place.workspace, "log", "verify") == Code.LOG_ROLLBACK.fate.exit
+    assert fsck(program, place, "--adopt")[0] == 0
+    with place.open() as open_:
+        assert [each.state(now()) for each in open_.registry.invites.all()] == ["revoked"]
+    assert fsck(program, place)[0] == 0
+
+
+def test_an_invite_that_the_log_knows_otherwise_is_found(program: Program, place: Place) -> None:
+    with place.open() as open_:
+        open_.registry.invites.make(uses=1, expires=now() + timedelta(days=1), note="", now=now())
+        with open_.registry.writing() as session:
+            session.execute(text("UPDATE invites SET state = 'revoked'"))
+        (fault,) = contradictions(open_.registry)
+    assert "the log says made" in fault

@@ -6,6 +6,7 @@ from datetime import datetime
 from sqlalchemy import select
 
 from coordinator.registry import journal
+from coordinator.registry.enrolment import invites
 from coordinator.registry.tables import Contributor
 from coordinator.registry.transactions import Subject
 from protocol.documents import Enrolment, check_name, looks_like_key, timestamp
@@ -20,8 +21,9 @@ class Contributors(Subject):
         enrolment: Enrolment,
         envelope: bytes,
         *,
-        state: str,
+        state: str | None,
         now: datetime,
+        invite: str = "",
         check: Callable[[], None] = lambda: None,
     ) -> str:
         """Remember a key under its name, and return its state; a known pair stays as it is.
@@ -29,12 +31,13 @@ class Contributors(Subject):
         Args:
             enrolment: Who presents itself.
             envelope: The same, signed.
-            state: Of a new key.
+            state: Of a new key that comes without an invite; None where it needs one.
             now: The time.
+            invite: The token of an invite, by which a new key is active at once; empty without one.
             check: Called before a new key is remembered, to refuse it.
 
         Raises:
-            Refused: `NAME_TAKEN`, `NAME_MISLEADING` or `KEY_REVOKED`.
+            Refused: `NAME_TAKEN`, `NAME_MISLEADING`, `KEY_REVOKED` or `INVITE`.
             GreylagError: Whatever `check` refuses with.
         """
         with self._registry.writing() as session:
@@ -47,12 +50,22 @@ class Contributors(Subject):
             check_name(enrolment.name)
             if session.scalar(select(Contributor.key).where(Contributor.name == enrolment.name)):
                 raise Refused(Code.NAME_TAKEN, f"The name {enrolment.name!r} is taken.", "Choose another name.")
+            by = invites.use(session, invite, now=now) if invite else None
+            if by is not None:
+                state = "active"
+            elif state is None:
+                raise Refused(
+                    Code.INVITE,
+                    "The pool takes new keys by invitation alone.",
+                    "Ask its operator for an invite, then: greylag-client init --coordinator HOST:PORT --invite TOKEN",
+                )
             check()
             session.add(
                 Contributor(
-                    key=enrolment.key, name=enrolment.name, state=state, envelope=envelope, enrolled=timestamp(now)
+                    key=enrolment.key, name=enrolment.name, state=state, envelope=envelope, enrolled=timestamp(now),
+                    invite=by,
                 )
-            )
+            )  # fmt: skip
             journal.record(session, "contributor", enrolment.key, state, actor="contributor", now=now)
             return state
 
