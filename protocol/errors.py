@@ -46,6 +46,7 @@ class Code(Enum):
     WEAK_KEY = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "The public key is of small order and signs everything.")
     KEY_UNKNOWN = Fate("UNAUTHENTICATED", 401, EX_NOPERM, "The key is not enrolled with this coordinator.")
     KEY_PENDING = Fate("FAILED_PRECONDITION", 409, EX_NOPERM, "The key waits for an operator's approval.")
+    KEY_ROTATED = Fate("PERMISSION_DENIED", 403, EX_NOPERM, "Another key of its contributor took the key's place.")
     KEY_REVOKED = Fate("PERMISSION_DENIED", 403, EX_NOPERM, "The key was revoked.")
     SIGNER_MISMATCH = Fate("PERMISSION_DENIED", 403, EX_NOPERM, "The bundle names another contributor than its signer.")
     SESSION_DENIED = Fate("PERMISSION_DENIED", 403, EX_NOPERM, "The upload session belongs to someone else.")

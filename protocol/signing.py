@@ -171,7 +171,13 @@ class Identity:
 
     def sign(self, payload: bytes) -> bytes:
         """Put a payload into a signed envelope (JSON bytes)."""
-        envelope = Envelope(payload, PAYLOAD_TYPE, {})
+        return self._added_to(Envelope(payload, PAYLOAD_TYPE, {}))
+
+    def countersign(self, signed: "Signed") -> bytes:
+        """Add a signature to an envelope, beside those that are there (JSON bytes)."""
+        return self._added_to(signed.as_library())
+
+    def _added_to(self, envelope: Envelope) -> bytes:
         envelope.sign(self._signer)
         return strict_json.dumps(envelope.to_dict())
 
@@ -209,19 +215,20 @@ class Signed:
 
     def is_canonical(self, raw: bytes) -> bool:
         """Tell whether an envelope that was read as this one holds one signature and is written as `Identity.sign`."""
-        signatures = {keyid: Signature(keyid, value.hex()) for keyid, value in self.signatures}
-        return len(signatures) == 1 and raw == strict_json.dumps(
-            Envelope(self.payload, PAYLOAD_TYPE, signatures).to_dict()
-        )
+        return len(self.signatures) == 1 and raw == strict_json.dumps(self.as_library().to_dict())
 
     def verify(self, key: PublicKey) -> bytes:
         """Return the payload if a key signed it (`BAD_SIGNATURE`)."""
-        signatures = {keyid: Signature(keyid, value.hex()) for keyid, value in self.signatures}
         try:
-            Envelope(self.payload, PAYLOAD_TYPE, signatures).verify([key._verifier], 1)  # noqa: SLF001 - of this module
+            self.as_library().verify([key._verifier], 1)  # noqa: SLF001 - of this module
         except VerificationError as error:
             raise Refused(Code.BAD_SIGNATURE, f"There is no valid signature by key {key.hex[:16]}.") from error
         return self.payload
+
+    def as_library(self) -> Envelope:
+        """The same as securesystemslib has it."""
+        signatures = {keyid: Signature(keyid, value.hex()) for keyid, value in self.signatures}
+        return Envelope(self.payload, PAYLOAD_TYPE, signatures)
 
 
 def _fields(value: Any, *names: str) -> dict[str, Any]:

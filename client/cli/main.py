@@ -256,7 +256,7 @@ def privacy(epsilon: float | None, delta: float | None, clip: float) -> "Promise
 
 
 # After the verbs above, so that --help lists all of them in the order in which a person comes to them.
-for _verb in (submit.submit, submit.status, history.history, submit.verify, daemon.daemon):
+for _verb in (submit.submit, submit.status, history.history, submit.verify, daemon.daemon, keys.rotate_key):
     app.command(cls=Verb)(_verb)
 app.add_typer(keys.app, name="keys")
 

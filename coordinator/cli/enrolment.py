@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coordinator.cli.options import JsonOption, WorkspaceOption
+from coordinator.cli.options import JsonOption, ReasonOption, WorkspaceOption
 from coordinator.cli.output import fields, now, opened_workspace, show_rows
 from protocol.errors import Code, Refused
 from protocol.programs import print_json, put, say
@@ -14,7 +14,7 @@ from protocol.programs import print_json, put, say
 if TYPE_CHECKING:
     from coordinator.registry.enrolment.invites import Invited
 
-contributors = typer.Typer(help="Show, approve and revoke contributors' keys.", no_args_is_help=True)
+contributors = typer.Typer(help="Show, approve, revoke and recover contributors' keys.", no_args_is_help=True)
 invites = typer.Typer(help="Make, show and revoke invites for new keys.", no_args_is_help=True)
 
 WhoArgument = Annotated[str, typer.Argument(help="Name or key.")]
@@ -24,13 +24,14 @@ _LONGEST_NOTE = 200
 
 @contributors.command("ls")
 def contributors_ls(*, as_json: JsonOption = False, workspace: WorkspaceOption = Path()) -> None:
-    """List every key.
+    """List every contributor, with the key in force.
 
     Example: greylag-coordinator contributors ls
     """
     shown = ("name", "state", "enrolled", "key")
     with opened_workspace(workspace) as open_:
-        rows = [fields(row, *shown, "invite") for row in open_.registry.contributors.all()]
+        keys = open_.registry.contributors.keys()
+        rows = [fields(row, *shown, "invite") | {"key": keys[row.key]} for row in open_.registry.contributors.all()]
     show_rows("contributors", shown, rows, as_json=as_json)
 
 
@@ -50,6 +51,38 @@ def contributors_revoke(who: WhoArgument, *, workspace: WorkspaceOption = Path()
     Example: greylag-coordinator contributors revoke ada
     """
     _set_contributor(workspace, who, "revoked")
+
+
+@contributors.command("recover")
+def contributors_recover(
+    name: Annotated[str, typer.Argument(help="The contributor.")],
+    enrolment: Annotated[Path, typer.Argument(help="The file enrolment.dsse.json that came with the new key.")],
+    *,
+    reason: ReasonOption,
+    workspace: WorkspaceOption = Path(),
+) -> None:
+    """Let a contributor's new key take the place of one that is lost or stolen, by your signed decision.
+
+    Make sure by another road that the key is the contributor's: it is printed. Whoever is revoked stays so until
+    `contributors approve`.
+
+    Example: greylag-coordinator contributors recover ada enrolment.dsse.json --reason "The laptop was stolen."
+    """
+    from protocol.documents import RECOVERY_TYPE, Recovery, read_enrolment, sign, timestamp
+
+    said, at = read_enrolment(enrolment.read_bytes()), now()
+    with opened_workspace(workspace) as open_:
+        if (said.name, said.pool) != (name, open_.pool.digest):
+            what = f"{enrolment} presents the key of {said.name} to pool {said.pool[:16]}."
+            raise Refused(Code.REQUEST_INVALID, what, "Ask for the one that greylag-client rotate-key --lost wrote.")
+
+        def decide(old: str) -> bytes:
+            decision = Recovery(pool=said.pool, name=name, old=old, new=said.key, reason=reason, created=timestamp(at))
+            return sign(RECOVERY_TYPE, {"pool": said.pool}, decision, open_.identity)
+
+        row = open_.registry.contributors.recover(said, decide=decide, reason=reason, now=at)
+    put(said.key)
+    say(f"This is now the key of {row.name}, who is {row.state}.")
 
 
 @invites.command("make")

@@ -24,7 +24,7 @@ class RegistryTable(DeclarativeBase):
 
 
 class Contributor(RegistryTable):
-    """A key under a name."""
+    """A key under a name; a later key of the same contributor is a rotation."""
 
     __tablename__ = "contributors"
 
@@ -38,6 +38,19 @@ class Contributor(RegistryTable):
     enrolled: Mapped[str] = mapped_column(_TIME)
     invite: Mapped[str | None] = mapped_column(String(8), default=None)
     """Name of the invite that it came by; null for none."""
+
+
+class RotationRow(RegistryTable):
+    """A key that took another's place. All other rows go on naming a contributor by the first key."""
+
+    __tablename__ = "rotations"
+
+    new: Mapped[str] = mapped_column(_DIGEST, primary_key=True)
+    old: Mapped[str] = mapped_column(_DIGEST, unique=True)
+    contributor: Mapped[str] = mapped_column(ForeignKey("contributors.key"), index=True)
+    envelope: Mapped[bytes] = mapped_column(LargeBinary)
+    """The signed rotation or recovery; empty where only the log still tells of it."""
+    rotated: Mapped[str] = mapped_column(_TIME)
 
 
 class Invite(RegistryTable):

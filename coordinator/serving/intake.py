@@ -110,6 +110,20 @@ class Intake:
             enrolment, envelope, state=state, invite=invite, check=check, now=self._clock()
         )
 
+    def rotate(self, envelope: bytes, network: str) -> str:
+        """Let a contributor's new key take the old one's place, from a network, and return the key's state.
+
+        Raises:
+            Refused: `TOO_LARGE`, `WRONG_POOL`, or as the registry and the envelope.
+            Unavailable: `BUSY` for too many new keys.
+        """
+        self._check_open()
+        _check_size(envelope, _ENVELOPE_BYTES)
+        rotation = documents.read_rotation(envelope)
+        self._check_pool(rotation.pool)
+        check = partial(self._new_keys.take, network)
+        return self._registry.contributors.rotate(rotation, envelope, check=check, now=self._clock())
+
     def bind(self, envelope: bytes) -> str:
         """Take the key of a contributor's daemon, and return where the daemon connects to.
 

@@ -40,6 +40,12 @@ class IntakeService(intake_pb2_grpc.IntakeServicer):
         state = await asyncio.to_thread(self._intake.enrol, request.envelope, network, request.invite)
         return intake_pb2.EnrolReply(state=state)
 
+    async def Rotate(self, request: intake_pb2.RotateRequest, context: Context) -> intake_pb2.RotateReply:
+        """Let a new key take an old one's place."""
+        network = network_of(context.peer())
+        state = await asyncio.to_thread(self._intake.rotate, request.envelope, network)
+        return intake_pb2.RotateReply(state=state)
+
     async def Begin(self, request: intake_pb2.BeginRequest, context: Context) -> intake_pb2.BeginReply:
         """Judge an envelope and open a session."""
         return await asyncio.to_thread(self._intake.begin, request.envelope)

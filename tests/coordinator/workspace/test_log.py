@@ -11,12 +11,14 @@ from sqlalchemy import text
 from coordinator.registry.log_check import contradictions
 from coordinator.workspace.context import opened
 from coordinator.workspace.settings import load
+from protocol.documents import read_rotation, sign_rotation
 from protocol.errors import Code, Refused
 from protocol.log import merkle
 from protocol.log.checkpoint import Checkpoint, read_checkpoint
 from protocol.log.leaf import LogLeaf, read_leaf
 from protocol.signing import Identity
 from tests.coordinator.cli.test_main import Program, program
+from tests.coordinator.contributor import enrolment
 from tests.coordinator.workspace.test_restored import Place, fsck, now
 
 __all__ = ["program"]
@@ -231,3 +233,45 @@ def test_an_invite_that_the_log_knows_otherwise_is_found(program: Program, place
             session.execute(text("UPDATE invites SET state = 'revoked'"))
         (fault,) = contradictions(open_.registry)
     assert "the log says made" in fault
+
+
+def test_a_key_rotated_then_an_older_copy_restored(program: Program, place: Place) -> None:
+    """The old key may have been stolen: it stays out, and the new one stays in, though its statement is lost."""
+    place.submit(place.make())
+    place.work()
+    backup, old, new = place.database.read_bytes(), place.ada, Identity.generate()
+    with place.open() as open_:
+        envelope = sign_rotation(place.pool, old, new, now())
+        assert open_.registry.contributors.rotate(read_rotation(envelope), envelope, now=now()) == "active"
+    place.ada = new
+    place.submit(place.make())
+    seen = head(place)
+    place.database.write_bytes(backup)
+    assert fsck(program, place, "--adopt")[0] == 0
+    check_continues(place, seen)
+    place.submit(place.make())
+    place.ada = old
+    with pytest.raises(Refused) as refused:
+        place.submit(place.make())
+    assert refused.value.code is Code.KEY_ROTATED
+    assert place.work().spec.experts
+    assert fsck(program, place)[0] == 0
+
+
+def test_a_key_recovered_while_revoked_then_an_older_copy_restored(program: Program, place: Place) -> None:
+    place.submit(place.make())
+    backup, new = place.database.read_bytes(), Identity.generate()
+    assert program(place.workspace, "contributors", "revoke", "ada") == 0
+    file = place.folder / "enrolment.dsse.json"
+    file.write_bytes(enrolment(place.pool.digest, new, "ada"))
+    assert program(place.workspace, "contributors", "recover", "ada", str(file), "--reason", "It was stolen.") == 0
+    place.database.write_bytes(backup)
+    assert fsck(program, place, "--adopt")[0] == 0
+    for key in (place.ada, new):
+        place.ada = key
+        with pytest.raises(Refused) as refused:
+            place.submit(place.make())
+        assert refused.value.code is Code.KEY_REVOKED
+    assert program(place.workspace, "contributors", "approve", new.public.hex) == 0
+    place.submit(place.make())
+    assert fsck(program, place)[0] == 0

@@ -1,4 +1,4 @@
-"""Invites, and who came by which."""
+"""Invites and who came by which, and keys that took others' places."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,7 +10,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Make the table and the column."""
+    """Make the tables and the column."""
     op.create_table(
         "invites",
         sa.Column("name", sa.String(8), nullable=False),
@@ -23,4 +23,18 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("name", name=op.f("pk_invites")),
         sa.UniqueConstraint("sha256", name=op.f("uq_invites_sha256")),
     )
+    op.create_table(
+        "rotations",
+        sa.Column("new", sa.String(64), nullable=False),
+        sa.Column("old", sa.String(64), nullable=False),
+        sa.Column("contributor", sa.String(64), nullable=False),
+        sa.Column("envelope", sa.LargeBinary(), nullable=False),
+        sa.Column("rotated", sa.String(20), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["contributor"], ["contributors.key"], name=op.f("fk_rotations_contributor_contributors")
+        ),
+        sa.PrimaryKeyConstraint("new", name=op.f("pk_rotations")),
+        sa.UniqueConstraint("old", name=op.f("uq_rotations_old")),
+    )
+    op.create_index(op.f("ix_rotations_contributor"), "rotations", ["contributor"])
     op.add_column("contributors", sa.Column("invite", sa.String(8), nullable=True))
