@@ -89,7 +89,9 @@ class Intake:
         self._moved: dict[str, tuple[int, datetime]] = {}
 
     def sweep(self) -> None:
-        """Forget expired uploads, and the spooled bytes that belong to none."""
+        """Forget expired uploads, and the spooled bytes that belong to none; not while the registry is read-only."""
+        if Switch.REGISTRY in self._registry.switches.thrown():
+            return
         self._drop_expired()
         self._spool.sweep(self._registry.uploads.digests())
 
@@ -229,9 +231,9 @@ class Intake:
         raise Refused(Code.BUNDLE_UNKNOWN, f"No bundle {digest[:16]!r} was submitted.", "Submit it first.")
 
     def _check_open(self) -> None:
-        """Take nothing while the operator has closed pool or intake (`CLOSED`), or from an older registry on."""
+        """Take nothing while the operator has closed anything (`CLOSED`), or from an older registry on."""
         self._check_log()
-        self._registry.switches.check(Switch.POOL, Switch.INTAKE)
+        self._registry.switches.check(*Switch)
 
     def _check_pool(self, named: str) -> None:
         if named != self._pool.digest:
