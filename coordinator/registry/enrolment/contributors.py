@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from coordinator.policy.eligibility import judge_contributor
 from coordinator.registry import journal
 from coordinator.registry.enrolment import invites
-from coordinator.registry.enrolment.keys import ROTATED, in_force, key_state, owner, successor
+from coordinator.registry.enrolment.keys import ROTATED, all_in_force, in_force, key_state, owner, successor
 from coordinator.registry.tables import Contributor, RotationRow
 from coordinator.registry.transactions import Subject
 from protocol.documents import Enrolment, Rotation, check_name, looks_like_key, timestamp
@@ -146,7 +146,7 @@ class Contributors(Subject):
     def keys(self) -> dict[str, str]:
         """The keys in force, by the contributors' first keys."""
         with self._registry.reading() as session:
-            return {key: in_force(session, key) for key in session.scalars(select(Contributor.key))}
+            return all_in_force(session)
 
     def set_state(self, name_or_key: str, state: str, *, now: datetime) -> Contributor:
         """Approve (active) or revoke a contributor, and with one his nodes; 64 digits are a key, whoever is named so.

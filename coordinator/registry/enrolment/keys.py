@@ -1,6 +1,6 @@
 """Whose a key is: rows name a contributor by the first key, whichever is in force."""
 
-from sqlalchemy import select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from coordinator.registry.tables import Contributor, RotationRow
@@ -35,6 +35,16 @@ def key_state(session: Session, key: str) -> str | None:
 
 def in_force(session: Session, contributor: str) -> str:
     """Return the key with which a contributor, named as rows do, signs now."""
-    replaced = select(RotationRow.old)
-    last = select(RotationRow.new).where(RotationRow.contributor == contributor, RotationRow.new.not_in(replaced))
-    return session.scalar(last) or contributor
+    return session.scalar(_last_keys().where(RotationRow.contributor == contributor)) or contributor
+
+
+def all_in_force(session: Session) -> dict[str, str]:
+    """As `in_force`, of everybody."""
+    first = {key: key for key in session.scalars(select(Contributor.key))}
+    later = session.execute(_last_keys().add_columns(RotationRow.contributor))
+    return first | {contributor: key for key, contributor in later}
+
+
+def _last_keys() -> Select[str]:
+    """Ask for the keys that took others' places, and whose places none took."""
+    return select(RotationRow.new).where(RotationRow.new.not_in(select(RotationRow.old)))

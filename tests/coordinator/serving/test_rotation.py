@@ -14,9 +14,10 @@ from protocol.documents import read_enrolment, sign_rotation
 from protocol.errors import Code
 from protocol.fleet.node_key import NodeKey, bind, read_binding
 from protocol.signing import Identity
+from protocol.v1.intake_pb2 import RotateRequest
 from tests import factories
 from tests.coordinator.conftest import Served, make_pool, resign
-from tests.coordinator.contributor import NOW, Contributor, enrolment
+from tests.coordinator.contributor import DEADLINE_S, NOW, Contributor, enrolment
 from tests.coordinator.serving.conftest import Join, accept, refusal
 
 ADDRESS = "192.0.2.1"
@@ -71,6 +72,14 @@ def test_rotated_then_the_old_key_uploads(
     fresh.submit(make(served, tmp_path, new, "second"))
     assert {row.contributor for row in served.registry.bundles.all()} == {identity.public.hex}
     assert contradictions(served.registry) == []
+
+
+def test_a_rotation_crosses_the_wire(served: Served, join: Join, identity: Identity) -> None:
+    ada, new = join(identity), Identity.generate()
+    request = RotateRequest(envelope=sign_rotation(served.pool, identity, new, served.clock()))
+    assert ada.intake.Rotate(request, timeout=DEADLINE_S).state == "active"
+    refused = refusal(ada.enrol, served.pool, "ada")
+    assert (refused.code, refused.hint) == (Code.KEY_ROTATED, "Use the workspace that holds the new key.")
 
 
 def test_a_new_key_supersedes_what_the_old_one_submitted(
