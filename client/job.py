@@ -95,9 +95,28 @@ def bring_back(workspace: ClientWorkspace, digest: str, now: datetime) -> Bundle
             "Give one that this lists: greylag-client history",
         )
     ((manifest, run, record),) = found
-    gates = manifest.files[GATES].sha256
-    shared = next(path.parent for path in run.rglob(GATES) if sha256_of(path) == gates)
-    return _pack(workspace, record, run, shared, workspace.identity(), now)
+    return _pack(workspace, record, run, _shared(run, manifest), workspace.identity(), now)
+
+
+def sign_again(workspace: ClientWorkspace, identity: Identity, now: datetime) -> list[Bundle]:
+    """Pack those bundles anew that lie here, were not submitted, and were signed by another key.
+
+    Raises:
+        Refused: As `client.bundle.pack.pack_run`.
+    """
+    sent = {record.digest for record in outbox.load(workspace.outbox)}
+    again = []
+    for manifest, run, record in made(workspace):
+        envelope = workspace.bundles / record.name / ENVELOPE
+        lies_here = envelope.is_file() and envelope.read_bytes() == manifest.envelope
+        if lies_here and manifest.digest not in sent and manifest.signer != identity.public:
+            again.append(_pack(workspace, record, run, _shared(run, manifest), identity, now))
+    return again
+
+
+def _shared(run: Path, manifest: Manifest) -> Path:
+    """Find what a bundle of a run shares, by its gates."""
+    return next(path.parent for path in run.rglob(GATES) if sha256_of(path) == manifest.files[GATES].sha256)
 
 
 def _train_what_is_missing(plan: TrainingPlan, run: Path, report: Report) -> None:

@@ -1,4 +1,4 @@
-"""Signed documents of a pool: the pool itself, enrolments, receipts; and how any document is signed and read."""
+"""Signed documents of a pool: itself, keys that come and go, receipts; and how any document is signed and read."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -9,10 +9,12 @@ from pydantic import Field
 from protocol import statement
 from protocol.errors import Code, Refused
 from protocol.signing import Identity, PublicKey, Signed
-from protocol.spec import POOL_TYPE, TIMESTAMP_FORMAT, KeyHex, Name, PoolSpec, Sha256, Timestamp
+from protocol.spec import POOL_TYPE, TIMESTAMP_FORMAT, KeyHex, Line, Name, PoolSpec, Sha256, Timestamp
 from protocol.statement import Strict
 
 ENROLMENT_TYPE = "https://greylag.org/enrolment/v1"
+ROTATION_TYPE = "https://greylag.org/rotation/v1"
+RECOVERY_TYPE = "https://greylag.org/recovery/v1"
 RECEIPT_TYPE = "https://greylag.org/receipt/v1"
 
 
@@ -25,10 +27,29 @@ class Enrolment(Strict):
     created: Timestamp
 
 
+class Rotation(Strict):
+    """A contributor's new key takes the old one's place, for good; signed by both."""
+
+    pool: Sha256
+    old: KeyHex
+    new: KeyHex
+    created: Timestamp
+
+
 class OfPool(Strict):
     """A document about a pool, which the pool's coordinator signs."""
 
     pool: Sha256
+
+
+class Recovery(OfPool):
+    """An operator's decision: a contributor's new key takes the place of one that is lost or stolen."""
+
+    name: Name
+    old: KeyHex
+    new: KeyHex
+    reason: Line
+    created: Timestamp
 
 
 class Receipt(OfPool):
@@ -97,6 +118,21 @@ def read_enrolment(envelope: bytes) -> Enrolment:
     signed = Signed.parse(envelope)
     said = statement.read(Enrolment, statement.parse(signed.payload, ENROLMENT_TYPE).predicate, what="The enrolment")
     signed.verify(PublicKey.from_hex(said.key))
+    return said
+
+
+def sign_rotation(pool: Pool, old: Identity, new: Identity, now: datetime) -> bytes:
+    """Have both keys say that one takes the other's place."""
+    rotation = Rotation(pool=pool.digest, old=old.public.hex, new=new.public.hex, created=timestamp(now))
+    return new.countersign(Signed.parse(sign(ROTATION_TYPE, {"pool": pool.digest}, rotation, old)))
+
+
+def read_rotation(envelope: bytes) -> Rotation:
+    """Verify that both keys say so (`BAD_SIGNATURE`, `WEAK_KEY`, or any code of an envelope)."""
+    signed = Signed.parse(envelope)
+    said = statement.read(Rotation, statement.parse(signed.payload, ROTATION_TYPE).predicate, what="The rotation")
+    for key in (said.old, said.new):
+        signed.verify(PublicKey.from_hex(key))
     return said
 
 

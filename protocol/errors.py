@@ -46,6 +46,7 @@ class Code(Enum):
     WEAK_KEY = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "The public key is of small order and signs everything.")
     KEY_UNKNOWN = Fate("UNAUTHENTICATED", 401, EX_NOPERM, "The key is not enrolled with this coordinator.")
     KEY_PENDING = Fate("FAILED_PRECONDITION", 409, EX_NOPERM, "The key waits for an operator's approval.")
+    KEY_ROTATED = Fate("PERMISSION_DENIED", 403, EX_NOPERM, "Another key of its contributor took the key's place.")
     KEY_REVOKED = Fate("PERMISSION_DENIED", 403, EX_NOPERM, "The key was revoked.")
     SIGNER_MISMATCH = Fate("PERMISSION_DENIED", 403, EX_NOPERM, "The bundle names another contributor than its signer.")
     SESSION_DENIED = Fate("PERMISSION_DENIED", 403, EX_NOPERM, "The upload session belongs to someone else.")
@@ -66,6 +67,7 @@ class Code(Enum):
     HELD_BACK = Fate("FAILED_PRECONDITION", 409, EX_DATAERR, "The candidate did not do well enough on held-out data.")
 
     # What a pool takes.
+    INVITE = Fate("PERMISSION_DENIED", 403, EX_NOPERM, "A new key needs an invite that still holds.")
     NAME_TAKEN = Fate("ALREADY_EXISTS", 409, EX_DATAERR, "The name belongs to another contributor.")
     NAME_MISLEADING = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "The name looks like a key.")
     WRONG_POOL = Fate("FAILED_PRECONDITION", 409, EX_DATAERR, "The bundle was made for another pool.")

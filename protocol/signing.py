@@ -15,6 +15,7 @@ from typing import Any
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import (
@@ -23,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
     PublicFormat,
+    SSHPrivateKeyTypes,
     load_pem_private_key,
     load_ssh_private_key,
 )
@@ -109,6 +111,26 @@ class PublicKey:
         return SSlibKey.from_crypto(self._key)
 
 
+def read_private_key(path: Path, passphrase: str | None = None) -> PrivateKeyTypes | SSHPrivateKeyTypes:
+    """Read a private key of any kind, PKCS8 PEM or OpenSSH (`KEY_UNREADABLE`, or `PASSPHRASE`, missing or wrong)."""
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        what = f"The key {path} cannot be read: {error.strerror}."
+        raise Refused(Code.KEY_UNREADABLE, what, "Check the path, or make a key.") from error
+    load = load_ssh_private_key if b"BEGIN OPENSSH" in text else load_pem_private_key
+    try:
+        return load(text, passphrase.encode() if passphrase else None)
+    except (TypeError, ValueError, UnsupportedAlgorithm) as error:
+        code, what, hint = Code.KEY_UNREADABLE, "holds no private key that can be read", "Restore it from a copy."
+        if "not encrypted" in str(error):
+            code, what, hint = Code.PASSPHRASE, "is not encrypted, but a passphrase was given", "Leave it out."
+        elif b"ENCRYPTED" in text or "assword" in str(error) or "checksum" in str(error):
+            what = "needs another passphrase" if passphrase else "needs a passphrase"
+            code, hint = Code.PASSPHRASE, "Give it in GREYLAG_KEY_PASSPHRASE."
+        raise Refused(code, f"{path} {what}.", hint) from error
+
+
 class Identity:
     """A private key that signs. Never printed, never sent."""
 
@@ -129,22 +151,7 @@ class Identity:
         Raises:
             Refused: `KEY_UNREADABLE`, `KEY_TYPE`, or `PASSPHRASE` if the passphrase is missing or wrong.
         """
-        try:
-            text = path.read_bytes()
-        except OSError as error:
-            what = f"The key {path} cannot be read: {error.strerror}."
-            raise Refused(Code.KEY_UNREADABLE, what, "Check the path, or make a key.") from error
-        load = load_ssh_private_key if b"BEGIN OPENSSH" in text else load_pem_private_key
-        try:
-            key = load(text, passphrase.encode() if passphrase else None)
-        except (TypeError, ValueError, UnsupportedAlgorithm) as error:
-            code, what, hint = Code.KEY_UNREADABLE, "holds no private key that can be read", "Restore it from a copy."
-            if "not encrypted" in str(error):
-                code, what, hint = Code.PASSPHRASE, "is not encrypted, but a passphrase was given", "Leave it out."
-            elif b"ENCRYPTED" in text or "assword" in str(error) or "checksum" in str(error):
-                what = "needs another passphrase" if passphrase else "needs a passphrase"
-                code, hint = Code.PASSPHRASE, "Give it in GREYLAG_KEY_PASSPHRASE."
-            raise Refused(code, f"{path} {what}.", hint) from error
+        key = read_private_key(path, passphrase)
         if not isinstance(key, Ed25519PrivateKey):
             raise Refused(Code.KEY_TYPE, f"{path} is not an Ed25519 key.", "Make one with: greylag-client keys new")
         return cls(key)
@@ -164,7 +171,13 @@ class Identity:
 
     def sign(self, payload: bytes) -> bytes:
         """Put a payload into a signed envelope (JSON bytes)."""
-        envelope = Envelope(payload, PAYLOAD_TYPE, {})
+        return self._added_to(Envelope(payload, PAYLOAD_TYPE, {}))
+
+    def countersign(self, signed: "Signed") -> bytes:
+        """Add a signature to an envelope, beside those that are there (JSON bytes)."""
+        return self._added_to(signed.as_library())
+
+    def _added_to(self, envelope: Envelope) -> bytes:
         envelope.sign(self._signer)
         return strict_json.dumps(envelope.to_dict())
 
@@ -202,19 +215,20 @@ class Signed:
 
     def is_canonical(self, raw: bytes) -> bool:
         """Tell whether an envelope that was read as this one holds one signature and is written as `Identity.sign`."""
-        signatures = {keyid: Signature(keyid, value.hex()) for keyid, value in self.signatures}
-        return len(signatures) == 1 and raw == strict_json.dumps(
-            Envelope(self.payload, PAYLOAD_TYPE, signatures).to_dict()
-        )
+        return len(self.signatures) == 1 and raw == strict_json.dumps(self.as_library().to_dict())
 
     def verify(self, key: PublicKey) -> bytes:
         """Return the payload if a key signed it (`BAD_SIGNATURE`)."""
-        signatures = {keyid: Signature(keyid, value.hex()) for keyid, value in self.signatures}
         try:
-            Envelope(self.payload, PAYLOAD_TYPE, signatures).verify([key._verifier], 1)  # noqa: SLF001 - of this module
+            self.as_library().verify([key._verifier], 1)  # noqa: SLF001 - of this module
         except VerificationError as error:
             raise Refused(Code.BAD_SIGNATURE, f"There is no valid signature by key {key.hex[:16]}.") from error
         return self.payload
+
+    def as_library(self) -> Envelope:
+        """The same as securesystemslib has it."""
+        signatures = {keyid: Signature(keyid, value.hex()) for keyid, value in self.signatures}
+        return Envelope(self.payload, PAYLOAD_TYPE, signatures)
 
 
 def _fields(value: Any, *names: str) -> dict[str, Any]:

@@ -163,8 +163,9 @@ class Review(Strict):
 class Policy(Strict):
     """Who may contribute, how much, and who decides."""
 
-    enrolment: Literal["open", "approved"] = "open"
-    """`open`: any key may submit; `approved`: an operator approves each key first."""
+    enrolment: Literal["open", "approved", "invite"] = "open"
+    """`open`: any key may submit; `approved`: an operator approves each key that comes without an invite; `invite`: a
+    new key needs one."""
     admission: Literal["open", "reviewed"] = "open"
     """`open`: a bundle that passes every check is accepted; `reviewed`: an operator accepts it."""
     max_rank: Rank = 64

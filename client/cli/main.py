@@ -158,6 +158,9 @@ def init(
     ca: Annotated[
         Path | None, typer.Option(help="The coordinator's CA certificate, PEM; default: the system's.")
     ] = None,
+    invite: Annotated[
+        str, typer.Option(envvar="GREYLAG_INVITE", help="Token of an invite, where the pool asks for one.")
+    ] = "",
     license_id: Annotated[
         str | None, typer.Option("--license", help="License of the experts, an SPDX identifier; default: apache-2.0.")
     ] = None,
@@ -177,7 +180,7 @@ def init(
         "coordinator": coordinator, "name": name, "base": base, "pool_key": pool_key, "ca": ca, "license": license_id,
     }  # fmt: skip
     with storage():
-        put(join(ClientWorkspace(workspace), flags, datetime.now(UTC), say).hex)
+        put(join(ClientWorkspace(workspace), flags, datetime.now(UTC), say, invite=invite).hex)
 
 
 @app.command(cls=TrainingVerb)
@@ -253,7 +256,7 @@ def privacy(epsilon: float | None, delta: float | None, clip: float) -> "Promise
 
 
 # After the verbs above, so that --help lists all of them in the order in which a person comes to them.
-for _verb in (submit.submit, submit.status, history.history, submit.verify, daemon.daemon):
+for _verb in (submit.submit, submit.status, history.history, submit.verify, daemon.daemon, keys.rotate_key):
     app.command(cls=Verb)(_verb)
 app.add_typer(keys.app, name="keys")
 

@@ -74,7 +74,7 @@ def in_workspace(text: str, workspace: Path) -> str:
     """Add the workspace that was given to commands in a sentence, so that they can be typed as they stand."""
     if workspace == Path() or "-w " in text:
         return text
-    return re.sub(r"greylag-client (?:keys )?[a-z]+", rf"\g<0> -w {shlex.quote(str(workspace))}", text)
+    return re.sub(r"greylag-client (?:keys )?[a-z]+(?:-[a-z]+)*", rf"\g<0> -w {shlex.quote(str(workspace))}", text)
 
 
 def open_workspace(root: Path, **flags: object) -> "ClientWorkspace":

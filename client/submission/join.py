@@ -26,6 +26,8 @@ from protocol.settings import dump_settings, read_settings
 from protocol.signing import Identity, PublicKey
 from protocol.v1.catalog_pb2 import GetPoolRequest
 from protocol.v1.catalog_pb2_grpc import CatalogStub
+from protocol.v1.intake_pb2 import EnrolRequest
+from protocol.v1.intake_pb2_grpc import IntakeStub
 from protocol.wire.grpc_client import DEADLINE_S, connect
 from router.base.fingerprint import check_base
 
@@ -34,27 +36,29 @@ _OPEN = {"pool_key": "0" * 64, "base": "the pool's", "name": "made-from-the-key"
 
 
 def join(
-    workspace: ClientWorkspace, flags: Mapping[str, Any], now: datetime, say: Callable[[str], object] = str
+    workspace: ClientWorkspace,
+    flags: Mapping[str, Any],
+    now: datetime,
+    say: Callable[[str], object] = str,
+    *,
+    invite: str = "",
 ) -> PublicKey:
     """Make a workspace for one pool, with settings by name, of which `coordinator` is needed, and say which it is.
 
-    The environment gives what flags do not, as for every other verb. client.toml is written last; without it there is
-    no workspace.
+    The environment gives what flags do not, as for every other verb. Where the pool takes new keys by invitation, or
+    with an invite's token, the key enrols at once. client.toml is written last; without it there is no workspace.
 
     Returns:
         The contributor's key.
 
     Raises:
-        Refused: `WORKSPACE_EXISTS`, `UNTRUSTED`, `BASE_MISMATCH`, `BASE_UNREADABLE`, `SETTINGS_INVALID`
+        Refused: `WORKSPACE_EXISTS`, `UNTRUSTED`, `BASE_MISMATCH`, `BASE_UNREADABLE`, `SETTINGS_INVALID`, `INVITE`
             or a code of the key.
         Unavailable: `UNREACHABLE` or `BUSY`.
     """
     if workspace.settings_file.exists():
-        raise Refused(
-            Code.WORKSPACE_EXISTS,
-            f"{workspace.root.resolve()} is a workspace already.",
-            "Choose another folder with --workspace.",
-        )
+        what = f"{workspace.root.resolve()} is a workspace already."
+        raise Refused(Code.WORKSPACE_EXISTS, what, "Choose another folder with --workspace.")
     given = EnvSettingsSource(ClientSettings)() | {name: flag for name, flag in flags.items() if flag is not None}
     asked = read_settings(ClientSettings, given, defaults=_OPEN)  # before anybody is spoken to
     trusted = PublicKey.from_hex(asked.pool_key) if "pool_key" in given else None
@@ -76,7 +80,10 @@ def join(
         try:
             settings = read_settings(ClientSettings, {**given, **chosen})
             write_whole(workspace.pool_file, pool.envelope)
-            write_whole(workspace.enrolment_file, enrol(pool, settings.name, identity, now))
+            write_whole(workspace.enrolment_file, envelope := enrol(pool, settings.name, identity, now))
+            if invite or pool.spec.policy.enrolment == "invite":
+                made = False  # whatever fails from here on, the invite may be used up, and this key be the one
+                _introduce(asked, EnrolRequest(envelope=envelope, invite=invite))
             write_whole(workspace.settings_file, dump_settings(settings))
         except BaseException:
             for path in (workspace.pool_file, workspace.enrolment_file, *([key_file] if made else [])):
@@ -86,6 +93,11 @@ def join(
         say(f"Trusting the pool's key {pool.spec.coordinator} on first use; compare it with the operator's.")
     say(f"Joined the pool {pool.spec.name} as {settings.name}, base model {pool.spec.base.name}.")
     return identity.public
+
+
+def _introduce(settings: ClientSettings, request: EnrolRequest) -> None:
+    with connect(settings.coordinator, settings.ca) as channel:
+        IntakeStub(channel).Enrol(request, timeout=DEADLINE_S)
 
 
 def enrol(pool: Pool, name: str, identity: Identity, now: datetime) -> bytes:

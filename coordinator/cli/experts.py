@@ -1,4 +1,4 @@
-"""The verbs that show and decide: experts, releases, contributors."""
+"""The verbs that show and decide: experts and releases."""
 
 import shutil
 from pathlib import Path
@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 
 experts = typer.Typer(help="Show and decide what becomes of bundles.", no_args_is_help=True)
 releases = typer.Typer(help="Show signed releases.", no_args_is_help=True)
-contributors = typer.Typer(help="Show, approve and revoke contributors' keys.", no_args_is_help=True)
-
-WhoArgument = Annotated[str, typer.Argument(help="Name or key.")]
 
 
 @experts.command("ls")
@@ -151,36 +148,6 @@ def releases_show(
         table(("expert", "contributor", "bundle"), ((e.name, e.contributor, e.bundle) for e in release.spec.experts))
 
 
-@contributors.command("ls")
-def contributors_ls(*, as_json: JsonOption = False, workspace: WorkspaceOption = Path()) -> None:
-    """List every key.
-
-    Example: greylag-coordinator contributors ls
-    """
-    shown = ("name", "state", "enrolled", "key")
-    with opened_workspace(workspace) as open_:
-        rows = [fields(row, *shown) for row in open_.registry.contributors.all()]
-    show_rows("contributors", shown, rows, as_json=as_json)
-
-
-@contributors.command("approve")
-def contributors_approve(who: WhoArgument, *, workspace: WorkspaceOption = Path()) -> None:
-    """Let a key, given in full or by its name, submit.
-
-    Example: greylag-coordinator contributors approve ada
-    """
-    _set_contributor(workspace, who, "active")
-
-
-@contributors.command("revoke")
-def contributors_revoke(who: WhoArgument, *, workspace: WorkspaceOption = Path()) -> None:
-    """Let a key submit no more; what was let in already stays until it is yanked (`experts yank`).
-
-    Example: greylag-coordinator contributors revoke ada
-    """
-    _set_contributor(workspace, who, "revoked")
-
-
 def _decide(folder: Path, digest: str, step: Any, reason: str | None = None, *, pause: bool = False) -> None:
     with opened_workspace(folder) as open_:
         row = open_.registry.bundles.by_prefix(digest)
@@ -195,12 +162,6 @@ def _decide(folder: Path, digest: str, step: Any, reason: str | None = None, *, 
     say(f"Bundle {row.digest[:16]} ({row.name}) is {step}.")
     if pause and key and key.state == "pending":
         say(f"{key.name} submits no more until: greylag-coordinator contributors approve {key.name}")
-
-
-def _set_contributor(folder: Path, who: str, state: str) -> None:
-    with opened_workspace(folder) as open_:
-        row = open_.registry.contributors.set_state(who, state, now=now())
-    say(f"{row.name} is {state}.")
 
 
 def _expert(row: "BundleRow", names: dict[str, str]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ _RECIPE = "Recipe (default: the paper's)"
 LayersOption = Annotated[
     str | None, typer.Option(help="Layers that experts touch, from 0: 15-29, 15- or 15; default: all.")
 ]
-Enrolment = Literal["open", "approved"]
+Enrolment = Literal["open", "approved", "invite"]
 Admission = Literal["open", "reviewed"]
 When = Literal["at-once", "evaluated"]
 RowsOption = Annotated[Path | None, typer.Option(help="Public rows to try experts on, JSON Lines of input and target.")]
@@ -59,7 +59,7 @@ def init(
     *,
     name: Annotated[str, typer.Option(help="The pool's name: a to z, digits, dots, dashes, underscores.")],
     base: Annotated[str, typer.Option(help="Base model: a folder or a Hugging Face id.")],
-    enrolment: Annotated[Enrolment, _policy("Who may submit: any key, or approved ones.")] = "open",
+    enrolment: Annotated[Enrolment, _policy("Who may submit: any key, approved or invited ones.")] = "open",
     admission: Annotated[Admission, _policy("What is let in: all that passes, or what is accepted.")] = "open",
     max_rank: Annotated[int | None, _policy("Largest rank that is taken.")] = None,
     max_bundle_bytes: Annotated[int | None, _policy("Largest bundle that is taken, in bytes.")] = None,

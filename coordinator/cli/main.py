@@ -3,7 +3,8 @@
 import typer
 
 from coordinator.cli.campaigns import campaign, candidates
-from coordinator.cli.experts import contributors, experts, releases
+from coordinator.cli.enrolment import contributors, invites
+from coordinator.cli.experts import experts, releases
 from coordinator.cli.init import InitVerb, init
 from coordinator.cli.log import log
 from coordinator.cli.processes import fleet, serve, worker
@@ -25,6 +26,7 @@ for verb in (serve, worker, fleet, fsck, migrate):
 app.add_typer(experts, name="experts")
 app.add_typer(releases, name="releases")
 app.add_typer(contributors, name="contributors")
+app.add_typer(invites, name="invites")
 campaign.callback(invoke_without_command=True)(simulate)
 app.add_typer(campaign, name="campaign")
 app.add_typer(candidates, name="candidates")

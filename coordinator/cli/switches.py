@@ -1,4 +1,4 @@
-"""The verbs that shut and open: `pool freeze`, `pool thaw`, `intake off`, `intake on`."""
+"""The verbs that shut and open: `pool freeze` and `thaw`, `pool read-only` and `read-write`, `intake off` and `on`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +36,28 @@ def pool_thaw(*, workspace: WorkspaceOption = Path()) -> None:
     from coordinator.policy.switches import Switch
 
     _reset(workspace, Switch.POOL)
+
+
+@pool.command("read-only")
+def pool_read_only(*, reason: ReasonOption, workspace: WorkspaceOption = Path()) -> None:
+    """Write nothing at all, not even a verdict, a yank or a renewed release; what is there is handed out.
+
+    Example: greylag-coordinator pool read-only --reason "We move to another machine."
+    """
+    from coordinator.policy.switches import Switch
+
+    _throw(workspace, Switch.REGISTRY, reason)
+
+
+@pool.command("read-write")
+def pool_read_write(*, workspace: WorkspaceOption = Path()) -> None:
+    """Go on after `pool read-only`.
+
+    Example: greylag-coordinator pool read-write
+    """
+    from coordinator.policy.switches import Switch
+
+    _reset(workspace, Switch.REGISTRY)
 
 
 @intake.command("off")

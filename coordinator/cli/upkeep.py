@@ -34,6 +34,7 @@ def fsck(
     """
     from dataclasses import asdict
 
+    from coordinator.policy.switches import Switch
     from coordinator.registry.log_check import contradictions
     from coordinator.storage.blobs import Store
     from coordinator.workspace.fsck import check_store
@@ -46,6 +47,8 @@ def fsck(
                 "Yanked, by the log, or because the adopted release holds neither them nor a successor of their name: "
                 f"{', '.join(digest[:16] for digest in yanked)}. Whoever wants one in again submits a new one."
             )
+        if delete is not None:
+            open_.registry.switches.check(Switch.REGISTRY)
         store, told = Store(open_.settings.store), open_.pool.spec.statistics
         found = check_store(open_.registry, store, now=now(), delete=age, statistics=told)
         release, receipts = open_.high_water.lost_release(), open_.high_water.lost_receipts()

@@ -11,8 +11,8 @@ def judge(manifest: Manifest, pool: Pool, standing: Standing) -> None:
     """Hold a verified manifest against the pool and against what the registry knows; once more when it is kept.
 
     Raises:
-        Refused: `KEY_UNKNOWN`, `KEY_REVOKED`, `KEY_PENDING`, `VERSION_REUSED`, `SUPERSEDES_UNKNOWN`, `DUPLICATE_OF`,
-            `QUOTA`, or as `protocol.compatibility.check_fit`.
+        Refused: `KEY_UNKNOWN`, `KEY_REVOKED`, `KEY_ROTATED`, `KEY_PENDING`, `VERSION_REUSED`, `SUPERSEDES_UNKNOWN`,
+            `DUPLICATE_OF`, `QUOTA`, or as `protocol.compatibility.check_fit`.
     """
     judge_contributor(standing.contributor)
     check_fit(manifest, pool)
@@ -36,7 +36,7 @@ def judge(manifest: Manifest, pool: Pool, standing: Standing) -> None:
 
 
 def judge_contributor(state: str | None) -> None:
-    """Let only active keys through (`KEY_UNKNOWN`, `KEY_PENDING` or `KEY_REVOKED`)."""
+    """Let only active keys through (`KEY_UNKNOWN`, `KEY_PENDING`, `KEY_REVOKED` or `KEY_ROTATED`)."""
     match state:
         case "active":
             return
@@ -44,4 +44,7 @@ def judge_contributor(state: str | None) -> None:
             raise Refused(Code.KEY_PENDING, "The key waits for an operator's approval.", "Ask the pool's operator.")
         case "revoked":
             raise Refused(Code.KEY_REVOKED, "The key was revoked.", "Ask the pool's operator.")
+        case "rotated":
+            what = "Another key of its contributor took the key's place; nothing more of it is taken in."
+            raise Refused(Code.KEY_ROTATED, what, "Use the workspace that holds the new key.")
     raise Refused(Code.KEY_UNKNOWN, "The key is not enrolled with this coordinator.", "Enrol it, then submit again.")

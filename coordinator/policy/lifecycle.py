@@ -68,7 +68,7 @@ class Standing:
     """What the registry knows that bears on one new bundle; read in one transaction."""
 
     contributor: str | None
-    """State of the contributor's key: active, pending, revoked; None for an unknown key."""
+    """State of the contributor's key: active, pending, revoked, rotated; None for an unknown key."""
     earlier: Mapping[str, Sequence[Submitted]] = field(default_factory=dict)
     """What else this contributor submitted, by name, oldest first."""
     uploads: Collection[str] = ()

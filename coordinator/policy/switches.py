@@ -13,6 +13,8 @@ class Switch(StrEnum):
     """Nobody enrols, and nothing is taken in; what has arrived goes on."""
     POOL = "pool"
     """Besides, nothing is let in or released that was not yet: yanks and renewals go on."""
+    REGISTRY = "registry"
+    """Nothing at all is written; what is there is read and handed out."""
 
 
 def check_open(thrown: Mapping[Switch, str], *switches: Switch) -> None:

@@ -10,6 +10,7 @@ from coordinator.faults import fault_point
 from coordinator.policy.lifecycle import WAITING, Standing, State, is_public
 from coordinator.policy.switches import Switch, check_open
 from coordinator.registry import journal
+from coordinator.registry.enrolment.keys import holder, key_state
 from coordinator.registry.switches import read_switches
 from coordinator.registry.tables import BundleFile, BundleRow, Contributor, Event, Sketch, Upload
 from coordinator.registry.transactions import Subject
@@ -46,7 +47,7 @@ class Bundles(Subject):
             check(read_standing(session, manifest))
             sequence = (session.scalar(select(func.max(BundleRow.sequence))) or 0) + 1
             row = BundleRow(
-                sequence=sequence, digest=manifest.digest, contributor=manifest.spec.contributor,
+                sequence=sequence, digest=manifest.digest, contributor=holder(session, manifest.spec.contributor),
                 name=manifest.spec.name, state=State.RECEIVED, envelope=manifest.envelope, receipt=sign(sequence),
                 received=timestamp(now),
             )  # fmt: skip
@@ -189,13 +190,13 @@ def bundle_row(session: Session, digest: str) -> BundleRow | None:
 
 
 def read_standing(session: Session, manifest: Manifest) -> Standing:
-    """Read a contributor's state, bundles and uploads, and which bundle keeps the same weights out."""
+    """Read a key's state, its contributor's bundles and uploads, and which bundle keeps the same weights out."""
     key, digest = manifest.spec.contributor, manifest.digest
-    contributor = session.get(Contributor, key)
+    contributor = holder(session, key)
     earlier: dict[str, list[Submitted]] = {}
     for name, other, state in session.execute(
         select(BundleRow.name, BundleRow.digest, BundleRow.state)
-        .where(BundleRow.contributor == key, BundleRow.digest != digest)
+        .where(BundleRow.contributor == contributor, BundleRow.digest != digest)
         .order_by(BundleRow.sequence)
     ):
         earlier.setdefault(name, []).append(Submitted(other, state))
@@ -207,12 +208,13 @@ def read_standing(session: Session, manifest: Manifest) -> Standing:
             BundleFile.name == ADAPTER_WEIGHTS,
             BundleFile.sha256 == manifest.files[ADAPTER_WEIGHTS].sha256,
             BundleRow.digest != digest,
-            ((BundleRow.contributor != key) & (BundleRow.state != State.REFUSED)) | _stays_out(),
+            ((BundleRow.contributor != contributor) & (BundleRow.state != State.REFUSED)) | _stays_out(),
         )
     )
-    others = session.scalars(select(Upload.envelope).where(Upload.contributor == key, Upload.digest != digest))
-    uploads = tuple({read_manifest(envelope).spec.name for envelope in others})
-    return Standing(contributor.state if contributor else None, earlier, uploads, twin)
+    others = session.scalars(select(Upload.envelope).where(Upload.contributor == contributor, Upload.digest != digest))
+    # What an earlier key began can never be finished.
+    begun = (spec for envelope in others if (spec := read_manifest(envelope).spec).contributor == key)
+    return Standing(key_state(session, key), earlier, tuple({spec.name for spec in begun}), twin)
 
 
 def _stays_out() -> ColumnElement[bool]:

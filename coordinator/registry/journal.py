@@ -1,4 +1,4 @@
-"""The registry's journal: every step of a key, node, bundle, candidate, release or campaign is one row.
+"""The registry's journal: every step of an invite, key, node, bundle, candidate, release or campaign is one row.
 
 It is written in the same transaction, and with it the log's tree grows. The steps that several changes take or bring
 with them stand here, too.
@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from coordinator.policy.lifecycle import State, check_step
 from coordinator.registry import log
+from coordinator.registry.enrolment.keys import in_force
 from coordinator.registry.tables import BundleRow, Candidate, Contributor, Event, Node
 from protocol.documents import timestamp
 from protocol.errors import Code, GreylagError, Refused
@@ -89,12 +90,12 @@ def bundles_of(row: Candidate) -> set[str]:
 
 
 def pause(session: Session, key: str, *, actor: str, now: datetime, reason: GreylagError | None) -> None:
-    """Let an active key wait for an operator's approval, and take what waits with it out of the open candidate."""
+    """Let an active contributor wait for an operator's approval, and take what waits out of the open candidate."""
     contributor = session.get_one(Contributor, key)
     if contributor.state != "active":
         return
     contributor.state = "pending"
-    record(session, "contributor", key, "pending", actor=actor, now=now, reason=reason)
+    record(session, "contributor", in_force(session, key), "pending", actor=actor, now=now, reason=reason)
     accepted = BundleRow.contributor == key, BundleRow.state == State.ACCEPTED
     for digest in session.scalars(select(BundleRow.digest).where(*accepted)).all():
         overtake(session, now=now, listing=digest)

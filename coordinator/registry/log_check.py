@@ -7,8 +7,9 @@ from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from coordinator.policy.lifecycle import State
+from coordinator.registry.enrolment.keys import ROTATED
 from coordinator.registry.log import PAGE, encode, entries, read_hashes, read_size
-from coordinator.registry.tables import BundleRow, Contributor, LogNode, ReleaseRow
+from coordinator.registry.tables import BundleRow, Contributor, Invite, LogNode, ReleaseRow, RotationRow
 from coordinator.registry.transactions import Transactions
 from protocol.log import merkle
 from protocol.log.merkle import Span, Subtree, leaf_hash
@@ -57,7 +58,8 @@ def _check_tables(session: Session, told: _Told) -> Iterator[str]:
     excused = max((number for number, step in of_pool if step == RESTORED), default=0)
     tables = {
         "bundle": {row.digest: row.state for row in session.execute(select(BundleRow.digest, BundleRow.state))},
-        "contributor": {row.key: row.state for row in session.execute(select(Contributor.key, Contributor.state))},
+        "contributor": _keys(session),
+        "invite": {row.sha256: row.state for row in session.execute(select(Invite.sha256, Invite.state))},
         "release": {digest: str(n) for digest, n in session.execute(select(ReleaseRow.digest, ReleaseRow.number))},
     }
     for kind, rows in tables.items():
@@ -70,3 +72,11 @@ def _check_tables(session: Session, told: _Told) -> Iterator[str]:
         begins = kind != "bundle" or said[0][1] == State.RECEIVED
         if kind in tables and begins and subject not in tables[kind] and said[0][0] > excused:
             yield f"Entry {said[0][0]} tells of the {kind} {subject[:16]}, which the registry does not hold."
+
+
+def _keys(session: Session) -> dict[str, str]:
+    """The state of every key: its contributor's, but for those that others took the place of."""
+    states = {row.key: row.state for row in session.execute(select(Contributor.key, Contributor.state))}
+    rotations = session.execute(select(RotationRow.new, RotationRow.old, RotationRow.contributor)).all()
+    keys = states | {row.new: states[row.contributor] for row in rotations}
+    return keys | {row.old: ROTATED for row in rotations}

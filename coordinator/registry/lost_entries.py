@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from itertools import pairwise
 
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
@@ -9,9 +10,10 @@ from sqlalchemy.orm import Session
 from coordinator.policy.lifecycle import State
 from coordinator.registry import journal
 from coordinator.registry.bundles import bundle_row
+from coordinator.registry.enrolment.keys import ROTATED, holder, owner
 from coordinator.registry.log import encode, fill, read_root, read_size
 from coordinator.registry.log_check import RESTORED
-from coordinator.registry.tables import Contributor, Event, LogNode, Node
+from coordinator.registry.tables import Event, Invite, LogNode, Node, RotationRow
 from coordinator.registry.transactions import Transactions
 from protocol.errors import Code, Refused
 from protocol.log.leaf import LogLeaf
@@ -61,17 +63,35 @@ def take_in(
                 f"The entries beside the registry are not those that were signed for, {signed[0]} of them.",
                 "Restore a newer copy of the registry or of log.jsonl; without one, the pool's log has ended.",
             )
+        _rotate(session, lost)
         yanked = [leaf.subject for leaf in lost if _shut_out(session, leaf)]
         journal.record(session, "pool", pool, RESTORED, actor="operator", now=now)
     return yanked
+
+
+def _rotate(session: Session, lost: Sequence[LogLeaf]) -> None:
+    """Let keys take others' places again: the entry after one that says so is of the key that came, by one commit."""
+    for leaf, following in pairwise(lost):
+        rotated = (leaf.kind, leaf.step, following.kind) == ("contributor", ROTATED, "contributor")
+        if rotated and owner(session, leaf.subject) and not owner(session, following.subject):
+            session.add(
+                RotationRow(
+                    new=following.subject, old=leaf.subject, contributor=holder(session, leaf.subject), envelope=b"",
+                    rotated=leaf.at,
+                )
+            )  # fmt: skip
+            session.flush()
 
 
 def _shut_out(session: Session, leaf: LogLeaf) -> bool:
     """Do again what an entry says, if it shuts something out, and tell whether it yanked a bundle."""
     match leaf.kind, leaf.step:
         case "contributor", "revoked":
-            if contributor := session.get(Contributor, leaf.subject):
+            if contributor := owner(session, leaf.subject):
                 contributor.state = leaf.step
+        case "invite", "revoked":
+            for invite in session.scalars(select(Invite).where(Invite.sha256 == leaf.subject)):
+                invite.state = leaf.step
         case "node", "revoked":
             if node := session.get(Node, leaf.subject):
                 node.state = leaf.step

@@ -7,7 +7,8 @@ from sqlalchemy import Engine, select
 
 from coordinator.registry import journal
 from coordinator.registry.bundles import Bundles
-from coordinator.registry.contributors import Contributors
+from coordinator.registry.enrolment.contributors import Contributors
+from coordinator.registry.enrolment.invites import Invites
 from coordinator.registry.log import Log
 from coordinator.registry.releases import Releases
 from coordinator.registry.sketches import Sketches
@@ -19,7 +20,7 @@ from protocol.errors import Code, Refused
 
 
 class Registry(Transactions):
-    """Contributors, uploads, bundles, releases and events in one database.
+    """Contributors, invites, uploads, bundles, releases and events in one database.
 
     Args:
         engine: As `database.connect` makes it.
@@ -29,6 +30,7 @@ class Registry(Transactions):
     def __init__(self, engine: Engine, on_event: Callable[[Event], None] = lambda _: None) -> None:
         super().__init__(engine, on_event)
         self.contributors = Contributors(self)
+        self.invites = Invites(self)
         self.uploads = Uploads(self)
         self.bundles = Bundles(self)
         self.releases = Releases(self)

@@ -21,13 +21,13 @@ class Switches(Subject):
 
     def throw(self, switch: Switch, reason: str, *, pool: str, now: datetime) -> None:
         """Shut something; another reason takes the place of the first."""
-        with self._registry.writing() as session:
+        with self._registry.writing(though_closed=True) as session:
             session.merge(SwitchRow(name=switch, reason=reason))
             journal.record(session, "pool", pool, f"{switch} off", actor="operator", now=now)
 
     def reset(self, switch: Switch, *, pool: str, now: datetime) -> None:
         """Open it again."""
-        with self._registry.writing() as session:
+        with self._registry.writing(though_closed=True) as session:
             if row := session.get(SwitchRow, switch):
                 session.delete(row)
                 journal.record(session, "pool", pool, f"{switch} on", actor="operator", now=now)

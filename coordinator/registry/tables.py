@@ -24,7 +24,7 @@ class RegistryTable(DeclarativeBase):
 
 
 class Contributor(RegistryTable):
-    """A key under a name."""
+    """A key under a name; a later key of the same contributor is a rotation."""
 
     __tablename__ = "contributors"
 
@@ -36,6 +36,40 @@ class Contributor(RegistryTable):
     envelope: Mapped[bytes] = mapped_column(LargeBinary)
     """The signed enrolment."""
     enrolled: Mapped[str] = mapped_column(_TIME)
+    invite: Mapped[str | None] = mapped_column(String(8), default=None)
+    """Name of the invite that it came by; null for none."""
+
+
+class RotationRow(RegistryTable):
+    """A key that took another's place. All other rows go on naming a contributor by the first key."""
+
+    __tablename__ = "rotations"
+
+    new: Mapped[str] = mapped_column(_DIGEST, primary_key=True)
+    old: Mapped[str] = mapped_column(_DIGEST, unique=True)
+    contributor: Mapped[str] = mapped_column(ForeignKey("contributors.key"), index=True)
+    envelope: Mapped[bytes] = mapped_column(LargeBinary)
+    """The signed rotation or recovery; empty where only the log still tells of it."""
+    rotated: Mapped[str] = mapped_column(_TIME)
+
+
+class Invite(RegistryTable):
+    """A way in for new keys."""
+
+    __tablename__ = "invites"
+
+    name: Mapped[str] = mapped_column(String(8), primary_key=True)
+    """The first eight digits of its token, which are no secret."""
+    sha256: Mapped[str] = mapped_column(_DIGEST, unique=True)
+    """Of the token."""
+    uses: Mapped[int]
+    """How many keys it lets in."""
+    state: Mapped[str] = mapped_column(String(16))
+    """made or revoked."""
+    made: Mapped[str] = mapped_column(_TIME)
+    expires: Mapped[str] = mapped_column(_TIME)
+    note: Mapped[str] = mapped_column(Text)
+    """The operator's own."""
 
 
 class Upload(RegistryTable):
@@ -226,7 +260,7 @@ class Event(RegistryTable):
     at: Mapped[str] = mapped_column(_TIME)
     """Never earlier than the event before, whatever the server's clock does."""
     kind: Mapped[str] = mapped_column(String(16))
-    """pool, contributor, node, bundle, check (of a bundle), candidate, release or campaign."""
+    """pool, invite, contributor, node, bundle, check (of a bundle), candidate, release or campaign."""
     subject: Mapped[str] = mapped_column(_DIGEST, index=True)
     """Key or digest."""
     step: Mapped[str] = mapped_column(String(16))

@@ -12,8 +12,9 @@ from typing import Self
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
+from coordinator.policy.switches import Switch, check_open
 from coordinator.registry import database
-from coordinator.registry.tables import Event
+from coordinator.registry.tables import Event, SwitchRow
 from protocol.errors import GreylagError
 
 _WRITERS_LOCK = 0x677265796C6167  # any constant; all coordinators of one database share it
@@ -76,12 +77,21 @@ class Transactions:
             yield session
 
     @contextmanager
-    def writing(self) -> Iterator[Session]:
-        """Open a transaction that writes; its events are announced after the commit."""
+    def writing(self, *, though_closed: bool = False) -> Iterator[Session]:
+        """Open a transaction that writes; its events are announced after the commit.
+
+        Args:
+            though_closed: Whether it may write although an operator has made the registry read-only.
+
+        Raises:
+            Unavailable: `CLOSED`, or `BUSY` if the database does not answer.
+        """
         with database.translated(), Session(self._engine, expire_on_commit=False) as session:
             with session.begin():
                 if self._engine.dialect.name == "postgresql":
                     session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _WRITERS_LOCK})
+                if not though_closed and (closed := session.get(SwitchRow, Switch.REGISTRY)):
+                    check_open({Switch.REGISTRY: closed.reason}, Switch.REGISTRY)
                 yield session
             events: Iterable[Event] = session.info.get("events", ())
         for event in events:

@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from coordinator.policy.lifecycle import Standing
 from coordinator.registry.bundles import bundle_row, read_standing
+from coordinator.registry.enrolment.keys import holder
 from coordinator.registry.tables import BundleRow, Upload
 from coordinator.registry.transactions import Subject
 from protocol.bundle import Manifest, read_manifest
@@ -43,7 +44,7 @@ class Uploads(Subject):
             upload = session.get(Upload, manifest.digest)
             if upload is None:
                 upload = Upload(
-                    digest=manifest.digest, contributor=manifest.spec.contributor, token=token,
+                    digest=manifest.digest, contributor=holder(session, manifest.spec.contributor), token=token,
                     envelope=manifest.envelope, total_bytes=manifest.total_bytes, expires=timestamp(expires),
                 )  # fmt: skip
                 session.add(upload)

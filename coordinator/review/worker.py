@@ -110,6 +110,8 @@ class Worker:
         def told() -> bool:
             return stopped is not None and stopped.is_set()
 
+        if Switch.REGISTRY in self._registry.switches.thrown():  # whatever is found out could not be kept
+            return False
         done = False
         for row in self._registry.bundles.of_revoked_keys():
             done = self._attempt(row, self._turn_away) or done
@@ -117,7 +119,10 @@ class Worker:
         had: set[str] = set()
         while not told():
             done = self._tidy() or done  # a yank waits for one review, however many bundles do
-            frozen = Switch.POOL in self._registry.switches.thrown()
+            thrown = self._registry.switches.thrown()
+            if Switch.REGISTRY in thrown:
+                break
+            frozen = Switch.POOL in thrown
             turn = self._turns.next(had | self._resting(), self._undecided, frozen=frozen)
             if turn is None or len(had) == _TURNS:
                 break

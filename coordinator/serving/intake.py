@@ -33,6 +33,8 @@ _IDLE_LIFE = timedelta(minutes=30)
 """How long an upload lives to which not a byte comes."""
 _ENVELOPE_BYTES, _BYTES_A_MODULE = 1 << 14, 1 << 10
 """Of an enrolment or a binding at most, and of a bundle's envelope with so many more for each module of the pool."""
+_NEW_KEYS = {"open": "active", "approved": "pending", "invite": None}
+"""State of a new key that comes without an invite, by the pool's policy; None where it needs one."""
 _MANIFESTS = 64
 """Uploads whose verified statement is at hand; reading one again costs more than a call of theirs does."""
 
@@ -87,12 +89,31 @@ class Intake:
         self._moved: dict[str, tuple[int, datetime]] = {}
 
     def sweep(self) -> None:
-        """Forget expired uploads, and the spooled bytes that belong to none."""
+        """Forget expired uploads, and the spooled bytes that belong to none; not while the registry is read-only."""
+        if Switch.REGISTRY in self._registry.switches.thrown():
+            return
         self._drop_expired()
         self._spool.sweep(self._registry.uploads.digests())
 
-    def enrol(self, envelope: bytes, network: str) -> str:
-        """Take a key's presentation from a network and return the key's state.
+    def enrol(self, envelope: bytes, network: str, invite: str = "") -> str:
+        """Take a key's presentation from a network, with an invite's token if it has one, and return the key's state.
+
+        Raises:
+            Refused: `TOO_LARGE`, `WRONG_POOL`, `INVITE`, or as the registry and the envelope.
+            Unavailable: `BUSY` for too many new keys.
+        """
+        self._check_open()
+        _check_size(envelope, _ENVELOPE_BYTES)
+        enrolment = documents.read_enrolment(envelope)
+        self._check_pool(enrolment.pool)
+        state = _NEW_KEYS[self._pool.spec.policy.enrolment]
+        check = partial(self._new_keys.take, network)
+        return self._registry.contributors.enrol(
+            enrolment, envelope, state=state, invite=invite, check=check, now=self._clock()
+        )
+
+    def rotate(self, envelope: bytes, network: str) -> str:
+        """Let a contributor's new key take the old one's place, from a network, and return the key's state.
 
         Raises:
             Refused: `TOO_LARGE`, `WRONG_POOL`, or as the registry and the envelope.
@@ -100,11 +121,10 @@ class Intake:
         """
         self._check_open()
         _check_size(envelope, _ENVELOPE_BYTES)
-        enrolment = documents.read_enrolment(envelope)
-        self._check_pool(enrolment.pool)
-        state = "active" if self._pool.spec.policy.enrolment == "open" else "pending"
+        rotation = documents.read_rotation(envelope)
+        self._check_pool(rotation.pool)
         check = partial(self._new_keys.take, network)
-        return self._registry.contributors.enrol(enrolment, envelope, state=state, check=check, now=self._clock())
+        return self._registry.contributors.rotate(rotation, envelope, check=check, now=self._clock())
 
     def bind(self, envelope: bytes) -> str:
         """Take the key of a contributor's daemon, and return where the daemon connects to.
@@ -211,9 +231,9 @@ class Intake:
         raise Refused(Code.BUNDLE_UNKNOWN, f"No bundle {digest[:16]!r} was submitted.", "Submit it first.")
 
     def _check_open(self) -> None:
-        """Take nothing while the operator has closed pool or intake (`CLOSED`), or from an older registry on."""
+        """Take nothing while the operator has closed anything (`CLOSED`), or from an older registry on."""
         self._check_log()
-        self._registry.switches.check(Switch.POOL, Switch.INTAKE)
+        self._registry.switches.check(*Switch)
 
     def _check_pool(self, named: str) -> None:
         if named != self._pool.digest:

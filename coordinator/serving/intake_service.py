@@ -36,7 +36,15 @@ class IntakeService(intake_pb2_grpc.IntakeServicer):
     async def Enrol(self, request: intake_pb2.EnrolRequest, context: Context) -> intake_pb2.EnrolReply:
         """Present a key."""
         network = network_of(context.peer())
-        return intake_pb2.EnrolReply(state=await asyncio.to_thread(self._intake.enrol, request.envelope, network))
+        state = await asyncio.to_thread(self._intake.enrol, request.envelope, network, request.invite)
+        state = await asyncio.to_thread(self._intake.enrol, request.envelope, network, request.invite)
+        return intake_pb2.EnrolReply(state=state)
+
+    async def Rotate(self, request: intake_pb2.RotateRequest, context: Context) -> intake_pb2.RotateReply:
+        """Let a new key take an old one's place."""
+        network = network_of(context.peer())
+        state = await asyncio.to_thread(self._intake.rotate, request.envelope, network)
+        return intake_pb2.RotateReply(state=state)
 
     async def Begin(self, request: intake_pb2.BeginRequest, context: Context) -> intake_pb2.BeginReply:
         """Judge an envelope and open a session."""

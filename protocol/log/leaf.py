@@ -21,7 +21,8 @@ class LogLeaf(Strict):
     at: Word
     """When, by the coordinator's clock; never earlier than the entry before."""
     kind: Word
-    """What it is about: pool, contributor (a key), node, bundle, check (of a bundle), candidate, release, campaign."""
+    """What it is about: pool, invite, contributor (a key), node, bundle, check (of a bundle), candidate, release,
+    campaign."""
     subject: Word
     """The key or the digest."""
     step: Word

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from protocol.v1 import chunk_pb2 as protocol_dot_v1_dot_chunk__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18protocol/v1/intake.proto\x12\ngreylag.v1\x1a\x17protocol/v1/chunk.proto\" \n\x0c\x45nrolRequest\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\"\x1b\n\nEnrolReply\x12\r\n\x05state\x18\x01 \x01(\t\" \n\x0c\x42\x65ginRequest\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\"f\n\nBeginReply\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x0c\x12(\n\x07missing\x18\x03 \x03(\x0b\x32\x17.greylag.v1.MissingFile\x12\x0f\n\x07receipt\x18\x04 \x01(\x0c\"+\n\x0bMissingFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"_\n\nPutRequest\x12%\n\x05start\x18\x01 \x01(\x0b\x32\x14.greylag.v1.PutStartH\x00\x12\"\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x11.greylag.v1.ChunkH\x00\x42\x06\n\x04part\"7\n\x08PutStart\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x0c\x12\x0c\n\x04name\x18\x03 \x01(\t\"\x1a\n\x08PutReply\x12\x0e\n\x06offset\x18\x01 \x01(\x04\".\n\rCommitRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x0c\"\x1e\n\x0b\x43ommitReply\x12\x0f\n\x07receipt\x18\x01 \x01(\x0c\"\x1f\n\rStatusRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"Z\n\x0bStatusReply\x12\r\n\x05state\x18\x01 \x01(\t\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x0c\n\x04hint\x18\x04 \x01(\t\x12\x0f\n\x07release\x18\x05 \x01(\x04\"\x1f\n\x0b\x42indRequest\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\"\x1a\n\tBindReply\x12\r\n\x05\x66leet\x18\x01 \x01(\t2\xe9\x02\n\x06Intake\x12\x39\n\x05\x45nrol\x12\x18.greylag.v1.EnrolRequest\x1a\x16.greylag.v1.EnrolReply\x12\x39\n\x05\x42\x65gin\x12\x18.greylag.v1.BeginRequest\x1a\x16.greylag.v1.BeginReply\x12\x35\n\x03Put\x12\x16.greylag.v1.PutRequest\x1a\x14.greylag.v1.PutReply(\x01\x12<\n\x06\x43ommit\x12\x19.greylag.v1.CommitRequest\x1a\x17.greylag.v1.CommitReply\x12<\n\x06Status\x12\x19.greylag.v1.StatusRequest\x1a\x17.greylag.v1.StatusReply\x12\x36\n\x04\x42ind\x12\x17.greylag.v1.BindRequest\x1a\x15.greylag.v1.BindReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18protocol/v1/intake.proto\x12\ngreylag.v1\x1a\x17protocol/v1/chunk.proto\"0\n\x0c\x45nrolRequest\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\x12\x0e\n\x06invite\x18\x02 \x01(\t\"\x1b\n\nEnrolReply\x12\r\n\x05state\x18\x01 \x01(\t\"!\n\rRotateRequest\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\"\x1c\n\x0bRotateReply\x12\r\n\x05state\x18\x01 \x01(\t\" \n\x0c\x42\x65ginRequest\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\"f\n\nBeginReply\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x0c\x12(\n\x07missing\x18\x03 \x03(\x0b\x32\x17.greylag.v1.MissingFile\x12\x0f\n\x07receipt\x18\x04 \x01(\x0c\"+\n\x0bMissingFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"_\n\nPutRequest\x12%\n\x05start\x18\x01 \x01(\x0b\x32\x14.greylag.v1.PutStartH\x00\x12\"\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x11.greylag.v1.ChunkH\x00\x42\x06\n\x04part\"7\n\x08PutStart\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x0c\x12\x0c\n\x04name\x18\x03 \x01(\t\"\x1a\n\x08PutReply\x12\x0e\n\x06offset\x18\x01 \x01(\x04\".\n\rCommitRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x0c\"\x1e\n\x0b\x43ommitReply\x12\x0f\n\x07receipt\x18\x01 \x01(\x0c\"\x1f\n\rStatusRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"Z\n\x0bStatusReply\x12\r\n\x05state\x18\x01 \x01(\t\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x0c\n\x04hint\x18\x04 \x01(\t\x12\x0f\n\x07release\x18\x05 \x01(\x04\"\x1f\n\x0b\x42indRequest\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\"\x1a\n\tBindReply\x12\r\n\x05\x66leet\x18\x01 \x01(\t2\xa7\x03\n\x06Intake\x12\x39\n\x05\x45nrol\x12\x18.greylag.v1.EnrolRequest\x1a\x16.greylag.v1.EnrolReply\x12<\n\x06Rotate\x12\x19.greylag.v1.RotateRequest\x1a\x17.greylag.v1.RotateReply\x12\x39\n\x05\x42\x65gin\x12\x18.greylag.v1.BeginRequest\x1a\x16.greylag.v1.BeginReply\x12\x35\n\x03Put\x12\x16.greylag.v1.PutRequest\x1a\x14.greylag.v1.PutReply(\x01\x12<\n\x06\x43ommit\x12\x19.greylag.v1.CommitRequest\x1a\x17.greylag.v1.CommitReply\x12<\n\x06Status\x12\x19.greylag.v1.StatusRequest\x1a\x17.greylag.v1.StatusReply\x12\x36\n\x04\x42ind\x12\x17.greylag.v1.BindRequest\x1a\x15.greylag.v1.BindReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,33 +33,37 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protocol.v1.intake_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ENROLREQUEST']._serialized_start=65
-  _globals['_ENROLREQUEST']._serialized_end=97
-  _globals['_ENROLREPLY']._serialized_start=99
-  _globals['_ENROLREPLY']._serialized_end=126
-  _globals['_BEGINREQUEST']._serialized_start=128
-  _globals['_BEGINREQUEST']._serialized_end=160
-  _globals['_BEGINREPLY']._serialized_start=162
-  _globals['_BEGINREPLY']._serialized_end=264
-  _globals['_MISSINGFILE']._serialized_start=266
-  _globals['_MISSINGFILE']._serialized_end=309
-  _globals['_PUTREQUEST']._serialized_start=311
-  _globals['_PUTREQUEST']._serialized_end=406
-  _globals['_PUTSTART']._serialized_start=408
-  _globals['_PUTSTART']._serialized_end=463
-  _globals['_PUTREPLY']._serialized_start=465
-  _globals['_PUTREPLY']._serialized_end=491
-  _globals['_COMMITREQUEST']._serialized_start=493
-  _globals['_COMMITREQUEST']._serialized_end=539
-  _globals['_COMMITREPLY']._serialized_start=541
-  _globals['_COMMITREPLY']._serialized_end=571
-  _globals['_STATUSREQUEST']._serialized_start=573
-  _globals['_STATUSREQUEST']._serialized_end=604
-  _globals['_STATUSREPLY']._serialized_start=606
-  _globals['_STATUSREPLY']._serialized_end=696
-  _globals['_BINDREQUEST']._serialized_start=698
-  _globals['_BINDREQUEST']._serialized_end=729
-  _globals['_BINDREPLY']._serialized_start=731
-  _globals['_BINDREPLY']._serialized_end=757
-  _globals['_INTAKE']._serialized_start=760
-  _globals['_INTAKE']._serialized_end=1121
+  _globals['_ENROLREQUEST']._serialized_end=113
+  _globals['_ENROLREPLY']._serialized_start=115
+  _globals['_ENROLREPLY']._serialized_end=142
+  _globals['_ROTATEREQUEST']._serialized_start=144
+  _globals['_ROTATEREQUEST']._serialized_end=177
+  _globals['_ROTATEREPLY']._serialized_start=179
+  _globals['_ROTATEREPLY']._serialized_end=207
+  _globals['_BEGINREQUEST']._serialized_start=209
+  _globals['_BEGINREQUEST']._serialized_end=241
+  _globals['_BEGINREPLY']._serialized_start=243
+  _globals['_BEGINREPLY']._serialized_end=345
+  _globals['_MISSINGFILE']._serialized_start=347
+  _globals['_MISSINGFILE']._serialized_end=390
+  _globals['_PUTREQUEST']._serialized_start=392
+  _globals['_PUTREQUEST']._serialized_end=487
+  _globals['_PUTSTART']._serialized_start=489
+  _globals['_PUTSTART']._serialized_end=544
+  _globals['_PUTREPLY']._serialized_start=546
+  _globals['_PUTREPLY']._serialized_end=572
+  _globals['_COMMITREQUEST']._serialized_start=574
+  _globals['_COMMITREQUEST']._serialized_end=620
+  _globals['_COMMITREPLY']._serialized_start=622
+  _globals['_COMMITREPLY']._serialized_end=652
+  _globals['_STATUSREQUEST']._serialized_start=654
+  _globals['_STATUSREQUEST']._serialized_end=685
+  _globals['_STATUSREPLY']._serialized_start=687
+  _globals['_STATUSREPLY']._serialized_end=777
+  _globals['_BINDREQUEST']._serialized_start=779
+  _globals['_BINDREQUEST']._serialized_end=810
+  _globals['_BINDREPLY']._serialized_start=812
+  _globals['_BINDREPLY']._serialized_end=838
+  _globals['_INTAKE']._serialized_start=841
+  _globals['_INTAKE']._serialized_end=1264
 # @@protoc_insertion_point(module_scope)

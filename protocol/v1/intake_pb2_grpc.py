@@ -41,6 +41,11 @@ class IntakeStub:
                 request_serializer=protocol_dot_v1_dot_intake__pb2.EnrolRequest.SerializeToString,
                 response_deserializer=protocol_dot_v1_dot_intake__pb2.EnrolReply.FromString,
                 _registered_method=True)
+        self.Rotate = channel.unary_unary(
+                '/greylag.v1.Intake/Rotate',
+                request_serializer=protocol_dot_v1_dot_intake__pb2.RotateRequest.SerializeToString,
+                response_deserializer=protocol_dot_v1_dot_intake__pb2.RotateReply.FromString,
+                _registered_method=True)
         self.Begin = channel.unary_unary(
                 '/greylag.v1.Intake/Begin',
                 request_serializer=protocol_dot_v1_dot_intake__pb2.BeginRequest.SerializeToString,
@@ -75,6 +80,13 @@ class IntakeServicer:
 
     def Enrol(self, request, context):
         """A key presents itself under a name. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rotate(self, request, context):
+        """A contributor's new key takes the old one's place. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -122,6 +134,11 @@ def add_IntakeServicer_to_server(servicer, server):
                     servicer.Enrol,
                     request_deserializer=protocol_dot_v1_dot_intake__pb2.EnrolRequest.FromString,
                     response_serializer=protocol_dot_v1_dot_intake__pb2.EnrolReply.SerializeToString,
+            ),
+            'Rotate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rotate,
+                    request_deserializer=protocol_dot_v1_dot_intake__pb2.RotateRequest.FromString,
+                    response_serializer=protocol_dot_v1_dot_intake__pb2.RotateReply.SerializeToString,
             ),
             'Begin': grpc.unary_unary_rpc_method_handler(
                     servicer.Begin,
@@ -178,6 +195,33 @@ class Intake:
             '/greylag.v1.Intake/Enrol',
             protocol_dot_v1_dot_intake__pb2.EnrolRequest.SerializeToString,
             protocol_dot_v1_dot_intake__pb2.EnrolReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rotate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/greylag.v1.Intake/Rotate',
+            protocol_dot_v1_dot_intake__pb2.RotateRequest.SerializeToString,
+            protocol_dot_v1_dot_intake__pb2.RotateReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,8 @@ class IntakeStub:
     def __new__(cls, channel: _aio.Channel) -> IntakeAsyncStub: ...
     Enrol: _grpc.UnaryUnaryMultiCallable[_intake_pb2.EnrolRequest, _intake_pb2.EnrolReply]
     """A key presents itself under a name. Idempotent."""
+    Rotate: _grpc.UnaryUnaryMultiCallable[_intake_pb2.RotateRequest, _intake_pb2.RotateReply]
+    """A contributor's new key takes the old one's place. Idempotent."""
     Begin: _grpc.UnaryUnaryMultiCallable[_intake_pb2.BeginRequest, _intake_pb2.BeginReply]
     """Judges the envelope before any byte is stored. Idempotent by the bundle's digest."""
     Put: _grpc.StreamUnaryMultiCallable[_intake_pb2.PutRequest, _intake_pb2.PutReply]
@@ -57,6 +59,8 @@ class IntakeAsyncStub(IntakeStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Enrol: _aio.UnaryUnaryMultiCallable[_intake_pb2.EnrolRequest, _intake_pb2.EnrolReply]  # type: ignore[assignment]
     """A key presents itself under a name. Idempotent."""
+    Rotate: _aio.UnaryUnaryMultiCallable[_intake_pb2.RotateRequest, _intake_pb2.RotateReply]  # type: ignore[assignment]
+    """A contributor's new key takes the old one's place. Idempotent."""
     Begin: _aio.UnaryUnaryMultiCallable[_intake_pb2.BeginRequest, _intake_pb2.BeginReply]  # type: ignore[assignment]
     """Judges the envelope before any byte is stored. Idempotent by the bundle's digest."""
     Put: _aio.StreamUnaryMultiCallable[_intake_pb2.PutRequest, _intake_pb2.PutReply]  # type: ignore[assignment]
@@ -80,6 +84,14 @@ class IntakeServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_intake_pb2.EnrolReply, _abc.Awaitable[_intake_pb2.EnrolReply]]:
         """A key presents itself under a name. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def Rotate(
+        self,
+        request: _intake_pb2.RotateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_intake_pb2.RotateReply, _abc.Awaitable[_intake_pb2.RotateReply]]:
+        """A contributor's new key takes the old one's place. Idempotent."""
 
     @_abc_1.abstractmethod
     def Begin(

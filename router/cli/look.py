@@ -1,5 +1,6 @@
 """The verbs of greylag-router that look into a model or take it elsewhere."""
 
+import os
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -8,16 +9,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from protocol.errors import Code, Refused
-from protocol.programs import print_json, say, with_flags_of
+from protocol.programs import print_json, put, say, with_flags_of
 from router.cli import options
 from router.cli.options import BaseModel, Json, NewTokens, Requests, Texts, Workspace
 from router.query.limits import DEFAULT_NEW_TOKENS
 
 if TYPE_CHECKING:
+    from protocol.openssf.model_signature import ModelSigner
     from router.query.request import TaskInput
 
 _AT_ONCE = 16
 """Inputs a batch, so that many do not need more memory than a few."""
+SigningKey = Annotated[
+    Path | None,
+    typer.Option(
+        help="Elliptic-curve key, PEM, that signs model.sig; default: the workspace's model.key, made if missing. "
+        "GREYLAG_KEY_PASSPHRASE opens it."
+    ),
+]
 
 
 @with_flags_of(options.model, options.running, options.method, options.choice)
@@ -82,12 +91,13 @@ def export(
     text: Texts = None,
     out: Annotated[Path, typer.Option(help="New folder for the adapter.")],
     requests: Requests = None,
+    signing_key: SigningKey = None,
     rank: Annotated[int, typer.Option(min=1, max=1024, help="Rank of the adapter; engines bound it.")] = 64,
     max_new_tokens: NewTokens = DEFAULT_NEW_TOKENS,
     json_: Json = False,
     **flags: Any,
 ) -> None:
-    """Write what answers a request as one plain LoRA, for engines that take one adapter.
+    """Write what answers a request as one plain LoRA, for engines that take one adapter, and sign it (model.sig).
 
     Experts are merged at their mean weight over the request's tokens, so the adapter serves inputs like it.
 
@@ -97,7 +107,8 @@ def export(
     choices = [each.choice for each in asked]
     model = options.open_model(flags, [each.release for each in choices])
     inputs = [each.input for each in asked]
-    exported = model.export_lora(out, inputs, choices, rank=rank, max_new_tokens=max_new_tokens)
+    signer = _signer(signing_key, flags["workspace"])
+    exported = model.export_lora(out, inputs, choices, rank=rank, max_new_tokens=max_new_tokens, signer=signer)
     if json_:
         print_json({"folder": str(out)} | asdict(exported))
     say(f"Wrote {out}: rank {exported.rank} at {exported.modules} modules keeps {exported.kept:.1%} of the mixture.")
@@ -107,19 +118,54 @@ def save(
     out: Annotated[Path, typer.Argument(help="New folder for the model.")],
     *,
     with_base: Annotated[bool, typer.Option("--with-base", help="Copy the base model's files, too.")] = False,
+    signing_key: SigningKey = None,
     workspace: Workspace = Path(),
     base: BaseModel = None,
     json_: Json = False,
 ) -> None:
-    """Write the newest release that was pulled as one folder; `ask --saved` needs nothing else.
+    """Write the newest release that was pulled as one folder, and sign it (model.sig); `ask --saved` needs no more.
 
     Example: greylag-router save --with-base model
     """
     model = options.open_model({"workspace": workspace, "base": base, "device": "cpu"})
-    identity = model.save_pretrained(out, with_base=with_base)
+    identity = model.save_pretrained(out, with_base=with_base, signer=_signer(signing_key, workspace))
     if json_:
         print_json({"folder": str(out), "identity": identity, "experts": len(model.digests)})
     say(f"Wrote {out}: {len(model.digests)} experts, model {identity}.")
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A model with its model.sig.")],
+    *,
+    key: Annotated[Path, typer.Option(help="Public key of who signed it, PEM.")],
+    json_: Json = False,
+) -> None:
+    """Hold a model that was saved or exported, or signed by others (OpenSSF Model Signing), against its signature.
+
+    Example: greylag-router verify release-1 --key model.pub
+    """
+    from protocol.openssf.model_signature import ModelVerifier, verify_model
+
+    files = verify_model(folder, ModelVerifier.load(key))
+    if json_:
+        print_json({"folder": str(folder), "files": files})
+    else:
+        put(f"{folder} is as it was signed: {len(files)} files.")
+
+
+def _signer(given: Path | None, workspace: Path) -> "ModelSigner":
+    """Read the key that signs models; without one that is given, the workspace's, which is made if it is missing."""
+    from protocol.files.atomic import write_whole
+    from protocol.openssf.model_signature import ModelSigner
+
+    path = given or workspace / "model.key"
+    if given or path.exists():
+        return ModelSigner.load(path, os.environ.get("GREYLAG_KEY_PASSPHRASE"))
+    signer = ModelSigner.generate()
+    signer.save(path)
+    write_whole(path.with_suffix(".pub"), signer.public.pem)
+    say(f"Made the key {path}. Whoever verifies models needs {path.with_suffix('.pub')}: greylag-router verify --key")
+    return signer
 
 
 def _tasks(text: list[str] | None, tasks: str | None, oracle: str | None) -> "list[TaskInput]":

@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (evaluate.evaluate, look.trace, look.save, look.export):
+for verb in (evaluate.evaluate, look.trace, look.save, look.export, look.verify):
     app.command()(verb)
 app.command()(witness.witness)
 app.command("lm-eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(evaluate.lm_eval)

@@ -21,6 +21,7 @@ from protocol.adapter_config import TASKS
 from protocol.bundle import ADAPTER_WEIGHTS
 from protocol.errors import Code, Refused
 from protocol.files.atomic import new_folder
+from protocol.openssf.model_signature import ModelSigner, sign_model
 from protocol.tensors import ADAPTER_PREFIX
 from router.base.fingerprint import display_name
 from router.base.loading import Base
@@ -57,11 +58,18 @@ class Exported:
 
 
 def export_lora(
-    folder: Path, routes: Sequence[ModuleRoute], experts: Sequence[Expert], *, rank: int, base: Base
+    folder: Path,
+    routes: Sequence[ModuleRoute],
+    experts: Sequence[Expert],
+    *,
+    rank: int,
+    base: Base,
+    signer: ModelSigner | None = None,
 ) -> Exported:
     """Write a request's mean mixture as PEFT writes a LoRA; the folder appears whole or not at all.
 
     Routes count into the experts. The rank is that of every module of the export that is wide enough for it.
+    With a signer, a `model.sig` over all files lies beside them.
 
     Raises:
         Refused: `WORKSPACE_EXISTS` if there is something in the folder, `KIND_UNSUPPORTED` if an expert that was
@@ -77,6 +85,8 @@ def export_lora(
     rank = max(len(module.a) for module in merged.values())
     with new_folder(folder) as partial:
         _write(partial, merged, rank, base)
+        if signer is not None:
+            sign_model(partial, signer, name=folder.resolve().name)
     whole = sum(module.norm for module in merged.values())
     left = sum(module.kept * module.norm for module in merged.values())
     shares = expert_shares(routes, [expert.full_name for expert in experts])

@@ -10,6 +10,7 @@ from platformdirs import user_cache_path
 
 from protocol.bundle import Bundle
 from protocol.errors import Code, Refused
+from protocol.openssf.model_signature import ModelSigner
 from protocol.signing import PublicKey
 from router.base.batching import Prompt, PromptLike, TokenPair, check_lengths, encode_pairs, read_prompts
 from router.base.fingerprint import check_base, first_line
@@ -160,8 +161,10 @@ class RoutedModel(ExpertSet):
         model.generation = Generation(pool, saved.index.routing, saved.index.release)
         return model
 
-    def save_pretrained(self, folder: Path | str, *, with_base: bool = False) -> str:
+    def save_pretrained(self, folder: Path | str, *, with_base: bool = False, signer: ModelSigner | None = None) -> str:
         """Write routing and every expert's bundle to a new folder, by content and under their names; the base if asked.
+
+        With a signer, a `model.sig` over all files lies beside them (`protocol.openssf.model_signature`).
 
         Returns:
             The model's identity: a sha256 that stands for every byte of experts, routing and base.
@@ -170,7 +173,9 @@ class RoutedModel(ExpertSet):
             Refused: `WORKSPACE_EXISTS`, `BUNDLE_UNKNOWN` if a bundle is gone from where it was loaded.
         """
         told = self.features.mixtures.public.told
-        return save(Path(folder), self.base.source, self.generation, with_base=with_base, statistics=told)
+        return save(
+            Path(folder), self.base.source, self.generation, with_base=with_base, statistics=told, signer=signer
+        )
 
     def export_lora(
         self,
@@ -180,10 +185,11 @@ class RoutedModel(ExpertSet):
         *,
         rank: int,
         max_new_tokens: int = DEFAULT_NEW_TOKENS,
+        signer: ModelSigner | None = None,
     ) -> Exported:
         """Write what answers inputs, averaged over them and their answers, as one plain LoRA in PEFT's format.
 
-        `router.model.export_lora` says how; the folder must be new.
+        `router.model.export_lora` says how; the folder must be new. A signer signs it, as `save_pretrained`.
 
         Raises:
             Refused: As `generate` and `router.model.export_lora.export_lora`.
@@ -192,7 +198,7 @@ class RoutedModel(ExpertSet):
         planned = self._planned(prompts, choice).recorded()
         answered = write(self.base, planned, prompts, max_new_tokens)
         routes = [route for answer in answered.answers for route in answer.routes]
-        return export_lora(Path(folder), routes, planned.experts, rank=rank, base=self.base)
+        return export_lora(Path(folder), routes, planned.experts, rank=rank, base=self.base, signer=signer)
 
     def generate(
         self,

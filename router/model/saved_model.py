@@ -5,6 +5,7 @@ bundles/<digest>/     the experts as their contributors signed them
 calibration           biases and temperatures of the routers, where the release has any
 statistics/<digest>   what the pool tells of public text, where it tells any
 base/                 the base model's files, if they were asked for
+model.sig             a signature over all of these, if a key was given (`protocol.openssf.model_signature`)
 
 Bundles are kept rather than tensors as they run: who made an expert can still be checked, statistics come
 along, and the model loads on another device, in another dtype or on a quantised base.
@@ -19,6 +20,7 @@ from protocol.bundle import Bundle, open_bundle, sha256_of
 from protocol.errors import Code, Refused
 from protocol.files import strict_json
 from protocol.files.atomic import new_folder
+from protocol.openssf.model_signature import ModelSigner, sign_model
 from protocol.spec import BaseModelRef, Routing, Sha256, Version
 from protocol.statement import Strict, read
 from router.base.fingerprint import FILES, fingerprint, locate
@@ -76,7 +78,15 @@ class Saved:
     statistics: Path | None
 
 
-def save(folder: Path, base: str, generation: Generation, *, with_base: bool, statistics: Path | None) -> str:
+def save(
+    folder: Path,
+    base: str,
+    generation: Generation,
+    *,
+    with_base: bool,
+    statistics: Path | None,
+    signer: ModelSigner | None = None,
+) -> str:
     """Write a routed model and return its identity; the folder must be new, and appears whole or not at all.
 
     Args:
@@ -85,6 +95,7 @@ def save(folder: Path, base: str, generation: Generation, *, with_base: bool, st
         generation: What answers; its experts' bundles must still lie where they were loaded from.
         with_base: Whether to copy the base model's files, too; else whoever loads the model names them.
         statistics: What the pool tells of public text, if it does, in a file named by its sha256.
+        signer: Signs the folder, if it is to be signed.
 
     Raises:
         Refused: `WORKSPACE_EXISTS` if there is something in the folder, `BASE_UNREADABLE`, `BUNDLE_UNKNOWN` or
@@ -114,6 +125,8 @@ def save(folder: Path, base: str, generation: Generation, *, with_base: bool, st
                 for file in locate(base).glob(pattern):
                     shutil.copyfile(file, partial / BASE / file.name)
         (partial / INDEX).write_bytes(strict_json.dumps(index.model_dump(mode="json")))
+        if signer is not None:
+            sign_model(partial, signer, name=folder.resolve().name)
     return index.identity
 
 

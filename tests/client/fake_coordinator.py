@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import grpc
 
 from protocol.bundle import Manifest, read_manifest
-from protocol.documents import RECEIPT_TYPE, Pool, Receipt, read_enrolment, sign
+from protocol.documents import RECEIPT_TYPE, Pool, Receipt, read_enrolment, read_rotation, sign
 from protocol.errors import Code, GreylagError, Refused
 from protocol.fleet.node_key import read_binding
 from protocol.signing import Identity
@@ -72,6 +72,16 @@ class FakeCoordinator(intake_pb2_grpc.IntakeServicer, catalog_pb2_grpc.CatalogSe
         self._check_pool(enrolment.pool, context)
         self.names[enrolment.key] = enrolment.name
         return intake_pb2.EnrolReply(state=self.key_state)
+
+    def Rotate(self, request: intake_pb2.RotateRequest, context: grpc.ServicerContext) -> intake_pb2.RotateReply:
+        self._enter("Rotate", request.SerializeToString(), context)
+        rotation = read_rotation(request.envelope)
+        self._check_pool(rotation.pool, context)
+        if rotation.new not in self.names:
+            if rotation.old not in self.names:
+                self._abort(Refused(Code.KEY_UNKNOWN, "Nobody knows the key."), context)
+            self.names[rotation.new] = self.names.pop(rotation.old)
+        return intake_pb2.RotateReply(state=self.key_state)
 
     def Begin(self, request: intake_pb2.BeginRequest, context: grpc.ServicerContext) -> intake_pb2.BeginReply:
         self._enter("Begin", request.SerializeToString(), context)

@@ -71,6 +71,10 @@ def test_it_goes_on_a_contributor_asks_an_operator_decides_a_user_follows(pool: 
     with town.serving():
         status = json.loads(succeed("client", "status", "-w", pool / "contributor", "--json"))
         assert [(row["name"], row["state"]) for row in status["bundles"]] == [("mirror", "released")]
+        key = succeed("client", "rotate-key", "-w", pool / "contributor").strip()
+        listed = read("contributors", "ls", "-w", town.coordinator)["contributors"]
+        assert isinstance(listed, list)
+        assert key in {row["key"] for row in listed}
         succeed("router", "pull", "-w", pool / "router")
         succeed("coordinator", "experts", "yank", EXPERTS["bluebird"], "-w", town.coordinator, "--reason", "a test")
         town.work()

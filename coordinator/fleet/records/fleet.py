@@ -10,6 +10,7 @@ from coordinator.fleet.records.candidates import Candidates
 from coordinator.fleet.records.rounds import Rounds
 from coordinator.policy.eligibility import judge_contributor
 from coordinator.registry import journal
+from coordinator.registry.enrolment.keys import holder, key_state
 from coordinator.registry.registry import Registry
 from coordinator.registry.tables import Contributor, Node
 from coordinator.registry.transactions import Subject
@@ -39,22 +40,22 @@ class Nodes(Subject):
         """Remember a node's key as its contributor's; an earlier node of the same contributor goes out of use.
 
         Raises:
-            Refused: `KEY_UNKNOWN`, `KEY_PENDING`, `KEY_REVOKED` or `NODE_TAKEN`.
+            Refused: `KEY_UNKNOWN`, `KEY_PENDING`, `KEY_REVOKED`, `KEY_ROTATED` or `NODE_TAKEN`.
         """
         fingerprint = hashlib.sha256(binding.node.encode()).hexdigest()
         with self._registry.writing() as session:
-            contributor = session.get(Contributor, binding.contributor)
-            judge_contributor(contributor.state if contributor else None)
+            judge_contributor(key_state(session, binding.contributor))
+            contributor = holder(session, binding.contributor)
             if (known := session.get(Node, fingerprint)) is not None:
-                if known.contributor != binding.contributor:
+                if known.contributor != contributor:
                     raise Refused(Code.NODE_TAKEN, "This node's key belongs to somebody else.", "Make a new node key.")
                 if known.state != "active":
                     raise Refused(Code.KEY_REVOKED, "This node's key was revoked.", "Remove it, then bind a new one.")
                 return
-            journal.revoke_nodes(session, binding.contributor, actor="contributor", now=now)
+            journal.revoke_nodes(session, contributor, actor="contributor", now=now)
             session.add(
                 Node(
-                    fingerprint=fingerprint, contributor=binding.contributor, public=binding.node, state="active",
+                    fingerprint=fingerprint, contributor=contributor, public=binding.node, state="active",
                     envelope=envelope, bound=timestamp(now),
                 )
             )  # fmt: skip

@@ -40,10 +40,10 @@ BASE = BaseModelRef(name="base", config="1" * 64, weights="2" * 64, tokenizer="3
 BEFORE_THE_ROW = set(POINTS[: POINTS.index("before-commit") + 1])
 
 
-def make_workspace(folder: Path, modules: dict[str, Shape]) -> tuple[CoordinatorWorkspace, Pool]:
+def make_workspace(folder: Path, modules: dict[str, Shape], **policy: str) -> tuple[CoordinatorWorkspace, Pool]:
     facts = BaseFacts("nowhere", BASE, "encoder-decoder", modules)
     workspace = CoordinatorWorkspace(folder)
-    pool = found(workspace, lambda: facts, name="p", choices={}, settings={}, now=datetime.now(UTC))
+    pool = found(workspace, lambda: facts, name="p", choices={"policy": policy}, settings={}, now=datetime.now(UTC))
     return workspace, pool
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from threading import Thread
 
@@ -13,11 +14,12 @@ from sqlalchemy import select
 
 from coordinator.policy.lifecycle import Standing, State
 from coordinator.registry.bundles import read_standing
+from coordinator.registry.log_check import contradictions
 from coordinator.registry.registry import Registry
 from coordinator.registry.tables import Contributor, Event, Upload
 from protocol.bundle import Bundle, Manifest
 from protocol.compatibility import Submitted
-from protocol.documents import Enrolment, Pool
+from protocol.documents import Enrolment, Pool, Rotation
 from protocol.errors import Code, Refused
 from protocol.release import ReleasedExpert, ReleaseSpec, sign_release
 from protocol.signing import Identity
@@ -80,6 +82,27 @@ def test_a_revoked_key_stays_out(registry: Registry, pool: Pool, identity: Ident
     with pytest.raises(Refused) as unknown:
         registry.contributors.set_state("nobody", "active", now=clock())
     assert unknown.value.code is Code.KEY_UNKNOWN
+
+
+def test_keys_come_by_invitation_and_are_rotated(
+    registry: Registry, pool: Pool, identity: Identity, bundle: Bundle, clock: Clock
+) -> None:
+    token, _ = registry.invites.make(uses=1, expires=clock() + timedelta(days=1), note="", now=clock())
+    keys = [identity, *(Identity.generate() for _ in range(3))]
+    document = Enrolment(pool=pool.digest, name="ada", key=keys[0].public.hex, created=NOW)
+    assert registry.contributors.enrol(document, b"", state=None, invite=token, now=clock()) == "active"
+    keep(registry, bundle, clock)
+    for old, new in pairwise(keys):
+        rotation = Rotation(pool=pool.digest, old=old.public.hex, new=new.public.hex, created=NOW)
+        assert registry.contributors.rotate(rotation, b"", now=clock()) == "active"
+    enrol(registry, pool, bob := Identity.generate(), clock, "bob")
+    assert registry.contributors.keys() == {
+        identity.public.hex: keys[-1].public.hex, bob.public.hex: bob.public.hex
+    }  # fmt: skip
+    assert [(each.invite.uses, each.contributors) for each in registry.invites.all()] == [(1, ["ada"])]
+    for key in keys:
+        assert registry.contributors.find(key.public.hex).name == "ada"  # type: ignore[union-attr]
+    assert contradictions(registry) == []
 
 
 def test_a_name_never_stands_for_a_key(registry: Registry, pool: Pool, identity: Identity, clock: Clock) -> None:

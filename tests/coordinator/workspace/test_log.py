@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,14 @@ from sqlalchemy import text
 from coordinator.registry.log_check import contradictions
 from coordinator.workspace.context import opened
 from coordinator.workspace.settings import load
+from protocol.documents import read_rotation, sign_rotation
 from protocol.errors import Code, Refused
 from protocol.log import merkle
 from protocol.log.checkpoint import Checkpoint, read_checkpoint
 from protocol.log.leaf import LogLeaf, read_leaf
 from protocol.signing import Identity
 from tests.coordinator.cli.test_main import Program, program
+from tests.coordinator.contributor import enrolment
 from tests.coordinator.workspace.test_restored import Place, fsck, now
 
 __all__ = ["program"]
@@ -208,3 +211,67 @@ def test_a_line_that_a_kill_cut_short_is_written_anew(place: Place) -> None:
     entries.unlink()
     place.submit(place.make())
     assert len(entries.read_bytes().splitlines()) == head(place).size
+
+
+def test_an_invite_revoked_then_an_older_copy_restored(program: Program, place: Place) -> None:
+    with place.open() as open_:
+        token, _ = open_.registry.invites.make(uses=1, expires=now() + timedelta(days=1), note="", now=now())
+    backup = place.database.read_bytes()
+    assert program(place.workspace, "invites", "revoke", token[:8]) == 0
+    place.database.write_bytes(backup)
+    assert program(place.workspace, "log", "verify") == Code.LOG_ROLLBACK.fate.exit
+    assert fsck(program, place, "--adopt")[0] == 0
+    with place.open() as open_:
+        assert [each.state(now()) for each in open_.registry.invites.all()] == ["revoked"]
+    assert fsck(program, place)[0] == 0
+
+
+def test_an_invite_that_the_log_knows_otherwise_is_found(program: Program, place: Place) -> None:
+    with place.open() as open_:
+        open_.registry.invites.make(uses=1, expires=now() + timedelta(days=1), note="", now=now())
+        with open_.registry.writing() as session:
+            session.execute(text("UPDATE invites SET state = 'revoked'"))
+        (fault,) = contradictions(open_.registry)
+    assert "the log says made" in fault
+
+
+def test_a_key_rotated_then_an_older_copy_restored(program: Program, place: Place) -> None:
+    """The old key may have been stolen: it stays out, and the new one stays in, though its statement is lost."""
+    place.submit(place.make())
+    place.work()
+    backup, old, new = place.database.read_bytes(), place.ada, Identity.generate()
+    with place.open() as open_:
+        envelope = sign_rotation(place.pool, old, new, now())
+        assert open_.registry.contributors.rotate(read_rotation(envelope), envelope, now=now()) == "active"
+    place.ada = new
+    place.submit(place.make())
+    seen = head(place)
+    place.database.write_bytes(backup)
+    assert fsck(program, place, "--adopt")[0] == 0
+    check_continues(place, seen)
+    place.submit(place.make())
+    place.ada = old
+    with pytest.raises(Refused) as refused:
+        place.submit(place.make())
+    assert refused.value.code is Code.KEY_ROTATED
+    assert place.work().spec.experts
+    assert fsck(program, place)[0] == 0
+
+
+def test_a_key_recovered_while_revoked_then_an_older_copy_restored(program: Program, place: Place) -> None:
+    place.submit(place.make())
+    backup, new = place.database.read_bytes(), Identity.generate()
+    assert program(place.workspace, "contributors", "revoke", "ada") == 0
+    file = place.folder / "enrolment.dsse.json"
+    file.write_bytes(enrolment(place.pool.digest, new, "ada"))
+    assert program(place.workspace, "contributors", "recover", "ada", str(file), "--reason", "It was stolen.") == 0
+    place.database.write_bytes(backup)
+    assert fsck(program, place, "--adopt")[0] == 0
+    for key in (place.ada, new):
+        place.ada = key
+        with pytest.raises(Refused) as refused:
+            place.submit(place.make())
+        assert refused.value.code is Code.KEY_REVOKED
+    assert program(place.workspace, "contributors", "approve", new.public.hex) == 0
+    place.submit(place.make())
+    assert fsck(program, place)[0] == 0

@@ -9,6 +9,7 @@ import pytest
 from peft import PeftModel
 
 from protocol.errors import Code, Refused
+from protocol.openssf.model_signature import ModelSigner
 from router.base.loading import load_base
 from router.cli import options
 from router.model.opening import load_model
@@ -147,3 +148,28 @@ def test_the_folder_one_stands_in_is_not_exchanged(
     assert refused.value.code is Code.WORKSPACE_EXISTS
     assert list(tmp_path.iterdir()) == []
     assert list(tmp_path.parent.glob(f".{tmp_path.name}*")) == []
+
+
+def test_what_is_saved_or_exported_is_signed_by_one_key_of_the_workspace(node: Path, tmp_path: Path) -> None:
+    (node / "model.key").unlink(missing_ok=True)  # of another test
+    assert "Made the key" in call("save", "-w", node, tmp_path / "model").stderr
+    assert "Made the key" not in call("export", "-w", node, "--out", tmp_path / "lora", "a b").stderr
+    for folder, some in ((tmp_path / "model", "greylag.json"), (tmp_path / "lora", "adapter_config.json")):
+        document = json.loads(call("verify", folder, "--key", node / "model.pub", "--json").stdout)
+        assert some in document["files"]
+        (folder / some).write_bytes((folder / some).read_bytes() + b" ")
+        with pytest.raises(Refused) as refused:
+            call("verify", folder, "--key", node / "model.pub")
+        assert refused.value.code is Code.DIGEST_MISMATCH
+
+
+def test_a_key_of_ones_own_signs(node: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = ModelSigner.generate()
+    own.save(tmp_path / "own.key")
+    (tmp_path / "own.pub").write_bytes(own.public.pem)
+    call("save", "-w", node, "--signing-key", tmp_path / "own.key", tmp_path / "model")
+    assert "is as it was signed" in call("verify", tmp_path / "model", "--key", tmp_path / "own.pub").stdout
+    with pytest.raises(Refused) as refused:
+        call("save", "-w", node, "--signing-key", tmp_path / "none.key", tmp_path / "again")
+    assert refused.value.code is Code.KEY_UNREADABLE
+    assert not (tmp_path / "again").exists()

@@ -1,0 +1,1 @@
+"""Who may submit: contributors and their keys, and invites for new ones."""

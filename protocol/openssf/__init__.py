@@ -1,0 +1,1 @@
+"""Signatures that others verify, who know nothing of pools."""
