@@ -65,7 +65,7 @@ def init(
     max_bundle_bytes: Annotated[int | None, _policy("Largest bundle that is taken, in bytes.")] = None,
     max_experts: Annotated[int | None, _policy("Experts that one contributor may hold.")] = None,
     promotion: Annotated[When, _policy("Release at once, or when contributors' data speak for it.")] = "at-once",
-    method: Annotated[str | None, _policy("How releases route; default: phatgoose, with means nnls-request.")] = None,
+    method: Annotated[str | None, _policy("How releases route; default: phatgoose, with means an nnls method.")] = None,
     statistics: Annotated[list[str] | None, _policy("What bundles must tell: means, centroid; repeatable.")] = None,
     k: Annotated[int | None, _policy("Experts that answer a token, at every module.")] = None,
     max_norm: Annotated[float | None, _policy("Most that an expert may change a module, over the base's norm.")] = None,
@@ -134,11 +134,11 @@ def _kinds(method: str | None, statistics: Sequence[str], public_text: Path | No
 
 
 def _checked_method(method: str | None, statistics: Sequence[str]) -> str | None:
-    """Return how releases route, None for the protocol's default; refuse what no router could run."""
-    from router.methods import BY_MEANS, NEEDS, find_method
+    """Return how releases route, None for what the base decides; refuse what no router could run."""
+    from router.methods import NEEDS, find_method
 
     if method is None:
-        return BY_MEANS if "means" in statistics else None
+        return None
     find_method(method)
     needed = NEEDS.get(method)
     if needed is not None and needed not in statistics:

@@ -28,6 +28,7 @@ from protocol.signing import Identity
 from protocol.spec import Architecture, BaseModelRef, Name, Policy, PoolSpec, Recipe, Routing, StatisticsFile
 from protocol.statement import Strict, first_invalid
 from router.base.module_paths import in_layers, numbers
+from router.methods import BY_MEANS
 
 if TYPE_CHECKING:
     from router.methods.features.background import Kind
@@ -183,6 +184,9 @@ def found(
         raise Refused(Code.SETTINGS_INVALID, what, "Correct the option or the file.") from error
     base, identity = study(), Identity.generate()
     told = base.statistics
+    if "means" in chosen.policy.statistics and "method" not in choices.get("routing", {}):
+        routing = chosen.routing.model_copy(update={"method": BY_MEANS[base.architecture]})
+        chosen = chosen.model_copy(update={"routing": routing})
     spec = PoolSpec(
         **dict(chosen), base=base.ref, architecture=base.architecture, modules=base.modules,
         statistics=StatisticsFile(sha256=hashlib.sha256(told).hexdigest(), size=len(told)) if told else None,

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from protocol.errors import Code, Refused
+from protocol.spec import Architecture
 
 METHODS = {
     "phatgoose": "The gates choose the top-k experts for every token at every module (arXiv 2402.05859).",
@@ -37,7 +38,7 @@ BY_MIXTURE = ("nnls-request", "nnls-cautious", "nnls-fixed:MASS", "nnls-token", 
 """Methods that solve a request for the experts it is a mixture of."""
 OWN_VECTORS = ("average-activation", "arrow", "genknowsub:NAME,...", "lag", "nnls-token", "nnls-gates")
 """Methods that compare tokens with vectors of their own in place of gates."""
-BY_MEANS = "nnls-request"
+BY_MEANS: dict[Architecture, str] = {"encoder-decoder": "nnls-request", "decoder-only": "nnls-cautious"}
 """How a pool routes that asks for means, unless its founder chooses (docs/decisions/0013-mixtures.md)."""
 
 

@@ -144,19 +144,20 @@ def test_init_makes_a_workspace_of_a_real_base(program: Program, tmp_path: Path,
 
 
 @pytest.mark.parametrize(
-    ("arguments", "method"),
+    ("base", "arguments", "method"),
     [
-        ([], "phatgoose"),
-        (["--statistics", "centroid"], "phatgoose"),
-        (["--statistics", "centroid", "--statistics", "means"], "nnls-request"),
-        (["--statistics", "means", "--method", "phatgoose"], "phatgoose"),
+        ("t5_base", [], "phatgoose"),
+        ("t5_base", ["--statistics", "centroid"], "phatgoose"),
+        ("t5_base", ["--statistics", "centroid", "--statistics", "means"], "nnls-request"),
+        ("llama_base", ["--statistics", "means"], "nnls-cautious"),
+        ("llama_base", ["--statistics", "means", "--method", "phatgoose"], "phatgoose"),
     ],
 )
 def test_a_pool_that_asks_for_means_routes_by_them(
-    program: Program, tmp_path: Path, t5_base: Path, arguments: list[str], method: str
+    program: Program, tmp_path: Path, request: pytest.FixtureRequest, base: str, arguments: list[str], method: str
 ) -> None:
-    workspace = CoordinatorWorkspace(tmp_path / "pool")
-    assert program(workspace, "init", "--name", "birds", "--base", str(t5_base), *arguments) == 0
+    workspace, place = CoordinatorWorkspace(tmp_path / "pool"), request.getfixturevalue(base)
+    assert program(workspace, "init", "--name", "birds", "--base", str(place), *arguments) == 0
     pool = read_pool(workspace.pool.read_bytes(), Identity.load(workspace.key).public)
     assert pool.spec.routing.method == method
 
