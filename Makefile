@@ -52,9 +52,13 @@ test-all: lint $(STAMP) ## As test, with the slow tests
 attacks: $(STAMP) ## Play every known attack against a copy of an honest pool (minutes; trains that pool once)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.attacks
 
+.PHONY: conformance
+conformance: $(STAMP) ## Play every honest and hostile call against a real coordinator over TLS (minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.conformance $(ARGS)
+
 .PHONY: mutants
-mutants: $(STAMP) ## Plant faults one at a time and see that the tests notice (ten minutes)
-	@$(BIN)/python -m tests.mutants
+mutants: $(STAMP) ## Plant faults one at a time and see that the tests notice (half an hour); ARGS="--help" tells options
+	@$(BIN)/python -m tests.mutants $(ARGS)
 
 .PHONY: lint
 lint: $(STAMP) ## Style, types and import contracts

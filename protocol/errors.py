@@ -175,20 +175,41 @@ class Code(Enum):
         return Unavailable if self.fate.again else Refused
 
 
+ADVICE = {
+    Code.BAD_WIRE: "Run the same version on both sides.",
+    Code.ENVELOPE_SCHEMA: "Make and sign the document again, with the other side's version of the program.",
+    Code.UNSUPPORTED_STATEMENT: "Give the document that is asked for, of the version that is asked for.",
+    Code.SPEC_INVALID: "Correct the document, then sign it again.",
+    Code.BAD_SIGNATURE: "Sign the document again, with the key that it names.",
+    Code.TOO_LARGE: "Make it smaller.",
+    Code.FILE_NOT_ALLOWED: "Leave it out, and pack the bundle again.",
+    Code.FILE_MISSING: "Pack the bundle again.",
+    Code.SIZE_MISMATCH: "Pack the bundle again, and send the files as they were packed.",
+    Code.DIGEST_MISMATCH: "Send the files again, as they were packed.",
+    Code.OFFSET_MISMATCH: "Begin again to learn where the file continues.",
+    Code.TENSOR_HEADER: "Write the file again with the safetensors library, then pack it.",
+    Code.TENSOR_NAMES: "Write the tensors that the spec declares and no others, then pack them.",
+    Code.TENSOR_SHAPE: "Write the tensors in the shapes that the spec declares, then pack them.",
+    Code.TENSOR_DTYPE: "Write the tensors in the dtype that the spec declares, then pack them.",
+    Code.REQUEST_INVALID: "Correct the request.",
+}
+"""What to do, for the many places that refuse with a code and know nothing nearer."""
+
+
 class GreylagError(Exception):
     """An error that a person can act on.
 
     Args:
         code: The reason; decides exit, HTTP and gRPC status, and which of the two classes is right.
         message: One public sentence: what, where, expected, found. Never private data.
-        hint: What to do next, often a command to type.
+        hint: What to do next, often a command to type; the code's `ADVICE` unless given.
     """
 
     def __init__(self, code: Code, message: str, hint: str = "") -> None:
         if type(self) is not code.family:
             raise ValueError(f"{code.name} is no {type(self).__name__}")
         super().__init__(message)
-        self.code, self.message, self.hint = code, message, hint
+        self.code, self.message, self.hint = code, message, hint or ADVICE.get(code, "")
 
     def __reduce__(self) -> tuple[type["GreylagError"], tuple[Code, str, str]]:
         return type(self), (self.code, self.message, self.hint)  # by itself pickle gives the message alone

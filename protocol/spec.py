@@ -39,8 +39,8 @@ ModulePath = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z
 Timestamp = Annotated[
     str, StringConstraints(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$"), AfterValidator(_exists)
 ]
-Line = Annotated[str, StringConstraints(pattern=r"^\PC*$")]
-"""Text of one line for a terminal: no control characters, no letters that turn the reading direction."""
+Line = Annotated[str, StringConstraints(pattern=r"^[^\p{C}\p{Zl}\p{Zp}]*$")]
+"""Text of one line for a terminal: no control characters or line separators, none that turn the reading direction."""
 Version = Annotated[int, Field(ge=1, le=1)]
 """Of a document's schema. Not a Literal: that would take `true` and `1.0` too."""
 Dtype = Literal["float32", "bfloat16", "float16"]

@@ -3,6 +3,7 @@
 import typer
 
 from coordinator.cli.campaigns import campaign, candidates
+from coordinator.cli.conformance import conformance
 from coordinator.cli.enrolment import contributors, invites
 from coordinator.cli.experts import experts, releases
 from coordinator.cli.init import InitVerb, init
@@ -21,7 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(cls=InitVerb)(init)
-for verb in (serve, worker, fleet, fsck, migrate):
+for verb in (serve, worker, fleet, fsck, migrate, conformance):
     app.command()(verb)
 app.add_typer(experts, name="experts")
 app.add_typer(releases, name="releases")

@@ -5,7 +5,7 @@ import json
 import re
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,9 @@ OPTIONS = (
 
 
 @contextmanager
-def connect(address: str, ca: Path | None = None) -> Iterator[grpc.Channel]:
+def connect(
+    address: str, ca: Path | None = None, options: Sequence[tuple[str, int | str]] = OPTIONS
+) -> Iterator[grpc.Channel]:
     """Open a channel, and turn every failed call inside into an error of our table.
 
     A loopback address without a CA certificate is spoken to in plain text; every other address over TLS, checked
@@ -59,9 +61,9 @@ def connect(address: str, ca: Path | None = None) -> Iterator[grpc.Channel]:
     """
     credentials = _credentials(address, ca)
     if credentials is None:
-        channel = grpc.insecure_channel(address, options=OPTIONS)
+        channel = grpc.insecure_channel(address, options=options)
     else:
-        channel = grpc.secure_channel(address, credentials, options=OPTIONS)
+        channel = grpc.secure_channel(address, credentials, options=options)
     try:
         with channel:
             yield channel

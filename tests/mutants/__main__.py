@@ -1,8 +1,9 @@
 """`make mutants`: plants one fault at a time in a copy of the house and sees that the matching tests fail.
 
-mutants.toml lists them: a file, a piece of a line that stands there once, what is put in its place, and the tests that
-are to notice. mutmut and cosmic-ray mutate by operators, thousands at a time, most of them of no matter; these are
-the faults that a careless hand would make, each of which would break a promise.
+mutants.toml lists them, and conformance.toml those that cases of the conformance suite must notice: a file, a piece of
+a line that stands there once, what is put in its place, and the tests that are to notice. mutmut and cosmic-ray mutate
+by operators, thousands at a time, most of them of no matter; these are the faults that a careless hand would make, each
+of which would break a promise.
 """
 
 import argparse
@@ -12,15 +13,17 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
 ROOT = Path(__file__).parents[2]
-LIST = Path(__file__).with_name("mutants.toml")
+TABLES = ("mutants", "conformance")
 COPIED = ("client", "coordinator", "deploy", "protocol", "router", "tests", "docs")
 TIMEOUT_S = 300
+SUITE = "tests/conformance/test_conformance.py::test_every_call_is_answered_as_it_must_be"
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,16 @@ class Mutant:
 def read_list(path: Path) -> list[Mutant]:
     """Read the list of faults."""
     return [
-        Mutant(entry["file"], entry["old"], entry["new"], tuple(entry["tests"]))
+        Mutant(
+            entry["file"], entry["old"], entry["new"], tuple(entry.get("tests", ())) + _played(entry.get("cases", ()))
+        )
         for entry in tomllib.loads(path.read_text())["mutant"]
     ]
+
+
+def _played(subjects: Iterable[str]) -> tuple[str, ...]:
+    """Name the tests that play the conformance suite's cases of some subjects."""
+    return tuple(f"{SUITE}[{subject}]" for subject in subjects)
 
 
 def passes(folder: Path, tests: tuple[str, ...]) -> bool:
@@ -81,8 +91,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make mutants")
     parser.add_argument("--jobs", type=int, default=2, help="faults tried at a time")
     parser.add_argument("--only", default="", help="a part of a file's name")
+    parser.add_argument("--table", choices=TABLES, help="one of the tables; default: both")
     given = parser.parse_args()
-    mutants = [each for each in read_list(LIST) if given.only in each.file]
+    tables = [given.table] if given.table else TABLES
+    lists = [read_list(Path(__file__).with_name(f"{table}.toml")) for table in tables]
+    mutants = [each for listed in lists for each in listed if given.only in each.file]
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(given.jobs) as pool:
         free: SimpleQueue[Path] = SimpleQueue()
         for number in range(given.jobs):

@@ -16,7 +16,7 @@ from tests.protocol.strategies import changed_json, few, many
 names = st.from_regex(r"[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?", fullmatch=True)
 paths = st.from_regex(r"[A-Za-z0-9_]{1,9}(\.[A-Za-z0-9_]{1,9}){0,4}", fullmatch=True)
 digests = st.from_regex(r"[0-9a-f]{64}", fullmatch=True)
-lines = st.text(st.characters(exclude_categories=["C"]), min_size=1, max_size=50)
+lines = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), min_size=1, max_size=50)
 moments = st.datetimes().filter(lambda moment: moment.year >= 1000).map(lambda moment: f"{moment:%Y-%m-%dT%H:%M:%SZ}")
 
 
@@ -153,7 +153,9 @@ def test_a_digest_is_64_hexadecimal_digits(field: str, digest: Any) -> None:
     assert field in refused_expert(**{field: digest})
 
 
-@pytest.mark.parametrize("value", ["", None, 1, "a" * 101, "mit\n", "\x1b[2Jmit", "mit\u202e", "a\u200bb"])
+@pytest.mark.parametrize(
+    "value", ["", None, 1, "a" * 101, "mit\n", "\x1b[2Jmit", "mit\u202e", "a\u200bb", "a\u2028b", "a\u2029b"]
+)
 def test_a_license_is_one_line(value: Any) -> None:
     assert "license" in refused_expert(license=value)
 
