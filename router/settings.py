@@ -66,7 +66,7 @@ class RouterSettings(BaseSettings):
 
     @property
     def contact(self) -> dict[str, Any]:
-        """How the coordinator is spoken to, as `router.follow.pull.Contact` (`KEY_TYPE`, `SETTINGS_INVALID`)."""
+        """How the coordinator is spoken to, as `router.follow.source.Contact` (`KEY_TYPE`, `SETTINGS_INVALID`)."""
         quorum = Quorum.read(self.witnesses, self.witnesses_needed)
         pool_key = PublicKey.from_hex(self.pool_key) if self.pool_key else None
         return {"ca": self.ca, "pool_key": pool_key, "quorum": quorum}

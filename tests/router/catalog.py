@@ -5,14 +5,14 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import grpc
 
 from protocol.bundle import Bundle, sha256_of
-from protocol.documents import Pool
+from protocol.documents import Pool, timestamp
 from protocol.errors import Code, GreylagError, Refused, Unavailable
 from protocol.release import CalibrationFile, Release, ReleasedExpert, ReleaseSpec, sign_release
 from protocol.signing import Identity
@@ -51,7 +51,7 @@ class Catalog(CatalogServicer):
         *,
         number: int,
         created: str = "2026-11-22T12:00:00Z",
-        expires: str = "2126-01-01T00:00:00Z",
+        expires: str | None = None,
         calibration: Path | None = None,
         method: str = "phatgoose",
     ) -> Release:
@@ -66,7 +66,8 @@ class Catalog(CatalogServicer):
             self.files[file.sha256] = calibration
         spec = ReleaseSpec(
             pool=self.pool.digest, number=number, previous=self.release.digest if self.release else None,
-            experts=experts, routing=Routing(method=method), calibration=file, created=created, expires=expires,
+            experts=experts, routing=Routing(method=method), calibration=file, created=created,
+            expires=expires or timestamp(datetime.now(UTC) + timedelta(days=self.pool.spec.policy.release_days)),
             checkpoint=self.ledger.head.text(),
         )  # fmt: skip
         self.release = self.releases[number] = sign_release(spec, self.identity)
