@@ -3,9 +3,9 @@
 A release is a short list, not a tensor file: it names bundles by digest, in order. A pool that
 grows by one expert grows by one line, and a node fetches only what it lacks.
 
-A node takes what a coordinator sends for its pool's newest release by these rules, in this order. To a reader of TUF's
-client workflow a release is timestamp, snapshot and targets in one, and the pool's key a root that does not rotate.
+A node takes what a coordinator sends for its pool's newest release by these rules, in this order.
 
+0. The pool's roles name it, by digest, and say so today (`protocol.roles.metadata`).
 1. The pool's key, pinned at the first contact or given by a person, signed it, and as a release: a candidate is a
    statement of another type (`read_release`).
 2. It is of the pool whose digest was pinned (`read_release`).
