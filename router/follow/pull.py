@@ -24,6 +24,7 @@ from protocol.v1 import catalog_pb2
 from protocol.v1.log_pb2_grpc import LogStub
 from protocol.wire.grpc_client import DEADLINE_S
 from router.base.fingerprint import check_base
+from router.follow.newest import find_newest
 from router.follow.source import Contact, Source, reach
 from router.follow.transfer import pull_beside, pull_file
 from router.follow.workspace import (
@@ -73,15 +74,15 @@ def pull(
 
     Raises:
         Refused: `UNTRUSTED`, `BASE_MISMATCH`, `RELEASE_UNKNOWN` before the first release, any code of
-            `protocol.release.check_fresh` or `protocol.log.reader.LogReader`, or of a document or bundle.
+            `router.follow.newest.find_newest`, `protocol.release.check_fresh` or `protocol.log.reader.LogReader`, or of
+            a document or bundle.
         Unavailable: `UNREACHABLE`, `STORAGE_FULL`, `LOG_UNWITNESSED`.
     """
     with reach(folder, address, contact) as source:
         pool = _pull_pool(source)
         if base is not None:
             check_base(base, pool.spec.base, folder / FINGERPRINT)
-        envelope = source.catalog.GetRelease(catalog_pb2.GetReleaseRequest(), timeout=source.left(DEADLINE_S)).envelope
-        release = read_release(envelope, pool)
+        release = _find_release(source, pool)
         on_release(release)
 
         def earlier(number: int) -> Release:
@@ -98,8 +99,8 @@ def pull(
             held, there = _pull_mirror(source, pool, release, held), None
             take_up(held)
         if there is None or there.digest != release.digest:
-            write_whole(kept(folder, release.spec.number), envelope)
-            write_whole(newest, envelope)
+            write_whole(kept(folder, release.spec.number), release.envelope)
+            write_whole(newest, release.envelope)
     return held
 
 
@@ -175,6 +176,19 @@ def _pull_pool(source: Source) -> Pool:
             "Use another folder for another pool.",
         )
     return pool
+
+
+def _find_release(source: Source, pool: Pool) -> Release:
+    """Fetch the release that the pool's roles name as the newest."""
+    named = find_newest(source, pool, now=datetime.now(UTC))
+    wanted = catalog_pb2.GetReleaseRequest(number=named.number)
+    envelope = source.catalog.GetRelease(wanted, timeout=source.left(DEADLINE_S)).envelope
+    named.check(envelope)
+    release = read_release(envelope, pool)
+    if release.spec.number != named.number:
+        what = f"What is signed for as release {named.number} is release {release.spec.number}."
+        raise Refused(Code.DIGEST_MISMATCH, what, "Tell the pool's operator.")
+    return release
 
 
 def _check_logged(source: Source, pool: Pool, release: Release) -> None:

@@ -37,6 +37,8 @@ class Contact(TypedDict, total=False):
     """Who must have signed for a release beside the coordinator; nobody unless given."""
     pool_key: PublicKey | None
     """The key that must sign the pool; without one, the key pinned at the first pull."""
+    root: str | None
+    """Fingerprint of the pool's first root; without one, the root that the pool's key signed is trusted."""
     on_bytes: Callable[[int], None]
     """Called with the size of every chunk that arrives."""
     deadline_s: float
