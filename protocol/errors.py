@@ -119,7 +119,10 @@ class Code(Enum):
     RELEASE_ROLLBACK = Fate("FAILED_PRECONDITION", 409, EX_PROTOCOL, "The release is older than one already seen.")
     RELEASE_FORK = Fate("FAILED_PRECONDITION", 409, EX_PROTOCOL, "The release does not continue the one seen before.")
     RELEASE_TOO_FAR = Fate(
-        "FAILED_PRECONDITION", 409, EX_PROTOCOL, "The release is too far ahead of the one seen before."
+        "FAILED_PRECONDITION", 409, EX_PROTOCOL, "The release is too far ahead of what can have been before it."
+    )
+    RELEASE_DATES = Fate(
+        "FAILED_PRECONDITION", 409, EX_PROTOCOL, "The release is valid for longer than the pool allows."
     )
     RELEASE_EXPIRED = Fate("FAILED_PRECONDITION", 410, EX_PROTOCOL, "The release has expired.")
     LOG_ROLLBACK = Fate("FAILED_PRECONDITION", 409, EX_PROTOCOL, "The log lost entries that it had signed for.")

@@ -3,18 +3,20 @@
 A release is a short list, not a tensor file: it names bundles by digest, in order. A pool that
 grows by one expert grows by one line, and a node fetches only what it lacks.
 
-A node takes what a coordinator sends for its pool's newest release by these rules, in this order. To a reader of TUF's
-client workflow a release is timestamp, snapshot and targets in one, and the pool's key a root that does not rotate.
+A node takes what a coordinator sends for its pool's newest release by these rules, in this order.
 
+0. The pool's roles name it, by digest, and say so today (`protocol.roles.metadata`).
 1. The pool's key, pinned at the first contact or given by a person, signed it, and as a release: a candidate is a
    statement of another type (`read_release`).
 2. It is of the pool whose digest was pinned (`read_release`).
-3. Its number is not below that of the newest release that the node has used: no rollback (`check_fresh`).
+3. Its number is not below that of the newest release that the node has used: no rollback (`check_fresh`). Nor is it
+   one that a pool of that age cannot have come to, after which no other could follow: no fast-forward.
 4. Under the same number it is the same release, byte by byte: no fork.
 5. From a higher number, `previous` leads back to the release that was used last, through every release between, each
    fetched and held against rules 1 and 2. These may have expired. More than `MOST_BETWEEN` are not followed: no fork,
    but too far.
-6. It has not expired, by the node's own clock. Asked last, so that a rollback is told as one.
+6. It has not expired, by the node's own clock, nor will it stay valid for longer than the pool's policy lets releases
+   last. Asked last, so that a rollback is told as one.
 7. The log that the coordinator shows holds the release, continues the checkpoint in it and the last that was seen here,
    and as many witnesses have signed for it as the node wants (`protocol.log.reader`).
 8. Every file that it lists is fetched by digest, and only once all are whole, and a model that runs has taken it up, is
@@ -23,7 +25,7 @@ client workflow a release is timestamp, snapshot and targets in one, and the poo
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -40,6 +42,10 @@ MAX_CALIBRATION_BYTES = 3 << 20
 """Largest calibration as a file, and as a node's answer: 1000 experts at 700 modules."""
 MOST_BETWEEN = 10_000
 """Releases between the last one that a node has used and the newest: decades of them."""
+MOST_A_SECOND = 1
+"""Releases that a pool makes, on an average of its life."""
+CLOCKS_APART = timedelta(days=1)
+"""How far a node's clock may be behind the coordinator's."""
 
 
 class ReleasedExpert(Strict):
@@ -94,6 +100,8 @@ class ReleaseSpec(OfPool):
     def _is_a_list_for_a_time(self) -> "ReleaseSpec":
         if len({expert.bundle for expert in self.experts}) != len(self.experts):
             raise ValueError("a bundle stands in it twice")
+        if len({(expert.contributor, expert.name) for expert in self.experts}) != len(self.experts):
+            raise ValueError("two bundles stand in it under one name")
         if self.expires <= self.created:
             raise ValueError("it expires before it begins")
         return self
@@ -128,20 +136,35 @@ def read_candidate(envelope: bytes, pool: Pool) -> Release:
     return _read_list(envelope, pool, CANDIDATE_TYPE, "The candidate")
 
 
-def check_fresh(release: Release, *, seen: Release | None, now: datetime, earlier: Callable[[int], Release]) -> None:
-    """Refuse to move backwards or sideways, or to take an expired release for the newest: rules 3 to 6.
+def check_fresh(
+    release: Release, pool: Pool, *, seen: Release | None, now: datetime, earlier: Callable[[int], Release]
+) -> None:
+    """Refuse to move backwards, sideways or out of reach, or to take an expired release for the newest: rules 3 to 6.
 
     Args:
         release: What is to be the newest.
+        pool: The pool that it is of.
         seen: The newest release that this node has used; None for none.
         now: The time, aware.
         earlier: Fetches and verifies a release by its number.
 
     Raises:
-        Refused: `RELEASE_ROLLBACK`, `RELEASE_TOO_FAR`, `RELEASE_FORK` or `RELEASE_EXPIRED`.
+        Refused: `RELEASE_ROLLBACK`, `RELEASE_TOO_FAR`, `RELEASE_FORK`, `RELEASE_EXPIRED` or `RELEASE_DATES`.
     """
+    age_s = max(0.0, (now - read_timestamp(pool.spec.created)).total_seconds())
+    if release.spec.number > MOST_BETWEEN + age_s * MOST_A_SECOND:
+        what = f"There cannot be a release {release.spec.number} of a pool that was made at {pool.spec.created}."
+        raise Refused(Code.RELEASE_TOO_FAR, what, "Tell the operator that somebody may have the pool's key.")
     if seen is not None:
         _check_continues(release, seen, earlier)
+    days = pool.spec.policy.release_days
+    if read_timestamp(release.spec.expires) > now + timedelta(days=days) + CLOCKS_APART:
+        raise Refused(
+            Code.RELEASE_DATES,
+            f"Release {release.spec.number} is to be valid until {release.spec.expires}, but no release of this pool "
+            f"for more than {days} days; this machine's clock says {timestamp(now)}.",
+            "Check the clock, then tell the operator that somebody may have the pool's key.",
+        )
     if read_timestamp(release.spec.expires) < now:
         raise Refused(
             Code.RELEASE_EXPIRED,

@@ -87,7 +87,7 @@ class PublicKey:
     @property
     def keyid(self) -> str:
         """The key's identifier in envelopes (securesystemslib's default: sha256 of the key's canonical form)."""
-        return self._verifier.keyid
+        return self.sslib.keyid
 
     @property
     def openssh(self) -> str:
@@ -107,7 +107,8 @@ class PublicKey:
         return Ed25519PublicKey.from_public_bytes(self.raw)
 
     @property
-    def _verifier(self) -> SSlibKey:
+    def sslib(self) -> SSlibKey:
+        """The key as securesystemslib and python-tuf have it."""
         return SSlibKey.from_crypto(self._key)
 
 
@@ -166,7 +167,7 @@ class Identity:
         return HKDF(SHA256(), 32, salt=None, info=purpose).derive(self._key.private_bytes_raw())
 
     def sign_bare(self, message: bytes) -> bytes:
-        """Sign a message outside of an envelope, which none of them may look like: those begin with `DSSEv1`."""
+        """Sign a message outside of an envelope, which none may look like: those begin with `DSSEv1`."""
         return self._key.sign(message)
 
     def sign(self, payload: bytes) -> bytes:
@@ -220,7 +221,7 @@ class Signed:
     def verify(self, key: PublicKey) -> bytes:
         """Return the payload if a key signed it (`BAD_SIGNATURE`)."""
         try:
-            self.as_library().verify([key._verifier], 1)  # noqa: SLF001 - of this module
+            self.as_library().verify([key.sslib], 1)
         except VerificationError as error:
             raise Refused(Code.BAD_SIGNATURE, f"There is no valid signature by key {key.hex[:16]}.") from error
         return self.payload

@@ -10,6 +10,7 @@ from protocol.files.atomic import write_whole
 from protocol.log.reader import Quorum
 from protocol.settings import dump_settings, read_settings
 from protocol.signing import PublicKey
+from protocol.statement import SHA256
 from router.base.device_map import Bits
 from router.base.loading import Loading
 from router.query.limits import CHEAP, MAX_NEW_TOKENS, Allowance
@@ -29,6 +30,8 @@ class RouterSettings(BaseSettings):
     """The pool's base model: folder or Hugging Face id."""
     pool_key: str | None = None
     """The key that must sign the pool, 64 hexadecimal digits; without it, the one seen first."""
+    root: str | None = Field(default=None, pattern=SHA256)
+    """Fingerprint of the pool's first root, 64 hexadecimal digits; without it, that which the pool's key signed."""
     witnesses: tuple[str, ...] = ()
     """Keys of witnesses of the pool's log, as `greylag-router witness` prints them."""
     witnesses_needed: int | None = Field(default=None, ge=0)
@@ -66,10 +69,10 @@ class RouterSettings(BaseSettings):
 
     @property
     def contact(self) -> dict[str, Any]:
-        """How the coordinator is spoken to, as `router.follow.pull.Contact` (`KEY_TYPE`, `SETTINGS_INVALID`)."""
+        """How the coordinator is spoken to, as `router.follow.source.Contact` (`KEY_TYPE`, `SETTINGS_INVALID`)."""
         quorum = Quorum.read(self.witnesses, self.witnesses_needed)
         pool_key = PublicKey.from_hex(self.pool_key) if self.pool_key else None
-        return {"ca": self.ca, "pool_key": pool_key, "quorum": quorum}
+        return {"ca": self.ca, "pool_key": pool_key, "root": self.root, "quorum": quorum}
 
     @property
     def allowance(self) -> Allowance:

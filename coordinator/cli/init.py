@@ -11,6 +11,7 @@ from typer.core import TyperCommand, TyperOption
 
 from coordinator.cli.options import JsonOption, WorkspaceOption
 from coordinator.cli.output import now
+from coordinator.cli.roles import one_machine, people, say_who_signs, take_founders
 from protocol.errors import Code, Refused
 from protocol.programs import print_json, say, with_flags_of
 
@@ -54,7 +55,7 @@ PublicTextOption = Annotated[
 ]
 
 
-@with_flags_of()
+@with_flags_of(one_machine, people)
 def init(
     *,
     name: Annotated[str, typer.Option(help="The pool's name: a to z, digits, dots, dashes, underscores.")],
@@ -85,7 +86,7 @@ def init(
 ) -> None:
     """Make a workspace: a key, an empty registry, and a pool with recipe, policy and k, signed once and for all.
 
-    Example: greylag-coordinator init -w pool --name notes --base google/t5-v1_1-small --rank 8
+    Example: greylag-coordinator init -w pool --single --name notes --base google/t5-v1_1-small --rank 8
     """
     from coordinator.workspace.create import TrialFiles, check_absent, found, read_layers
     from coordinator.workspace.paths import CoordinatorWorkspace
@@ -94,7 +95,7 @@ def init(
     check_absent(place := CoordinatorWorkspace(workspace))
     if listen:
         check_address(listen)
-    method = _checked_method(method, statistics or ())
+    named, method = take_founders(recipe_flags), _checked_method(method, statistics or ())
     kinds = _kinds(method, statistics or (), public_text)
     touched = None if layers is None else read_layers(layers)
     policy = {
@@ -102,14 +103,14 @@ def init(
         "max_bundle_bytes": max_bundle_bytes, "max_experts_per_contributor": max_experts, "release_days": release_days,
         "statistics": tuple(statistics or ()), "review": _given({"max_norm": max_norm, "max_rise": max_rise}),
     }  # fmt: skip
-
     settings = {"listen": listen, "database": database, "store": store}
     given = {"recipe": _given(recipe_flags), "policy": _given(policy), "routing": _given({"method": method, "k": k})}
     trial = TrialFiles(probe, rows, canaries)
     study = partial(_study, base, kinds, public_text, touched)
-    pool = found(place, study, name=name, trial=trial, settings=settings, choices=given, now=now())
+    pool = found(place, study, name=name, trial=trial, settings=settings, choices=given, people=named, now=now())
     say(f"Pool {pool.spec.name} ({len(pool.spec.modules)} modules) is in {workspace.resolve()}.")
     say(f"Its key is {pool.spec.coordinator}. Next: greylag-coordinator serve, greylag-coordinator worker")
+    say_who_signs(place)
     if as_json:
         print_json({"name": pool.spec.name, "pool": pool.digest, "key": pool.spec.coordinator})
 

@@ -9,6 +9,7 @@ from coordinator.cli.experts import experts, releases
 from coordinator.cli.init import InitVerb, init
 from coordinator.cli.log import log
 from coordinator.cli.processes import fleet, serve, worker
+from coordinator.cli.roles import roles
 from coordinator.cli.simulate import simulate
 from coordinator.cli.switches import intake, pool
 from coordinator.cli.upkeep import fsck, migrate
@@ -32,6 +33,7 @@ campaign.callback(invoke_without_command=True)(simulate)
 app.add_typer(campaign, name="campaign")
 app.add_typer(candidates, name="candidates")
 app.add_typer(log, name="log")
+app.add_typer(roles, name="roles")
 app.add_typer(pool, name="pool")
 app.add_typer(intake, name="intake")
 

@@ -118,6 +118,7 @@ def _working(folder: Path, process: str, *, json_log: bool, **flags: Any) -> "It
     ):
         open_.high_water.check()
         open_.high_water.level()
+        open_.roles.check()
         yield open_, counters
 
 

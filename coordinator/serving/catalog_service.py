@@ -3,7 +3,7 @@
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from functools import partial
 from io import BytesIO
@@ -28,10 +28,16 @@ _MAX_RELEASE_NUMBER = (1 << 31) - 1
 
 
 class CatalogService(catalog_pb2_grpc.CatalogServicer):
-    """Shows the pool, its releases and their bundles; at most so many `streams` of files are on their way at once."""
+    """Shows the pool, its releases and their bundles; at most so many `streams` of files are on their way at once.
 
-    def __init__(self, pool: Pool, registry: Registry, store: Store, streams: Places) -> None:
+    `metadata` returns that of a role, by name and version.
+    """
+
+    def __init__(
+        self, pool: Pool, registry: Registry, store: Store, streams: Places, metadata: Callable[[str, int], bytes]
+    ) -> None:
         self._pool, self._registry, self._store, self._streams = pool, registry, store, streams
+        self._metadata = metadata
         # One file at a time: whoever asks and goes away leaves a thread at work, and the others to short calls.
         self._hashing = asyncio.Lock()
 
@@ -57,6 +63,13 @@ class CatalogService(catalog_pb2_grpc.CatalogServicer):
             what = "There is no release yet."
             raise Refused(Code.RELEASE_UNKNOWN, what, "Wait until the first expert is accepted.")
         return catalog_pb2.GetReleaseReply(envelope=row.envelope)
+
+    async def GetMetadata(
+        self, request: catalog_pb2.GetMetadataRequest, context: Context
+    ) -> catalog_pb2.GetMetadataReply:
+        """Show metadata of a role."""
+        metadata = await asyncio.to_thread(self._metadata, request.role, request.version)
+        return catalog_pb2.GetMetadataReply(metadata=metadata)
 
     async def GetBundle(self, request: catalog_pb2.GetBundleRequest, context: Context) -> catalog_pb2.GetBundleReply:
         """Show a bundle's own envelope."""

@@ -52,7 +52,13 @@ def serve_workspace(
     def register(server: grpc.aio.Server) -> Sequence[str]:
         intake_service = IntakeService(intake, spool, Places(_STREAMS))
         intake_pb2_grpc.add_IntakeServicer_to_server(intake_service, server)
-        catalog_service = CatalogService(opened.pool, opened.registry, store, Places(_STREAMS))
+        catalog_service = CatalogService(
+            opened.pool,
+            opened.registry,
+            store,
+            Places(_STREAMS),
+            lambda role, version: opened.roles.show(role, version, now=clock()),
+        )
         catalog_pb2_grpc.add_CatalogServicer_to_server(catalog_service, server)
         log_service = LogService(opened.pool, opened.registry, opened.checkpoints, witnesses)
         log_pb2_grpc.add_LogServicer_to_server(log_service, server)

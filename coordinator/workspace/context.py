@@ -12,9 +12,10 @@ from coordinator.workspace.checkpoints import Checkpoints
 from coordinator.workspace.high_water import HighWater
 from coordinator.workspace.metrics import Metrics
 from coordinator.workspace.paths import CoordinatorWorkspace
+from coordinator.workspace.roles import Roles
 from coordinator.workspace.settings import Settings
 from protocol.documents import Pool, read_pool, read_timestamp
-from protocol.errors import Code, Refused
+from protocol.errors import Code, GreylagError, Refused
 from protocol.signing import Identity
 
 _log = structlog.get_logger(__name__)
@@ -34,6 +35,11 @@ class Opened:
     def high_water(self) -> HighWater:
         """How far the pool had come."""
         return HighWater(self.workspace, self.registry, self.pool, self.checkpoints)
+
+    @property
+    def roles(self) -> Roles:
+        """Who says which release is the newest."""
+        return Roles(self.workspace, self.registry, self.pool, self.identity)
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -65,6 +71,11 @@ def opened(workspace: CoordinatorWorkspace, settings: Settings, metrics: Metrics
             if event.code:
                 metrics.refused(Code[event.code])
         open_.high_water.rise(event)
+        if event.kind == "release":
+            try:
+                open_.roles.level(now=read_timestamp(event.at))
+            except (OSError, GreylagError) as error:  # whoever asks for the timestamp sets it right
+                _log.warning("not signed", error=str(error))
 
     registry = Registry.open(settings.database, announce)
     open_ = Opened(workspace, settings, pool, identity, registry)

@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import tomli_w
@@ -18,12 +19,14 @@ from coordinator.registry.registry import Registry
 from coordinator.storage.blobs import Store
 from coordinator.workspace.material import parse_rows, read_file
 from coordinator.workspace.paths import CoordinatorWorkspace
+from coordinator.workspace.role_keys import found_roles
 from coordinator.workspace.settings import anchored, read
 from protocol.adapters import Shape
 from protocol.documents import Pool, read_timestamp, sign_pool, timestamp
 from protocol.errors import Code, Refused, from_os_error
 from protocol.files.atomic import write_secret
 from protocol.fleet.campaign import APP_DIGEST
+from protocol.roles.metadata import Keys
 from protocol.signing import Identity
 from protocol.spec import Architecture, BaseModelRef, Name, Policy, PoolSpec, Recipe, Routing, StatisticsFile
 from protocol.statement import Strict, first_invalid
@@ -153,6 +156,7 @@ def found(
     choices: Mapping[str, dict[str, Any]],
     settings: dict[str, Any],
     trial: TrialFiles = NO_FILES,
+    people: Mapping[str, Keys] = MappingProxyType({}),
     now: datetime,
 ) -> Pool:
     """Make a workspace.
@@ -165,6 +169,7 @@ def found(
         settings: Entries of coordinator.toml; None for the default. A database and a store outside of the workspace
             are written down also where the environment names them.
         trial: What experts are tried on.
+        people: Keys of the roles root and targets that lie elsewhere, by role.
         now: The time.
 
     Raises:
@@ -195,7 +200,8 @@ def found(
     pool = sign_pool(spec, identity)
     given = {name: value for name, value in settings.items() if value is not None}
     named = {Path(name).stem: name for name in files if name != _PROBE}
-    _write(workspace, identity, pool, files=files, statistics=told, settings={"base": base.location, **named, **given})
+    settings = {"base": base.location, **named, **given}
+    _write(workspace, identity, pool, people, files=files, statistics=told, settings=settings, now=now)
     return pool
 
 
@@ -203,10 +209,12 @@ def _write(
     workspace: CoordinatorWorkspace,
     identity: Identity,
     pool: Pool,
+    people: Mapping[str, Keys],
     *,
     files: Mapping[str, bytes],
     statistics: bytes | None,
     settings: dict[str, Any],
+    now: datetime,
 ) -> None:
     """Write a workspace whole, or leave nothing behind."""
     existed = workspace.folder.exists()
@@ -216,6 +224,7 @@ def _write(
             draft = CoordinatorWorkspace(Path(folder))
             identity.save(draft.key)
             draft.pool.write_bytes(pool.envelope)
+            found_roles(draft, pool, identity, people, now=now)
             for name, content in files.items():
                 write_secret(draft.folder / name, content)
             settings |= anchored({name: settings[name] for name in ("database", "store") if name in settings}, Path())
@@ -240,7 +249,7 @@ def _write(
 
 def check_absent(workspace: CoordinatorWorkspace) -> None:
     """Refuse to found a workspace over another, or over what an interrupted founding left."""
-    for path in (workspace.settings, workspace.key, workspace.pool, workspace.folder / "registry.db"):
+    for path in (workspace.settings, workspace.key, workspace.pool, workspace.roles, workspace.folder / "registry.db"):
         if path.exists():
             hint = "Choose another folder with --workspace; a key and a registry are never replaced."
             raise Refused(Code.WORKSPACE_EXISTS, f"{path} is there already.", hint)

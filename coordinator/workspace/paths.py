@@ -12,6 +12,8 @@ class CoordinatorWorkspace:
         """The settings file; a folder that has it is a workspace."""
         self.key = folder / "coordinator.key"
         """The private key that signs pool, releases and receipts."""
+        self.roles = folder / "roles"
+        """Keys and metadata of the roles that say which release is the newest."""
         self.pool = folder / "pool.dsse.json"
         """The signed pool."""
         self.published = folder / "published.dsse.json"

@@ -140,7 +140,7 @@ def found_pool(folder: Path, founding: Founding, *options: object, digest: str =
             given += [flag, path]
     telling = [flag for each in founding.statistics for flag in ("--statistics", each)]
     founded = run(
-        "coordinator", "init", "-w", folder / "coordinator", "--name", POOL_NAME, "--base", founding.base,
+        "coordinator", "init", "--single", "-w", folder / "coordinator", "--name", POOL_NAME, "--base", founding.base,
         *given, *telling, *founding.flags, *options, "--json", log=folder / "logs" / "coordinator.log",
     )  # fmt: skip
     key = str(json.loads(founded)["key"])

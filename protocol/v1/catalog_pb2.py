@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from protocol.v1 import chunk_pb2 as protocol_dot_v1_dot_chunk__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19protocol/v1/catalog.proto\x12\ngreylag.v1\x1a\x17protocol/v1/chunk.proto\"\x10\n\x0eGetPoolRequest\" \n\x0cGetPoolReply\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\"6\n\x11GetReleaseRequest\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x11\n\tcandidate\x18\x02 \x01(\t\"#\n\x0fGetReleaseReply\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\"\"\n\x10GetBundleRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"\"\n\x0eGetBundleReply\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\".\n\x0c\x46\x65tchRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x32\x93\x02\n\x07\x43\x61talog\x12?\n\x07GetPool\x12\x1a.greylag.v1.GetPoolRequest\x1a\x18.greylag.v1.GetPoolReply\x12H\n\nGetRelease\x12\x1d.greylag.v1.GetReleaseRequest\x1a\x1b.greylag.v1.GetReleaseReply\x12\x45\n\tGetBundle\x12\x1c.greylag.v1.GetBundleRequest\x1a\x1a.greylag.v1.GetBundleReply\x12\x36\n\x05\x46\x65tch\x12\x18.greylag.v1.FetchRequest\x1a\x11.greylag.v1.Chunk0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19protocol/v1/catalog.proto\x12\ngreylag.v1\x1a\x17protocol/v1/chunk.proto\"\x10\n\x0eGetPoolRequest\" \n\x0cGetPoolReply\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\"6\n\x11GetReleaseRequest\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x11\n\tcandidate\x18\x02 \x01(\t\"#\n\x0fGetReleaseReply\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\"3\n\x12GetMetadataRequest\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\"$\n\x10GetMetadataReply\x12\x10\n\x08metadata\x18\x01 \x01(\x0c\"\"\n\x10GetBundleRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"\"\n\x0eGetBundleReply\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\".\n\x0c\x46\x65tchRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x32\xe0\x02\n\x07\x43\x61talog\x12?\n\x07GetPool\x12\x1a.greylag.v1.GetPoolRequest\x1a\x18.greylag.v1.GetPoolReply\x12H\n\nGetRelease\x12\x1d.greylag.v1.GetReleaseRequest\x1a\x1b.greylag.v1.GetReleaseReply\x12K\n\x0bGetMetadata\x12\x1e.greylag.v1.GetMetadataRequest\x1a\x1c.greylag.v1.GetMetadataReply\x12\x45\n\tGetBundle\x12\x1c.greylag.v1.GetBundleRequest\x1a\x1a.greylag.v1.GetBundleReply\x12\x36\n\x05\x46\x65tch\x12\x18.greylag.v1.FetchRequest\x1a\x11.greylag.v1.Chunk0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,12 +40,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETRELEASEREQUEST']._serialized_end=172
   _globals['_GETRELEASEREPLY']._serialized_start=174
   _globals['_GETRELEASEREPLY']._serialized_end=209
-  _globals['_GETBUNDLEREQUEST']._serialized_start=211
-  _globals['_GETBUNDLEREQUEST']._serialized_end=245
-  _globals['_GETBUNDLEREPLY']._serialized_start=247
-  _globals['_GETBUNDLEREPLY']._serialized_end=281
-  _globals['_FETCHREQUEST']._serialized_start=283
-  _globals['_FETCHREQUEST']._serialized_end=329
-  _globals['_CATALOG']._serialized_start=332
-  _globals['_CATALOG']._serialized_end=607
+  _globals['_GETMETADATAREQUEST']._serialized_start=211
+  _globals['_GETMETADATAREQUEST']._serialized_end=262
+  _globals['_GETMETADATAREPLY']._serialized_start=264
+  _globals['_GETMETADATAREPLY']._serialized_end=300
+  _globals['_GETBUNDLEREQUEST']._serialized_start=302
+  _globals['_GETBUNDLEREQUEST']._serialized_end=336
+  _globals['_GETBUNDLEREPLY']._serialized_start=338
+  _globals['_GETBUNDLEREPLY']._serialized_end=372
+  _globals['_FETCHREQUEST']._serialized_start=374
+  _globals['_FETCHREQUEST']._serialized_end=420
+  _globals['_CATALOG']._serialized_start=423
+  _globals['_CATALOG']._serialized_end=775
 # @@protoc_insertion_point(module_scope)

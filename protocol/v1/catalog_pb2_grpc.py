@@ -46,6 +46,11 @@ class CatalogStub:
                 request_serializer=protocol_dot_v1_dot_catalog__pb2.GetReleaseRequest.SerializeToString,
                 response_deserializer=protocol_dot_v1_dot_catalog__pb2.GetReleaseReply.FromString,
                 _registered_method=True)
+        self.GetMetadata = channel.unary_unary(
+                '/greylag.v1.Catalog/GetMetadata',
+                request_serializer=protocol_dot_v1_dot_catalog__pb2.GetMetadataRequest.SerializeToString,
+                response_deserializer=protocol_dot_v1_dot_catalog__pb2.GetMetadataReply.FromString,
+                _registered_method=True)
         self.GetBundle = channel.unary_unary(
                 '/greylag.v1.Catalog/GetBundle',
                 request_serializer=protocol_dot_v1_dot_catalog__pb2.GetBundleRequest.SerializeToString,
@@ -70,6 +75,13 @@ class CatalogServicer:
 
     def GetRelease(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetMetadata(self, request, context):
+        """Metadata of The Update Framework, which says what the newest release is.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -99,6 +111,11 @@ def add_CatalogServicer_to_server(servicer, server):
                     servicer.GetRelease,
                     request_deserializer=protocol_dot_v1_dot_catalog__pb2.GetReleaseRequest.FromString,
                     response_serializer=protocol_dot_v1_dot_catalog__pb2.GetReleaseReply.SerializeToString,
+            ),
+            'GetMetadata': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMetadata,
+                    request_deserializer=protocol_dot_v1_dot_catalog__pb2.GetMetadataRequest.FromString,
+                    response_serializer=protocol_dot_v1_dot_catalog__pb2.GetMetadataReply.SerializeToString,
             ),
             'GetBundle': grpc.unary_unary_rpc_method_handler(
                     servicer.GetBundle,
@@ -166,6 +183,33 @@ class Catalog:
             '/greylag.v1.Catalog/GetRelease',
             protocol_dot_v1_dot_catalog__pb2.GetReleaseRequest.SerializeToString,
             protocol_dot_v1_dot_catalog__pb2.GetReleaseReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMetadata(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/greylag.v1.Catalog/GetMetadata',
+            protocol_dot_v1_dot_catalog__pb2.GetMetadataRequest.SerializeToString,
+            protocol_dot_v1_dot_catalog__pb2.GetMetadataReply.FromString,
             options,
             channel_credentials,
             insecure,

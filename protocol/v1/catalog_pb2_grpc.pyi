@@ -36,6 +36,8 @@ class CatalogStub:
     def __new__(cls, channel: _aio.Channel) -> CatalogAsyncStub: ...
     GetPool: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.GetPoolRequest, _catalog_pb2.GetPoolReply]
     GetRelease: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.GetReleaseRequest, _catalog_pb2.GetReleaseReply]
+    GetMetadata: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.GetMetadataRequest, _catalog_pb2.GetMetadataReply]
+    """Metadata of The Update Framework, which says what the newest release is."""
     GetBundle: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.GetBundleRequest, _catalog_pb2.GetBundleReply]
     Fetch: _grpc.UnaryStreamMultiCallable[_catalog_pb2.FetchRequest, _chunk_pb2.Chunk]
     """A file of a bundle, or a calibration, by its sha256, from any offset."""
@@ -47,6 +49,8 @@ class CatalogAsyncStub(CatalogStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetPool: _aio.UnaryUnaryMultiCallable[_catalog_pb2.GetPoolRequest, _catalog_pb2.GetPoolReply]  # type: ignore[assignment]
     GetRelease: _aio.UnaryUnaryMultiCallable[_catalog_pb2.GetReleaseRequest, _catalog_pb2.GetReleaseReply]  # type: ignore[assignment]
+    GetMetadata: _aio.UnaryUnaryMultiCallable[_catalog_pb2.GetMetadataRequest, _catalog_pb2.GetMetadataReply]  # type: ignore[assignment]
+    """Metadata of The Update Framework, which says what the newest release is."""
     GetBundle: _aio.UnaryUnaryMultiCallable[_catalog_pb2.GetBundleRequest, _catalog_pb2.GetBundleReply]  # type: ignore[assignment]
     Fetch: _aio.UnaryStreamMultiCallable[_catalog_pb2.FetchRequest, _chunk_pb2.Chunk]  # type: ignore[assignment]
     """A file of a bundle, or a calibration, by its sha256, from any offset."""
@@ -67,6 +71,14 @@ class CatalogServicer(metaclass=_abc_1.ABCMeta):
         request: _catalog_pb2.GetReleaseRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_catalog_pb2.GetReleaseReply, _abc.Awaitable[_catalog_pb2.GetReleaseReply]]: ...
+
+    @_abc_1.abstractmethod
+    def GetMetadata(
+        self,
+        request: _catalog_pb2.GetMetadataRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_catalog_pb2.GetMetadataReply, _abc.Awaitable[_catalog_pb2.GetMetadataReply]]:
+        """Metadata of The Update Framework, which says what the newest release is."""
 
     @_abc_1.abstractmethod
     def GetBundle(

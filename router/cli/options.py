@@ -61,6 +61,10 @@ def following(
         str | None,
         typer.Option(help="The key that must sign the pool, 64 hexadecimal digits; default: the key seen first."),
     ] = None,
+    root: Annotated[
+        str | None,
+        typer.Option(help="Fingerprint of the pool's first root; default: the one that the pool's key signed."),
+    ] = None,
     witnesses: Annotated[
         list[str] | None,
         typer.Option("--witness", help="Key of a witness of the pool's log; repeatable; default: router.toml's."),

@@ -3,46 +3,37 @@
 What lies where: `router.follow.workspace`.
 """
 
-import errno
-import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from time import monotonic
-from typing import TYPE_CHECKING, NoReturn, TypedDict, Unpack
+from typing import Unpack
 
-import grpc
-from filelock import FileLock, Timeout
-
-from protocol.bundle import ENVELOPE, Bundle, Manifest, SignedFile, check_file, open_bundle, read_manifest
+from protocol.bundle import ENVELOPE, Bundle, Manifest, SignedFile, open_bundle, read_manifest
 from protocol.compatibility import check_fit, check_tensors
 from protocol.documents import Pool, read_pool
-from protocol.errors import Code, GreylagError, Refused, Unavailable
+from protocol.errors import Code, GreylagError, Refused
 from protocol.files.atomic import sync, write_whole
 from protocol.log.checkpoint import read_checkpoint
-from protocol.log.reader import NO_WITNESSES, LogReader, Quorum
+from protocol.log.reader import NO_WITNESSES, LogReader
 from protocol.release import CalibrationFile, Release, check_fresh, read_candidate, read_release
 from protocol.signing import PublicKey
 from protocol.v1 import catalog_pb2
-from protocol.v1.catalog_pb2_grpc import CatalogStub
 from protocol.v1.log_pb2_grpc import LogStub
-from protocol.wire.chunks import check_chunk
-from protocol.wire.grpc_client import DEADLINE_S, STREAM_DEADLINE_S, connect, paced
-from protocol.wire.grpc_status import from_rpc_error
+from protocol.wire.grpc_client import DEADLINE_S
 from router.base.fingerprint import check_base
-from router.base.progress import byte_bar
+from router.follow.newest import find_newest
+from router.follow.source import Contact, Source, reach
+from router.follow.transfer import pull_beside, pull_file
 from router.follow.workspace import (
     BUNDLES,
     CALIBRATIONS,
     CHECKPOINT,
     FINGERPRINT,
-    LOCK,
     POOL,
     RELEASE,
-    RELEASES,
     STATISTICS,
     Mirror,
     assemble,
@@ -51,62 +42,9 @@ from router.follow.workspace import (
     open_listed,
 )
 from router.pool.calibration import Calibration
+from router.pool.expert import check_finite
 
-if TYPE_CHECKING:
-    from tqdm import tqdm
-
-PULL_DEADLINE_S = 3600.0
-"""Longest that a whole pull may take, in seconds; what came stays, so a pool that needs longer takes several."""
 _LOST = (Code.BUNDLE_UNKNOWN, Code.STORE_DAMAGED)
-_log = logging.getLogger(__name__)
-
-
-class Contact(TypedDict, total=False):
-    """How a coordinator is spoken to."""
-
-    ca: Path | None
-    """Its CA certificate, PEM."""
-    quorum: Quorum
-    """Who must have signed for a release beside the coordinator; nobody unless given."""
-    pool_key: PublicKey | None
-    """The key that must sign the pool; without one, the key pinned at the first pull."""
-    on_bytes: Callable[[int], None]
-    """Called with the size of every chunk that arrives."""
-    deadline_s: float
-    """Longest that the pull may take, in seconds, but for waiting its turn; default `PULL_DEADLINE_S`."""
-    say: Callable[[str], None]
-    """Told which key is trusted on first use, and that another pull is waited for; without one, both are logged."""
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Where files come from, and go to."""
-
-    folder: Path
-    catalog: CatalogStub
-    log: LogStub
-    address: str
-    """The coordinator, for people."""
-    contact: Contact
-    bar: "tqdm[NoReturn]"
-    """How far all files are, in bytes."""
-    until: float
-    """When the pull is given up, on the monotonic clock, in seconds."""
-
-    def left(self, most_s: float) -> float:
-        """Return how long a call may take, in seconds; every call asks, so that no number of them lasts for ever."""
-        if (left_s := self.until - monotonic()) <= 0:
-            what = f"{self.address} did not send everything in the time that a pull has."
-            raise Unavailable(Code.UNREACHABLE, what, "Pull again; files continue.")
-        return min(most_s, left_s)
-
-    def say(self, sentence: str) -> None:
-        self.contact.get("say", _log.warning)(sentence)
-
-    def count(self, arrived: int) -> None:
-        self.bar.update(arrived)
-        if on_bytes := self.contact.get("on_bytes"):
-            on_bytes(arrived)
 
 
 def pull(
@@ -136,15 +74,15 @@ def pull(
 
     Raises:
         Refused: `UNTRUSTED`, `BASE_MISMATCH`, `RELEASE_UNKNOWN` before the first release, any code of
-            `protocol.release.check_fresh` or `protocol.log.reader.LogReader`, or of a document or bundle.
+            `router.follow.newest.find_newest`, `protocol.release.check_fresh` or `protocol.log.reader.LogReader`, or of
+            a document or bundle.
         Unavailable: `UNREACHABLE`, `STORAGE_FULL`, `LOG_UNWITNESSED`.
     """
-    with _reach(folder, address, contact) as source:
+    with reach(folder, address, contact) as source:
         pool = _pull_pool(source)
         if base is not None:
             check_base(base, pool.spec.base, folder / FINGERPRINT)
-        envelope = source.catalog.GetRelease(catalog_pb2.GetReleaseRequest(), timeout=source.left(DEADLINE_S)).envelope
-        release = read_release(envelope, pool)
+        release = _find_release(source, pool)
         on_release(release)
 
         def earlier(number: int) -> Release:
@@ -155,14 +93,14 @@ def pull(
         there = read_release(newest.read_bytes(), pool) if newest.exists() else None
         used = [each for each in (there, held.release if held else None) if each]
         seen = max(used, key=lambda each: each.spec.number, default=None)
-        check_fresh(release, seen=seen, now=datetime.now(UTC), earlier=earlier)
+        check_fresh(release, pool, seen=seen, now=datetime.now(UTC), earlier=earlier)
         _check_logged(source, pool, release)
         if held is None or held.release.digest != release.digest:
             held, there = _pull_mirror(source, pool, release, held), None
             take_up(held)
         if there is None or there.digest != release.digest:
-            write_whole(kept(folder, release.spec.number), envelope)
-            write_whole(newest, envelope)
+            write_whole(kept(folder, release.spec.number), release.envelope)
+            write_whole(newest, release.envelope)
     return held
 
 
@@ -182,7 +120,7 @@ def pull_exactly(
         Refused: `CANDIDATE_UNKNOWN`, `DIGEST_MISMATCH`, or any code of a document or bundle.
         Unavailable: `UNREACHABLE`, `STORAGE_FULL`.
     """
-    with _reach(folder, address, contact) as source:
+    with reach(folder, address, contact) as source:
         pool = _pull_pool(source)
         request = catalog_pb2.GetReleaseRequest(candidate=digest)
         envelope = source.catalog.GetRelease(request, timeout=source.left(DEADLINE_S)).envelope
@@ -201,9 +139,9 @@ def pull_calibration(
         Refused: `BUNDLE_UNKNOWN`, `DIGEST_MISMATCH`, or as `router.pool.calibration.Calibration.load`.
         Unavailable: `UNREACHABLE`, `STORAGE_FULL`.
     """
-    with _reach(folder, address, {"ca": ca, "on_bytes": on_bytes}) as source:
+    with reach(folder, address, {"ca": ca, "on_bytes": on_bytes}) as source:
         path = folder / CALIBRATIONS / file.sha256
-        _pull_listed(path, source, SignedFile(file.sha256, file.size))
+        pull_beside(path, source, SignedFile(file.sha256, file.size))
         return Calibration.load(path.read_bytes())
 
 
@@ -215,11 +153,11 @@ def reach_log(folder: Path, address: str, contact: Contact) -> Iterator[tuple[Lo
         Refused: As `protocol.log.reader.LogReader`, or any code of the pool.
         Unavailable: `UNREACHABLE`.
     """
-    with _reach(folder, address, contact) as source:
+    with reach(folder, address, contact) as source:
         yield LogReader(source.log, _pull_pool(source), folder / CHECKPOINT), source.log
 
 
-def _pull_pool(source: _Source) -> Pool:
+def _pull_pool(source: Source) -> Pool:
     envelope = source.catalog.GetPool(catalog_pb2.GetPoolRequest(), timeout=source.left(DEADLINE_S)).envelope
     path, key = source.folder / POOL, source.contact.get("pool_key")
     if not path.exists():
@@ -240,7 +178,20 @@ def _pull_pool(source: _Source) -> Pool:
     return pool
 
 
-def _check_logged(source: _Source, pool: Pool, release: Release) -> None:
+def _find_release(source: Source, pool: Pool) -> Release:
+    """Fetch the release that the pool's roles name as the newest."""
+    named = find_newest(source, pool, now=datetime.now(UTC))
+    wanted = catalog_pb2.GetReleaseRequest(number=named.number)
+    envelope = source.catalog.GetRelease(wanted, timeout=source.left(DEADLINE_S)).envelope
+    named.check(envelope)
+    release = read_release(envelope, pool)
+    if release.spec.number != named.number:
+        what = f"What is signed for as release {named.number} is release {release.spec.number}."
+        raise Refused(Code.DIGEST_MISMATCH, what, "Tell the pool's operator.")
+    return release
+
+
+def _check_logged(source: Source, pool: Pool, release: Release) -> None:
     """Refuse a release that the log does not hold, and a log that is not the one that was seen before: rule 7."""
     reader = LogReader(source.log, pool, source.folder / CHECKPOINT, source.contact.get("quorum", NO_WITNESSES))
     if release.spec.checkpoint is not None:
@@ -248,7 +199,7 @@ def _check_logged(source: _Source, pool: Pool, release: Release) -> None:
     reader.find("release", release.digest, str(release.spec.number))
 
 
-def _pull_mirror(source: _Source, pool: Pool, release: Release, held: Mirror | None) -> Mirror:
+def _pull_mirror(source: Source, pool: Pool, release: Release, held: Mirror | None) -> Mirror:
     known = {bundle.digest: bundle for bundle in held.bundles} if held else {}
     places = [source.folder / BUNDLES / expert.bundle for expert in release.spec.experts]
     bundles = {place: _open_whole(place, pool, known) for place in places}
@@ -259,26 +210,13 @@ def _pull_mirror(source: _Source, pool: Pool, release: Release, held: Mirror | N
     bundles |= {place: _pull_bundle(place, manifest, source) for place, manifest in missing.items()}
     for path, file in listed.items():
         try:
-            _pull_listed(path, source, file)
+            pull_beside(path, source, file)
         except GreylagError as error:
             if path.parent.name != STATISTICS or error.code not in _LOST:
                 raise
             # Its loss must not keep newcomers out: nothing but time is lost with it.
             source.say("The coordinator lost what the pool tells of public text; it is worked out here when needed.")
     return assemble(source.folder, pool, release, (bundle for bundle in bundles.values() if bundle is not None))
-
-
-def _pull_listed(path: Path, source: _Source, file: SignedFile) -> None:
-    path.parent.mkdir(exist_ok=True)
-    with suppress(Refused, FileNotFoundError):  # damaged since it came; fetched afresh
-        check_file(path, file)
-        source.bar.update(file.size)
-        return
-    # Beside it, since a router at work may be reading what lies there.
-    part = path.with_name(f".{path.name}.part")
-    _pull_file(part, source, file)
-    sync(part)
-    part.replace(path)
 
 
 def _open_whole(place: Path, pool: Pool, known: Mapping[str, Bundle]) -> Bundle | None:
@@ -293,7 +231,7 @@ def _open_whole(place: Path, pool: Pool, known: Mapping[str, Bundle]) -> Bundle 
         return None
 
 
-def _pull_manifest(digest: str, source: _Source, pool: Pool) -> Manifest:
+def _pull_manifest(digest: str, source: Source, pool: Pool) -> Manifest:
     request = catalog_pb2.GetBundleRequest(digest=digest)
     manifest = read_manifest(source.catalog.GetBundle(request, timeout=source.left(DEADLINE_S)).envelope)
     if manifest.digest != digest:
@@ -307,15 +245,16 @@ def _pull_manifest(digest: str, source: _Source, pool: Pool) -> Manifest:
     return manifest
 
 
-def _pull_bundle(place: Path, manifest: Manifest, source: _Source) -> Bundle:
+def _pull_bundle(place: Path, manifest: Manifest, source: Source) -> Bundle:
     part = place.with_name(f".{place.name}.part")
     part.mkdir(exist_ok=True)
     for name, file in manifest.files.items():
-        _pull_file(part / name, source, file)
+        pull_file(part / name, source, file)
     write_whole(part / ENVELOPE, manifest.envelope)
     try:
         bundle = open_bundle(part)
         check_tensors(bundle)
+        check_finite(bundle)
     except Refused:
         # Whatever is wrong with it, the next pull starts this bundle afresh.
         shutil.rmtree(part)
@@ -324,77 +263,3 @@ def _pull_bundle(place: Path, manifest: Manifest, source: _Source) -> Bundle:
         sync(part / name)
     part.replace(place)
     return replace(bundle, folder=place)
-
-
-def _pull_file(path: Path, source: _Source, file: SignedFile) -> None:
-    path.touch()
-    if path.stat().st_size >= file.size:
-        with suppress(Refused):  # damaged since it came; fetched afresh
-            check_file(path, file)
-            source.bar.update(file.size)
-            return
-        path.write_bytes(b"")
-    offset = path.stat().st_size
-    source.bar.update(offset)
-    while offset < file.size:
-        try:
-            _continue_file(path, source, file, offset)
-            if path.stat().st_size == offset:
-                raise Refused(
-                    Code.SIZE_MISMATCH,
-                    f"{source.address} ends {path.name} at byte {offset}; {file.size} were signed.",
-                    "Tell the pool's operator.",
-                )
-        except grpc.RpcError as error:
-            ours = from_rpc_error(error, source.address)
-            # gRPC has retried already where not a byte came; a stream that broke later is continued.
-            if not isinstance(ours, Unavailable) or path.stat().st_size == offset:
-                raise ours from error
-        offset = path.stat().st_size
-    try:
-        check_file(path, file)
-    except Refused:
-        path.unlink()
-        raise
-
-
-def _continue_file(path: Path, source: _Source, file: SignedFile, offset: int) -> None:
-    wanted = catalog_pb2.FetchRequest(sha256=file.sha256, offset=offset)
-    stream = source.catalog.Fetch(wanted, timeout=source.left(STREAM_DEADLINE_S))
-    with path.open("ab") as out:
-        for chunk in paced(stream, source.address):
-            data = check_chunk(chunk, offset=offset, size=file.size)
-            out.write(data)
-            offset += len(data)
-            source.count(len(data))
-
-
-@contextmanager
-def _reach(folder: Path, address: str, contact: Contact) -> Iterator[_Source]:
-    """Connect to a coordinator with the folder locked, and say in words what a disk would not take."""
-    if unknown := contact.keys() - Contact.__annotations__.keys():  # one misspelt would trust whoever answers
-        raise TypeError(f"Nobody knows the keyword {min(unknown)}.")
-    lock = FileLock(folder / LOCK)
-    try:
-        with connect(address, contact.get("ca")) as channel:
-            for name in (BUNDLES, RELEASES):
-                (folder / name).mkdir(parents=True, exist_ok=True)
-            with byte_bar("Fetching") as bar:
-                try:
-                    lock.acquire(timeout=0)
-                except Timeout:
-                    contact.get("say", _log.warning)(f"Another pull works in {folder}; waiting for it.")
-                    lock.acquire()
-                try:
-                    until = monotonic() + contact.get("deadline_s", PULL_DEADLINE_S)
-                    yield _Source(folder, CatalogStub(channel), LogStub(channel), address, contact, bar, until)
-                finally:
-                    lock.release()
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise Unavailable(
-                Code.STORAGE_FULL,
-                f"The disk that holds {folder} is full.",
-                "Make room; the pull continues where it is.",
-            ) from error
-        raise Refused(Code.SETTINGS_INVALID, f"{folder}: {error.strerror}.", "Choose another folder.") from error

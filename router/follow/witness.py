@@ -13,7 +13,8 @@ from protocol.log.note import NoteKey, SignatureType, cosign
 from protocol.signing import Identity
 from protocol.v1.log_pb2 import AddCosignatureRequest
 from protocol.wire.grpc_client import DEADLINE_S
-from router.follow.pull import Contact, reach_log
+from router.follow.pull import reach_log
+from router.follow.source import Contact
 
 KEY = "witness.key"
 

@@ -6,6 +6,7 @@ releases/<number>...  every such release
 bundles/<digest>/     its bundles; kept when a later release drops them
 calibrations/<digest> biases and temperatures of its routers, where it has any
 statistics/<digest>   what the pool tells of public text, where it tells any
+trusted/              what was seen of the pool's roles, as python-tuf keeps it
 checkpoint.txt        the last checkpoint of the pool's log that was seen
 .fingerprint.json     what the base model is by content; may be deleted at any time
 .pull.lock            held by the pull at work
@@ -27,7 +28,7 @@ from router.pool.calibration import Calibration
 
 POOL, RELEASE, BUNDLES, FINGERPRINT = "pool.dsse.json", "release.dsse.json", "bundles", ".fingerprint.json"
 RELEASES, CALIBRATIONS, STATISTICS, LOCK = "releases", "calibrations", "statistics", ".pull.lock"
-CHECKPOINT = "checkpoint.txt"
+CHECKPOINT, TRUSTED = "checkpoint.txt", "trusted"
 
 
 @dataclass(frozen=True)

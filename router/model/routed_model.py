@@ -107,6 +107,7 @@ class RoutedModel(ExpertSet):
         folder: Path | None = None,
         ca: Path | None = None,
         pool_key: PublicKey | None = None,
+        root: str | None = None,
         **options: Unpack[Options],
     ) -> "RoutedModel":
         """Fetch the newest release of a coordinator and load it on a base, as `from_base` does.
@@ -117,6 +118,7 @@ class RoutedModel(ExpertSet):
             folder: Where releases are kept, and the cache, unless it is named; without one, the user's cache.
             ca: The coordinator's CA certificate, PEM.
             pool_key: The key that must sign the pool; without one, the key seen first, which is logged, is trusted.
+            root: Fingerprint of the pool's first root; without one, the root that the pool's key signed is trusted.
             options: As in `from_base`.
 
         Raises:
@@ -127,7 +129,7 @@ class RoutedModel(ExpertSet):
         options.setdefault("cache", kept / FINGERPRINT)
         loaded: list[RoutedModel] = []
         pull(
-            kept, coordinator, ca=ca, pool_key=pool_key, base=base,
+            kept, coordinator, ca=ca, pool_key=pool_key, root=root, base=base,
             take_up=lambda mirror: loaded.append(cls.from_mirror(base, mirror, **options)),
         )  # fmt: skip
         return loaded[0]

@@ -1,5 +1,6 @@
 """One expert, ready to run."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -102,6 +103,15 @@ def load_expert(
         bundle.digest, name or bundle.spec.name, contributor, MappingProxyType(modules), bundle.folder,
         MappingProxyType(means), centroid, told_by,
     )  # fmt: skip
+
+
+def check_finite(bundle: Bundle) -> None:
+    """Refuse a bundle whose numbers no model could use, before one is there to try (`NOT_FINITE`)."""
+    files = {ADAPTER_WEIGHTS: headers.adapter_tensors, GATES: headers.gate_tensors}
+    for file, expected in files.items():
+        for name, tensor in _mapped(bundle.folder / file, expected(bundle.spec)).items():
+            if not all(map(math.isfinite, torch.stack(tensor.aminmax()).tolist())):
+                raise Refused(Code.NOT_FINITE, f"{name} of bundle {bundle.digest[:16]} holds NaN or infinity.")
 
 
 def _fitting(linears: Mapping[str, Linear], path: str, expected: Shape) -> Linear:

@@ -11,7 +11,8 @@ from protocol.documents import read_pool
 from protocol.files.locks import held
 from protocol.wire.grpc_server import Listen, serve
 from router.base.fingerprint import check_base
-from router.follow.pull import PULL_DEADLINE_S, pull
+from router.follow.pull import pull
+from router.follow.source import PULL_DEADLINE_S
 from router.follow.workspace import FINGERPRINT, POOL, RELEASE, RELEASES, Mirror, open_mirror
 from router.model.releases import Held
 from router.model.routed_model import RoutedModel

@@ -148,6 +148,11 @@ class FakeCoordinator(intake_pb2_grpc.IntakeServicer, catalog_pb2_grpc.CatalogSe
     ) -> catalog_pb2.GetReleaseReply:
         raise NotImplementedError  # contributors never ask
 
+    def GetMetadata(
+        self, request: catalog_pb2.GetMetadataRequest, context: grpc.ServicerContext
+    ) -> catalog_pb2.GetMetadataReply:
+        raise NotImplementedError
+
     def GetBundle(
         self, request: catalog_pb2.GetBundleRequest, context: grpc.ServicerContext
     ) -> catalog_pb2.GetBundleReply:

@@ -31,6 +31,8 @@ from coordinator.storage.blobs import Store
 from coordinator.storage.spool import Spool
 from coordinator.workspace.checkpoints import Checkpoints
 from coordinator.workspace.paths import CoordinatorWorkspace
+from coordinator.workspace.role_keys import found_roles
+from coordinator.workspace.roles import Roles
 from protocol.adapters import Shape
 from protocol.bundle import ADAPTER_CONFIG, Bundle, pack
 from protocol.documents import Pool, sign_pool
@@ -197,6 +199,8 @@ class Served:
         self.service: IntakeService | None = None
         self.witnesses: list[NoteKey] = []
         self.checkpoints = Checkpoints(CoordinatorWorkspace(folder), self.registry, pool, identity)
+        found_roles(CoordinatorWorkspace(folder), pool, identity, {}, now=clock())
+        self.roles = Roles(CoordinatorWorkspace(folder), self.registry, pool, identity)
         self.intake = Intake(
             pool, identity, self.registry, store=self.store, spool=self.spool, clock=clock,
             limits=IntakeLimits(first_bundles=99, fleet="fleet.example.org:7444"), check_log=self.checkpoints.check,
@@ -217,7 +221,10 @@ class Served:
             server = grpc.aio.server(interceptors=[CallInterceptor(listen, self.refused.append)])
             service = self.service = IntakeService(self.intake, self.spool, Places(self.streams))
             intake_pb2_grpc.add_IntakeServicer_to_server(service, server)
-            catalog = CatalogService(self.pool, self.registry, self.store, Places(self.streams))
+            catalog = CatalogService(
+                self.pool, self.registry, self.store, Places(self.streams),
+                lambda role, version: self.roles.show(role, version, now=self.clock()),
+            )  # fmt: skip
             catalog_pb2_grpc.add_CatalogServicer_to_server(catalog, server)
             log = LogService(self.pool, self.registry, self.checkpoints, self.witnesses)
             log_pb2_grpc.add_LogServicer_to_server(log, server)

@@ -67,6 +67,7 @@ def test_it_goes_on_a_contributor_asks_an_operator_decides_a_user_follows(pool: 
     for settings in (pool / "contributor" / "client.toml", pool / "router" / "router.toml"):
         settings.write_text(settings.read_text().replace("127.0.0.1:48365", town.address))
     succeed("coordinator", "migrate", "-w", town.coordinator)
+    succeed("coordinator", "roles", "found", "--single", "-w", town.coordinator)
     town.work()
     with town.serving():
         status = json.loads(succeed("client", "status", "-w", pool / "contributor", "--json"))

@@ -57,7 +57,9 @@ def test_a_timestamp_that_is_written_is_read(moment: datetime, offset_min: int) 
 @given(st.integers(1, 2**53 - 1), st.none() | st.from_regex(r"[0-9a-f]{64}", fullmatch=True), st.integers(0, 5))
 def test_a_release_that_is_signed_is_read(number: int, previous: str | None, count: int) -> None:
     (expert,) = samples.release().experts
-    experts = tuple(expert.model_copy(update={"bundle": f"{place:064x}"}) for place in range(count))
+    experts = tuple(
+        expert.model_copy(update={"bundle": f"{place:064x}", "name": f"e{place}"}) for place in range(count)
+    )
     spec = samples.release(number, previous=previous, experts=experts)
     written = release.sign_release(spec, COORDINATOR)
     assert release.read_release(written.envelope, POOL) == written
@@ -184,7 +186,8 @@ def continuing(seen: release.Release, number: int) -> release.Release:
 def check_fresh(
     newest: release.Release, seen: release.Release | None, *between: release.Release, now: datetime = NOW
 ) -> None:
-    release.check_fresh(newest, seen=seen, now=now, earlier={each.spec.number: each for each in between}.__getitem__)
+    known = {each.spec.number: each for each in between}
+    release.check_fresh(newest, POOL, seen=seen, now=now, earlier=known.__getitem__)
 
 
 def test_the_first_the_same_the_next_and_one_ahead_are_taken() -> None:
@@ -231,7 +234,7 @@ def test_a_chain_that_is_broken_is_not_followed_further() -> None:
         return numbered(number)
 
     ninth = continuing(numbered(8), 9)
-    error = refusal(lambda: release.check_fresh(ninth, seen=numbered(2), now=NOW, earlier=earlier))
+    error = refusal(lambda: release.check_fresh(ninth, POOL, seen=numbered(2), now=NOW, earlier=earlier))
     assert (error.code, asked) == (Code.RELEASE_FORK, [8, 7])
 
 
@@ -254,12 +257,14 @@ def test_a_next_release_that_continues_another_is_a_fork() -> None:
     assert refusal(lambda: check_fresh(stranger, fifth)).code is Code.RELEASE_FORK
 
 
-@pytest.mark.parametrize("change", ["twice", "backwards"])
+@pytest.mark.parametrize("change", ["twice", "two of one name", "backwards"])
 def test_a_release_that_cannot_be_meant_is_refused(change: str) -> None:
     document = json.loads(Signed.parse(RELEASE.envelope).payload)
     predicate = document["predicate"]
     if change == "twice":
         predicate["experts"] = predicate["experts"][:1] * 2
+    elif change == "two of one name":
+        predicate["experts"].append(predicate["experts"][0] | {"bundle": "5" * 64})
     else:
         predicate["expires"] = predicate["created"]
     envelope = COORDINATOR.sign(json.dumps(document).encode())
@@ -269,12 +274,37 @@ def test_a_release_that_cannot_be_meant_is_refused(change: str) -> None:
 def test_a_release_expires() -> None:
     expires = documents.read_timestamp(RELEASE.spec.expires)
     check_fresh(RELEASE, None, now=expires)
-    check_fresh(RELEASE, None, now=expires - timedelta(days=400))  # a clock that is behind
+    check_fresh(RELEASE, None, now=expires - timedelta(days=31))  # a clock that is a day behind
     for late in (timedelta(seconds=1), timedelta(days=2)):
         error = refusal(lambda late=late: check_fresh(RELEASE, None, now=expires + late))
         assert error.code is Code.RELEASE_EXPIRED
         assert documents.timestamp(expires + late) in error.message
         assert "clock" in error.hint
+
+
+@pytest.mark.parametrize("expires", ["2027-01-02T00:00:00Z", "2036-12-01T00:00:00Z", "9999-12-31T23:59:59Z"])
+def test_a_date_beyond_the_pools_policy_is_refused(expires: str) -> None:
+    for created in (CREATED, "2026-12-31T00:00:00Z"):
+        newest = release.sign_release(samples.release(created=created, expires=expires), COORDINATOR)
+        error = refusal(lambda newest=newest: check_fresh(newest, None))
+        assert error.code is Code.RELEASE_DATES
+        assert expires in error.message
+        assert "2026-12-01T00:00:00Z" in error.message
+        assert "clock" in error.hint
+    last = release.sign_release(samples.release(expires="2027-01-01T00:00:00Z"), COORDINATOR)
+    check_fresh(last, None)
+
+
+def test_nobody_is_moved_to_a_number_that_no_pool_has_come_to() -> None:
+    since = int((NOW - documents.read_timestamp(POOL.spec.created)).total_seconds())
+    check_fresh(numbered(since + release.MOST_BETWEEN), None)
+    for number in (since + release.MOST_BETWEEN + 1, 2**53 - 1):
+        error = refusal(lambda number=number: check_fresh(numbered(number), None))
+        assert error.code is Code.RELEASE_TOO_FAR
+        assert str(number) in error.message
+    # Nor by steps that are each taken.
+    far = numbered(since + release.MOST_BETWEEN)
+    assert refusal(lambda: check_fresh(continuing(far, far.spec.number + 1), far)).code is Code.RELEASE_TOO_FAR
 
 
 def test_expiry_is_the_same_moment_in_every_time_zone() -> None:

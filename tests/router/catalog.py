@@ -5,14 +5,17 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
+import pytest
+from tuf.ngclient._internal import trusted_metadata_set
 
 from protocol.bundle import Bundle, sha256_of
-from protocol.documents import Pool
+from protocol.documents import Pool, timestamp
 from protocol.errors import Code, GreylagError, Refused, Unavailable
 from protocol.release import CalibrationFile, Release, ReleasedExpert, ReleaseSpec, sign_release
 from protocol.signing import Identity
@@ -22,7 +25,9 @@ from protocol.v1.catalog_pb2_grpc import CatalogServicer, add_CatalogServicer_to
 from protocol.v1.log_pb2_grpc import add_LogServicer_to_server
 from protocol.wire.chunks import read_chunks
 from protocol.wire.grpc_status import to_status
+from router.follow import pull as pulling
 from tests.protocol.ledger import Ledger
+from tests.router.repository import Repository
 
 
 class Catalog(CatalogServicer):
@@ -36,6 +41,7 @@ class Catalog(CatalogServicer):
     def __init__(self, pool: Pool, identity: Identity) -> None:
         self.pool, self.identity = pool, identity
         self.ledger = Ledger(pool, identity)
+        self.repository = Repository(pool, identity)
         self.release: Release | None = None
         self.releases: dict[int, Release] = {}
         self.bundles: dict[str, Bundle] = {}
@@ -51,7 +57,7 @@ class Catalog(CatalogServicer):
         *,
         number: int,
         created: str = "2026-11-22T12:00:00Z",
-        expires: str = "2126-01-01T00:00:00Z",
+        expires: str | None = None,
         calibration: Path | None = None,
         method: str = "phatgoose",
     ) -> Release:
@@ -66,11 +72,15 @@ class Catalog(CatalogServicer):
             self.files[file.sha256] = calibration
         spec = ReleaseSpec(
             pool=self.pool.digest, number=number, previous=self.release.digest if self.release else None,
-            experts=experts, routing=Routing(method=method), calibration=file, created=created, expires=expires,
+            experts=experts, routing=Routing(method=method), calibration=file, created=created,
+            expires=expires or timestamp(datetime.now(UTC) + timedelta(days=self.pool.spec.policy.release_days)),
             checkpoint=self.ledger.head.text(),
         )  # fmt: skip
         self.release = self.releases[number] = sign_release(spec, self.identity)
         self.ledger.tell("release", self.release.digest, str(number))
+        if self.repository.pool.digest != self.pool.digest:
+            self.repository = Repository(self.pool, self.identity)
+        self.repository.name(self.release)
         return self.release
 
     def GetPool(self, request: Any, context: Any) -> Any:  # noqa: N802 - the service\'s name
@@ -82,6 +92,12 @@ class Catalog(CatalogServicer):
             _abort(context, Refused(Code.RELEASE_UNKNOWN, "There is no such release."))
         assert found
         return catalog_pb2.GetReleaseReply(envelope=found.envelope)
+
+    def GetMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802 - as above
+        try:
+            return catalog_pb2.GetMetadataReply(metadata=self.repository.show(request.role, request.version))
+        except Refused as refused:
+            _abort(context, refused)
 
     def GetBundle(self, request: Any, context: Any) -> Any:  # noqa: N802 - the service\'s name
         return catalog_pb2.GetBundleReply(envelope=self.bundles[request.digest].manifest.envelope)
@@ -103,9 +119,11 @@ class Catalog(CatalogServicer):
             yield chunk
 
 
-def clock_at(moment: datetime) -> type[datetime]:
-    """A clock for `router.follow.pull`, where a test says what time it is."""
-    return type("Clock", (datetime,), {"now": classmethod(lambda *_: moment)})
+def set_clock(monkeypatch: pytest.MonkeyPatch, moment: datetime) -> None:
+    """Say what time it is to `router.follow.pull`, and to python-tuf."""
+    clock = type("Clock", (datetime,), {"now": classmethod(lambda *_: moment)})
+    monkeypatch.setattr(pulling, "datetime", clock)
+    monkeypatch.setattr(trusted_metadata_set, "datetime", SimpleNamespace(datetime=clock, timezone=timezone))
 
 
 @contextmanager

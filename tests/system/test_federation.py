@@ -160,7 +160,7 @@ def city(tmp_path: Path, t5_base: Path) -> Iterator[City]:
             stack.enter_context(tapped(address, city.behind[name], certificate, key, tmp_path / f"{name}.wire"))
         stack.callback(city.close)
         succeed(
-            "coordinator", "init", "-w", city.pool, "--name", "city", "--base", t5_base, *RECIPE,
+            "coordinator", "init", "--single", "-w", city.pool, "--name", "city", "--base", t5_base, *RECIPE,
             "--promotion", "evaluated",
         )  # fmt: skip
         city.start("serve")

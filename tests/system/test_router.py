@@ -89,6 +89,33 @@ def test_a_running_router_follows_without_a_restart(
     assert process.returncode == 0  # SIGTERM is a clean end
 
 
+@pytest.mark.parametrize("verb", ["serve", "serve with a release", "pull"])
+def test_a_stop_signal_ends_it_in_seconds_while_a_file_drips(
+    catalog: Catalog, coordinator: str, t5_base: Path, tmp_path: Path, verb: str
+) -> None:
+    node, log = tmp_path / "node", tmp_path / "router.log"
+    asks = ("--coordinator", coordinator, "--base", t5_base)
+    listens = ("--listen", "127.0.0.1:0", "--follow-interval-s", "0.1", "--json")
+    follows = verb == "serve with a release"
+    catalog.drips = not follows
+    with running(
+        "router", verb.partition(" ")[0], "-w", node, *asks, *(listens if "serve" in verb else ()), log=log
+    ) as process:
+        if follows:
+            first_document(process, log)
+            catalog.drips = True
+            catalog.publish(list(catalog.bundles.values()), number=2)
+        deadline, had = time.monotonic() + 60, len(catalog.fetched)
+        while len(catalog.fetched) == (had if follows else 0):
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        began = time.monotonic()
+        process.terminate()
+        process.wait(20)
+        assert time.monotonic() - began < 10
+    assert "Traceback" not in log.read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [

@@ -80,7 +80,9 @@ class Town:
 def found(folder: Path, base: Path, *options: object) -> Town:
     """Found a pool over a base model."""
     town = Town(folder, base, free_port())
-    succeed("coordinator", "init", "-w", town.coordinator, "--name", "town", "--base", base, *RECIPE, *options)
+    succeed(
+        "coordinator", "init", "--single", "-w", town.coordinator, "--name", "town", "--base", base, *RECIPE, *options
+    )
     return town
 
 

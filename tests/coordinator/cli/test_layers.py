@@ -22,7 +22,7 @@ def test_a_pool_of_some_layers_lists_their_modules_alone(
 ) -> None:
     base: Path = request.getfixturevalue(f"{family}_base")
     workspace = CoordinatorWorkspace(tmp_path / "pool")
-    assert program(workspace, "init", "--name", "p", "--base", str(base), "--layers", asked) == 0
+    assert program(workspace, "init", "--single", "--name", "p", "--base", str(base), "--layers", asked) == 0
     found = read_pool(workspace.pool.read_bytes()).spec.modules
     whole = linear_modules(load_base(str(base), device="cpu").model)
     # Every number of these tiny models' paths but T5's sub-layers is a layer's.
@@ -36,7 +36,7 @@ def test_layers_that_the_base_does_not_have_are_named(
     program: Program, tmp_path: Path, llama_base: Path, asked: str, absent: str
 ) -> None:
     workspace = CoordinatorWorkspace(tmp_path / "pool")
-    begin = ["init", "--name", "p", "--base", str(llama_base), "--layers"]
+    begin = ["init", "--single", "--name", "p", "--base", str(llama_base), "--layers"]
     assert program(workspace, *begin, asked) == Code.SETTINGS_INVALID.fate.exit
     refused(program, Code.SETTINGS_INVALID)
     assert f"--layers is wrong: the base has no layer {absent}, it has layers 0 to 1." in program.err

@@ -113,7 +113,7 @@ def test_init_makes_a_workspace_of_a_real_base(program: Program, tmp_path: Path,
     workspace = CoordinatorWorkspace(tmp_path / "pool")
     probe = tmp_path / "probe.txt"
     probe.write_text("reverse : a b\n\n copy : c \n")
-    arguments = ["init", "--name", "birds", "--base", str(t5_base), "--rank", "5", "--gate-steps", "7"]
+    arguments = ["init", "--single", "--name", "birds", "--base", str(t5_base), "--rank", "5", "--gate-steps", "7"]
     arguments += ["--kind", "bottleneck", "--activation", "gelu"]
     arguments += ["--method", "nnls-gates", "--statistics", "means"]
     (rows := tmp_path / "given.jsonl").write_text('{"input": "copy : c", "target": "c"}\n')
@@ -135,10 +135,11 @@ def test_init_makes_a_workspace_of_a_real_base(program: Program, tmp_path: Path,
     assert (workspace.folder / "probe.txt").read_text() == "reverse : a b\ncopy : c\n"
     assert sorted(path.name for path in workspace.folder.iterdir()) == [
         "canaries.jsonl", "coordinator.key", "coordinator.toml", "pool.dsse.json", "probe.txt", "registry.db",
-        "rows.jsonl", "store",
+        "roles", "rows.jsonl", "store",
     ]  # fmt: skip
+    assert {path.stat().st_mode & 0o777 for path in workspace.roles.glob("*.key")} == {0o600}
     before = workspace.key.read_bytes()
-    assert program(workspace, "init", "--name", "birds", "--base", str(t5_base)) == 73
+    assert program(workspace, "init", "--single", "--name", "birds", "--base", str(t5_base)) == 73
     refused(program, Code.WORKSPACE_EXISTS)
     assert workspace.key.read_bytes() == before
 
@@ -157,7 +158,7 @@ def test_a_pool_that_asks_for_means_routes_by_them(
     program: Program, tmp_path: Path, request: pytest.FixtureRequest, base: str, arguments: list[str], method: str
 ) -> None:
     workspace, place = CoordinatorWorkspace(tmp_path / "pool"), request.getfixturevalue(base)
-    assert program(workspace, "init", "--name", "birds", "--base", str(place), *arguments) == 0
+    assert program(workspace, "init", "--single", "--name", "birds", "--base", str(place), *arguments) == 0
     pool = read_pool(workspace.pool.read_bytes(), Identity.load(workspace.key).public)
     assert pool.spec.routing.method == method
 
@@ -187,7 +188,7 @@ def test_a_failed_init_leaves_nothing(
     (tmp_path / "empty.txt").write_text("\n")
     workspace = CoordinatorWorkspace(tmp_path / "pool")
     given = [argument.format(folder=tmp_path) for argument in arguments]
-    assert program(workspace, "init", "--name", "p", "--base", str(t5_base), *given) == status
+    assert program(workspace, "init", "--single", "--name", "p", "--base", str(t5_base), *given) == status
     assert program.err.splitlines()[-2].startswith("error: ")
     assert ("Reading the base model" in program.err) is ("--base" in arguments)  # seconds that a slip should not cost
     assert not workspace.folder.exists()

@@ -49,6 +49,12 @@ def make_workspace(folder: Path, modules: dict[str, Shape], **policy: str) -> tu
 
 @contextmanager
 def serving(workspace: CoordinatorWorkspace, fault: str = "") -> Iterator[tuple[subprocess.Popen[str], grpc.Channel]]:
+    with serving_at(workspace, fault) as (process, address), grpc.insecure_channel(address) as channel:
+        yield process, channel
+
+
+@contextmanager
+def serving_at(workspace: CoordinatorWorkspace, fault: str = "") -> Iterator[tuple[subprocess.Popen[str], str]]:
     command = [sys.executable, "-m", "coordinator.cli.main", "serve", "-w", str(workspace.folder)]
     process = subprocess.Popen(
         [*command, "--listen", "127.0.0.1:0", "--json", "--json-log"],
@@ -59,8 +65,7 @@ def serving(workspace: CoordinatorWorkspace, fault: str = "") -> Iterator[tuple[
     try:
         document = json.loads(process.stdout.readline())
         assert document["schema"] == 1
-        with grpc.insecure_channel(document["address"]) as channel:
-            yield process, channel
+        yield process, document["address"]
     finally:
         process.terminate()
         try:

@@ -78,7 +78,7 @@ def test_what_init_was_given_is_found_again(
     (tmp_path / "data").mkdir()
     workspace = CoordinatorWorkspace(tmp_path / "w")
     given = ["--database", "sqlite:///data/r.db", "--store", "data/store"]
-    assert program(workspace, "init", "--name", "p", "--base", str(t5_base), *given) == 0
+    assert program(workspace, "init", "--single", "--name", "p", "--base", str(t5_base), *given) == 0
     monkeypatch.chdir(tmp_path / "data")
     settings = load(workspace)
     assert settings.database == f"sqlite:///{tmp_path / 'data' / 'r.db'}"
@@ -123,7 +123,7 @@ def test_what_is_wrong_with_a_database_is_said(program: Program, tmp_path: Path,
         (f"sqlite:///{tmp_path}/no-such-folder/r.db", "no-such-folder"),
         (f"{postgres}/no-such-database", "no-such-database"),
     ):
-        begin = ["init", "--name", "p", "--base", str(t5_base), "--database", url]
+        begin = ["init", "--single", "--name", "p", "--base", str(t5_base), "--database", url]
         assert program(workspace, *begin) == Code.SETTINGS_INVALID.fate.exit
         refused(program, Code.SETTINGS_INVALID)
         assert word in program.err
@@ -142,7 +142,7 @@ def test_postgresql_by_environment_only(
 ) -> None:  # fmt: skip
     monkeypatch.setenv("GREYLAG_COORDINATOR_DATABASE", database_url)
     workspace = CoordinatorWorkspace(tmp_path / "w")
-    assert program(workspace, "init", "--name", "p", "--base", str(t5_base)) == 0
+    assert program(workspace, "init", "--single", "--name", "p", "--base", str(t5_base)) == 0
     pool = read_pool(workspace.pool.read_bytes())
     bundle = factories.make_bundle(tmp_path / "b", pool, identity)
     with serving(workspace) as (_, channel):
@@ -179,7 +179,7 @@ def test_a_pool_that_asks_for_means_tells_what_they_are_held_against(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (text := tmp_path / "text").write_text("say a b\nreverse c d\ncopy e f\n")
-    place, base = CoordinatorWorkspace(tmp_path / "w"), ("--name", "p", "--base", str(t5_base), *layers)
+    place, base = CoordinatorWorkspace(tmp_path / "w"), ("--single", "--name", "p", "--base", str(t5_base), *layers)
     assert program(place, "init", *base, "--public-text", str(text)) == Code.SETTINGS_INVALID.fate.exit
     text.write_text("one line\n")
     means = ("--statistics", "means", "--public-text", str(text))

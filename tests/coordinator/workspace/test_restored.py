@@ -164,7 +164,7 @@ def test_restore_then_serve(program: Program, place: Place) -> None:
     assert fsck(program, place, "--adopt")[0] == 0
     third = place.work()
     assert (third.spec.number, third.spec.previous) == (3, seen.digest)
-    check_fresh(third, seen=seen, now=now(), earlier=lambda _: seen)
+    check_fresh(third, place.pool, seen=seen, now=now(), earlier=lambda _: seen)
     assert [expert.bundle for expert in third.spec.experts] == [first.digest], "nobody can fetch what is lost"
     place.submit(second)
     fourth = place.work()

@@ -5,7 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,15 @@ import pytest
 from typer.testing import CliRunner
 
 from protocol.bundle import GATES
+from protocol.documents import timestamp
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
 from router.cli.main import app
-from router.follow import pull as pulling
 from router.follow.pull import pull
 from router.follow.workspace import BUNDLES, FINGERPRINT
 from router.settings import FILE, RouterSettings, load, save
 from tests import factories
-from tests.router.catalog import Catalog, clock_at
+from tests.router.catalog import Catalog, set_clock
 from tests.router.verbs import call
 
 
@@ -134,12 +134,14 @@ def test_an_expired_release_on_disk_is_said(
     catalog: Catalog, address: str, t5_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = list(catalog.bundles.values())
-    catalog.publish(held, number=2, created="2020-01-01T00:00:00Z", expires="2020-01-02T00:00:00Z")
-    monkeypatch.setattr(pulling, "datetime", clock_at(datetime(2020, 1, 1, tzinfo=UTC)))
+    earlier = datetime.now(UTC) - timedelta(hours=2)
+    expires = timestamp(earlier + timedelta(hours=1))
+    catalog.publish(held, number=2, expires=expires)
+    set_clock(monkeypatch, earlier)
     pull(tmp_path / "node", address)
     (tmp_path / "node" / "router.toml").write_text(f'coordinator = "{address}"\nbase = "{t5_base}"\n')
     asked = call("ask", "-w", tmp_path / "node", "--device", "cpu", "--max-new-tokens", 3, "a b")
-    assert "Release 2 expired at 2020-01-02T00:00:00Z" in asked.stderr
+    assert f"Release 2 expired at {expires}" in asked.stderr
     assert "greylag-router pull" in asked.stderr
 
 

@@ -87,7 +87,8 @@ def test_the_checkpoint_in_a_release_must_be_the_logs(
     release = catalog.publish(bundles[:1], number=1)
     other.ledger.tell("bundle", "e" * 64, "yanked")
     spec = release.spec.model_copy(update={"checkpoint": other.ledger.head.text()})
-    catalog.release = sign_release(spec, catalog.identity)
+    catalog.release = catalog.releases[1] = sign_release(spec, catalog.identity)
+    catalog.repository.name(catalog.release)
     catalog.ledger.leaves[-1:] = []
     catalog.ledger.tell("release", catalog.release.digest, "1")
     refused(Code.LOG_FORK, tmp_path / "node", address)

@@ -23,8 +23,7 @@ from protocol.errors import Code, Refused, Unavailable
 from protocol.v1.chunk_pb2 import Chunk
 from protocol.wire import chunks, grpc_client
 from router.base import progress
-from router.follow import pull as pulling
-from router.follow import workspace
+from router.follow import transfer, workspace
 from router.follow.pull import pull
 from router.follow.workspace import Mirror, open_mirror
 from tests import factories
@@ -172,7 +171,7 @@ def test_a_full_disk_is_a_sentence(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pulling, "_continue_file", full)
+        patch.setattr(transfer, "_continue_file", full)
         with pytest.raises(Unavailable) as failed:
             pull(tmp_path / "node", address)
     assert failed.value.code is Code.STORAGE_FULL
@@ -310,6 +309,25 @@ def test_tensors_other_than_the_specs_are_refused_and_the_last_release_stays(
         pull(tmp_path / "node", address)
     assert refused.value.code is Code.TENSOR_NAMES
     assert open_mirror(tmp_path / "node").release.spec.number == 1
+
+
+@pytest.mark.parametrize("file", [ADAPTER_WEIGHTS, GATES])
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_numbers_that_are_none_are_not_kept_though_nobody_loads_them(
+    catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path, file: str, number: float
+) -> None:
+    catalog.publish(bundles[:1], number=1)
+    pull(tmp_path / "node", address)
+    path = bundles[1].folder / file
+    tensors = load_file(path)
+    next(iter(tensors.values())).view(-1)[-1] = number
+    save_file(tensors, path, {"format": "pt"})
+    catalog.publish([bundles[0], pack(bundles[1].folder, bundles[1].spec, catalog.identity)], number=2)
+    with pytest.raises(Refused) as refused:
+        pull(tmp_path / "node", address)
+    assert refused.value.code is Code.NOT_FINITE
+    assert open_mirror(tmp_path / "node").release.spec.number == 1
+    assert len(list((tmp_path / "node" / workspace.BUNDLES).iterdir())) == 1
 
 
 def test_a_release_is_kept_only_once_it_is_taken_up(

@@ -1,19 +1,19 @@
 """A router moves neither backwards nor sideways, and trusts one key."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from protocol.bundle import Bundle
+from protocol.documents import timestamp
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
-from router.follow import pull as pulling
 from router.follow.pull import pull, pull_calibration
 from router.follow.workspace import open_mirror
 from router.model.routed_model import RoutedModel
 from tests import factories
-from tests.router.catalog import Catalog, clock_at
+from tests.router.catalog import Catalog, set_clock
 
 
 def test_never_backwards(catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path) -> None:
@@ -57,10 +57,10 @@ def test_never_sideways_across_releases_that_were_skipped(
 def test_an_expired_release_is_no_news_but_what_is_here_stays(
     catalog: Catalog, address: str, bundles: list[Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    catalog.publish(bundles, number=1, expires="2026-12-01T00:00:00Z")
-    monkeypatch.setattr(pulling, "datetime", clock_at(datetime(2026, 11, 30, tzinfo=UTC)))
+    now = datetime.now(UTC)
+    catalog.publish(bundles, number=1, expires=timestamp(now + timedelta(hours=1)))
     pull(tmp_path / "node", address)
-    monkeypatch.setattr(pulling, "datetime", clock_at(datetime(2026, 12, 2, tzinfo=UTC)))
+    set_clock(monkeypatch, now + timedelta(hours=2))
     with pytest.raises(Refused) as refused:
         pull(tmp_path / "node", address)
     assert refused.value.code is Code.RELEASE_EXPIRED

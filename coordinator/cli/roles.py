@@ -1,0 +1,226 @@
+"""The verbs of roles: who may say which release is the newest, and how their keys are replaced."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from coordinator.cli.options import JsonOption, WorkspaceOption
+from coordinator.cli.output import now, opened_workspace, table
+from protocol.errors import Code, Refused, from_os_error
+from protocol.programs import print_json, say, with_flags_of
+
+if TYPE_CHECKING:
+    from coordinator.workspace.paths import CoordinatorWorkspace
+    from protocol.roles.metadata import Keys
+
+roles = typer.Typer(help="Show and sign who says which release is the newest.", no_args_is_help=True)
+_PANEL, _HELP = "Roles", "See: greylag-coordinator roles --help"
+
+
+def _flag(text: str, *names: str, **options: Any) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=_PANEL, **options)
+
+
+FileArgument = Annotated[Path, typer.Argument(help="The metadata, JSON.")]
+
+
+def people(
+    *,
+    root_key: Annotated[
+        list[str] | None, _flag("Key of a person who may replace keys, 64 hexadecimal digits; repeatable.")
+    ] = None,
+    root_threshold: Annotated[int, _flag("How many root keys must sign.", min=1)] = 1,
+    release_key: Annotated[list[str] | None, _flag("Key of a person who may sign releases, likewise.")] = None,
+    release_threshold: Annotated[int, _flag("How many release keys must sign.", min=1)] = 1,
+) -> None:
+    """Flags of keys that lie elsewhere."""
+
+
+def one_machine(*, single: Annotated[bool, _flag("Make all keys here, for one machine.", "--single")] = False) -> None:
+    """The flag of a pool whose keys lie in one place."""
+
+
+def take_founders(flags: dict[str, Any]) -> "dict[str, Keys]":
+    """Take which keys lie elsewhere, by role, out of the flags of a verb that makes roles.
+
+    Raises:
+        Refused: `SETTINGS_INVALID` unless either people or one machine hold the root, or as `take_people`.
+    """
+    single, roots, releases = flags.pop("single"), flags["root_key"], flags["release_key"]
+    if single and (roots or releases):
+        raise Refused(Code.SETTINGS_INVALID, "With --single no key lies elsewhere.", "Give --single alone, or keys.")
+    if not single and not roots:
+        what = "Nobody is named who may replace the pool's keys."
+        hint = "Give --root-key once a person or, to try a pool on one machine, --single."
+        raise Refused(Code.SETTINGS_INVALID, what, hint)
+    return take_people(flags)
+
+
+def take_people(flags: dict[str, Any]) -> "dict[str, Keys]":
+    """Take the keys of `people` out of a verb's flags, by role.
+
+    Raises:
+        Refused: `SETTINGS_INVALID` for a threshold that cannot be met, or a code of a key.
+    """
+    from protocol.roles.metadata import Keys
+    from protocol.signing import PublicKey
+
+    found = {}
+    for role, name in (("root", "root"), ("targets", "release")):
+        texts, threshold = flags.pop(f"{name}_key"), flags.pop(f"{name}_threshold")
+        if texts:
+            found[role] = Keys(tuple(map(PublicKey.from_hex, texts)), threshold)
+            found[role].check(role)
+    return found
+
+
+def say_who_signs(place: "CoordinatorWorkspace") -> None:
+    """Tell an operator what the keys of a new pool mean, and what is to be done first."""
+    draft = place.roles / "root-1.json"
+    if draft.exists():
+        say(f"Nobody follows the pool yet: have the holders of root keys sign {draft}, each with")
+        say("  greylag-coordinator roles sign root-1.json --key THEIR.KEY")
+        say(f"and publish what they send back with: greylag-coordinator roles publish root-1.json -w {place.folder}")
+        return
+    say(f"Warning: every key of this pool lies in {place.folder.resolve()}; whoever copies it is the coordinator.")
+    say(f"Keep {place.roles / 'root.key'} elsewhere: with it alone stolen keys can be replaced.")
+
+
+@roles.command("found")
+@with_flags_of(one_machine, people)
+def roles_found(*, workspace: WorkspaceOption = Path(), **founders: Any) -> None:
+    """Give roles to a pool that was made before there were any.
+
+    Example: greylag-coordinator roles found --single
+    """
+    from coordinator.workspace.role_keys import found_roles
+
+    named = take_founders(founders)
+    with opened_workspace(workspace) as open_:
+        found_roles(open_.workspace, open_.pool, open_.identity, named, now=now())
+        open_.roles.level(now=now())
+    say_who_signs(open_.workspace)
+
+
+@roles.command("show")
+def roles_show(*, as_json: JsonOption = False, workspace: WorkspaceOption = Path()) -> None:
+    """Show keys and expiry of every role, and the fingerprint by which readers may name the first root.
+
+    Example: greylag-coordinator roles show --json
+    """
+    from tuf.api.metadata import Root
+
+    from coordinator.workspace.roles import ROLES
+    from protocol.documents import timestamp
+    from protocol.roles.metadata import fingerprint, read
+
+    with opened_workspace(workspace) as open_:
+        root, row = open_.roles.root(), open_.registry.releases.find()
+        seen = {name: open_.roles.newest(role) for name, role in ROLES.items()}
+        if root is None:
+            raise Refused(Code.STATE_CHANGE, "The first root waits for signatures, or there is none.", _HELP)
+        first = fingerprint(read(open_.roles.show("root", 1, now=now()), Root))
+    rows: list[dict[str, Any]] = [
+        {
+            "role": name, "keys": [root.signed.keys[keyid].keyval["public"] for keyid in role.keyids],
+            "threshold": role.threshold, "version": (part := seen[name]) and part.signed.version,
+            "expires": part and timestamp(part.signed.expires),
+        }
+        for name, role in root.signed.roles.items()
+    ]  # fmt: skip
+    named, newest = seen["targets"].signed.version if seen["targets"] else 0, row.number if row else 0
+    if as_json:
+        print_json({"root": first, "roles": rows, "named": named, "newest": newest})
+        return
+    table(("role", "must sign", "of keys", "version", "expires"), (
+        (each["role"], each["threshold"], " ".join(key[:16] for key in each["keys"]), each["version"], each["expires"])
+        for each in rows
+    ))  # fmt: skip
+    say(f"The first root has fingerprint {first}.")
+    if named < newest:
+        say(f"Readers are at release {named}; release {newest} waits for signatures: roles draft-release")
+
+
+@roles.command("draft-root")
+@with_flags_of(people)
+def roles_draft_root(
+    *,
+    file: FileArgument,
+    new_keys: Annotated[
+        bool, typer.Option("--new-keys", help="Replace the keys that lie in the workspace, but those of root.")
+    ] = False,
+    workspace: WorkspaceOption = Path(),
+    **others: Any,
+) -> None:
+    """Write the next root: the same keys for another year, or others; root keys that lie here sign it.
+
+    Example: greylag-coordinator roles draft-root root-2.json --new-keys
+    """
+    from coordinator.workspace.role_keys import draft_root
+
+    named = take_people(others)
+    with opened_workspace(workspace) as open_:
+        draft = draft_root(open_.workspace, open_.roles, open_.pool, named, fresh=new_keys, now=now())
+    _write(file, draft.to_bytes())
+    say(f"{file} is root {draft.signed.version}; publish it once enough keys of this root and the last have signed.")
+
+
+@roles.command("draft-release")
+def roles_draft_release(file: FileArgument, *, workspace: WorkspaceOption = Path()) -> None:
+    """Write for people to sign that the newest release is the newest.
+
+    Example: greylag-coordinator roles draft-release release.json
+    """
+    with opened_workspace(workspace) as open_:
+        draft = open_.roles.draft_targets()
+    _write(file, draft.to_bytes())
+    say(f"{file} names release {draft.signed.version}; publish it once enough release keys have signed.")
+
+
+@roles.command("sign")
+def roles_sign(file: FileArgument, *, key: Annotated[Path, typer.Option(help="Private key, PEM or OpenSSH.")]) -> None:
+    """Add a signature to metadata, on any machine; a passphrase is read from GREYLAG_KEY_PASSPHRASE.
+
+    Example: greylag-coordinator roles sign root-2.json --key ada.key
+    """
+    from coordinator.workspace.roles import read_any
+    from protocol.documents import timestamp
+    from protocol.roles.metadata import sign
+    from protocol.signing import Identity
+
+    metadata = read_any(_read(file))
+    identity = Identity.load(key, os.environ.get("GREYLAG_KEY_PASSPHRASE"))
+    sign(metadata, identity)
+    _write(file, metadata.to_bytes())
+    part = metadata.signed
+    say(f"Key {identity.public.hex[:16]} signed {part.type} {part.version}, valid until {timestamp(part.expires)}.")
+
+
+@roles.command("publish")
+def roles_publish(file: FileArgument, *, workspace: WorkspaceOption = Path()) -> None:
+    """Show readers a root, or the release that is the newest, once enough keys have signed it.
+
+    Example: greylag-coordinator roles publish root-2.json
+    """
+    raw = _read(file)
+    with opened_workspace(workspace) as open_:
+        part = open_.roles.publish(raw, now=now()).signed
+    say(f"Readers are shown {part.type} {part.version}.")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise from_os_error(error) from error
+
+
+def _write(path: Path, content: bytes) -> None:
+    from protocol.files.atomic import write_whole
+
+    try:
+        write_whole(path, content)
+    except OSError as error:
+        raise from_os_error(error) from error
