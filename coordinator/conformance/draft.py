@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -103,7 +103,7 @@ class Draft:
     def contents(self) -> dict[str, bytes]:
         """The five files."""
         spec = ExpertSpec.model_validate_json(json.dumps(self.facts))
-        honest = {
+        honest: dict[str, Callable[[], bytes]] = {
             ADAPTER_CONFIG: lambda: adapter_config.render(spec, self.pool.spec),
             ADAPTER_WEIGHTS: lambda: pack_tensors(self.tensors),
             CARD: f"# {spec.name}\n".encode,

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -113,17 +114,22 @@ def stage_member(stage: Stage, name: str) -> str:
     return name
 
 
+def _with_field(stage: Stage, name: str, value: Any) -> str:
+    return present(stage, binding(stage, "nobody"), (name,), value)
+
+
+def _with_key(stage: Stage, make: Callable[[], Any]) -> str:
+    return _with_field(stage, "node", make())
+
+
 def _rows() -> list[Row]:
     rows: list[Row] = [
-        (f"{name}-{describe(value)}", lambda stage, name=name, value=value: present(
-            stage, binding(stage, "nobody"), (name,), value
-        ), SPEC)
+        (f"{name}-{describe(value)}", partial(_with_field, name=name, value=value), SPEC)
         for name, values in FIELDS
         for value in values
     ]  # fmt: skip
     rows += [
-        (f"node-key-{name}", lambda stage, make=make: present(stage, binding(stage, "nobody"), ("node",), make()),
-         Code.NODE_KEY)
+        (f"node-key-{name}", partial(_with_key, make=make), Code.NODE_KEY)
         for name, make in KEYS.items()
     ]  # fmt: skip
     late, bad = MAX_APART_S + 60, Code.BAD_SIGNATURE

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from coordinator.conformance.answer import UnmetError
@@ -138,17 +139,15 @@ def cases() -> list[Case]:
     """All of them."""
     rows: list[Row] = [("GetPool/signed", _pool, None)]
     rows += [(f"GetBundle/{name}", _bundle(text), UNKNOWN) for name, text in NO_DIGESTS.items()]
+    rows += [(f"Fetch/{name}", partial(_fetch, sha256=text), UNKNOWN) for name, text in NO_DIGESTS.items()]
     rows += [
-        (f"Fetch/{name}", lambda stage, text=text: _fetch(stage, text), UNKNOWN) for name, text in NO_DIGESTS.items()
-    ]
-    rows += [
-        (f"GetRelease/candidate-{name}", lambda stage, text=text: _release(stage, candidate=text),
+        (f"GetRelease/candidate-{name}", partial(_release, candidate=text),
          Code.CANDIDATE_UNKNOWN if name == "of-nothing" else UNKNOWN)
         for name, text in NO_DIGESTS.items()
         if text  # an empty one is none
     ]  # fmt: skip
     rows += [
-        (f"GetRelease/number-{name}", lambda stage, number=number: _release(stage, number), Code.RELEASE_UNKNOWN)
+        (f"GetRelease/number-{name}", partial(_release, number=number), Code.RELEASE_UNKNOWN)
         for name, number in (
             ("a-million", 1_000_000), ("2^31-1", (1 << 31) - 1), ("2^31", 1 << 31), ("2^63", 1 << 63),
             ("2^64-1", (1 << 64) - 1),

@@ -124,7 +124,7 @@ def _strings() -> list[Fault]:
 def _modules() -> list[Fault]:
     ia3 = {"kind": "ia3", "d_in": 8, "d_out": 8}
     low_rank = {"d_in": 8, "d_out": 8, "rank": 2, "alpha": 1.0}
-    other = {
+    other: dict[str, dict[str, Any]] = {
         "ia3-without-side": ia3, "ia3-of-another-side": ia3 | {"side": "both"},
         "ia3-with-rank": ia3 | {"side": "input", "rank": 2},
         "bottleneck-without-activation": low_rank | {"kind": "bottleneck"},

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from coordinator.conformance.answer import AnsweredError, UnmetError
@@ -42,6 +43,10 @@ def _start(digest: str) -> Play:
     return lambda stage: _put(
         stage, intake_pb2.PutRequest(start=intake_pb2.PutStart(digest=digest, token=b"x", name=CARD))
     )
+
+
+def _put_file(stage: Stage, name: str) -> Any:
+    return _put(stage, start(_open(stage), name))
 
 
 def _open(stage: Stage, owner: str = "bob") -> Any:
@@ -253,8 +258,7 @@ def cases() -> list[Case]:
         for name, change in TOKENS.items()
     ]
     rows += [
-        (f"Put/file-{name}", lambda stage, text=text: _put(stage, start(_open(stage), text)), Code.FILE_NOT_ALLOWED)
-        for name, text in NO_FILES.items()
+        (f"Put/file-{name}", partial(_put_file, name=text), Code.FILE_NOT_ALLOWED) for name, text in NO_FILES.items()
     ]
     rows += [(f"Put/{name}", play, expects) for name, play, expects in PIECES]
     rows += [

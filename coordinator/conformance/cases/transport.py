@@ -102,7 +102,8 @@ def _too_many(stage: Stage) -> None:
 def _ends(call: Any) -> bool:
     """Tell whether a call was turned away in a moment."""
     said = threading.Event()
-    call.add_callback(said.set) or said.set()
+    if not call.add_callback(said.set):
+        said.set()  # it is over, and nobody is told any more
     return said.wait(0.05) and call.code() is not None
 
 
