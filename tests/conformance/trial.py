@@ -49,7 +49,7 @@ def found_without_model(folder: Path) -> None:
 
 def found_with_model(folder: Path) -> None:
     """Found a pool over the demo's base."""
-    flags = ["init", "--name", "trial", "--base", str(BASE), "--max-rank", "4", "--statistics", "centroid"]
+    flags = ["init", "--single", "--name", "trial", "--base", str(BASE), "--max-rank", "4", "--statistics", "centroid"]
     subprocess.run([*_program(), *flags, "-w", str(folder)], check=True, env=os.environ | _SETTINGS)
 
 
