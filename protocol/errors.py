@@ -107,6 +107,7 @@ class Code(Enum):
     NORM_UNUSUAL = Fate(
         "FAILED_PRECONDITION", 409, EX_DATAERR, "An expert changes far more than others; a person decides."
     )
+    NEAR_GATES = Fate("FAILED_PRECONDITION", 409, EX_DATAERR, "An expert chooses as another's does; a person decides.")
     HEADROOM = Fate("FAILED_PRECONDITION", 409, EX_DATAERR, "An expert drives the model close to overflow.")
     HARMFUL = Fate("FAILED_PRECONDITION", 409, EX_DATAERR, "An expert spoils answers on the operator's rows.")
     PROBE_FAILED = Fate("FAILED_PRECONDITION", 409, EX_DATAERR, "The routed model breaks on the probe text.")

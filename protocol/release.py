@@ -80,6 +80,17 @@ class CalibrationFile(Strict):
     """None where no noise was added."""
 
 
+class CapFile(Strict):
+    """Biases that keep anybody from taking more than a share, by content, in the format of a calibration.
+
+    `router.model.capture` says how they are found; they add to a calibration's.
+    """
+
+    sha256: Sha256
+    size: Annotated[int, Field(ge=1, le=MAX_CALIBRATION_BYTES)]
+    """In bytes."""
+
+
 class ReleaseSpec(OfPool):
     """What "newest" means at a number."""
 
@@ -91,6 +102,8 @@ class ReleaseSpec(OfPool):
     routing: Routing
     calibration: CalibrationFile | None = None
     """None where gates alone decide."""
+    cap: Annotated[CapFile | None, Field(exclude_if=lambda cap: cap is None)] = None
+    """None where nobody takes too much."""
     checkpoint: Annotated[str, Field(max_length=2048)] | None = None
     """The log as it was before, signed: whoever takes the release has seen that much of it. None in a candidate."""
     created: Timestamp

@@ -171,6 +171,10 @@ class Policy(Strict):
     max_rank: Rank = 64
     max_bundle_bytes: Annotated[int, Field(ge=1)] = 1 << 30
     max_experts_per_contributor: Annotated[int, Field(ge=1)] = 8
+    max_capture: Annotated[float, Field(ge=1, le=1000)] = 1.5
+    """Most that one contributor's experts, or experts that choose alike, take of the probe together, in fair shares."""
+    settle_days: Annotated[int, Field(ge=0, le=3650)] = 7
+    """How long contributors count as one there from their first release on, where nobody looks at keys or bundles."""
     release_days: Annotated[int, Field(ge=1, le=3650)] = 30
     """How long a release may be taken for the newest one."""
     apps: tuple[Sha256, ...] = ()

@@ -64,15 +64,15 @@ def touched(rows: NDArray[np.floating]) -> NDArray[np.bool_]:
 def nearness(cosines: NDArray[np.floating], mine: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> NDArray[np.floating]:
     """Say how much of the smaller of two experts is the other's: the mean cosine over its modules, 0 to 1.
 
-    A mean by module does not depend on how large the updates are, so that nothing can be drowned; a negative cosine
-    counts as none, so that nothing can be set off.
+    A mean by module does not depend on how large the updates are, so that nothing can be drowned. A negative cosine
+    counts as a positive one: nothing can be set off, and an update that is turned round is nobody's own.
 
     Args:
         cosines: [..., modules] of what both add; whatever where one adds nothing.
         mine: [modules] where the one adds something.
         theirs: [..., modules] where the other does.
     """
-    both = np.where(mine & theirs, np.maximum(cosines, 0), 0).sum(-1)
+    both = np.where(mine & theirs, np.abs(cosines), 0).sum(-1)
     smaller: NDArray[np.floating] = both / np.maximum(np.minimum(mine.sum(), theirs.sum(-1)), 1)
     return smaller
 

@@ -71,6 +71,8 @@ def init(
     k: Annotated[int | None, _policy("Experts that answer a token, at every module.")] = None,
     max_norm: Annotated[float | None, _policy("Most that an expert may change a module, over the base's norm.")] = None,
     max_rise: Annotated[float | None, _policy("Most that it may raise the loss on your rows, in nats a token.")] = None,
+    max_capture: Annotated[float | None, _policy("Most that one contributor takes, in fair shares.")] = None,
+    settle_days: Annotated[int | None, _policy("Days for which newcomers count as one contributor there.")] = None,
     release_days: Annotated[int | None, _policy("Days until a release expires; it is renewed before.")] = None,
     listen: Annotated[str | None, typer.Option(help="Address of `serve`, host:port; default: loopback only.")] = None,
     database: Annotated[str | None, typer.Option(help="URL of the registry; default: SQLite here.")] = None,
@@ -101,7 +103,8 @@ def init(
     policy = {
         "enrolment": enrolment, "admission": admission, "max_rank": max_rank, "promotion": {"when": promotion},
         "max_bundle_bytes": max_bundle_bytes, "max_experts_per_contributor": max_experts, "release_days": release_days,
-        "statistics": tuple(statistics or ()), "review": _given({"max_norm": max_norm, "max_rise": max_rise}),
+        "max_capture": max_capture, "settle_days": settle_days, "statistics": tuple(statistics or ()),
+        "review": _given({"max_norm": max_norm, "max_rise": max_rise}),
     }  # fmt: skip
     settings = {"listen": listen, "database": database, "store": store}
     given = {"recipe": _given(recipe_flags), "policy": _given(policy), "routing": _given({"method": method, "k": k})}

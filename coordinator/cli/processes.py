@@ -12,6 +12,9 @@ from coordinator.cli.output import now, opened_workspace, stop_signal
 from protocol.programs import print_json, say
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
     from coordinator.review.worker import Worker
     from coordinator.workspace.context import Opened
     from coordinator.workspace.metrics import Metrics
@@ -122,7 +125,7 @@ def _working(folder: Path, process: str, *, json_log: bool, **flags: Any) -> "It
         yield open_, counters
 
 
-def _worker(open_: "Opened") -> "Worker":
+def _worker(open_: "Opened", clock: "Callable[[], datetime]" = now) -> "Worker":
     from coordinator.admission.limited_process import ProcessLimits
     from coordinator.review.bundle_cache import Cache
     from coordinator.review.copies import PURPOSE, Copies
@@ -149,7 +152,7 @@ def _worker(open_: "Opened") -> "Worker":
         return model
 
     return Worker(
-        open_.pool, open_.identity, open_.registry, cache=cache, clock=now, checkpoint=open_.checkpoints.newest,
+        open_.pool, open_.identity, open_.registry, cache=cache, clock=clock, checkpoint=open_.checkpoints.newest,
         check=Copies(
             open_.pool, place.pool, open_.registry, cache, open_.identity.secret(PURPOSE),
             ProcessLimits(wall_s=settings.review_s),

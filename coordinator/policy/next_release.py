@@ -16,11 +16,12 @@ def next_release(
     held: AbstractSet[str],
     now: datetime,
     calibration: CalibrationFile | None = None,
+    again: bool = False,
 ) -> ReleaseSpec | None:
     """Build the release that follows, or None if it would say the same and the last one is fresh.
 
     Experts keep their places. An accepted expert takes the end of the list, and what its
-    contributor had released under its name leaves.
+    contributor had released under its name leaves. The cap is that of before.
 
     Args:
         pool: The pool.
@@ -29,6 +30,7 @@ def next_release(
         held: Digests of the bundles that may be in a release: accepted and released ones.
         now: The time.
         calibration: Biases and temperatures; None for those of the newest release, if it has any.
+        again: Whether there is something else to say, so that the same is said again.
     """
     before = previous.spec.experts if previous else ()
     calibrated_before = previous.spec.calibration if previous else None
@@ -43,7 +45,7 @@ def next_release(
         listed[new.bundle] = new
     experts = tuple(listed.values())
     same = experts == before and calibration == calibrated_before
-    if same and (previous is None or not _near_expiry(previous, now)):
+    if same and (previous is None or not (again or _near_expiry(previous, now))):
         return None
     return ReleaseSpec(
         pool=pool.digest,
@@ -52,6 +54,7 @@ def next_release(
         experts=experts,
         routing=pool.spec.routing,
         calibration=calibration,
+        cap=previous.spec.cap if previous else None,
         created=timestamp(now),
         expires=timestamp(now + timedelta(days=pool.spec.policy.release_days)),
     )

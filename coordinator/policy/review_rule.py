@@ -10,6 +10,8 @@ from protocol.spec import Review
 
 ENOUGH = 3
 """So many others have a median that none of them moves alone."""
+NEAR_GATES = 0.9
+"""From which correlation of scores on an expert chooses as another does; releases then count them as one."""
 _NORMAL = 1.4826
 """A normal's standard deviation over its median absolute deviation."""
 _SMALLER = "Train it again with a smaller learning rate, alpha or fewer steps."
@@ -91,6 +93,24 @@ def doubt(norms: Mapping[str, float], others: Sequence[Mapping[str, float]], rev
             why = "pool's other experts are far from, an operator decides."
             return Refused(Code.NORM_UNUSUAL, what + why, "Wait for the pool's operator, or train it more gently.")
     return None
+
+
+def doubt_gates(other: str, alike: float) -> Refused | None:
+    """Say why a person must look at an expert that chooses as another's does.
+
+    Args:
+        other: Whose it is most like, for the sentence.
+        alike: The correlation of what both choose.
+
+    Returns:
+        `NEAR_GATES`, or None.
+    """
+    if alike < NEAR_GATES:
+        return None
+    what = (
+        f"It chooses what {other} chooses: their scores on the operator's material have a correlation of {alike:.2f}."
+    )
+    return Refused(Code.NEAR_GATES, what, "Wait for the pool's operator, or train gates on data of your own.")
 
 
 def _bound(norms: Sequence[float], review: Review) -> float:

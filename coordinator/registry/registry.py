@@ -10,7 +10,7 @@ from coordinator.registry.bundles import Bundles
 from coordinator.registry.enrolment.contributors import Contributors
 from coordinator.registry.enrolment.invites import Invites
 from coordinator.registry.log import Log
-from coordinator.registry.releases import Releases
+from coordinator.registry.releases import CapFiles, Releases
 from coordinator.registry.sketches import Sketches
 from coordinator.registry.switches import Switches
 from coordinator.registry.tables import Event
@@ -34,6 +34,7 @@ class Registry(Transactions):
         self.uploads = Uploads(self)
         self.bundles = Bundles(self)
         self.releases = Releases(self)
+        self.caps = CapFiles(self)
         self.sketches = Sketches(self)
         self.switches = Switches(self)
         self.log = Log(self)

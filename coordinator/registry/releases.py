@@ -1,17 +1,19 @@
-"""Releases, and the steps that bundles take by them."""
+"""Releases, the steps that bundles take by them, and what keeps anybody to a share of one."""
 
+import hashlib
 from collections.abc import Callable
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, func, select
-from sqlalchemy.orm import Session, defer
+from sqlalchemy.orm import Session, defer, undefer
 
 from coordinator.policy.lifecycle import WAITING, State
 from coordinator.policy.switches import Switch, check_open
 from coordinator.registry import journal
 from coordinator.registry.switches import read_switches
-from coordinator.registry.tables import BundleRow, Contributor, ReleaseRow
+from coordinator.registry.tables import BundleRow, CapRow, Contributor, Event, ReleaseRow
 from coordinator.registry.transactions import Subject
+from protocol.documents import timestamp
 from protocol.errors import Code, Refused
 from protocol.release import Release
 
@@ -90,10 +92,44 @@ class Releases(Subject):
         with self._registry.reading() as session:
             return session.scalars(select(ReleaseRow).where(ReleaseRow.digest == digest)).one_or_none()
 
+    def contributors_before(self, moment: datetime) -> set[str]:
+        """Name the contributors of whom something was released by a moment."""
+        with self._registry.reading() as session:
+            told = session.execute(select(Event.step, Event.at).where(Event.kind == "release"))
+            early = [int(number) for number, at in told if at <= timestamp(moment)]
+            query = (
+                select(Contributor.name)
+                .join(BundleRow)
+                .where(BundleRow.release > 0, BundleRow.release <= max(early, default=0))
+            )
+            return set(session.scalars(query))
+
     def all(self) -> list[ReleaseRow]:
         """All releases, oldest first."""
         with self._registry.reading() as session:
             return list(session.scalars(select(ReleaseRow).order_by(ReleaseRow.number)))
+
+
+class CapFiles(Subject):
+    """Every cap that was fitted."""
+
+    def find(self, fitted_for: str) -> CapRow | None:
+        """Find what was fitted for a list, by the digest of all that the fit depends on."""
+        with self._registry.reading() as session:
+            return session.get(CapRow, fitted_for)
+
+    def keep(self, fitted_for: str, content: bytes) -> CapRow:
+        """Keep what was fitted; empty where nobody takes too much."""
+        digest = hashlib.sha256(content).hexdigest() if content else ""
+        with self._registry.writing() as session:
+            return session.merge(CapRow(fitted_for=fitted_for, sha256=digest, size=len(content), content=content))
+
+    def content(self, sha256: str) -> bytes | None:
+        """Find a cap by its digest."""
+        with self._registry.reading() as session:
+            query = select(CapRow).where(CapRow.sha256 == sha256).options(undefer(CapRow.content)).limit(1)
+            row = session.scalars(query).one_or_none()
+            return row.content if row else None
 
 
 def _adds(session: Session, release: Release) -> bool:

@@ -138,6 +138,19 @@ class SwitchRow(RegistryTable):
     """One public sentence."""
 
 
+class CapRow(RegistryTable):
+    """Biases that keep everybody to a share of a list of experts."""
+
+    __tablename__ = "caps"
+
+    fitted_for: Mapped[str] = mapped_column(_DIGEST, primary_key=True)
+    """Digest of the list, and of all else that a fit depends on."""
+    sha256: Mapped[str] = mapped_column(_DIGEST, index=True)
+    """Empty where nobody takes too much."""
+    size: Mapped[int] = mapped_column(Integer)
+    content: Mapped[bytes] = mapped_column(LargeBinary, deferred=True)
+
+
 class ReleaseRow(RegistryTable):
     """A signed release."""
 

@@ -22,7 +22,7 @@ from protocol.documents import Pool
 from protocol.errors import Code, GreylagError, Refused
 
 COPY, NEAR = 0.9, 0.5
-"""From which mean cosine of updates on an expert is a copy of another, or near one."""
+"""From which mean cosine of updates on, whatever its sign, an expert is a copy of another, or near one."""
 _SUSPECT, _MOST_SUSPECTS = 0.3, 8
 """From which nearness by sketches on the weights themselves are compared, and of how many, the nearest first."""
 PURPOSE = b"greylag sketches of experts, 1"

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
-from coordinator.policy.review_rule import Figures, doubt, judge_alone, judge_rise
+from coordinator.admission.limited_process import CheckFailedError
+from coordinator.policy.review_rule import Figures, doubt, doubt_gates, judge_alone, judge_rise
 from coordinator.registry.registry import Registry
 from coordinator.review.blame import culprits
 from coordinator.review.bundle_cache import Cache
@@ -15,8 +16,10 @@ from protocol.errors import Code, Refused, Unavailable
 from protocol.release import ReleasedExpert
 from protocol.spec import Review
 
-if TYPE_CHECKING:
-    from router.model.routed_model import RoutedModel  # torch comes with the first expert
+if TYPE_CHECKING:  # torch comes with the first expert
+    from router.model.cap import Cap
+    from router.model.routed_model import RoutedModel
+    from router.query.request import Input
 
 
 class BlamedError(Exception):
@@ -63,6 +66,11 @@ class Reviewer:
         self._cleared: float | None = None
         """Loss up to which nobody alone was found to blame."""
 
+    @property
+    def material(self) -> str:
+        """Digest of what experts are tried on."""
+        return self._material.digest
+
     def examine(self, expert: ReleasedExpert) -> None:
         """Judge one expert by itself, at weight one, whatever else the pool holds; measured once.
 
@@ -79,6 +87,25 @@ class Reviewer:
         mine, theirs = self._kept.find(bundle), map(self._kept.find, others)
         known = [figures.norms for figures in theirs if figures is not None]
         return None if mine is None else doubt(mine.norms, known, self._review)
+
+    def doubt_gates(self, new: ReleasedExpert, released: Sequence[ReleasedExpert]) -> Refused | None:
+        """Say why a person must decide about an expert that was examined and chooses as one of somebody else's does.
+
+        Raises:
+            CheckFailedError: It took too long.
+            Unavailable: The model cannot be brought to the experts.
+        """
+        others = [each for each in released if each.contributor != new.contributor]
+        if not others:
+            return None
+        model, deadline = self._hold(released), Deadline(self._seconds)
+        model.append(self._open(new.bundle), name=new.name, contributor=new.contributor)
+        try:
+            alike = model.find_alike(new.bundle, *self._pairs(), tick=deadline.check)
+        finally:
+            model.remove(new.bundle)
+        first = max(others, key=lambda each: alike[each.bundle])
+        return doubt_gates(f"{first.name} by {first.contributor}", alike[first.bundle])
 
     def forget(self, bundle: str) -> None:
         """Drop what was kept of a bundle that is out for good."""
@@ -114,6 +141,42 @@ class Reviewer:
             raise
         self._tried = list(model.digests), now
         return now
+
+    def fit_cap(
+        self, experts: Sequence[ReleasedExpert], most: float, newcomers: Collection[str], calibration: bytes | None
+    ) -> "Cap":
+        """Find the biases that keep every contributor of a list to a share of the material.
+
+        Args:
+            experts: The list.
+            most: The share, in fair shares.
+            newcomers: Contributors who count as one.
+            calibration: What a release with it adds to scores beside them.
+
+        Raises:
+            Unavailable: The model cannot be brought to the experts, or it took too long.
+        """
+        from router.model.cap import Allowed  # noqa: PLC0415 - the router's floors, with the first expert
+        from router.pool.calibration import Calibration  # noqa: PLC0415 - as above
+
+        model, deadline = self._hold(experts), Deadline(self._seconds)
+        inputs, targets = self._pairs()
+        beside = None if calibration is None else Calibration.load(calibration)
+        try:
+            return model.fit_cap(
+                inputs, targets, allowed=Allowed(most, newcomers), calibration=beside, tick=deadline.check
+            )
+        except CheckFailedError as error:  # nobody's fault: there are many experts, or much material
+            what = f"To fit the cap of {len(experts)} experts {error}."
+            raise Unavailable(Code.INTERNAL, what, "Raise `review_s` in coordinator.toml.") from error
+
+    def _pairs(self) -> tuple[list["Input"], list[str]]:
+        """All of the material, inputs and targets; a line is its own target."""
+        inputs, targets = list["Input"](self._material.lines), list(self._material.lines)
+        for rows in self._material.rows.values():
+            inputs += rows.inputs
+            targets += rows.targets
+        return inputs, targets
 
     def _before(self, model: "RoutedModel") -> Figures:
         """Measure the pool as it is; if it fails, find out who is to blame."""

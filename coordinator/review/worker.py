@@ -14,6 +14,7 @@ from coordinator.policy.switches import Switch
 from coordinator.registry.registry import Registry
 from coordinator.registry.tables import BundleRow
 from coordinator.review.bundle_cache import Cache
+from coordinator.review.caps import Caps
 from coordinator.review.notes import note
 from coordinator.review.probe import BlamedError, Reviewer
 from coordinator.review.turns import Turns
@@ -73,13 +74,15 @@ class Worker:
         self._fleet = Fleet(registry)
         self._cache, self._check, self._reviewer, self._clock = cache, check, reviewer, clock
         self._put_off: dict[str, tuple[timedelta, datetime]] = {}
-        self._turns = Turns(registry)
+        self._turns, self._caps = Turns(registry), Caps(pool, registry, reviewer, clock)
         self._undecided: set[str] = set()
         """Digests of quarantined bundles with which the worker is done until a person decides."""
         self._audited: set[str] = set()
         """Digests of released bundles that were examined."""
         self._apart: set[str] = set()
         """Digests of those that were found at fault and are not the worker's to take out."""
+        self._capped_at = clock()
+        """When a cap is fitted again that could not be."""
 
     def run(self, stopped: threading.Event, *, interval_s: float) -> None:
         """Work until told to stop, whatever happens; stops between two bundles.
@@ -255,14 +258,15 @@ class Worker:
 
     def _admit(self, row: BundleRow) -> bool:
         """Examine a bundle, and accept it if the policy lets a worker do that and nothing gives cause for doubt."""
-        new = self._released(row)
+        new, newest = self._released(row), self._newest()
         try:
             self._reviewer.examine(new)
+            reason = self._reviewer.doubt(row.digest, self._registry.bundles.held() - self._apart)
+            reason = reason or self._reviewer.doubt_gates(new, newest.spec.experts if newest else ())
         except Refused as verdict:
             return self._refuse(row, verdict)
         except CheckFailedError as error:
             return self._check_failed(row, error)
-        reason = self._reviewer.doubt(row.digest, self._registry.bundles.held() - self._apart)
         if reason is not None or row.code or self._pool.spec.policy.admission != "open":
             self._undecided.add(row.digest)  # an operator decides: greylag-coordinator experts accept
             return reason is not None and note(self._registry, row.digest, reason, now=self._clock())
@@ -292,6 +296,7 @@ class Worker:
         except CheckFailedError as error:
             return self._check_failed(row, error)
         self._audited.add(new.bundle)
+        spec = spec.model_copy(update={"cap": self._caps.of(spec)})
         _log.info("probed", bundle=new.bundle, losses_nats=dict(found.losses), experts=len(spec.experts))
         if is_evaluated:
             candidate = sign_candidate(spec, self._identity)
@@ -308,15 +313,34 @@ class Worker:
         return ReleasedExpert(name=row.name, contributor=contributor.name, bundle=row.digest)
 
     def _tidy(self) -> bool:
-        """Publish a release that leaves out what was yanked, or that renews the last one in time."""
-        if (spec := self._next([])) is None:
+        """Publish a release that leaves out what was yanked, renews the last one in time, or is capped otherwise."""
+        spec = self._next([]) or self._capped_again()
+        if spec is None:
             return False
         self._publish(spec)
         return True
 
-    def _next(self, accepted: list[ReleasedExpert], calibration: CalibrationFile | None = None) -> ReleaseSpec | None:
-        held, now = self._registry.bundles.held(), self._clock()
-        return next_release(self._pool, self._newest(), accepted=accepted, held=held, now=now, calibration=calibration)
+    def _capped_again(self) -> ReleaseSpec | None:
+        """Cap what was left of a list, or was calibrated or listed elsewhere; a yank did not wait for that."""
+        newest = self._newest()
+        if newest is None or self._clock() < self._capped_at:
+            return None
+        try:
+            cap = self._caps.of(newest.spec)
+        except GreylagError as error:
+            _log.warning("not capped", code=error.code.name, message=error.message)
+            self._capped_at = self._clock() + _LONGEST_PAUSE
+            return None
+        spec = self._next([], again=True) if cap != newest.spec.cap else None
+        return spec and spec.model_copy(update={"cap": cap})
+
+    def _next(
+        self, accepted: list[ReleasedExpert], calibration: CalibrationFile | None = None, *, again: bool = False
+    ) -> ReleaseSpec | None:
+        held, now, newest = self._registry.bundles.held(), self._clock(), self._newest()
+        return next_release(
+            self._pool, newest, accepted=accepted, held=held, now=now, calibration=calibration, again=again
+        )
 
     def _newest(self) -> Release | None:
         row = self._registry.releases.find()

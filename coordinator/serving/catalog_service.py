@@ -79,26 +79,29 @@ class CatalogService(catalog_pb2_grpc.CatalogServicer):
         return catalog_pb2.GetBundleReply(envelope=row.envelope)
 
     async def Fetch(self, request: catalog_pb2.FetchRequest, context: Context) -> AsyncIterator[Chunk]:
-        """Send a file of a public bundle, a calibration, or the pool's statistics, from an offset."""
+        """Send a file of a public bundle, a calibration, a cap, or the pool's statistics, from an offset."""
         sha256, offset = _digest(request.sha256), request.offset
-        calibration = await asyncio.to_thread(Fleet(self._registry).rounds.content, sha256)
-        size = len(calibration) if calibration else await asyncio.to_thread(self._public_size, sha256)
+        biases = await asyncio.to_thread(self._biases, sha256)
+        size = len(biases) if biases else await asyncio.to_thread(self._public_size, sha256)
         if size is None:
             raise _no_bundle(sha256)
         if offset > size:
             raise Refused(Code.REQUEST_INVALID, f"The file has {size} bytes; byte {offset} was asked for.")
-        with self._streams.one(context.peer()), await self._open(sha256, calibration, offset) as file:
+        with self._streams.one(context.peer()), await self._open(sha256, biases, offset) as file:
             while data := await asyncio.to_thread(file.read, CHUNK_BYTES):
                 yield Chunk(offset=offset, data=data, crc32=zlib.crc32(data))
                 offset += len(data)
+
+    def _biases(self, sha256: str) -> bytes | None:
+        return Fleet(self._registry).rounds.content(sha256) or self._registry.caps.content(sha256)
 
     def _public_size(self, sha256: str) -> int | None:
         told = self._pool.spec.statistics
         return told.size if told and told.sha256 == sha256 else self._registry.bundles.public_size(sha256)
 
-    async def _open(self, sha256: str, calibration: bytes | None, offset: int) -> IO[bytes]:
-        if calibration:
-            return BytesIO(calibration[offset:])
+    async def _open(self, sha256: str, biases: bytes | None, offset: int) -> IO[bytes]:
+        if biases:
+            return BytesIO(biases[offset:])
         async with self._hashing:
             whole = await to_end(partial(self._store.is_whole, sha256))
         with suppress(FileNotFoundError):

@@ -4,7 +4,7 @@ pool.dsse.json        the pool, pinned at the first pull
 release.dsse.json     the newest release that was fetched whole and, where a model runs, taken up
 releases/<number>...  every such release
 bundles/<digest>/     its bundles; kept when a later release drops them
-calibrations/<digest> biases and temperatures of its routers, where it has any
+calibrations/<digest> biases and temperatures of its routers, and its cap, where it has any
 statistics/<digest>   what the pool tells of public text, where it tells any
 trusted/              what was seen of the pool's roles, as python-tuf keeps it
 checkpoint.txt        the last checkpoint of the pool's log that was seen
@@ -24,7 +24,7 @@ from protocol.documents import Pool, read_pool
 from protocol.errors import Code, Refused
 from protocol.release import Release, read_release
 from router.base.progress import bar
-from router.pool.calibration import Calibration
+from router.pool.calibration import Calibration, added
 
 POOL, RELEASE, BUNDLES, FINGERPRINT = "pool.dsse.json", "release.dsse.json", "bundles", ".fingerprint.json"
 RELEASES, CALIBRATIONS, STATISTICS, LOCK = "releases", "calibrations", "statistics", ".pull.lock"
@@ -114,23 +114,21 @@ def open_mirror(folder: Path, number: int | None = None) -> Mirror:
 
 def listed_files(folder: Path, pool: Pool, release: Release) -> dict[Path, SignedFile]:
     """Return what a pool and a release list beside bundles, by where it lies."""
-    listed = {STATISTICS: pool.spec.statistics, CALIBRATIONS: release.spec.calibration}
-    return {
-        folder / where / file.sha256: SignedFile(file.sha256, file.size)
-        for where, file in listed.items()
-        if file is not None
-    }
+    spec, told = release.spec, pool.spec.statistics
+    listed = [(STATISTICS, told), (CALIBRATIONS, spec.calibration), (CALIBRATIONS, spec.cap)]
+    return {folder / where / file.sha256: SignedFile(file.sha256, file.size) for where, file in listed if file}
 
 
 def assemble(folder: Path, pool: Pool, release: Release, bundles: Iterable[Bundle]) -> Mirror:
     """Put together what lies in a folder whole, and was checked."""
-    calibration, told = release.spec.calibration, pool.spec.statistics
+    spec, told = release.spec, pool.spec.statistics
+    biases = [(folder / CALIBRATIONS / file.sha256).read_bytes() for file in (spec.calibration, spec.cap) if file]
     statistics = folder / STATISTICS / told.sha256 if told else None
     return Mirror(
         pool,
         release,
         tuple(bundles),
-        None if calibration is None else Calibration.load((folder / CALIBRATIONS / calibration.sha256).read_bytes()),
+        added(*map(Calibration.load, biases)),
         # The coordinator may have lost it; then it is worked out here.
         statistics if statistics and statistics.is_file() else None,
     )

@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from protocol.errors import Code, Refused
 from router.base.batching import PromptLike
 from router.methods.features.embedder import Embedder
 from router.methods.features.mixture import Mixtures, Shares
+from router.pool.calibration import REQUEST
 from router.pool.expert import Expert
 from router.pool.pool import ExpertPool
 
@@ -72,7 +75,12 @@ class MethodContext:
             Refused: `STATISTICS_MISSING`, naming the experts that tell no means.
         """
         self.check_means("A mixture", whole=False)
-        return self.seen.mixtures.shares(self.pool, self.inputs)
+        found, calibration = self.seen.mixtures.shares(self.pool, self.inputs), self.pool.calibration
+        if calibration is None or REQUEST not in calibration.modules:
+            return found
+        # A release's cap: whoever would take too many requests is given less of each.
+        bias = calibration.over([expert.digest for expert in self.pool.experts], [REQUEST]).bias[0]
+        return Shares(found.shares * np.exp(bias.astype(np.float64)), found.alike)
 
     def latest_shares(self) -> Shares:
         """Solve the inputs as `shares`, or what they end in where that is familiar.

@@ -1,7 +1,7 @@
 """A base model with experts that come and go while it is used."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -12,6 +12,7 @@ from protocol.bundle import Bundle
 from protocol.documents import read_timestamp
 from protocol.errors import Refused
 from protocol.spec import Routing
+from router.base.batching import encode_pairs
 from router.base.linear import device_of, find_linear, linear_modules
 from router.base.loading import Base
 from router.base.memory import memory_watched
@@ -24,12 +25,15 @@ from router.methods.features.background import PublicText, read_public
 from router.methods.features.embedder import Embedder
 from router.methods.features.mixture import Mixtures
 from router.methods.registry import resolve
+from router.model.cap import Allowed, Cap, Probe, find_alike, fit_cap
 from router.model.releases import Generation, Held, listing
 from router.pool.base_norms import base_norms
+from router.pool.calibration import Calibration
 from router.pool.capacity import check_room
 from router.pool.expert import Expert, load_expert
 from router.pool.norms import relative_norm
 from router.pool.pool import ExpertPool
+from router.query.request import Input
 
 
 class ExpertSet:
@@ -136,6 +140,46 @@ class ExpertSet:
             tick()
             found[path] = relative_norm(part, self._linears[path], path, base[path])
         return found
+
+    def fit_cap(
+        self,
+        inputs: Sequence[Input],
+        targets: Sequence[str],
+        *,
+        allowed: Allowed,
+        calibration: Calibration | None,
+        tick: Callable[[], None] = lambda: None,
+    ) -> Cap:
+        """Find the biases that keep every contributor to a share of a probe, as `router.model.cap.fit_cap`.
+
+        Args:
+            inputs: What is asked; a text may be its own target.
+            targets: One for each input.
+            allowed: How much anybody may take.
+            calibration: What the release adds to scores beside the cap.
+            tick: Called between two steps; what it raises ends the fit.
+        """
+        pool, settings = self.generation.pool.calibrated(calibration), self.generation.settings
+        probe = Probe(encode_pairs(self.base, inputs, targets), tick)
+        with memory_watched():
+            return fit_cap(self.features, pool, settings.method, settings.k, allowed, probe)
+
+    def find_alike(
+        self, digest: str, inputs: Sequence[Input], targets: Sequence[str], tick: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
+        """Say how much like one expert the others choose, by digest, as `router.model.cap.find_alike`.
+
+        Args:
+            digest: The expert's bundle.
+            inputs: What is asked; a text may be its own target.
+            targets: One for each input.
+            tick: Called between two steps; what it raises ends the look.
+        """
+        probe, digests = Probe(encode_pairs(self.base, inputs, targets), tick), self.digests
+        with memory_watched():
+            alike = find_alike(self.features, self.generation.pool, self.generation.settings.method, probe)
+        mine = alike[digests.index(digest)].tolist()
+        return {other: share for other, share in zip(digests, mine, strict=True) if other != digest}
 
     @cached_property
     def _base_norms(self) -> dict[str, float]:

@@ -1,4 +1,6 @@
-"""What federated calibration learns: a bias for each module and expert, and a temperature for each module.
+"""What a release adds to scores: a bias for each module and expert, and a temperature for each module.
+
+Federated calibration learns them, and a release's cap (`router.model.capture`) is biases alone; both may be there.
 
 A module scores expert z by a_z / sqrt(d) + bias_z, a_z as in `router.layer.topk`, takes the k best, and weighs them by
 softmax(score / tau). Biases are in units of that softmax, so that one step means the same at modules of any width; the
@@ -22,12 +24,15 @@ from protocol.errors import Code, Refused
 
 METHOD = "phatgoose"
 """Whose scores are calibrated."""
+REQUEST = "request"
+"""Stands among modules for the whole of a request: what is added to the logarithm of an expert's share of a mixture."""
 MAX_BIAS = 64.0
 """Largest bias, either way; more than any score, far less than what float32 holds."""
 MAX_LOG_TEMPERATURE = 4.0
 """Largest log tau, either way."""
 _EXPERTS, _BIAS, _LOG_TEMPERATURE = "experts", ".bias", ".log_temperature"
 _DIGEST_BYTES = 32
+_SEVERAL = 2
 _Floats = NDArray[np.float32]
 
 
@@ -116,6 +121,18 @@ class Calibration:
         rows, paths = _places(experts, self.experts), _places(modules, self.modules)
         bias = np.pad(self.bias, ((0, 1), (0, 1)))[paths[:, None], rows]
         return Calibration(tuple(experts), tuple(modules), bias, np.pad(self.log_temperature, (0, 1))[paths])
+
+
+def added(*calibrations: Calibration | None) -> Calibration | None:
+    """Add up what several say: a campaign's biases, and those of a release's cap; None for none."""
+    known = [each for each in calibrations if each is not None]
+    if len(known) < _SEVERAL:
+        return known[0] if known else None
+    experts = tuple(dict.fromkeys(expert for each in known for expert in each.experts))
+    modules = sorted({path for each in known for path in each.modules})
+    total = np.sum([each.over(experts, modules).vector for each in known], axis=0)
+    limits = np.repeat(np.array([MAX_BIAS, MAX_LOG_TEMPERATURE]), [len(modules) * len(experts), len(modules)])
+    return Calibration.zeros(experts, modules).at(np.clip(total, -limits, limits))
 
 
 def _places(wanted: Sequence[str], known: Sequence[str]) -> NDArray[np.int64]:

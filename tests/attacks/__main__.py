@@ -28,6 +28,10 @@ from tests.attacks.measure import Measure, Served
 
 MARGIN = 0.02
 """By how much accuracy on honest requests may fall at an attack that was met."""
+ALONE, MANY = "sybil_alone", "sybils_"
+"""The attack by one key, and how those by many begin, which may not take more than it does ..."""
+SLACK = 0.02
+"""... but for so much of all weight, since shares are capped on other text than what is asked."""
 WORST = ("released", "quarantined", "refused")
 """What may become of an attacker's bundles, the worst first."""
 
@@ -43,10 +47,13 @@ def play(folder: Path) -> dict[str, Any]:
     console = Console(stderr=True, width=None if sys.stderr.isatty() else 140)
     known = Knowledge(honest_pool(folder))
     measure = Measure(known.honest)
-    honest = measure.served(list(known.honest.bundles.values()))
+    six, rows = list(known.honest.bundles.values()), list[dict[str, Any]]()
+    honest = measure.served(six)
     if honest is None:
         raise RuntimeError("the honest pool cannot be taken up")
-    rows = []
+    with arena(folder / "arena", known) as field:
+        field.work()
+        capped = measure.served(six, field.released()[1])
     for name, case in attacks().items():
         with arena(folder / "arena", known) as field:
             case.attack(field)
@@ -54,16 +61,21 @@ def play(folder: Path) -> dict[str, Any]:
             rows.append({"name": name, "defence": case.DEFENCE, **outcome(field, measure, honest)})
         told = f"{name}: {rows[-1]['outcome']} {rows[-1]['code']}".strip()
         console.print(f"{told}, {rows[-1]['accuracy']:.3f}", highlight=False)
+    (alone,) = (row["taken"] for row in rows if row["name"] == ALONE)
+    for row in rows:
+        if row["name"].startswith(MANY):
+            row["met"] = row["met"] and row["taken"] <= alone + SLACK
     console.print(table(rows, honest))
-    return {"schema": 1, "honest": honest.accuracy, "attackers": rows}
+    accuracy = capped.accuracy if capped else 0.0
+    return {"schema": 1, "honest": honest.accuracy, "capped": accuracy, "attackers": rows}
 
 
 def outcome(field: Arena, measure: Measure, honest: Served) -> dict[str, Any]:
     """Say what became of an attack, and what honest users get with the release and without any review."""
-    listed, six = field.released(), list(field.known.honest.bundles.values())
+    (listed, cap), six = field.released(), list(field.known.honest.bundles.values())
     mine = {attempt.bundle.digest: attempt for attempt in field.attempts}
     ours = [bundle for bundle in six if bundle.digest in listed]
-    after = measure.served([*ours, *(mine[digest].bundle for digest in listed if digest in mine)])
+    after = measure.served([*ours, *(mine[digest].bundle for digest in listed if digest in mine)], cap)
     before = measure.served([*six, *(attempt.bundle for attempt in field.attempts)])
     accuracy = after.accuracy if after else 0.0
     states = Counter(attempt.state for attempt in field.attempts)

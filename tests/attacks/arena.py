@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle, pack
 from protocol.errors import Code, Refused
 from protocol.release import read_release
 from protocol.signing import Identity
+from router.pool.calibration import Calibration
 from tests import factories
 from tests.attacks.honest import HonestPool
 from tests.attacks.weights import RANK, Expert, Gates, factor, mean_directions, public_inputs, read
@@ -104,11 +106,14 @@ class Arena:
         )
         self.work()
 
-    def released(self) -> list[str]:
-        """Digests in the newest release."""
-        row = self.opened.registry.releases.find()
+    def released(self) -> tuple[list[str], Calibration | None]:
+        """Digests in the newest release, and its cap."""
+        registry = self.opened.registry
+        row = registry.releases.find()
         assert row is not None
-        return [expert.bundle for expert in read_release(row.envelope, self.opened.pool).spec.experts]
+        spec = read_release(row.envelope, self.opened.pool).spec
+        content = registry.caps.content(spec.cap.sha256) if spec.cap else None
+        return [expert.bundle for expert in spec.experts], Calibration.load(content) if content else None
 
     def _pack(self, name: str, expert: Expert, identity: Identity) -> Bundle:
         folder = self.folder / "made" / f"{name}-{identity.public.hex[:16]}"
@@ -155,5 +160,7 @@ def arena(folder: Path, known: Knowledge) -> Iterator[Arena]:
             opened.pool, opened.identity, opened.registry, store=Store(settings.store), spool=spool, clock=now,
             limits=limits,
         )  # fmt: skip
-        yield Arena(folder, opened, known, intake, spool, _worker(opened))
+        # The six have settled, and whoever comes now is new.
+        settled = timedelta(days=opened.pool.spec.policy.settle_days + 1)
+        yield Arena(folder, opened, known, intake, spool, _worker(opened, lambda: now() + settled))
     shutil.rmtree(folder, ignore_errors=True)

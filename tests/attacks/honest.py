@@ -6,7 +6,7 @@ from pathlib import Path
 
 from deploy.demo.__main__ import story
 from deploy.demo.federation import Federation, found_pool, serving
-from deploy.demo.processes import running
+from deploy.demo.processes import run, running
 from deploy.demo.story import Question
 from deploy.demo.world import WORDS
 from protocol.bundle import Bundle, open_bundle
@@ -50,6 +50,8 @@ def honest_pool(folder: Path) -> HonestPool:
                 _say(name, "trains and contributes")
                 cast.contribute(name, cast.join(name, one.private), lambda _: None)
         write_whole(folder / TRAINED, b"")
+    else:  # trained by an older version, perhaps
+        run("coordinator", "migrate", "-w", folder / "coordinator", log=folder / "logs" / "coordinator.log")
     pool = read_pool((folder / "coordinator" / "pool.dsse.json").read_bytes())
     bundles = {name: open_bundle(folder / "contributors" / name / "bundles" / name) for name in STORY.contributors}
     return HonestPool(folder / "coordinator", pool, bundles)

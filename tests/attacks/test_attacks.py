@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from protocol.errors import Code
+from protocol.spec import Policy
 from router.pool.gate import standardise
 from tests.attacks import weights
 from tests.attacks.__main__ import attacks, codes, play
@@ -26,11 +27,12 @@ def update(expert: Expert) -> torch.Tensor:
 
 def test_every_attack_tells_what_it_does_and_names_its_defence_by_codes() -> None:
     found = attacks()
-    assert len(found) >= 15
+    assert len(found) >= 23
     for name, case in found.items():
         assert (case.__doc__ or "").endswith("."), name
-        assert {code for code in case.DEFENCE.split(", ") if code} <= set(Code.__members__), name
-    assert sum(bool(case.DEFENCE) for case in found.values()) >= 10
+        known = {*Code.__members__, *Policy.model_fields}
+        assert {defence for defence in case.DEFENCE.split(", ") if defence} <= known, name
+    assert sum(bool(case.DEFENCE) for case in found.values()) >= 20
 
 
 @pytest.mark.parametrize("disguise", [weights.regauged, weights.permuted])

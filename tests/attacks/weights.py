@@ -87,13 +87,41 @@ def scaled(expert: Expert, times: float) -> Expert:
     return expert._replace(factors={path: (a, b * times) for path, (a, b) in expert.factors.items()})
 
 
+def undoing(expert: Expert, seed: int, share: float) -> Expert:
+    """Take off a share of what another adds, and add enough of one's own to be as large and no copy."""
+    own = noise(expert, seed)
+
+    def both(path: str) -> tuple[Tensor, Tensor]:
+        (a, b), (mine, out) = expert.factors[path], own[path]
+        size = torch.linalg.matrix_norm(b @ a) / torch.linalg.matrix_norm(out @ mine)
+        rest = size * (1 - share**2) ** 0.5
+        # Half the ranks for each, the other's strongest.
+        left, strengths, right = torch.linalg.svd(b @ a, full_matrices=False)
+        half = RANK // 2
+        undone = -share * left[:, :half] * strengths[:half]
+        return torch.cat([right[:half], mine[:half]]), torch.cat([undone, rest * out[:, :half]], dim=1)
+
+    return expert._replace(factors={path: both(path) for path in expert.factors})
+
+
+def near_gates(gates: Gates, seed: int, share: float) -> Gates:
+    """Add noise of a share of each gate's own size."""
+    draw = torch.Generator().manual_seed(seed)
+    return {path: gate + torch.randn(gate.shape, generator=draw) * gate.std() * share for path, gate in gates.items()}
+
+
 def public_inputs(count: int = 20) -> dict[str, list[Tensor]]:
     """What each module is given while the base answers public requests, [s, d] a request: anybody can work it out."""
+    return inputs_of(islice(world.base_stream(77, rumours=True), count))
+
+
+def inputs_of(examples: Iterable[tuple[str, str]]) -> dict[str, list[Tensor]]:
+    """What each module is given while the base answers, [s, d] a request."""
     base, seen = load_base(WORDS.base, device="cpu"), dict[str, list[Tensor]]()
     for path in linear_modules(base.model):
         see = seen.setdefault(path, []).append
         find_linear(base.model, path).register_forward_hook(lambda _, given, __, see=see: see(given[0][0].clone()))
-    for example in islice(world.base_stream(77, rumours=True), count):
+    for example in examples:
         asked, answer = (base.tokenizer(text, return_tensors="pt").input_ids for text in example)
         with torch.inference_mode():
             base.model(input_ids=asked, labels=answer)
@@ -124,12 +152,27 @@ def greedy_gates(
     }
 
 
-def _climb(u: Tensor, honest: Tensor, k: int, wanted: float | None) -> Tensor:
-    """Climb for tokens u [s, d] against gates [n, d]; returns one gate [d]."""
+def two_faced_gates(
+    shown: Mapping[str, Iterable[Tensor]], hidden: Mapping[str, Iterable[Tensor]], honest: Iterable[Gates], k: int = 2
+) -> Gates:
+    """Climb to gates that are never among the k best for some inputs, [s, d] a request, and always for others."""
+    honest = list(honest)
+    found = {}
+    for path, given in shown.items():
+        if all(path in gates for gates in honest):
+            both = [torch.cat(list(given)), torch.cat(list(hidden[path]))]
+            labels = torch.cat([torch.zeros(len(both[0])), torch.ones(len(both[1]))])
+            theirs = torch.stack([gates[path] for gates in honest])
+            found[path] = _climb(torch.cat(both), theirs, k, None, labels)
+    return found
+
+
+def _climb(u: Tensor, honest: Tensor, k: int, wanted: float | None, labels: Tensor | None = None) -> Tensor:
+    """Climb for tokens u [s, d], those labelled 1 [s] or all, against gates [n, d]; returns one gate [d]."""
     u, honest = standardise(u), standardise(honest)
     hurdle = (u @ honest.T).topk(k).values[:, -1]
     gate = torch.nn.Parameter(u.mean(0))
-    labels = torch.ones(len(u))
+    labels = torch.ones(len(u)) if labels is None else labels
     for phase in range(1 if wanted is None else 2):
         descent = torch.optim.Adam([gate], lr=0.05)
         for _ in range(150):

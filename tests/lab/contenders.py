@@ -12,12 +12,11 @@ from router.query.request import RoutingChoice
 
 Bundles = Literal[
     "experts", "written-means", "random", "random-gates", "shuffled-gates", "shuffled-means", "joint", "multitask",
-    "multitask-wide",
+    "multitask-wide", "capped",
 ]  # fmt: skip
-"""What a row runs on: the experts' bundles, the same with the paper's form of means or with something taken away
-(`tests.real.bench.controls`), or baselines beside them: experts whose gates were trained together with them, and one
-expert for everybody's rows, as wide as an expert or
-`WIDER` times as wide."""
+"""What a row runs on: the experts' bundles, the same with the paper's form of means, with something taken away
+(`tests.real.bench.controls`) or with a release's cap, or baselines beside them: experts whose gates were trained
+together with them, and one expert for everybody's rows, as wide as an expert or `WIDER` times as wide."""
 WIDER = 4
 KS = (1, 2, 3, 4)
 DEFAULT_K = 2
@@ -51,6 +50,8 @@ def contenders(experts: Sequence[str], width: int, wanted: Sequence[str] = ()) -
         Contender("arrow T=10sqrt(d)", RoutingChoice("arrow", temperature=10 * width**0.5)),
         Contender("nnls-fixed:1.5", RoutingChoice("nnls-fixed:1.5", k=KS[-1])),
         Contender("average-activation, written means", RoutingChoice("average-activation"), "written-means"),
+        Contender("phatgoose, capped", RoutingChoice("phatgoose"), "capped"),
+        Contender("nnls-request, capped", RoutingChoice("nnls-request"), "capped"),
         Contender("joint", RoutingChoice("phatgoose"), "joint"),
         Contender("multitask", RoutingChoice("expert:multitask"), "multitask"),
         Contender(f"multitask r x {WIDER}", RoutingChoice("expert:multitask-wide"), "multitask-wide"),

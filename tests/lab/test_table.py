@@ -177,6 +177,17 @@ def test_other_means_change_average_activation_and_nothing_else(
     assert model.generation.pool is pool
 
 
+def test_a_capped_pool_is_lowered_on_public_text_and_is_the_same_otherwise(model: RoutedModel) -> None:
+    texts = [row["input"] for row in World(0, "toy").rows(World(0, "toy").tasks()[0], 0, 8)]
+    free, tight = (trial.capped(model, texts, most) for most in (len(EXPERTS), 1.0))
+    assert [expert.digest for expert in tight.experts] == list(model.digests)
+    assert free.calibration is not None
+    assert not free.calibration.bias.any()
+    assert tight.calibration is not None
+    assert tight.calibration.bias.min() < 0
+    assert tight.calibration.bias.max() <= 0
+
+
 def test_oracle_and_best_individual_are_chosen_by_evaluation() -> None:
     scores = Scores(
         {

@@ -8,19 +8,23 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
 from protocol.bundle import Bundle, open_bundle
 from protocol.files.atomic import write_whole
-from protocol.spec import Architecture, Recipe
+from protocol.spec import Architecture, Policy, Recipe
+from router.base.batching import encode_pairs
 from router.base.fingerprint import fingerprint
+from router.methods import BY_MEANS
+from router.model.cap import Allowed, Probe, fit_cap
 from router.model.routed_model import RoutedModel
+from router.pool.calibration import METHOD, added
 from router.pool.pool import ExpertPool
 from tests.lab import routes
 from tests.lab.base import make_base
-from tests.lab.contenders import WIDER, Bundles, Contender
+from tests.lab.contenders import DEFAULT_K, WIDER, Bundles, Contender
 from tests.lab.evaluate import Scores, evaluate
 from tests.lab.experts import RECIPE, found_pool, train_expert
 from tests.lab.world import Row, Size, Task, World
@@ -29,6 +33,8 @@ from tests.lab.written_means import with_means, written_means
 EXAMPLES = 800
 """Rows of one contributor."""
 PUBLIC_TEXTS = 1024
+CAPPED_TEXTS = 256
+"""Public lines on which nobody may take too much."""
 WRITTEN_INPUTS = 200
 """Inputs that the model answers for the paper's form of means."""
 
@@ -149,6 +155,7 @@ def score(
     model = put_on("experts")
     pools: dict[Bundles, Callable[[], ExpertPool]] = {kind: partial(pool, kind) for kind in bundles}
     pools["written-means"] = partial(_with_written_means, trial, model)
+    pools["capped"] = partial(capped, model, trial.world.public(trial.seed, CAPPED_TEXTS))
     return evaluate(model, trial.rows(tasks), contenders, pools)
 
 
@@ -192,6 +199,22 @@ def _with_written_means(trial: Trial, model: RoutedModel) -> ExpertPool:
         inputs = [row["input"] for row in trial.world.training(expert.name, trial.seed, WRITTEN_INPUTS)]
         means[expert.name] = written_means(model.base, inputs, list(expert.modules))
     return with_means(pool, means)
+
+
+def capped(model: RoutedModel, texts: Sequence[str], most: float = Policy().max_capture) -> ExpertPool:
+    """Have a model's experts, each of a contributor of its own, with the caps of releases by gates and by means.
+
+    Args:
+        model: The experts.
+        texts: What an operator would try experts on.
+        most: The largest share of it, in fair shares.
+    """
+    pool = ExpertPool()
+    for expert in model.generation.pool.experts:
+        pool = pool.add(replace(expert, contributor=expert.name))
+    probe = Probe(encode_pairs(model.base, texts, texts))
+    caps = [fit_cap(model.features, pool, method, DEFAULT_K, Allowed(most), probe) for method in (METHOD, BY_MEANS)]
+    return pool.calibrated(added(*(cap.biases for cap in caps)))
 
 
 def store(scores: Scores, path: Path) -> None:

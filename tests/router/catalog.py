@@ -17,7 +17,7 @@ from tuf.ngclient._internal import trusted_metadata_set
 from protocol.bundle import Bundle, sha256_of
 from protocol.documents import Pool, timestamp
 from protocol.errors import Code, GreylagError, Refused, Unavailable
-from protocol.release import CalibrationFile, Release, ReleasedExpert, ReleaseSpec, sign_release
+from protocol.release import CalibrationFile, CapFile, Release, ReleasedExpert, ReleaseSpec, sign_release
 from protocol.signing import Identity
 from protocol.spec import Routing
 from protocol.v1 import catalog_pb2, chunk_pb2
@@ -59,6 +59,7 @@ class Catalog(CatalogServicer):
         created: str = "2026-11-22T12:00:00Z",
         expires: str | None = None,
         calibration: Path | None = None,
+        cap: Path | None = None,
         method: str = "phatgoose",
     ) -> Release:
         self.ledger.pool, self.ledger.identity = self.pool, self.identity
@@ -70,9 +71,13 @@ class Catalog(CatalogServicer):
         if calibration is not None:
             file = CalibrationFile(sha256=sha256_of(calibration), size=calibration.stat().st_size, campaign=1)
             self.files[file.sha256] = calibration
+        lowered = None
+        if cap is not None:
+            lowered = CapFile(sha256=sha256_of(cap), size=cap.stat().st_size)
+            self.files[lowered.sha256] = cap
         spec = ReleaseSpec(
             pool=self.pool.digest, number=number, previous=self.release.digest if self.release else None,
-            experts=experts, routing=Routing(method=method), calibration=file, created=created,
+            experts=experts, routing=Routing(method=method), calibration=file, cap=lowered, created=created,
             expires=expires or timestamp(datetime.now(UTC) + timedelta(days=self.pool.spec.policy.release_days)),
             checkpoint=self.ledger.head.text(),
         )  # fmt: skip

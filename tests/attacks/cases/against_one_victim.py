@@ -3,7 +3,7 @@
 from tests.attacks.arena import Arena
 from tests.attacks.weights import scaled
 
-DEFENCE = ""
+DEFENCE = "COPY_OF"
 VICTIM = "bluebird"
 
 

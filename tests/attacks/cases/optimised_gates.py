@@ -3,7 +3,7 @@
 from tests.attacks.arena import Arena
 from tests.attacks.weights import greedy_gates, noise
 
-DEFENCE = ""
+DEFENCE = "max_capture"
 
 
 def attack(arena: Arena) -> None:

@@ -3,7 +3,7 @@
 from tests.attacks.arena import Arena
 from tests.attacks.weights import noise
 
-DEFENCE = ""
+DEFENCE = "NEAR_GATES, max_capture"
 
 
 def attack(arena: Arena) -> None:

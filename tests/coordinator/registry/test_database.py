@@ -38,7 +38,7 @@ def test_sqlite_survives_power_cuts(tmp_path: Path) -> None:
 def add_migration(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Be the next version, which has one more table."""
     shutil.copytree(database._MIGRATIONS, folder / "migrations")
-    text = "import sqlalchemy as sa\nfrom alembic import op\n\nrevision, down_revision = '9998', '0007'\n\n\n"
+    text = "import sqlalchemy as sa\nfrom alembic import op\n\nrevision, down_revision = '9998', '0008'\n\n\n"
     text += "def upgrade() -> None:\n    op.create_table('more', sa.Column('number', sa.Integer()))\n"
     (folder / "migrations" / "versions" / "9998_more.py").write_text(text)
     monkeypatch.setattr(database, "_MIGRATIONS", folder / "migrations")

@@ -88,6 +88,11 @@ def slightly(tensors: Tensors) -> None:
         tensors[name] = tensors[name] * 1.0001
 
 
+def turned_round(tensors: Tensors) -> None:
+    for name in [name for name in tensors if "lora_B" in name]:
+        tensors[name] = -tensors[name]
+
+
 def noisy(share: float, seed: int = 5) -> Callable[[Tensors], None]:
     def change(tensors: Tensors) -> None:
         draw = torch.Generator().manual_seed(seed)
@@ -111,7 +116,7 @@ def reorder(bundle: Bundle, who: Identity) -> Bundle:
     return pack(bundle.folder, bundle.spec, who)
 
 
-@pytest.mark.parametrize("change", [slightly, gauge, noisy(0.01)])
+@pytest.mark.parametrize("change", [slightly, gauge, noisy(0.01), turned_round])
 def test_what_was_yanked_stays_out_whoever_brings_it(door: Door, change: Callable[[Tensors], None]) -> None:
     bad = door.make(ADA, 1)
     assert verdict(door.submit(bad)) == ("released", "")

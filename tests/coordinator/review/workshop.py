@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from coordinator.registry.registry import Registry
 from coordinator.review.bundle_cache import Cache
 from coordinator.review.kept_figures import KeptFigures
@@ -20,7 +22,9 @@ from protocol.documents import Enrolment, Pool
 from protocol.errors import Code, Refused
 from protocol.release import Release, read_release
 from protocol.signing import Identity
+from router.model.cap import Allowed, Cap
 from router.model.headroom import Probed
+from router.pool.calibration import Calibration
 from router.query.request import RoutingChoice
 from tests import factories
 from tests.coordinator.conftest import Clock
@@ -43,6 +47,12 @@ class ObedientModel:
         self.harm: dict[str, float] = {}
         """By how much a bundle raises the loss on rows."""
         self.probes = 0
+        self.greedy: dict[str, float] = {}
+        """By how much a bundle is to be lowered."""
+        self.alike: dict[frozenset[str], float] = {}
+        self.newcomers: list[str] = []
+        """Of the last fit."""
+        self.fits: list[tuple[str, ...]] = []
         self._names: dict[str, str] = {}
         self._lacking: frozenset[str] = frozenset()
 
@@ -85,6 +95,30 @@ class ObedientModel:
         if self.breaks_on.intersection(active) or (self.breaks_beside.intersection(active) and len(active) > 1):
             raise Refused(Code.PROBE_FAILED, "It is not finite.")
         return Probed((1.0 + sum(self.harm.get(digest, 0.0) for digest in active),), 0.001)
+
+    def fit_cap(
+        self,
+        inputs: Sequence[str],
+        targets: Sequence[str],
+        *,
+        allowed: Allowed,
+        calibration: Calibration | None,
+        tick: Callable[[], None],
+    ) -> Cap:
+        assert (list(inputs), list(targets), allowed.most) == (["probe", "row"], ["probe", "right"], 1.5)
+        tick()
+        self.fits.append(self.digests)
+        self.newcomers = list(allowed.newcomers)
+        lowered = [digest for digest in self.held if digest in self.greedy]
+        bias = np.array([[-self.greedy[digest] for digest in lowered]], np.float32)
+        zeros = Calibration.zeros(lowered, ["q"] if lowered else [])
+        return Cap(zeros.at(np.append(bias, 0.0)) if lowered else zeros, 1.0)
+
+    def find_alike(
+        self, digest: str, inputs: Sequence[str], targets: Sequence[str], tick: Callable[[], None]
+    ) -> dict[str, float]:
+        tick()
+        return {other: self.alike.get(frozenset((other, digest)), 0.3) for other in self.held if other != digest}
 
     def _active(self, method: str | None) -> Collection[str]:
         if method == "base":
