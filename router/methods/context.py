@@ -1,6 +1,6 @@
 """What a routing method may look at when it plans a request."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,13 +74,7 @@ class MethodContext:
         Raises:
             Refused: `STATISTICS_MISSING`, naming the experts that tell no means.
         """
-        self.check_means("A mixture", whole=False)
-        found, calibration = self.seen.mixtures.shares(self.pool, self.inputs), self.pool.calibration
-        if calibration is None or REQUEST not in calibration.modules:
-            return found
-        # A release's cap: whoever would take too many requests is given less of each.
-        bias = calibration.over([expert.digest for expert in self.pool.experts], [REQUEST]).bias[0]
-        return Shares(found.shares * np.exp(bias.astype(np.float64)), found.alike)
+        return self._solved(Mixtures.shares)
 
     def latest_shares(self) -> Shares:
         """Solve the inputs as `shares`, or what they end in where that is familiar.
@@ -88,8 +82,16 @@ class MethodContext:
         Raises:
             Refused: As `shares`.
         """
+        return self._solved(Mixtures.latest)
+
+    def _solved(self, solve: Callable[[Mixtures, ExpertPool, Sequence[PromptLike]], Shares]) -> Shares:
         self.check_means("A mixture", whole=False)
-        return self.seen.mixtures.latest(self.pool, self.inputs)
+        found, calibration = solve(self.seen.mixtures, self.pool, self.inputs), self.pool.calibration
+        if calibration is None or REQUEST not in calibration.modules:
+            return found
+        # A release's cap: whoever would take too many requests is given less of each.
+        bias = calibration.over([expert.digest for expert in self.pool.experts], [REQUEST]).bias[0]
+        return Shares(found.shares * np.exp(bias.astype(np.float64)), found.alike)
 
     def check_means(self, method: str, *, whole: bool) -> None:
         """Refuse to route by a method among experts of which one tells no means, or, if whole, none of some module.

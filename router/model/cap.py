@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from router.base.batching import Prompt, TokenPair
-from router.methods import BY_MIXTURE, find_method
+from router.methods import BY_ENDING, BY_MIXTURE, find_method
 from router.methods.context import Features
 from router.methods.features.activations import Reader
 from router.methods.features.mixture import Shares
@@ -79,7 +79,8 @@ def fit_cap(features: Features, pool: ExpertPool, method: str, k: int, allowed: 
             fitted = fit_biases(table / temperature, sets, k, allowed.most)
             found.add(path, columns, fitted.bias * temperature, fitted.excess)
     elif find_method(method) in BY_MIXTURE:
-        mixed = features.mixtures.shares(pool, [Prompt("", pair.input) for pair in probe.pairs])
+        solve = features.mixtures.latest if method in BY_ENDING else features.mixtures.shares
+        mixed = solve(pool, [Prompt("", pair.input) for pair in probe.pairs])
         told = torch.from_numpy(mixed.shares[(mixed.shares > 0).any(axis=1)])
         sets = find_sets(_by_means(mixed), owners, allowed.newcomers)
         if len(told):

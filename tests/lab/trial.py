@@ -17,7 +17,6 @@ from protocol.files.atomic import write_whole
 from protocol.spec import Architecture, Policy, Recipe
 from router.base.batching import encode_pairs
 from router.base.fingerprint import fingerprint
-from router.methods import BY_MEANS
 from router.model.cap import Allowed, Probe, fit_cap
 from router.model.routed_model import RoutedModel
 from router.pool.calibration import METHOD, added
@@ -213,7 +212,9 @@ def capped(model: RoutedModel, texts: Sequence[str], most: float = Policy().max_
     for expert in model.generation.pool.experts:
         pool = pool.add(replace(expert, contributor=expert.name))
     probe = Probe(encode_pairs(model.base, texts, texts))
-    caps = [fit_cap(model.features, pool, method, DEFAULT_K, Allowed(most), probe) for method in (METHOD, BY_MEANS)]
+    caps = [
+        fit_cap(model.features, pool, method, DEFAULT_K, Allowed(most), probe) for method in (METHOD, "nnls-request")
+    ]
     return pool.calibrated(added(*(cap.biases for cap in caps)))
 
 
