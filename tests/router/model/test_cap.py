@@ -134,11 +134,13 @@ def test_what_a_campaign_learnt_counts_in_the_fit(base: Path, model: RoutedModel
     assert all(share <= limit for each in shares.values() for share in each.values())
 
 
-def test_of_a_mixture_nobody_is_given_more_than_his_shares(model: RoutedModel) -> None:
+@pytest.mark.parametrize("method", ["nnls-request", "nnls-cautious"])
+def test_of_a_mixture_nobody_is_given_more_than_his_shares(model: RoutedModel, method: str) -> None:
     pool, mixtures = model.generation.pool, model.features.mixtures
 
     def shares(of: ExpertPool) -> np.ndarray:
-        found = MethodContext(of, INPUTS, features=model.features).shares().shares
+        asked = MethodContext(of, INPUTS, features=model.features)
+        found = (asked.shares() if method == "nnls-request" else asked.latest_shares()).shares
         told: np.ndarray = found[found.sum(axis=1) > 0]
         return (told / told.sum(axis=1, keepdims=True)).mean(axis=0)
 
@@ -147,7 +149,7 @@ def test_of_a_mixture_nobody_is_given_more_than_his_shares(model: RoutedModel) -
     for path, mean in pool.experts[-1].means.items():
         if path in pooled:
             mean.copy_(pooled[path].mean(0))
-    model.route_as(Routing(method="nnls-request"))
+    model.route_as(Routing(method=method))
     assert shares(pool)[-1] > MOST / 7
     found = model.fit_cap(INPUTS, TARGETS, allowed=Allowed(MOST), calibration=None)
     assert found.biases.modules == (REQUEST,)
