@@ -41,12 +41,12 @@ demo-base: $(STAMP) ## Train the demo's base model again from generated text (15
 	@$(BIN)/python -m deploy.demo.make_base
 
 .PHONY: test
-test: lint $(STAMP) ## Everything that must hold before a change lands (some eight minutes)
-	$(BIN)/python -m pytest -n 2
+test: lint $(STAMP) ## Everything that must hold before a change lands (some twelve minutes on two cores)
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 .PHONY: test-all
 test-all: lint $(STAMP) ## As test, with the slow tests
-	$(BIN)/python -m pytest -n 2 -m ""
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m ""
 
 .PHONY: attacks
 attacks: $(STAMP) ## Play every known attack against a copy of an honest pool (minutes; trains that pool once)

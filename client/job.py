@@ -29,11 +29,18 @@ def produce(
     request: TrainingRequest,
     report: Report,
     now: datetime,
-    say: Callable[[str], object] = str,
+    say: Callable[[str], object] | None = None,
 ) -> Bundle:
-    """Train and pack one expert, or the gates of one, and say what came of it; the caller holds the workspace's lock.
+    """Train and pack one expert, or the gates of one; the caller holds the workspace's lock.
 
     All that is cheap to check is checked before the slow part.
+
+    Args:
+        workspace: Where runs and bundles are kept.
+        request: What is trained, on what.
+        report: Is told how far it is.
+        now: The time of packing.
+        say: Is told in sentences what came of it; nobody to tell, and no picture is drawn.
 
     Raises:
         Refused: A code of the data, the base, the key, the recipe or the adapter, or `BUDGET_EXHAUSTED`.
@@ -44,16 +51,17 @@ def produce(
     run = workspace.runs / plan.run_id()
     if not is_finished(run):
         check_budget(request, (record for _, record in finished(workspace.runs)))
-        if stopped := where_stopped(run):
+        if say and (stopped := where_stopped(run)):
             say(f"Continuing a training that was stopped after {stopped}.")
     _train_what_is_missing(plan, run, report)
     record = read_record(run)
-    say(f"How it went: {draw(run)}")
-    for sentence in _result(record, plan):
-        say(sentence)
+    if say:
+        say(f"How it went: {draw(run)}")
+        for sentence in _result(record, plan):
+            say(sentence)
     bundle = _pack(workspace, record, run, plan.sharing.folder(run), identity, now)
     earlier = next((each for manifest, _, each in made(workspace) if manifest.digest == bundle.spec.supersedes), None)
-    if earlier is not None and earlier.loss < record.loss:
+    if say and earlier is not None and earlier.loss < record.loss:
         say(
             f"Its loss on held-out rows is {record.loss:.3f}; it takes the place of one with {earlier.loss:.3f}. "
             "Earlier experts are listed, and brought back, by: greylag-client history"

@@ -1,6 +1,7 @@
 """Small real things for tests: base models, pools and bundles, made on the spot."""
 
 import string
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -18,11 +19,11 @@ from transformers import (
 
 from client.training.plan import lay_modules
 from protocol import adapter_config
-from protocol.adapters import Kind
+from protocol.adapters import Kind, Shape
 from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, GATES, Bundle, pack
 from protocol.documents import Pool, sign_pool
 from protocol.signing import Identity
-from protocol.spec import ExpertSpec, Policy, PoolSpec, Recipe, Statistics
+from protocol.spec import Architecture, BaseModelRef, ExpertSpec, Policy, PoolSpec, Recipe, Statistics
 from protocol.tensors import ADAPTER_PREFIX, CENTROID
 from router.base.fingerprint import fingerprint
 from router.base.linear import linear_modules
@@ -86,6 +87,13 @@ def make_gpt2(folder: Path, *, n_embd: int = 32, seed: int = 0) -> Path:
     return folder
 
 
+@cache
+def study(base: str) -> tuple[BaseModelRef, Architecture, dict[str, Shape]]:
+    """Read what a pool says of a base model: once, however many pools there are over it."""
+    loaded = load_base(base, device="cpu")
+    return fingerprint(base), loaded.architecture, linear_modules(loaded.model)
+
+
 def make_pool(
     base: Path | str,
     identity: Identity,
@@ -94,13 +102,12 @@ def make_pool(
     **policy: object,
 ) -> Pool:
     """Sign a pool over a base model, or over some of its layers."""
-    loaded = load_base(str(base), device="cpu")
-    modules = linear_modules(loaded.model)
+    reference, architecture, modules = study(str(base))
     kept = list(modules) if layers is None else in_layers(modules, *layers)
     spec = PoolSpec(
         name="test-pool",
-        base=fingerprint(str(base)),
-        architecture=loaded.architecture,
+        base=reference,
+        architecture=architecture,
         modules={path: modules[path] for path in kept},
         recipe=recipe or Recipe(),
         policy=Policy.model_validate(policy),

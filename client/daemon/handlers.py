@@ -84,7 +84,7 @@ class Work:
             asked = replace(asked, privacy=privacy.promise, max_epsilon=privacy.max_epsilon)
         with workspace.lock():
             check_welcome(workspace, coordinator)
-            bundle = produce(workspace, asked, report, now)
+            bundle = produce(workspace, asked, report, now, self.place.say)
             enrolment = submit.enrolment_for(workspace, bundle, now, keep=True)
             submit.send(workspace, bundle, enrolment, coordinator, report)
         metrics = {"seconds": round(time.monotonic() - began, 1)}

@@ -28,7 +28,7 @@ from tests import factories
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 RECIPE = Recipe(
-    rank=4, alpha=8.0, learning_rate=1e-2, expert_steps=60, gate_steps=20, eval_every=20, batch_size=16, held_out=0.2
+    rank=4, alpha=8.0, learning_rate=1e-2, expert_steps=30, gate_steps=10, eval_every=10, batch_size=16, held_out=0.2
 )
 PLANTED = "zanzibar-4711"
 SPLIT_KEY = bytes(32)

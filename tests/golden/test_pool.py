@@ -10,7 +10,8 @@ from peft import PeftModel
 from deploy.demo.processes import free_port
 from router.base.loading import load_base
 from tests.house.sources import ROOT
-from tests.system.town import Town, succeed
+from tests.router.verbs import call
+from tests.system.town import Town, coordinate, succeed
 
 BASE = ROOT / "deploy" / "demo" / "base"
 EXPERTS = {
@@ -29,14 +30,14 @@ def pool(tmp_path: Path) -> Path:
 
 
 def read(*words: object) -> dict[str, object]:
-    document: dict[str, object] = json.loads(succeed("coordinator", *words, "--json"))
+    document: dict[str, object] = json.loads(coordinate(*words, "--json"))
     return document
 
 
 def test_its_registry_is_whole_and_tells_what_was(pool: Path) -> None:
     place = pool / "coordinator"
-    succeed("coordinator", "migrate", "-w", place)
-    succeed("coordinator", "fsck", "-w", place)
+    coordinate("migrate", "-w", place)
+    coordinate("fsck", "-w", place)
     experts = read("experts", "ls", "-w", place)["experts"]
     assert isinstance(experts, list)
     assert {row["name"]: row["digest"] for row in experts} == EXPERTS
@@ -58,7 +59,7 @@ def test_its_experts_are_bundles_that_plain_peft_opens(pool: Path) -> None:
 
 
 def test_its_router_answers_from_the_release_that_it_holds(pool: Path) -> None:
-    said = json.loads(succeed("router", "ask", "-w", pool / "router", "--json", "please reverse it : k f a c"))
+    said = json.loads(call("ask", "-w", pool / "router", "--json", "please reverse it : k f a c").stdout)
     assert [(answer["text"], answer["release"]) for answer in said["answers"]] == [("k f a c", 1)]
 
 
@@ -66,8 +67,8 @@ def test_it_goes_on_a_contributor_asks_an_operator_decides_a_user_follows(pool: 
     town = Town(pool, BASE, free_port())
     for settings in (pool / "contributor" / "client.toml", pool / "router" / "router.toml"):
         settings.write_text(settings.read_text().replace("127.0.0.1:48365", town.address))
-    succeed("coordinator", "migrate", "-w", town.coordinator)
-    succeed("coordinator", "roles", "found", "--single", "-w", town.coordinator)
+    coordinate("migrate", "-w", town.coordinator)
+    coordinate("roles", "found", "--single", "-w", town.coordinator)
     town.work()
     with town.serving():
         status = json.loads(succeed("client", "status", "-w", pool / "contributor", "--json"))
@@ -77,7 +78,7 @@ def test_it_goes_on_a_contributor_asks_an_operator_decides_a_user_follows(pool: 
         assert isinstance(listed, list)
         assert key in {row["key"] for row in listed}
         succeed("router", "pull", "-w", pool / "router")
-        succeed("coordinator", "experts", "yank", EXPERTS["bluebird"], "-w", town.coordinator, "--reason", "a test")
+        coordinate("experts", "yank", EXPERTS["bluebird"], "-w", town.coordinator, "--reason", "a test")
         town.work()
         pulled = json.loads(succeed("router", "pull", "-w", pool / "router", "--json"))
     assert [expert["name"] for expert in pulled["experts"]] == ["mirror"]

@@ -1,10 +1,7 @@
 """The GPU's bench says so where there is no GPU; its pieces run at a tiny size on a CPU."""
 
 import json
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,13 +14,11 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_nothing_is_claimed() -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.bench.gpu"], capture_output=True, text=True, check=True, timeout=120,
-        cwd=Path(gpu.__file__).parents[2],
-    )  # fmt: skip
-    assert "There is no CUDA GPU here" in result.stderr
-    assert json.loads(result.stdout.splitlines()[-1]) == {"schema": 1, "device": None}
+def test_without_a_gpu_nothing_is_claimed(capsys: pytest.CaptureFixture[str]) -> None:
+    gpu.main()
+    said = capsys.readouterr()
+    assert "There is no CUDA GPU here" in said.err
+    assert json.loads(said.out) == {"schema": 1, "device": None}
 
 
 def test_its_pieces_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from protocol.documents import read_pool
 from protocol.signing import Identity
 from tests import factories
 from tests.system.proxy import proxied
-from tests.system.town import Town, found, succeed
+from tests.system.town import Town, coordinate, found, succeed
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_killed_in_the_middle_of_an_upload(town: Town) -> None:
             assert arrived < total
     town.work()
     assert [row["state"] for row in town.experts()] == ["released"]
-    succeed("coordinator", "fsck", "-w", town.coordinator)
+    coordinate("fsck", "-w", town.coordinator)
 
 
 @pytest.mark.parametrize("point", ["blobs-stored", "before-commit", "after-commit"])
@@ -87,10 +87,10 @@ def test_killed_in_the_middle_of_a_commit(town: Town, point: str) -> None:
         assert [row["fault"] for row in said["bundles"]] == [None], "what is acknowledged is in the log"
     town.work()
     assert [row["state"] for row in town.experts()] == ["released"]
-    shown = json.loads(succeed("coordinator", "log", "show", "-w", town.coordinator, "--json"))
+    shown = json.loads(coordinate("log", "show", "-w", town.coordinator, "--json"))
     steps = [entry["step"] for entry in shown["entries"]]
     assert steps == ["founded", "active", "received", "verified", "quarantined", "accepted", "1", "released"]
-    succeed("coordinator", "fsck", "-w", town.coordinator)
+    coordinate("fsck", "-w", town.coordinator)
 
 
 def test_killed_before_what_is_kept_is_signed(town: Town) -> None:
@@ -98,5 +98,5 @@ def test_killed_before_what_is_kept_is_signed(town: Town) -> None:
     killed = subprocess.run(command, env=os.environ | {"GREYLAG_FAULT_POINT": "entries-kept"}, timeout=60, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert not (town.coordinator / "checkpoint.txt").exists()
-    assert succeed("coordinator", "log", "checkpoint", "-w", town.coordinator).splitlines()[1] == "1"
-    succeed("coordinator", "fsck", "-w", town.coordinator)
+    assert coordinate("log", "checkpoint", "-w", town.coordinator).splitlines()[1] == "1"
+    coordinate("fsck", "-w", town.coordinator)

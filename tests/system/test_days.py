@@ -10,7 +10,7 @@ import pytest
 from protocol.errors import Code
 from protocol.signing import Identity
 from router.model.routed_model import RoutedModel
-from tests.system.town import Town, call, found, succeed, write_rows
+from tests.system.town import Town, call, coordinate, found, succeed, write_rows
 
 pytestmark = pytest.mark.slow  # a minute each, most of it imports
 
@@ -64,7 +64,7 @@ def test_a_contributors_day(t5_base: Path, tmp_path: Path) -> None:
         assert listed[released[0]]["loss"] == pytest.approx(listed[first]["loss"])
 
         # The operator takes it out; the name is still hers.
-        succeed("coordinator", "experts", "yank", released[0], "-w", town.coordinator, "--reason", "A mistake.")
+        coordinate("experts", "yank", released[0], "-w", town.coordinator, "--reason", "A mistake.")
         town.work()
         assert states(ada)[released[0]] == "yanked"
         again = contribute(town, ada, data, "--seed", 6)
@@ -85,7 +85,7 @@ def test_an_operators_day(t5_base: Path, tmp_path: Path) -> None:
     place = town.coordinator
 
     def decide(*words: object) -> None:
-        succeed("coordinator", *words, "-w", place)
+        coordinate(*words, "-w", place)
 
     with town.serving():
         # A stranger who calls himself by Ada's key gets in nowhere, and approving her approves her.
@@ -124,7 +124,7 @@ def test_an_operators_day(t5_base: Path, tmp_path: Path) -> None:
 
 def contribute_and_accept(town: Town, place: Path, data: Path, *options: object) -> str:
     digest = contribute(town, place, data, *options)
-    succeed("coordinator", "experts", "accept", digest, "-w", town.coordinator)
+    coordinate("experts", "accept", digest, "-w", town.coordinator)
     town.work()
     assert states(place)[digest] == "released"
     return digest
@@ -149,7 +149,7 @@ def test_an_operators_bad_day(t5_base: Path, tmp_path: Path) -> None:
         refused = call("coordinator", *verb, "-w", place)
         assert refused.returncode == Code.REGISTRY_OLDER.fate.exit, (verb, refused.stderr)
     assert sorted(path for path in (place / "store").rglob("*") if path.is_file()) == stored
-    succeed("coordinator", "fsck", "--adopt", "-w", place)
+    coordinate("fsck", "--adopt", "-w", place)
     town.work()
     with town.serving():
         succeed("client", "submit", "-w", ada)
@@ -187,7 +187,7 @@ def test_a_users_day(t5_base: Path, tmp_path: Path) -> None:
         bob = town.join("bob")
         second = contribute(town, bob, data, "--seed", 2)
         assert read("router", "pull", "-w", node)["release"] == 2
-        succeed("coordinator", "experts", "yank", first, "-w", town.coordinator, "--reason", "A mistake.")
+        coordinate("experts", "yank", first, "-w", town.coordinator, "--reason", "A mistake.")
         town.work()
         pulled = read("router", "pull", "-w", node)
         assert [expert["bundle"] for expert in pulled["experts"]] == [second]

@@ -19,7 +19,7 @@ from coordinator.registry.registry import Registry
 from deploy.demo.processes import first_document, free_port, running
 from deploy.federation.wiretap import make_certificate, tapped
 from protocol.fleet.campaign import KINDS
-from tests.system.town import RECIPE, succeed, write_rows
+from tests.system.town import RECIPE, coordinate, succeed, write_rows
 
 # Refuses every connection that would leave this machine, and writes it down.
 HOOK = """
@@ -108,11 +108,11 @@ class City:
         return place
 
     def ask(self, kind: str) -> int:
-        said = succeed("coordinator", "campaign", "start", kind, "-w", self.pool, "--open-for", 0.5, "--json")
+        said = coordinate("campaign", "start", kind, "-w", self.pool, "--open-for", 0.5, "--json")
         return int(json.loads(said)["campaign"]["number"])
 
     def show(self, *verb: object) -> dict[str, Any]:
-        shown: dict[str, Any] = json.loads(succeed("coordinator", *verb, "-w", self.pool, "--json"))
+        shown: dict[str, Any] = json.loads(coordinate(*verb, "-w", self.pool, "--json"))
         return shown
 
     @contextmanager
@@ -159,10 +159,19 @@ def city(tmp_path: Path, t5_base: Path) -> Iterator[City]:
             city.behind[name] = f"127.0.0.1:{free_port()}"
             stack.enter_context(tapped(address, city.behind[name], certificate, key, tmp_path / f"{name}.wire"))
         stack.callback(city.close)
-        succeed(
-            "coordinator", "init", "--single", "-w", city.pool, "--name", "city", "--base", t5_base, *RECIPE,
-            "--promotion", "evaluated",
-        )  # fmt: skip
+        coordinate(
+            "init",
+            "--single",
+            "-w",
+            city.pool,
+            "--name",
+            "city",
+            "--base",
+            t5_base,
+            *RECIPE,
+            "--promotion",
+            "evaluated",
+        )
         city.start("serve")
         city.start("fleet")
         yield city
@@ -224,7 +233,7 @@ def test_a_contributor_whose_key_is_revoked_is_shut_out(city: City) -> None:
     city.start("ada")
     number = city.ask("info")
     wait(lambda: city.states(number) == {"ada": "done"})
-    succeed("coordinator", "contributors", "revoke", "ada", "-w", city.pool)
+    coordinate("contributors", "revoke", "ada", "-w", city.pool)
     number = city.ask("info")
     wait(lambda: city.finished(number))
     assert city.states(number) == {}

@@ -1,6 +1,7 @@
 """One coordinator on this machine and whoever talks to it, as real processes."""
 
 import json
+import signal
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -8,6 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import structlog
+from typer.testing import CliRunner
+
+from coordinator.cli.main import app
 from deploy.demo.processes import first_document, free_port, program, running
 
 RECIPE = ("--rank", "4", "--alpha", "4", "--expert-steps", "12", "--gate-steps", "4", "--batch-size", "8",
@@ -30,6 +35,19 @@ def succeed(name: str, *arguments: object, environment: Mapping[str, str] | None
     """Run a program that must succeed; return its stdout."""
     done = call(name, *arguments, environment=environment)
     assert done.returncode == 0, f"{name} {arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def coordinate(*arguments: object) -> str:
+    """Run a verb of the coordinator in this process, which has imported all it needs; return its stdout."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        done = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        structlog.reset_defaults()  # the verb's log lines go to a stderr that ends with it
+    assert done.exit_code == 0, done.stderr
     return done.stdout
 
 
@@ -67,11 +85,11 @@ class Town:
 
     def work(self) -> None:
         """Let the worker do what there is to do."""
-        succeed("coordinator", "worker", "-w", self.coordinator, "--once")
+        coordinate("worker", "-w", self.coordinator, "--once")
 
     def experts(self) -> list[dict[str, Any]]:
         """Rows of `experts ls`."""
-        document = json.loads(succeed("coordinator", "experts", "ls", "-w", self.coordinator, "--json"))
+        document = json.loads(coordinate("experts", "ls", "-w", self.coordinator, "--json"))
         assert document["schema"] == 1
         rows: list[dict[str, Any]] = document["experts"]
         return rows
@@ -80,9 +98,7 @@ class Town:
 def found(folder: Path, base: Path, *options: object) -> Town:
     """Found a pool over a base model."""
     town = Town(folder, base, free_port())
-    succeed(
-        "coordinator", "init", "--single", "-w", town.coordinator, "--name", "town", "--base", base, *RECIPE, *options
-    )
+    coordinate("init", "--single", "-w", town.coordinator, "--name", "town", "--base", base, *RECIPE, *options)
     return town
 
 

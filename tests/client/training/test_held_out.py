@@ -16,6 +16,7 @@ from protocol.errors import Code, Refused
 from tests.client.conftest import SPLIT_KEY, Cli, Site, Trained, make_site
 from tests.client.daemon.test_handlers import calibrating, mirror, order
 
+pytestmark = pytest.mark.parametrize("trained", ["t5"], indirect=True)  # `site` is over a T5 in any case
 SHORT = ("--device", "cpu", "--expert-steps", 2, "--gate-steps", 1)
 
 
@@ -94,7 +95,6 @@ def by_place(count: int) -> list[str]:
     return [json.dumps({"input": pair.prompt, "target": pair.target}) for _, pair in high[:: len(high) // count]]
 
 
-@pytest.mark.parametrize("trained", ["t5"], indirect=True)
 def test_a_row_that_calibrated_is_never_judged_by_and_rows_that_are_new_are(
     trained: Trained, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:

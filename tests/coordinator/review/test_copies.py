@@ -20,7 +20,7 @@ from protocol.documents import Pool
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
 from tests import factories
-from tests.coordinator.conftest import Clock, resign
+from tests.coordinator.conftest import Clock, make_pool, resign
 from tests.coordinator.review.workshop import Workshop
 
 ADA, BOB, EVE = (Identity.generate() for _ in range(3))
@@ -193,8 +193,12 @@ def test_what_is_near_waits_for_a_person_in_an_open_pool_too(door: Door) -> None
     assert verdict(door.row(near)) == ("released", "")
 
 
-def test_experts_near_to_each_other_count_as_one_contributors(door: Door) -> None:
-    for number in range(door.pool.spec.policy.max_experts_per_contributor):
+def test_experts_near_to_each_other_count_as_one_contributors(
+    tmp_path: Path, coordinator_identity: Identity, registry: Registry, clock: Clock
+) -> None:
+    pool = make_pool(coordinator_identity, max_experts_per_contributor=3)
+    door = Door(tmp_path, pool, coordinator_identity, registry, clock)
+    for number in range(3):
         row = door.submit(door.make(Identity.generate(), 1, noisy(0.5, number) if number else len))
         assert row.code == ("NEAR_COPY" if number else "")
     assert verdict(door.submit(door.make(Identity.generate(), 1, noisy(0.5, 99)))) == ("refused", "QUOTA")

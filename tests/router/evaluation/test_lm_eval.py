@@ -179,7 +179,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("command", ["lm_eval", "greylag-router lm-eval"])
+@pytest.mark.parametrize("command", [pytest.param("lm_eval", marks=pytest.mark.slow), "greylag-router lm-eval"])
 def test_tasks_of_a_local_folder_run_on_a_release(
     command: str, llama_base: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

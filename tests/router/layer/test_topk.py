@@ -67,7 +67,7 @@ def test_a_broken_activation_gets_nobody_who_is_not_there(tokens: int, count: in
     whole = pool_of([torch.randn(D) for _ in range(count)], "a.q", "a.k").experts
     u = torch.randn(tokens, D)
     u[0] = torch.nan
-    for absent in range(count):
+    for absent in range(0, count, 1 + count // 16):
         pool = ExpertPool()
         for at, expert in enumerate(whole):
             parts = {path: part for path, part in expert.modules.items() if path == "a.q" or at != absent}
