@@ -159,19 +159,8 @@ def city(tmp_path: Path, t5_base: Path) -> Iterator[City]:
             city.behind[name] = f"127.0.0.1:{free_port()}"
             stack.enter_context(tapped(address, city.behind[name], certificate, key, tmp_path / f"{name}.wire"))
         stack.callback(city.close)
-        coordinate(
-            "init",
-            "--single",
-            "-w",
-            city.pool,
-            "--name",
-            "city",
-            "--base",
-            t5_base,
-            *RECIPE,
-            "--promotion",
-            "evaluated",
-        )
+        named = ("--name", "city", "--base", t5_base, "--promotion", "evaluated")
+        coordinate("init", "--single", "-w", city.pool, *named, *RECIPE)
         city.start("serve")
         city.start("fleet")
         yield city
