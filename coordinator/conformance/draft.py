@@ -134,7 +134,7 @@ class Draft:
 def make_draft(
     pool: Pool, signer: Identity, name: str, draw: np.random.Generator, *, facts: Mapping[str, Any] | None = None
 ) -> Draft:
-    """Make an honest bundle with random weights, at the smallest module of a pool.
+    """Make an honest bundle with random weights, at one of the smallest modules of a pool.
 
     Args:
         pool: What it is for.
@@ -143,7 +143,10 @@ def make_draft(
         draw: Where the weights come from.
         facts: Fields of its spec that are other than usual.
     """
-    path, shape = min(pool.spec.modules.items(), key=lambda entry: (entry[1].d_in * entry[1].d_out, entry[0]))
+    areas = {path: shape.d_in * shape.d_out for path, shape in pool.spec.modules.items()}
+    # Of the smallest the last: at a first layer all gates choose alike where texts are few.
+    path = max(path for path, area in areas.items() if area == min(areas.values()))
+    shape = pool.spec.modules[path]
     module = LoraModule(d_in=shape.d_in, d_out=shape.d_out, rank=_rank(pool.spec, shape.d_in, shape.d_out), alpha=1.0)
     usual = ExpertSpec(
         name=name, pool=pool.digest, base=pool.spec.base, contributor=signer.public.hex, modules={path: module},
