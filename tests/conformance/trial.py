@@ -13,6 +13,7 @@ from typing import NamedTuple
 from coordinator.workspace.create import BaseFacts, found
 from coordinator.workspace.paths import CoordinatorWorkspace
 from deploy.demo.processes import first_document, free_port, wait_until
+from deploy.demo.world import marked
 from protocol.adapters import Shape
 from protocol.programs import end_child
 from protocol.spec import BaseModelRef
@@ -22,6 +23,7 @@ from tests.protocol.serving import make_authority
 BASE = ROOT / "deploy" / "demo" / "base"
 POLICY = {"max_rank": 4, "statistics": ("centroid",)}
 """So that every code that a stranger can cause is caused."""
+_PROBES = 48
 _SETTINGS = {"GREYLAG_COORDINATOR_WORKER_INTERVAL_S": "0.2", "GREYLAG_COORDINATOR_HOURLY_KEYS": "1000"}
 
 
@@ -49,8 +51,13 @@ def found_without_model(folder: Path) -> None:
 
 def found_with_model(folder: Path) -> None:
     """Found a pool over the demo's base."""
+    # Of words that the base knows: of unknown ones all are alike, and so is what all gates choose.
+    probe = folder.with_name("probe.txt")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    probe.write_text("".join(f"{example.input}\n" for example in marked(_PROBES, 0)))
     flags = ["init", "--single", "--name", "trial", "--base", str(BASE), "--max-rank", "4", "--statistics", "centroid"]
-    subprocess.run([*_program(), *flags, "-w", str(folder)], check=True, env=os.environ | _SETTINGS)
+    flags += ["--probe", str(probe), "-w", str(folder)]
+    subprocess.run([*_program(), *flags], check=True, env=os.environ | _SETTINGS)
 
 
 @contextmanager
