@@ -97,12 +97,14 @@ def _beside(name: str, entry: Any, *, count: int = 1) -> Spoiled:
 
 
 def _tensors(change: Callable[[Tensors, str], object]) -> Spoiled:
-    """Write other tensors, in a file that is in order."""
+    """Write other tensors, in a file that is in order and not smaller: what is too small is turned away unread."""
 
     def write(file: File) -> bytes:
         tensors = dict(file.tensors)
         change(tensors, file.names[0])
-        return pack_tensors(tensors)
+        missing = len(pack_tensors(file.tensors)) - len(pack_tensors(tensors))
+        header = json.dumps(entries(tensors), separators=(",", ":")).encode()
+        return with_header(header + b" " * max(missing, 0), [blob.data for blob in tensors.values()])
 
     return write
 
