@@ -11,7 +11,7 @@ Expected = Code | str | None
 
 
 @dataclass(frozen=True)
-class Answer:
+class WireAnswer:
     """A refusal as it arrived."""
 
     code: str
@@ -28,7 +28,7 @@ class Answer:
 class AnsweredError(Exception):
     """A call was refused, or a bundle was."""
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: WireAnswer) -> None:
         super().__init__(str(answer))
         self.answer = answer
 
@@ -37,7 +37,7 @@ class UnmetError(Exception):
     """The other side did something else than it must; says what."""
 
 
-def find_fault(expected: Expected, answer: Answer | None) -> str:
+def find_fault(expected: Expected, answer: WireAnswer | None) -> str:
     """Hold an answer against the one that is owed, and say in what it differs; nothing if it does not.
 
     Args:

@@ -30,6 +30,7 @@ UNCAUSED: dict[Code, str] = {
     Code.MESSAGE_TOO_LARGE: "Said by a client, when gRPC itself has refused a message.",
     Code.KEY_TYPE: "No key comes this far that is not 64 digits: SPEC_INVALID.",
     Code.KEY_PENDING: "Only in a pool whose operator approves keys, or pauses one.",
+    Code.INVITE: "Only in a pool whose new keys need invites.",
     Code.KIND_UNSUPPORTED: _ROUTER,
     Code.HEADROOM: "A verdict that depends on the base: close to overflow, and yet within the cap on norms.",
     Code.HARMFUL: "A verdict that depends on the operator's rows.",
@@ -49,8 +50,8 @@ UNCAUSED: dict[Code, str] = {
          Code.BUDGET_EXHAUSTED), _NODE,
     ),
     **dict.fromkeys(
-        (Code.RELEASE_ROLLBACK, Code.RELEASE_FORK, Code.RELEASE_TOO_FAR, Code.RELEASE_EXPIRED, Code.LOG_ROLLBACK,
-         Code.LOG_UNWITNESSED, Code.UNTRUSTED, Code.UNREACHABLE), _READER,
+        (Code.RELEASE_ROLLBACK, Code.RELEASE_FORK, Code.RELEASE_TOO_FAR, Code.RELEASE_EXPIRED, Code.RELEASE_DATES,
+         Code.LOG_ROLLBACK, Code.LOG_UNWITNESSED, Code.UNTRUSTED, Code.UNREACHABLE), _READER,
     ),
     **dict.fromkeys(
         (Code.METHOD_UNKNOWN, Code.METHOD_CLOSED, Code.EXPERT_UNKNOWN, Code.EXPERTS_EXHAUSTED, Code.MEMORY_FULL),
@@ -69,8 +70,8 @@ UNCAUSED: dict[Code, str] = {
 def all_cases() -> list[Case]:
     """Every case; those of one subject stand together, and what leaves uploads open stands last."""
     groups = (
-        transport, connections, envelopes, statements, enrolments, facts, fit, bindings, sessions, successions, log,
-        catalog, numbers, tensors,
+        transport, connections, envelopes, statements, enrolments, facts, fit, bindings, sessions,
+        successions, log, catalog, numbers, tensors,
     )  # fmt: skip
     return [case for group in groups for case in group.cases()] + successions.last_cases()
 

@@ -62,7 +62,7 @@ def statement(predicate_type: str, subjects: Mapping[str, str], predicate: Any) 
 
 
 @dataclass(frozen=True)
-class Source:
+class Unsigned:
     """A document and who signs it: what a fault is planted in."""
 
     document: dict[str, Any]
@@ -113,12 +113,12 @@ class Draft:
         return {name: self.files[name] if name in self.files else make() for name, make in honest.items()}
 
     @cached_property
-    def source(self) -> Source:
+    def source(self) -> Unsigned:
         """Its statement."""
         subjects = {name: hashlib.sha256(content).hexdigest() for name, content in self.contents.items()}
         sizes = {name: len(content) for name, content in self.contents.items()} | self.sizes
         document = statement(BUNDLE_TYPE, subjects, {"spec": self.facts, "sizes": sizes})
-        return Source(document, self.signer, self.pool)
+        return Unsigned(document, self.signer, self.pool)
 
     @cached_property
     def envelope(self) -> bytes:

@@ -4,14 +4,14 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from coordinator.conformance.draft import FIRST, REMOVED, Place, Source, changed, dump
+from coordinator.conformance.draft import FIRST, REMOVED, Place, Unsigned, changed, dump
 from protocol.errors import Code
 
 _LETTERS = {"[": "(", "]": ")", "{": "<", "}": ">"}  # so that a name is no pattern of names
-Spoil = Callable[[Source], bytes]
+Spoil = Callable[[Unsigned], bytes]
 
 
-class Fault(NamedTuple):
+class Flaw(NamedTuple):
     """What is wrong, how to make it so, and what must be said of it."""
 
     name: str
@@ -39,11 +39,11 @@ def in_payload(path: tuple[Place, ...], value: Any) -> Spoil:
     return lambda source: source.signed(path, value)
 
 
-def at_path(root: tuple[Place, ...], code: Code, rows: Iterable[tuple[str, Any]]) -> Iterator[Fault]:
+def at_path(root: tuple[Place, ...], code: Code, rows: Iterable[tuple[str, Any]]) -> Iterator[Flaw]:
     """Make faults of dotted paths under a root and the values there, which also name them."""
     for dotted, value in rows:
         steps = tuple(_step(word) for word in dotted.split(".")) if dotted else ()
-        yield Fault(f"{dotted}-{describe(value)}", in_payload((*root, *steps), value), code)
+        yield Flaw(f"{dotted}-{describe(value)}", in_payload((*root, *steps), value), code)
 
 
 def describe(value: Any) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from coordinator.conformance.answer import Answer, AnsweredError, UnmetError, find_fault
+from coordinator.conformance.answer import AnsweredError, UnmetError, WireAnswer, find_fault
 from coordinator.conformance.case import Case, Need
 from coordinator.conformance.cases.bindings import binding, present
 from coordinator.conformance.stage import Stage
@@ -117,7 +117,7 @@ def play(case: Case, stage: Stage, counters: Counters) -> Outcome:
     before = counters.read(case.expects) if isinstance(case.expects, Code) else 0.0
     began, answer = time.monotonic(), None
     fault = _fault_of(lambda: case.play(stage))
-    if isinstance(fault, Answer):
+    if isinstance(fault, WireAnswer):
         answer, fault = fault, find_fault(case.expects, fault)
     elif not fault:
         fault = find_fault(case.expects, None)
@@ -129,7 +129,7 @@ def play(case: Case, stage: Stage, counters: Counters) -> Outcome:
     return Outcome(case, fault, str(answer or "taken"), seconds)
 
 
-def _fault_of(call: Callable[[], object]) -> Answer | str:
+def _fault_of(call: Callable[[], object]) -> WireAnswer | str:
     """Make a call, and return the refusal, or what broke; nothing if all went well."""
     try:
         call()

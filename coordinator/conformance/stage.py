@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from coordinator.conformance.answer import Answer, AnsweredError, Expected, UnmetError, find_fault
-from coordinator.conformance.draft import CREATED, Draft, Source, make_draft, statement
+from coordinator.conformance.answer import AnsweredError, Expected, UnmetError, WireAnswer, find_fault
+from coordinator.conformance.draft import CREATED, Draft, Unsigned, make_draft, statement
 from coordinator.conformance.wire import Wire
 from protocol.documents import ENROLMENT_TYPE, Pool, read_pool, read_receipt
 from protocol.errors import Code, Refused, Unavailable
@@ -71,18 +71,18 @@ class Stage:
         """A key that follows from the run's tag; nobody knows it yet."""
         return Identity(Ed25519PrivateKey.from_private_bytes(self.draw(f"key {name}").bytes(32)))
 
-    def enrolment(self, owner: str, **facts: Any) -> Source:
+    def enrolment(self, owner: str, **facts: Any) -> Unsigned:
         """An enrolment as whoever has a key presents it; a field that is given stands in place of the usual one."""
         signer = self.identity(owner)
         usual = {"pool": self.pool.digest, "name": self.called(owner), "key": signer.public.hex, "created": CREATED}
         document = statement(ENROLMENT_TYPE, {"pool": self.pool.digest}, usual | facts)
-        return Source(document, signer, self.pool)
+        return Unsigned(document, signer, self.pool)
 
     def called(self, name: str) -> str:
         """A contributor's name that no other run has taken."""
         return f"c{self.tag}-{name}"
 
-    def enrol(self, source: Source) -> str:
+    def enrol(self, source: Unsigned) -> str:
         """Present a key, and return its state."""
         request = intake_pb2.EnrolRequest(envelope=source.signer.sign(source.payload))
         state: str = self.wire.ask("Intake/Enrol", request).state
@@ -152,7 +152,7 @@ class Stage:
             told = self.status(draft.digest)
             # One that waits for a person says why; so does one that was refused.
             if told.state == "refused" or (told.state == "quarantined" and told.code):
-                raise AnsweredError(Answer(told.code, told.message, told.hint))
+                raise AnsweredError(WireAnswer(told.code, told.message, told.hint))
             if told.state in LET_IN:
                 return told
             time.sleep(_LOOK_S)

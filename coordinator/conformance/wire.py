@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from coordinator.conformance.answer import Answer, AnsweredError
+from coordinator.conformance.answer import AnsweredError, WireAnswer
 from protocol.v1 import catalog_pb2 as catalog
 from protocol.v1 import intake_pb2 as intake
 from protocol.v1 import log_pb2 as log
@@ -87,7 +87,7 @@ def _bytes(message: Message | bytes) -> bytes:
     return message if isinstance(message, bytes) else message.SerializeToString()
 
 
-def _answer(error: grpc.RpcError) -> Answer:
+def _answer(error: grpc.RpcError) -> WireAnswer:
     call: Any = error  # what a stub raises is a call, too
     info = error_details_pb2.ErrorInfo()
     try:
@@ -96,4 +96,4 @@ def _answer(error: grpc.RpcError) -> Answer:
     except (DecodeError, ValueError):
         ours = False
     details, name = call.details() or "", call.code().name
-    return Answer(info.reason, details, info.metadata["hint"], name) if ours else Answer("", details, "", name)
+    return WireAnswer(info.reason, details, info.metadata["hint"], name) if ours else WireAnswer("", details, "", name)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from coordinator.conformance.cases import enrolments, envelopes, facts, statements, tensors
-from coordinator.conformance.draft import Source
-from coordinator.conformance.fault import Fault
+from coordinator.conformance.draft import Unsigned
+from coordinator.conformance.fault import Flaw
 from coordinator.conformance.weights import pack_tensors
 from protocol.bundle import ADAPTER_WEIGHTS, GATES
 from protocol.errors import Code
@@ -46,7 +46,7 @@ class Entry(NamedTuple):
         return cls(fields["name"], fields["code"], content)
 
 
-def _spoilt(source: Source, **faults: Iterable[Fault]) -> Iterator[Entry]:
+def _spoilt(source: Unsigned, **faults: Iterable[Flaw]) -> Iterator[Entry]:
     for subject, each in faults.items():
         for fault in each:
             yield Entry(f"{subject}/{fault.name}", fault.code.name, fault.spoil(source))
@@ -62,9 +62,9 @@ def _refused_bundles() -> Iterator[Entry]:
     return _spoilt(samples.draft().source, **_signed_faults(Code.SIGNER_MISMATCH), fact=facts.FAULTS)
 
 
-def _signed_faults(foreign: Code) -> dict[str, list[Fault]]:
+def _signed_faults(foreign: Code) -> dict[str, list[Flaw]]:
     """What is wrong with an envelope, whatever it says; `foreign` is what is said of another signer."""
-    others = [Fault(name, spoil, foreign) for name, spoil in envelopes.FOREIGN]
+    others = [Flaw(name, spoil, foreign) for name, spoil in envelopes.FOREIGN]
     signature = [*envelopes.SIGNATURE_FAULTS, *others]
     return {"envelope": envelopes.ENVELOPE_FAULTS, "signature": signature, "statement": statements.FAULTS}
 
@@ -109,7 +109,7 @@ def _taken_files(name: str) -> Iterator[Entry]:
     yield Entry("in-another-order", "", pack_tensors(dict(reversed(parts.items()))))
 
 
-def _signed(source: Source) -> bytes:
+def _signed(source: Unsigned) -> bytes:
     return source.signer.sign(source.payload)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from coordinator.conformance.draft import CREATED, Draft, Source, make_draft, statement
+from coordinator.conformance.draft import CREATED, Draft, Unsigned, make_draft, statement
 from protocol.adapters import Shape
 from protocol.documents import ENROLMENT_TYPE
 from protocol.signing import Identity
@@ -28,8 +28,8 @@ def of_kind(kind: str, **fields: Any) -> Draft:
     return replace(plain, facts=plain.facts | {"modules": {path: module | {"kind": kind} | fields}})
 
 
-def enrolment(**facts: Any) -> Source:
+def enrolment(**facts: Any) -> Unsigned:
     """An enrolment; a field that is given stands in place of the usual one."""
     usual = {"pool": POOL.digest, "name": "ada", "key": CONTRIBUTOR.public.hex, "created": CREATED}
     document = statement(ENROLMENT_TYPE, {"pool": POOL.digest}, usual | facts)
-    return Source(json.loads(json.dumps(document)), CONTRIBUTOR, POOL)
+    return Unsigned(json.loads(json.dumps(document)), CONTRIBUTOR, POOL)

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from coordinator.cli.main import app
-from coordinator.conformance.answer import Answer, AnsweredError, UnmetError, find_fault
+from coordinator.conformance.answer import AnsweredError, UnmetError, WireAnswer, find_fault
 from coordinator.conformance.case import Case, Need
 from coordinator.conformance.cases import envelopes, numbers, statements, tensors
 from coordinator.conformance.catalogue import UNCAUSED, all_cases, select
@@ -133,7 +133,7 @@ def test_there_are_many_and_a_pattern_chooses_among_them() -> None:
 
 # How an answer is judged.
 
-GOOD = Answer("QUOTA", "Eight experts are in.", "Withdraw one.", "RESOURCE_EXHAUSTED")
+GOOD = WireAnswer("QUOTA", "Eight experts are in.", "Withdraw one.", "RESOURCE_EXHAUSTED")
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ GOOD = Answer("QUOTA", "Eight experts are in.", "Withdraw one.", "RESOURCE_EXHAU
         (Code.QUOTA, GOOD, ""),
         (Code.QUOTA, replace(GOOD, status=""), ""),
         (None, None, ""),
-        ("UNIMPLEMENTED", Answer("", "Method not found!", "", "UNIMPLEMENTED"), ""),
+        ("UNIMPLEMENTED", WireAnswer("", "Method not found!", "", "UNIMPLEMENTED"), ""),
         (Code.QUOTA, None, "It was taken; expected QUOTA."),
         ("NOT_FOUND", None, "It was taken; expected NOT_FOUND."),
         (None, GOOD, "Expected success; got RESOURCE_EXHAUSTED QUOTA: Eight experts are in.."),
@@ -157,7 +157,9 @@ GOOD = Answer("QUOTA", "Eight experts are in.", "Withdraw one.", "RESOURCE_EXHAU
         ("RESOURCE_EXHAUSTED", GOOD, "Expected RESOURCE_EXHAUSTED; got RESOURCE_EXHAUSTED QUOTA"),
     ],
 )
-def test_an_answer_is_held_against_what_is_owed(expected: Code | str | None, answer: Answer | None, fault: str) -> None:
+def test_an_answer_is_held_against_what_is_owed(
+    expected: Code | str | None, answer: WireAnswer | None, fault: str
+) -> None:
     found = find_fault(expected, answer)
     assert found.startswith(fault)
     assert bool(found) == bool(fault)

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from coordinator.conformance.answer import UnmetError
 from coordinator.conformance.case import Case, Need, Row, named
-from coordinator.conformance.draft import REMOVED, Source
+from coordinator.conformance.draft import REMOVED, Unsigned
 from coordinator.conformance.fault import describe, in_payload
 from coordinator.conformance.stage import Stage
 from protocol.documents import timestamp
@@ -23,15 +23,15 @@ from protocol.v1 import intake_pb2
 SPEC = Code.SPEC_INVALID
 
 
-def binding(stage: Stage, owner: str, node: NodeKey | None = None, pool: str = "", apart_s: float = 0.0) -> Source:
+def binding(stage: Stage, owner: str, node: NodeKey | None = None, pool: str = "", apart_s: float = 0.0) -> Unsigned:
     """A binding of a contributor's key, whom nobody need know, and a daemon's, for the pool unless for another."""
     created = timestamp(datetime.now(UTC) + timedelta(seconds=apart_s))
     signer = stage.identity(owner)
     raw = bind(pool or stage.pool.digest, signer, node or NodeKey.generate(), created)
-    return Source(json.loads(Signed.parse(raw).payload), signer, stage.pool)
+    return Unsigned(json.loads(Signed.parse(raw).payload), signer, stage.pool)
 
 
-def present(stage: Stage, source: Source, path: tuple[str, ...] = (), value: Any = None) -> str:
+def present(stage: Stage, source: Unsigned, path: tuple[str, ...] = (), value: Any = None) -> str:
     """Bring a binding, with another value at a path if there is one, and return where daemons are told to connect."""
     raw = in_payload(("predicate", *path), value)(source) if path else source.signer.sign(source.payload)
     fleet: str = stage.wire.ask("Intake/Bind", intake_pb2.BindRequest(envelope=raw)).fleet

@@ -1,14 +1,17 @@
-"""Enrolments: keys that present themselves under names."""
+"""Enrolments: keys that present themselves under names, and give their place to another."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 from coordinator.conformance.answer import UnmetError
 from coordinator.conformance.case import Case, Row, named
 from coordinator.conformance.cases.envelopes import send
 from coordinator.conformance.draft import REMOVED
-from coordinator.conformance.fault import Fault, describe, in_payload
+from coordinator.conformance.fault import Flaw, describe, in_payload
 from coordinator.conformance.stage import Stage
+from protocol.documents import sign_rotation
 from protocol.errors import Code
+from protocol.v1 import intake_pb2
 
 SPEC = Code.SPEC_INVALID
 # What never is a name, a digest, a time; documents of every kind are tried with them.
@@ -47,24 +50,24 @@ FIELDS: tuple[tuple[str, tuple[Any, ...]], ...] = (
 )
 
 
-def _field(name: str, value: Any) -> Fault:
-    return Fault(f"{name}-{describe(value)}", in_payload(("predicate", name), value), SPEC)
+def _field(name: str, value: Any) -> Flaw:
+    return Flaw(f"{name}-{describe(value)}", in_payload(("predicate", name), value), SPEC)
 
 
 FAULTS = [
     *(_field(name, value) for name, values in FIELDS for value in values),
-    *(Fault(f"name-{what}", in_payload(("predicate", "name"), text), SPEC) for what, text in NO_NAMES.items()),
-    *(Fault(f"key-{what}", in_payload(("predicate", "key"), text), SPEC) for what, text in NO_DIGESTS.items()),
-    *(Fault(f"pool-{what}", in_payload(("predicate", "pool"), text), SPEC) for what, text in NO_DIGESTS.items()),
-    *(Fault(f"created-{what}", in_payload(("predicate", "created"), text), SPEC) for what, text in NO_TIMES.items()),
+    *(Flaw(f"name-{what}", in_payload(("predicate", "name"), text), SPEC) for what, text in NO_NAMES.items()),
+    *(Flaw(f"key-{what}", in_payload(("predicate", "key"), text), SPEC) for what, text in NO_DIGESTS.items()),
+    *(Flaw(f"pool-{what}", in_payload(("predicate", "pool"), text), SPEC) for what, text in NO_DIGESTS.items()),
+    *(Flaw(f"created-{what}", in_payload(("predicate", "created"), text), SPEC) for what, text in NO_TIMES.items()),
     *(
-        Fault(f"weak-key-{place}", in_payload(("predicate", "key"), key), Code.WEAK_KEY)
+        Flaw(f"weak-key-{place}", in_payload(("predicate", "key"), key), Code.WEAK_KEY)
         for place, key in enumerate(WEAK_KEYS)
     ),
-    Fault("key-of-another", in_payload(("predicate", "key"), "5" + "8" * 63), Code.BAD_SIGNATURE),
-    Fault("another-pool", in_payload(("predicate", "pool"), "0" * 64), Code.WRONG_POOL),
-    Fault("name-like-a-key", in_payload(("predicate", "name"), "a1" * 32), Code.NAME_MISLEADING),
-    Fault("name-of-digits-like-a-key", in_payload(("predicate", "name"), "7" * 64), Code.NAME_MISLEADING),
+    Flaw("key-of-another", in_payload(("predicate", "key"), "5" + "8" * 63), Code.BAD_SIGNATURE),
+    Flaw("another-pool", in_payload(("predicate", "pool"), "0" * 64), Code.WRONG_POOL),
+    Flaw("name-like-a-key", in_payload(("predicate", "name"), "a1" * 32), Code.NAME_MISLEADING),
+    Flaw("name-of-digits-like-a-key", in_payload(("predicate", "name"), "7" * 64), Code.NAME_MISLEADING),
 ]
 
 
@@ -99,6 +102,43 @@ def _all_letters(stage: Stage) -> None:
     stage.enrol(stage.enrolment("letters", name=stage.called("a.b_c-d..e")))
 
 
+def _rotate(stage: Stage, old: str, new: str) -> Any:
+    """Have a contributor's key give its place to another."""
+    envelope = sign_rotation(stage.pool, stage.identity(old), stage.identity(new), datetime.now(UTC))
+    return stage.wire.ask("Intake/Rotate", intake_pb2.RotateRequest(envelope=envelope))
+
+
+def _rotated(stage: Stage, owner: str) -> str:
+    """A contributor whose key was exchanged; returns whose key came in its place."""
+    stage.member(owner)
+    _rotate(stage, owner, f"{owner}-new")
+    return f"{owner}-new"
+
+
+def _old_begins(stage: Stage) -> Any:
+    _rotated(stage, "rita")
+    return stage.begin(stage.draft("rita", "late"))
+
+
+def _new_begins(stage: Stage) -> Any:
+    return stage.begin(stage.draft(_rotated(stage, "rosa"), "early"))
+
+
+def _old_rotates(stage: Stage) -> Any:
+    _rotated(stage, "ruth")
+    return _rotate(stage, "ruth", "ruth-third")
+
+
+def _unknown(stage: Stage) -> Any:
+    return _rotate(stage, "nobody-old", "nobody-new")
+
+
+def _to_a_members(stage: Stage) -> Any:
+    stage.member("rolf")
+    stage.member("rick")
+    return _rotate(stage, "rolf", "rick")
+
+
 def cases() -> list[Case]:
     """All of them."""
     rows: list[Row] = [(fault.name, send("Enrol", fault.spoil), fault.code) for fault in FAULTS]
@@ -110,4 +150,11 @@ def cases() -> list[Case]:
         ("name-of-64-letters", _longest, None),
         ("name-of-all-letters", _all_letters, None),
     ]
-    return named("enrolment", rows)
+    rotations: list[Row] = [
+        ("old-key-begins", _old_begins, Code.KEY_ROTATED),
+        ("new-key-begins", _new_begins, None),
+        ("old-key-rotates", _old_rotates, Code.KEY_ROTATED),
+        ("of-a-key-that-nobody-knows", _unknown, Code.KEY_UNKNOWN),
+        ("to-a-members-key", _to_a_members, Code.NAME_TAKEN),
+    ]
+    return named("enrolment", rows) + named("rotation", rotations)

@@ -9,8 +9,8 @@ from google.protobuf.message import Message
 
 from coordinator.conformance.case import Case, Need, Play, named
 from coordinator.conformance.cases.bindings import binding
-from coordinator.conformance.draft import REMOVED, Source, another, dump
-from coordinator.conformance.fault import Fault, Spoil, as_text, describe, in_envelope
+from coordinator.conformance.draft import REMOVED, Unsigned, another, dump
+from coordinator.conformance.fault import Flaw, Spoil, as_text, describe, in_envelope
 from coordinator.conformance.stage import Stage
 from protocol.errors import Code
 from protocol.signing import PAYLOAD_TYPE
@@ -18,7 +18,7 @@ from protocol.v1 import intake_pb2
 
 SCHEMA = Code.ENVELOPE_SCHEMA
 # What anybody, enrolled or not, may bring in an envelope.
-CARRIERS: dict[str, tuple[Callable[[bytes], Message], Callable[[Stage], Source], tuple[Need, ...]]] = {
+CARRIERS: dict[str, tuple[Callable[[bytes], Message], Callable[[Stage], Unsigned], tuple[Need, ...]]] = {
     "Begin": (lambda raw: intake_pb2.BeginRequest(envelope=raw), lambda stage: stage.draft("nobody", "x").source, ()),
     "Enrol": (lambda raw: intake_pb2.EnrolRequest(envelope=raw), lambda stage: stage.enrolment("nobody"), ()),
     "Bind": (lambda raw: intake_pb2.BindRequest(envelope=raw), lambda stage: binding(stage, "nobody"), (Need.FLEET,)),
@@ -67,12 +67,12 @@ def _sig(change: Callable[[str], Any]) -> Spoil:
     return lambda source: in_envelope(("signatures", 0, "sig"), change(source.envelope["signatures"][0]["sig"]))(source)
 
 
-def _two(source: Source) -> bytes:
+def _two(source: Unsigned) -> bytes:
     entry = source.envelope["signatures"][0]
     return in_envelope(("signatures",), [entry, entry])(source)
 
 
-def _nine(source: Source) -> bytes:
+def _nine(source: Unsigned) -> bytes:
     sig = source.envelope["signatures"][0]["sig"]
     return in_envelope(("signatures",), [{"keyid": f"{n:064x}", "sig": sig} for n in range(9)])(source)
 
@@ -92,21 +92,21 @@ SIGNATURE_FIELDS: tuple[tuple[str, tuple[Any, ...]], ...] = (
     ("cert", ("x",)),
 )
 ENVELOPE_FAULTS = [
-    *(Fault(name, as_text(change), SCHEMA) for name, change in TEXTS),
+    *(Flaw(name, as_text(change), SCHEMA) for name, change in TEXTS),
     *(
-        Fault(f"{name}-{describe(value)}", in_envelope((name,), value), SCHEMA)
+        Flaw(f"{name}-{describe(value)}", in_envelope((name,), value), SCHEMA)
         for name, values in FIELDS
         for value in values
     ),
     *(
-        Fault(f"signature-{name}-{describe(value)}", in_envelope(("signatures", 0, name), value), SCHEMA)
+        Flaw(f"signature-{name}-{describe(value)}", in_envelope(("signatures", 0, name), value), SCHEMA)
         for name, values in SIGNATURE_FIELDS
         for value in values
     ),
-    Fault("sig-without-padding", _sig(lambda text: text.rstrip("=")), SCHEMA),
-    Fault("sig-with-line-break", _sig(lambda text: f"{text[:9]}\n{text[9:]}"), SCHEMA),
-    Fault("signature-by-one-key-twice", _two, SCHEMA),
-    Fault("nine-signatures", _nine, SCHEMA),
+    Flaw("sig-without-padding", _sig(lambda text: text.rstrip("=")), SCHEMA),
+    Flaw("sig-with-line-break", _sig(lambda text: f"{text[:9]}\n{text[9:]}"), SCHEMA),
+    Flaw("signature-by-one-key-twice", _two, SCHEMA),
+    Flaw("nine-signatures", _nine, SCHEMA),
 ]
 EVERYWHERE = frozenset({
     "nothing", "words", "cut-by-a-byte", "key-twice", "NaN", "depth-7000", "pickle", "empty-object", "no-utf-8",
@@ -116,17 +116,17 @@ EVERYWHERE = frozenset({
 """What every call is tried with; they read envelopes by one reader here, but need not elsewhere."""
 
 
-def _signature(change: Callable[[Source], bytes]) -> Spoil:
+def _signature(change: Callable[[Unsigned], bytes]) -> Spoil:
     """Put other bytes in the signature's place."""
     return lambda source: in_envelope(("signatures", 0, "sig"), base64.b64encode(change(source)).decode())(source)
 
 
-def _honest(source: Source) -> bytes:
+def _honest(source: Unsigned) -> bytes:
     return base64.b64decode(source.envelope["signatures"][0]["sig"])
 
 
 def _flip(place: int, bit: int = 1) -> Spoil:
-    def change(source: Source) -> bytes:
+    def change(source: Unsigned) -> bytes:
         signature = bytearray(_honest(source))
         signature[place] ^= bit
         return bytes(signature)
@@ -138,7 +138,7 @@ def _flip(place: int, bit: int = 1) -> Spoil:
 _L = (1 << 252) + 27742317777372353535851937790883648493
 
 
-def _plus_order(source: Source) -> bytes:
+def _plus_order(source: Unsigned) -> bytes:
     signature = _honest(source)
     return signature[:32] + (int.from_bytes(signature[32:], "little") + _L).to_bytes(32, "little")
 
@@ -152,40 +152,40 @@ def _over(message: Callable[[bytes], bytes]) -> Spoil:
     return _signature(lambda source: source.signer.sign_bare(message(source.payload)))
 
 
-def _other_payload(source: Source) -> bytes:
+def _other_payload(source: Unsigned) -> bytes:
     payload = source.payload.replace(b'"created":"2', b'"created":"1')
     return in_envelope(("payload",), base64.b64encode(payload).decode())(source)
 
 
-def _by_another(source: Source) -> dict[str, Any]:
+def _by_another(source: Unsigned) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(another(source.signer).sign(source.payload))
     return found
 
 
-def _by_another_under_our_name(source: Source) -> bytes:
+def _by_another_under_our_name(source: Unsigned) -> bytes:
     found = _by_another(source)
     found["signatures"][0]["keyid"] = source.signer.public.keyid
     return dump(found)
 
 
 SIGNATURE_FAULTS = [
-    Fault("another-payload", _other_payload, Code.BAD_SIGNATURE),
-    Fault("first-bit", _flip(0), Code.BAD_SIGNATURE),
-    Fault("point", _flip(20, 16), Code.BAD_SIGNATURE),
-    Fault("scalar", _flip(40), Code.BAD_SIGNATURE),
-    Fault("last-bit", _flip(63, 128), Code.BAD_SIGNATURE),
-    Fault("empty", _signature(lambda _: b""), Code.BAD_SIGNATURE),
-    Fault("63-bytes", _signature(lambda source: _honest(source)[:-1]), Code.BAD_SIGNATURE),
-    Fault("65-bytes", _signature(lambda source: _honest(source) + b"\0"), Code.BAD_SIGNATURE),
-    Fault("zeros", _signature(lambda _: bytes(64)), Code.BAD_SIGNATURE),
-    Fault("ones", _signature(lambda _: b"\xff" * 64), Code.BAD_SIGNATURE),
-    Fault("identity-point", _signature(lambda _: b"\1" + bytes(63)), Code.BAD_SIGNATURE),
-    Fault("scalar-plus-group-order", _signature(_plus_order), Code.BAD_SIGNATURE),
-    Fault("over-the-bare-payload", _over(lambda payload: payload), Code.BAD_SIGNATURE),
-    Fault("over-another-type", _over(lambda payload: _encoded(payload, "application/json")), Code.BAD_SIGNATURE),
-    Fault("over-another-version", _over(lambda payload: _encoded(payload, head="DSSEv2")), Code.BAD_SIGNATURE),
-    Fault("over-an-empty-payload", _over(lambda _: _encoded(b"")), Code.BAD_SIGNATURE),
-    Fault("by-another-key-under-the-right-keyid", _by_another_under_our_name, Code.BAD_SIGNATURE),
+    Flaw("another-payload", _other_payload, Code.BAD_SIGNATURE),
+    Flaw("first-bit", _flip(0), Code.BAD_SIGNATURE),
+    Flaw("point", _flip(20, 16), Code.BAD_SIGNATURE),
+    Flaw("scalar", _flip(40), Code.BAD_SIGNATURE),
+    Flaw("last-bit", _flip(63, 128), Code.BAD_SIGNATURE),
+    Flaw("empty", _signature(lambda _: b""), Code.BAD_SIGNATURE),
+    Flaw("63-bytes", _signature(lambda source: _honest(source)[:-1]), Code.BAD_SIGNATURE),
+    Flaw("65-bytes", _signature(lambda source: _honest(source) + b"\0"), Code.BAD_SIGNATURE),
+    Flaw("zeros", _signature(lambda _: bytes(64)), Code.BAD_SIGNATURE),
+    Flaw("ones", _signature(lambda _: b"\xff" * 64), Code.BAD_SIGNATURE),
+    Flaw("identity-point", _signature(lambda _: b"\1" + bytes(63)), Code.BAD_SIGNATURE),
+    Flaw("scalar-plus-group-order", _signature(_plus_order), Code.BAD_SIGNATURE),
+    Flaw("over-the-bare-payload", _over(lambda payload: payload), Code.BAD_SIGNATURE),
+    Flaw("over-another-type", _over(lambda payload: _encoded(payload, "application/json")), Code.BAD_SIGNATURE),
+    Flaw("over-another-version", _over(lambda payload: _encoded(payload, head="DSSEv2")), Code.BAD_SIGNATURE),
+    Flaw("over-an-empty-payload", _over(lambda _: _encoded(b"")), Code.BAD_SIGNATURE),
+    Flaw("by-another-key-under-the-right-keyid", _by_another_under_our_name, Code.BAD_SIGNATURE),
 ]
 FOREIGN = [
     ("by-another-key", lambda source: dump(_by_another(source))),
@@ -199,7 +199,7 @@ def send(method: str, spoil: Spoil) -> Play:
     return lambda stage: stage.wire.ask(f"Intake/{method}", request(spoil(source(stage))))
 
 
-def faulty(subject: str, method: str, faults: Iterable[Fault]) -> list[Case]:
+def faulty(subject: str, method: str, faults: Iterable[Flaw]) -> list[Case]:
     """Make a case of each fault at one call."""
     rows = ((f"{method}/{fault.name}", send(method, fault.spoil), fault.code) for fault in faults)
     return named(subject, rows, *CARRIERS[method][2])
@@ -213,8 +213,8 @@ def cases() -> list[Case]:
             found += faulty("envelope", method, (fault for fault in ENVELOPE_FAULTS if fault.name in EVERYWHERE))
         # A bundle names its signer before anything is verified.
         foreign = Code.SIGNER_MISMATCH if method == "Begin" else Code.BAD_SIGNATURE
-        stranger = [Fault(name, spoil, foreign) for name, spoil in FOREIGN]
+        stranger = [Flaw(name, spoil, foreign) for name, spoil in FOREIGN]
         found += faulty("signature", method, [*SIGNATURE_FAULTS, *stranger])
-        oversize = Fault("too-long", as_text(lambda raw: raw + b" " * (1 << 20)), Code.TOO_LARGE)
+        oversize = Flaw("too-long", as_text(lambda raw: raw + b" " * (1 << 20)), Code.TOO_LARGE)
         found += faulty("envelope", method, [oversize])
     return found

@@ -5,8 +5,8 @@ from typing import Any
 from coordinator.conformance.case import Case
 from coordinator.conformance.cases.enrolments import NO_DIGESTS, NO_NAMES, NO_TIMES, WEAK_KEYS
 from coordinator.conformance.cases.envelopes import faulty
-from coordinator.conformance.draft import FIRST, REMOVED, Source, changed, dump
-from coordinator.conformance.fault import Fault, at_path, describe, in_payload
+from coordinator.conformance.draft import FIRST, REMOVED, Unsigned, changed, dump
+from coordinator.conformance.fault import Flaw, at_path, describe, in_payload
 from protocol.bundle import ADAPTER_WEIGHTS, CARD, FILES, MAX_TEXT_BYTES
 from protocol.errors import Code
 
@@ -75,7 +75,7 @@ SIZES: tuple[Any, ...] = (-1, "1", 1.0, True, None, [], 1 << 53, 10**400)
 def _rename_module(path: str) -> Any:
     """Say that the expert touches a module of another name."""
 
-    def spoil(source: Source) -> bytes:
+    def spoil(source: Unsigned) -> bytes:
         modules = source.document["predicate"]["spec"]["modules"]
         return in_payload((*ROOT, "modules"), {path: next(iter(modules.values()))})(source)
 
@@ -89,24 +89,24 @@ def _other_kind(fields: dict[str, Any]) -> Any:
 def _beside(fields: dict[str, Any]) -> Any:
     """Say that the expert touches a second module, and how."""
 
-    def spoil(source: Source) -> bytes:
+    def spoil(source: Unsigned) -> bytes:
         modules = source.document["predicate"]["spec"]["modules"]
         return in_payload((*ROOT, "modules"), modules | {"other": fields})(source)
 
     return spoil
 
 
-def _wider(source: Source) -> bytes:
+def _wider(source: Unsigned) -> bytes:
     module = next(iter(source.document["predicate"]["spec"]["modules"].values()))
     return in_payload((*ROOT, "modules", FIRST, "rank"), min(module["d_in"], module["d_out"]) + 1)(source)
 
 
-def _negative(source: Source) -> bytes:
+def _negative(source: Unsigned) -> bytes:
     document = changed(source.document, ("predicate", "sizes", CARD), -(1 << 40))
     return source.signer.sign(dump(changed(document, ("predicate", "sizes", ADAPTER_WEIGHTS), 1 << 40)))
 
 
-def _strings() -> list[Fault]:
+def _strings() -> list[Flaw]:
     """What is a text, but none of its form."""
     forms: tuple[tuple[tuple[str, ...], dict[str, str]], ...] = (
         (("name",), NO_NAMES), (("contributor",), NO_DIGESTS), (("pool",), NO_DIGESTS), (("created",), NO_TIMES),
@@ -115,13 +115,13 @@ def _strings() -> list[Fault]:
         (("base", "name"), NO_LINES), (("base", "weights"), NO_DIGESTS),
     )  # fmt: skip
     return [
-        Fault(f"{'.'.join(path)}-{what}", in_payload((*ROOT, *path), text), INVALID)
+        Flaw(f"{'.'.join(path)}-{what}", in_payload((*ROOT, *path), text), INVALID)
         for path, texts in forms
         for what, text in texts.items()
     ]
 
 
-def _modules() -> list[Fault]:
+def _modules() -> list[Flaw]:
     ia3 = {"kind": "ia3", "d_in": 8, "d_out": 8}
     low_rank = {"d_in": 8, "d_out": 8, "rank": 2, "alpha": 1.0}
     other: dict[str, dict[str, Any]] = {
@@ -132,53 +132,53 @@ def _modules() -> list[Fault]:
         "lora-with-side": low_rank | {"kind": "lora", "side": "input"},
     }  # fmt: skip
     return [
-        *(Fault(f"module-path-{what}", _rename_module(path), INVALID) for what, path in PATHS.items()),
-        *(Fault(f"module-{what}", _other_kind(fields), INVALID) for what, fields in other.items()),
-        Fault("modules-of-two-kinds", _beside(low_rank | {"kind": "dora"}), INVALID),
-        Fault("rank-above-the-width", _wider, INVALID),
+        *(Flaw(f"module-path-{what}", _rename_module(path), INVALID) for what, path in PATHS.items()),
+        *(Flaw(f"module-{what}", _other_kind(fields), INVALID) for what, fields in other.items()),
+        Flaw("modules-of-two-kinds", _beside(low_rank | {"kind": "dora"}), INVALID),
+        Flaw("rank-above-the-width", _wider, INVALID),
     ]
 
 
-def _sizes() -> list[Fault]:
+def _sizes() -> list[Flaw]:
     place = ("predicate", "sizes")
     found = [
-        Fault(f"size-{describe(value)}", in_payload((*place, ADAPTER_WEIGHTS), value),
+        Flaw(f"size-{describe(value)}", in_payload((*place, ADAPTER_WEIGHTS), value),
               SCHEMA if type(value) is int and value > 0 else INVALID)
         for value in SIZES
     ]  # fmt: skip
-    found += [Fault(f"sizes-{describe(value)}", in_payload(place, value), INVALID) for value in (REMOVED, None, [], {})]
+    found += [Flaw(f"sizes-{describe(value)}", in_payload(place, value), INVALID) for value in (REMOVED, None, [], {})]
     found += [
-        Fault(f"size-of-{name}-too-large", in_payload((*place, name), most + 1), Code.TOO_LARGE)
+        Flaw(f"size-of-{name}-too-large", in_payload((*place, name), most + 1), Code.TOO_LARGE)
         for name, most in MAX_TEXT_BYTES.items()
     ]
-    found.append(Fault("sizes-that-cancel-out", _negative, INVALID))
-    found += [Fault(f"size-of-{name}-left-out", in_payload((*place, name), REMOVED), INVALID) for name in FILES]
-    found += [Fault(f"size-of-{name}-for-another", _sized_as(name), Code.FILE_MISSING) for name in FILES]
+    found.append(Flaw("sizes-that-cancel-out", _negative, INVALID))
+    found += [Flaw(f"size-of-{name}-left-out", in_payload((*place, name), REMOVED), INVALID) for name in FILES]
+    found += [Flaw(f"size-of-{name}-for-another", _sized_as(name), Code.FILE_MISSING) for name in FILES]
     return found
 
 
 def _sized_as(name: str) -> Any:
     """Tell the size of one file under another name."""
 
-    def spoil(source: Source) -> bytes:
+    def spoil(source: Unsigned) -> bytes:
         without = changed(source.document, ("predicate", "sizes", name), REMOVED)
         return source.signer.sign(dump(changed(without, ("predicate", "sizes", "other"), 1)))
 
     return spoil
 
 
-def _subjects() -> list[Fault]:
+def _subjects() -> list[Flaw]:
     """Other files than the five."""
 
     def without(name: str) -> Any:
-        def spoil(source: Source) -> bytes:
+        def spoil(source: Unsigned) -> bytes:
             kept = [entry for entry in source.document["subject"] if entry["name"] != name]
             return in_payload(("subject",), kept)(source)
 
         return spoil
 
     def beside(name: str) -> Any:
-        def spoil(source: Source) -> bytes:
+        def spoil(source: Unsigned) -> bytes:
             entry = {"name": name, "digest": {"sha256": "a" * 64}}
             return in_payload(("subject",), [*source.document["subject"], entry])(source)
 
@@ -186,15 +186,15 @@ def _subjects() -> list[Fault]:
 
     extra = ("adapter_model.bin", "modeling.py", "bundle.dsse.json", "readme.md", "Spec.json", "a.zip", "spec.json.tmp")
     return [
-        *(Fault(f"file-{name}-left-out", without(name), Code.FILE_MISSING) for name in FILES),
-        *(Fault(f"file-{name}-beside", beside(name), Code.FILE_NOT_ALLOWED) for name in extra),
+        *(Flaw(f"file-{name}-left-out", without(name), Code.FILE_MISSING) for name in FILES),
+        *(Flaw(f"file-{name}-beside", beside(name), Code.FILE_NOT_ALLOWED) for name in extra),
     ]
 
 
 FAULTS = [
     *(fault for path, values in VALUES for fault in at_path(ROOT, INVALID, ((path, value) for value in values))),
     *(
-        Fault(f"{name}-in-numbers-{place}", in_payload((*ROOT, name), value), INVALID)
+        Flaw(f"{name}-in-numbers-{place}", in_payload((*ROOT, name), value), INVALID)
         for name, values in NUMBERS.items()
         for place, value in enumerate(values)
     ),
@@ -202,16 +202,16 @@ FAULTS = [
     *_modules(),
     *_sizes(),
     *_subjects(),
-    Fault("alpha-NaN", in_payload((*ROOT, "modules", FIRST, "alpha"), float("nan")), SCHEMA),
-    Fault("alpha-infinite", in_payload((*ROOT, "modules", FIRST, "alpha"), float("inf")), SCHEMA),
-    Fault("rank-beyond-2^53", in_payload((*ROOT, "modules", FIRST, "rank"), 1 << 60), SCHEMA),
-    Fault("predicate-empty", in_payload(("predicate",), {}), INVALID),
-    Fault("predicate-with-more", in_payload(("predicate", "code"), "x"), INVALID),
+    Flaw("alpha-NaN", in_payload((*ROOT, "modules", FIRST, "alpha"), float("nan")), SCHEMA),
+    Flaw("alpha-infinite", in_payload((*ROOT, "modules", FIRST, "alpha"), float("inf")), SCHEMA),
+    Flaw("rank-beyond-2^53", in_payload((*ROOT, "modules", FIRST, "rank"), 1 << 60), SCHEMA),
+    Flaw("predicate-empty", in_payload(("predicate",), {}), INVALID),
+    Flaw("predicate-with-more", in_payload(("predicate", "code"), "x"), INVALID),
     *(
-        Fault(f"weak-contributor-{place}", in_payload((*ROOT, "contributor"), key), Code.WEAK_KEY)
+        Flaw(f"weak-contributor-{place}", in_payload((*ROOT, "contributor"), key), Code.WEAK_KEY)
         for place, key in enumerate(WEAK_KEYS)
     ),
-    Fault("contributor-is-another", in_payload((*ROOT, "contributor"), "5" + "8" * 63), Code.SIGNER_MISMATCH),
+    Flaw("contributor-is-another", in_payload((*ROOT, "contributor"), "5" + "8" * 63), Code.SIGNER_MISMATCH),
 ]
 
 

@@ -4,8 +4,8 @@ from typing import Any
 
 from coordinator.conformance.case import Case
 from coordinator.conformance.cases.envelopes import faulty
-from coordinator.conformance.draft import REMOVED, Source, dump
-from coordinator.conformance.fault import Fault, as_payload, describe, in_payload
+from coordinator.conformance.draft import REMOVED, Unsigned, dump
+from coordinator.conformance.fault import Flaw, as_payload, describe, in_payload
 from protocol.bundle import BUNDLE_TYPE
 from protocol.documents import ENROLMENT_TYPE, RECEIPT_TYPE
 from protocol.errors import Code
@@ -56,34 +56,34 @@ def _subject(entry: Any) -> Any:
     return in_payload(("subject",), [entry])
 
 
-def _twice(source: Source) -> bytes:
+def _twice(source: Unsigned) -> bytes:
     first = source.document["subject"][0]
     return in_payload(("subject",), [first, first])(source)
 
 
 FAULTS = [
-    *(Fault(f"{n}-{describe(v)}", in_payload((n,), v), SCHEMA) for n, values in FIELDS for v in values),
-    *(Fault(f"{n}-{describe(v)}", in_payload((n,), v), UNSUPPORTED) for n, values in FOREIGN_TYPES for v in values),
-    *(Fault(f"subject-{name}", _subject(entry), SCHEMA) for name, entry in SUBJECTS.items()),
+    *(Flaw(f"{n}-{describe(v)}", in_payload((n,), v), SCHEMA) for n, values in FIELDS for v in values),
+    *(Flaw(f"{n}-{describe(v)}", in_payload((n,), v), UNSUPPORTED) for n, values in FOREIGN_TYPES for v in values),
+    *(Flaw(f"subject-{name}", _subject(entry), SCHEMA) for name, entry in SUBJECTS.items()),
     *(
-        Fault(f"subject-name-{name}", _subject({"name": text, "digest": {"sha256": _SHA}}), SCHEMA)
+        Flaw(f"subject-name-{name}", _subject({"name": text, "digest": {"sha256": _SHA}}), SCHEMA)
         for name, text in NAMES.items()
     ),
-    Fault("subject-twice", _twice, SCHEMA),
-    Fault("payload-empty", as_payload(lambda _: b""), SCHEMA),
-    Fault("payload-words", as_payload(lambda _: b"let me in"), SCHEMA),
-    Fault("payload-a-list", as_payload(lambda _: b"[]"), SCHEMA),
-    Fault("payload-listed", as_payload(lambda raw: b"[" + raw + b"]"), SCHEMA),
-    Fault("payload-cut", as_payload(lambda raw: raw[:-1]), SCHEMA),
-    Fault("payload-trailing-word", as_payload(lambda raw: raw + b"x"), SCHEMA),
-    Fault("payload-no-utf-8", as_payload(lambda raw: raw.replace(b"subject", b"sub\xffect")), SCHEMA),
-    Fault("payload-NaN", as_payload(lambda raw: raw[:-1] + b',"x":NaN}'), SCHEMA),
-    Fault("payload-key-twice", as_payload(lambda raw: raw[:-1] + b',"_type":"x"}'), SCHEMA),
-    Fault("payload-inner-key-twice", as_payload(
+    Flaw("subject-twice", _twice, SCHEMA),
+    Flaw("payload-empty", as_payload(lambda _: b""), SCHEMA),
+    Flaw("payload-words", as_payload(lambda _: b"let me in"), SCHEMA),
+    Flaw("payload-a-list", as_payload(lambda _: b"[]"), SCHEMA),
+    Flaw("payload-listed", as_payload(lambda raw: b"[" + raw + b"]"), SCHEMA),
+    Flaw("payload-cut", as_payload(lambda raw: raw[:-1]), SCHEMA),
+    Flaw("payload-trailing-word", as_payload(lambda raw: raw + b"x"), SCHEMA),
+    Flaw("payload-no-utf-8", as_payload(lambda raw: raw.replace(b"subject", b"sub\xffect")), SCHEMA),
+    Flaw("payload-NaN", as_payload(lambda raw: raw[:-1] + b',"x":NaN}'), SCHEMA),
+    Flaw("payload-key-twice", as_payload(lambda raw: raw[:-1] + b',"_type":"x"}'), SCHEMA),
+    Flaw("payload-inner-key-twice", as_payload(
         lambda raw: raw.replace(b'"predicate":{', b'"predicate":{"pool":"","pool":"",')), SCHEMA),
-    Fault("payload-integer-beyond-2^53", as_payload(lambda raw: raw[:-1] + b',"x":9007199254740993}'), SCHEMA),
-    Fault("payload-depth-33", as_payload(lambda _: dump({"a": 1})[:-2] + b"[" * 33 + b"]" * 33 + b"}"), SCHEMA),
-    Fault("payload-half-a-surrogate-pair", as_payload(lambda raw: raw[:-1] + b',"x":"\\udfff"}'), SCHEMA),
+    Flaw("payload-integer-beyond-2^53", as_payload(lambda raw: raw[:-1] + b',"x":9007199254740993}'), SCHEMA),
+    Flaw("payload-depth-33", as_payload(lambda _: dump({"a": 1})[:-2] + b"[" * 33 + b"]" * 33 + b"}"), SCHEMA),
+    Flaw("payload-half-a-surrogate-pair", as_payload(lambda raw: raw[:-1] + b',"x":"\\udfff"}'), SCHEMA),
 ]  # fmt: skip
 EVERYWHERE = frozenset({
     "_type-https~~~in-toto...33", "predicateType-https~~~slsa.dev..30", "subject-left-out", "subject-()",
@@ -100,7 +100,7 @@ def cases() -> list[Case]:
         faults = [fault for fault in FAULTS if method == "Begin" or fault.name in EVERYWHERE]
         others = (each for each in TYPES if each != own)
         faults += [
-            Fault(f"a-{each.split('/')[-2]}", in_payload(("predicateType",), each), UNSUPPORTED) for each in others
+            Flaw(f"a-{each.split('/')[-2]}", in_payload(("predicateType",), each), UNSUPPORTED) for each in others
         ]
         found += faulty("statement", method, faults)
     return found

@@ -95,6 +95,12 @@ def _too_many(stage: Stage) -> None:
     stage.refuses(Code.QUOTA, stage.begin, stage.draft("ada", "one-more"))
 
 
+def _gates_of_anothers(stage: Stage) -> object:
+    theirs = stage.let_in("gail")
+    stage.member("hank")
+    return stage.judged(replace(stage.draft("hank", "mine"), gates=theirs.gates))
+
+
 def cases() -> list[Case]:
     """All of them; the last leaves a contributor's uploads open."""
     rows: list[Row] = [
@@ -112,5 +118,9 @@ def cases() -> list[Case]:
 
 def last_cases() -> list[Case]:
     """What comes after all else."""
-    rows: list[Row] = [("superseded", _superseded, None), ("more-than-anybody-may-hold", _too_many, None)]
+    rows: list[Row] = [
+        ("superseded", _superseded, None),
+        ("gates-of-anothers", _gates_of_anothers, Code.NEAR_GATES),
+        ("more-than-anybody-may-hold", _too_many, None),
+    ]
     return named("succession", rows, Need.WORKER)
