@@ -29,7 +29,7 @@ Whole messages count, so that the slowest line that a file gets through moves a 
 
 # Exponential back-off with jitter, inside gRPC: only UNAVAILABLE is retried, and only for calls that
 # may be repeated. Put carries a stream that cannot be replayed; upload.py resumes it by offset.
-_VERBS = ("Enrol", "Begin", "Commit", "Status", "Bind")
+_VERBS = ("Enrol", "Rotate", "Begin", "Commit", "Status", "Bind")
 _REPEATABLE = [{"service": f"greylag.v1.{name}"} for name in ("Catalog", "Log", "Query")]
 _REPEATABLE += [{"service": "greylag.v1.Intake", "method": verb} for verb in _VERBS]
 _RETRY = {
@@ -48,17 +48,18 @@ OPTIONS = (
 
 @contextmanager
 def connect(
-    address: str, ca: Path | None = None, options: Sequence[tuple[str, int | str]] = OPTIONS
+    address: str, ca: Path | None = None, options: Sequence[tuple[str, int | str]] | None = None
 ) -> Iterator[grpc.Channel]:
     """Open a channel, and turn every failed call inside into an error of our table.
 
     A loopback address without a CA certificate is spoken to in plain text; every other address over TLS, checked
-    against the CA certificate (PEM) or, without one, the system's.
+    against the CA certificate (PEM) or, without one, the system's. Other `options` stand in place of all of ours.
 
     Raises:
         Refused: `SETTINGS_INVALID`, `UNTRUSTED`, or whatever the other side refuses with.
         Unavailable: `UNREACHABLE` or `BUSY`.
     """
+    options = OPTIONS if options is None else options
     credentials = _credentials(address, ca)
     if credentials is None:
         channel = grpc.insecure_channel(address, options=options)

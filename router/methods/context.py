@@ -1,6 +1,6 @@
 """What a routing method may look at when it plans a request."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,7 +74,8 @@ class MethodContext:
         Raises:
             Refused: `STATISTICS_MISSING`, naming the experts that tell no means.
         """
-        return self._solved(Mixtures.shares)
+        self.check_means("A mixture", whole=False)
+        return self._capped(self.seen.mixtures.shares(self.pool, self.inputs))
 
     def latest_shares(self) -> Shares:
         """Solve the inputs as `shares`, or what they end in where that is familiar.
@@ -82,11 +83,11 @@ class MethodContext:
         Raises:
             Refused: As `shares`.
         """
-        return self._solved(Mixtures.latest)
-
-    def _solved(self, solve: Callable[[Mixtures, ExpertPool, Sequence[PromptLike]], Shares]) -> Shares:
         self.check_means("A mixture", whole=False)
-        found, calibration = solve(self.seen.mixtures, self.pool, self.inputs), self.pool.calibration
+        return self._capped(self.seen.mixtures.latest(self.pool, self.inputs))
+
+    def _capped(self, found: Shares) -> Shares:
+        calibration = self.pool.calibration
         if calibration is None or REQUEST not in calibration.modules:
             return found
         # A release's cap: whoever would take too many requests is given less of each.

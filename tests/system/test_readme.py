@@ -93,4 +93,5 @@ def test_the_readme_runs(t5_base: Path, tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "one-lora").iterdir()} == {
         "adapter_config.json",
         "adapter_model.safetensors",
+        "model.sig",
     }
