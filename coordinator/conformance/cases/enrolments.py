@@ -116,17 +116,17 @@ def _rotated(stage: Stage, owner: str) -> str:
 
 
 def _old_begins(stage: Stage) -> Any:
-    _rotated(stage, "rita")
-    return stage.begin(stage.draft("rita", "late"))
+    _rotated(stage, "old-begins")
+    return stage.begin(stage.draft("old-begins", "late"))
 
 
 def _new_begins(stage: Stage) -> Any:
-    return stage.begin(stage.draft(_rotated(stage, "rosa"), "early"))
+    return stage.begin(stage.draft(_rotated(stage, "new-begins"), "early"))
 
 
 def _old_rotates(stage: Stage) -> Any:
-    _rotated(stage, "ruth")
-    return _rotate(stage, "ruth", "ruth-third")
+    _rotated(stage, "old-rotates")
+    return _rotate(stage, "old-rotates", "old-rotates-third")
 
 
 def _unknown(stage: Stage) -> Any:
@@ -134,9 +134,9 @@ def _unknown(stage: Stage) -> Any:
 
 
 def _to_a_members(stage: Stage) -> Any:
-    stage.member("rolf")
-    stage.member("rick")
-    return _rotate(stage, "rolf", "rick")
+    stage.member("to-a-member")
+    stage.member("a-member")
+    return _rotate(stage, "to-a-member", "a-member")
 
 
 def cases() -> list[Case]:
