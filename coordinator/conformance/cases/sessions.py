@@ -195,9 +195,11 @@ def _meanwhile(call: Callable[[Stage, Any], object]) -> Play:
         begun, over = _open(stage), threading.Event()
         stream = stage.wire.held("Intake/Put", _waiting(_first(begun), over))
         try:
-            # It takes a moment to arrive; until then a second one is as good as the first.
+            # It takes a moment to arrive; until then a second one is as good as the first, and may be before it.
             for _ in range(100):
-                if _is_busy(lambda: _put(stage, _first(begun))):
+                if not stream.is_active():
+                    stream = stage.wire.held("Intake/Put", _waiting(_first(begun), over))
+                elif _is_busy(lambda: _put(stage, _first(begun))) and stream.is_active():
                     break
                 time.sleep(0.1)
             return call(stage, begun)
