@@ -41,7 +41,7 @@ demo-base: $(STAMP) ## Train the demo's base model again from generated text (15
 	@$(BIN)/python -m deploy.demo.make_base
 
 .PHONY: test
-test: lint $(STAMP) ## Everything that must hold before a change lands (some twelve minutes on two cores)
+test: lint $(STAMP) ## Everything that must hold before a change lands (some twelve to twenty minutes on two cores)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 .PHONY: test-all

@@ -145,24 +145,6 @@ def test_init_makes_a_workspace_of_a_real_base(program: Program, tmp_path: Path,
 
 
 @pytest.mark.parametrize(
-    ("base", "arguments", "method"),
-    [
-        ("t5_base", ["--statistics", "centroid"], "phatgoose"),
-        ("t5_base", ["--statistics", "centroid", "--statistics", "means"], "nnls-request"),
-        ("llama_base", ["--statistics", "means"], "nnls-cautious"),
-        ("llama_base", ["--statistics", "means", "--method", "phatgoose"], "phatgoose"),
-    ],
-)
-def test_a_pool_that_asks_for_means_routes_by_them(
-    program: Program, tmp_path: Path, request: pytest.FixtureRequest, base: str, arguments: list[str], method: str
-) -> None:
-    workspace, at = CoordinatorWorkspace(tmp_path / "pool"), str(request.getfixturevalue(base))
-    assert program(workspace, "init", "--single", "--name", "birds", "--base", at, *arguments) == 0
-    pool = read_pool(workspace.pool.read_bytes(), Identity.load(workspace.key).public)
-    assert pool.spec.routing.method == method
-
-
-@pytest.mark.parametrize(
     ("arguments", "status"),
     [
         (["--base", "/no/such/folder"], 66),

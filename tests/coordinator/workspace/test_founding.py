@@ -206,3 +206,22 @@ def test_a_pool_that_asks_for_means_tells_what_they_are_held_against(
     Store(str(place.folder / "store")).remove(pool.spec.statistics.sha256)
     assert program(place, "fsck") == Code.DIGEST_MISMATCH.fate.exit
     assert pool.spec.statistics.sha256[:16] in program.err
+
+
+@pytest.mark.parametrize(
+    ("base", "arguments", "method"),
+    [
+        ("t5_base", [], "phatgoose"),
+        ("t5_base", ["--statistics", "centroid"], "phatgoose"),
+        ("t5_base", ["--statistics", "centroid", "--statistics", "means"], "nnls-request"),
+        ("llama_base", ["--statistics", "means"], "nnls-cautious"),
+        ("llama_base", ["--statistics", "means", "--method", "phatgoose"], "phatgoose"),
+    ],
+)
+def test_a_pool_that_asks_for_means_routes_by_them(
+    program: Program, tmp_path: Path, request: pytest.FixtureRequest, base: str, arguments: list[str], method: str
+) -> None:
+    workspace, at = CoordinatorWorkspace(tmp_path / "pool"), str(request.getfixturevalue(base))
+    assert program(workspace, "init", "--single", "--name", "birds", "--base", at, *arguments) == 0
+    pool = read_pool(workspace.pool.read_bytes(), Identity.load(workspace.key).public)
+    assert pool.spec.routing.method == method

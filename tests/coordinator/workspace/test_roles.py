@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -166,19 +167,36 @@ def test_the_story_of_one_machine(program: Program, single: tuple[CoordinatorWor
     assert follow(workspace, node) == 4
 
 
-def test_the_story_of_three_people(  # noqa: PLR0915 - a story is told whole
+@dataclass(frozen=True)
+class Office:
+    """Where people's keys lie, and who types for them."""
+
+    program: Program
+    workspace: CoordinatorWorkspace
+    folder: Path
+
+    def sign(self, file: Path, *names: str) -> None:
+        for name in names:
+            assert self.program(None, "roles", "sign", str(file), "--key", str(self.folder / f"{name}.key")) == 0
+
+    def drafted(self, name: str, *signers: str) -> Path:
+        """The newest release, drafted and signed."""
+        file = self.folder / f"{name}.json"
+        assert self.program(self.workspace, "roles", "draft-release", str(file)) == 0
+        self.sign(file, *signers)
+        return file
+
+    def publishes(self, file: Path) -> int:
+        return self.program(self.workspace, "roles", "publish", str(file))
+
+
+def test_the_story_of_three_people(
     program: Program, shared: tuple[CoordinatorWorkspace, Pool], people: dict[str, Identity], tmp_path: Path
 ) -> None:
     """Nobody follows before the root is signed, nor a release that two did not sign; who leaves is taken out."""
     (workspace, pool), node = shared, tmp_path / "node"
-
-    def sign(file: Path, *names: str) -> None:
-        for name in names:
-            assert program(None, "roles", "sign", str(file), "--key", str(tmp_path / f"{name}.key")) == 0
-
-    def publishes(file: Path) -> int:
-        return program(workspace, "roles", "publish", str(file))
-
+    office = Office(program, workspace, tmp_path)
+    sign, publishes = office.sign, office.publishes
     publish(workspace, pool)
     with pytest.raises(Refused) as early:
         follow(workspace, node)
@@ -192,9 +210,7 @@ def test_the_story_of_three_people(  # noqa: PLR0915 - a story is told whole
     with pytest.raises(Refused):
         follow(workspace, node)
 
-    one = tmp_path / "one.json"
-    assert program(workspace, "roles", "draft-release", str(one)) == 0
-    sign(one, "bob")
+    one = office.drafted("one", "bob")
     assert publishes(one) == Code.BAD_SIGNATURE.fate.exit
     sign(one, "ada")
     assert publishes(one) == 0
@@ -205,10 +221,7 @@ def test_the_story_of_three_people(  # noqa: PLR0915 - a story is told whole
     assert follow(workspace, node) == 1, "two more wait for signatures"
     assert program(workspace, "roles", "show") == 0
     assert "release 3 waits" in program.err
-    three = tmp_path / "three.json"
-    assert program(workspace, "roles", "draft-release", str(three)) == 0
-    sign(three, "bob", "cleo")
-    assert publishes(three) == 0
+    assert publishes(office.drafted("three", "bob", "cleo")) == 0
     assert follow(workspace, node) == 3
     assert publishes(one) == Code.STATE_CHANGE.fate.exit, "nobody goes back"
 
@@ -225,9 +238,7 @@ def test_the_story_of_three_people(  # noqa: PLR0915 - a story is told whole
     sign(second, "ada")
     assert publishes(second) == 0
     publish(workspace, pool)
-    four = tmp_path / "four.json"
-    assert program(workspace, "roles", "draft-release", str(four)) == 0
-    sign(four, "bob", "ada")
+    four = office.drafted("four", "bob", "ada")
     assert publishes(four) == Code.BAD_SIGNATURE.fate.exit, "Bob has no say any more"
     sign(four, "dora")
     assert publishes(four) == 0
