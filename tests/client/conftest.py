@@ -2,8 +2,9 @@
 
 import json
 import random
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from client.training import adapters
 from client.training.plan import TrainingRequest
 from client.workspace.paths import ClientWorkspace
 from client.workspace.settings import ClientSettings
-from protocol.bundle import Bundle
+from protocol.bundle import Bundle, open_bundle
 from protocol.documents import Pool
 from protocol.files.atomic import write_whole
 from protocol.programs import run
@@ -106,14 +107,11 @@ def site(tmp_path: Path, t5_base: Path, t5_pool: Pool, operator: Identity) -> Si
     return make_site(tmp_path, t5_base, t5_pool, operator)
 
 
-@pytest.fixture(scope="session", params=["t5", "llama"])
-def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, operator: Identity) -> Trained:
-    """An expert and its gates, trained once a session for each kind of model."""
-    base: Path = request.getfixturevalue(f"{request.param}_base")
-    pool: Pool = request.getfixturevalue(f"{request.param}_pool")
-    site = make_site(tmp_path_factory.mktemp(request.param), base, pool, operator)
+def train_once(root: Path, base: Path, pool: Pool, operator: Identity) -> Trained:
+    """Train an expert and its gates, and listen to what the model says when the expert is saved."""
+    site = make_site(root, base, pool, operator)
     probe = {"input_ids": torch.tensor([[6, 14, 15, 16, 1]])}
-    if request.param == "t5":
+    if pool.spec.architecture == "encoder-decoder":
         probe["decoder_input_ids"] = torch.tensor([[0, 16, 15]])
     said: list[torch.Tensor] = []
     put_on = adapters.put_on
@@ -135,6 +133,31 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         order = TrainingRequest((site.data,), name="reverse", device="cpu")
         bundle = produce(site.workspace, order, lambda _: None, NOW)
     return Trained(site, bundle, probe, said[0])
+
+
+@pytest.fixture(scope="session")
+def kept_trainings() -> dict[str, Trained]:
+    """What was trained over each kind of base, for tests to copy and not to touch."""
+    return {}
+
+
+@pytest.fixture(params=["t5", "llama"])
+def trained(
+    request: pytest.FixtureRequest,
+    kept_trainings: dict[str, Trained],
+    operator: Identity,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Trained:
+    """A finished bundle in a workspace that no other test has touched; trained once a session for each base."""
+    family = request.param
+    if family not in kept_trainings:
+        base, pool = (request.getfixturevalue(f"{family}_{part}") for part in ("base", "pool"))
+        kept_trainings[family] = train_once(tmp_path_factory.mktemp(family), base, pool, operator)
+    first = kept_trainings[family]
+    root = tmp_path_factory.mktemp(f"{family}-copy")
+    shutil.copytree(first.site.workspace.root.parent, root, dirs_exist_ok=True)
+    site = replace(first.site, workspace=ClientWorkspace(root / "workspace"), data=root / first.site.data.name)
+    return replace(first, site=site, bundle=open_bundle(site.workspace.bundles / "reverse"))
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """A contributor's key is rotated: what a kill interrupts goes on, and nothing that was made is lost."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -105,11 +104,10 @@ def test_a_daemons_node_key_goes_with_the_old_key(cli: Cli, enrolled_site: Site)
 
 @pytest.mark.parametrize("trained", ["t5"], indirect=True)
 def test_what_was_not_submitted_is_signed_again(
-    cli: Cli, trained: Trained, address: str, fake: FakeCoordinator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, trained: Trained, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GREYLAG_CLIENT_COORDINATOR", address)
-    place = ClientWorkspace(Path(shutil.copytree(trained.site.workspace.root, tmp_path / "w")))
-    shutil.rmtree(place.outbox, ignore_errors=True)  # what other tests submitted from there
+    place = trained.site.workspace
     before = open_bundle(place.bundles / "reverse")
     status, _, err = cli("rotate-key", "-w", place.root)
     after = open_bundle(place.bundles / "reverse")
