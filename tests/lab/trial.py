@@ -14,7 +14,7 @@ from pathlib import Path
 
 from protocol.bundle import Bundle, open_bundle
 from protocol.files.atomic import write_whole
-from protocol.spec import Architecture, Policy, Recipe
+from protocol.spec import Architecture, Dtype, Policy, Recipe
 from router.base.batching import encode_pairs
 from router.base.fingerprint import fingerprint
 from router.model.cap import Allowed, Probe, fit_cap
@@ -175,13 +175,18 @@ def trace_routes(
 
 
 def assemble(
-    base: Path | str, bundles: Sequence[Bundle], public: Path | None = None, cache: Path | None = None
+    base: Path | str,
+    bundles: Sequence[Bundle],
+    public: Path | None = None,
+    cache: Path | None = None,
+    dtype: Dtype | None = None,
 ) -> RoutedModel:
     """Put experts on a base model, on the CPU and in this order.
 
     `public` is the text that anybody may know; beside `cache`, a base's fingerprint, what was worked out of it is kept.
+    The base computes in `dtype`, or in its files' own.
     """
-    model = RoutedModel.from_base(str(base), public=public, cache=cache, device="cpu")
+    model = RoutedModel.from_base(str(base), public=public, cache=cache, device="cpu", dtype=dtype)
     for bundle in bundles:
         model.append(bundle)
     return model

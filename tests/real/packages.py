@@ -25,6 +25,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Literal
 
+from filelock import FileLock
+
 from protocol.errors import Code, Refused
 from protocol.files.atomic import new_folder, write_whole
 
@@ -233,7 +235,7 @@ def _of_tar(stream: IO[bytes] | None) -> Iterator[tuple[str, Callable[[], bytes]
 
 
 def fetch(packages: Iterable[Package], root: Path, say: Callable[[str], object]) -> dict[str, str]:
-    """Get the packages that are not there yet.
+    """Get the packages that are not there yet; of two programs that do, one waits.
 
     Args:
         packages: Which.
@@ -244,7 +246,8 @@ def fetch(packages: Iterable[Package], root: Path, say: Callable[[str], object])
         Names of what could not be had, each with the reason.
     """
     lost = {}
-    with TemporaryDirectory(prefix="greylag-") as scratch:
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root.with_name(".packages.lock")), TemporaryDirectory(prefix="greylag-") as scratch:
         apt = _Apt(Path(scratch), say)
         for package in packages:
             if is_here(package.name, root):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import get_args
 
 from protocol.errors import GreylagError
+from protocol.spec import Dtype
 from tests.lab.run import Workshop, workshop
 from tests.real.bench import growth, plots, report
 from tests.real.bench.contributors import Size
@@ -40,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run what was asked for, and print it."""
     given = _parser().parse_args(arguments)
     trial = Trial(given.base, given.layers, given.size, given.seed, given.out.resolve())
+    if given.dtype:
+        trial = replace(trial, dtype=given.dtype)
     if given.steps:
         trial = replace(trial, recipe=trial.recipe.model_copy(update={"expert_steps": given.steps}))
     with workshop(given.workers, lambda sentence: sys.stderr.write(f"{sentence}\n")) as shop:
@@ -126,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     say("--layers", type=_layers, default=(15, 29), metavar="FIRST-LAST", help="that experts touch; '' for all")
     say("--seed", type=int, default=0, metavar="S", help="of rows, initialisation and order")
     say("--steps", type=int, metavar="N", help="of each expert's training; without it, the recipe's")
+    say("--dtype", choices=get_args(Dtype), help="of the base while experts are trained; default: bfloat16")
     say("--methods", nargs="+", metavar="NAME", help="only these rows; without it, all")
     say("--no-oracle", action="store_true", help="ask each expert alone its own task, and leave the oracle out")
     say("--pace", action="store_true", help="time routed generation, too (ten minutes)")

@@ -63,7 +63,7 @@ def _remembered(run: list[Run]) -> Run:
         key = hashlib.sha256(str(hidden.shape).encode())
         for tensor in (hidden, given.get("attention_mask"), given.get("position_ids")):
             if isinstance(tensor, Tensor):
-                key.update(tensor.contiguous().numpy().tobytes())
+                key.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
         name = key.digest()
         if name not in made:
             made[name] = run_all(hidden, **given)

@@ -15,7 +15,7 @@ from tests.real.bench.score import Asked, Scored
 
 FIRST_ROWS = 4
 """Rows of a question that every expert answers."""
-FINALISTS = 6
+FINALISTS = 4
 """Experts that answer all of it, besides whose task it is."""
 
 

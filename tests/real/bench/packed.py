@@ -38,7 +38,7 @@ def packed(
     planned = plan(model.features, model.held, prompts, one_each(choice, len(prompts)))
     rows = [_row(model, prompts[at], answers[at]) for at in planned.order]
     with torch.inference_mode(), routing(planned.plan):
-        logits = model.base.model(**_lay_out(rows)).logits
+        logits = model.base.model(**_lay_out(rows, model.base.model.dtype)).logits
     found = [_likelihoods(logits[at], row) for at, row in enumerate(rows)]
     return [each for _, each in sorted(zip(planned.order, found, strict=True), key=lambda entry: entry[0])]
 
@@ -52,7 +52,7 @@ def _row(model: RoutedModel, prompt: Prompt, answers: Sequence[str]) -> _Row:
     return _Row(prompt, [pair.target for pair in encode_pairs(model.base, [prompt] * len(answers), answers)])
 
 
-def _lay_out(rows: Sequence[_Row]) -> dict[str, Tensor]:
+def _lay_out(rows: Sequence[_Row], dtype: torch.dtype) -> dict[str, Tensor]:
     """Lay out prompts that end at one position, and their answers behind them, but for each one's last token."""
     start = max(len(row.prompt.tokens) for row in rows)
     length = start + max(sum(len(target) - 1 for target in row.targets) for row in rows)
@@ -70,7 +70,7 @@ def _lay_out(rows: Sequence[_Row]) -> dict[str, Tensor]:
             positions[at, begin:end] = torch.arange(len(read), len(read) + end - begin)
             seen[at, begin:end, start - len(read) : start] = True
             seen[at, begin:end, begin:end] = torch.ones(end - begin, end - begin).tril().bool()
-    mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+    mask = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
     return {
         "input_ids": tokens,
         "position_ids": positions,

@@ -13,6 +13,7 @@ tasks are neither.
 """
 
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -56,6 +57,16 @@ OF_A_SUITE = 8
 
 
 @dataclass(frozen=True)
+class Extent:
+    """How much is asked."""
+
+    rows: int
+    """Of a question, at most."""
+    of_a_suite: int | None = None
+    """Tasks of each part of BIG-bench and each half, the first by the split's order; None for all."""
+
+
+@dataclass(frozen=True)
 class Question:
     """One task's rows as every method is asked them."""
 
@@ -70,15 +81,25 @@ class Question:
     """Which tasks it consists of, by their share of the input's characters; empty where that is not known."""
 
 
-def ask(known: Sequence[Contributor], seed: int, count: int) -> list[Question]:
+def ask(known: Sequence[Contributor], seed: int, extent: Extent) -> list[Question]:
     """Draw every question for a pool, but those with too few rows that are short enough.
 
     Args:
         known: Contributors of different tasks.
         seed: Of the draw.
-        count: Rows of a question.
+        extent: How much is asked.
     """
-    return [question for question in _every(known, seed, count) if len(question.rows) >= min(FEWEST, count)]
+    asked: list[Question] = []
+    taken: Counter[tuple[str, Half]] = Counter()
+    for question in _every(known, seed, extent.rows):
+        if len(question.rows) < min(FEWEST, extent.rows):
+            continue
+        part = question.family, question.half
+        if question.family in SUITES and taken[part] == extent.of_a_suite:
+            continue
+        taken[part] += 1
+        asked.append(question)
+    return asked
 
 
 def _every(known: Sequence[Contributor], seed: int, count: int) -> Iterator[Question]:

@@ -17,13 +17,13 @@ from protocol.files.atomic import write_whole
 from tests.real.bench import contributors as people
 from tests.real.bench import questions
 from tests.real.bench.contributors import Contributor, Size
-from tests.real.bench.questions import Question
+from tests.real.bench.questions import Extent, Question
 from tests.real.packages import PACKAGES
 from tests.real.tasks.task import Row
 
 EXAMPLES = 420
 """Rows of one contributor."""
-TEST_ROWS: dict[Size, int] = {"smoke": 4, "small": 12, "full": 12}
+EXTENTS: dict[Size, Extent] = {"smoke": Extent(4), "small": Extent(8, of_a_suite=4), "full": Extent(12)}
 PUBLIC_TEXTS = 768
 
 
@@ -60,7 +60,7 @@ def load(size: Size, seed: int, folder: Path) -> Suite:
 
 def place(size: Size, seed: int, folder: Path) -> Path:
     """Name the file of a suite by all that decides what is drawn."""
-    made = hashlib.sha256(repr((size, seed, EXAMPLES, TEST_ROWS[size], PUBLIC_TEXTS, PACKAGES)).encode())
+    made = hashlib.sha256(repr((size, seed, EXAMPLES, EXTENTS[size], PUBLIC_TEXTS, PACKAGES)).encode())
     here = Path(__file__).parent
     tasks = sorted(here.with_name("tasks").glob("*.py"))
     for source in (here / "contributors.py", here / "questions.py", here.with_name("split.toml"), *tasks):
@@ -77,7 +77,7 @@ def _draw(size: Size, seed: int) -> Drawn:
     further = people.further(known) if size == "full" else []
     private = {each.name: questions.training(each, seed, EXAMPLES) for each in (*known, *further)}
     return (
-        known, further, private, questions.public(known, PUBLIC_TEXTS), questions.ask(known, seed, TEST_ROWS[size])
+        known, further, private, questions.public(known, PUBLIC_TEXTS), questions.ask(known, seed, EXTENTS[size])
     )  # fmt: skip
 
 

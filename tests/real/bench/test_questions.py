@@ -12,6 +12,7 @@ KNOWN = [Contributor(name.replace("/", "."), name) for name in ("ada", "bob", "c
 HALVES = {
     "ada/paraphrase": "tuning", "bob/paraphrase": "confirming", "eve/paraphrase": "tuning",
     "de/handbook": "tuning", "es/manual": "confirming", "en/manual": "confirming", "riddle": "tuning", "vast": "tuning",
+    "puzzle": "tuning", "query": "confirming",
 }  # fmt: skip
 
 
@@ -40,14 +41,15 @@ def _made_up(monkeypatch: pytest.MonkeyPatch) -> None:
         _task(name, "cell")
         for name in ("de/manual", "fr/handbook", "de/handbook", "es/manual", "en/manual", "da/manual")
     ]
-    made += [_task("riddle", "novel"), _task("vast", "bbh", long=200)]
+    made += [_task(name, "novel") for name in ("riddle", "puzzle", "query")]
+    made += [_task("vast", "bbh", long=200)]
     for module in (tasks, questions):
         monkeypatch.setattr(module, "every", lambda: {task.name: task for task in made})
         monkeypatch.setattr(module, "split", lambda: HALVES)
 
 
 def _asked() -> dict[str, questions.Question]:
-    return {question.name: question for question in questions.ask(KNOWN, 0, 12)}
+    return {question.name: question for question in questions.ask(KNOWN, 0, questions.Extent(12))}
 
 
 def test_what_a_pool_cannot_know_of_is_not_asked() -> None:
@@ -57,6 +59,12 @@ def test_what_a_pool_cannot_know_of_is_not_asked() -> None:
     assert asked["de/handbook"].family == "cell"  # German and handbooks are known
     assert "en/manual" in asked  # the base's own language needs nobody
     assert "vast" not in asked  # its rows are too long
+
+
+def test_a_small_suite_asks_fewer_rows_and_the_first_tasks_of_each_part_of_bigbench() -> None:
+    small = {each.name: each for each in questions.ask(KNOWN, 0, questions.Extent(7, of_a_suite=1))}
+    assert _asked().keys() - small.keys() == {"puzzle"}
+    assert {len(each.rows) for each in small.values()} == {7}
 
 
 def test_nothing_that_is_asked_was_trained_on() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from protocol.bundle import open_bundle
 from protocol.files.atomic import write_whole
-from protocol.spec import Recipe
+from protocol.spec import Dtype, Recipe
 from router.base.fingerprint import fingerprint
 from router.model.routed_model import RoutedModel
 from tests.lab.experts import found_pool, train_expert
@@ -53,6 +53,11 @@ class Trial:
     seed: int
     folder: Path
     recipe: Recipe = RECIPE
+    dtype: Dtype = "bfloat16"
+    """What the base computes in while experts are trained, and while the oracle's are chosen: on a CPU with AMX faster.
+
+    All that a table shows is of float32.
+    """
 
     @property
     def name(self) -> str:
@@ -71,8 +76,10 @@ class Trial:
 
     @property
     def pool(self) -> Path:
-        """Folder of the experts: another base, other layers or another recipe, another folder."""
-        facts = json.dumps([_fingerprint(self.model), self.layers, self.recipe.model_dump()], sort_keys=True)
+        """Folder of the experts: another base, other layers, another recipe or another dtype, another folder."""
+        facts = json.dumps(
+            [_fingerprint(self.model), self.layers, self.recipe.model_dump(), self.dtype], sort_keys=True
+        )
         return self.folder / f"pool-{hashlib.sha256(facts.encode()).hexdigest()[:16]}"
 
     @property
@@ -124,26 +131,27 @@ def train_multitask(trial: Trial) -> Path:
 
 def _train(trial: Trial, name: str, rows: Sequence[Row], overrides: dict[str, object]) -> Path:
     private: list[LabRow] = [{"input": row.input, "target": row.targets[0]} for row in rows]
-    return train_expert(trial.pool, trial.model, name, private, trial.seed, str(trial.seed), overrides=overrides).folder
+    place = trial.pool, trial.model, name, private, trial.seed, str(trial.seed)
+    return train_expert(*place, overrides=overrides, dtype=trial.dtype).folder
 
 
 @cache
-def put_together(trial: Trial, folders: tuple[Path, ...]) -> RoutedModel:
+def put_together(trial: Trial, folders: tuple[Path, ...], dtype: Dtype = "float32") -> RoutedModel:
     """Put experts on the base, on the CPU, once a process.
 
     The layers below theirs are computed once a batch, not once a method.
     """
-    model = _assembled(trial, folders)
+    model = _assembled(trial, folders, dtype)
     remembering_requests(model)
     if trial.layers is not None:
         remembering(model, trial.layers[0])
     return model
 
 
-def _assembled(trial: Trial, folders: tuple[Path, ...]) -> RoutedModel:
+def _assembled(trial: Trial, folders: tuple[Path, ...], dtype: Dtype = "float32") -> RoutedModel:
     public = trial.pool / f"public-{trial.suite.digest}.txt"
     write_whole(public, "".join(f"{' '.join(text.split())}\n" for text in trial.suite.public).encode())
-    return assemble(trial.model, [open_bundle(folder) for folder in folders], public, trial.pool / "base.json")
+    return assemble(trial.model, [open_bundle(folder) for folder in folders], public, trial.pool / "base.json", dtype)
 
 
 def time_methods(trial: Trial, experts: tuple[Path, ...], methods: Sequence[str]) -> dict[int, dict[str, float]]:
@@ -170,7 +178,7 @@ def score_one(trial: Trial, experts: tuple[Path, ...], multitask: Path | None, a
 
 def heat(trial: Trial, experts: tuple[Path, ...], expert: str) -> Scored:
     """Score an expert alone on the first rows of every question, for the oracle's sake."""
-    model = put_together(trial, experts)
+    model = put_together(trial, experts, trial.dtype)
     return score(model, oracle.first_rows(trial.suite.questions), oracle.alone(expert), {}, trial.scores / "heats")
 
 
