@@ -25,6 +25,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 RECORD, PAGE = DOCS / "leaderboard.jsonl", DOCS / "leaderboard.md"
 _GIVEN_ANSWERS = ("oracle", "best-individual", "multitask")
 _ROUNDED = 0.011
+_NATS = "nats"
 _CONTROL, _REFERENCE = "control", "reference"
 _HEAD = """\
 # Leaderboard
@@ -38,6 +39,7 @@ _FOOT = """\
 
 - Points: percent of rows answered rightly; where text is to be gone on with, percent of the base's bits that are saved.
   In brackets 95 in 100 tables whose questions are redrawn. `all` is what nobody trained on, `held_in` the experts' own.
+- `nats`: loss of the right answer a token, over the same questions as `all`; less is better.
 - Only rows of one table compare: another suite, base, number of experts or half is another table.
 - The confirming half decides; rules are tuned on the other one, by `tests/real/split.toml`, made before any score.
 - A *control* is a method with something taken away: whoever does no better than it has shown nothing about routing.
@@ -175,7 +177,7 @@ def _table(runs: Sequence[Result]) -> str:
     ]
     for name in sorted(rows, key=lambda each: -_first(told[each])):
         sort, row, run = rows[name]
-        cells = [_told(told[name].get(column)) for column in columns]
+        cells = [_told(told[name].get(column), 2 if column == _NATS else 1) for column in columns]
         if errors:
             error = row.get("share_error")
             cells.append(f"{error:.3f}" if isinstance(error, float) and math.isfinite(error) else "")
@@ -191,8 +193,11 @@ def _first(row: dict[str, Interval]) -> float:
     return row["all"].mean if "all" in row else -math.inf
 
 
-def _told(found: Interval | None) -> str:
-    return "" if found is None else f"{found.mean:.1f} [{found.low:.1f}, {found.high:.1f}]"
+def _told(found: Interval | None, digits: int) -> str:
+    if found is None:
+        return ""
+    mean, low, high = (f"{each:.{digits}f}" for each in found)
+    return f"{mean} [{low}, {high}]"
 
 
 def stamped(line: str, commit: str, date: str) -> str:

@@ -45,11 +45,11 @@ def _line(**changed: Any) -> str:
 def test_what_the_bench_makes_becomes_a_table() -> None:
     page = leaderboard.page(leaderboard.read([_line()]))
     rows = [line for line in page.splitlines() if line.startswith("|")]
-    assert rows[0] == "| method |  | all | novel | mixture | share error | commit | date |"
+    assert rows[0] == "| method |  | all | novel | mixture | nats | share error | commit | date |"
     end = "| `0123456789ab` | 2026-12-01 |"
-    tied = "50.0 [50.0, 50.0]"
-    assert f"| nnls-request |  | {tied} | {tied} | {tied} | 0.100 {end}" in rows
-    assert f"| oracle | reference | {tied} | {tied} | {tied} |  {end}" in rows
+    tied, nats = "50.0 [50.0, 50.0]", "1.00 [1.00, 1.00]"
+    assert f"| nnls-request |  | {tied} | {tied} | {tied} | {nats} | 0.100 {end}" in rows
+    assert f"| oracle | reference | {tied} | {tied} | {tied} | {nats} |  {end}" in rows
     assert any(row.startswith("| random gates, phatgoose | control | 25.0 ") for row in rows)
     assert "## smollm2, 1 experts, confirming half\n\nSuite `0123456789abcdef`, seed 7." in page
     # Best first.

@@ -13,13 +13,13 @@ from tests.real.bench.rows import CONTROLS
 from tests.real.bench.score import Scored
 from tests.real.bench.shares import Told, share_error
 from tests.real.bench.suite import Suite
-from tests.real.bench.table import HALVES, Interval, Table
+from tests.real.bench.table import HALVES, Interval, Measure, Table
 
 BY_SHARES = ("nnls-request", "nnls-cautious", "nnls-token", "nnls-gates")
 """Methods that estimate shares, all in the same way."""
 CHOICES = (*BY_SHARES, "phatgoose", "average-activation", "retrieval", "arrow", "spectr", "lag")
 """Methods that a pool can have for its own."""
-BESIDE = ("phatgoose", "arrow", "retrieval", "oracle", "multitask", *CONTROLS)
+BESIDE = ("base", "phatgoose", "arrow", "retrieval", "oracle", "multitask", *CONTROLS)
 """What the best method is held against."""
 
 
@@ -33,6 +33,8 @@ def document(suite: Suite, base: str, found: Findings, half: str = "confirming")
     """Put the table of one half into a JSON document."""
     made = table.tabulate(found.scored, suite.questions, half)
     rows: dict[str, dict[str, Any]] = {name: dict(row) for name, row in table.summary(made).items()}
+    for name, row in table.summary(made, "nats").items():
+        rows[name]["nats"] = row["all"]
     for name in BY_SHARES:
         if name in rows:
             rows[name]["share_error"] = round(share_error(found.told, made.questions), 3)
@@ -61,7 +63,9 @@ def markdown(suite: Suite, found: Findings) -> str:
         made = table.tabulate(found.scored, suite.questions, half)
         # What is best is found on one half and held against the others on the other.
         chosen = chosen or best(made)
-        parts += [f"## The {half} half\n", table.markdown(table.summary(made)), _beside(made, chosen)]
+        parts += [f"## The {half} half\n", table.markdown(table.summary(made))]
+        parts += ["In nats a token of the right answer:\n", table.markdown(table.summary(made, "nats"), "nats")]
+        parts += [_beside(made, chosen, "points"), _beside(made, chosen, "nats")]
         hurt = table.hurt(made, by_name, chosen)
         parts += [f"Below the base by more than its interval with {chosen}: {', '.join(hurt) or 'nothing'}.\n"]
         parts += [_curve(made.questions, found.told)]
@@ -88,11 +92,11 @@ def _experts(suite: Suite, by_name: Mapping[str, Scored]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _beside(made: Table, chosen: str) -> str:
-    lines = [f"How far {chosen} is ahead, in points, question by question:\n"]
+def _beside(made: Table, chosen: str, measure: Measure) -> str:
+    lines = [f"How far {chosen} is ahead, in {measure}, question by question:\n"]
     for name in BESIDE:
         if name in made.points and name != chosen:
-            found = table.ahead(made, chosen, name)
+            found = table.ahead(made, chosen, name, measure)
             lines.append(f"- of {name}: " + ", ".join(f"{column} {_told(found[column])}" for column in found))
     return "\n".join(lines) + "\n"
 

@@ -1,14 +1,16 @@
 """From scores to a table: points by family with intervals, and what is better than what by how much.
 
 A question counts in points, so that families of different metrics can be averaged: percent of rows answered rightly,
-and where the metric is bits a byte, percent of the base's bits that are saved. Intervals are bootstrapped over the
-questions of a family, pairs kept together: 95 in a hundred redrawn tables lie within.
+and where the metric is bits a byte, percent of the base's bits that are saved. Beside points stand nats, the loss of
+the right answer a token, which tells methods apart where a few rows of yes and no cannot. Intervals are bootstrapped
+over the questions of a family, pairs kept together: 95 in a hundred redrawn tables lie within.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +23,7 @@ HALVES: tuple[Half, ...] = ("tuning", "confirming")
 _DRAWS = 2000
 Interval = tuple[float, float, float]
 """Mean, and from where to where."""
-Points = Mapping[str, float]
-"""By question."""
+Measure = Literal["points", "nats"]
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,14 @@ class Table:
 
     half: str
     points: dict[str, dict[str, float]]
-    """By row and question."""
+    """By row and question; more is better."""
+    nats: dict[str, dict[str, float]]
+    """Likewise; less is better."""
     questions: tuple[Question, ...]
+
+    def by(self, measure: Measure) -> dict[str, dict[str, float]]:
+        """Return what was measured, by row and question."""
+        return self.points if measure == "points" else self.nats
 
     def of(self, family: str) -> list[str]:
         """Name the questions of a family; `all` is what nobody trained on."""
@@ -52,14 +59,21 @@ def tabulate(scored: Sequence[Scored], questions: Iterable[Question], half: str)
         name: {q.name: in_points(q, row[q.name], base[q.name]) for q in asked if q.name in row}
         for name, row in found.items()
     }
-    singles = {name: points.pop(name) for name in [*points] if name.startswith("expert:")}
-    points = {name: row for name, row in points.items() if len(row) == len(asked)}
-    whole = [row for row in singles.values() if len(row) == len(asked)]
+    nats = {
+        name: {q.name: fmean(row[q.name].nats) for q in asked if q.name in row} for name, row in found.items()
+    }  # fmt: skip
+    singles = [name for name in found if name.startswith("expert:")]
+    whole = [name for name in singles if len(points[name]) == len(asked)]
     if whole:
         held_out = [q.name for q in asked if q.half == half]
-        points["oracle"] = {q.name: max(row[q.name] for row in singles.values() if q.name in row) for q in asked}
-        points["best-individual"] = max(whole, key=lambda row: sum(row[name] for name in held_out))
-    return Table(half, points, asked)
+        best = max(whole, key=lambda name: sum(points[name][each] for each in held_out))
+        for measured, better in ((points, max), (nats, min)):
+            measured["oracle"] = {
+                q.name: better(measured[name][q.name] for name in singles if q.name in measured[name]) for q in asked
+            }
+            measured["best-individual"] = measured[best]
+    shown = [name for name, row in points.items() if len(row) == len(asked) and name not in singles]
+    return Table(half, {name: points[name] for name in shown}, {name: nats[name] for name in shown}, asked)
 
 
 def in_points(question: Question, found: Found, base: Found) -> float:
@@ -80,20 +94,21 @@ def _redrawn(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return values[rng.integers(len(values), size=(_DRAWS, len(values)))].mean(1)
 
 
-def summary(table: Table) -> dict[str, dict[str, Interval]]:
+def summary(table: Table, measure: Measure = "points") -> dict[str, dict[str, Interval]]:
     """Average every row over the questions of each family, best first."""
     found = {
         name: {
             column: interval([row[each] for each in table.of(column)]) for column in COLUMNS if table.of(column)
         }
-        for name, row in table.points.items()
+        for name, row in table.by(measure).items()
     }  # fmt: skip
-    return dict(sorted(found.items(), key=lambda entry: -entry[1].get("all", (math.nan,))[0]))
+    sign = -1 if measure == "points" else 1
+    return dict(sorted(found.items(), key=lambda entry: sign * entry[1].get("all", (math.nan,))[0]))
 
 
-def ahead(table: Table, mine: str, theirs: str) -> dict[str, Interval]:
-    """Say by how many points one row is ahead of another, question by question."""
-    one, other = table.points[mine], table.points[theirs]
+def ahead(table: Table, mine: str, theirs: str, measure: Measure = "points") -> dict[str, Interval]:
+    """Say by how many points more, or by how many nats less, one row is ahead of another, question by question."""
+    one, other = (table.by(measure)[name] for name in ((mine, theirs) if measure == "points" else (theirs, mine)))
     return {
         column: interval([one[each] - other[each] for each in table.of(column)])
         for column in COLUMNS
@@ -113,11 +128,13 @@ def hurt(table: Table, scored: Mapping[str, Scored], name: str) -> list[str]:
     return found
 
 
-def markdown(found: Mapping[str, Mapping[str, Interval]]) -> str:
+def markdown(found: Mapping[str, Mapping[str, Interval]], measure: Measure = "points") -> str:
     """Write a table for people."""
+    digits = 1 if measure == "points" else 2
     columns = [column for column in COLUMNS if any(column in row for row in found.values())]
     lines = [f"| method | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for name, row in found.items():
-        cells = (f"{mean:.1f} ({low:.1f} to {high:.1f})" for mean, low, high in (row[column] for column in columns))
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        cells = (" to ".join(f"{each:.{digits}f}" for each in row[column][1:]) for column in columns)
+        told = (f"{row[column][0]:.{digits}f} ({cell})" for column, cell in zip(columns, cells, strict=True))
+        lines.append(f"| {name} | {' | '.join(told)} |")
     return "\n".join(lines) + "\n"

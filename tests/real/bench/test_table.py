@@ -79,6 +79,17 @@ def test_an_interval_is_where_redrawn_means_lie() -> None:
 def test_what_is_ahead_is_held_question_by_question() -> None:
     made = table.tabulate([BASE, GOOD], QUESTIONS, "tuning")
     assert table.ahead(made, "good", "base")["bbh"] == (50, 0, 100)
+    # `_scored` has nats as large as values, of which less is better.
+    assert table.ahead(made, "good", "base", "nats")["bbh"] == (-0.5, -1, 0)
+
+
+def test_nats_are_averaged_over_rows_and_the_least_is_best() -> None:
+    made = table.tabulate([BASE, GOOD, ADA, BOB], QUESTIONS, "tuning")
+    assert made.nats["good"] == {"one": 1, "two": 0.5, "text": 1.5, "mine": 0.5}
+    assert made.nats["oracle"] == {"one": 0, "two": 0, "text": 3, "mine": 0}
+    assert made.nats["best-individual"]["text"] == 3
+    assert next(iter(table.summary(made, "nats"))) == "good"
+    assert "| base | 1.17 (0.00 to 3.00) |" in table.markdown(table.summary(made, "nats"), "nats")
 
 
 def test_who_hurts_is_named_only_where_the_rows_agree() -> None:
