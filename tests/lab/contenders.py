@@ -12,11 +12,12 @@ from router.query.request import RoutingChoice
 
 Bundles = Literal[
     "experts", "written-means", "random", "random-gates", "shuffled-gates", "shuffled-means", "joint", "multitask",
-    "multitask-wide", "capped",
+    "multitask-wide", "capped", "fresh-lora",
 ]  # fmt: skip
 """What a row runs on: the experts' bundles, the same with the paper's form of means, with something taken away
 (`tests.real.bench.controls`) or with a release's cap, or baselines beside them: experts whose gates were trained
-together with them, and one expert for everybody's rows, as wide as an expert or `WIDER` times as wide."""
+together with them, one expert for everybody's rows, as wide as an expert or `WIDER` times as wide, and one for each
+question, of public rows (`tests.real.bench.fresh`)."""
 WIDER = 4
 KS = (1, 2, 3, 4)
 DEFAULT_K = 2

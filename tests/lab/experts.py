@@ -89,7 +89,7 @@ def train_expert(
         write_whole(workspace.root / "split.key", bytes(32))  # so that a suite is the same each time
         data = workspace.root / "private.jsonl"
         write_whole(data, "".join(json.dumps(row) + "\n" for row in rows).encode())
-        wanted = TrainingRequest((data,), name=name, seed=seed, device="cpu", share=SHARED, **order)
+        wanted = TrainingRequest((data,), name=name, seed=seed, device="cpu", **{"share": SHARED, **order})
         clock = _Clock()
         bundle = produce(workspace, wanted, clock, NOW)
         if clock.seconds:

@@ -23,7 +23,7 @@ from tests.real.bench.table import COLUMNS
 
 DOCS = Path(__file__).parents[2] / "docs"
 RECORD, PAGE = DOCS / "leaderboard.jsonl", DOCS / "leaderboard.md"
-_GIVEN_ANSWERS = ("oracle", "best-individual", "multitask")
+_GIVEN_ANSWERS = ("oracle", "best-individual", "multitask", "fresh-lora")
 _ROUNDED = 0.011
 _NATS = "nats"
 _CONTROL, _REFERENCE = "control", "reference"
@@ -43,7 +43,8 @@ _FOOT = """\
 - Only rows of one table compare: another suite, base, number of experts or half is another table.
 - The confirming half decides; rules are tuned on the other one, by `tests/real/split.toml`, made before any score.
 - A *control* is a method with something taken away: whoever does no better than it has shown nothing about routing.
-- A *reference* looks at the answers (`oracle`, `best-individual`) or at everybody's rows (`multitask`); no pool can.
+- A *reference* looks at the answers (`oracle`, `best-individual`), at everybody's rows (`multitask`), or trains on
+  public rows near to what is asked (`fresh-lora`); none is a way to route a pool.
 - `share error` is how far estimated shares of known mixtures are from the true ones, where a method estimates shares.
 - `make check-real` works `phatgoose`, `nnls-request` and `nnls-cautious` out again by code that shares nothing with
   the product.

@@ -94,7 +94,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
         Question("choose", "bbl", "confirming", "choices", tuple(choices)),
     ]
     known, public = [Contributor(name, name) for name in NAMES], [f"say {' '.join(WORDS[at:])}  it" for at in range(12)]
-    suite.write(tmp_path / "suite.json", "smoke", 0, known, [], {}, public, questions)
+    suite.write(tmp_path / "suite.json", "smoke", 0, known, [], {}, [Row(text, ("",)) for text in public], questions)
     (tmp_path / "public.txt").write_text("".join(f"{' '.join(text.split())}\n" for text in public))
     model = assemble(base, bundles, tmp_path / "public.txt")
     for method in independent.METHODS:

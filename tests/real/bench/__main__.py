@@ -17,7 +17,7 @@ from typing import get_args
 from protocol.errors import GreylagError
 from protocol.spec import Dtype
 from tests.lab.run import Workshop, workshop
-from tests.real.bench import growth, plots, report
+from tests.real.bench import fresh, growth, plots, report
 from tests.real.bench.contributors import Size
 from tests.real.bench.findings import Findings
 from tests.real.bench.oracle import finals
@@ -29,6 +29,7 @@ from tests.real.bench.trial import (
     heat,
     prepare,
     read_instructions,
+    score_fresh,
     score_one,
     time_methods,
     trace_routes,
@@ -58,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         scored += _scored(shop, trial, experts, None, alone)
         if given.methods is None:
             scored += _scored(shop, trial, experts, None, growth.rows(suite.known, suite.questions))
+        if given.methods is None or fresh.NAME in given.methods:
+            scored.append(_fresh(shop, trial))
         if joint is not None:
             last = [row for row in asked if row.bundles == MULTITASK]
             scored += _scored(shop, trial, experts, joint.result(), last)
@@ -103,6 +106,15 @@ def _scored(
         scored.append(each.result())
         shop.say(trial, f"{len(scored)} of {len(asked)} rows are scored")
     return scored
+
+
+def _fresh(shop: Workshop, trial: Trial) -> Scored:
+    """Have each question answered by an expert of its own that knows public rows alone."""
+    asked = fresh.asked(trial.suite.questions)
+    found = [shop.give(score_fresh, trial, question) for question in asked]
+    row = fresh.together(each.result() for each in found)
+    shop.say(trial, f"{len(asked)} questions were asked of fresh experts")
+    return row
 
 
 def _finals(shop: Workshop, trial: Trial, experts: tuple[Path, ...]) -> list[Asked]:

@@ -131,8 +131,8 @@ def training(contributor: Contributor, seed: int, count: int) -> list[Row]:
     return mine
 
 
-def public(known: Sequence[Contributor], count: int) -> list[str]:
-    """Give text that anybody may know: of each field, requests of a task or pieces of text that nobody contributes.
+def public(known: Sequence[Contributor], count: int) -> list[Row]:
+    """Give rows that anybody may know: of each field, those of a task or pieces of text that nobody contributes.
 
     None of it is of BIG-bench, which asks not to be spread.
     """
@@ -144,7 +144,7 @@ def public(known: Sequence[Contributor], count: int) -> list[str]:
             by_field.setdefault(task.field, task)
     free = by_field.values()
     each = -(-count // len(free))
-    return [_worded(task, row).input for task in free for row in _short(task, rows(task, "train", 0, 4 * each))[:each]]
+    return [_worded(task, row) for task in free for row in _short(task, rows(task, "train", 0, 4 * each))[:each]]
 
 
 def _question(

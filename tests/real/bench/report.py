@@ -19,7 +19,7 @@ BY_SHARES = ("nnls-request", "nnls-cautious", "nnls-token", "nnls-gates")
 """Methods that estimate shares, all in the same way."""
 CHOICES = (*BY_SHARES, "phatgoose", "average-activation", "retrieval", "arrow", "spectr", "lag")
 """Methods that a pool can have for its own."""
-BESIDE = ("base", "phatgoose", "arrow", "retrieval", "oracle", "multitask", *CONTROLS)
+BESIDE = ("base", "phatgoose", "arrow", "retrieval", "oracle", "multitask", "fresh-lora", *CONTROLS)
 """What the best method is held against."""
 
 

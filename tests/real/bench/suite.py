@@ -24,7 +24,7 @@ from tests.real.tasks.task import Row
 EXAMPLES = 420
 """Rows of one contributor."""
 EXTENTS: dict[Size, Extent] = {"smoke": Extent(4), "small": Extent(8, of_a_suite=4), "full": Extent(12)}
-PUBLIC_TEXTS = 768
+PUBLIC_ROWS = 768
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Suite:
     """More of the same tasks, and those whose targets went astray."""
     private: dict[str, tuple[Row, ...]]
     """By contributor."""
-    public: tuple[str, ...]
+    public: tuple[Row, ...]
+    """Of whose inputs a base's statistics are made."""
     questions: tuple[Question, ...]
 
 
@@ -60,7 +61,7 @@ def load(size: Size, seed: int, folder: Path) -> Suite:
 
 def place(size: Size, seed: int, folder: Path) -> Path:
     """Name the file of a suite by all that decides what is drawn."""
-    made = hashlib.sha256(repr((size, seed, EXAMPLES, EXTENTS[size], PUBLIC_TEXTS, PACKAGES)).encode())
+    made = hashlib.sha256(repr((size, seed, EXAMPLES, EXTENTS[size], PUBLIC_ROWS, PACKAGES)).encode())
     here = Path(__file__).parent
     tasks = sorted(here.with_name("tasks").glob("*.py"))
     for source in (here / "contributors.py", here / "questions.py", here.with_name("split.toml"), *tasks):
@@ -68,8 +69,8 @@ def place(size: Size, seed: int, folder: Path) -> Path:
     return folder / f"suite-{size}-{seed}-{made.hexdigest()[:16]}.json"
 
 
-Drawn = tuple[Sequence[Contributor], Sequence[Contributor], dict[str, list[Row]], list[str], list[Question]]
-"""Who contributes, who else, private rows, public text and questions."""
+Drawn = tuple[Sequence[Contributor], Sequence[Contributor], dict[str, list[Row]], list[Row], list[Question]]
+"""Who contributes, who else, private rows, public rows and questions."""
 
 
 def _draw(size: Size, seed: int) -> Drawn:
@@ -77,7 +78,7 @@ def _draw(size: Size, seed: int) -> Drawn:
     further = people.further(known) if size == "full" else []
     private = {each.name: questions.training(each, seed, EXAMPLES) for each in (*known, *further)}
     return (
-        known, further, private, questions.public(known, PUBLIC_TEXTS), questions.ask(known, seed, EXTENTS[size])
+        known, further, private, questions.public(known, PUBLIC_ROWS), questions.ask(known, seed, EXTENTS[size])
     )  # fmt: skip
 
 
@@ -90,7 +91,7 @@ def write(path: Path, size: Size, seed: int, *drawn: *Drawn) -> None:
         "known": [asdict(each) for each in known],
         "further": [asdict(each) for each in further],
         "private": {name: [asdict(row) for row in rows] for name, rows in private.items()},
-        "public": public,
+        "public": [asdict(row) for row in public],
         "questions": [asdict(each) for each in asked],
     }
     write_whole(path, json.dumps(kept, ensure_ascii=False).encode())
@@ -105,9 +106,10 @@ def read(path: Path) -> Suite:
         for each in found["questions"]
     )
     private = {name: tuple(map(_row, rows)) for name, rows in found["private"].items()}
+    public = tuple(map(_row, found["public"]))
     known, further = (tuple(Contributor(**each) for each in found[kind]) for kind in ("known", "further"))
     digest = hashlib.sha256(content).hexdigest()[:16]
-    return Suite(found["size"], found["seed"], digest, known, further, private, tuple(found["public"]), asked)
+    return Suite(found["size"], found["seed"], digest, known, further, private, public, asked)
 
 
 def _row(fields: dict[str, Any]) -> Row:

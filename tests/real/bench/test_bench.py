@@ -45,7 +45,7 @@ def out(tmp_path: Path) -> Path:
             _question(f"riddle/{half}", "novel", half, "choices", choices),
         ]
     private = {each.name: _rows(each.task, 0, 60) for each in KNOWN}
-    public = [row.input for row in _rows("rotate", 0, 40)]
+    public = _rows("rotate", 0, 40)
     suite.write(suite.place("smoke", 0, tmp_path), "smoke", 0, KNOWN, [], private, public, questions)
     return tmp_path
 
@@ -73,9 +73,11 @@ def test_from_rows_to_tables(
     bench.main([*asked, "--pace"])
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (found["schema"], found["experts"], found["tasks"]) == (1, 3, {"tuning": 2, "confirming": 2})
-    assert {"base", "phatgoose", "nnls-request", "oracle", "multitask", "base, 3 shots"} <= set(found["methods"])
+    assert {"base", "phatgoose", "nnls-request", "oracle", "multitask", "fresh-lora", "base, 3 shots"} <= set(
+        found["methods"]
+    )
     assert "shuffled gates, phatgoose" in found["controls"]
-    assert set(found["methods"]["phatgoose"]) == {"all", "novel", "mixture", "held_in"}
+    assert set(found["methods"]["phatgoose"]) == {"all", "novel", "mixture", "held_in", "nats"}
     assert 0 <= found["methods"]["nnls-request"]["share_error"] <= 1
     assert found.pop("pace")["1"]["phatgoose"] > 0
 

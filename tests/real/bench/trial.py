@@ -9,23 +9,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from protocol.bundle import open_bundle
 from protocol.files.atomic import write_whole
 from protocol.spec import Dtype, Recipe
 from router.base.fingerprint import fingerprint
 from router.model.routed_model import RoutedModel
+from router.pool.pool import ExpertPool
 from tests.lab.experts import found_pool, train_expert
 from tests.lab.routes import Traced
 from tests.lab.trial import assemble
 from tests.lab.world import Row as LabRow
 from tests.real.base import real_base
-from tests.real.bench import controls, oracle, suite
+from tests.real.bench import controls, fresh, oracle, suite
 from tests.real.bench.beside import beside
 from tests.real.bench.contributors import Contributor, Size
 from tests.real.bench.instructions import Instructed, instructed
 from tests.real.bench.lower import remembering, remembering_requests
 from tests.real.bench.pace import BATCHES, pace
+from tests.real.bench.questions import Question
 from tests.real.bench.score import Asked, Scored, score
 from tests.real.bench.shares import Told, estimate
 from tests.real.tasks.task import Row
@@ -129,10 +132,12 @@ def train_multitask(trial: Trial) -> Path:
     return _train(trial, "multitask", rows, overrides)
 
 
-def _train(trial: Trial, name: str, rows: Sequence[Row], overrides: dict[str, object]) -> Path:
+def _train(
+    trial: Trial, name: str, rows: Sequence[Row], overrides: dict[str, object], apart: str = "", **order: Any
+) -> Path:
     private: list[LabRow] = [{"input": row.input, "target": row.targets[0]} for row in rows]
-    place = trial.pool, trial.model, name, private, trial.seed, str(trial.seed)
-    return train_expert(*place, overrides=overrides, dtype=trial.dtype).folder
+    place = trial.pool, trial.model, name, private, trial.seed, f"{trial.seed}/{apart}".rstrip("/")
+    return train_expert(*place, overrides=overrides, dtype=trial.dtype, **order).folder
 
 
 @cache
@@ -150,7 +155,8 @@ def put_together(trial: Trial, folders: tuple[Path, ...], dtype: Dtype = "float3
 
 def _assembled(trial: Trial, folders: tuple[Path, ...], dtype: Dtype = "float32") -> RoutedModel:
     public = trial.pool / f"public-{trial.suite.digest}.txt"
-    write_whole(public, "".join(f"{' '.join(text.split())}\n" for text in trial.suite.public).encode())
+    texts = (row.input for row in trial.suite.public)
+    write_whole(public, "".join(f"{' '.join(text.split())}\n" for text in texts).encode())
     return assemble(trial.model, [open_bundle(folder) for folder in folders], public, trial.pool / "base.json", dtype)
 
 
@@ -174,6 +180,20 @@ def score_one(trial: Trial, experts: tuple[Path, ...], multitask: Path | None, a
     if multitask is not None:
         pools["multitask"] = lambda: put_together(trial, (multitask,)).generation.pool
     return score(model, trial.suite.questions, asked, pools, trial.scores)
+
+
+def score_fresh(trial: Trial, question: Question) -> Scored:
+    """Train a question an expert on public rows, and score it; what was scored before is read."""
+    asked = fresh.one_row(question)
+    base = put_together(trial, ())
+
+    def pool() -> ExpertPool:
+        rows = fresh.nearest(base.features.embedder, question, trial.suite.public)
+        overrides: dict[str, object] = {"expert_steps": fresh.STEPS, "gate_steps": 4, "eval_every": fresh.STEPS}
+        folder = _train(trial, fresh.NAME, rows, overrides, asked.name, share=())
+        return _assembled(trial, (folder,)).generation.pool
+
+    return score(base, [question], asked, {fresh.NAME: pool}, trial.scores / fresh.NAME)
 
 
 def heat(trial: Trial, experts: tuple[Path, ...], expert: str) -> Scored:

@@ -80,7 +80,7 @@ def check(base: Base, pool: Pool, suite: Mapping[str, Any], scores: Path, count:
     """Work rows out again, say of each how it compares, and sum up by method."""
     kept = {method: read_scores(scores / f"{method}.jsonl") for method in METHODS}
     questions = [q for q in suite["questions"] if all(q["name"] in found for found in kept.values())]
-    mixtures = Mixtures(base, pool, [" ".join(text.split()) for text in suite["public"]])
+    mixtures = Mixtures(base, pool, [" ".join(row["input"].split()) for row in suite["public"]])
     phatgoose = pool.gated()
     compared: dict[str, list[tuple[str, float]]] = {method: [] for method in METHODS}
     for question, at in pick(questions, count):

@@ -33,7 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     suite = suites.read(given.suite)
     experts, by_name = given.pool / str(suite.seed), {each.name: each for each in (*suite.known, *suite.further)}
     public = given.out.with_suffix(".txt")
-    write_whole(public, "".join(f"{' '.join(text.split())}\n" for text in suite.public[: given.public]).encode())
+    write_whole(
+        public,
+        "".join(f"{' '.join(text.split())}\n" for text in (row.input for row in suite.public[: given.public])).encode(),
+    )
     bundles = [open_bundle(next((experts / name).glob("bundles/*"))) for name in given.experts]
     model = assemble(real_base(given.base), bundles, public)
     every = [
