@@ -35,6 +35,7 @@ from tests.real.bench.trial import (
     trace_routes,
     train_multitask,
     train_one,
+    train_part,
 )
 
 
@@ -55,12 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sharing = shop.give(estimate_shares, trial, experts)
         # One who waits for what is trained longest holds nobody up.
         scored = _scored(shop, trial, experts, None, [row for row in asked if row.bundles != MULTITASK])
-        alone = own_tasks(suite.known) if given.no_oracle else _finals(shop, trial, experts)
-        scored += _scored(shop, trial, experts, None, alone)
-        if given.methods is None:
-            scored += _scored(shop, trial, experts, None, growth.rows(suite.known, suite.questions))
-        if given.methods is None or fresh.NAME in given.methods:
-            scored.append(_fresh(shop, trial))
+        scored += _beside(shop, trial, experts, given)
         if joint is not None:
             last = [row for row in asked if row.bundles == MULTITASK]
             scored += _scored(shop, trial, experts, joint.result(), last)
@@ -79,6 +75,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     plots.draw(suite, found, trial.scores.with_suffix(".plots"))
     sys.stderr.write(f"{path}\n")
     sys.stdout.write(json.dumps(report.document(suite, given.base, found)) + "\n")
+
+
+def _beside(shop: Workshop, trial: Trial, experts: tuple[Path, ...], given: argparse.Namespace) -> list[Scored]:
+    """Score what methods are held against: experts alone, smaller and larger pools, fresh experts."""
+    suite = trial.suite
+    alone = own_tasks(suite.known) if given.no_oracle else _finals(shop, trial, experts)
+    scored = _scored(shop, trial, experts, None, alone)
+    if given.methods is None:
+        scored += _scored(shop, trial, experts, None, growth.rows(suite.known, suite.questions))
+    if given.split:
+        parts = [shop.give(train_part, trial, each) for each in growth.split(suite.known)]
+        folders = tuple(each.result() for each in parts)
+        scored += _scored(shop, trial, folders, None, growth.split_rows(suite.known, suite.questions))
+    if given.methods is None or fresh.NAME in given.methods:
+        scored.append(_fresh(shop, trial))
+    return scored
 
 
 def _trained(
@@ -144,6 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     say("--dtype", choices=get_args(Dtype), help="of the base while experts are trained; default: bfloat16")
     say("--methods", nargs="+", metavar="NAME", help="only these rows; without it, all")
     say("--no-oracle", action="store_true", help="ask each expert alone its own task, and leave the oracle out")
+    say("--split", action="store_true", help="ask a pool of three times the experts, too, each of a third of the rows")
     say("--pace", action="store_true", help="time routed generation, too (ten minutes)")
     say("--out", type=Path, default=Path("build/real/bench"), metavar="FOLDER", help="where everything lies")
     say("--workers", type=int, default=2, metavar="N", help="processes of one thread each")

@@ -51,9 +51,9 @@ def out(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [make_llama, make_t5])
+@pytest.mark.parametrize(("make", "dtype"), [(make_llama, "bfloat16"), (make_t5, "float32")])
 def test_from_rows_to_tables(
-    make: Callable[[Path], Path], out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make: Callable[[Path], Path], dtype: str, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = make(tmp_path / "base")
     asked = [
@@ -69,8 +69,10 @@ def test_from_rows_to_tables(
         str(out),
         "--workers",
         "1",
+        "--dtype",
+        dtype,
     ]
-    bench.main([*asked, "--pace"])
+    bench.main([*asked, "--pace", "--split"])
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (found["schema"], found["experts"], found["tasks"]) == (1, 3, {"tuning": 2, "confirming": 2})
     assert {"base", "phatgoose", "nnls-request", "oracle", "multitask", "fresh-lora", "base, 3 shots"} <= set(
@@ -80,6 +82,7 @@ def test_from_rows_to_tables(
     assert set(found["methods"]["phatgoose"]) == {"all", "novel", "mixture", "held_in", "nats"}
     assert 0 <= found["methods"]["nnls-request"]["share_error"] <= 1
     assert found.pop("pace")["1"]["phatgoose"] > 0
+    assert set(found["growth"]["phatgoose"]) == {"all", "9 parts"}
 
     # A second run asks nothing again but what was cut off.
     (kept,) = out.glob("pool-*/scores-*/phatgoose.jsonl")
@@ -87,7 +90,7 @@ def test_from_rows_to_tables(
     kept.write_text("".join(lines[:-1]) + lines[-1][:10])
     (pool,) = out.glob("pool-*")
     experts = {path: path.stat().st_mtime_ns for path in pool.rglob("adapter_model.safetensors")}
-    bench.main(asked)
+    bench.main([*asked, "--split"])
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {**found, "pace": {}}
     assert {path: path.stat().st_mtime_ns for path in pool.rglob("adapter_model.safetensors")} == experts
     table = next(out.glob("pool-*/scores-*.md")).read_text()

@@ -22,7 +22,7 @@ from tests.lab.routes import Traced
 from tests.lab.trial import assemble
 from tests.lab.world import Row as LabRow
 from tests.real.base import real_base
-from tests.real.bench import controls, fresh, oracle, suite
+from tests.real.bench import controls, fresh, growth, oracle, suite
 from tests.real.bench.beside import beside
 from tests.real.bench.contributors import Contributor, Size
 from tests.real.bench.instructions import Instructed, instructed
@@ -112,10 +112,25 @@ def train_one(trial: Trial, contributor: Contributor) -> Path:
     Returns:
         Its bundle's folder.
     """
-    overrides: dict[str, object] = {"rank": contributor.rank}
-    if contributor.document:
-        overrides["batch_size"] = BATCH_OF_TEXT
-    return _train(trial, contributor.name, trial.suite.private[contributor.name], overrides)
+    return _train(trial, contributor.name, trial.suite.private[contributor.name], _own_terms(contributor))
+
+
+def train_part(trial: Trial, contributor: Contributor) -> Path:
+    """Train one of those into whom a contributor was split, for as many steps as the rows are fewer.
+
+    Returns:
+        Its bundle's folder.
+    """
+    whole = trial.suite.private[contributor.name.rsplit(".", 1)[0]]
+    rows = whole[contributor.turn :: growth.PARTS]
+    steps = trial.recipe.expert_steps // growth.PARTS
+    overrides = _own_terms(contributor) | {"expert_steps": steps, "eval_every": steps}
+    return _train(trial, contributor.name, rows, overrides, "parts")
+
+
+def _own_terms(contributor: Contributor) -> dict[str, object]:
+    batch: dict[str, object] = {"batch_size": BATCH_OF_TEXT} if contributor.document else {}
+    return {"rank": contributor.rank, **batch}
 
 
 def train_multitask(trial: Trial) -> Path:
