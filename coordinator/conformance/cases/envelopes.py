@@ -104,6 +104,8 @@ ENVELOPE_FAULTS = [
         for value in values
     ),
     Flaw("sig-without-padding", _sig(lambda text: text.rstrip("=")), SCHEMA),
+    # Its last digit holds four bits of the signature and four that decoders overlook.
+    Flaw("sig-with-loose-bits", _sig(lambda text: f"{text[:-3]}{chr(ord(text[-3]) + 1)}=="), SCHEMA),
     Flaw("sig-with-line-break", _sig(lambda text: f"{text[:9]}\n{text[9:]}"), SCHEMA),
     Flaw("signature-by-one-key-twice", _two, SCHEMA),
     Flaw("nine-signatures", _nine, SCHEMA),
@@ -112,6 +114,7 @@ EVERYWHERE = frozenset({
     "nothing", "words", "cut-by-a-byte", "key-twice", "NaN", "depth-7000", "pickle", "empty-object", "no-utf-8",
     "payload-left-out", "payload--_-_", "payloadType-application~json", "signatures-()", "cert-x",
     "signature-keyid-aaaaaaaaaaaaaaaa..65", "signature-cert-x", "signature-by-one-key-twice", "nine-signatures",
+    "sig-with-loose-bits",
 })  # fmt: skip
 """What every call is tried with; they read envelopes by one reader here, but need not elsewhere."""
 
