@@ -27,6 +27,8 @@ FIRST = object()
 """In a path: the first entry of an object, whatever its name."""
 REMOVED = object()
 """In place of a value: no entry at all."""
+SPEC_PLACE = ("predicate", "spec")
+"""Where a bundle's statement has its spec."""
 _RANK = 2
 Place = str | int | object
 
@@ -81,8 +83,15 @@ class Unsigned:
         return found
 
     def signed(self, path: tuple[Place, ...], value: Any) -> bytes:
-        """Sign it with another value at a path."""
-        return self.signer.sign(dump(changed(self.document, path, value)))
+        """Sign it with another value at a path.
+
+        Where that is in a bundle's spec, the digest of spec.json follows: else it would be what is noticed.
+        """
+        document = changed(self.document, path, value)
+        if path[: len(SPEC_PLACE)] == SPEC_PLACE and path != SPEC_PLACE:
+            (entry,) = (each for each in document["subject"] if each["name"] == SPEC)
+            entry["digest"]["sha256"] = hashlib.sha256(dump(document["predicate"]["spec"])).hexdigest()
+        return self.signer.sign(dump(document))
 
 
 @dataclass(frozen=True)

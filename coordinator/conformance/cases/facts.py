@@ -5,13 +5,13 @@ from typing import Any
 from coordinator.conformance.case import Case
 from coordinator.conformance.cases.enrolments import NO_DIGESTS, NO_NAMES, NO_TIMES, WEAK_KEYS
 from coordinator.conformance.cases.envelopes import faulty
-from coordinator.conformance.draft import FIRST, REMOVED, Unsigned, changed, dump
+from coordinator.conformance.draft import FIRST, REMOVED, SPEC_PLACE, Unsigned, changed, dump
 from coordinator.conformance.fault import Flaw, at_path, describe, in_payload
 from protocol.bundle import ADAPTER_WEIGHTS, CARD, FILES, MAX_TEXT_BYTES
 from protocol.errors import Code
 
 INVALID, SCHEMA = Code.SPEC_INVALID, Code.ENVELOPE_SCHEMA
-ROOT = ("predicate", "spec")
+ROOT = SPEC_PLACE
 NO_LINES = {
     "empty": "", "line-break": "a\nb", "carriage-return": "a\rb", "escape": "\x1b]52;c;YQ==\x07", "nul": "\0",
     "right-to-left": "a\u202eb", "line-separator": "a\u2028b", "zero-width": "a\u200bb", "soft-hyphen": "a\u00adb",
