@@ -68,7 +68,7 @@ def contributors_recover(
 
     Example: greylag-coordinator contributors recover ada enrolment.dsse.json --reason "The laptop was stolen."
     """
-    from protocol.documents import RECOVERY_TYPE, Recovery, read_enrolment, sign, timestamp
+    from protocol.documents import RECOVERY_TYPE, Duty, Recovery, read_enrolment, sign, timestamp
 
     said, at = read_enrolment(enrolment.read_bytes()), now()
     with opened_workspace(workspace) as open_:
@@ -78,7 +78,7 @@ def contributors_recover(
 
         def decide(old: str) -> bytes:
             decision = Recovery(pool=said.pool, name=name, old=old, new=said.key, reason=reason, created=timestamp(at))
-            return sign(RECOVERY_TYPE, {"pool": said.pool}, decision, open_.identity)
+            return sign(RECOVERY_TYPE, {"pool": said.pool}, decision, open_.signer(Duty.LOG))
 
         row = open_.registry.contributors.recover(said, decide=decide, reason=reason, now=at)
     put(said.key)

@@ -13,7 +13,7 @@ from coordinator.registry import journal
 from coordinator.registry.tables import BundleRow, Campaign, Candidate
 from coordinator.registry.transactions import Subject
 from coordinator.workspace.context import Opened
-from protocol.documents import timestamp
+from protocol.documents import Duty, timestamp
 from protocol.errors import Code, GreylagError, Refused
 from protocol.fleet.campaign import Decision, sign_decision
 from protocol.release import Release, read_candidate, read_release, sign_release
@@ -105,7 +105,7 @@ def settle(
         Refused: `CANDIDATE_UNKNOWN`, `STATE_CHANGE` if something newer came meanwhile, or for an older registry
             `REGISTRY_OLDER`, `LOG_ROLLBACK` or `LOG_FORK`.
     """
-    registry, identity = opened.registry, opened.identity
+    registry, identity = opened.registry, opened.signer(Duty.RELEASES)
     row = Candidates(registry).find(digest)
     if row is None:
         raise no_candidate(digest)
