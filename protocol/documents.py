@@ -9,7 +9,7 @@ from pydantic import Field
 
 from protocol import statement
 from protocol.errors import Code, Refused
-from protocol.signing import Identity, PublicKey, Signed
+from protocol.signing import MAX_ENVELOPE_BYTES, Identity, PublicKey, Signed
 from protocol.spec import POOL_TYPE, TIMESTAMP_FORMAT, KeyHex, Line, Name, PoolSpec, Sha256, Timestamp
 from protocol.statement import Strict
 
@@ -192,20 +192,26 @@ def read_timestamp(text: str) -> datetime:
 
 
 def read_of_pool(
-    document: type[PoolDocument], predicate_type: str, envelope: bytes, pool: Pool, duty: Duty
+    document: type[PoolDocument],
+    predicate_type: str,
+    envelope: bytes,
+    pool: Pool,
+    duty: Duty,
+    *,
+    most: int = MAX_ENVELOPE_BYTES,
 ) -> tuple[str, PoolDocument]:
     """Verify a document about a pool by a key that has or had a duty, and return its digest and what it says.
 
     What a key signed before another took its place stays good: releases lead back to it, and receipts are kept. What
-    it signs afterwards counts only where the roles or the log name it, too.
+    it signs afterwards counts only where the roles or the log name it, too. It may have `most` bytes.
 
     Raises:
         Refused: `WRONG_POOL`, `BAD_SIGNATURE`, or any code of an envelope.
     """
-    signed, what = Signed.parse(envelope), f"The {predicate_type.split('/')[-2]}"
+    signed, what = Signed.parse(envelope, most), f"The {predicate_type.split('/')[-2]}"
     by = next((key for key in pool.keys(duty) if key.keyid in signed.keyids), pool.key(duty))
     signed.verify(by)
-    said = statement.read(document, statement.parse(signed.payload, predicate_type).predicate, what=what)
+    said = statement.read(document, statement.parse(signed.payload, predicate_type, most).predicate, what=what)
     if said.pool != pool.digest:
         raise Refused(Code.WRONG_POOL, f"{what} belongs to another pool.", "Tell the pool's operator.")
     return signed.digest, said

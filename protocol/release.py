@@ -40,6 +40,8 @@ RELEASE_TYPE = "https://greylag.org/release/v1"
 CANDIDATE_TYPE = "https://greylag.org/candidate/v1"
 MAX_CALIBRATION_BYTES = 3 << 20
 """Largest calibration as a file, and as a node's answer: 1000 experts at 700 modules."""
+MAX_RELEASE_BYTES = (1 << 25) - (1 << 10)
+"""Longest list, as an envelope: some 180,000 experts. It fits into one reply (`protocol.wire.chunks`)."""
 MOST_BETWEEN = 10_000
 """Releases between the last one that a node has used and the newest: decades of them."""
 MOST_A_SECOND = 1
@@ -218,9 +220,9 @@ def _check_continues(release: Release, seen: Release, earlier: Callable[[int], R
 
 def _sign_list(predicate_type: str, spec: ReleaseSpec, identity: Identity) -> Release:
     envelope = sign(predicate_type, {"pool": spec.pool}, spec, identity)
-    return Release(Signed.parse(envelope).digest, envelope, spec)
+    return Release(Signed.parse(envelope, MAX_RELEASE_BYTES).digest, envelope, spec)
 
 
 def _read_list(envelope: bytes, pool: Pool, predicate_type: str) -> Release:
-    digest, spec = read_of_pool(ReleaseSpec, predicate_type, envelope, pool, Duty.RELEASES)
+    digest, spec = read_of_pool(ReleaseSpec, predicate_type, envelope, pool, Duty.RELEASES, most=MAX_RELEASE_BYTES)
     return Release(digest, envelope, spec)

@@ -220,9 +220,10 @@ class Signed:
         return tuple(keyid for keyid, _ in self.signatures)
 
     @classmethod
-    def parse(cls, raw: bytes) -> "Signed":
-        """Read an envelope strictly (`ENVELOPE_SCHEMA`)."""
-        fields = _fields(strict_json.loads(raw, what="The envelope"), "payload", "payloadType", "signatures")
+    def parse(cls, raw: bytes, most: int = MAX_ENVELOPE_BYTES) -> "Signed":
+        """Read an envelope of so many bytes at most strictly (`ENVELOPE_SCHEMA`)."""
+        value = strict_json.loads(raw, what="The envelope", max_bytes=most)
+        fields = _fields(value, "payload", "payloadType", "signatures")
         if fields["payloadType"] != PAYLOAD_TYPE:
             raise Refused(Code.ENVELOPE_SCHEMA, f"The envelope's payloadType is not {PAYLOAD_TYPE}.")
         entries = fields["signatures"]
