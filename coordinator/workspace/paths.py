@@ -18,6 +18,8 @@ class CoordinatorWorkspace:
         """Keys and metadata of the roles that say which release is the newest."""
         self.roots = self.roles / "root"
         """Every version of the role root."""
+        self.acts = folder / "acts"
+        """What operators decided together, signed."""
         self.pool = folder / "pool.dsse.json"
         """The signed pool."""
         self.published = folder / "published.dsse.json"

@@ -26,6 +26,10 @@ REPLACED = (Targets.type, ONLINE, *(duty.value for duty in Duty))
 here."""
 
 
+LOG_BEGINS = LogHead(size=0, root=EMPTY_ROOT.hex())
+"""A log without an entry, which every log continues."""
+
+
 class Change(NamedTuple):
     """Which of the coordinator's keys a root replaces."""
 
@@ -33,8 +37,10 @@ class Change(NamedTuple):
     """Those for which new ones are made here."""
     named: Mapping[str, PublicKey] = MappingProxyType({})
     """Those for which a key that lies behind a signer is named."""
-    head: LogHead = LogHead(size=0, root=EMPTY_ROOT.hex())
+    head: LogHead = LOG_BEGINS
     """The log as it is, for when the one who signs for it changes."""
+    operators: Keys | None = None
+    """Who must sign for what is let in from now on; None for those of before, if any."""
 
     @property
     def names(self) -> list[str]:
@@ -134,11 +140,11 @@ def draft_root(
         keys[Targets.type] = Keys((keyring.make(f"{Targets.type}-{version}").public,))
     if ONLINE in new:
         keys |= dict.fromkeys((Snapshot.type, Timestamp.type), Keys((new[ONLINE],)))
-    duties = roles.duties_of(old)
+    duties, operators = roles.duties_of(old), change.operators or roles.operators_of(old)
     if set(new) & set(Duty):
         had = {duty.value: pool.key(duty).hex for duty in Duty}
         duties = Duties(**(had | {name: key.hex for name, key in new.items() if name in had}), head=change.head)
-    draft = roles.make_root(pool, version, keys | dict(people), duties=duties, now=now)
+    draft = roles.make_root(pool, version, keys | dict(people), duties=duties, operators=operators, now=now)
     may = {*old.roles[Root.type].keyids, *draft.signed.roles[Root.type].keyids}
     for identity in held:
         if identity.public.keyid in may:

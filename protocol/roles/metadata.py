@@ -26,13 +26,16 @@ from protocol.errors import Code, Refused
 from protocol.files import strict_json
 from protocol.release import CLOCKS_APART, Release
 from protocol.signing import MAX_SIGNATURES, Identity, PublicKey
+from protocol.spec import KeyHex
+from protocol.statement import Strict
 from protocol.statement import read as read_document
 
 LIVES = {Root.type: timedelta(days=365), Snapshot.type: timedelta(days=30), Timestamp.type: timedelta(days=1)}
 """How long metadata of a role is valid; targets are as long as the release that they name."""
 TARGET = "release.dsse.json"
 """What targets call the release."""
-_ALGORITHM, _POOL, _DUTIES, _NUMBER = "sha256", "x-greylag-pool", "x-greylag-duties", "number"
+_ALGORITHM, _NUMBER = "sha256", "number"
+_POOL, _DUTIES, _OPERATORS = "x-greylag-pool", "x-greylag-duties", "x-greylag-operators"
 _HINT = "Tell the pool's operator."
 Part = TypeVar("Part", Root, Targets, Snapshot, Timestamp)
 
@@ -67,7 +70,13 @@ class Named(NamedTuple):
 
 
 def make_root(
-    pool: Pool, version: int, keys: Mapping[str, Keys], *, duties: Duties | None = None, now: datetime
+    pool: Pool,
+    version: int,
+    keys: Mapping[str, Keys],
+    *,
+    duties: Duties | None = None,
+    operators: Keys | None = None,
+    now: datetime,
 ) -> Metadata[Root]:
     """Write a root that nobody has signed yet.
 
@@ -76,18 +85,24 @@ def make_root(
         version: One more than that of the root before; 1 for the first.
         keys: By role, of all four.
         duties: Whose keys have the coordinator's duties; None for what roots before it say, or else the pool's key.
+        operators: Who must sign for what is let in; None to leave it to whoever is at the coordinator.
         now: The time.
 
     Raises:
         Refused: `SETTINGS_INVALID` for a threshold that cannot be met.
     """
-    for role, members in keys.items():
+    for role, members in [*keys.items(), *([("operators", operators)] if operators else [])]:
         members.check(role)
+    said: dict[str, Any] = {_POOL: pool.digest}
+    if duties is not None:
+        said[_DUTIES] = duties.model_dump()
+    if operators is not None:
+        said[_OPERATORS] = {"keys": [key.hex for key in operators.keys], "threshold": operators.threshold}
     root = Root(
         version, expires=now + LIVES[Root.type], consistent_snapshot=True,
         keys={key.keyid: key.sslib for members, _ in keys.values() for key in members},
         roles={role: Role([key.keyid for key in members], threshold) for role, (members, threshold) in keys.items()},
-        unrecognized_fields={_POOL: pool.digest} | ({_DUTIES: duties.model_dump()} if duties else {}),
+        unrecognized_fields=said,
     )  # fmt: skip
     return Metadata(root)
 
@@ -180,6 +195,7 @@ def check_root(root: Root, pool: Pool) -> None:
     for keyid, key in root.keys.items():
         read_key(keyid, key)
     duties_of(root)
+    operators_of(root)
 
 
 def duties_of(root: Root) -> Duties | None:
@@ -191,6 +207,27 @@ def duties_of(root: Root) -> Duties | None:
     for key in (found.log, found.orders, found.releases):
         PublicKey.from_hex(key)
     return found
+
+
+class OperatorKeys(Strict):
+    """Who must sign for what is let in, as a root says it."""
+
+    keys: tuple[KeyHex, ...]
+    threshold: int
+
+
+def operators_of(root: Root) -> Keys | None:
+    """Tell who must sign for what is let in by a root (`SPEC_INVALID`, `WEAK_KEY`); None for whoever is there."""
+    value = root.unrecognized_fields.get(_OPERATORS)
+    if value is None:
+        return None
+    found = read_document(OperatorKeys, value, what="The root's operators")
+    keys = Keys(tuple(map(PublicKey.from_hex, found.keys)), found.threshold)
+    try:
+        keys.check("operators")
+    except Refused as error:
+        raise Refused(Code.SPEC_INVALID, error.message, _HINT) from error
+    return keys
 
 
 def read_key(keyid: str, key: Key) -> PublicKey:

@@ -46,6 +46,13 @@ class Candidates(Subject):
             wanted = Candidate.digest == digest if digest else Candidate.state == "open"
             return session.scalars(select(Candidate).where(wanted)).one_or_none()
 
+    def newcomers(self, digest: str) -> set[str]:
+        """Name, as rows do, the contributors of what a candidate would let in."""
+        with self._registry.reading() as session:
+            row = session.scalars(select(Candidate).where(Candidate.digest == digest)).one()
+            new = BundleRow.digest.in_(journal.bundles_of(row)), BundleRow.state == State.ACCEPTED
+            return set(session.scalars(select(BundleRow.contributor).where(*new)))
+
     def place(self, row: BundleRow, put_off: Collection[str] = ()) -> list[BundleRow] | None:
         """Say beside which other new bundles an accepted one is proposed; None for not now.
 
