@@ -24,7 +24,7 @@ class OperatorAct(OfPool):
 
     act: Verb
     subject: Sha256
-    """The digest of a bundle or a candidate, a contributor's key (of a recovery, the new one), or, to make an invite, the
+    """The digest of a bundle or candidate, a contributor's key (of a recovery, the new one), or, to make an invite, the
     pool's digest."""
     reason: Annotated[Line, Field(min_length=1, max_length=500)]
     created: Timestamp
