@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Annotated, TypeVar
 
 from pydantic import Field
 
 from protocol import statement
 from protocol.errors import Code, Refused
-from protocol.signing import Identity, PublicKey, Signed
+from protocol.signing import MAX_ENVELOPE_BYTES, Identity, PublicKey, Signed
 from protocol.spec import POOL_TYPE, TIMESTAMP_FORMAT, KeyHex, Line, Name, PoolSpec, Sha256, Timestamp
 from protocol.statement import Strict
 
@@ -64,6 +65,34 @@ class Receipt(OfPool):
 PoolDocument = TypeVar("PoolDocument", bound=OfPool)
 
 
+class Duty(StrEnum):
+    """What a key of the coordinator's signs while the pool is at work."""
+
+    LOG = "log"
+    """Receipts, recoveries of contributors' keys, and the log."""
+    ORDERS = "orders"
+    """What contributors' daemons are asked."""
+    RELEASES = "releases"
+    """Candidates, decisions about them, and releases."""
+
+
+class LogHead(Strict):
+    """How far a log had come."""
+
+    size: Annotated[int, Field(ge=0)]
+    root: Sha256
+
+
+class Duties(Strict):
+    """Whose keys have which duty, by the word of a root."""
+
+    log: KeyHex
+    orders: KeyHex
+    releases: KeyHex
+    head: LogHead
+    """The log as it was when this was written: what the keys before signed against it was not the pool's doing."""
+
+
 @dataclass(frozen=True)
 class Pool:
     """A pool whose signature was verified."""
@@ -71,6 +100,17 @@ class Pool:
     digest: str
     envelope: bytes
     spec: PoolSpec
+    duties: tuple[Duties, ...] = ()
+    """By the pool's roots, oldest first; without any, the pool's key has all duties."""
+
+    def key(self, duty: Duty) -> PublicKey:
+        """The key that has a duty now."""
+        return self.keys(duty)[0]
+
+    def keys(self, duty: Duty) -> tuple[PublicKey, ...]:
+        """All keys that have, or had, a duty, newest first."""
+        held = (getattr(each, duty.value) for each in reversed(self.duties))
+        return tuple(map(PublicKey.from_hex, dict.fromkeys((*held, self.spec.coordinator))))
 
 
 def sign(predicate_type: str, subjects: dict[str, str], document: Strict, identity: Identity) -> bytes:
@@ -138,7 +178,7 @@ def read_rotation(envelope: bytes) -> Rotation:
 
 def read_receipt(envelope: bytes, pool: Pool) -> Receipt:
     """Verify a receipt of a pool's coordinator; refuses as `read_of_pool`."""
-    return read_of_pool(Receipt, RECEIPT_TYPE, envelope, pool, "The receipt")[1]
+    return read_of_pool(Receipt, RECEIPT_TYPE, envelope, pool, Duty.LOG)[1]
 
 
 def timestamp(moment: datetime) -> str:
@@ -152,16 +192,26 @@ def read_timestamp(text: str) -> datetime:
 
 
 def read_of_pool(
-    document: type[PoolDocument], predicate_type: str, envelope: bytes, pool: Pool, what: str
+    document: type[PoolDocument],
+    predicate_type: str,
+    envelope: bytes,
+    pool: Pool,
+    duty: Duty,
+    *,
+    most: int = MAX_ENVELOPE_BYTES,
 ) -> tuple[str, PoolDocument]:
-    """Verify a document about a pool, and return its digest and what it says.
+    """Verify a document about a pool by a key that has or had a duty, and return its digest and what it says.
+
+    What a key signed before another took its place stays good: releases lead back to it, and receipts are kept. What
+    it signs afterwards counts only where the roles or the log name it, too. It may have `most` bytes.
 
     Raises:
         Refused: `WRONG_POOL`, `BAD_SIGNATURE`, or any code of an envelope.
     """
-    signed = Signed.parse(envelope)
-    signed.verify(PublicKey.from_hex(pool.spec.coordinator))
-    said = statement.read(document, statement.parse(signed.payload, predicate_type).predicate, what=what)
+    signed, what = Signed.parse(envelope, most), f"The {predicate_type.split('/')[-2]}"
+    by = next((key for key in pool.keys(duty) if key.keyid in signed.keyids), pool.key(duty))
+    signed.verify(by)
+    said = statement.read(document, statement.parse(signed.payload, predicate_type, most).predicate, what=what)
     if said.pool != pool.digest:
         raise Refused(Code.WRONG_POOL, f"{what} belongs to another pool.", "Tell the pool's operator.")
     return signed.digest, said

@@ -6,8 +6,8 @@ grows by one expert grows by one line, and a node fetches only what it lacks.
 A node takes what a coordinator sends for its pool's newest release by these rules, in this order.
 
 0. The pool's roles name it, by digest, and say so today (`protocol.roles.metadata`).
-1. The pool's key, pinned at the first contact or given by a person, signed it, and as a release: a candidate is a
-   statement of another type (`read_release`).
+1. A key that has or had that duty by the pool's roots, or else the pool's key, pinned at the first contact or given by
+   a person, signed it, and as a release: a candidate is a statement of another type (`read_release`).
 2. It is of the pool whose digest was pinned (`read_release`).
 3. Its number is not below that of the newest release that the node has used: no rollback (`check_fresh`). Nor is it
    one that a pool of that age cannot have come to, after which no other could follow: no fast-forward.
@@ -30,7 +30,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from protocol.documents import OfPool, Pool, read_of_pool, read_timestamp, sign, timestamp
+from protocol.documents import Duty, OfPool, Pool, read_of_pool, read_timestamp, sign, timestamp
 from protocol.errors import Code, Refused
 from protocol.signing import Identity, Signed
 from protocol.spec import Name, Routing, Sha256, Timestamp, Version
@@ -40,6 +40,8 @@ RELEASE_TYPE = "https://greylag.org/release/v1"
 CANDIDATE_TYPE = "https://greylag.org/candidate/v1"
 MAX_CALIBRATION_BYTES = 3 << 20
 """Largest calibration as a file, and as a node's answer: 1000 experts at 700 modules."""
+MAX_RELEASE_BYTES = (1 << 25) - (1 << 10)
+"""Longest list, as an envelope: some 180,000 experts. It fits into one reply (`protocol.wire.chunks`)."""
 MOST_BETWEEN = 10_000
 """Releases between the last one that a node has used and the newest: decades of them."""
 MOST_A_SECOND = 1
@@ -136,7 +138,7 @@ def sign_release(spec: ReleaseSpec, identity: Identity) -> Release:
 
 def read_release(envelope: bytes, pool: Pool) -> Release:
     """Verify a release of a pool; refuses as `read_of_pool`."""
-    return _read_list(envelope, pool, RELEASE_TYPE, "The release")
+    return _read_list(envelope, pool, RELEASE_TYPE)
 
 
 def sign_candidate(spec: ReleaseSpec, identity: Identity) -> Release:
@@ -146,7 +148,7 @@ def sign_candidate(spec: ReleaseSpec, identity: Identity) -> Release:
 
 def read_candidate(envelope: bytes, pool: Pool) -> Release:
     """Verify a candidate of a pool; refuses as `read_of_pool`."""
-    return _read_list(envelope, pool, CANDIDATE_TYPE, "The candidate")
+    return _read_list(envelope, pool, CANDIDATE_TYPE)
 
 
 def check_fresh(
@@ -218,9 +220,9 @@ def _check_continues(release: Release, seen: Release, earlier: Callable[[int], R
 
 def _sign_list(predicate_type: str, spec: ReleaseSpec, identity: Identity) -> Release:
     envelope = sign(predicate_type, {"pool": spec.pool}, spec, identity)
-    return Release(Signed.parse(envelope).digest, envelope, spec)
+    return Release(Signed.parse(envelope, MAX_RELEASE_BYTES).digest, envelope, spec)
 
 
-def _read_list(envelope: bytes, pool: Pool, predicate_type: str, what: str) -> Release:
-    digest, spec = read_of_pool(ReleaseSpec, predicate_type, envelope, pool, what)
+def _read_list(envelope: bytes, pool: Pool, predicate_type: str) -> Release:
+    digest, spec = read_of_pool(ReleaseSpec, predicate_type, envelope, pool, Duty.RELEASES, most=MAX_RELEASE_BYTES)
     return Release(digest, envelope, spec)

@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import VerificationError
-from securesystemslib.signer import CryptoSigner, Signature, SSlibKey
+from securesystemslib.signer import CryptoSigner, Signature, Signer, SSlibKey
 
 from protocol.errors import Code, Refused
 from protocol.files import strict_json
@@ -133,12 +133,12 @@ def read_private_key(path: Path, passphrase: str | None = None) -> PrivateKeyTyp
 
 
 class Identity:
-    """A private key that signs. Never printed, never sent."""
+    """A private key that signs. Never printed, never sent; it may lie where this program cannot read it."""
 
-    def __init__(self, key: Ed25519PrivateKey) -> None:
-        self._key = key
-        self._signer = CryptoSigner(key)
-        self.public = PublicKey(key.public_key().public_bytes_raw())
+    def __init__(self, key: Ed25519PrivateKey | Signer) -> None:
+        self._key = key if isinstance(key, Ed25519PrivateKey) else None
+        self._signer = CryptoSigner(key) if isinstance(key, Ed25519PrivateKey) else key
+        self.public = PublicKey.from_hex(str(self._signer.public_key.keyval["public"]))
 
     @classmethod
     def generate(cls) -> "Identity":
@@ -157,18 +157,31 @@ class Identity:
             raise Refused(Code.KEY_TYPE, f"{path} is not an Ed25519 key.", "Make one with: greylag-client keys new")
         return cls(key)
 
+    @property
+    def is_held(self) -> bool:
+        """Whether its private half is here, and not behind a signer."""
+        return self._key is not None
+
     def save(self, path: Path, passphrase: str | None = None) -> None:
         """Write PKCS8 PEM, readable by its owner alone; `FileExistsError` if there is a file already."""
+        write_secret(path, self.private_bytes(passphrase))
+
+    def private_bytes(self, passphrase: str | None = None) -> bytes:
+        """Write PKCS8 PEM (`KEY_UNREADABLE` for a key that lies elsewhere)."""
         how = BestAvailableEncryption(passphrase.encode()) if passphrase else NoEncryption()
-        write_secret(path, self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, how))
+        return self._held().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, how)
 
     def secret(self, purpose: bytes) -> bytes:
-        """Derive 32 bytes that only this key's owner knows, the same ones for ever (HKDF, RFC 5869)."""
-        return HKDF(SHA256(), 32, salt=None, info=purpose).derive(self._key.private_bytes_raw())
+        """Derive 32 bytes that only this key's owner knows, the same ones for ever (HKDF, RFC 5869).
+
+        Raises:
+            Refused: `KEY_UNREADABLE` for a key that lies elsewhere.
+        """
+        return HKDF(SHA256(), 32, salt=None, info=purpose).derive(self._held().private_bytes_raw())
 
     def sign_bare(self, message: bytes) -> bytes:
         """Sign a message outside of an envelope, which none may look like: those begin with `DSSEv1`."""
-        return self._key.sign(message)
+        return bytes.fromhex(self._signer.sign(message).signature)
 
     def sign(self, payload: bytes) -> bytes:
         """Put a payload into a signed envelope (JSON bytes)."""
@@ -181,6 +194,12 @@ class Identity:
     def _added_to(self, envelope: Envelope) -> bytes:
         envelope.sign(self._signer)
         return strict_json.dumps(envelope.to_dict())
+
+    def _held(self) -> Ed25519PrivateKey:
+        if self._key is None:
+            what = f"The private half of key {self.public.hex[:16]} lies where only its signer can read it."
+            raise Refused(Code.KEY_UNREADABLE, what, "Use a key in a file for this.")
+        return self._key
 
 
 @dataclass(frozen=True)
@@ -201,9 +220,10 @@ class Signed:
         return tuple(keyid for keyid, _ in self.signatures)
 
     @classmethod
-    def parse(cls, raw: bytes) -> "Signed":
-        """Read an envelope strictly (`ENVELOPE_SCHEMA`)."""
-        fields = _fields(strict_json.loads(raw, what="The envelope"), "payload", "payloadType", "signatures")
+    def parse(cls, raw: bytes, most: int = MAX_ENVELOPE_BYTES) -> "Signed":
+        """Read an envelope of so many bytes at most strictly (`ENVELOPE_SCHEMA`)."""
+        value = strict_json.loads(raw, what="The envelope", max_bytes=most)
+        fields = _fields(value, "payload", "payloadType", "signatures")
         if fields["payloadType"] != PAYLOAD_TYPE:
             raise Refused(Code.ENVELOPE_SCHEMA, f"The envelope's payloadType is not {PAYLOAD_TYPE}.")
         entries = fields["signatures"]

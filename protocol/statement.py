@@ -51,9 +51,9 @@ def build(predicate_type: str, subjects: Mapping[str, str], predicate: Strict) -
     )
 
 
-def parse(payload: bytes, predicate_type: str) -> Statement:
-    """Read a statement of one type (`ENVELOPE_SCHEMA` or `UNSUPPORTED_STATEMENT`)."""
-    value = strict_json.loads(payload, what="The statement")
+def parse(payload: bytes, predicate_type: str, most: int = strict_json.MAX_BYTES) -> Statement:
+    """Read a statement of one type and so many bytes at most (`ENVELOPE_SCHEMA` or `UNSUPPORTED_STATEMENT`)."""
+    value = strict_json.loads(payload, what="The statement", max_bytes=most)
     if not isinstance(value, dict) or set(value) != {"_type", "subject", "predicateType", "predicate"}:
         raise Refused(Code.ENVELOPE_SCHEMA, "The payload is not an in-toto statement.")
     if value["_type"] != STATEMENT_TYPE or value["predicateType"] != predicate_type:

@@ -32,12 +32,12 @@ def new(*, workspace: WorkspaceFlag = Path()) -> None:
 
     Example: greylag-client keys new
     """
-    from client.workspace import keys
     from client.workspace.paths import ClientWorkspace
+    from protocol.keys import passphrase
 
     place = ClientWorkspace(workspace)
     with at_work(place):
-        put(keys.create(place.root / "contributor.key").public.hex)
+        put(passphrase.create(place.root / "contributor.key").public.hex)
 
 
 def rotate_key(

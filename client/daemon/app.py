@@ -17,12 +17,23 @@ from protocol.fleet.reply import ANSWER, ARRAYS, METRICS, NUMBER_BYTES, ORDER, U
 Act = Callable[[Order], Reply]
 
 
-def make_app(pool: Pool, act: Act, note: Callable[[str], object]) -> ClientApp:
-    """Make the app of a node; what it notes for the contributor may, unlike a reply, say what went wrong."""
+def make_app(
+    pool: Pool, act: Act, note: Callable[[str], object], keep_up: Callable[[], Pool] | None = None
+) -> ClientApp:
+    """Make the app of a node; what it notes for the contributor may, unlike a reply, say what went wrong.
+
+    Args:
+        pool: The pool.
+        act: Does what an order asks.
+        note: Told what went wrong.
+        keep_up: Asks before each order whose key signs orders now; without it, that is the one that the pool names.
+    """
     app = ClientApp()
 
     def handle(kind: Kind) -> Callable[[Message, Context], Message]:
-        return lambda message, _context: reply_to(message, kind, lambda: act(_order(message, kind, pool)), note)
+        return lambda message, _context: reply_to(
+            message, kind, lambda: act(_order(message, kind, keep_up() if keep_up else pool)), note
+        )
 
     app.query("info")(handle("info"))
     app.train()(handle("train"))

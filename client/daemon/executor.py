@@ -20,9 +20,11 @@ from client.daemon.state import UNASKED, WORKING, DaemonFolder
 from client.libraries import quiet_libraries
 from client.workspace.disk import storage
 from client.workspace.paths import ClientWorkspace
+from protocol.documents import Pool
 from protocol.errors import Code, GreylagError, Unavailable
 from protocol.fleet.campaign import Kind, Order
 from protocol.fleet.reply import Reply
+from protocol.wire.grpc_client import connect
 
 LOOK_AGAIN_S, LONGEST_PAUSE_S = 60.0, 3600.0
 """Pause between two looks at the private file, in seconds; it doubles with each training that fails."""
@@ -157,7 +159,14 @@ def main() -> None:
 
     place.drop_note(WORKING)  # left by a kill in the middle of work
     act = Act(place, Work(place))
-    serve(act, place.say, pool, place.port, place.secret.read_bytes(), stopped=stopped.is_set, idle=act.idle)
+
+    def keep_up() -> Pool:
+        with suppress(Unavailable), connect(settings.coordinator, settings.ca) as channel:
+            return place.workspace.keep_up(channel)
+        return place.workspace.pool
+
+    secret = place.secret.read_bytes()
+    serve(act, place.say, pool, place.port, secret, stopped=stopped.is_set, idle=act.idle, keep_up=keep_up)
 
 
 if __name__ == "__main__":

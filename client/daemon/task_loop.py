@@ -46,9 +46,10 @@ def serve(
     *,
     stopped: Callable[[], bool],
     idle: Callable[[], None],
+    keep_up: Callable[[], Pool] | None = None,
 ) -> None:
     """Take tasks from the SuperNode, whose port is another whenever it starts anew, until told to stop."""
-    app = make_app(pool, act, note)
+    app = make_app(pool, act, note, keep_up)
 
     def answer(fab: Fab, message: Message, context: Context) -> Message:
         def refuse() -> Reply:

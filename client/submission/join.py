@@ -7,7 +7,6 @@ from typing import Any
 
 from pydantic_settings import EnvSettingsSource
 
-from client.workspace import keys
 from client.workspace.paths import ClientWorkspace
 from client.workspace.settings import ClientSettings
 from protocol.documents import (
@@ -22,6 +21,7 @@ from protocol.documents import (
 )  # fmt: skip
 from protocol.errors import Code, Refused
 from protocol.files.atomic import write_whole
+from protocol.keys import passphrase
 from protocol.settings import dump_settings, read_settings
 from protocol.signing import Identity, PublicKey
 from protocol.v1.catalog_pb2 import GetPoolRequest
@@ -72,7 +72,7 @@ def join(
         check_base(base, pool.spec.base, workspace.base_cache)
         key_file = workspace.root / asked.key
         made = not key_file.exists()
-        identity = keys.create(key_file) if made else keys.load(key_file)
+        identity = passphrase.create(key_file) if made else passphrase.load(key_file)
         chosen = {
             "base": base, "pool_key": pool.spec.coordinator, "ca": asked.ca and asked.ca.resolve(),
             "name": given.get("name", f"contributor-{identity.public.hex[:8]}"),

@@ -41,7 +41,8 @@ def prove(workspace: ClientWorkspace, record: outbox.Record) -> outbox.Record:
     if record.logged is not None:
         return record
     with connect(workspace.settings.coordinator, workspace.settings.ca) as channel:
-        kept = _proved(record, LogReader(LogStub(channel), workspace.pool, workspace.checkpoint))
+        pool = workspace.keep_up(channel)
+        kept = _proved(record, LogReader(LogStub(channel), pool, workspace.checkpoint))
     outbox.save(workspace.outbox, kept)
     return kept
 
@@ -54,8 +55,9 @@ def verify(workspace: ClientWorkspace) -> LogVerified:
             `SETTINGS_INVALID` or `KEY_TYPE` for witnesses.
         Unavailable: `UNREACHABLE`, `BUSY`, or `LOG_UNWITNESSED`.
     """
-    pool, settings = workspace.pool, workspace.settings
+    settings = workspace.settings
     with connect(settings.coordinator, settings.ca) as channel:
+        pool = workspace.keep_up(channel)
         quorum = Quorum.read(settings.witnesses, settings.witnesses_needed)
         reader = LogReader(LogStub(channel), pool, workspace.checkpoint, quorum)
         found = []

@@ -6,11 +6,11 @@ from datetime import datetime
 from pathlib import Path
 
 from client.submission.join import enrol
-from client.workspace import keys
 from client.workspace.paths import ClientWorkspace
 from protocol.documents import read_enrolment, sign_rotation
 from protocol.errors import Code, Refused
 from protocol.files.atomic import sync, write_whole
+from protocol.keys import passphrase
 from protocol.signing import Identity
 from protocol.v1.intake_pb2 import RotateRequest
 from protocol.v1.intake_pb2_grpc import IntakeStub
@@ -24,7 +24,7 @@ def next_key(workspace: ClientWorkspace) -> Identity:
         Refused: `KEY_UNREADABLE` or `PASSPHRASE`.
     """
     path = _next(workspace)
-    return keys.load(path) if path.exists() else keys.create(path)
+    return passphrase.load(path) if path.exists() else passphrase.create(path)
 
 
 def announce(workspace: ClientWorkspace, old: Identity, new: Identity, now: datetime) -> None:

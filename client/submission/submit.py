@@ -125,7 +125,7 @@ def send(
         Refused: What the coordinator refuses with, or as `protocol.log.reader.LogReader`.
         Unavailable: `UNREACHABLE`, `BUSY` or `STORAGE_FULL`.
     """
-    receipt, envelope = upload.submit(bundle, enrolment, workspace.pool, coordinator, report)
+    receipt, envelope = upload.submit(bundle, enrolment, workspace.keep_up, coordinator, report)
     known = {record.digest: record for record in outbox.load(workspace.outbox)}
     if bundle.digest not in known:
         known[bundle.digest] = outbox.submitted(bundle.spec.name, receipt, envelope)

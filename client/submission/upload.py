@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
+
 from client.progress import Progress, Report
 from protocol.bundle import Bundle, check_file
 from protocol.documents import Pool, Receipt, read_receipt
@@ -35,6 +37,7 @@ GIVE_UP_AFTER_S, UNKNOWN_S = 600.0, 3.0
 """Patience without any progress, and with an address where nobody has answered yet, in seconds."""
 QUIET_S = 10.0
 """Seconds of waiting for a verdict after which that is said."""
+KeepUp = Callable[[grpc.Channel], Pool]
 _BEGIN_AGAIN = {
     Code.UNREACHABLE, Code.BUSY, Code.INTERNAL, Code.SESSION_UNKNOWN, Code.OFFSET_MISMATCH,
     Code.MISSING_RANGES, Code.CHUNK_CORRUPT,
@@ -71,9 +74,16 @@ class Coordinator:
 
 
 def submit(
-    bundle: Bundle, enrolment: bytes, pool: Pool, coordinator: Coordinator, report: Report
+    bundle: Bundle, enrolment: bytes, pool: KeepUp, coordinator: Coordinator, report: Report
 ) -> tuple[Receipt, bytes]:
     """Send a bundle until the coordinator's receipt for it is here.
+
+    Args:
+        bundle: The bundle.
+        enrolment: The introduction of its key.
+        pool: Asks the coordinator for the pool as it is, with the key that signs receipts now.
+        coordinator: Whom to send it to.
+        report: Told how far it is.
 
     Returns:
         The receipt, read and as signed.
@@ -82,14 +92,14 @@ def submit(
         Refused: What the coordinator refuses with, or `UNTRUSTED` for a receipt that is not right.
         Unavailable: `UNREACHABLE`, `BUSY` or `STORAGE_FULL`.
     """
-    transfer = Transfer(bundle, enrolment, report)
+    transfer = Transfer(bundle, enrolment, report, pool)
     patience = _Patience(coordinator)
     damaged = False
     while True:
         held = transfer.furthest
         try:
-            envelope = transfer.attempt(coordinator)
-            return _check_receipt(envelope, bundle, pool), envelope
+            envelope, known = transfer.attempt(coordinator)
+            return _check_receipt(envelope, bundle, known), envelope
         except GreylagError as error:
             if error.code in _DAMAGED and not damaged:
                 for name, file in bundle.manifest.files.items():
@@ -138,32 +148,34 @@ def wait(digest: str, coordinator: Coordinator, decided: Callable[[StatusReply],
 class Transfer:
     """One bundle on its way; remembers how far it came."""
 
-    def __init__(self, bundle: Bundle, enrolment: bytes, report: Report) -> None:
-        self._bundle, self._enrolment, self._report = bundle, enrolment, report
+    def __init__(self, bundle: Bundle, enrolment: bytes, report: Report, pool: KeepUp) -> None:
+        self._bundle, self._enrolment, self._report, self._pool = bundle, enrolment, report, pool
         self.furthest = 0
         """Most bytes that the coordinator was seen to hold."""
         self.answered = False
         """Whether the coordinator was ever there."""
 
-    def attempt(self, coordinator: Coordinator) -> bytes:
-        """Go once through Enrol, Begin, Put and Commit; return the receipt."""
+    def attempt(self, coordinator: Coordinator) -> tuple[bytes, Pool]:
+        """Go once through Enrol, Begin, Put and Commit; return the receipt, and the pool that it is to be of."""
         manifest = self._bundle.manifest
         with connect(coordinator.address, coordinator.ca) as channel:
             intake = IntakeStub(channel)
             intake.Enrol(EnrolRequest(envelope=self._enrolment), timeout=DEADLINE_S)
             self.answered = True
+            pool = self._pool(channel)
             begun = intake.Begin(BeginRequest(envelope=manifest.envelope), timeout=DEADLINE_S)
             missing = self._missing(begun)
             if begun.receipt:
                 self._tell(manifest.total_bytes)
-                return begun.receipt
+                return begun.receipt, pool
             held = manifest.total_bytes - sum(manifest.files[name].size - offset for name, offset in missing.items())
             self._tell(held)
             for name, offset in missing.items():
                 reply = intake.Put(self._parts(begun.token, name, offset, held), timeout=STREAM_DEADLINE_S)
                 held += reply.offset - offset
                 self._tell(held)
-            return intake.Commit(CommitRequest(digest=manifest.digest, token=begun.token), timeout=DEADLINE_S).receipt
+            request = CommitRequest(digest=manifest.digest, token=begun.token)
+            return intake.Commit(request, timeout=DEADLINE_S).receipt, pool
 
     def _missing(self, begun: BeginReply) -> dict[str, int]:
         files, missing = self._bundle.manifest.files, {entry.name: entry.offset for entry in begun.missing}

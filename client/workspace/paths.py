@@ -5,22 +5,28 @@ pool.dsse.json     the pool, signed             enrolment.dsse.json  the key's o
 runs/<run-id>/     training in progress         bundles/<name>/    finished bundles
 outbox/            what was submitted           base.json          fingerprint of the base, cached
 checkpoint.txt     the last checkpoint of the pool's log that was seen
+roots/             the pool's roots, which say whose keys have the coordinator's duties
 split.key          decides which rows are held out, never sent
 """
 
 import secrets
 from contextlib import AbstractContextManager, suppress
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
-from client.workspace import keys
+from grpc import Channel
+
 from client.workspace.settings import ClientSettings
 from protocol.documents import Pool, read_pool
 from protocol.errors import Code, Refused
 from protocol.files.atomic import write_secret
 from protocol.files.locks import held
+from protocol.keys import passphrase
+from protocol.roles.chain import keep_up, with_duties
 from protocol.settings import read_settings
 from protocol.signing import Identity, PublicKey
+from protocol.v1.catalog_pb2_grpc import CatalogStub
 
 _SPLIT_KEY_BYTES = 32
 
@@ -40,6 +46,8 @@ class ClientWorkspace:
         self.pool_file = root / "pool.dsse.json"
         self.enrolment_file = root / "enrolment.dsse.json"
         """Signed once, so that submitting needs no private key."""
+        self.roots = root / "roots"
+        """The pool's roots, which say whose keys have the coordinator's duties."""
         self.base_cache = root / "base.json"
         self.runs = root / "runs"
         self.bundles = root / "bundles"
@@ -78,7 +86,17 @@ class ClientWorkspace:
                 f"{self.pool_file} cannot be read: {error.strerror}.",
                 "Start a new workspace with: greylag-client init --coordinator HOST:PORT",
             ) from error
-        return read_pool(envelope, trusted)
+        return with_duties(read_pool(envelope, trusted), self.roots)
+
+    def keep_up(self, channel: Channel) -> Pool:
+        """Ask the coordinator whose keys have its duties now, and return the pool as it is from now on.
+
+        Raises:
+            Refused: As `protocol.roles.chain.keep_up`.
+            Unavailable: Likewise.
+        """
+        self.pool = keep_up(self.pool, self.roots, CatalogStub(channel), now=datetime.now(UTC))
+        return self.pool
 
     @cached_property
     def split_key(self) -> bytes:
@@ -103,9 +121,9 @@ class ClientWorkspace:
         """Read the contributor's private key.
 
         Raises:
-            Refused: As `client.workspace.keys.load`.
+            Refused: As `protocol.keys.passphrase.load`.
         """
-        return keys.load(self.root / self.settings.key)
+        return passphrase.load(self.root / self.settings.key)
 
     def lock(self) -> AbstractContextManager[None]:
         """Keep other processes out for as long as the block runs.

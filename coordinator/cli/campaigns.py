@@ -1,6 +1,7 @@
 """The verbs of the federation: `campaign`, and what is decided about candidates."""
 
 import json
+from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -8,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from coordinator.cli.options import DigestArgument, JsonOption, NumberArgument, ReasonOption, WorkspaceOption
+from coordinator.cli.options import (
+    ActOption,
+    DigestArgument,
+    JsonOption,
+    NumberArgument,
+    ReasonOption,
+    WorkspaceOption,
+)
 from coordinator.cli.output import fields, now, opened_workspace, show_rows, table
 from protocol.programs import print_json, say
 
@@ -183,12 +191,14 @@ def _verdict(row: "Candidate", pool: "Pool") -> dict[str, Any]:
 
 
 @candidates.command("promote")
-def candidates_promote(digest: DigestArgument, *, reason: ReasonOption, workspace: WorkspaceOption = Path()) -> None:
+def candidates_promote(
+    digest: DigestArgument, *, reason: ReasonOption, act: ActOption = None, workspace: WorkspaceOption = Path()
+) -> None:
     """Make a candidate the newest release, whatever the rule said; the decision is signed and kept.
 
     Example: greylag-coordinator candidates promote 3f9a0c21 --reason "Two clinics need it now."
     """
-    _decide(workspace, digest, reason, promoted=True)
+    _decide(workspace, digest, reason, promoted=True, act=act)
 
 
 @candidates.command("hold")
@@ -215,14 +225,17 @@ def _check_driven(folder: Path) -> None:
         say("Nobody is asked as long as no `greylag-coordinator fleet` runs in this workspace.")
 
 
-def _decide(folder: Path, digest: str, reason: str, *, promoted: bool) -> None:
+def _decide(folder: Path, digest: str, reason: str, *, promoted: bool, act: Path | None = None) -> None:
     from coordinator.fleet.records.candidates import no_candidate, settle
+    from coordinator.workspace.deciding import decided
 
     with opened_workspace(folder) as open_:
         found = [row.digest for row in _fleet(open_).candidates.all() if row.digest.startswith(digest)]
         if len(found) != 1 or len(digest) < 8:  # noqa: PLR2004 - digits that name one
             raise no_candidate(digest)
-        settle(open_, found[0], promoted=promoted, by="operator", reason=reason, campaign=None, now=now())
+        about = _fleet(open_).candidates.newcomers(found[0])
+        with decided(open_, "promote", found[0], act, about=about, now=now()) if promoted else nullcontext():
+            settle(open_, found[0], promoted=promoted, by="operator", reason=reason, campaign=None, now=now())
     say(f"Candidate {found[0][:16]} is {'the newest release' if promoted else 'held back'}.")
 
 

@@ -1,12 +1,13 @@
 """The verbs about who may submit: `contributors` and `invites`."""
 
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coordinator.cli.options import JsonOption, ReasonOption, WorkspaceOption
+from coordinator.cli.options import ActOption, JsonOption, ReasonOption, WorkspaceOption
 from coordinator.cli.output import fields, now, opened_workspace, show_rows
 from protocol.errors import Code, Refused
 from protocol.programs import print_json, put, say
@@ -36,12 +37,12 @@ def contributors_ls(*, as_json: JsonOption = False, workspace: WorkspaceOption =
 
 
 @contributors.command("approve")
-def contributors_approve(who: WhoArgument, *, workspace: WorkspaceOption = Path()) -> None:
+def contributors_approve(who: WhoArgument, *, act: ActOption = None, workspace: WorkspaceOption = Path()) -> None:
     """Let a key, given in full or by its name, submit.
 
     Example: greylag-coordinator contributors approve ada
     """
-    _set_contributor(workspace, who, "active")
+    _set_contributor(workspace, who, "active", act)
 
 
 @contributors.command("revoke")
@@ -50,7 +51,7 @@ def contributors_revoke(who: WhoArgument, *, workspace: WorkspaceOption = Path()
 
     Example: greylag-coordinator contributors revoke ada
     """
-    _set_contributor(workspace, who, "revoked")
+    _set_contributor(workspace, who, "revoked", None)
 
 
 @contributors.command("recover")
@@ -59,6 +60,7 @@ def contributors_recover(
     enrolment: Annotated[Path, typer.Argument(help="The file enrolment.dsse.json that came with the new key.")],
     *,
     reason: ReasonOption,
+    act: ActOption = None,
     workspace: WorkspaceOption = Path(),
 ) -> None:
     """Let a contributor's new key take the place of one that is lost or stolen, by your signed decision.
@@ -68,7 +70,8 @@ def contributors_recover(
 
     Example: greylag-coordinator contributors recover ada enrolment.dsse.json --reason "The laptop was stolen."
     """
-    from protocol.documents import RECOVERY_TYPE, Recovery, read_enrolment, sign, timestamp
+    from coordinator.workspace.deciding import decided
+    from protocol.documents import RECOVERY_TYPE, Duty, Recovery, read_enrolment, sign, timestamp
 
     said, at = read_enrolment(enrolment.read_bytes()), now()
     with opened_workspace(workspace) as open_:
@@ -78,9 +81,11 @@ def contributors_recover(
 
         def decide(old: str) -> bytes:
             decision = Recovery(pool=said.pool, name=name, old=old, new=said.key, reason=reason, created=timestamp(at))
-            return sign(RECOVERY_TYPE, {"pool": said.pool}, decision, open_.identity)
+            return sign(RECOVERY_TYPE, {"pool": said.pool}, decision, open_.signer(Duty.LOG))
 
-        row = open_.registry.contributors.recover(said, decide=decide, reason=reason, now=at)
+        about = [open_.registry.contributors.named(name).key]
+        with decided(open_, "recover", said.key, act, about=about, now=at):
+            row = open_.registry.contributors.recover(said, decide=decide, reason=reason, now=at)
     put(said.key)
     say(f"This is now the key of {row.name}, who is {row.state}.")
 
@@ -91,6 +96,7 @@ def invites_make(
     uses: Annotated[int, typer.Option(min=1, max=_MOST_USES, help="How many new keys it lets in.")] = 1,
     days: Annotated[int, typer.Option(min=1, max=_MOST_DAYS, help="For how long.")] = 14,
     note: Annotated[str, typer.Option(help="Whom or what it is for; nobody but you sees it.")] = "",
+    act: ActOption = None,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = Path(),
 ) -> None:
@@ -98,6 +104,8 @@ def invites_make(
 
     Example: greylag-coordinator invites make --uses 5 --days 30 --note "the hospitals of the north"
     """
+    from coordinator.workspace.deciding import decided
+
     if len(note) > _LONGEST_NOTE or not note.isprintable():
         raise typer.BadParameter(f"it is one line of at most {_LONGEST_NOTE} letters", param_hint="--note")
     with opened_workspace(workspace) as open_:
@@ -105,7 +113,8 @@ def invites_make(
             what, hint = "The pool takes any key, so nobody needs an invite.", "Tell people the pool's address."
             raise Refused(Code.SETTINGS_INVALID, what, hint)
         at = now()
-        token, row = open_.registry.invites.make(uses=uses, expires=at + timedelta(days=days), note=note, now=at)
+        with decided(open_, "invite", open_.pool.digest, act, now=at):
+            token, row = open_.registry.invites.make(uses=uses, expires=at + timedelta(days=days), note=note, now=at)
     if as_json:
         print_json({"token": token, **fields(row, "name", "uses", "expires", "note")})
     else:
@@ -143,7 +152,12 @@ def _invite(invited: "Invited") -> dict[str, Any]:
     return fields(invited.invite, "name", "uses", "made", "expires", "note") | told
 
 
-def _set_contributor(folder: Path, who: str, state: str) -> None:
+def _set_contributor(folder: Path, who: str, state: str, act: Path | None) -> None:
+    from coordinator.workspace.deciding import decided
+
     with opened_workspace(folder) as open_:
-        row = open_.registry.contributors.set_state(who, state, now=now())
+        found, let = open_.registry.contributors.named(who), state == "active"
+        key = open_.registry.contributors.keys()[found.key]
+        with decided(open_, "approve", key, act, about=[found.key], now=now()) if let else nullcontext():
+            row = open_.registry.contributors.set_state(who, state, now=now())
     say(f"{row.name} is {state}.")

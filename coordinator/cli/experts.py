@@ -1,12 +1,13 @@
 """The verbs that show and decide: experts and releases."""
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coordinator.cli.options import DigestArgument, JsonOption, NumberArgument, ReasonOption, WorkspaceOption
+from coordinator.cli.options import ActOption, DigestArgument, JsonOption, NumberArgument, ReasonOption, WorkspaceOption
 from coordinator.cli.output import fields, now, opened_workspace, show_rows, table
 from protocol.errors import Code, Refused
 from protocol.programs import print_json, say
@@ -57,12 +58,12 @@ def experts_show(digest: DigestArgument, *, as_json: JsonOption = False, workspa
 
 
 @experts.command("accept")
-def experts_accept(digest: DigestArgument, *, workspace: WorkspaceOption = Path()) -> None:
+def experts_accept(digest: DigestArgument, *, act: ActOption = None, workspace: WorkspaceOption = Path()) -> None:
     """Let a quarantined bundle in; the worker then tries and releases it.
 
     Example: greylag-coordinator experts accept 3f9a0c21
     """
-    _decide(workspace, digest, "accepted")
+    _decide(workspace, digest, "accepted", act=act)
 
 
 @experts.command("refuse")
@@ -90,17 +91,20 @@ def experts_yank(
 
 
 @experts.command("unblock")
-def experts_unblock(digest: DigestArgument, *, workspace: WorkspaceOption = Path()) -> None:
+def experts_unblock(digest: DigestArgument, *, act: ActOption = None, workspace: WorkspaceOption = Path()) -> None:
     """Let the weights of a refused or yanked bundle come again, in a new bundle.
 
     Example: greylag-coordinator experts unblock 3f9a0c21
     """
+    from coordinator.workspace.deciding import decided
+
     with opened_workspace(workspace) as open_:
         row = open_.registry.bundles.by_prefix(digest)
         if row.state not in ("refused", "yanked"):
             what = f"Bundle {row.digest[:16]} is {row.state}, and keeps no weights out for good."
             raise Refused(Code.STATE_CHANGE, what, "List the bundles with: greylag-coordinator experts ls")
-        open_.registry.sketches.lift(row.digest, now=now())
+        with decided(open_, "unblock", row.digest, act, about=[row.contributor], now=now()):
+            open_.registry.sketches.lift(row.digest, now=now())
     say(f"The weights of bundle {row.digest[:16]} ({row.name}) may come again, in a new bundle.")
 
 
@@ -148,11 +152,17 @@ def releases_show(
         table(("expert", "contributor", "bundle"), ((e.name, e.contributor, e.bundle) for e in release.spec.experts))
 
 
-def _decide(folder: Path, digest: str, step: Any, reason: str | None = None, *, pause: bool = False) -> None:
+def _decide(
+    folder: Path, digest: str, step: Any, reason: str | None = None, *, pause: bool = False, act: Path | None = None
+) -> None:
+    from coordinator.workspace.deciding import decided
+
     with opened_workspace(folder) as open_:
         row = open_.registry.bundles.by_prefix(digest)
         why = None if reason is None else Refused(Code.DECLINED, reason)
-        open_.registry.bundles.move(row.digest, step, actor="operator", reason=why, now=now(), pause=pause)
+        let = step == "accepted"
+        with decided(open_, "accept", row.digest, act, about=[row.contributor], now=now()) if let else nullcontext():
+            open_.registry.bundles.move(row.digest, step, actor="operator", reason=why, now=now(), pause=pause)
         key = open_.registry.contributors.find(row.contributor)
     if step == "refused":
         # Of no use to the worker any more.

@@ -1,5 +1,6 @@
 """`init`: makes a workspace with its key, its signed pool and an empty registry."""
 
+import os
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from protocol.errors import Code, Refused
 from protocol.programs import print_json, say, with_flags_of
 
 if TYPE_CHECKING:
-    from coordinator.workspace.create import BaseFacts, Layers
+    from coordinator.workspace.create import BaseFacts, Founding, Layers
     from router.methods.features.background import Kind
 
 
@@ -55,7 +56,16 @@ PublicTextOption = Annotated[
 ]
 
 
-@with_flags_of(one_machine, people)
+def elsewhere(
+    *,
+    signer: Annotated[
+        str | None, typer.Option(help="Who signs with the pool's key: 64 digits of its public half=URI.")
+    ] = None,
+) -> None:
+    """The flag of a pool's key that lies behind a signer."""
+
+
+@with_flags_of(one_machine, people, elsewhere)
 def init(
     *,
     name: Annotated[str, typer.Option(help="The pool's name: a to z, digits, dots, dashes, underscores.")],
@@ -86,7 +96,7 @@ def init(
     workspace: WorkspaceOption = Path(),
     **recipe_flags: Any,
 ) -> None:
-    """Make a workspace: a key, an empty registry, and a pool with recipe, policy and k, signed once and for all.
+    """Make a workspace: keys, under the passphrase in GREYLAG_KEY_PASSPHRASE if any, and a pool, signed for good.
 
     Example: greylag-coordinator init -w pool --single --name notes --base google/t5-v1_1-small --rank 8
     """
@@ -97,7 +107,7 @@ def init(
     check_absent(place := CoordinatorWorkspace(workspace))
     if listen:
         check_address(listen)
-    named, method = take_founders(recipe_flags), _checked_method(method, statistics or ())
+    keys, method = _founding(recipe_flags), _checked_method(method, statistics or ())
     kinds = _kinds(method, statistics or (), public_text)
     touched = None if layers is None else read_layers(layers)
     policy = {
@@ -110,12 +120,24 @@ def init(
     given = {"recipe": _given(recipe_flags), "policy": _given(policy), "routing": _given({"method": method, "k": k})}
     trial = TrialFiles(probe, rows, canaries)
     study = partial(_study, base, kinds, public_text, touched)
-    pool = found(place, study, name=name, trial=trial, settings=settings, choices=given, people=named, now=now())
+    pool = found(place, study, name=name, trial=trial, settings=settings, choices=given, keys=keys, now=now())
     say(f"Pool {pool.spec.name} ({len(pool.spec.modules)} modules) is in {workspace.resolve()}.")
     say(f"Its key is {pool.spec.coordinator}. Next: greylag-coordinator serve, greylag-coordinator worker")
     say_who_signs(place)
     if as_json:
         print_json({"name": pool.spec.name, "pool": pool.digest, "key": pool.spec.coordinator})
+
+
+def _founding(flags: dict[str, Any]) -> "Founding":
+    """Take where keys are to be out of a verb's flags (`SETTINGS_INVALID` or a code of a key)."""
+    from coordinator.workspace.create import Founding
+    from protocol.keys.passphrase import PASSPHRASE_VARIABLE
+    from protocol.signing import PublicKey
+
+    signer = flags.pop("signer")
+    public, _, uri = (signer or "").partition("=")
+    behind = (PublicKey.from_hex(public), uri) if signer else None
+    return Founding(take_founders(flags), behind, os.environ.get(PASSPHRASE_VARIABLE) or None)
 
 
 def _study(base: str, kinds: tuple["Kind", ...], public_text: Path | None, layers: "Layers | None") -> "BaseFacts":

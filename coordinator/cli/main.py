@@ -12,7 +12,7 @@ from coordinator.cli.processes import fleet, serve, worker
 from coordinator.cli.roles import roles
 from coordinator.cli.simulate import simulate
 from coordinator.cli.switches import intake, pool
-from coordinator.cli.upkeep import fsck, migrate
+from coordinator.cli.upkeep import fsck, keys, migrate
 from protocol.programs import run
 
 app = typer.Typer(
@@ -34,6 +34,7 @@ app.add_typer(campaign, name="campaign")
 app.add_typer(candidates, name="candidates")
 app.add_typer(log, name="log")
 app.add_typer(roles, name="roles")
+app.add_typer(keys, name="keys")
 app.add_typer(pool, name="pool")
 app.add_typer(intake, name="intake")
 

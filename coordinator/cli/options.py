@@ -27,6 +27,9 @@ ReasonOption = Annotated[
     str,
     typer.Option(callback=_one_line, help="One public sentence: it is kept, and the contributors concerned see it."),
 ]
+ActOption = Annotated[
+    Path | None, typer.Option("--act", help="What operators signed together, where the pool's root names some.")
+]
 NumberArgument = Annotated[int, typer.Argument(min=0, max=(1 << 31) - 1, help="0 for the newest.")]
 DigestArgument = Annotated[str, typer.Argument(help="Eight or more digits of the digest.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]

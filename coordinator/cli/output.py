@@ -49,7 +49,12 @@ def fields(row: object, *names: str) -> dict[str, Any]:
 
 @contextmanager
 def opened_workspace(
-    folder: Path, *processes: str, json_log: bool = False, counters: "Metrics | None" = None, **flags: Any
+    folder: Path,
+    *processes: str,
+    json_log: bool = False,
+    counters: "Metrics | None" = None,
+    signs: bool = True,
+    **flags: Any,
 ) -> "Iterator[Opened]":
     """Open a workspace, in which none of some processes may work meanwhile.
 
@@ -58,6 +63,7 @@ def opened_workspace(
         processes: Their kinds.
         json_log: Write log lines as JSON.
         counters: Count what happens.
+        signs: Whether the key of the log must be at hand.
         flags: Settings given on the command line; paths start where the program does.
     """
     from coordinator.workspace.context import opened
@@ -69,7 +75,7 @@ def opened_workspace(
     place = CoordinatorWorkspace(folder)
     given = {name: flag.absolute() if isinstance(flag, Path) else flag for name, flag in flags.items()}
     settings = load(place, **given)
-    with exclusive(place, *processes), opened(place, settings, counters) as open_:
+    with exclusive(place, *processes), opened(place, settings, counters, signs=signs) as open_:
         yield open_
 
 

@@ -135,6 +135,7 @@ def _worker(open_: "Opened", clock: "Callable[[], datetime]" = now) -> "Worker":
     from coordinator.storage.blobs import Store
     from coordinator.workspace.create import read_probe
     from coordinator.workspace.material import read_material
+    from protocol.documents import Duty
     from router.base.fingerprint import check_base
 
     settings, place, spec = open_.settings, open_.workspace, open_.pool.spec
@@ -152,9 +153,10 @@ def _worker(open_: "Opened", clock: "Callable[[], datetime]" = now) -> "Worker":
         return model
 
     return Worker(
-        open_.pool, open_.identity, open_.registry, cache=cache, clock=clock, checkpoint=open_.checkpoints.newest,
+        open_.pool, open_.signer(Duty.RELEASES), open_.registry, cache=cache, clock=clock,
+        checkpoint=open_.checkpoints.newest,
         check=Copies(
-            open_.pool, place.pool, open_.registry, cache, open_.identity.secret(PURPOSE),
+            open_.pool, place.pool, open_.registry, cache, open_.sketch_secret(PURPOSE),
             ProcessLimits(wall_s=settings.review_s),
         ).check,
         reviewer=Reviewer(

@@ -1,19 +1,24 @@
 """The verbs of roles: who may say which release is the newest, and how their keys are replaced."""
 
-import os
+from collections.abc import Sequence
+from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coordinator.cli.options import JsonOption, WorkspaceOption
-from coordinator.cli.output import now, opened_workspace, table
+from coordinator.cli.options import JsonOption, ReasonOption, WorkspaceOption
+from coordinator.cli.output import PROCESSES, now, opened_workspace, table
 from protocol.errors import Code, Refused, from_os_error
 from protocol.programs import print_json, say, with_flags_of
 
 if TYPE_CHECKING:
+    from coordinator.workspace.context import Opened
     from coordinator.workspace.paths import CoordinatorWorkspace
+    from coordinator.workspace.role_keys import Change
     from protocol.roles.metadata import Keys
+    from protocol.signing import Identity
 
 roles = typer.Typer(help="Show and sign who says which release is the newest.", no_args_is_help=True)
 _PANEL, _HELP = "Roles", "See: greylag-coordinator roles --help"
@@ -99,29 +104,31 @@ def roles_found(*, workspace: WorkspaceOption = Path(), **founders: Any) -> None
 
     named = take_founders(founders)
     with opened_workspace(workspace) as open_:
-        found_roles(open_.workspace, open_.pool, open_.identity, named, now=now())
+        secret = open_.keyring.passphrase()
+        found_roles(open_.workspace, open_.pool, open_.identity, named, passphrase=secret, now=now())
         open_.roles.level(now=now())
     say_who_signs(open_.workspace)
 
 
 @roles.command("show")
 def roles_show(*, as_json: JsonOption = False, workspace: WorkspaceOption = Path()) -> None:
-    """Show keys and expiry of every role, and the fingerprint by which readers may name the first root.
+    """Show keys of every role and duty, and the fingerprint by which readers may name the first root.
 
     Example: greylag-coordinator roles show --json
     """
     from tuf.api.metadata import Root
 
     from coordinator.workspace.roles import ROLES
-    from protocol.documents import timestamp
-    from protocol.roles.metadata import fingerprint, read
+    from protocol.documents import Duty, timestamp
+    from protocol.roles.metadata import fingerprint, operators_of, read
 
-    with opened_workspace(workspace) as open_:
+    with opened_workspace(workspace, signs=False) as open_:
         root, row = open_.roles.root(), open_.registry.releases.find()
         seen = {name: open_.roles.newest(role) for name, role in ROLES.items()}
         if root is None:
             raise Refused(Code.STATE_CHANGE, "The first root waits for signatures, or there is none.", _HELP)
         first = fingerprint(read(open_.roles.show("root", 1, now=now()), Root))
+        duties, deciders = {duty.value: open_.pool.key(duty).hex for duty in Duty}, operators_of(root.signed)
     rows: list[dict[str, Any]] = [
         {
             "role": name, "keys": [root.signed.keys[keyid].keyval["public"] for keyid in role.keyids],
@@ -131,13 +138,19 @@ def roles_show(*, as_json: JsonOption = False, workspace: WorkspaceOption = Path
         for name, role in root.signed.roles.items()
     ]  # fmt: skip
     named, newest = seen["targets"].signed.version if seen["targets"] else 0, row.number if row else 0
+    operators = {"keys": [key.hex for key in deciders.keys], "threshold": deciders.threshold} if deciders else None
     if as_json:
-        print_json({"root": first, "roles": rows, "named": named, "newest": newest})
+        said = {"root": first, "roles": rows, "duties": duties, "operators": operators}
+        print_json({**said, "named": named, "newest": newest})
         return
     table(("role", "must sign", "of keys", "version", "expires"), (
         (each["role"], each["threshold"], " ".join(key[:16] for key in each["keys"]), each["version"], each["expires"])
         for each in rows
     ))  # fmt: skip
+    table(("duty", "key"), duties.items())
+    if deciders:
+        told = " ".join(key.hex[:16] for key in deciders.keys)
+        say(f"{deciders.threshold} of the operators {told} must sign for what is let in.")
     say(f"The first root has fingerprint {first}.")
     if named < newest:
         say(f"Readers are at release {named}; release {newest} waits for signatures: roles draft-release")
@@ -149,8 +162,18 @@ def roles_draft_root(
     *,
     file: FileArgument,
     new_keys: Annotated[
-        bool, typer.Option("--new-keys", help="Replace the keys that lie in the workspace, but those of root.")
+        bool, _flag("Replace the coordinator's keys, all but those of root, by new ones of their own.", "--new-keys")
     ] = False,
+    new_key: Annotated[
+        list[str] | None, _flag("Replace one: targets, online, log, orders or releases; repeatable.")
+    ] = None,
+    signer_key: Annotated[
+        list[str] | None, _flag("Replace one by a key behind a signer, NAME=64 digits; repeatable.")
+    ] = None,
+    operator: Annotated[
+        list[str] | None, _flag("Key of a person who must sign for what is let in, 64 digits; repeatable.")
+    ] = None,
+    operator_threshold: Annotated[int, _flag("How many operators must sign.", min=1)] = 1,
     workspace: WorkspaceOption = Path(),
     **others: Any,
 ) -> None:
@@ -159,12 +182,38 @@ def roles_draft_root(
     Example: greylag-coordinator roles draft-root root-2.json --new-keys
     """
     from coordinator.workspace.role_keys import draft_root
+    from protocol.roles.metadata import Keys
+    from protocol.signing import PublicKey
 
     named = take_people(others)
-    with opened_workspace(workspace) as open_:
-        draft = draft_root(open_.workspace, open_.roles, open_.pool, named, fresh=new_keys, now=now())
+    with opened_workspace(workspace, signs=False) as open_:
+        change = _change(open_, new_key or [], signer_key or [], every=new_keys)
+        if operator:
+            members = Keys(tuple(map(PublicKey.from_hex, operator)), operator_threshold)
+            change = change._replace(operators=members)
+        draft = draft_root(open_.keyring, open_.roles.root(), open_.pool, named, change, now=now())
     _write(file, draft.to_bytes())
     say(f"{file} is root {draft.signed.version}; publish it once enough keys of this root and the last have signed.")
+
+
+def _change(open_: "Opened", fresh: Sequence[str], named: Sequence[str], *, every: bool) -> "Change":
+    """Read which of the coordinator's keys are to be replaced (`SETTINGS_INVALID`, or a code of a key)."""
+    from coordinator.workspace.role_keys import LOG_BEGINS, REPLACED, Change
+    from protocol.documents import LogHead
+    from protocol.signing import PublicKey
+
+    elsewhere = {name: key for name, _, key in (each.partition("=") for each in named)}
+    if unknown := {*fresh, *elsewhere} - set(REPLACED):
+        what = f"There is no key {min(unknown)!r:.80} to replace."
+        raise Refused(Code.SETTINGS_INVALID, what, f"Name one of {', '.join(REPLACED)}.")
+    if "targets" in elsewhere:
+        raise Refused(Code.SETTINGS_INVALID, "The key of role targets is named by --release-key.", _HELP)
+    head = open_.checkpoints.check()  # not signed anew: the key may be lost
+    return Change(
+        (frozenset(REPLACED) if every else frozenset(fresh)) - set(elsewhere),
+        {name: PublicKey.from_hex(key) for name, key in elsewhere.items()},
+        LogHead(size=head.size, root=head.root.hex()) if head else LOG_BEGINS,
+    )
 
 
 @roles.command("draft-release")
@@ -180,34 +229,93 @@ def roles_draft_release(file: FileArgument, *, workspace: WorkspaceOption = Path
 
 
 @roles.command("sign")
-def roles_sign(file: FileArgument, *, key: Annotated[Path, typer.Option(help="Private key, PEM or OpenSSH.")]) -> None:
-    """Add a signature to metadata, on any machine; a passphrase is read from GREYLAG_KEY_PASSPHRASE.
+def roles_sign(
+    file: FileArgument,
+    *,
+    key: Annotated[str, typer.Option(help="Private key, PEM or OpenSSH; or 64 digits=URI for one behind a signer.")],
+) -> None:
+    """Add a signature to metadata or to an operators' act, on any machine; passphrase or PIN: GREYLAG_KEY_PASSPHRASE.
 
     Example: greylag-coordinator roles sign root-2.json --key ada.key
     """
     from coordinator.workspace.roles import read_any
     from protocol.documents import timestamp
+    from protocol.roles.acts import countersign_act
     from protocol.roles.metadata import sign
-    from protocol.signing import Identity
 
-    metadata = read_any(_read(file))
-    identity = Identity.load(key, os.environ.get("GREYLAG_KEY_PASSPHRASE"))
+    identity, raw = _identity(key), _read(file)
+    if b'"payloadType"' in raw:
+        raw, act = countersign_act(raw, identity)
+        _write(file, raw)
+        say(f"Key {identity.public.hex[:16]} signed to {act.act} {act.subject}: {act.reason}")
+        return
+    metadata = read_any(raw)
     sign(metadata, identity)
     _write(file, metadata.to_bytes())
     part = metadata.signed
     say(f"Key {identity.public.hex[:16]} signed {part.type} {part.version}, valid until {timestamp(part.expires)}.")
 
 
+@roles.command("decide")
+def roles_decide(
+    verb: Annotated[str, typer.Argument(help="accept, unblock, promote, approve, recover or invite.")],
+    subject: Annotated[
+        str, typer.Argument(help="The whole digest, or the key, 64 digits; for an invite, the pool's digest.")
+    ],
+    file: Annotated[Path, typer.Argument(help="Where to write the act.")],
+    *,
+    pool: Annotated[Path, typer.Option(help="The pool's document, pool.dsse.json.")],
+    key: Annotated[str, typer.Option(help="An operator's private key, as for `roles sign`.")],
+    reason: ReasonOption,
+    days: Annotated[int, typer.Option(min=1, max=90, help="For how long it may be carried out.")] = 14,
+) -> None:
+    """Sign, on any machine, that something is let in; others add theirs by `roles sign`, the verb takes it by --act.
+
+    Example: greylag-coordinator roles decide accept DIGEST a.json --pool pool.dsse.json --key a.key --reason "Good."
+    """
+    from protocol.documents import read_pool, timestamp
+    from protocol.roles.acts import VERBS, OperatorAct, sign_act
+    from protocol.statement import read
+
+    if verb not in VERBS:
+        raise typer.BadParameter(f"it is one of {', '.join(VERBS)}", param_hint="VERB")
+    at, of = now(), read_pool(_read(pool)).digest
+    told = {"pool": of, "act": verb, "subject": subject, "reason": reason}
+    told |= {"created": timestamp(at), "expires": timestamp(at + timedelta(days=days))}
+    act = read(OperatorAct, told, what="The act", code=Code.REQUEST_INVALID)
+    _write(file, sign_act(act, _identity(key)))
+    say(f"{file} is to {verb} {subject}; others sign it with: greylag-coordinator roles sign {file} --key KEY")
+
+
 @roles.command("publish")
 def roles_publish(file: FileArgument, *, workspace: WorkspaceOption = Path()) -> None:
     """Show readers a root, or the release that is the newest, once enough keys have signed it.
 
+    Stop every process first where the root gives a duty to another key.
+
     Example: greylag-coordinator roles publish root-2.json
     """
+    from coordinator.workspace.locks import exclusive
+
     raw = _read(file)
-    with opened_workspace(workspace) as open_:
-        part = open_.roles.publish(raw, now=now()).signed
+    with opened_workspace(workspace, signs=False) as open_:
+        changes = open_.roles.changed_duties(raw)
+        for duty, key in changes.items():
+            open_.keyring.get(key, f"is to have the duty {duty}")
+        with exclusive(open_.workspace, *PROCESSES) if changes else nullcontext():
+            part = open_.roles.publish(raw, now=now()).signed
     say(f"Readers are shown {part.type} {part.version}.")
+
+
+def _identity(key: str) -> "Identity":
+    from protocol.keys.passphrase import load
+    from protocol.keys.signers import open_signer
+    from protocol.signing import PublicKey
+
+    public, signer, uri = key.partition("=")
+    if signer and not Path(key).exists():
+        return open_signer(uri, PublicKey.from_hex(public))
+    return load(Path(key))
 
 
 def _read(path: Path) -> bytes:

@@ -1,19 +1,21 @@
-"""The verbs that keep a workspace in order: `fsck` and `migrate`."""
+"""The verbs that keep a workspace in order: `fsck`, `migrate` and those of `keys`."""
 
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from coordinator.cli.log import check_faults
 from coordinator.cli.options import JsonOption, WorkspaceOption
-from coordinator.cli.output import PROCESSES, now, opened_workspace
+from coordinator.cli.output import PROCESSES, now, opened_workspace, show_rows
 from protocol.errors import Code, Refused
 from protocol.programs import configure_logs, print_json, say
 
 if TYPE_CHECKING:
     from coordinator.workspace.fsck import Findings
+
+keys = typer.Typer(help="Show where keys are, and put them under a passphrase.", no_args_is_help=True)
 
 
 def fsck(
@@ -96,3 +98,51 @@ def migrate(*, workspace: WorkspaceOption = Path()) -> None:
     with exclusive(place, *PROCESSES):
         Registry.open(settings.database, older=True).close()
     say("The registry has the schema of this version.")
+
+
+@keys.command("ls")
+def keys_ls(*, as_json: JsonOption = False, workspace: WorkspaceOption = Path()) -> None:
+    """List the keys at hand, where each is, and what it signs now; those of no use lie there for nothing.
+
+    Example: greylag-coordinator keys ls
+    """
+    from coordinator.workspace.role_keys import uses
+    from protocol.keys.passphrase import is_locked
+
+    with opened_workspace(workspace) as open_:
+        signs, placed = uses(open_.pool, open_.roles.root()), open_.keyring.placed()
+        rows = [
+            {
+                "key": each.public.hex, "where": str(path) if path else open_.settings.signers.get(each.public.hex),
+                "passphrase": path is not None and is_locked(path), "signs": signs.get(each.public, []),
+            }
+            for path, each in placed
+        ]  # fmt: skip
+    if as_json:
+        print_json({"keys": rows})
+    else:
+        told: list[dict[str, Any]] = [
+            row | {"key": str(row["key"])[:16], "signs": ", ".join(signs.get(each.public, []))}
+            for row, (_, each) in zip(rows, placed, strict=True)
+        ]
+        show_rows("keys", ("key", "signs", "passphrase", "where"), told, as_json=False)
+
+
+@keys.command("protect")
+def keys_protect(*, workspace: WorkspaceOption = Path()) -> None:
+    """Put every file of a key under one new passphrase, or under none; run again if it was interrupted.
+
+    The old one comes from GREYLAG_KEY_PASSPHRASE and the new one from GREYLAG_NEW_KEY_PASSPHRASE, or you are asked.
+
+    Example: greylag-coordinator keys protect -w pool
+    """
+    from coordinator.workspace.keyring import Keyring
+    from coordinator.workspace.paths import CoordinatorWorkspace
+    from coordinator.workspace.settings import load
+    from protocol.keys.passphrase import lock
+
+    load(place := CoordinatorWorkspace(workspace))
+    files = Keyring(place).files()
+    lock(files)
+    say(f"{len(files)} keys are under the new passphrase: {', '.join(path.name for path in files)}.")
+    say("Processes that run have read theirs; give the passphrase to those that start, in GREYLAG_KEY_PASSPHRASE.")

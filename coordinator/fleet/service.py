@@ -1,6 +1,7 @@
 """The process `fleet`: keeps Flower's server up, its list of keys equal to ours, and every campaign going."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -27,6 +28,8 @@ from protocol.programs import end_child
 
 START_S = 60.0
 """How long Flower's server may take to come up, in seconds."""
+_PRIVATE = "GREYLAG_"
+"""Beginning of variables that Flower's server is not told."""
 _log = structlog.get_logger(__name__)
 
 
@@ -111,6 +114,8 @@ def _server(config: LinkConfig, log: Path) -> Iterator[tuple["subprocess.Popen[s
         process = subprocess.Popen(
             [sys.executable, "-m", "coordinator.fleet.flower.gateway"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=talk, text=True,
+            # Flower signs nothing: what opens keys stays here.
+            env={name: value for name, value in os.environ.items() if not name.startswith(_PRIVATE)},
         )  # fmt: skip
     try:
         assert process.stdin is not None  # noqa: S101 - started with pipes

@@ -16,6 +16,7 @@ from coordinator.registry.enrolment.keys import in_force
 from coordinator.registry.tables import BundleRow, Candidate, Contributor, Event, Node
 from protocol.documents import timestamp
 from protocol.errors import Code, GreylagError, Refused
+from protocol.release import MAX_RELEASE_BYTES
 from protocol.signing import Signed
 
 
@@ -83,7 +84,9 @@ def overtake(session: Session, *, now: datetime, listing: str | None = None) -> 
 def bundles_of(row: Candidate) -> set[str]:
     """Digests of a candidate's bundles; a row that is damaged lists nothing, and holds up no other."""
     try:
-        payload = Signed.parse(row.envelope).payload  # our own row; whoever acts on it verifies the signature
+        payload = Signed.parse(
+            row.envelope, MAX_RELEASE_BYTES
+        ).payload  # our own row; whoever acts on it verifies the signature
         return {expert["bundle"] for expert in json.loads(payload)["predicate"]["experts"]}
     except (Refused, ValueError, LookupError, TypeError):
         return set()

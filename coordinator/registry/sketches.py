@@ -59,6 +59,11 @@ class Sketches(Subject):
         with self._registry.reading() as session:
             return [Known(*row) for row in session.execute(query) if row.content]
 
+    def any(self) -> bool:
+        """Tell whether there is a sketch of anything."""
+        with self._registry.reading() as session:
+            return session.scalars(select(Sketch.bundle).limit(1)).first() is not None
+
     def missing(self) -> list[BundleRow]:
         """List bundles without a sketch, which an older version let in."""
         none = BundleRow.digest.not_in(select(Sketch.bundle))

@@ -273,7 +273,7 @@ class Event(RegistryTable):
     at: Mapped[str] = mapped_column(_TIME)
     """Never earlier than the event before, whatever the server's clock does."""
     kind: Mapped[str] = mapped_column(String(16))
-    """pool, invite, contributor, node, bundle, check (of a bundle), candidate, release or campaign."""
+    """pool, invite, contributor, node, bundle, check (of a bundle), candidate, release, campaign or act."""
     subject: Mapped[str] = mapped_column(_DIGEST, index=True)
     """Key or digest."""
     step: Mapped[str] = mapped_column(String(16))

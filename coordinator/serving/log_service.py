@@ -9,7 +9,7 @@ from coordinator.registry.registry import Registry
 from coordinator.workspace.checkpoints import Checkpoints
 from protocol.documents import Pool
 from protocol.errors import Code, Refused
-from protocol.log.checkpoint import log_key, read_checkpoint
+from protocol.log.checkpoint import log_keys, read_checkpoint
 from protocol.log.note import Note, NoteKey
 from protocol.v1 import log_pb2, log_pb2_grpc
 from protocol.wire.peer import Context
@@ -81,7 +81,7 @@ class LogService(log_pb2_grpc.LogServicer):
             raise Refused(Code.LOG_FORK, what, "Keep it, and tell everybody who follows the pool.")
         for key in by:
             signed.note.verify(key)
-            names = {(each.name, each.identifier) for each in (key, log_key(self._pool))}
+            names = {(each.name, each.identifier) for each in (key, *log_keys(self._pool))}
             # Of others' lines nothing is known.
             lines = tuple((name, line) for name, line in signed.note.signatures if (name, line[:4]) in names)
             self._registry.log.keep_cosigned(str(key), signed.size, Note(signed.note.text, lines).encode())

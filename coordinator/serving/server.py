@@ -15,6 +15,7 @@ from coordinator.storage.blobs import Store
 from coordinator.storage.spool import Spool
 from coordinator.workspace.context import Opened
 from coordinator.workspace.metrics import Metrics
+from protocol.documents import Duty
 from protocol.log.note import NoteKey
 from protocol.v1 import catalog_pb2_grpc, intake_pb2_grpc, log_pb2_grpc
 from protocol.wire.grpc_server import Listen, serve
@@ -43,7 +44,7 @@ def serve_workspace(
     limits = IntakeLimits(life, settings.first_bundles, settings.hourly_keys, fleet)
     witnesses = [NoteKey.parse(each) for each in settings.witnesses]
     intake = Intake(
-        opened.pool, opened.identity, opened.registry, store=store, spool=spool, clock=clock, limits=limits,
+        opened.pool, opened.signer(Duty.LOG), opened.registry, store=store, spool=spool, clock=clock, limits=limits,
         check_log=opened.checkpoints.check,
     )  # fmt: skip
     intake.sweep()

@@ -15,14 +15,14 @@ from coordinator.faults import fault_point
 from coordinator.registry.log import PAGE
 from coordinator.registry.lost_entries import take_in
 from coordinator.registry.registry import Registry
+from coordinator.workspace.keyring import Keyring
 from coordinator.workspace.paths import CoordinatorWorkspace
-from protocol.documents import Pool
+from protocol.documents import Duty, Pool
 from protocol.errors import Code, Refused
 from protocol.files.atomic import write_whole
 from protocol.log.checkpoint import Checkpoint, read_checkpoint, sign_checkpoint
 from protocol.log.leaf import MAX_LEAF_BYTES, LogLeaf, read_leaf
 from protocol.log.merkle import EMPTY_ROOT
-from protocol.signing import Identity
 
 _WAIT_S = 30
 
@@ -30,10 +30,10 @@ _WAIT_S = 30
 class Checkpoints:
     """The log's head, and how far it had come."""
 
-    def __init__(self, workspace: CoordinatorWorkspace, registry: Registry, pool: Pool, identity: Identity) -> None:
+    def __init__(self, workspace: CoordinatorWorkspace, registry: Registry, pool: Pool, keyring: Keyring) -> None:
         self._checkpoint, self._entries = workspace.checkpoint, workspace.entries
         self._lock = workspace.lock("log")
-        self._registry, self._pool, self._identity = registry, pool, identity
+        self._registry, self._pool, self._keyring = registry, pool, keyring
 
     def newest(self) -> Checkpoint:
         """Sign the log as it is, unless that was done.
@@ -42,14 +42,15 @@ class Checkpoints:
             Refused: `LOG_ROLLBACK` or `LOG_FORK`, as `check`.
         """
         signed = self.check()
-        if signed is not None and signed.size == self._registry.log.size():
+        if signed is not None and signed.current and signed.size == self._registry.log.size():
             return signed
         with FileLock(self._lock, timeout=_WAIT_S):
             signed, size = self.check(), self._registry.log.size()
-            if signed is None or signed.size < size:
+            if signed is None or not signed.current or signed.size < size:
+                identity = self._keyring.get(self._pool.key(Duty.LOG), "has the duty log")
                 self._keep_entries(size)
                 fault_point("entries-kept")
-                signed = sign_checkpoint(self._pool, size, self._registry.log.root(size), self._identity)
+                signed = sign_checkpoint(self._pool, size, self._registry.log.root(size), identity)
                 write_whole(self._checkpoint, signed.note.encode())
             return signed
 
@@ -103,6 +104,10 @@ class Checkpoints:
         except FileNotFoundError:
             return None
         except Refused as error:
+            if error.code is Code.BAD_SIGNATURE:
+                what = f"{self._checkpoint} is signed by a key that no root here names; older roles were restored."
+                hint = "Publish the roots that are missing: any reader has them, in the folder roots."
+                raise Refused(error.code, what, hint) from error
             raise _damaged(self._checkpoint, error) from error
 
     def _kept(self) -> Iterator[LogLeaf]:

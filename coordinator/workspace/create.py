@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tomli_w
 from pydantic import ValidationError
@@ -26,8 +26,9 @@ from protocol.documents import Pool, read_timestamp, sign_pool, timestamp
 from protocol.errors import Code, Refused, from_os_error
 from protocol.files.atomic import write_secret
 from protocol.fleet.campaign import APP_DIGEST
+from protocol.keys.signers import open_signer
 from protocol.roles.metadata import Keys
-from protocol.signing import Identity
+from protocol.signing import Identity, PublicKey
 from protocol.spec import Architecture, BaseModelRef, Name, Policy, PoolSpec, Recipe, Routing, StatisticsFile
 from protocol.statement import Strict, first_invalid
 from router.base.module_paths import in_layers, numbers
@@ -61,6 +62,20 @@ class TrialFiles:
 
 
 NO_FILES = TrialFiles()
+
+
+class Founding(NamedTuple):
+    """Where the keys of a pool are to be."""
+
+    people: Mapping[str, Keys] = MappingProxyType({})
+    """Those of the roles root and targets that lie elsewhere, by role."""
+    signer: tuple[PublicKey, str] | None = None
+    """The public half of the pool's key and its signer's URI; None to make one in a file."""
+    passphrase: str | None = None
+    """What files of keys are put under."""
+
+
+ALL_HERE = Founding()
 
 
 @dataclass(frozen=True)
@@ -156,7 +171,7 @@ def found(
     choices: Mapping[str, dict[str, Any]],
     settings: dict[str, Any],
     trial: TrialFiles = NO_FILES,
-    people: Mapping[str, Keys] = MappingProxyType({}),
+    keys: Founding = ALL_HERE,
     now: datetime,
 ) -> Pool:
     """Make a workspace.
@@ -169,7 +184,7 @@ def found(
         settings: Entries of coordinator.toml; None for the default. A database and a store outside of the workspace
             are written down also where the environment names them.
         trial: What experts are tried on.
-        people: Keys of the roles root and targets that lie elsewhere, by role.
+        keys: Where keys are to be.
         now: The time.
 
     Raises:
@@ -187,7 +202,8 @@ def found(
         place, reason = first_invalid(error)
         what = f"The pool's {place} is wrong: {reason}."
         raise Refused(Code.SETTINGS_INVALID, what, "Correct the option or the file.") from error
-    base, identity = study(), Identity.generate()
+    identity = open_signer(keys.signer[1], keys.signer[0]) if keys.signer else Identity.generate()
+    base = study()
     told = base.statistics
     if "means" in chosen.policy.statistics and "method" not in choices.get("routing", {}):
         routing = chosen.routing.model_copy(update={"method": BY_MEANS[base.architecture]})
@@ -201,7 +217,9 @@ def found(
     given = {name: value for name, value in settings.items() if value is not None}
     named = {Path(name).stem: name for name in files if name != _PROBE}
     settings = {"base": base.location, **named, **given}
-    _write(workspace, identity, pool, people, files=files, statistics=told, settings=settings, now=now)
+    if keys.signer:
+        settings["signers"] = {keys.signer[0].hex: keys.signer[1]}
+    _write(workspace, identity, pool, keys, files=files, statistics=told, settings=settings, now=now)
     return pool
 
 
@@ -209,7 +227,7 @@ def _write(
     workspace: CoordinatorWorkspace,
     identity: Identity,
     pool: Pool,
-    people: Mapping[str, Keys],
+    keys: Founding,
     *,
     files: Mapping[str, bytes],
     statistics: bytes | None,
@@ -222,9 +240,10 @@ def _write(
         workspace.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".init-", dir=workspace.folder) as folder:
             draft = CoordinatorWorkspace(Path(folder))
-            identity.save(draft.key)
+            if identity.is_held:
+                identity.save(draft.key, keys.passphrase)
             draft.pool.write_bytes(pool.envelope)
-            found_roles(draft, pool, identity, people, now=now)
+            found_roles(draft, pool, identity, keys.people, passphrase=keys.passphrase, now=now)
             for name, content in files.items():
                 write_secret(draft.folder / name, content)
             settings |= anchored({name: settings[name] for name in ("database", "store") if name in settings}, Path())

@@ -1,27 +1,61 @@
-"""The keys of a pool's roles: made with the pool, and replaced later."""
+"""The keys of a pool's roles and of its coordinator's duties: made with the pool, and replaced later."""
 
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
 
+from coordinator.workspace.keyring import Keyring
 from coordinator.workspace.paths import CoordinatorWorkspace
-from coordinator.workspace.roles import Roles
-from protocol.documents import Pool
+from protocol.documents import Duties, Duty, LogHead, Pool
 from protocol.errors import Code, Refused
 from protocol.files.atomic import write_whole
+from protocol.log.merkle import EMPTY_ROOT
 from protocol.roles import metadata as roles
 from protocol.roles.metadata import Keys
 from protocol.signing import Identity, PublicKey
 
 PEOPLE = (Root.type, Targets.type)
 """Roles whose keys may be people's."""
-_ONLINE = "online"
+ONLINE = "online"
+REPLACED = (Targets.type, ONLINE, *(duty.value for duty in Duty))
+"""Keys that the coordinator has, and replaces without people but for the root's; those of role targets only if they lie
+here."""
+
+
+LOG_BEGINS = LogHead(size=0, root=EMPTY_ROOT.hex())
+"""A log without an entry, which every log continues."""
+
+
+class Change(NamedTuple):
+    """Which of the coordinator's keys a root replaces."""
+
+    fresh: frozenset[str] = frozenset()
+    """Those for which new ones are made here."""
+    named: Mapping[str, PublicKey] = MappingProxyType({})
+    """Those for which a key that lies behind a signer is named."""
+    head: LogHead = LOG_BEGINS
+    """The log as it is, for when the one who signs for it changes."""
+    operators: Keys | None = None
+    """Who must sign for what is let in from now on; None for those of before, if any."""
+
+    @property
+    def names(self) -> list[str]:
+        """All that change, but for the key of role targets."""
+        return [name for name in REPLACED if name != Targets.type and (name in self.fresh or name in self.named)]
 
 
 def found_roles(
-    workspace: CoordinatorWorkspace, pool: Pool, identity: Identity, people: Mapping[str, Keys], *, now: datetime
+    workspace: CoordinatorWorkspace,
+    pool: Pool,
+    identity: Identity,
+    people: Mapping[str, Keys],
+    *,
+    passphrase: str | None = None,
+    now: datetime,
 ) -> Path | None:
     """Make the keys that lie in a workspace, and its first root.
 
@@ -30,6 +64,7 @@ def found_roles(
         pool: The pool.
         identity: The pool's key.
         people: Keys of root and targets that lie elsewhere, by role; for a role that is not there, one is made here.
+        passphrase: What the keys that are made are put under.
         now: The time.
 
     Returns:
@@ -46,8 +81,8 @@ def found_roles(
     keys |= dict.fromkeys((Snapshot.type, Timestamp.type), Keys((online.public,)))
     root = roles.make_root(pool, 1, keys, now=now)
     workspace.roles.mkdir()
-    for name, key in {**made, _ONLINE: online}.items():
-        key.save(workspace.roles / f"{name}.key")
+    for name, key in {**made, ONLINE: online}.items():
+        key.save(workspace.roles / f"{name}.key", passphrase)
     if Root.type in people:
         write_whole(draft := workspace.roles / "root-1.json", root.to_bytes())
         return draft
@@ -57,47 +92,61 @@ def found_roles(
     return None
 
 
+def uses(pool: Pool, root: Metadata[Root] | None) -> dict[PublicKey, list[str]]:
+    """List by key what it signs now."""
+    found: dict[PublicKey, list[str]] = {PublicKey.from_hex(pool.spec.coordinator): ["pool"]}
+    if root is not None:
+        for name, role in root.signed.roles.items():
+            for keyid in role.keyids:
+                found.setdefault(roles.read_key(keyid, root.signed.keys[keyid]), []).append(name)
+    for duty in Duty:
+        found.setdefault(pool.key(duty), []).append(duty.value)
+    return found
+
+
 def draft_root(
-    workspace: CoordinatorWorkspace, here: Roles, pool: Pool, people: Mapping[str, Keys], *, fresh: bool, now: datetime
+    keyring: Keyring,
+    root: Metadata[Root] | None,
+    pool: Pool,
+    people: Mapping[str, Keys],
+    change: Change,
+    *,
+    now: datetime,
 ) -> Metadata[Root]:
     """Write the next root, signed by those root keys that lie here.
 
     Args:
-        workspace: Where keys are made.
-        here: Its roles.
-        pool: The pool.
+        keyring: Where keys are, and are made.
+        root: The newest root.
+        pool: The pool, with its duties.
         people: Keys that replace those of root or targets, by role.
-        fresh: Replace the keys that lie here, but those of root, by new ones.
+        change: Which other keys are replaced.
         now: The time.
 
     Raises:
         Refused: `STATE_CHANGE` before there is a first root, or `SETTINGS_INVALID` for a threshold that cannot be met.
     """
-    if (root := here.root()) is None:
+    if root is None:
         what = "The first root waits for signatures."
-        raise Refused(Code.STATE_CHANGE, what, f"Have its holders sign {workspace.roles / 'root-1.json'}.")
+        raise Refused(Code.STATE_CHANGE, what, "Have its holders sign the file root-1.json among the roles.")
     old, version = root.signed, root.signed.version + 1
     keys = {
         name: Keys(tuple(roles.read_key(keyid, old.keys[keyid]) for keyid in role.keyids), role.threshold)
         for name, role in old.roles.items()
     }
-    held = here.identities()
-    if fresh:
-        mine = {identity.public for identity in held}
-        if set(keys[Targets.type].keys) <= mine:
-            keys[Targets.type] = Keys((_make(workspace, Targets.type, version),))
-        online = Keys((_make(workspace, _ONLINE, version),))
-        keys |= dict.fromkeys((Snapshot.type, Timestamp.type), online)
-    new = roles.make_root(pool, version, keys | dict(people), now=now)
-    may = {*old.roles[Root.type].keyids, *new.signed.roles[Root.type].keyids}
+    held = keyring.all()
+    new = {name: change.named.get(name) or keyring.make(f"{name}-{version}").public for name in change.names}
+    if Targets.type in change.fresh and set(keys[Targets.type].keys) <= {identity.public for identity in held}:
+        keys[Targets.type] = Keys((keyring.make(f"{Targets.type}-{version}").public,))
+    if ONLINE in new:
+        keys |= dict.fromkeys((Snapshot.type, Timestamp.type), Keys((new[ONLINE],)))
+    duties, operators = roles.duties_of(old), change.operators or roles.operators_of(old)
+    if set(new) & set(Duty):
+        had = {duty.value: pool.key(duty).hex for duty in Duty}
+        duties = Duties(**(had | {name: key.hex for name, key in new.items() if name in had}), head=change.head)
+    draft = roles.make_root(pool, version, keys | dict(people), duties=duties, operators=operators, now=now)
+    may = {*old.roles[Root.type].keyids, *draft.signed.roles[Root.type].keyids}
     for identity in held:
         if identity.public.keyid in may:
-            roles.sign(new, identity)
-    return new
-
-
-def _make(workspace: CoordinatorWorkspace, name: str, version: int) -> PublicKey:
-    path = workspace.roles / f"{name}-{version}.key"
-    if not path.exists():  # an earlier draft may have made it
-        Identity.generate().save(path)
-    return Identity.load(path).public
+            roles.sign(draft, identity)
+    return draft

@@ -7,6 +7,7 @@ timestamp.json        the newest timestamp
 What is named is written before what names it, so that a kill leaves nothing that points nowhere.
 """
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,13 +16,15 @@ from filelock import FileLock
 from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
 
 from coordinator.registry.registry import Registry
+from coordinator.workspace.keyring import Keyring
 from coordinator.workspace.paths import CoordinatorWorkspace
-from protocol.documents import Pool
+from protocol.documents import Duty, Pool
 from protocol.errors import Code, Refused
 from protocol.files.atomic import write_whole
 from protocol.release import read_release
 from protocol.roles import metadata as roles
-from protocol.signing import Identity
+from protocol.roles.chain import with_duties
+from protocol.signing import PublicKey
 
 RENEWED = timedelta(hours=1)
 """Age from which on a timestamp is made again when somebody asks for it."""
@@ -35,9 +38,9 @@ Part = TypeVar("Part", Root, Targets, Snapshot, Timestamp)
 class Roles:
     """The metadata of a workspace."""
 
-    def __init__(self, workspace: CoordinatorWorkspace, registry: Registry, pool: Pool, identity: Identity) -> None:
+    def __init__(self, workspace: CoordinatorWorkspace, registry: Registry, pool: Pool, keyring: Keyring) -> None:
         self._folder, self._lock = workspace.roles, workspace.lock("roles")
-        self._registry, self._pool, self._identity = registry, pool, identity
+        self._registry, self._pool, self._keyring = registry, pool, keyring
 
     def show(self, role: str, version: int, *, now: datetime) -> bytes:
         """Return metadata of a role, the timestamp fresh (`RELEASE_UNKNOWN`)."""
@@ -70,10 +73,17 @@ class Roles:
         return self._read(role, version) if path is not None and path.is_file() else None
 
     def check(self) -> None:
-        """Refuse to work for a pool without roles, whose releases nobody would take (`SCHEMA_MISMATCH`)."""
+        """Refuse to work for a pool without roles, whose releases nobody would take.
+
+        Raises:
+            Refused: `SCHEMA_MISMATCH`, or `PASSPHRASE` if nobody opens what may be the key of role timestamp.
+        """
         if not self._folder.is_dir():
             what = "This pool was made before releases had roles."
             raise Refused(Code.SCHEMA_MISMATCH, what, "Give it some with: greylag-coordinator roles found --single")
+        if (root := self.root()) is not None:
+            for keyid in root.signed.roles[Timestamp.type].keyids:
+                self._keyring.find(roles.read_key(keyid, root.signed.keys[keyid]))
 
     def level(self, *, now: datetime) -> None:
         """Name the newest release, as far as the keys here allow, and see that what readers need is fresh.
@@ -96,21 +106,25 @@ class Roles:
             metadata, root = read_any(raw), self.root()
             if isinstance(metadata.signed, Root):
                 self._publish_root(metadata, root)
+                self._pool = with_duties(self._pool, self._folder / Root.type)
                 self._level(metadata.signed, self.newest(Targets), now=now)
             else:
                 self._publish_targets(metadata, root)
                 self._level(root.signed if root else None, metadata, now=now)
             return metadata
 
+    def changed_duties(self, raw: bytes) -> dict[str, PublicKey]:
+        """Tell which duties metadata that people have signed gives to another key, and to which."""
+        new = read_any(raw).signed
+        said = roles.duties_of(new) if isinstance(new, Root) else None
+        after = self._pool if said is None else replace(self._pool, duties=(*self._pool.duties, said))
+        return {duty.value: after.key(duty) for duty in Duty if after.key(duty) != self._pool.key(duty)}
+
     def draft_targets(self) -> Metadata[Targets]:
         """Write what names the newest release, for people to sign (`RELEASE_UNKNOWN`)."""
         if (row := self._registry.releases.find()) is None:
             raise Refused(Code.RELEASE_UNKNOWN, "There is no release yet.", "Wait until an expert is accepted.")
         return roles.make_targets(read_release(row.envelope, self._pool))
-
-    def identities(self) -> list[Identity]:
-        """Return the keys that lie here."""
-        return [Identity.load(path) for path in sorted(self._folder.glob("*.key"))]
 
     def _level(self, root: Root | None, targets: Metadata[Targets] | None, *, now: datetime) -> None:
         if root is None:
@@ -147,7 +161,7 @@ class Roles:
     def _sign(self, metadata: Metadata[Any], root: Root) -> bool:
         """Sign with the keys that lie here, and tell whether they are enough."""
         may = root.roles[metadata.signed.type].keyids
-        for identity in self.identities():
+        for identity in self._keyring.all():
             if identity.public.keyid in may:
                 roles.sign(metadata, identity)
         return roles.is_signed(metadata, root)
@@ -164,7 +178,8 @@ class Roles:
             what = f"The root lacks signatures: {needs} of the keys of version {missing[0].signed.version} must sign."
             raise Refused(Code.BAD_SIGNATURE, what, "Sign it with: greylag-coordinator roles sign FILE --key KEY")
         if old is None:
-            roles.sign(new, self._identity)
+            pool_key = PublicKey.from_hex(self._pool.spec.coordinator)
+            roles.sign(new, self._keyring.get(pool_key, "signs the first root beside its own keys"))
         self._write(new)
 
     def _publish_targets(self, new: Metadata[Targets], root: Metadata[Root] | None) -> None:

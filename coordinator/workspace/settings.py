@@ -11,6 +11,7 @@ from coordinator.registry.database import anchor
 from coordinator.workspace.paths import CoordinatorWorkspace
 from protocol.errors import Code, Refused
 from protocol.settings import read_settings
+from protocol.spec import KeyHex
 
 
 class Settings(BaseSettings):
@@ -50,6 +51,8 @@ class Settings(BaseSettings):
     """`host:port` that contributors' daemons are told; that of `fleet_listen` unless set."""
     evaluate_after_minutes: float | None = Field(default=None, ge=0)
     """How long a candidate is open before `fleet` starts its evaluation; unless set, only the operator does."""
+    signers: dict[KeyHex, str] = Field(default_factory=dict)
+    """Keys that lie in no file here: the public half, and the URI of who signs with it, as securesystemslib has it."""
     witnesses: tuple[str, ...] = ()
     """Keys of witnesses whose signatures for the log are shown to all, as `greylag-router witness` prints them."""
     worker_interval_s: float = Field(default=1.0, gt=0)

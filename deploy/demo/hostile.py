@@ -10,6 +10,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from client.submission import upload
+from client.workspace.paths import ClientWorkspace
 from deploy.demo.federation import Federation
 from protocol.bundle import ADAPTER_WEIGHTS, ENVELOPE, Bundle, Manifest, open_bundle, pack
 from protocol.documents import ENROLMENT_TYPE, Enrolment, sign, timestamp
@@ -34,13 +35,14 @@ def attempt_all(cast: Federation, victim: str, folder: Path) -> dict[str, Greyla
     wish = Enrolment(pool=pool, name=NAME, key=mallory.public.hex, created=now)
     enrolment = sign(ENROLMENT_TYPE, {"pool": pool}, wish, mallory)
     refusals: dict[str, GreylagError] = {}
+    home = ClientWorkspace(cast.place(victim))
     shutil.rmtree(folder, ignore_errors=True)  # an earlier attempt's
     for case, prepare in CASES.items():
         place = folder / case.replace(" ", "-")
         shutil.copytree(stolen.folder, place)
         (place / ENVELOPE).unlink()
         try:
-            _submit(Bundle(place, prepare(place, stolen, mallory)), enrolment, cast.coordinator)
+            _submit(Bundle(place, prepare(place, stolen, mallory)), enrolment, home.keep_up, cast.coordinator)
         except GreylagError as refused:
             refusals[case] = refused
         else:
@@ -48,9 +50,9 @@ def attempt_all(cast: Federation, victim: str, folder: Path) -> dict[str, Greyla
     return refusals
 
 
-def _submit(bundle: Bundle, enrolment: bytes, address: str) -> None:
+def _submit(bundle: Bundle, enrolment: bytes, pool: upload.KeepUp, address: str) -> None:
     coordinator = upload.Coordinator(address, give_up_after_s=VERDICT_S)
-    upload.Transfer(bundle, enrolment, lambda _: None).attempt(coordinator)
+    upload.Transfer(bundle, enrolment, lambda _: None, pool).attempt(coordinator)
     status = upload.wait(bundle.digest, coordinator, lambda reply: reply.state in DECIDED)
     if status.state == "refused":
         raise Refused(Code[status.code], status.message, status.hint)

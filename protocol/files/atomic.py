@@ -54,6 +54,17 @@ def write_secret(path: Path, content: bytes) -> None:
     sync(path.parent)
 
 
+def replace_secret(path: Path, content: bytes) -> None:
+    """Replace a file that its owner alone may read, whole or not at all."""
+    temporary = _beside(path)
+    try:
+        _write(temporary, content, 0o600)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync(path.parent)
+
+
 def renew_secret(path: Path) -> None:
     """Write a random secret in the place of the last one: one that a kill left half written would keep nobody out."""
     path.unlink(missing_ok=True)

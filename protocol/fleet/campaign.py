@@ -1,6 +1,6 @@
 """What a campaign is on the wire: a signed order, an app bundle that holds no code, and a signed decision.
 
-A node obeys an order only if the pool's key signed it, so whoever reaches Flower's server still asks nothing
+A node obeys an order only if the key with that duty signed it, so whoever reaches Flower's server still asks nothing
 of anybody. The app bundle is what Flower calls a FAB: its digest stands in the pool's policy, its code is the
 installed package, and nothing in it is ever imported.
 """
@@ -14,10 +14,10 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, model_validator
 
 from protocol import statement
-from protocol.documents import OfPool, Pool, read_of_pool, read_timestamp, sign, timestamp
+from protocol.documents import Duty, OfPool, Pool, read_of_pool, read_timestamp, sign, timestamp
 from protocol.errors import Code, Refused
 from protocol.release import MAX_CALIBRATION_BYTES, CalibrationFile
-from protocol.signing import Identity, PublicKey, Signed
+from protocol.signing import Identity, Signed
 from protocol.spec import Line, Sha256, Timestamp, Version
 from protocol.statement import Strict
 
@@ -90,7 +90,7 @@ class Calibrating(Strict):
 
 
 class Order(Strict):
-    """What the pool asks of its nodes, until when; signed by the pool's key."""
+    """What the pool asks of its nodes, until when; signed by the key of orders."""
 
     version: Version = 1
     pool: Sha256
@@ -122,7 +122,7 @@ class Order(Strict):
 
 
 class Decision(OfPool):
-    """Whether a candidate becomes the newest release; signed by the pool's key, kept with its reason."""
+    """Whether a candidate becomes the newest release; signed by the key of releases, kept with its reason."""
 
     version: Version = 1
     candidate: Sha256
@@ -147,7 +147,7 @@ def read_order(envelope: bytes, pool: Pool, *, now: datetime) -> Order:
             version of this program understands, `CLOCKS_APART` for one that is over by this clock.
     """
     try:
-        payload = Signed.parse(envelope).verify(PublicKey.from_hex(pool.spec.coordinator))
+        payload = Signed.parse(envelope).verify(pool.key(Duty.ORDERS))
         predicate = statement.parse(payload, ORDER_TYPE).predicate
     except Refused as error:
         raise Refused(Code.ORDER_INVALID, f"The order is not to be trusted: {error.message}") from error
@@ -171,7 +171,7 @@ def sign_decision(decision: Decision, identity: Identity) -> bytes:
 
 def read_decision(envelope: bytes, pool: Pool) -> Decision:
     """Verify a decision of a pool; refuses as `read_of_pool`."""
-    return read_of_pool(Decision, DECISION_TYPE, envelope, pool, "The decision")[1]
+    return read_of_pool(Decision, DECISION_TYPE, envelope, pool, Duty.RELEASES)[1]
 
 
 def app_bundle() -> bytes:

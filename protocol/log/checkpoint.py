@@ -1,16 +1,16 @@
 """Checkpoints (https://c2sp.org/tlog-checkpoint): how large a log is, and its root, signed.
 
-The log's name, its *origin*, is made of the pool's digest, and the pool's key signs: who knows the pool knows the log.
+The log's name, its *origin*, is made of the pool's digest, and a key with that duty signs.
 """
 
 import base64
 import re
 from dataclasses import dataclass
 
-from protocol.documents import Pool
+from protocol.documents import Duty, Pool
 from protocol.errors import Code, Refused
 from protocol.log.note import Note, NoteKey, SignatureType, malformed, sign_note
-from protocol.signing import Identity, PublicKey
+from protocol.signing import Identity
 
 _TEXT = re.compile(r"([^\n]+)\n(0|[1-9][0-9]{0,15})\n([A-Za-z0-9+/]{43}=)\n")
 
@@ -23,6 +23,8 @@ class Checkpoint:
     """Entries."""
     root: bytes
     note: Note
+    current: bool = True
+    """Whether the key signed it that has the duty now, and not one before it."""
 
     def text(self) -> str:
         """The signed note as text, for documents and files."""
@@ -34,9 +36,9 @@ def origin(pool: str) -> str:
     return f"greylag.org/log/{pool}"
 
 
-def log_key(pool: Pool) -> NoteKey:
-    """The key that signs a pool's checkpoints."""
-    return NoteKey(origin(pool.digest), PublicKey.from_hex(pool.spec.coordinator), SignatureType.LOG)
+def log_keys(pool: Pool) -> tuple[NoteKey, ...]:
+    """The keys that sign, and signed, a pool's checkpoints, newest first."""
+    return tuple(NoteKey(origin(pool.digest), key, SignatureType.LOG) for key in pool.keys(Duty.LOG))
 
 
 def sign_checkpoint(pool: Pool, size: int, root: bytes, identity: Identity) -> Checkpoint:
@@ -46,7 +48,7 @@ def sign_checkpoint(pool: Pool, size: int, root: bytes, identity: Identity) -> C
 
 
 def read_checkpoint(raw: bytes, pool: Pool) -> Checkpoint:
-    """Verify a checkpoint of a pool's log.
+    """Verify a checkpoint of a pool's log, by a key that has or had that duty.
 
     Raises:
         Refused: `SPEC_INVALID`, `WRONG_POOL` or `BAD_SIGNATURE`.
@@ -59,5 +61,7 @@ def read_checkpoint(raw: bytes, pool: Pool) -> Checkpoint:
         raise malformed("its root is not in base64")
     if found[1] != origin(pool.digest):
         raise Refused(Code.WRONG_POOL, "The checkpoint is another log's.", "Tell the pool's operator.")
-    note.verify(log_key(pool))
-    return Checkpoint(int(found[2]), root, note)
+    keys = log_keys(pool)
+    by = next((key for key in keys if note.signed_by(key)), keys[0])
+    note.verify(by)
+    return Checkpoint(int(found[2]), root, note, by == keys[0])

@@ -22,7 +22,7 @@ class LogLeaf(Strict):
     """When, by the coordinator's clock; never earlier than the entry before."""
     kind: Word
     """What it is about: pool, invite, contributor (a key), node, bundle, check (of a bundle), candidate, release,
-    campaign."""
+    campaign, act (of operators)."""
     subject: Word
     """The key or the digest."""
     step: Word

@@ -82,9 +82,12 @@ class LogReader:
         reply = stub.GetCheckpoint(log_pb2.GetCheckpointRequest(), timeout=DEADLINE_S)
         self.head, self._cosigned = read_checkpoint(reply.checkpoint, pool), list(reply.cosigned)
         """The log as it is."""
+        if not self.head.current:
+            what = "The newest checkpoint of the pool's log is signed by a key that was replaced."
+            raise Refused(Code.BAD_SIGNATURE, what, "Tell the pool's operator: somebody may have the old key.")
         last = self._last_seen() if seen.exists() else None
         if last is not None:
-            self.check_continues(last)
+            last = self._believed(last)
         if last is None or last.size < self.head.size:
             write_whole(seen, self.head.note.encode())
 
@@ -145,6 +148,22 @@ class LogReader:
                 f"{len(signed)} of {needed} witnesses have signed for entry {index + 1} of the log.",
                 "Try again in a minute; if that goes on, ask the witnesses what they see of this pool.",
             )
+
+    def _believed(self, last: Checkpoint) -> Checkpoint | None:
+        """Refuse a log that does not continue what was seen, unless a key signed for that which people have replaced.
+
+        Then the root says how far the log was in truth: whoever was shown another one by a thief goes on from there.
+        The contradiction is kept.
+        """
+        try:
+            self.check_continues(last)
+        except Refused as contradiction:
+            if last.current or contradiction.code not in (Code.LOG_ROLLBACK, Code.LOG_FORK):
+                raise
+            head = self._pool.duties[-1].head
+            self.check_continues(Checkpoint(head.size, bytes.fromhex(head.root), self.head.note))
+            return None
+        return last
 
     def _last_seen(self) -> Checkpoint:
         try:

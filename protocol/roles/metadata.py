@@ -2,7 +2,8 @@
 
 - *root* names the keys of all roles and how many of each must sign. It is signed by people who keep their keys offline,
   and each version by enough keys of the version before. The first one is signed by the pool's key besides, and all of
-  them name the pool, so that none serves for another pool of the same people.
+  them name the pool, so that none serves for another pool of the same people. It says who has the coordinator's duties,
+  too, in a field of its own: those keys are of no role of TUF's.
 - *targets* says which release is meant, by the digest of its envelope; its version is the release's number.
 - *snapshot* says which targets, and *timestamp* which snapshot; both are signed by a key that is online.
 
@@ -20,17 +21,21 @@ from securesystemslib.signer import Key, Signature
 from tuf.api.exceptions import RepositoryError, UnsignedMetadataError
 from tuf.api.metadata import Metadata, MetaFile, Role, Root, Signed, Snapshot, TargetFile, Targets, Timestamp
 
-from protocol.documents import Pool, read_timestamp, timestamp
+from protocol.documents import Duties, Pool, read_timestamp, timestamp
 from protocol.errors import Code, Refused
 from protocol.files import strict_json
 from protocol.release import CLOCKS_APART, Release
 from protocol.signing import MAX_SIGNATURES, Identity, PublicKey
+from protocol.spec import KeyHex
+from protocol.statement import Strict
+from protocol.statement import read as read_document
 
 LIVES = {Root.type: timedelta(days=365), Snapshot.type: timedelta(days=30), Timestamp.type: timedelta(days=1)}
 """How long metadata of a role is valid; targets are as long as the release that they name."""
 TARGET = "release.dsse.json"
 """What targets call the release."""
-_ALGORITHM, _POOL, _NUMBER = "sha256", "x-greylag-pool", "number"
+_ALGORITHM, _NUMBER = "sha256", "number"
+_POOL, _DUTIES, _OPERATORS = "x-greylag-pool", "x-greylag-duties", "x-greylag-operators"
 _HINT = "Tell the pool's operator."
 Part = TypeVar("Part", Root, Targets, Snapshot, Timestamp)
 
@@ -64,25 +69,40 @@ class Named(NamedTuple):
             raise Refused(Code.DIGEST_MISMATCH, what, _HINT) from error
 
 
-def make_root(pool: Pool, version: int, keys: Mapping[str, Keys], *, now: datetime) -> Metadata[Root]:
+def make_root(
+    pool: Pool,
+    version: int,
+    keys: Mapping[str, Keys],
+    *,
+    duties: Duties | None = None,
+    operators: Keys | None = None,
+    now: datetime,
+) -> Metadata[Root]:
     """Write a root that nobody has signed yet.
 
     Args:
         pool: The pool.
         version: One more than that of the root before; 1 for the first.
         keys: By role, of all four.
+        duties: Whose keys have the coordinator's duties; None for what roots before it say, or else the pool's key.
+        operators: Who must sign for what is let in; None to leave it to whoever is at the coordinator.
         now: The time.
 
     Raises:
         Refused: `SETTINGS_INVALID` for a threshold that cannot be met.
     """
-    for role, members in keys.items():
+    for role, members in [*keys.items(), *([("operators", operators)] if operators else [])]:
         members.check(role)
+    said: dict[str, Any] = {_POOL: pool.digest}
+    if duties is not None:
+        said[_DUTIES] = duties.model_dump()
+    if operators is not None:
+        said[_OPERATORS] = {"keys": [key.hex for key in operators.keys], "threshold": operators.threshold}
     root = Root(
         version, expires=now + LIVES[Root.type], consistent_snapshot=True,
         keys={key.keyid: key.sslib for members, _ in keys.values() for key in members},
         roles={role: Role([key.keyid for key in members], threshold) for role, (members, threshold) in keys.items()},
-        unrecognized_fields={_POOL: pool.digest},
+        unrecognized_fields=said,
     )  # fmt: skip
     return Metadata(root)
 
@@ -166,7 +186,7 @@ def check_root(root: Root, pool: Pool) -> None:
     """Refuse what python-tuf would take of a root.
 
     Raises:
-        Refused: `WRONG_POOL`, `SPEC_INVALID`, `KEY_TYPE` or `WEAK_KEY`.
+        Refused: `WRONG_POOL`, `SPEC_INVALID`, `KEY_TYPE` or `WEAK_KEY`, also for what it says of duties.
     """
     if root.unrecognized_fields.get(_POOL) != pool.digest:
         raise Refused(Code.WRONG_POOL, "The root is of another pool.", _HINT)
@@ -174,6 +194,40 @@ def check_root(root: Root, pool: Pool) -> None:
         raise Refused(Code.SPEC_INVALID, "The root does without consistent snapshots.", _HINT)
     for keyid, key in root.keys.items():
         read_key(keyid, key)
+    duties_of(root)
+    operators_of(root)
+
+
+def duties_of(root: Root) -> Duties | None:
+    """Tell whose keys have the coordinator's duties by a root (`SPEC_INVALID`, `WEAK_KEY`); None if it does not say."""
+    value = root.unrecognized_fields.get(_DUTIES)
+    if value is None:
+        return None
+    found = read_document(Duties, value, what="The root's duties")
+    for key in (found.log, found.orders, found.releases):
+        PublicKey.from_hex(key)
+    return found
+
+
+class OperatorKeys(Strict):
+    """Who must sign for what is let in, as a root says it."""
+
+    keys: tuple[KeyHex, ...]
+    threshold: int
+
+
+def operators_of(root: Root) -> Keys | None:
+    """Tell who must sign for what is let in by a root (`SPEC_INVALID`, `WEAK_KEY`); None for whoever is there."""
+    value = root.unrecognized_fields.get(_OPERATORS)
+    if value is None:
+        return None
+    found = read_document(OperatorKeys, value, what="The root's operators")
+    keys = Keys(tuple(map(PublicKey.from_hex, found.keys)), found.threshold)
+    try:
+        keys.check("operators")
+    except Refused as error:
+        raise Refused(Code.SPEC_INVALID, error.message, _HINT) from error
+    return keys
 
 
 def read_key(keyid: str, key: Key) -> PublicKey:

@@ -10,6 +10,8 @@ from protocol.v1.chunk_pb2 import Chunk
 CHUNK_BYTES = 256 << 10
 MAX_CHUNK_BYTES = 1 << 20
 MAX_MESSAGE_BYTES = 2 << 20
+MAX_REPLY_BYTES = 1 << 25
+"""Longest message that a client takes: a release of more experts than any pool has."""
 
 
 def read_chunks(path: Path, offset: int = 0) -> Iterator[Chunk]:

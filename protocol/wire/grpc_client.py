@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 
 from protocol.errors import Code, Refused, Unavailable
-from protocol.wire.chunks import MAX_MESSAGE_BYTES
+from protocol.wire.chunks import MAX_MESSAGE_BYTES, MAX_REPLY_BYTES
 from protocol.wire.grpc_status import from_rpc_error
 from protocol.wire.reachability import find_fault
 
@@ -37,7 +37,7 @@ _RETRY = {
     "retryableStatusCodes": ["UNAVAILABLE"],
 }  # fmt: skip
 OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_REPLY_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.service_config", json.dumps({"methodConfig": [{"name": _REPEATABLE, "retryPolicy": _RETRY}]})),
     ("grpc.keepalive_time_ms", 60_000),

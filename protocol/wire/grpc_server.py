@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from protocol.errors import Code, GreylagError, Refused, Unavailable
-from protocol.wire.chunks import MAX_MESSAGE_BYTES
+from protocol.wire.chunks import MAX_MESSAGE_BYTES, MAX_REPLY_BYTES
 from protocol.wire.grpc_client import IDLE_S, STREAM_DEADLINE_S, check_address, is_loopback
 from protocol.wire.grpc_status import to_status
 from protocol.wire.health import Health
@@ -31,7 +31,7 @@ _OPTIONS = (
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", 4 << 20),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_REPLY_BYTES),
     ("grpc.so_reuseport", 0),
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 30_000),

@@ -19,6 +19,7 @@ from protocol.files.atomic import sync, write_whole
 from protocol.log.checkpoint import read_checkpoint
 from protocol.log.reader import NO_WITNESSES, LogReader
 from protocol.release import CalibrationFile, Release, check_fresh, read_candidate, read_release
+from protocol.roles.chain import keep_up
 from protocol.signing import PublicKey
 from protocol.v1 import catalog_pb2
 from protocol.v1.log_pb2_grpc import LogStub
@@ -34,6 +35,7 @@ from router.follow.workspace import (
     FINGERPRINT,
     POOL,
     RELEASE,
+    ROOTS,
     STATISTICS,
     Mirror,
     assemble,
@@ -158,6 +160,12 @@ def reach_log(folder: Path, address: str, contact: Contact) -> Iterator[tuple[Lo
 
 
 def _pull_pool(source: Source) -> Pool:
+    """Fetch the pool, and whose keys have its coordinator's duties."""
+    pool, now, first = _pinned_pool(source), datetime.now(UTC), source.contact.get("root")
+    return keep_up(pool, source.folder / ROOTS, source.catalog, now=now, first=first, deadline_s=source.left)
+
+
+def _pinned_pool(source: Source) -> Pool:
     envelope = source.catalog.GetPool(catalog_pb2.GetPoolRequest(), timeout=source.left(DEADLINE_S)).envelope
     path, key = source.folder / POOL, source.contact.get("pool_key")
     if not path.exists():

@@ -7,6 +7,7 @@ bundles/<digest>/     its bundles; kept when a later release drops them
 calibrations/<digest> biases and temperatures of its routers, and its cap, where it has any
 statistics/<digest>   what the pool tells of public text, where it tells any
 trusted/              what was seen of the pool's roles, as python-tuf keeps it
+roots/                roots again, which say whose keys have the coordinator's duties
 checkpoint.txt        the last checkpoint of the pool's log that was seen
 .fingerprint.json     what the base model is by content; may be deleted at any time
 .pull.lock            held by the pull at work
@@ -23,12 +24,13 @@ from protocol.compatibility import check_fit
 from protocol.documents import Pool, read_pool
 from protocol.errors import Code, Refused
 from protocol.release import Release, read_release
+from protocol.roles.chain import with_duties
 from router.base.progress import bar
 from router.pool.calibration import Calibration, added
 
 POOL, RELEASE, BUNDLES, FINGERPRINT = "pool.dsse.json", "release.dsse.json", "bundles", ".fingerprint.json"
 RELEASES, CALIBRATIONS, STATISTICS, LOCK = "releases", "calibrations", "statistics", ".pull.lock"
-CHECKPOINT, TRUSTED = "checkpoint.txt", "trusted"
+CHECKPOINT, TRUSTED, ROOTS = "checkpoint.txt", "trusted", "roots"
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def _open_pool(folder: Path) -> Pool:
             f"{folder.resolve()} holds no release yet.",
             "Fetch one with: greylag-router pull --coordinator HOST:PORT --base MODEL",
         )
-    return read_pool((folder / POOL).read_bytes())
+    return with_duties(read_pool((folder / POOL).read_bytes()), folder / ROOTS)
 
 
 def _check_listed(path: Path, file: SignedFile) -> None:

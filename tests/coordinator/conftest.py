@@ -30,6 +30,7 @@ from coordinator.serving.log_service import LogService
 from coordinator.storage.blobs import Store
 from coordinator.storage.spool import Spool
 from coordinator.workspace.checkpoints import Checkpoints
+from coordinator.workspace.keyring import Keyring
 from coordinator.workspace.paths import CoordinatorWorkspace
 from coordinator.workspace.role_keys import found_roles
 from coordinator.workspace.roles import Roles
@@ -198,9 +199,11 @@ class Served:
         )
         self.service: IntakeService | None = None
         self.witnesses: list[NoteKey] = []
-        self.checkpoints = Checkpoints(CoordinatorWorkspace(folder), self.registry, pool, identity)
-        found_roles(CoordinatorWorkspace(folder), pool, identity, {}, now=clock())
-        self.roles = Roles(CoordinatorWorkspace(folder), self.registry, pool, identity)
+        place = CoordinatorWorkspace(folder)
+        keyring = Keyring(place, held=(identity,))
+        self.checkpoints = Checkpoints(place, self.registry, pool, keyring)
+        found_roles(place, pool, identity, {}, now=clock())
+        self.roles = Roles(place, self.registry, pool, keyring)
         self.intake = Intake(
             pool, identity, self.registry, store=self.store, spool=self.spool, clock=clock,
             limits=IntakeLimits(first_bundles=99, fleet="fleet.example.org:7444"), check_log=self.checkpoints.check,

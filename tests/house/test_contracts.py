@@ -30,7 +30,7 @@ BREACHES = {
     "router/serving/process.py": "import router.evaluation.rows",
     "router/evaluation/rows.py": "import router.cli.main",
     "client/data/files.py": "import client.workspace.paths",
-    "client/workspace/keys.py": "import client.training.plan",
+    "client/workspace/paths.py": "import client.training.plan",
     "client/runs/record.py": "import client.submission.join",
     "client/bundle/pack.py": "import client.data.files",
     "client/submission/upload.py": "import client.training.plan",

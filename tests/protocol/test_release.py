@@ -11,7 +11,7 @@ from protocol import documents, release, statement
 from protocol.documents import ENROLMENT_TYPE, RECEIPT_TYPE, Enrolment, Receipt
 from protocol.errors import Code, Refused
 from protocol.release import ReleaseSpec
-from protocol.signing import Identity, Signed
+from protocol.signing import MAX_ENVELOPE_BYTES, Identity, Signed
 from protocol.spec import POOL_TYPE
 from tests.protocol import samples
 from tests.protocol.samples import CONTRIBUTOR, COORDINATOR, CREATED, STRANGER
@@ -51,6 +51,17 @@ def test_a_timestamp_that_is_written_is_read(moment: datetime, offset_min: int) 
         return
     assert documents.read_timestamp(text) == aware.replace(microsecond=0)
     assert documents.timestamp(documents.read_timestamp(text)) == text
+
+
+def test_a_release_may_hold_more_experts_than_another_document_may_have_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    (expert,) = samples.release().experts
+    digests = (f"{number:064x}" for number in range(8000))
+    experts = tuple(expert.model_copy(update={"name": f"e-{each[-8:]}", "bundle": each}) for each in digests)
+    large = release.sign_release(samples.release(experts=experts), COORDINATOR)
+    assert len(large.envelope) > MAX_ENVELOPE_BYTES
+    assert release.read_release(large.envelope, POOL) == large
+    monkeypatch.setattr(release, "MAX_RELEASE_BYTES", len(large.envelope) - 1)
+    assert refusal(release.read_release, large.envelope, POOL).code is Code.ENVELOPE_SCHEMA
 
 
 @few

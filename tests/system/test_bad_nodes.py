@@ -23,6 +23,7 @@ from coordinator.fleet.simulation.local_grid import LocalGrid, VirtualNode
 from coordinator.fleet.simulation.simulate import Clock, enrol, propose
 from coordinator.registry.registry import Registry
 from coordinator.workspace.context import Opened
+from coordinator.workspace.keyring import Keyring
 from coordinator.workspace.paths import CoordinatorWorkspace
 from coordinator.workspace.settings import Settings
 from protocol.documents import Pool
@@ -107,7 +108,9 @@ def place(site: Site) -> DaemonFolder:
 def village(tmp_path: Path, site: Site) -> Iterator[Village]:
     registry = Registry.open(f"sqlite:///{tmp_path / 'registry.db'}", migrate=True)
     settings = Settings(base="none", database="none", store=str(tmp_path), probe=tmp_path / "none")
-    village = Village(Opened(CoordinatorWorkspace(tmp_path), settings, site.pool, site.operator, registry))
+    place = CoordinatorWorkspace(tmp_path)
+    keyring = Keyring(place, held=(site.operator,))
+    village = Village(Opened(place, settings, site.pool, keyring, registry))
     yield village
     village.grid.close()
     registry.close()

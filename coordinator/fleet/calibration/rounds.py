@@ -17,7 +17,7 @@ from coordinator.fleet.records.rounds import file_of, order_of
 from coordinator.policy.next_release import next_release
 from coordinator.registry.tables import Campaign, Round
 from coordinator.workspace.context import Opened
-from protocol.documents import read_timestamp, timestamp
+from protocol.documents import Duty, read_timestamp, timestamp
 from protocol.errors import Code, Refused
 from protocol.fleet.campaign import Calibrating, Order, sign_order
 from protocol.fleet.reply import Reply
@@ -101,7 +101,7 @@ class Calibrations:
                 if task.number < task.rounds and now < read_timestamp(campaign.expires):
                     changes = {"number": task.number + 1, "start": file_of(turn.row, content, spent)}
                     order = turn.order.model_copy(update={"calibrating": task.model_copy(update=changes)})
-                    following = order, sign_order(order, self._opened.identity)
+                    following = order, sign_order(order, self._opened.signer(Duty.ORDERS))
         except Refused as error:
             facts["ended"] = error.message
         self._fleet.rounds.close(turn.row, content, facts, noise=noise, following=following, now=now)
@@ -142,7 +142,8 @@ class Calibrations:
 
     def _candidate(self, file: CalibrationFile, now: datetime) -> Release | None:
         """The open candidate with a calibration, or the newest release with it."""
-        pool, identity, registry = self._opened.pool, self._opened.identity, self._opened.registry
+        pool, registry = self._opened.pool, self._opened.registry
+        identity = self._opened.signer(Duty.RELEASES)
         if row := self._fleet.candidates.find():
             changes = {"calibration": file, "created": timestamp(now)}
             return sign_candidate(read_candidate(row.envelope, pool).spec.model_copy(update=changes), identity)

@@ -10,7 +10,7 @@ from coordinator.fleet.records.candidates import base_of, no_candidate
 from coordinator.fleet.records.fleet import Fleet
 from coordinator.registry.tables import Campaign
 from coordinator.workspace.context import Opened
-from protocol.documents import read_timestamp, timestamp
+from protocol.documents import Duty, read_timestamp, timestamp
 from protocol.errors import Code, Refused
 from protocol.fleet.campaign import Calibrating, Kind, Order, Privacy, Strategy, sign_order
 from protocol.release import MAX_CALIBRATION_BYTES, Release, read_candidate
@@ -73,7 +73,7 @@ def start(
             release=release, calibrating=calibrating, created=timestamp(now),
             expires=timestamp(now + max(ends_after, open_for)),
         )  # fmt: skip
-        return order, sign_order(order, opened.identity)
+        return order, sign_order(order, opened.signer(Duty.ORDERS))
 
     return fleet.campaigns.start(make, open_until=now + open_for, now=now)
 

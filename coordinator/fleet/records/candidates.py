@@ -13,7 +13,7 @@ from coordinator.registry import journal
 from coordinator.registry.tables import BundleRow, Campaign, Candidate
 from coordinator.registry.transactions import Subject
 from coordinator.workspace.context import Opened
-from protocol.documents import timestamp
+from protocol.documents import Duty, timestamp
 from protocol.errors import Code, GreylagError, Refused
 from protocol.fleet.campaign import Decision, sign_decision
 from protocol.release import Release, read_candidate, read_release, sign_release
@@ -45,6 +45,13 @@ class Candidates(Subject):
         with self._registry.reading() as session:
             wanted = Candidate.digest == digest if digest else Candidate.state == "open"
             return session.scalars(select(Candidate).where(wanted)).one_or_none()
+
+    def newcomers(self, digest: str) -> set[str]:
+        """Name, as rows do, the contributors of what a candidate would let in."""
+        with self._registry.reading() as session:
+            row = session.scalars(select(Candidate).where(Candidate.digest == digest)).one()
+            new = BundleRow.digest.in_(journal.bundles_of(row)), BundleRow.state == State.ACCEPTED
+            return set(session.scalars(select(BundleRow.contributor).where(*new)))
 
     def place(self, row: BundleRow, put_off: Collection[str] = ()) -> list[BundleRow] | None:
         """Say beside which other new bundles an accepted one is proposed; None for not now.
@@ -105,7 +112,7 @@ def settle(
         Refused: `CANDIDATE_UNKNOWN`, `STATE_CHANGE` if something newer came meanwhile, or for an older registry
             `REGISTRY_OLDER`, `LOG_ROLLBACK` or `LOG_FORK`.
     """
-    registry, identity = opened.registry, opened.identity
+    registry, identity = opened.registry, opened.signer(Duty.RELEASES)
     row = Candidates(registry).find(digest)
     if row is None:
         raise no_candidate(digest)

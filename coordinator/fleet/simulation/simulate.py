@@ -25,10 +25,11 @@ from coordinator.fleet.records.fleet import Fleet
 from coordinator.fleet.simulation.local_grid import LocalGrid, VirtualNode
 from coordinator.registry.registry import Registry
 from coordinator.workspace.context import Opened
+from coordinator.workspace.keyring import Keyring
 from coordinator.workspace.paths import CoordinatorWorkspace
 from coordinator.workspace.settings import Settings
 from protocol.adapters import Shape
-from protocol.documents import ENROLMENT_TYPE, Enrolment, sign, sign_pool, timestamp
+from protocol.documents import ENROLMENT_TYPE, Duty, Enrolment, sign, sign_pool, timestamp
 from protocol.errors import Code, Unavailable
 from protocol.fleet.campaign import APP_DIGEST, CLIENT_APP, Kind, Order
 from protocol.fleet.node_key import NodeKey, bind, read_binding
@@ -153,7 +154,9 @@ def open_pool(folder: Path, policy: Policy | None = None) -> Iterator[Opened]:
     )
     settings = Settings(base="none", database="none", store=str(folder), probe=folder / "none")
     with closing(Registry.open(f"sqlite:///{folder / 'registry.db'}", migrate=True)) as registry:
-        yield Opened(CoordinatorWorkspace(folder), settings, sign_pool(spec, identity), identity, registry)
+        place = CoordinatorWorkspace(folder)
+        keyring = Keyring(place, held=(identity,))
+        yield Opened(place, settings, sign_pool(spec, identity), keyring, registry)
 
 
 def enrol(opened: Opened, name: str) -> str:
@@ -174,4 +177,4 @@ def propose(opened: Opened, now: datetime, experts: int = 0) -> None:
         pool=opened.pool.digest, number=1, previous=None, experts=listed, routing=opened.pool.spec.routing,
         created=timestamp(now), expires=timestamp(now + timedelta(days=1)),
     )  # fmt: skip
-    Fleet(opened.registry).candidates.propose(sign_candidate(spec, opened.identity), now=now)
+    Fleet(opened.registry).candidates.propose(sign_candidate(spec, opened.signer(Duty.RELEASES)), now=now)

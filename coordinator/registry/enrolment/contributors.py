@@ -138,6 +138,17 @@ class Contributors(Subject):
         with self._registry.reading() as session:
             return owner(session, key)
 
+    def named(self, name_or_key: str) -> Contributor:
+        """Find a contributor as `set_state` does (`KEY_UNKNOWN`, `KEY_ROTATED`)."""
+        with self._registry.reading() as session:
+            return _find(session, name_or_key)
+
+    def keys_of(self, contributor: str) -> set[str]:
+        """Every key that a contributor, named as rows do, has or had."""
+        with self._registry.reading() as session:
+            later = session.scalars(select(RotationRow.new).where(RotationRow.contributor == contributor))
+            return {contributor, *later}
+
     def all(self) -> list[Contributor]:
         """Everyone, in order of enrolment."""
         with self._registry.reading() as session:

@@ -64,7 +64,7 @@ def send(
     bundle: Bundle, identity: Identity, coordinator: upload.Coordinator, pool: Pool, seen: list[Progress] | None = None
 ) -> Receipt:
     report = (lambda _: None) if seen is None else seen.append
-    return upload.submit(bundle, enrol(pool, "anna", identity, NOW), pool, coordinator, report)[0]
+    return upload.submit(bundle, enrol(pool, "anna", identity, NOW), lambda _: pool, coordinator, report)[0]
 
 
 def arrived(fake: FakeCoordinator, bundle: Bundle) -> bool:
@@ -273,10 +273,10 @@ def test_waiting_ends_with_patience(
     assert clock.now == pytest.approx(60, abs=upload.POLL_S)
 
 
-def test_memory_does_not_grow_with_the_bundle(bundle: Bundle) -> None:
+def test_memory_does_not_grow_with_the_bundle(bundle: Bundle, t5_pool: Pool) -> None:
     with (bundle.folder / ADAPTER_WEIGHTS).open("ab") as file:
         file.truncate(64 << 20)
-    parts = upload.Transfer(bundle, b"", lambda _: None)._parts(b"", ADAPTER_WEIGHTS, 0, 0)
+    parts = upload.Transfer(bundle, b"", lambda _: None, lambda _: t5_pool)._parts(b"", ADAPTER_WEIGHTS, 0, 0)
     tracemalloc.start()
     try:
         assert sum(len(part.chunk.data) for part in parts) == 64 << 20

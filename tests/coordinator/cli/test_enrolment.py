@@ -10,7 +10,7 @@ from coordinator.registry.registry import Registry
 from coordinator.registry.tables import RotationRow
 from coordinator.workspace.paths import CoordinatorWorkspace
 from coordinator.workspace.settings import load
-from protocol.documents import RECOVERY_TYPE, Recovery, read_enrolment, read_of_pool
+from protocol.documents import RECOVERY_TYPE, Duty, Recovery, read_enrolment, read_of_pool
 from protocol.errors import Code
 from protocol.signing import Identity
 from tests.coordinator.cli.test_main import SHAPES, Program, program, refused
@@ -75,7 +75,7 @@ def test_a_lost_key_is_recovered_by_a_signed_decision(program: Program, tmp_path
     with registry.reading() as session:
         (row,) = session.scalars(select(RotationRow))
     registry.close()
-    _, decision = read_of_pool(Recovery, RECOVERY_TYPE, row.envelope, pool, "The decision")
+    _, decision = read_of_pool(Recovery, RECOVERY_TYPE, row.envelope, pool, Duty.LOG)
     assert (decision.name, decision.old, decision.new) == ("ada", old.public.hex, new.public.hex)
     assert decision.reason == "The disk broke."
     assert program(workspace, *recover) == Code.NAME_TAKEN.fate.exit, "a second time there is nothing to recover"

@@ -14,6 +14,7 @@ from coordinator.review.probe import Reviewer
 from coordinator.review.worker import Worker
 from coordinator.storage.blobs import Store
 from coordinator.workspace.checkpoints import Checkpoints
+from coordinator.workspace.keyring import Keyring
 from coordinator.workspace.material import ROWS, Material, TrialRows
 from coordinator.workspace.paths import CoordinatorWorkspace
 from protocol.adapters import Kind
@@ -143,6 +144,8 @@ class Workshop:
         self.worker = self.start()
 
     def start(self) -> Worker:
+        place = CoordinatorWorkspace(self.folder)
+        keyring = Keyring(place, held=(self.identity,))
         return Worker(
             self.pool,
             self.identity,
@@ -151,7 +154,7 @@ class Workshop:
             check=self.check,
             reviewer=self.reviewer(),
             clock=self.clock,
-            checkpoint=Checkpoints(CoordinatorWorkspace(self.folder), self.registry, self.pool, self.identity).newest,
+            checkpoint=Checkpoints(place, self.registry, self.pool, keyring).newest,
         )
 
     def reviewer(self, seconds: float = 60.0) -> Reviewer:

@@ -13,11 +13,11 @@ import pytest
 from tuf.api.metadata import Root, Snapshot, Targets, Timestamp
 
 from coordinator.workspace.context import Opened, opened
-from coordinator.workspace.create import BaseFacts, found
+from coordinator.workspace.create import BaseFacts, Founding, found
 from coordinator.workspace.paths import CoordinatorWorkspace
 from coordinator.workspace.roles import RENEWED
 from coordinator.workspace.settings import load
-from protocol.documents import Pool, timestamp
+from protocol.documents import Duty, Pool, timestamp
 from protocol.errors import Code, Refused
 from protocol.release import Release, ReleaseSpec, read_release, sign_release
 from protocol.roles.metadata import LIVES, Keys, is_signed
@@ -46,13 +46,13 @@ def publish(workspace: CoordinatorWorkspace, pool: Pool) -> Release:
     """Have the registry publish a release without experts."""
     with working(workspace) as open_:
         row = open_.registry.releases.find()
-        last = read_release(row.envelope, pool) if row else None
+        last = read_release(row.envelope, open_.pool) if row else None
         spec = ReleaseSpec(
             pool=pool.digest, number=last.spec.number + 1 if last else 1, previous=last.digest if last else None,
             experts=(), routing=Routing(), created=timestamp(now()), expires=timestamp(now() + timedelta(days=30)),
             checkpoint=open_.checkpoints.newest().text(),
         )  # fmt: skip
-        release = sign_release(spec, open_.identity)
+        release = sign_release(spec, open_.signer(Duty.RELEASES))
         open_.registry.releases.publish(release, now=now())
         return release
 
@@ -82,7 +82,7 @@ def shared(tmp_path: Path, people: dict[str, Identity]) -> tuple[CoordinatorWork
     two = Keys(tuple(identity.public for identity in people.values()), 2)
     workspace, facts = CoordinatorWorkspace(tmp_path / "w"), BaseFacts("nowhere", BASE, "encoder-decoder", SHAPES)
     roles = {Root.type: two, Targets.type: two}
-    pool = found(workspace, lambda: facts, name="p", choices={}, settings={}, people=roles, now=now())
+    pool = found(workspace, lambda: facts, name="p", choices={}, settings={}, keys=Founding(roles), now=now())
     return workspace, pool
 
 
@@ -132,7 +132,7 @@ def test_the_story_of_one_machine(program: Program, single: tuple[CoordinatorWor
     shown = program.json(workspace, "roles", "show")
     assert (shown["named"], shown["newest"]) == (1, 1)
     assert follow(workspace, node, root=shown["root"]) == 1
-    backup = shutil.copytree(workspace.roles, tmp_path / "backup")
+    stolen = shutil.copytree(workspace.folder, tmp_path / "stolen")
 
     file = tmp_path / "root-2.json"
     assert program(workspace, "roles", "draft-root", str(file), "--new-keys") == 0
@@ -146,10 +146,6 @@ def test_the_story_of_one_machine(program: Program, single: tuple[CoordinatorWor
     assert follow(workspace, node) == 2
 
     # Who has the old keys shows the folder as it was, with a release of their own in it.
-    stolen = tmp_path / "stolen"
-    shutil.copytree(workspace.folder, stolen)
-    shutil.rmtree(stolen / "roles")
-    shutil.copytree(backup, stolen / "roles")
     publish(thief := CoordinatorWorkspace(stolen), pool)
     with pytest.raises(Refused) as refused_:
         follow(thief, node)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.errors import Code, Refused
-from protocol.log.checkpoint import log_key, origin, read_checkpoint, sign_checkpoint
+from protocol.log.checkpoint import log_keys, origin, read_checkpoint, sign_checkpoint
 from protocol.log.leaf import LogLeaf, read_leaf
 from protocol.log.note import Note, NoteKey, SignatureType, cosign, sign_note
 from protocol.signing import PublicKey
@@ -84,7 +84,7 @@ def test_only_the_pools_key_and_the_pools_log_count() -> None:
     refused(Code.BAD_SIGNATURE, RAW.replace(b"\n5\n", b"\n6\n"))
     refused(Code.BAD_SIGNATURE, sign_checkpoint(POOL, 5, ROOT, STRANGER).note.encode())
     refused(Code.WRONG_POOL, sign_checkpoint(samples.pool(name="other"), 5, ROOT, COORDINATOR).note.encode())
-    one_wrong = CHECKPOINT.note.with_signatures([(origin(POOL.digest), log_key(POOL).identifier + bytes(64))])
+    one_wrong = CHECKPOINT.note.with_signatures([(origin(POOL.digest), log_keys(POOL)[0].identifier + bytes(64))])
     refused(Code.BAD_SIGNATURE, one_wrong.encode())
 
 

@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.errors import Code, GreylagError, Refused, Unavailable
+from protocol.release import MAX_RELEASE_BYTES
 from protocol.v1 import catalog_pb2, intake_pb2, log_pb2, query_pb2
 from protocol.v1.catalog_pb2 import GetPoolRequest
 from protocol.v1.catalog_pb2_grpc import CatalogStub
 from protocol.wire import grpc_client, reachability
-from protocol.wire.chunks import MAX_MESSAGE_BYTES
+from protocol.wire.chunks import MAX_MESSAGE_BYTES, MAX_REPLY_BYTES
 from protocol.wire.grpc_client import OPTIONS, check_address, connect, is_loopback
 from tests.protocol.serving import Authority, Behaviour, make_authority, run, untyped
 from tests.protocol.strategies import many
@@ -231,9 +232,14 @@ def test_a_reply_that_is_too_large_is_refused() -> None:
     def ask(port: int) -> GreylagError:
         return failure(f"127.0.0.1:{port}")
 
-    error = run(Behaviour(reply=bytes(MAX_MESSAGE_BYTES + 1)), ask)
+    error = run(Behaviour(reply=bytes(MAX_REPLY_BYTES + 1)), ask)
     assert isinstance(error, Refused)
     assert error.code is Code.MESSAGE_TOO_LARGE
+
+
+def test_a_long_release_fits_into_a_reply() -> None:
+    envelope = bytes(MAX_RELEASE_BYTES)
+    assert run(Behaviour(reply=envelope), lambda port: get_pool(f"127.0.0.1:{port}")) == envelope
 
 
 def test_a_request_that_is_too_large_is_not_sent() -> None:

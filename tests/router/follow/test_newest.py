@@ -14,6 +14,7 @@ from protocol.bundle import Bundle
 from protocol.documents import Pool
 from protocol.errors import Code, Refused
 from protocol.release import Release
+from protocol.roles import chain
 from protocol.roles import metadata as roles
 from protocol.roles.metadata import Named, fingerprint, read
 from protocol.signing import Identity
@@ -281,7 +282,8 @@ def test_a_first_root_that_the_pools_key_did_not_sign_is_refused(
     mine = town.catalog.repository = Repository(town.catalog.pool, Identity.generate())
     mine.name(town.catalog.releases[1])
     with monkeypatch.context() as patch:
-        patch.setattr(newest, "check_first", lambda *_: None)
+        for module in (newest, chain):
+            patch.setattr(module, "check_first", lambda *_: None)
         assert pull(tmp_path / "naive", address).release.spec.number == 1
     assert refusal(tmp_path / "node", address) is Code.BAD_SIGNATURE
 

@@ -14,6 +14,7 @@ from coordinator.policy.lifecycle import State
 from coordinator.registry.registry import Registry
 from coordinator.registry.tables import Candidate
 from coordinator.workspace.context import Opened
+from coordinator.workspace.keyring import Keyring
 from coordinator.workspace.paths import CoordinatorWorkspace
 from coordinator.workspace.settings import Settings
 from protocol.bundle import ADAPTER_WEIGHTS, Bundle
@@ -44,7 +45,9 @@ class Bench:
     def __init__(self, shop: Workshop, folder: Path) -> None:
         self.shop, self.fleet, self.folder = shop, Fleet(shop.registry), folder
         settings = Settings(base="none", database="none", store=str(folder), probe=folder)
-        self.opened = Opened(CoordinatorWorkspace(folder), settings, shop.pool, shop.identity, shop.registry)
+        place = CoordinatorWorkspace(folder)
+        keyring = Keyring(place, held=(shop.identity,))
+        self.opened = Opened(place, settings, shop.pool, keyring, shop.registry)
         self._count = 0
 
     def submit(self, contributor: str = "ada", name: str | None = None) -> Bundle:

@@ -6,8 +6,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from client.workspace import keys
 from protocol.errors import Code, Refused
+from protocol.keys import passphrase as keys
 from protocol.signing import Identity
 
 
