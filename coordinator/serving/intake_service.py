@@ -37,7 +37,6 @@ class IntakeService(intake_pb2_grpc.IntakeServicer):
         """Present a key."""
         network = network_of(context.peer())
         state = await asyncio.to_thread(self._intake.enrol, request.envelope, network, request.invite)
-        state = await asyncio.to_thread(self._intake.enrol, request.envelope, network, request.invite)
         return intake_pb2.EnrolReply(state=state)
 
     async def Rotate(self, request: intake_pb2.RotateRequest, context: Context) -> intake_pb2.RotateReply:
