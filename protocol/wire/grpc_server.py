@@ -95,15 +95,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             places = self._watches if handler.response_streaming else None
 
         async def call(_: object, context: Context) -> None:
-            peer = Peer(context, self._listen.idle_s)
+            peer, network = Peer(context, self._listen.idle_s), network_of(context.peer())
             try:
                 async with asyncio.timeout(self._listen.call_s) as whole:
                     if places is not None:
-                        await self._pace.turn(network_of(context.peer()))
+                        await self._pace.turn(network)
                     await self._answer(handler, places, peer, context)
             except grpc.aio.BaseError:
                 raise  # the handler's own end, or one of the two sides is gone
             except Exception as error:  # noqa: BLE001 - gRPC would send its text to the client
+                if isinstance(error, (Refused, DecodeError)):
+                    self._pace.blame(network)
                 late = Unavailable(Code.BUSY, "The call took too long.", "Try again; files continue.")
                 peer.end(to_status(self._told(late if whole.expired() else error)))
 

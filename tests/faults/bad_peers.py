@@ -3,11 +3,12 @@
 import itertools
 import os
 import random
+import struct
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,12 +31,13 @@ from protocol.v1.intake_pb2_grpc import IntakeStub
 from protocol.v1.log_pb2 import GetCheckpointRequest
 from protocol.wire.grpc_client import connect
 from tests.coordinator.contributor import enrolment
-from tests.protocol.raw_http2 import RawClient, message, rude
+from tests.protocol.raw_http2 import RawClient, frame, message, rude
 from tests.system.proxy import proxied
 
 _AT_ONCE, _SHARE = 8, 16
 """Calls of a flood on their way at once, and how many slots of a server one connection gets."""
-_ENVELOPE_BYTES, _CHUNK_BYTES, _DRIP_S, _TIRED_S = 16 << 10, 64 << 10, 1.0, 35.0
+_WINDOW_UPDATE, _MOST_WINDOW = 8, (1 << 31) - 1 - (1 << 16)
+_ENVELOPE_BYTES, _CHUNK_BYTES, _DRIP_S, _TIRED_S = 12 << 10, 64 << 10, 1.0, 35.0
 
 
 class Target(NamedTuple):
@@ -46,8 +48,8 @@ class Target(NamedTuple):
     source: str
     did: "Counter[str]"
 
-    def rude(self, window: int | None = None) -> "Iterator[RawClient]":
-        return rude(self.port, window, self.source, self.ca)  # type: ignore[return-value] # a context manager
+    def rude(self, window: int | None = None) -> AbstractContextManager[RawClient]:
+        return rude(self.port, window, self.source, self.ca)
 
 
 def flood(target: Target) -> None:
@@ -62,11 +64,13 @@ def flood(target: Target) -> None:
         ("Intake/Commit", CommitRequest(digest="f" * 64, token=b"no")),
     ]
     with target.rude() as client:
+        client.socket.sendall(frame(_WINDOW_UPDATE, 0, 0, struct.pack(">I", _MOST_WINDOW)))  # it takes every reply
+        over = 0
         for number, (method, request) in enumerate(itertools.cycle(asked), 1):
             client.call(f"greylag.v1.{method}", request)
             if number % _AT_ONCE == 0:
-                client.how_many_ended(number, 10)
-                target.did["calls of a flood"] += _AT_ONCE
+                before, over = over, client.how_many_ended(number - _AT_ONCE + 1, 10)
+                target.did["calls of a flood"] += over - before
 
 
 def hold_slots(target: Target) -> None:

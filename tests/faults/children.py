@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,11 @@ def coordinate(*words: object) -> None:
     main()
 
 
+def _end_with(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
+
+
 def _be(
     target: Callable[..., object],
     arguments: tuple[object, ...],
@@ -102,7 +108,7 @@ def _be(
     """Run something with its own streams and environment, and no longer than whoever started it lives."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     os.dup2(said.fileno(), 1)
     with log.open("ab") as file:
         os.dup2(file.fileno(), 2)

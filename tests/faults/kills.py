@@ -5,6 +5,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -40,6 +41,8 @@ class Life:
         self.killed = self.at_points = 0
         self.starts: list[float] = []
         """How long it took until `serve` said that it was ready, in seconds."""
+        self._ready = self._early = False
+        self._due = 0.0
         self._revive()
 
     def look(self) -> int:
@@ -87,14 +90,14 @@ def play(folder: Path, *, kills: int, contributors: int, seed: int) -> dict[str,
     draw, began = random.Random(seed), time.monotonic()
     names = [f"contributor-{number}" for number in range(contributors)]
 
-    def contributor(name: str) -> Child:
+    def contributor(name: str, _: str) -> Child:
         arguments = (pool.folder / name, pool.address, pool.authority.ca, pool.base)
         return Child(contribute, *arguments, log=pool.log(name))
 
     lives = [
         Life("serve", lambda point: pool.serve(GREYLAG_FAULT_POINT=point), SERVE_S, draw),
         Life("worker", lambda _: pool.work(), WORKER_S, draw),
-        *(Life(name, lambda _, name=name: contributor(name), CONTRIBUTOR_S, draw) for name in names),
+        *(Life(name, partial(contributor, name), CONTRIBUTOR_S, draw) for name in names),
     ]
     killed = told = 0
     while killed < kills:

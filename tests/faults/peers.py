@@ -23,7 +23,7 @@ from tests.faults.children import Child
 from tests.faults.pool import Pool, found, must, tell, wait
 from tests.system.proxy import proxied
 
-HONEST, BAD, ROUNDS = 10, 50, 3
+HONEST, BAD, ROUNDS = 10, 50, 4
 WIDTH, RANK, PAUSE_S = 256, 16, 1.0
 """Of the base and of experts, so that a bundle has megabytes; and how long an honest peer rests between two."""
 MOST_RATIO, MOST_MB = 3.0, 300.0
@@ -135,7 +135,7 @@ def contribute(place: Path, pool: Pool, source: str) -> None:
         ]
         (place / "ready").touch()
         for phase in _PHASES:
-            wait(lambda phase=phase: (pool.folder / phase).exists(), _READY_S + _PHASE_S, "Nobody says when.")
+            wait((pool.folder / phase).exists, _READY_S + _PHASE_S, "Nobody says when.")
             took = [_send(space, bundles.pop(), coordinator) for _ in range(ROUNDS)]
             write_whole(place / f"{phase}.json", json.dumps(took).encode())
 

@@ -26,9 +26,7 @@ class RawClient:
         ca: The server's CA certificate, for TLS.
     """
 
-    def __init__(
-        self, port: int, window: int | None = None, source: str = "127.0.0.1", ca: Path | None = None
-    ) -> None:
+    def __init__(self, port: int, window: int | None = None, source: str = "127.0.0.1", ca: Path | None = None) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), 10, source_address=(source, 0))
         if ca is not None:
             context = ssl.create_default_context(cafile=ca)

@@ -61,7 +61,12 @@ def test_an_enrolment_is_worked_on_once(
     served: Served, join: Join, identity: Identity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ada, seen, enrol = join(identity), list[bytes](), served.intake.enrol
-    monkeypatch.setattr(served.intake, "enrol", lambda raw, *rest: (seen.append(raw), enrol(raw, *rest))[1])
+
+    def count(envelope: bytes, network: str, invite: str) -> str:
+        seen.append(envelope)
+        return enrol(envelope, network, invite)
+
+    monkeypatch.setattr(served.intake, "enrol", count)
     assert ada.enrol(served.pool, "ada") == "active"
     assert len(seen) == 1
 
