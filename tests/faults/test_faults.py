@@ -87,7 +87,7 @@ FAULTS: dict[str, tuple[Callable[[Kept], None], tuple[int, int, int, int, int]]]
     "a file is lost": (lose_file, (1, 0, 0, 0, 0)),
     "a row is lost": (lambda kept: kept.rows("DELETE FROM bundles WHERE sequence = 1"), (1, 0, 1, 0, 0)),
     "another receipt": (lambda kept: kept.rows("UPDATE bundles SET receipt=x'7b' WHERE sequence = 1"), (1, 0, 0, 0, 0)),
-    "a step twice": (lambda kept: kept.rows("UPDATE events SET step='received' WHERE step='verified'"), (2, 2, 0, 0, 0)),
+    "steps twice": (lambda kept: kept.rows("UPDATE events SET step='received' WHERE step='verified'"), (2, 2, 0, 0, 0)),
     "a number left out": (lambda kept: kept.rows("UPDATE bundles SET sequence=7 WHERE sequence = 2"), (1, 0, 5, 0, 0)),
     "a release is lost": (lambda kept: kept.rows("DELETE FROM releases WHERE number = 1"), (2, 0, 0, 0, 2)),
 }  # fmt: skip
