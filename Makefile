@@ -56,6 +56,10 @@ attacks: $(STAMP) ## Play every known attack against a copy of an honest pool (m
 conformance: $(STAMP) ## Play every honest and hostile call against a real coordinator over TLS (minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.conformance $(ARGS)
 
+.PHONY: faults
+faults: $(STAMP) ## Kill programs 1,000 times and see what is lost (ten minutes); ARGS=--peers: 50 bad peers beside 10 honest
+	@$(BIN)/python -m tests.faults $(ARGS)
+
 .PHONY: mutants
 mutants: $(STAMP) ## Plant faults one at a time and see that the tests notice (half an hour); ARGS="--help" tells options
 	@$(BIN)/python -m tests.mutants $(ARGS)

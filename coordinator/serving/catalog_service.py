@@ -87,10 +87,11 @@ class CatalogService(catalog_pb2_grpc.CatalogServicer):
             raise _no_bundle(sha256)
         if offset > size:
             raise Refused(Code.REQUEST_INVALID, f"The file has {size} bytes; byte {offset} was asked for.")
-        with self._streams.one(context.peer()), await self._open(sha256, biases, offset) as file:
-            while data := await asyncio.to_thread(file.read, CHUNK_BYTES):
-                yield Chunk(offset=offset, data=data, crc32=zlib.crc32(data))
-                offset += len(data)
+        async with self._streams.one(context.peer()):
+            with await self._open(sha256, biases, offset) as file:
+                while data := await asyncio.to_thread(file.read, CHUNK_BYTES):
+                    yield Chunk(offset=offset, data=data, crc32=zlib.crc32(data))
+                    offset += len(data)
 
     def _biases(self, sha256: str) -> bytes | None:
         return Fleet(self._registry).rounds.content(sha256) or self._registry.caps.content(sha256)

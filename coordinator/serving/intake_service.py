@@ -37,7 +37,6 @@ class IntakeService(intake_pb2_grpc.IntakeServicer):
         """Present a key."""
         network = network_of(context.peer())
         state = await asyncio.to_thread(self._intake.enrol, request.envelope, network, request.invite)
-        state = await asyncio.to_thread(self._intake.enrol, request.envelope, network, request.invite)
         return intake_pb2.EnrolReply(state=state)
 
     async def Rotate(self, request: intake_pb2.RotateRequest, context: Context) -> intake_pb2.RotateReply:
@@ -60,13 +59,14 @@ class IntakeService(intake_pb2_grpc.IntakeServicer):
         if start.name not in manifest.files:
             what = f"{start.name!r:.200} has no place in a bundle."
             raise Refused(Code.FILE_NOT_ALLOWED, what, "Pack the bundle again.")
-        with self._streams.one(context.peer()), self._claim(start.digest, start.name):
-            file = manifest.files[start.name]
-            appender = await asyncio.to_thread(self._open, start.digest, start.name, file.size)
-            try:
-                await self._append(requests, appender, file)
-            finally:
-                appender.close()
+        async with self._streams.one(context.peer()):
+            with self._claim(start.digest, start.name):
+                file = manifest.files[start.name]
+                appender = await asyncio.to_thread(self._open, start.digest, start.name, file.size)
+                try:
+                    await self._append(requests, appender, file)
+                finally:
+                    appender.close()
         return intake_pb2.PutReply(offset=appender.offset)
 
     async def Commit(self, request: intake_pb2.CommitRequest, context: Context) -> intake_pb2.CommitReply:

@@ -4,6 +4,7 @@ import asyncio
 import signal
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, nullcontext
 from dataclasses import dataclass
@@ -20,8 +21,9 @@ from protocol.wire.chunks import MAX_MESSAGE_BYTES, MAX_REPLY_BYTES
 from protocol.wire.grpc_client import IDLE_S, STREAM_DEADLINE_S, check_address, is_loopback
 from protocol.wire.grpc_status import to_status
 from protocol.wire.health import Health
+from protocol.wire.pace import Pace
 from protocol.wire.peer import Context, Peer
-from protocol.wire.places import Places
+from protocol.wire.places import Places, network_of
 
 DRAIN_S = 20.0
 """How long calls in flight may take to finish after a stop signal, in seconds."""
@@ -77,6 +79,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         most = listen.max_concurrent_calls
         # A call has no place before its request is there. Health has its own, so that a full server is seen alive.
         self._arriving, self._calls, self._watches = Places(2 * most), Places(most), Places(most)
+        self._pace = Pace(time.monotonic)
 
     async def intercept_service(
         self,
@@ -92,20 +95,24 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             places = self._watches if handler.response_streaming else None
 
         async def call(_: object, context: Context) -> None:
-            peer = Peer(context, self._listen.idle_s)
+            peer, network = Peer(context, self._listen.idle_s), network_of(context.peer())
             try:
                 async with asyncio.timeout(self._listen.call_s) as whole:
+                    if places is not None:
+                        await self._pace.turn(network)
                     await self._answer(handler, places, peer, context)
             except grpc.aio.BaseError:
                 raise  # the handler's own end, or one of the two sides is gone
             except Exception as error:  # noqa: BLE001 - gRPC would send its text to the client
+                if isinstance(error, (Refused, DecodeError)):
+                    self._pace.blame(network)
                 late = Unavailable(Code.BUSY, "The call took too long.", "Try again; files continue.")
                 peer.end(to_status(self._told(late if whole.expired() else error)))
 
         return grpc.stream_stream_rpc_method_handler(call, None, handler.response_serializer)
 
     async def _answer(self, handler: Any, places: Places | None, peer: Peer, context: Context) -> None:
-        with self._arriving.one(context.peer()):
+        async with self._arriving.one(context.peer()):
             message = await peer.read()
         if message is None:
             raise Refused(Code.BAD_WIRE, "The call ends before its request.")
@@ -116,7 +123,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             while (message := await peer.read()) is not None:
                 yield handler.request_deserializer(message)
 
-        with places.one(context.peer()) if places else nullcontext():
+        async with places.one(context.peer()) if places else nullcontext():
             behaviour = handler.unary_unary or handler.unary_stream or handler.stream_unary
             request = requests() if handler.request_streaming else first
             if handler.response_streaming:

@@ -1,10 +1,12 @@
 """A client that speaks just enough HTTP/2 to be rude: it sends by the byte, and leaves replies where they are."""
 
 import socket
+import ssl
 import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from google.protobuf.message import Message
 
@@ -21,10 +23,15 @@ class RawClient:
         port: Of a server on loopback.
         window: Bytes of a reply that it is ready to take; None for HTTP/2's 64 KiB.
         source: The loopback address that it comes from.
+        ca: The server's CA certificate, for TLS.
     """
 
-    def __init__(self, port: int, window: int | None = None, source: str = "127.0.0.1") -> None:
+    def __init__(self, port: int, window: int | None = None, source: str = "127.0.0.1", ca: Path | None = None) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), 10, source_address=(source, 0))
+        if ca is not None:
+            context = ssl.create_default_context(cafile=ca)
+            context.set_alpn_protocols(["h2"])
+            self.socket = context.wrap_socket(self.socket, server_hostname="127.0.0.1")
         settings = b"" if window is None else struct.pack(">HI", _INITIAL_WINDOW_SIZE, window)
         self.socket.sendall(PREFACE + frame(SETTINGS, 0, 0, settings) + frame(SETTINGS, ACK, 0))
         self._last = -1
@@ -76,8 +83,10 @@ class RawClient:
 
 
 @contextmanager
-def rude(port: int, window: int | None = None, source: str = "127.0.0.1") -> Iterator[RawClient]:
-    client = RawClient(port, window, source)
+def rude(
+    port: int, window: int | None = None, source: str = "127.0.0.1", ca: Path | None = None
+) -> Iterator[RawClient]:
+    client = RawClient(port, window, source, ca)
     try:
         yield client
     finally:

@@ -12,10 +12,11 @@ class Proxy:
     Args:
         upstream: Port of the server.
         hold_after: Bytes towards the server after which the proxy forwards no more until `release`.
+        source: The loopback address that it comes from.
     """
 
-    def __init__(self, upstream: int, hold_after: int | None = None) -> None:
-        self._upstream = upstream
+    def __init__(self, upstream: int, hold_after: int | None = None, source: str = "127.0.0.1") -> None:
+        self._upstream, self._source = upstream, source
         self._limit = hold_after
         self._released = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -49,7 +50,7 @@ class Proxy:
                 except TimeoutError:
                     continue
                 try:
-                    server = socket.create_connection(("127.0.0.1", self._upstream))
+                    server = socket.create_connection(("127.0.0.1", self._upstream), source_address=(self._source, 0))
                 except OSError:
                     client.close()
                     continue
@@ -75,9 +76,9 @@ class Proxy:
 
 
 @contextmanager
-def proxied(upstream: int, hold_after: int | None = None) -> Iterator[Proxy]:
+def proxied(upstream: int, hold_after: int | None = None, source: str = "127.0.0.1") -> Iterator[Proxy]:
     """Run a proxy for the length of a block."""
-    proxy = Proxy(upstream, hold_after)
+    proxy = Proxy(upstream, hold_after, source)
     thread = threading.Thread(target=proxy.run, daemon=True)
     thread.start()
     try:

@@ -57,6 +57,20 @@ def test_enrolment(served: Served, join: Join, identity: Identity) -> None:
     assert Code.BAD_SIGNATURE in served.refused, "every refusal is counted"
 
 
+def test_an_enrolment_is_worked_on_once(
+    served: Served, join: Join, identity: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada, seen, enrol = join(identity), list[bytes](), served.intake.enrol
+
+    def count(envelope: bytes, network: str, invite: str) -> str:
+        seen.append(envelope)
+        return enrol(envelope, network, invite)
+
+    monkeypatch.setattr(served.intake, "enrol", count)
+    assert ada.enrol(served.pool, "ada") == "active"
+    assert len(seen) == 1
+
+
 def test_approved_enrolment_waits(
     tmp_path: Path, coordinator_identity: Identity, identity: Identity, clock: Clock
 ) -> None:

@@ -4,8 +4,8 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import AsyncExitStack, ExitStack, aclosing, suppress
 from typing import Any
 
 import grpc
@@ -69,21 +69,84 @@ def test_who_calls_and_asks_nothing_keeps_nobody_out() -> None:
     run(Behaviour(), ask, FEW)
 
 
+async def taken(stack: AsyncExitStack, places: Places, peer: str) -> bool:
+    with suppress(Unavailable):
+        await stack.enter_async_context(places.one(peer))
+        return True
+    return False
+
+
 def test_a_connection_has_a_share_and_an_address_another() -> None:
-    places = Places(8)
-    with ExitStack() as stack:
+    async def take() -> None:
+        places = Places(8)
+        async with AsyncExitStack() as stack:
+            assert [await taken(stack, places, "ipv4:192.0.2.1:1") for _ in range(3)] == [True, True, False]
+            assert [await taken(stack, places, f"ipv4:192.0.2.1:{port}") for port in (2, 3, 4)] == [True, True, False]
+        assert not places._taken
+        assert not places._held
+        async with places.one("ipv4:192.0.2.1:1"):
+            assert len(places._taken) == 2
 
-        def taken(peer: str) -> bool:
-            with suppress(Unavailable):
-                return bool(stack.enter_context(places.one(peer)) is None)
-            return False
+    asyncio.run(take())
 
-        assert [taken("ipv4:192.0.2.1:1") for _ in range(3)] == [True, True, False]
-        assert [taken(f"ipv4:192.0.2.1:{port}") for port in (2, 3, 4)] == [True, True, False]
-        assert [taken(f"ipv4:192.0.2.{host}:1") for host in (2, 3, 4, 5, 6)] == [True] * 4 + [False]
-    assert not places._taken
-    with places.one("ipv4:192.0.2.1:1"):
-        assert len(places._taken) == 3
+
+def test_whoever_has_most_makes_room_for_who_has_less() -> None:
+    """Two addresses hold all that there is; others get in one after the other, until all have nearly as much."""
+
+    async def play() -> None:
+        places, ended, barred = Places(8), list[str](), asyncio.Event()
+
+        async def hold(peer: str) -> None:
+            try:
+                async with places.one(peer):
+                    await barred.wait()
+            except Unavailable:
+                ended.append(peer)
+
+        async def held(*peers: str) -> None:
+            for each in peers:
+                tasks.append(asyncio.create_task(hold(each)))
+                await asyncio.sleep(0.01)
+
+        tasks = list[asyncio.Task[None]]()
+        await held(*(f"ipv4:192.0.2.{host}:{port}" for host in (1, 2) for port in (1, 2, 3, 4)))
+        await held("ipv4:192.0.2.3:1", "ipv4:192.0.2.4:1")
+        assert ended == ["ipv4:192.0.2.1:1", "ipv4:192.0.2.2:1"], "the oldest of each"
+        await held("ipv4:192.0.2.3:2", "ipv4:192.0.2.3:3")
+        assert ended[2:] == ["ipv4:192.0.2.1:2", "ipv4:192.0.2.3:3"], "nobody gets more than those who make room keep"
+        barred.set()
+        await asyncio.gather(*tasks)
+        assert not places._taken
+        assert not places._held
+
+    asyncio.run(play())
+
+
+def test_a_reader_whose_place_is_taken_back_is_told_so() -> None:
+    """A stream of replies waits inside a generator, whose end is another exception than a call's."""
+
+    async def play() -> None:
+        places, waits = Places(1), asyncio.Event()
+
+        async def replies() -> AsyncGenerator[int]:
+            async with places.one("ipv4:192.0.2.1:1"):
+                yield 1
+
+        async def read() -> None:
+            async with aclosing(replies()) as stream:
+                async for _ in stream:
+                    await waits.wait()
+
+        reading = asyncio.create_task(read())
+        await asyncio.sleep(0.01)
+        places._held[next(iter(places._held))] = "somebody", "else"  # who holds two more than a newcomer
+        places._held[asyncio.timeout(None)] = "somebody", "else"
+        async with places.one("ipv4:192.0.2.2:1"):
+            with pytest.raises(Unavailable) as error:
+                await asyncio.wait_for(reading, 5)
+        assert error.value.code is Code.BUSY
+
+    asyncio.run(play())
 
 
 @pytest.mark.parametrize(
