@@ -93,6 +93,10 @@ bench-growth: $(STAMP) ## Cost of adding an expert while requests run (a minute)
 bench-log: $(STAMP) ## Cost of the transparency log at 1,000 to 100,000 entries (a minute)
 	@$(BIN)/python -m tests.bench.log
 
+.PHONY: bench-review
+bench-review: $(STAMP) ## Cost of reviewing one more bundle over pools of 10 to 500 (ten minutes); ARGS="--help" tells options
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.review $(ARGS)
+
 .PHONY: bench-zeroshot
 bench-zeroshot: $(STAMP) ## Every routing method on tasks that no expert was trained for (15 minutes); ARGS="--help" tells options
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.lab $(ARGS)
