@@ -48,6 +48,12 @@ test: lint $(STAMP) ## Everything that must hold before a change lands (some twe
 test-all: lint $(STAMP) ## As test, with the slow tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m ""
 
+# The rooms, and what is left out of them, stand in pyproject.toml.
+.PHONY: coverage
+coverage: $(STAMP) ## See that the tests of protocol and admission run every branch of both (a minute)
+	$(BIN)/python -m coverage run -m pytest tests/protocol tests/coordinator/admission tests/coordinator/policy tests/client/workspace
+	@$(BIN)/python -m coverage report
+
 .PHONY: attacks
 attacks: $(STAMP) ## Play every known attack against a copy of an honest pool (minutes; trains that pool once)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.attacks
@@ -90,6 +96,10 @@ bench-growth: $(STAMP) ## Cost of adding an expert while requests run (a minute)
 .PHONY: bench-log
 bench-log: $(STAMP) ## Cost of the transparency log at 1,000 to 100,000 entries (a minute)
 	@$(BIN)/python -m tests.bench.log
+
+.PHONY: bench-review
+bench-review: $(STAMP) ## Cost of reviewing one more bundle over pools of 10 to 500 (ten minutes); ARGS="--help" tells options
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.review $(ARGS)
 
 .PHONY: bench-zeroshot
 bench-zeroshot: $(STAMP) ## Every routing method on tasks that no expert was trained for (15 minutes); ARGS="--help" tells options

@@ -216,10 +216,11 @@ class Reviewer:
         wanted = {expert.bundle: expert for expert in experts}
         try:
             model = self._loaded()
-            for digest in set(model.digests) - wanted.keys():
+            held = set(model.digests)
+            for digest in held - wanted.keys():
                 model.remove(digest)
             for digest, expert in wanted.items():
-                if digest not in model.digests:
+                if digest not in held:
                     model.append(self._open(digest), name=expert.name, contributor=expert.contributor)
         except Refused as error:  # the base or an older expert: not the new one's fault
             raise Unavailable(Code.INTERNAL, error.message, error.hint) from error

@@ -8,19 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from router.base.batching import Prompt, TokenPair
+from protocol.spec import Routing
+from router.base.batching import Prompt
 from router.methods import BY_ENDING, BY_MIXTURE, find_method
 from router.methods.context import Features
-from router.methods.features.activations import Reader
 from router.methods.features.mixture import Shares
-from router.model.capture import find_sets, fit_biases, likeness
+from router.model.capture import Sets, find_sets, fit_biases
+from router.model.score_tables import Probe, Scored, ScoreTables
 from router.pool.calibration import MAX_BIAS, METHOD, REQUEST, Calibration
-from router.pool.gate import standardise
-from router.pool.group_view import ModuleExperts
 from router.pool.pool import ExpertPool
-
-TOKENS = 2048
-"""Of the text, at each module: a pool of 500 experts and 224 modules holds 0.9 GB of scores meanwhile."""
 
 
 class Cap(NamedTuple):
@@ -32,15 +28,6 @@ class Cap(NamedTuple):
     """The largest share over what it may be, with these biases; more than 1 only where nothing helped."""
 
 
-class Probe(NamedTuple):
-    """Public text, as tokens."""
-
-    pairs: Sequence[TokenPair]
-    """Inputs and what is to be answered."""
-    tick: Callable[[], None] = lambda: None
-    """Called between two steps; what it raises ends the fit."""
-
-
 class Allowed(NamedTuple):
     """How much anybody may take."""
 
@@ -50,7 +37,9 @@ class Allowed(NamedTuple):
     """Contributors who count as one."""
 
 
-def fit_cap(features: Features, pool: ExpertPool, method: str, k: int, allowed: Allowed, probe: Probe) -> Cap:
+def fit_cap(
+    features: Features, tables: ScoreTables, pool: ExpertPool, settings: Routing, allowed: Allowed, probe: Probe
+) -> Cap:
     """Find the biases with which no contributor, and no experts that choose alike, take too much of a probe.
 
     The base reads the text alone, as if no expert changed what later modules are given. Methods by mixtures are capped
@@ -58,9 +47,9 @@ def fit_cap(features: Features, pool: ExpertPool, method: str, k: int, allowed: 
 
     Args:
         features: What inputs are read with.
+        tables: What gates were found to say of the probe before.
         pool: The experts, in the order in which they came, with what else a release adds to their scores.
-        method: How the release routes.
-        k: Experts a token.
+        settings: How the release routes.
         allowed: How much anybody may take.
         probe: The text.
     """
@@ -68,16 +57,9 @@ def fit_cap(features: Features, pool: ExpertPool, method: str, k: int, allowed: 
     found = _Found([expert.digest for expert in pool.experts])
     if len(set(owners)) <= allowed.most:  # everybody may take everything
         return found.cap()
+    method = settings.method
     if method == METHOD:
-        scores = gate_scores(features.mixtures.reader, pool, probe)
-        alike = _by_scores(pool, scores)
-        for path, table in scores.items():
-            probe.tick()
-            columns = _columns(pool, pool.modules[path])
-            sets = find_sets(alike[columns][:, columns], [owners[z] for z in columns], allowed.newcomers)
-            temperature = _temperature(pool, path)
-            fitted = fit_biases(table / temperature, sets, k, allowed.most)
-            found.add(path, columns, fitted.bias * temperature, fitted.excess)
+        _fit_gates(found, tables.look(pool, probe), pool, settings.k, allowed, probe.tick)
     elif find_method(method) in BY_MIXTURE:
         solve = features.mixtures.latest if method in BY_ENDING else features.mixtures.shares
         mixed = solve(pool, [Prompt("", pair.input) for pair in probe.pairs])
@@ -89,78 +71,46 @@ def fit_cap(features: Features, pool: ExpertPool, method: str, k: int, allowed: 
     return found.cap()
 
 
-def find_alike(features: Features, pool: ExpertPool, method: str, probe: Probe) -> Tensor:
+def _fit_gates(
+    found: "_Found", scored: Scored, pool: ExpertPool, k: int, allowed: Allowed, tick: Callable[[], None]
+) -> None:
+    """Fit biases at every module, by the scores of gates."""
+    owners = [expert.contributor for expert in pool.experts]
+    known: dict[tuple[int, ...], Sets] = {}
+    for path in scored.paths:
+        tick()
+        columns = scored.columns(path)
+        sets = known.get(tuple(columns))
+        if sets is None:
+            alike = scored.alike[columns][:, columns]
+            sets = known[tuple(columns)] = find_sets(alike, [owners[z] for z in columns], allowed.newcomers)
+        if pool.calibration is None:
+            fitted = fit_biases(scored.leaders(path, k), sets, k, allowed.most)
+            found.add(path, columns, fitted.bias, fitted.excess)
+            continue
+        learnt = pool.calibration.over([pool.experts[z].digest for z in columns], [path])
+        temperature = math.exp(learnt.log_temperature[0])
+        scores = (scored.table(path) + torch.from_numpy(learnt.bias)) / temperature
+        fitted = fit_biases(scores, sets, k, allowed.most)
+        found.add(path, columns, fitted.bias * temperature, fitted.excess)
+
+
+def find_alike(features: Features, tables: ScoreTables, pool: ExpertPool, method: str, probe: Probe) -> Tensor:
     """Say who chooses like whom, [n, n] in pool order: from `router.model.capture.ALIKE` on two experts count as one.
 
     By methods that a cap knows nothing of, nobody is like anybody.
     """
     if method == METHOD:
-        return _by_scores(pool, gate_scores(features.mixtures.reader, pool, probe))
+        return tables.look(pool, probe).alike
     if find_method(method) in BY_MIXTURE:
         return _by_means(features.mixtures.shares(pool, []))
     return torch.eye(len(pool.experts))
-
-
-def gate_scores(reader: Reader, pool: ExpertPool, probe: Probe) -> dict[str, Tensor]:
-    """Score some tokens of a text by every gate, [t, n] by path, in pool order, with a calibration's biases."""
-    causal = reader.base.architecture == "decoder-only"
-    sizes = {
-        True: sum(len(pair.input) + (len(pair.target) if causal else 0) for pair in probe.pairs),
-        False: sum(len(pair.target) for pair in probe.pairs),
-    }
-    seen: dict[str, list[Tensor]] = {path: [] for path in pool.modules}
-    passed = dict.fromkeys(seen, 0)
-
-    def see(path: str, u: Tensor, mask: Tensor) -> None:
-        if path not in seen:
-            return
-        probe.tick()
-        tokens, of = u[mask], max(sizes[reader.of_prompt(path)], 1)
-        # Every so many, evenly: what a module is given comes in the same order at every module.
-        places = torch.arange(passed[path], passed[path] + len(tokens), device=u.device)
-        passed[path] += len(tokens)
-        kept = tokens[places * TOKENS // of > (places - 1) * TOKENS // of] if of > TOKENS else tokens
-        seen[path].append((standardise(kept.float()) @ pool.modules[path].gates.T / math.sqrt(u.shape[-1])).cpu())
-
-    if causal:
-        reader.look([pair.input + pair.target for pair in probe.pairs], see)
-    else:
-        # The decoder reads what it has written so far, never the last token of it.
-        reader.look([pair.input for pair in probe.pairs], see, [pair.target[:-1] for pair in probe.pairs])
-    biases = pool.calibration
-    tables = {path: torch.cat(parts) for path, parts in seen.items() if parts}
-    if biases is None:
-        return tables
-    return {
-        path: table + torch.from_numpy(biases.over([e.digest for e in pool.modules[path].experts], [path]).bias)
-        for path, table in tables.items()
-    }
-
-
-def _temperature(pool: ExpertPool, path: str) -> float:
-    return math.exp(pool.calibration.over([], [path]).log_temperature[0]) if pool.calibration else 1.0
-
-
-def _columns(pool: ExpertPool, module: ModuleExperts) -> list[int]:
-    at = {expert.digest: place for place, expert in enumerate(pool.experts)}
-    return [at[expert.digest] for expert in module.experts]
 
 
 def _by_means(mixed: Shares) -> Tensor:
     """Experts that a mixture cannot tell apart, [n, n]; 1 or 0."""
     labels = torch.from_numpy(mixed.alike)
     return (labels[:, None] == labels).double()
-
-
-def _by_scores(pool: ExpertPool, scores: dict[str, Tensor]) -> Tensor:
-    """Average correlations over the modules that two experts share, [n, n]; 0 where they share none."""
-    n = len(pool.experts)
-    total, shared = torch.zeros(n, n), torch.zeros(n, n)
-    for path, table in scores.items():
-        columns = torch.tensor(_columns(pool, pool.modules[path]))
-        total[columns[:, None], columns] += likeness(table)
-        shared[columns[:, None], columns] += 1
-    return total / shared.clamp(min=1)
 
 
 class _Found:

@@ -20,7 +20,8 @@ him, and is not lowered for their sake; nor can anybody join two that were apart
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from copy import copy
 from typing import NamedTuple
 
 import torch
@@ -33,6 +34,10 @@ _RATES = (1 / 4, 1 / 16, 1 / 64)
 _STEP = 0.002
 """Least by which a set is lowered, in units of the softmax."""
 _ROUNDS = 1000
+_SINGLY = 4
+"""Experts a token up to which they are chosen singly."""
+LISTED = 16
+"""Experts that are listed for a token at first, for each that it is given."""
 
 
 class Sets(NamedTuple):
@@ -55,47 +60,118 @@ class Fitted(NamedTuple):
     """The largest share of a set over what it may take: 1 or less, but for text on which no bias helps."""
 
 
-def shares(scores: Tensor, k: int) -> Tensor:
-    """Average over tokens what the k best of n experts are given: scores [t, n] to [n], which sums to 1."""
-    best, experts = scores.topk(min(k, scores.shape[1]), dim=1)
-    given = torch.softmax(best, dim=1).flatten()
-    return scores.new_zeros(scores.shape[1]).index_add_(0, experts.flatten(), given) / len(scores)
+class Leaders:
+    """The best experts of each token: as long as biases have not lowered these too far, the k best are among them.
 
-
-def likeness(scores: Tensor) -> Tensor:
-    """Correlate the scores of experts over tokens: [t, n] to [n, n]; 0 for an expert whose scores do not vary."""
-    apart = scores - scores.mean(0)
-    unit = apart / torch.linalg.vector_norm(apart, dim=0).clamp(min=torch.finfo(scores.dtype).tiny)
-    return unit.T @ unit
-
-
-def fit_biases(scores: Tensor, sets: Sets, k: int, most: float) -> Fitted:
-    """Lower sets of experts until none takes too much.
-
-    Each round costs one choice of k among n for each of t tokens.
+    Biases only lower, so nobody who is not listed can be better than when the list was made.
 
     Args:
-        scores: [t, n], in units of the softmax.
+        listed: [l, t], scores of those listed, in any order.
+        experts: [l, t], who they are.
+        rest: [t], the best score of all others, or a bound on it; -inf where all are listed.
+        scores: Gives the scores of all, [t, n].
+    """
+
+    def __init__(
+        self, listed: Tensor, experts: Tensor, rest: Tensor, scores: Callable[[], Tensor] | None = None
+    ) -> None:
+        self.listed, self.experts, self.rest, self._scores = listed, experts, rest, scores
+
+    @classmethod
+    def of(cls, scores: Tensor, k: int) -> "Leaders":
+        """List some more than k experts a token by their scores [t, n]."""
+        return cls(*listed(scores, LISTED * k), lambda: scores)
+
+    def joined(self, expert: int, scores: Tensor) -> "Leaders":
+        """See one more, with its scores [t]."""
+        more = torch.cat([self.listed, scores[None]])
+        experts = torch.cat([self.experts, torch.full_like(self.experts[:1], expert)])
+        if bool(self.rest.isneginf().all()):
+            return Leaders(more, experts, self.rest)
+        worst, places = more.min(dim=0)
+        # The last one takes the place of who is worst.
+        kept = torch.arange(len(self.listed))[:, None].expand(-1, len(scores))
+        kept = torch.where(kept == places, len(self.listed), kept)
+        return Leaders(more.gather(0, kept), experts.gather(0, kept), torch.maximum(self.rest, worst))
+
+    def without(self, expert: int) -> "Leaders":
+        """See one less."""
+        return Leaders(self.listed.masked_fill(self.experts == expert, -math.inf), self.experts, self.rest)
+
+    def shares(self, bias: Tensor, k: int) -> Tensor:
+        """Average over tokens what the k best experts are given with a bias [n]; gives [n], which sums to 1.
+
+        Args:
+            bias: Added to the scores; not above that of a call before.
+            k: Experts a token.
+        """
+        k = min(k, len(bias))
+        best, given = self._given(bias, k)
+        while self._scores and bool(((best <= self.rest) & ~self.rest.isneginf()).any()):
+            scores = self._scores()  # somebody who is not listed may be as good
+            _, self.experts, self.rest = listed(scores + bias, 2 * len(self.listed))
+            self.listed = scores.T.gather(0, self.experts)
+            best, given = self._given(bias, k)
+        found = bias.new_zeros(len(bias))
+        return found.index_add_(0, self.experts.flatten(), given.flatten()) / len(best)
+
+    def _given(self, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The score of the last of the k best, [t], and what each of those listed is given, [l, t]."""
+        biased = self.listed + bias.index_select(0, self.experts.flatten()).view_as(self.listed)
+        if k <= _SINGLY:  # maxima are many times quicker than `topk`
+            left, best, chosen = biased, list[Tensor](), list[Tensor]()
+            for _ in range(k):
+                best.append(left.amax(0))
+                chosen.append(left == best[-1])
+                left = left.masked_fill(chosen[-1], -math.inf)
+            if int(torch.stack(chosen).sum()) == k * biased.shape[1]:  # no two are equal
+                weights = torch.softmax(torch.stack(best), dim=0)
+                return best[-1], sum(
+                    (one * weight for one, weight in zip(chosen, weights, strict=True)), torch.zeros_like(biased)
+                )
+        values, places = biased.topk(k, dim=0)
+        return values[-1], torch.zeros_like(biased).scatter_(0, places, torch.softmax(values, dim=0))
+
+
+def fit_biases(scores: Tensor | Leaders, sets: Sets, k: int, most: float) -> Fitted:
+    """Lower sets of experts until none takes too much.
+
+    Each round costs one choice of k among the best few for each of t tokens.
+
+    Args:
+        scores: [t, n], in units of the softmax; or the leaders among them.
         sets: Who may not take too much together.
         k: Experts a token.
         most: The largest share that a set may have, in fair shares.
     """
-    members, limit = sets.members.to(scores.dtype), most / sets.parties
-    nearest = Fitted(scores.new_zeros(scores.shape[1]), math.inf)
+    first = scores if isinstance(scores, Leaders) else Leaders.of(scores, k)
+    (within, member), (sake, lowered) = sets.members.nonzero().T, sets.lowered.nonzero().T
+    zeros, limit = first.listed.new_zeros(sets.members.shape[1]), most / sets.parties
+    nearest = Fitted(zeros, math.inf)
     for rate in _RATES:
-        bias = scores.new_zeros(scores.shape[1])
+        bias, leaders = zeros, copy(first)
         for _ in range(_ROUNDS):
-            excess = members @ shares(scores + bias, k) / limit
+            shares = leaders.shares(bias, k)
+            excess = shares.new_zeros(len(sets.members)).index_add_(0, within, shares[member]) / limit
             worst = excess.max().item()
             if worst < nearest.excess:
                 nearest = Fitted(bias, worst)
             if worst <= 1 or bool((bias < 0).all()):
                 break
             down = torch.where(excess > 1, rate * excess.log() + _STEP, 0)
-            bias = bias - (sets.lowered * down[:, None]).amax(0)
+            bias = bias - zeros.scatter_reduce(0, lowered, down[sake], "amax")
         if nearest.excess <= 1:
             break
     return nearest
+
+
+def listed(scores: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Find the best of scores [t, n], [l, t], who they are, and the best of the rest; so many, or all of them."""
+    best, experts = scores.topk(min(length + 1, scores.shape[1]), dim=1)
+    best, experts = best.T.contiguous(), experts.T.contiguous()
+    if len(best) <= length:
+        return best, experts, best.new_full(best.shape[1:], -math.inf)
+    return best[:-1], experts[:-1], best[-1]
 
 
 def find_sets(alike: Tensor, contributors: Sequence[str], newcomers: Collection[str] = ()) -> Sets:
@@ -108,17 +184,18 @@ def find_sets(alike: Tensor, contributors: Sequence[str], newcomers: Collection[
     """
     newcomers = set(newcomers) if set(contributors).difference(newcomers) else set[str]()
     first = _first_alike(alike, contributors)
-    rows = [[name == one for name in contributors] for one in dict.fromkeys(contributors)]
-    lowered = [*rows]
-    for one in dict.fromkeys(first):
-        rows.append([z == one for z in first])
-        lowered.append([z == one and at != one for at, z in enumerate(first)])
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(contributors))}
+    owners, leaders = torch.tensor([numbers[each] for each in contributors]), torch.tensor(first)
+    ones = torch.arange(len(numbers))[:, None] == owners
+    distinct = torch.tensor(list(dict.fromkeys(first)))[:, None]
+    alikes = distinct == leaders
+    members, lowered = [ones, alikes], [ones, alikes & (distinct != torch.arange(len(first)))]
     parties = {contributors[z] for z, leader in enumerate(first) if contributors[leader] == contributors[z]}
     if parties & newcomers:
-        rows.append([name in newcomers for name in contributors])
-        lowered.append(rows[-1])
+        members.append(torch.tensor([[name in newcomers for name in contributors]]))
+        lowered.append(members[-1])
         parties = {*(parties - newcomers), ""}
-    return Sets(torch.tensor(rows), torch.tensor(lowered), len(parties))
+    return Sets(torch.cat(members), torch.cat(lowered), len(parties))
 
 
 def _first_alike(alike: Tensor, contributors: Sequence[str]) -> list[int]:
@@ -126,9 +203,12 @@ def _first_alike(alike: Tensor, contributors: Sequence[str]) -> list[int]:
 
     Another's counts before one's own: who has one like another's cannot hide it behind a second of his.
     """
+    near: list[dict[int, float]] = [{} for _ in contributors]
+    for z, other in torch.nonzero((alike >= ALIKE).tril(-1)).tolist():
+        near[z][other] = alike[z, other].item()
     first: list[int] = []
-    for z, row in enumerate(alike.tolist()):
-        before = [other for other in range(z) if first[other] == other and row[other] >= ALIKE]
+    for z, like in enumerate(near):
+        before = [other for other in like if first[other] == other]
         others = [other for other in before if contributors[other] != contributors[z]]
-        first.append(max(others or before, key=lambda other: row[other], default=z))
+        first.append(max(others or before, key=like.__getitem__, default=z))
     return first

@@ -25,8 +25,9 @@ from router.methods.features.background import PublicText, read_public
 from router.methods.features.embedder import Embedder
 from router.methods.features.mixture import Mixtures
 from router.methods.registry import resolve
-from router.model.cap import Allowed, Cap, Probe, find_alike, fit_cap
+from router.model.cap import Allowed, Cap, find_alike, fit_cap
 from router.model.releases import Generation, Held, listing
+from router.model.score_tables import Probe, ScoreTables
 from router.pool.base_norms import base_norms
 from router.pool.calibration import Calibration
 from router.pool.capacity import check_room
@@ -65,6 +66,7 @@ class ExpertSet:
         embedder = Embedder.load(embedding, device=base.model.device) if embedding else Embedder.of_base(base)
         text = PublicText(reader, read_public(public) if public else (), cache)
         self.features = Features(embedder, Mixtures(reader, text))
+        self._scores = ScoreTables(reader)
 
     @property
     def generation(self) -> Generation:
@@ -162,7 +164,7 @@ class ExpertSet:
         pool, settings = self.generation.pool.calibrated(calibration), self.generation.settings
         probe = Probe(encode_pairs(self.base, inputs, targets), tick)
         with memory_watched():
-            return fit_cap(self.features, pool, settings.method, settings.k, allowed, probe)
+            return fit_cap(self.features, self._scores, pool, settings, allowed, probe)
 
     def find_alike(
         self, digest: str, inputs: Sequence[Input], targets: Sequence[str], tick: Callable[[], None] = lambda: None
@@ -177,7 +179,9 @@ class ExpertSet:
         """
         probe, digests = Probe(encode_pairs(self.base, inputs, targets), tick), self.digests
         with memory_watched():
-            alike = find_alike(self.features, self.generation.pool, self.generation.settings.method, probe)
+            alike = find_alike(
+                self.features, self._scores, self.generation.pool, self.generation.settings.method, probe
+            )
         mine = alike[digests.index(digest)].tolist()
         return {other: share for other, share in zip(digests, mine, strict=True) if other != digest}
 

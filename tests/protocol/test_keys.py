@@ -218,3 +218,10 @@ def test_generated_keys_differ_and_show_nothing() -> None:
     first, second = Identity.generate(), Identity.generate()
     assert first.public != second.public
     assert not re.search("[0-9a-f]{64}", repr(first))
+
+
+def test_a_secret_is_one_keys_for_one_purpose() -> None:
+    secrets = {key.secret(purpose) for key in (CONTRIBUTOR, STRANGER) for purpose in (b"one", b"other")}
+    assert {len(each) for each in secrets} == {32}
+    assert len(secrets) == 4
+    assert CONTRIBUTOR.secret(b"one") == identity(2).secret(b"one"), "a restart draws the same"

@@ -3,12 +3,23 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from protocol import statement
 from protocol.adapters import LoraModule, Shape
 from protocol.errors import Code, Refused
 from protocol.files import strict_json
-from protocol.spec import BaseModelRef, ExpertSpec, Policy, PoolSpec, Recipe, Routing
+from protocol.spec import (
+    BaseModelRef,
+    ExpertSpec,
+    Means,
+    Policy,
+    PoolSpec,
+    Recipe,
+    Routing,
+    Statistics,
+    recipe_flags,
+)
 from protocol.tensors import adapter_tensors
 from tests.protocol.samples import BASE, expert, pool
 from tests.protocol.strategies import changed_json, few, many
@@ -325,3 +336,22 @@ def test_settings_of_a_tokenizer_count_where_both_tell_them() -> None:
 
 def test_the_scale_is_alpha_over_rank() -> None:
     assert LoraModule(d_in=8, d_out=8, rank=4, alpha=2.0).scaling == 0.5
+
+
+def test_means_are_told_of_modules_that_the_expert_has() -> None:
+    told = Statistics(means=Means(modules=("v",)))
+    assert expert(statistics=told).told == ("v",)
+    assert expert(statistics=Statistics(means=Means())).told == tuple(expert().modules)
+    with pytest.raises(ValidationError, match="the mean of w is told"):
+        expert(statistics=Statistics(means=Means(modules=("w",))))
+
+
+def test_a_door_has_a_flag_for_each_field_of_a_recipe() -> None:
+    flags = recipe_flags(lambda **flag: flag, "Recipe", without=("kind", "rank"))
+    names = [flag["param_decls"][0] for flag in flags]
+    assert set(names) == Recipe.model_fields.keys() - {"kind", "rank"}
+    first = next(flag for flag in flags if flag["param_decls"][0] == "expert_steps")
+    assert first == {
+        "param_decls": ["expert_steps", "--expert-steps"], "type": int, "help": "Optimiser steps for the expert.",
+        "rich_help_panel": "Recipe",
+    }  # fmt: skip

@@ -368,3 +368,28 @@ def _fill(tensors: dict[str, torch.Tensor], name: str, value: float) -> None:
 def test_statistics_that_nobody_declared(bundle: Bundle, identity: Identity, pool_file: Path) -> None:
     edit(bundle, identity, GATES, lambda tensors: tensors.update(centroid=torch.ones(4)))
     assert refusal(bundle, pool_file).code is Code.TENSOR_NAMES
+
+
+def test_a_file_that_becomes_shorter_while_it_is_read_is_no_verdict(tmp_path: Path) -> None:
+    path = tmp_path / "short.safetensors"
+    path.write_bytes(np.ones(3, "<f4").tobytes())
+    with pytest.raises(EOFError, match="became shorter"):
+        check_adapter(path, {A: TensorInfo("F32", (2, 2), 0)})
+
+
+def test_an_order_is_answered_whatever_it_asks_for(
+    tmp_path: Path, pool: Pool, bundle: Bundle, identity: Identity, pool_file: Path
+) -> None:
+    """What the process does within its limits, which end with it and cannot be set here."""
+
+    def answer(task: str, *folders: Path) -> dict[str, Any]:
+        order = {"task": task, "folders": [str(each) for each in folders], "pool": str(pool_file), "secret": "6b"}
+        return limited_process.carry_out(order)
+
+    other = factories.make_bundle(tmp_path / "other", pool, identity, seed=1)
+    assert answer("check", bundle.folder) == answer("sketch", bundle.folder)
+    assert answer("compare", bundle.folder, bundle.folder)["answer"] == pytest.approx(1)
+    assert answer("compare", bundle.folder, other.folder)["answer"] < 0.5
+    edit(bundle, identity, GATES, lambda tensors: tensors[GATE].fill_(float("nan")))
+    assert answer("check", bundle.folder)["code"] == "NOT_FINITE"
+    assert "answer" in answer("sketch", bundle.folder), "an older version let it in, and it is judged no more"

@@ -128,3 +128,13 @@ def test_the_callers_code_is_raised() -> None:
         strict_json.loads(b"[", what="spec.json", code=Code.SPEC_INVALID)
     assert refused.value.code is Code.SPEC_INVALID
     assert refused.value.message.startswith("spec.json ")
+
+
+def test_lines_are_read_strictly_and_named_by_number() -> None:
+    def read(*lines: str) -> list[tuple[int, Any]]:
+        return list(strict_json.read_lines(lines, "Line {} of the requests", Code.REQUEST_INVALID))
+
+    assert read("1\n", "", " \n", '{"a":2}') == [(1, 1), (4, {"a": 2})]
+    with pytest.raises(Refused, match="Line 3 of the requests") as refused:
+        read("1", "", '{"a":1,"a":2}')
+    assert refused.value.code is Code.REQUEST_INVALID

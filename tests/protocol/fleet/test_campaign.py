@@ -158,3 +158,12 @@ def test_a_decision_is_signed_for_its_pool(pool: Pool, operator: Identity) -> No
     with pytest.raises(Refused) as refused:
         read_decision(sign_decision(elsewhere, operator), pool)
     assert refused.value.code is Code.WRONG_POOL
+
+
+def test_every_round_of_a_campaign_is_the_same_order_to_a_contributor(pool: Pool) -> None:
+    def round_of(**task: object) -> str:
+        return order(pool, kind="calibrate", release="1" * 64, calibrating={**TASK, **task}).digest
+
+    assert round_of() == round_of(number=3, start={"campaign": 1, "sha256": "2" * 64, "size": 8})
+    assert round_of() != round_of(steps=11), "what is asked has changed"
+    assert order(pool).digest != order(pool, number=2).digest

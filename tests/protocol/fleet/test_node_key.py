@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -6,8 +7,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_private_key
 
 from protocol import statement
+from protocol.documents import read_timestamp
 from protocol.errors import Code, Refused
-from protocol.fleet.node_key import BINDING_TYPE, Binding, NodeKey, bind, read_binding
+from protocol.fleet.node_key import BINDING_TYPE, Binding, NodeKey, bind, check_clock, read_binding
 from protocol.signing import Identity
 
 POOL, OTHER = "1" * 64, "2" * 64
@@ -92,3 +94,17 @@ def test_a_node_key_has_one_kind_and_one_spelling(identity: Identity, text: str)
     with pytest.raises(Refused) as refused:
         read_binding(signed(identity, document.model_copy(update={"node": spelt})))
     assert refused.value.code is Code.NODE_KEY
+
+
+@pytest.mark.parametrize(("apart_s", "taken"), [(-300, True), (300, True), (-301, False), (301, False)])
+def test_clocks_that_are_apart_are_told_before_flower_turns_the_node_away(
+    identity: Identity, apart_s: int, *, taken: bool
+) -> None:
+    binding = read_binding(bind(POOL, identity, NodeKey.generate(), NOW))
+    now = read_timestamp(NOW) + timedelta(seconds=apart_s)
+    if taken:
+        check_clock(binding, now=now)
+        return
+    with pytest.raises(Refused, match=f"clock says {NOW}") as refused:
+        check_clock(binding, now=now)
+    assert refused.value.code is Code.CLOCKS_APART

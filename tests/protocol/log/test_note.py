@@ -148,3 +148,17 @@ def test_an_entry_is_read_as_it_was_written() -> None:
         with pytest.raises(Refused) as found:
             read_leaf(wrong)
         assert found.value.code is Code.SPEC_INVALID
+
+
+def test_base64_has_one_spelling() -> None:
+    """The last letter before the padding has bits that say nothing: whoever changed them would have a second note."""
+    root = base64.b64encode(ROOT)
+    twin = root[:-2] + bytes([root[-2] + 1]) + b"="
+    assert base64.b64decode(twin) == ROOT
+    text = CHECKPOINT.note.text.replace(root.decode(), twin.decode())
+    refused(Code.SPEC_INVALID, sign_note(text, origin(POOL.digest), COORDINATOR).encode())
+    line = RAW[:-1].rpartition(b" ")[2]
+    twin = line[:-2] + bytes([line[-2] + 1]) + b"="
+    assert base64.b64decode(twin) == base64.b64decode(line)
+    refused(Code.SPEC_INVALID, RAW.replace(line, twin))
+    refused(Code.SPEC_INVALID, RAW.replace(line, b"QUJDRA=="))  # a key's digest, and nothing signed

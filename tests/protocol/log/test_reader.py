@@ -179,3 +179,14 @@ def test_a_witness_that_signed_for_another_log_is_proof_of_it(ledger: Ledger, st
     with refusing(Code.LOG_FORK):
         LogReader(stub, POOL, tmp_path / "seen", Quorum((ONE,), 1)).find("bundle", f"{3:064x}", "received")
     assert (tmp_path / "log-contradiction.txt").exists()
+
+
+def test_a_reader_says_who_must_have_signed() -> None:
+    keys = [str(ONE), str(TWO)]
+    assert Quorum.read(keys, None) == Quorum((ONE, TWO), 2)
+    assert Quorum.read(keys, 1) == Quorum((ONE, TWO), 1)
+    assert Quorum.read([], None) == Quorum()
+    with refusing(Code.SETTINGS_INVALID):
+        Quorum.read(keys, 3)
+    with refusing(Code.KEY_TYPE):
+        Quorum.read(["nobody"], None)

@@ -88,3 +88,7 @@ def test_a_chunk_does_not_reach_past_the_end() -> None:
 @pytest.mark.parametrize("crc32", [0, 1, 2**32 - 1])
 def test_a_wrong_checksum_is_noticed(crc32: int) -> None:
     assert refusal(Chunk(data=b"abc", crc32=crc32), 0, 3) is Code.CHUNK_CORRUPT
+
+
+def test_a_chunk_of_nothing_is_refused_or_a_stream_of_them_would_never_end() -> None:
+    assert refusal(chunk(b"", offset=10), 10, 100) is Code.BAD_WIRE

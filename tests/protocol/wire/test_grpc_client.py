@@ -303,3 +303,10 @@ def test_who_goes_away_in_a_handshake_is_not_taken_for_a_stranger(how: str) -> N
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=hang_up, args=(listener,), daemon=True).start()
         assert reachability.find_fault(f"127.0.0.1:{listener.getsockname()[1]}", None, tls=True) is None
+
+
+def test_a_certificate_that_is_right_is_no_fault(authority: Authority) -> None:
+    def look(port: int) -> GreylagError | None:
+        return reachability.find_fault(f"127.0.0.1:{port}", authority.ca, tls=True)
+
+    assert run(Behaviour(), look, authority.listen()) is None

@@ -24,8 +24,9 @@ from protocol.v1.catalog_pb2_grpc import CatalogStub
 from protocol.v1.intake_pb2_grpc import IntakeStub
 from protocol.wire import grpc_server
 from protocol.wire.grpc_client import connect
-from protocol.wire.grpc_server import Listen, serve
+from protocol.wire.grpc_server import Listen, check_listen, serve, to_end
 from protocol.wire.grpc_status import from_rpc_error
+from protocol.wire.health import Health
 from tests.protocol.serving import LOOPBACK, SERVICES, Behaviour, chunks, make_authority, run, untyped
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -203,6 +204,31 @@ def test_health_of_an_unknown_service_is_not_found() -> None:
     assert "NOT_FOUND" in run(Behaviour(), ask)
 
 
+def test_who_watches_health_is_told_of_changes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("protocol.wire.health._LOOK_S", 0.02)
+    well, looked, stopped = threading.Event(), list[bool](), asyncio.Event()
+
+    def healthy() -> bool:
+        looked.append(well.is_set())
+        if looked.count(False) == 3:  # it was looked at, and nothing had changed
+            well.set()
+        return looked[-1]
+
+    async def watched(service: str) -> list[Any]:
+        said: list[Any] = []
+        answers = Health({"there"}, healthy, stopped).Watch(health_pb2.HealthCheckRequest(service=service), context)
+        async for answer in answers:
+            said.append(answer.status)
+            if answer.status != NOT_SERVING:
+                stopped.set()
+        return said
+
+    context: Any = None
+    assert asyncio.run(asyncio.wait_for(watched("there"), 20)) == [NOT_SERVING, SERVING, NOT_SERVING]
+    assert looked[:4] == [False, False, False, True]
+    assert asyncio.run(asyncio.wait_for(watched("elsewhere"), 20)) == [health_pb2.HealthCheckResponse.SERVICE_UNKNOWN]
+
+
 def test_who_watches_health_is_told_of_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grpc_server, "DRAIN_S", 0.3)  # a watch never ends by itself
 
@@ -324,3 +350,41 @@ def test_a_key_behind_a_passphrase_is_refused_and_nobody_is_asked(tmp_path: Path
     key = load_pem_private_key(authority.key.read_bytes(), None)
     authority.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"x")))
     assert "cannot be used" in refusal(authority.listen()).message
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:0", "[::1]:0"])
+def test_an_address_is_tried_before_anything_that_takes_long_and_is_free_again(address: str) -> None:
+    check_listen(Listen(address))
+    family = socket.AF_INET6 if address.startswith("[") else socket.AF_INET
+    with socket.create_server((address.rpartition(":")[0].strip("[]"), 0), family=family) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(Refused, match="Cannot listen on") as refused:
+            check_listen(Listen(f"{address.rpartition(':')[0]}:{port}"))
+    assert refused.value.code is Code.SETTINGS_INVALID
+    check_listen(Listen(f"{address.rpartition(':')[0]}:{port}"))
+
+
+# Threads.
+
+
+def test_work_is_over_before_its_caller_goes_on_even_if_he_gives_up() -> None:
+    begun, may_end, over = threading.Event(), threading.Event(), threading.Event()
+
+    def work() -> str:
+        begun.set()
+        assert may_end.wait(20)
+        over.set()
+        return "done"
+
+    async def main() -> str:
+        task = asyncio.create_task(to_end(work))
+        await asyncio.to_thread(begun.wait, 20)
+        task.cancel()
+        await asyncio.sleep(0)
+        may_end.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert over.is_set(), "whoever shut others out lets go only now"
+        return await to_end(work)
+
+    assert asyncio.run(main()) == "done"

@@ -3,12 +3,14 @@
 import asyncio
 import os
 import signal
+import socket
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AsyncExitStack, ExitStack, aclosing, suppress
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -315,3 +317,25 @@ def test_a_stop_signal_ends_the_server_whoever_hangs_on(monkeypatch: pytest.Monk
             assert asyncio.run(main()) < 2
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_connection_that_took_the_number_of_the_one_to_hang_up_on_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Between the look at the table of connections and the shutdown, a number may go to another connection."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, ExitStack() as stack:
+        clients = [stack.enter_context(socket.create_connection(listener.getsockname())) for _ in range(2)]
+        ours, other = (stack.enter_context(listener.accept()[0]) for _ in clients)
+        peers = ["ipv4:{}:{}".format(*client.getsockname()) for client in clients]
+        table = psutil.Process().net_connections("tcp")
+        moved = [each._replace(fd=other.fileno()) if each.fd == ours.fileno() else each for each in table]
+        with monkeypatch.context() as patched:
+            patched.setattr(psutil.Process, "net_connections", lambda *_: moved)
+            peer._hang_up(peers[0])
+        for each in (ours, other):
+            each.sendall(b"x")
+        assert [client.recv(1) for client in clients] == [b"x", b"x"]
+        peer._hang_up(peers[0])
+        assert clients[0].recv(1) == b"", "the same one is hung up on where the number is its own"
+        other.sendall(b"y")
+        assert clients[1].recv(1) == b"y"

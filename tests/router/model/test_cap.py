@@ -18,9 +18,10 @@ from router.follow.pull import pull
 from router.follow.workspace import open_mirror
 from router.methods.context import MethodContext
 from router.methods.phatgoose import Phatgoose
-from router.model import cap
-from router.model.cap import Allowed, Probe, gate_scores
+from router.model import score_tables
+from router.model.cap import Allowed
 from router.model.routed_model import RoutedModel
+from router.model.score_tables import Probe, gate_scores
 from router.pool.calibration import MAX_LOG_TEMPERATURE, REQUEST, Calibration, added
 from router.pool.gate import standardise
 from router.pool.pool import ExpertPool
@@ -101,9 +102,14 @@ def test_a_pool_where_nobody_takes_too_much_is_left_alone(model: RoutedModel) ->
     assert (found.biases.experts, found.biases.modules) == ((), ())
 
 
+def scored(model: RoutedModel, probe: Probe) -> dict[str, Tensor]:
+    gates = {path: module.gates for path, module in model.generation.pool.modules.items()}
+    return gate_scores(model.features.mixtures.reader, gates, probe)
+
+
 def test_scores_are_those_of_every_token_that_the_plain_base_reads(base: Path, model: RoutedModel) -> None:
     pool = model.generation.pool
-    scores = gate_scores(model.features.mixtures.reader, pool, Probe(encode_pairs(model.base, INPUTS, TARGETS)))
+    scores = scored(model, Probe(encode_pairs(model.base, INPUTS, TARGETS)))
     for path, u in read(base):
         slow = standardise(u.double()) @ torch.stack([e.modules[path].gate for e in pool.experts]).double().T
         torch.testing.assert_close(scores[path].double(), slow / u.shape[1] ** 0.5, atol=1e-4, rtol=1e-4)
@@ -111,9 +117,9 @@ def test_scores_are_those_of_every_token_that_the_plain_base_reads(base: Path, m
 
 def test_of_a_long_text_some_tokens_are_scored_evenly(model: RoutedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     probe = Probe(encode_pairs(model.base, INPUTS, TARGETS))
-    whole = gate_scores(model.features.mixtures.reader, model.generation.pool, probe)
-    monkeypatch.setattr(cap, "TOKENS", 7)
-    some = gate_scores(model.features.mixtures.reader, model.generation.pool, probe)
+    whole = scored(model, probe)
+    monkeypatch.setattr(score_tables, "TOKENS", 7)
+    some = scored(model, probe)
     for path, table in some.items():
         of = len(whole[path])
         kept = [at for at in range(of) if of <= 7 or at * 7 // of != (at - 1) * 7 // of]
