@@ -108,7 +108,7 @@ class Contributor:
             return
         bundle = submit.verify(folder)
         enrolment = submit.enrolment_for(self._space, bundle, datetime.now(UTC), keep=True)
-        _, receipt = upload.submit(bundle, enrolment, self._space.pool, self._coordinator, lambda _: None)
+        _, receipt = upload.submit(bundle, enrolment, self._space.keep_up, self._coordinator, lambda _: None)
         if receipt.decode() != record.receipt:
             self._note({"fault": "another receipt", "bundle": record.digest})
 

@@ -100,7 +100,8 @@ def test_leaders_outlive_who_comes_and_goes(
     held, leaders = list(range(min(begun, n))), Leaders.of(scores[:, :begun], k)
     for _ in range(8):
         out = [z for z in range(n) if z not in held]
-        if out and data.draw(st.integers(0, 1)):
+        joins = data.draw(st.booleans())
+        if out and joins:
             held.append(data.draw(st.sampled_from(out)))
             leaders = leaders.joined(held[-1], scores[:, held[-1]])
         elif len(held) > k:
