@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments at which somebody dies (0)")
     parser.add_argument("--folder", type=Path, default=Path("build/faults"), help="where everything goes")
     said = parser.parse_args()
-    folder: Path = said.folder.resolve()
+    folder: Path = said.folder.resolve() / "played"  # what is removed is never somebody's own
     shutil.rmtree(folder, ignore_errors=True)
     try:
         report, kept = _play(folder, said)
