@@ -76,7 +76,11 @@ def test_refused_bytes_go_and_what_others_need_stays(
     served: Served, join: Join, identity: Identity, bundle: Bundle, tmp_path: Path, clock: Clock
 ) -> None:
     """Refused, looked at, swept; of the same weights that came again, accepted, in a new bundle, nothing goes."""
-    ada, sweep = join(identity), lambda: intake(served, StoredLimits()).sweep()
+    ada = join(identity)
+
+    def sweep() -> None:
+        intake(served, StoredLimits()).sweep()
+
     ada.submit(bundle)
     served.registry.bundles.move(bundle.digest, State.REFUSED, actor="operator", now=clock())
     served.registry.sketches.lift(bundle.digest, now=clock())
