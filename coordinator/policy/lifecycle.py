@@ -75,3 +75,7 @@ class Standing:
     """Names of the other bundles that this contributor has begun to upload."""
     twin: int | None = None
     """Sequence number of a bundle with the same weights that keeps them out: another's, or refused, or yanked."""
+    kept_bytes: int = 0
+    """Of all bundles of this contributor that are neither refused nor yanked."""
+    refused: Sequence[tuple[str, int]] = ()
+    """When each of this contributor's refused or yanked bundles came, and its bytes."""

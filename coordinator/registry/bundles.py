@@ -21,6 +21,9 @@ from protocol.errors import Code, GreylagError, Refused
 
 _UNIQUE_PREFIX = 8
 
+_OUT = State.REFUSED, State.YANKED
+"""States that keep a bundle's weights out, and of whose bytes nothing is needed."""
+
 
 class Bundles(Subject):
     """Every bundle that was ever acknowledged."""
@@ -111,7 +114,21 @@ class Bundles(Subject):
         """The sha256 of every file that some bundle needs; a refused or yanked one needs none."""
         query = select(BundleFile.sha256).join(BundleRow, BundleRow.digest == BundleFile.bundle)
         with self._registry.reading() as session:
-            return set(session.scalars(query.where(BundleRow.state.not_in((State.REFUSED, State.YANKED)))))
+            return set(session.scalars(query.where(BundleRow.state.not_in(_OUT))))
+
+    def files_of_refused(self, until: str) -> dict[str, set[str]]:
+        """Files of every bundle that was refused before some time, by the bundle."""
+        query = (
+            select(BundleFile.bundle, BundleFile.sha256)
+            .join(BundleRow, BundleRow.digest == BundleFile.bundle)
+            .join(Event, (Event.subject == BundleRow.digest) & (Event.step == State.REFUSED))
+            .where(BundleRow.state == State.REFUSED, Event.kind == "bundle", Event.at < until)
+        )
+        found: dict[str, set[str]] = {}
+        with self._registry.reading() as session:
+            for digest, sha256 in session.execute(query):
+                found.setdefault(digest, set()).add(sha256)
+        return found
 
     def public_size(self, sha256: str) -> int | None:
         """Size in bytes of a file that anyone may fetch; None for every other."""
@@ -211,13 +228,22 @@ def read_standing(session: Session, manifest: Manifest) -> Standing:
             ((BundleRow.contributor != contributor) & (BundleRow.state != State.REFUSED)) | _stays_out(),
         )
     )
+    sizes = session.execute(
+        select(BundleRow.received, BundleRow.state, func.sum(BundleFile.size))
+        .join(BundleFile, BundleFile.bundle == BundleRow.digest)
+        .where(BundleRow.contributor == contributor, BundleRow.digest != digest)
+        .group_by(BundleRow.digest, BundleRow.received, BundleRow.state)
+    ).all()
+    out = [(received, int(size)) for received, state, size in sizes if state in _OUT]
+    coming = select(func.sum(Upload.total_bytes)).where(Upload.contributor == contributor, Upload.digest != digest)
+    kept = sum(int(size) for _, state, size in sizes if state not in _OUT) + int(session.scalar(coming) or 0)
     others = session.scalars(select(Upload.envelope).where(Upload.contributor == contributor, Upload.digest != digest))
     # What an earlier key began can never be finished.
     begun = (spec for envelope in others if (spec := read_manifest(envelope).spec).contributor == key)
-    return Standing(key_state(session, key), earlier, tuple({spec.name for spec in begun}), twin)
+    return Standing(key_state(session, key), earlier, tuple({spec.name for spec in begun}), twin, kept, out)
 
 
 def _stays_out() -> ColumnElement[bool]:
     """Whether the weights of a bundle stay out, whoever brings them: those were judged, and not the form or the key."""
     unread = Sketch.content.is_(None) & BundleRow.code.in_((Code.COPY_OF.name, Code.VALIDATOR_FAILED.name))
-    return BundleRow.state.in_((State.REFUSED, State.YANKED)) & (unread | (Sketch.content != b""))
+    return BundleRow.state.in_(_OUT) & (unread | (Sketch.content != b""))

@@ -12,10 +12,12 @@ from coordinator.fleet.records.fleet import Fleet
 from coordinator.policy.eligibility import judge
 from coordinator.policy.lifecycle import Standing
 from coordinator.policy.slow_start import check_slow_start
+from coordinator.policy.stored import USUAL, StoredLimits
 from coordinator.policy.switches import Switch
 from coordinator.registry.registry import Registry
 from coordinator.registry.tables import BundleRow
 from coordinator.serving.rate import Rate
+from coordinator.serving.refused_bytes import RefusedBytes
 from coordinator.storage.blobs import Store
 from coordinator.storage.spool import Spool
 from protocol import bundle, documents
@@ -49,6 +51,8 @@ class IntakeLimits:
     """How many bundles a key may have under way of which nothing was let in yet."""
     hourly_keys: int = 200
     """New keys an hour, a quarter of them from one network."""
+    stored: StoredLimits = USUAL
+    """What is kept of one contributor's bytes."""
     fleet: str | None = None
     """Where contributors' daemons connect to, `host:port`; None where they are not taken."""
 
@@ -87,13 +91,15 @@ class Intake:
         self._new_keys = Rate(limits.hourly_keys, clock)
         self._read = lru_cache(_MANIFESTS)(bundle.read_manifest)
         self._moved: dict[str, tuple[int, datetime]] = {}
+        self._refused = RefusedBytes(registry, store, pool.spec.statistics, limits.stored)
 
     def sweep(self) -> None:
-        """Forget expired uploads, and the spooled bytes that belong to none; not while the registry is read-only."""
+        """Forget expired uploads, and bytes of none and of what was refused; not while the registry is read-only."""
         if Switch.REGISTRY in self._registry.switches.thrown():
             return
         self._drop_expired()
         self._spool.sweep(self._registry.uploads.digests())
+        self._refused.sweep(self._clock())
 
     def enrol(self, envelope: bytes, network: str, invite: str = "") -> str:
         """Take a key's presentation from a network, with an invite's token if it has one, and return the key's state.
@@ -159,11 +165,13 @@ class Intake:
         self._check_open()
         check_derived(manifest, self._pool)
         self._drop_expired()
+        self._refused.sweep(self._clock())
 
         def check(standing: Standing) -> None:
             judge(manifest, self._pool, standing)
             states = [each.state for earlier in standing.earlier.values() for each in earlier]
             check_slow_start(states, len(standing.uploads), self._limits.first_bundles)
+            self._limits.stored.check(standing, manifest.total_bytes, now=self._clock())
             self._spool.check_room(manifest.total_bytes - self._spool.held(manifest.digest))
 
         token, expires = secrets.token_bytes(_TOKEN_BYTES), self._clock() + self._limits.session_life
@@ -213,16 +221,17 @@ class Intake:
             raise Refused(Code.MISSING_RANGES, what, "Begin again to learn what is missing.")
         self._check_bytes(manifest)
         fault_point("bytes-checked")
-        for name, file in manifest.files.items():
-            self._store.put(self._spool.path(digest, name), file.sha256)
-        fault_point("blobs-stored")
-        now = self._clock()
-        return self._registry.bundles.keep(
-            manifest,
-            check=lambda standing: judge(manifest, self._pool, standing),
-            sign=lambda sequence: self._receipt(manifest, sequence, now),
-            now=now,
-        )
+        with self._refused.spared(file.sha256 for file in manifest.files.values()):
+            for name, file in manifest.files.items():
+                self._store.put(self._spool.path(digest, name), file.sha256)
+            fault_point("blobs-stored")
+            now = self._clock()
+            return self._registry.bundles.keep(
+                manifest,
+                check=lambda standing: judge(manifest, self._pool, standing),
+                sign=lambda sequence: self._receipt(manifest, sequence, now),
+                now=now,
+            )
 
     def status(self, digest: str) -> BundleRow:
         """Find a bundle that was committed (`BUNDLE_UNKNOWN`)."""

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 import grpc
 import structlog
 
+from coordinator.policy.stored import StoredLimits
 from coordinator.serving.catalog_service import CatalogService
 from coordinator.serving.intake import Intake, IntakeLimits
 from coordinator.serving.intake_service import SERVICES, IntakeService
@@ -45,7 +46,8 @@ def serve_workspace(
     )
     fleet = settings.fleet_address or settings.fleet_listen
     life = timedelta(hours=settings.session_hours)
-    limits = IntakeLimits(life, settings.first_bundles, settings.hourly_keys, fleet)
+    stored = StoredLimits(settings.contributor_quota_bytes, settings.refused_quota_bytes, settings.refused_days)
+    limits = IntakeLimits(life, settings.first_bundles, settings.hourly_keys, stored, fleet)
     witnesses = [NoteKey.parse(each) for each in settings.witnesses]
     intake = Intake(
         opened.pool, opened.signer(Duty.LOG), opened.registry, store=store, spool=spool, clock=clock, limits=limits,

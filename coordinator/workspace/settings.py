@@ -63,6 +63,12 @@ class Settings(BaseSettings):
     """Bundles that a key may have under way before one of them was let in."""
     hourly_keys: int = Field(default=200, ge=1)
     """New keys that are taken an hour, a quarter of them from one network."""
+    contributor_quota_bytes: int = Field(default=64 << 30, ge=1)
+    """Most that is kept of one contributor's bundles, but for refused and yanked ones, in bytes."""
+    refused_quota_bytes: int = Field(default=8 << 30, ge=1)
+    """Most that one contributor may have refused in `refused_days`, in bytes."""
+    refused_days: float = Field(default=7.0, ge=0)
+    """After how many days `serve` drops the bytes of what was refused."""
     spool_quota_bytes: int = Field(default=16 << 30, ge=1)
     """Most that all unfinished uploads together may hold, in bytes."""
     free_disk_floor_bytes: int = Field(default=256 << 20, ge=0)

@@ -66,6 +66,13 @@ class FakeCoordinator(intake_pb2_grpc.IntakeServicer, catalog_pb2_grpc.CatalogSe
         self._enter("GetPool", request.SerializeToString(), context)
         return catalog_pb2.GetPoolReply(envelope=self.pool.envelope)
 
+    def GetMetadata(
+        self, request: catalog_pb2.GetMetadataRequest, context: grpc.ServicerContext
+    ) -> catalog_pb2.GetMetadataReply:
+        self.heard += request.SerializeToString()
+        self._abort(Refused(Code.RELEASE_UNKNOWN, "There is no root: the pool's key does it all."), context)
+        return catalog_pb2.GetMetadataReply()
+
     def Enrol(self, request: intake_pb2.EnrolRequest, context: grpc.ServicerContext) -> intake_pb2.EnrolReply:
         self._enter("Enrol", request.SerializeToString(), context)
         enrolment = read_enrolment(request.envelope)
@@ -147,11 +154,6 @@ class FakeCoordinator(intake_pb2_grpc.IntakeServicer, catalog_pb2_grpc.CatalogSe
         self, request: catalog_pb2.GetReleaseRequest, context: grpc.ServicerContext
     ) -> catalog_pb2.GetReleaseReply:
         raise NotImplementedError  # contributors never ask
-
-    def GetMetadata(
-        self, request: catalog_pb2.GetMetadataRequest, context: grpc.ServicerContext
-    ) -> catalog_pb2.GetMetadataReply:
-        raise NotImplementedError
 
     def GetBundle(
         self, request: catalog_pb2.GetBundleRequest, context: grpc.ServicerContext
