@@ -14,11 +14,12 @@ from pathlib import Path
 
 from protocol.bundle import Bundle, open_bundle
 from protocol.files.atomic import write_whole
-from protocol.spec import Architecture, Policy, Recipe
+from protocol.spec import Architecture, Policy, Recipe, Routing
 from router.base.batching import encode_pairs
 from router.base.fingerprint import fingerprint
-from router.model.cap import Allowed, Probe, fit_cap
+from router.model.cap import Allowed, fit_cap
 from router.model.routed_model import RoutedModel
+from router.model.score_tables import Probe, ScoreTables
 from router.pool.calibration import METHOD, added
 from router.pool.pool import ExpertPool
 from tests.lab import routes
@@ -212,9 +213,9 @@ def capped(model: RoutedModel, texts: Sequence[str], most: float = Policy().max_
     for expert in model.generation.pool.experts:
         pool = pool.add(replace(expert, contributor=expert.name))
     probe = Probe(encode_pairs(model.base, texts, texts))
-    caps = [
-        fit_cap(model.features, pool, method, DEFAULT_K, Allowed(most), probe) for method in (METHOD, "nnls-request")
-    ]
+    tables = ScoreTables(model.features.mixtures.reader)
+    ways = [Routing(method=method, k=DEFAULT_K) for method in (METHOD, "nnls-request")]
+    caps = [fit_cap(model.features, tables, pool, way, Allowed(most), probe) for way in ways]
     return pool.calibrated(added(*(cap.biases for cap in caps)))
 
 
