@@ -173,7 +173,8 @@ def fit_biases(scores: Tensor | Leaders, sets: Sets, k: int, most: float) -> Fit
 def _least(leaders: Leaders, k: int, limit: float) -> float:
     """Bound from below what somebody takes, over a limit: of tokens that are alike, one gets a k-th part or more."""
     best = (leaders.listed.amax(0) / _SAME).round()
-    return best.unique(return_counts=True)[1].max().item() / len(best) / k / limit
+    counts: Tensor = torch.unique(best, return_counts=True)[1]
+    return counts.max().item() / len(best) / k / limit
 
 
 def listed(scores: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
