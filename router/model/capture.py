@@ -9,7 +9,8 @@ set S that takes more is lowered, again and again, until none does:
 
 Lowering one set only raises the shares of others, so whoever never takes too much keeps a bias of zero, and where
 nobody does, nothing changes. With c >= 1 the sets cannot all take too much at once. Where tokens are so few, or so
-alike, that there is no step between too much and too little, what came nearest is kept.
+alike, that there is no step between too much and too little, what came nearest is kept; finer steps are not tried where
+that is near what tokens that are alike make inevitable.
 
 The same serves a mixture (`router.methods.features.mixture`): with scores log c and every expert chosen, the weights
 are the shares c / sum c of a request.
@@ -34,6 +35,10 @@ _RATES = (1 / 4, 1 / 16, 1 / 64)
 _STEP = 0.002
 """Least by which a set is lowered, in units of the softmax."""
 _ROUNDS = 1000
+_NEAR = 1.1
+"""How far above what nothing can help against is near enough, where too many tokens are alike."""
+_SAME = 1e-4
+"""Differences of a token's best score below which two tokens are alike."""
 _SINGLY = 4
 """Experts a token up to which they are chosen singly."""
 LISTED = 16
@@ -147,7 +152,7 @@ def fit_biases(scores: Tensor | Leaders, sets: Sets, k: int, most: float) -> Fit
     first = scores if isinstance(scores, Leaders) else Leaders.of(scores, k)
     (within, member), (sake, lowered) = sets.members.nonzero().T, sets.lowered.nonzero().T
     zeros, limit = first.listed.new_zeros(sets.members.shape[1]), most / sets.parties
-    nearest = Fitted(zeros, math.inf)
+    nearest, least = Fitted(zeros, math.inf), _least(first, k, limit)
     for rate in _RATES:
         bias, leaders = zeros, copy(first)
         for _ in range(_ROUNDS):
@@ -160,9 +165,16 @@ def fit_biases(scores: Tensor | Leaders, sets: Sets, k: int, most: float) -> Fit
                 break
             down = torch.where(excess > 1, rate * excess.log() + _STEP, 0)
             bias = bias - zeros.scatter_reduce(0, lowered, down[sake], "amax")
-        if nearest.excess <= 1:
+        if nearest.excess <= max(1.0, _NEAR * least):
             break
     return nearest
+
+
+def _least(leaders: Leaders, k: int, limit: float) -> float:
+    """Bound from below what somebody takes, over a limit: of tokens that are alike, one gets a k-th part or more."""
+    best = (leaders.listed.amax(0) / _SAME).round()
+    counts: Tensor = torch.unique(best, return_counts=True)[1]
+    return counts.max().item() / len(best) / k / limit
 
 
 def listed(scores: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -23,13 +23,14 @@ from rich.table import Table
 from deploy.demo.processes import perform
 from tests.attacks import cases
 from tests.attacks.arena import Arena, Attempt, Knowledge, arena
+from tests.attacks.by_means import means_pool
 from tests.attacks.honest import honest_pool
 from tests.attacks.measure import Measure, Served
 
 MARGIN = 0.02
 """By how much accuracy on honest requests may fall at an attack that was met."""
 ALONE, MANY = "sybil_alone", "sybils_"
-"""The attack by one key, and how those by many begin, which may not take more than it does ..."""
+"""How the attack by one key begins, and those by many, which may not take more than it does ..."""
 SLACK = 0.02
 """... but for so much of all weight, since shares are capped on other text than what is asked."""
 WORST = ("released", "quarantined", "refused")
@@ -42,32 +43,45 @@ def attacks() -> dict[str, ModuleType]:
 
 
 def play(folder: Path) -> dict[str, Any]:
-    """Play all attacks below a folder, where the honest pool is kept; returns the report."""
+    """Play all attacks below a folder, where the honest pools are kept; returns the report."""
     torch.set_num_threads(1)
     console = Console(stderr=True, width=None if sys.stderr.isatty() else 140)
-    known = Knowledge(honest_pool(folder))
-    measure = Measure(known.honest)
-    six, rows = list(known.honest.bundles.values()), list[dict[str, Any]]()
+    trained = honest_pool(folder)
+    pools = {"gates": trained, "means": means_pool(folder / "means", trained)}
+    rows, report = list[dict[str, Any]](), dict[str, Any]()
+    for way, pool in pools.items():
+        mine = [name for name, case in attacks().items() if getattr(case, "POOL", "gates") == way]
+        honest, capped, found = against(Knowledge(pool), mine, folder / "arena", console)
+        console.print(table(found, honest, way))
+        rows += [{"pool": way, **row} for row in found]
+        report[way] = {"honest": honest.accuracy, "capped": capped}
+    return {"schema": 1, **report["gates"], "by_means": report["means"], "attackers": rows}
+
+
+def against(
+    known: Knowledge, names: Sequence[str], folder: Path, console: Console
+) -> tuple[Served, float, list[dict[str, Any]]]:
+    """Play some attacks against one pool; returns what it is worth without any, and capped, and what became of each."""
+    measure, six, rows = Measure(known.honest), list(known.honest.bundles.values()), list[dict[str, Any]]()
     honest = measure.served(six)
     if honest is None:
         raise RuntimeError("the honest pool cannot be taken up")
-    with arena(folder / "arena", known) as field:
+    with arena(folder, known) as field:
         field.work()
         capped = measure.served(six, field.released()[1])
-    for name, case in attacks().items():
-        with arena(folder / "arena", known) as field:
+    for name in names:
+        case = attacks()[name]
+        with arena(folder, known) as field:
             case.attack(field)
             field.work()
             rows.append({"name": name, "defence": case.DEFENCE, **outcome(field, measure, honest)})
         told = f"{name}: {rows[-1]['outcome']} {rows[-1]['code']}".strip()
         console.print(f"{told}, {rows[-1]['accuracy']:.3f}", highlight=False)
-    (alone,) = (row["taken"] for row in rows if row["name"] == ALONE)
+    (alone,) = (row["taken"] for row in rows if row["name"].startswith(ALONE))
     for row in rows:
         if row["name"].startswith(MANY):
             row["met"] = row["met"] and row["taken"] <= alone + SLACK
-    console.print(table(rows, honest))
-    accuracy = capped.accuracy if capped else 0.0
-    return {"schema": 1, "honest": honest.accuracy, "capped": accuracy, "attackers": rows}
+    return honest, capped.accuracy if capped else 0.0, rows
 
 
 def outcome(field: Arena, measure: Measure, honest: Served) -> dict[str, Any]:
@@ -97,9 +111,9 @@ def codes(attempts: Sequence[Attempt]) -> str:
     return ", ".join(code for code, _ in Counter(each.code for each in attempts if each.code).most_common())
 
 
-def table(rows: Sequence[dict[str, Any]], honest: Served) -> Table:
+def table(rows: Sequence[dict[str, Any]], honest: Served, way: str) -> Table:
     """Show the attacks beside one another."""
-    shown = Table(title=f"Exact match on honest requests; {honest.accuracy:.3f} without an attacker")
+    shown = Table(title=f"Exact match on honest requests, by {way}; {honest.accuracy:.3f} without an attacker")
     for column in ("attack", "outcome", "released", "code", "accuracy", "taken", "unreviewed", "taken", "met"):
         shown.add_column(column)
     for row in rows:

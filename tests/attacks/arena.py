@@ -24,6 +24,7 @@ from protocol.bundle import ADAPTER_WEIGHTS, GATES, Bundle, pack
 from protocol.errors import Code, Refused
 from protocol.release import read_release
 from protocol.signing import Identity
+from protocol.spec import Means, Statistics
 from router.pool.calibration import Calibration
 from tests import factories
 from tests.attacks.honest import HonestPool
@@ -117,15 +118,18 @@ class Arena:
 
     def _pack(self, name: str, expert: Expert, identity: Identity) -> Bundle:
         folder = self.folder / "made" / f"{name}-{identity.public.hex[:16]}"
+        told = Statistics(means=Means() if expert.means else None)
         bundle = factories.make_bundle(
-            folder, self.opened.pool, identity, name=name, rank=RANK, alpha=expert.alpha, modules=list(expert.factors)
-        )
+            folder, self.opened.pool, identity, name=name, rank=RANK, alpha=expert.alpha,
+            modules=list(expert.factors), statistics=told,
+        )  # fmt: skip
         factors = {
             factor(path, which): tensor
             for path, both in expert.factors.items()
             for which, tensor in zip("AB", both, strict=True)
         }
         gates = {f"{path}.gate": expert.gates[path] for path in expert.factors}
+        gates |= {f"{path}.mean": mean for path, mean in (expert.means or {}).items()}
         for file, tensors in ((ADAPTER_WEIGHTS, factors), (GATES, gates)):
             own = {key: tensor.contiguous().clone() for key, tensor in tensors.items()}
             save_file(own, folder / file, {"format": "pt"})
@@ -144,7 +148,7 @@ class Arena:
 
 
 @contextmanager
-def arena(folder: Path, known: Knowledge) -> Iterator[Arena]:
+def arena(folder: Path, known: Knowledge, *, settled: bool = True) -> Iterator[Arena]:
     """Copy the honest pool into a folder and open it as `serve` and `worker` do."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(known.honest.coordinator, folder / "coordinator", ignore=shutil.ignore_patterns("*.lock", "spool"))
@@ -161,6 +165,6 @@ def arena(folder: Path, known: Knowledge) -> Iterator[Arena]:
             limits=limits,
         )  # fmt: skip
         # The six have settled, and whoever comes now is new.
-        settled = timedelta(days=opened.pool.spec.policy.settle_days + 1)
-        yield Arena(folder, opened, known, intake, spool, _worker(opened, lambda: now() + settled))
+        later = timedelta(days=opened.pool.spec.policy.settle_days + 1) * settled
+        yield Arena(folder, opened, known, intake, spool, _worker(opened, lambda: now() + later))
     shutil.rmtree(folder, ignore_errors=True)

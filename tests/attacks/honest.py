@@ -27,6 +27,8 @@ class HonestPool:
     pool: Pool
     bundles: dict[str, Bundle]
     """By contributor."""
+    statistics: Path | None = None
+    """What the pool tells of public text, where it routes by means."""
 
     @property
     def questions(self) -> list[Question]:

@@ -31,7 +31,7 @@ class Measure:
         self._honest = {bundle.digest for bundle in honest.bundles.values()}
         self._questions = honest.questions
         self._model = RoutedModel.from_base(WORDS.base, device="cpu")
-        self._model.route_as(honest.pool.spec.routing)
+        self._model.route_as(honest.pool.spec.routing, honest.statistics)
         self._known: dict[tuple[str, ...], Served] = {}
 
     def served(self, bundles: Sequence[Bundle], cap: Calibration | None = None) -> Served | None:

@@ -30,13 +30,16 @@ class Expert(NamedTuple):
     """A [r, d] and B [o, r] by module path."""
     gates: Gates
     alpha: float = 4.0
+    means: Gates | None = None
+    """What it tells of its data, where a pool asks for it."""
 
 
 def read(bundle: Bundle) -> Expert:
     """Take an expert apart, one's own or another's that was released."""
     tensors, gates = load_file(bundle.folder / ADAPTER_WEIGHTS), load_file(bundle.folder / GATES)
     factors = {path: (tensors[factor(path, "A")], tensors[factor(path, "B")]) for path in bundle.spec.modules}
-    return Expert(factors, {path: gates[f"{path}.gate"] for path in factors})
+    told = {path: gates[f"{path}.mean"] for path in bundle.spec.told}
+    return Expert(factors, {path: gates[f"{path}.gate"] for path in factors}, means=told or None)
 
 
 def factor(path: str, which: str) -> str:

@@ -1,6 +1,7 @@
 """What is kept from one review to the next says what a slow look at everything says, on pools made at random."""
 
 import math
+from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def slow_fit(scores: Tensor, sets: Sets, k: int, most: float) -> Fitted:
     """As `fit_biases`, with a look at everybody in every round; sums in another order, so `most` is no round number."""
     members, limit = sets.members.to(scores.dtype), most / sets.parties
     nearest = Fitted(scores.new_zeros(scores.shape[1]), math.inf)
+    least = max(Counter(round(best, 4) for best in scores.amax(1).tolist()).values()) / len(scores) / k / limit
     for rate in _RATES:
         bias = scores.new_zeros(scores.shape[1])
         for _ in range(_ROUNDS):
@@ -37,7 +39,7 @@ def slow_fit(scores: Tensor, sets: Sets, k: int, most: float) -> Fitted:
                 break
             down = torch.where(excess > 1, rate * excess.log() + _STEP, 0)
             bias = bias - (sets.lowered * down[:, None]).amax(0)
-        if nearest.excess <= 1:
+        if nearest.excess <= max(1, 1.1 * least):
             break
     return nearest
 
