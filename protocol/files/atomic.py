@@ -56,12 +56,12 @@ def write_secret(path: Path, content: bytes) -> None:
 
 def replace_secret(path: Path, content: bytes) -> None:
     """Replace a file that its owner alone may read, whole or not at all."""
-    temporary = _beside(path)
+    beside = _beside(path)
     try:
-        _write(temporary, content, 0o600)
-        temporary.replace(path)
+        _write(beside, content, 0o600)
+        beside.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
     sync(path.parent)
 
 
