@@ -74,6 +74,11 @@ def _length(length: Callable[[int], int]) -> Spoiled:
     return write
 
 
+def _axes(change: Callable[[list[int]], list[int]]) -> Spoiled:
+    """Declare the first tensor of other axes, with as many bytes where that can be."""
+    return _header(lambda header, first: header[first].update(shape=change(header[first]["shape"])))
+
+
 def _entry(**fields: Any) -> Spoiled:
     """Declare the first tensor otherwise."""
     return _header(lambda header, first: header[first].update(fields))
@@ -189,8 +194,9 @@ STRUCTURE = [
     FileFault("shape-a-number", _entry(shape=7), HEADER),
     FileFault("shape-of-no-axes", _entry(shape=[]), HEADER),
     FileFault("shape-of-100-axes", _entry(shape=[1] * 100), HEADER),
+    FileFault("shape-of-an-axis-more", _axes(lambda shape: [*shape, *[1] * (3 - len(shape))]), HEADER),
     FileFault("shape-with-zero", _entry(shape=[0, 8]), HEADER),
-    FileFault("shape-negative", _entry(shape=[-1, -8]), HEADER),
+    FileFault("shape-negative", _axes(lambda shape: [-width for width in shape]), HEADER),
     FileFault("shape-of-truth", _entry(shape=[True, 8]), HEADER),
     FileFault("shape-of-floats", _entry(shape=[2.0, 8.0]), HEADER),
     FileFault("shape-of-texts", _entry(shape=["2", "8"]), HEADER),
