@@ -4,7 +4,7 @@ from tests.attacks.arena import Arena
 from tests.attacks.weights import noise
 
 POOL = "means"
-DEFENCE = "max_capture"
+DEFENCE = "NORM_UNUSUAL, max_capture"
 
 
 def attack(arena: Arena) -> None:
