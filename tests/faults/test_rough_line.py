@@ -9,7 +9,7 @@ import pytest
 from client.submission import upload
 from protocol.adapters import Shape
 from protocol.bundle import Bundle
-from protocol.documents import Pool, read_receipt, sign_pool
+from protocol.documents import Pool, Receipt, read_receipt, sign_pool
 from protocol.errors import Unavailable
 from protocol.signing import Identity
 from router.follow.pull import pull
@@ -45,7 +45,7 @@ def large(wide: Pool, ada: Identity, tmp_path_factory: pytest.TempPathFactory) -
     return factories.make_bundle(tmp_path_factory.mktemp("large") / "b", wide, ada, rank=16)
 
 
-def send(pool: Pool, bundle: Bundle, identity: Identity, port: int) -> upload.Receipt:
+def send(pool: Pool, bundle: Bundle, identity: Identity, port: int) -> Receipt:
     slept: list[float] = []
     coordinator = upload.Coordinator(f"127.0.0.1:{port}", give_up_after_s=1e6, sleep=slept.append)
     receipt, raw = upload.submit(bundle, enrolment(pool.digest, identity, "ada"), pool, coordinator, lambda _: None)
