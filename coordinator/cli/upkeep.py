@@ -30,7 +30,7 @@ def fsck(
     as_json: JsonOption = False,
     workspace: WorkspaceOption = Path(),
 ) -> None:
-    """Verify every stored byte, the log, and whether the registry knows all that left here. Stop every process first.
+    """Verify every stored byte, the log, every signed row, and that nothing of it is lost. Stop every process first.
 
     Example: greylag-coordinator fsck -w pool --delete 30
     """
@@ -40,6 +40,7 @@ def fsck(
     from coordinator.registry.log_check import contradictions
     from coordinator.storage.blobs import Store
     from coordinator.workspace.fsck import check_store
+    from coordinator.workspace.row_check import check_rows
 
     age = None if delete is None else timedelta(days=delete)
     with opened_workspace(workspace, *PROCESSES) as open_:
@@ -70,6 +71,7 @@ def fsck(
                 "file also lies in every router's folder, under statistics/.",
             )
         check_faults(faults)
+        check_rows(open_.registry, open_.pool)
         open_.high_water.check()
 
 

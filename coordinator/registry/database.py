@@ -152,6 +152,11 @@ def translated(*, opening: bool = False) -> Iterator[None]:
     """Turn a failing database into an error that says what to correct (most of it when opening), or to try again."""
     try:
         yield
+    except UnicodeDecodeError as error:
+        what = "The registry's database is damaged: it holds text that is none."
+        raise Unavailable(
+            Code.STORE_DAMAGED, what, "Restore it from a copy, or run: greylag-coordinator fsck"
+        ) from error
     except (DBAPIError, NoConnectionError) as error:
         said = str(error.orig) if isinstance(error, DBAPIError) else ""
         if re.search("is full|No space left", said):

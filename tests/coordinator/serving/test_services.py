@@ -325,3 +325,20 @@ def test_damaged_bytes_are_never_served(
     lost = refusal(lambda: ada.fetch(gates))
     assert lost.code is Code.STORE_DAMAGED
     assert isinstance(lost, Unavailable), "the caller did nothing wrong"
+
+
+@pytest.mark.parametrize("days", [-2, 2])
+def test_a_coordinator_whose_clock_is_apart_takes_bundles_and_goes_on(
+    served: Served, join: Join, identity: Identity, bundle: Bundle, tmp_path: Path, days: int
+) -> None:
+    ada = join(identity)
+    first = read_receipt(ada.submit(bundle), served.pool)
+    served.clock.forward(days=days)
+    accept(served, bundle.digest)
+    second = factories.make_bundle(tmp_path / "second", served.pool, identity, name="second", seed=2)
+    receipt = read_receipt(ada.submit(second), served.pool)
+    assert (first.sequence, receipt.sequence) == (1, 2)
+    times = [event.at for event in served.registry.events()]
+    assert times == sorted(times), "the log's times never go back"
+    served.clock.forward(days=-days)
+    assert ada.submit(second) == ada.begin(second).receipt
