@@ -79,7 +79,7 @@ class Corner:
     def send(self, address: str, bundle: Bundle, give_up_after_s: float = 0.5) -> Receipt:
         coordinator = upload.Coordinator(address, give_up_after_s=give_up_after_s)
         introduced = enrolment(self.pool.digest, self.ada, "ada")
-        receipt, _ = upload.submit(bundle, introduced, self.pool, coordinator, lambda _: None)
+        receipt, _ = upload.submit(bundle, introduced, lambda _: self.pool, coordinator, lambda _: None)
         return receipt
 
     def refused(self, address: str, bundle: Bundle) -> Code:
