@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -86,8 +87,18 @@ def copy_house(folder: Path) -> Path:
     return folder
 
 
+def table(mutants: Iterable[Mutant], caught: Iterable[bool]) -> str:
+    """Write down for people how many faults each file had, and how many of them were noticed."""
+    planted, noticed = Counter[str](), Counter[str]()
+    for mutant, was in zip(mutants, caught, strict=True):
+        planted[mutant.file] += 1
+        noticed[mutant.file] += was
+    rows = [f"| {file} | {count} | {noticed[file]} |" for file, count in sorted(planted.items())]
+    return "\n".join(["| file | faults | caught |", "|---|---|---|", *rows, ""]) + "\n"
+
+
 def main() -> None:
-    """Run the list, and print one JSON document with what was caught and what was not."""
+    """Run the list, and print what was caught and what was not: a table by file, and one JSON document."""
     parser = argparse.ArgumentParser(prog="make mutants")
     parser.add_argument("--jobs", type=int, default=2, help="faults tried at a time")
     parser.add_argument("--only", default="", help="a part of a file's name")
@@ -124,6 +135,7 @@ def main() -> None:
         if sick:
             sys.exit(f"These tests fail without any fault: {sick}")
         found = list(pool.map(caught, mutants))
+    sys.stdout.write(table(mutants, found))
     survivors = [f"{each.file}: {each.new}" for each, was in zip(mutants, found, strict=True) if not was]
     document = {"schema": 1, "mutants": len(mutants), "caught": sum(found), "survivors": survivors}
     sys.stdout.write(json.dumps(document) + "\n")
