@@ -21,7 +21,7 @@ from tests.faults.pool import START_S, Pool, found, must, tell, wait
 ALL_POINTS = (*POINTS, "entries-kept")
 EARLY, ARMED = 0.2, 0.25
 """Shares of the lives of `serve` that end during its start, and at a point where a test may kill it."""
-SERVE_S, WORKER_S, CONTRIBUTOR_S = 0.8, 2.5, 12.0
+SERVE_S, WORKER_S, CONTRIBUTOR_S, _ARMED_S = 0.8, 2.5, 12.0, 2.0
 """How long each lives, on average, once it has started."""
 _LONGEST, _SETTLE_S, _LOOK_S = 4.0, 300.0, 0.01
 
@@ -41,7 +41,7 @@ class Life:
         self.killed = self.at_points = 0
         self.starts: list[float] = []
         """How long it took until `serve` said that it was ready, in seconds."""
-        self._ready = self._early = False
+        self._ready = self._early = self._armed = False
         self._due = 0.0
         self._revive()
 
@@ -64,8 +64,8 @@ class Life:
         return 1
 
     def _revive(self) -> None:
-        armed = self.name == "serve" and self._draw.random() < ARMED
-        self.child = self._start(self._draw.choice(ALL_POINTS) if armed else "")
+        self._armed = self.name == "serve" and self._draw.random() < ARMED
+        self.child = self._start(self._draw.choice(ALL_POINTS) if self._armed else "")
         # Only `serve` says that it is ready; what dies early dies somewhere in the time that a start takes.
         self._ready, self._early = self.name != "serve", self._draw.random() < EARLY
         usual = median(self.starts[-20:]) if self.starts else START_S
@@ -77,7 +77,8 @@ class Life:
         return time.monotonic() + self._span()
 
     def _span(self) -> float:
-        return min(self._draw.expovariate(1 / self._mean), _LONGEST * self._mean)
+        mean = _ARMED_S if self._armed else self._mean  # so that it comes by its place
+        return min(self._draw.expovariate(1 / mean), _LONGEST * mean)
 
 
 def play(folder: Path, *, kills: int, contributors: int, seed: int) -> dict[str, Any]:
