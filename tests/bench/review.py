@@ -2,6 +2,7 @@
 
     python -m tests.bench.review
     python -m tests.bench.review --xl 2 --sizes 3 --samples 1 --rank 16
+    python -m tests.bench.review --base build/real/… --layers 15-29 --sizes 10 500
 
 A real workspace is founded over the demo's base, and filled with experts of as many contributors, all settled, whose
 random gates and updates are small. Then a new contributor's bundle waits, and the real worker takes it from received to
@@ -150,7 +151,7 @@ def cpu_s() -> float:
 
 
 @contextmanager
-def founded(base: Path, rank: int) -> Iterator[Bench]:
+def founded(base: Path | str, rank: int, layers: str = "") -> Iterator[Bench]:
     """Found an open pool over a base, and open it as the worker does."""
     with TemporaryDirectory() as at:
         folder, examples = Path(at), list(marked(LINES + ROWS, 0))
@@ -159,6 +160,7 @@ def founded(base: Path, rank: int) -> Iterator[Bench]:
         (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         command = [sys.executable, "-m", "coordinator.cli.main", "init", "--single", "--name", "bench", "--base", base]
         command += ["--probe", folder / "probe.txt", "--rows", folder / "rows.jsonl", "--max-rank", "64"]
+        command += ["--layers", layers] if layers else []
         subprocess.run([*map(str, command), "-w", str(folder / "pool")], check=True, capture_output=True)
         with opened_workspace(folder / "pool", "worker") as opened:
             structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
@@ -197,6 +199,8 @@ def main() -> None:
     """Run all of it."""
     asked = argparse.ArgumentParser(description="What the review of one more bundle costs, by the size of the pool.")
     asked.add_argument("--xl", type=int, default=0, help="layers a side of a base as wide as T5-XL; 0: the demo's base")
+    asked.add_argument("--base", default=BASE, help="folder or Hugging Face id; default: the demo's")
+    asked.add_argument("--layers", default="", help="first and last that experts touch, such as 15-29; default: all")
     asked.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="sizes of the pool")
     asked.add_argument("--samples", type=int, default=SAMPLES, help="reviews that are counted at each")
     asked.add_argument("--rank", type=int, default=4, help="of every expert")
@@ -205,7 +209,7 @@ def main() -> None:
     found = {}
     with (
         TemporaryDirectory() as made,
-        founded(make_xl(Path(made), flags.xl) if flags.xl else BASE, flags.rank) as bench,
+        founded(make_xl(Path(made), flags.xl) if flags.xl else flags.base, flags.rank, flags.layers) as bench,
     ):
         for size in sorted(flags.sizes):
             start = time.monotonic()
