@@ -234,7 +234,7 @@ def read_standing(session: Session, manifest: Manifest) -> Standing:
         .where(BundleRow.contributor == contributor, BundleRow.digest != digest)
         .group_by(BundleRow.digest, BundleRow.received, BundleRow.state)
     ).all()
-    out = [(received, int(size)) for received, state, size in sizes if state in _OUT]
+    out = tuple((received, int(size)) for received, state, size in sizes if state in _OUT)
     coming = select(func.sum(Upload.total_bytes)).where(Upload.contributor == contributor, Upload.digest != digest)
     kept = sum(int(size) for _, state, size in sizes if state not in _OUT) + int(session.scalar(coming) or 0)
     others = session.scalars(select(Upload.envelope).where(Upload.contributor == contributor, Upload.digest != digest))

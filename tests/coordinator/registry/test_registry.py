@@ -197,11 +197,15 @@ def test_standing(registry: Registry, pool: Pool, identity: Identity, clock: Clo
     registry.uploads.begin(second.manifest, check=nothing, token=b"t", expires=clock() + timedelta(hours=1))
     third = resign(second, identity, name="three")
     kept = {"one": [Submitted(first.digest, "received")]}
-    assert standing(registry, third.manifest) == Standing("active", earlier=kept, uploads=("two",))
+    held = first.manifest.total_bytes + second.manifest.total_bytes
+    assert standing(registry, third.manifest) == Standing("active", earlier=kept, uploads=("two",), kept_bytes=held)
     assert standing(registry, copy.manifest) == Standing("active", twin=1)
     registry.bundles.move(first.digest, State.REFUSED, actor="worker", now=clock())
     assert standing(registry, copy.manifest).twin is None
-    assert standing(registry, third.manifest).earlier == {"one": [Submitted(first.digest, "refused")]}
+    after = standing(registry, third.manifest)
+    assert after.earlier == {"one": [Submitted(first.digest, "refused")]}
+    assert after.kept_bytes == second.manifest.total_bytes
+    assert [size for _, size in after.refused] == [first.manifest.total_bytes]
 
 
 def test_a_life_step_by_step(registry: Registry, pool: Pool, identity: Identity, bundle: Bundle, clock: Clock) -> None:
