@@ -37,6 +37,8 @@ _STEP = 0.002
 _ROUNDS = 1000
 _NEAR = 1.1
 """How far above what nothing can help against is near enough, where too many tokens are alike."""
+_ROUNDING = 1e-5
+"""By how much an excess must differ from another, or from 1: else the order of sums would decide what follows."""
 _SAME = 1e-4
 """Differences of a token's best score below which two tokens are alike."""
 _SINGLY = 4
@@ -159,13 +161,13 @@ def fit_biases(scores: Tensor | Leaders, sets: Sets, k: int, most: float) -> Fit
             shares = leaders.shares(bias, k)
             excess = shares.new_zeros(len(sets.members)).index_add_(0, within, shares[member]) / limit
             worst = excess.max().item()
-            if worst < nearest.excess:
+            if worst < nearest.excess * (1 - _ROUNDING):
                 nearest = Fitted(bias, worst)
-            if worst <= 1 or bool((bias < 0).all()):
+            if worst <= 1 + _ROUNDING or bool((bias < 0).all()):
                 break
-            down = torch.where(excess > 1, rate * excess.log() + _STEP, 0)
+            down = torch.where(excess > 1 + _ROUNDING, rate * excess.log() + _STEP, 0)
             bias = bias - zeros.scatter_reduce(0, lowered, down[sake], "amax")
-        if nearest.excess <= max(1.0, _NEAR * least):
+        if nearest.excess <= max(1 + _ROUNDING, _NEAR * least):
             break
     return nearest
 
