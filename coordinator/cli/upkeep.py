@@ -38,9 +38,9 @@ def fsck(
 
     from coordinator.policy.switches import Switch
     from coordinator.registry.log_check import contradictions
+    from coordinator.registry.row_check import check_rows
     from coordinator.storage.blobs import Store
     from coordinator.workspace.fsck import check_store
-    from coordinator.registry.row_check import check_rows
 
     age = None if delete is None else timedelta(days=delete)
     with opened_workspace(workspace, *PROCESSES) as open_:
