@@ -15,9 +15,13 @@ _SECRET_BYTES = 32
 def write_whole(path: Path, content: bytes) -> None:
     """Replace a file whole or not at all, and make its folder where it is missing; of several writers the last wins."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(path, content, 0o666)
+
+
+def _replace(path: Path, content: bytes, mode: int) -> None:
     temporary = _beside(path)
     try:
-        _write(temporary, content, 0o666)
+        _write(temporary, content, mode)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -56,12 +60,7 @@ def write_secret(path: Path, content: bytes) -> None:
 
 def replace_secret(path: Path, content: bytes) -> None:
     """Replace a file that its owner alone may read, whole or not at all."""
-    beside = _beside(path)
-    try:
-        _write(beside, content, 0o600)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    _replace(path, content, 0o600)
     sync(path.parent)
 
 

@@ -2,9 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -12,9 +10,7 @@ import pytest
 from client.submission import log, submit, upload
 from client.submission.join import enrol
 from client.workspace.paths import ClientWorkspace
-from coordinator.workspace.context import Opened, opened
 from coordinator.workspace.paths import CoordinatorWorkspace
-from coordinator.workspace.settings import load
 from protocol.adapters import Shape
 from protocol.documents import Duty, Pool, timestamp
 from protocol.errors import Code, GreylagError, Refused
@@ -30,19 +26,9 @@ from router.follow.workspace import open_mirror
 from tests import factories
 from tests.coordinator.cli.test_main import Program, program, refused
 from tests.coordinator.cli.test_processes import make_workspace, serving_at
+from tests.coordinator.workspace.test_roles import now, working
 
 __all__ = ["program"]
-
-
-def now() -> datetime:
-    return datetime.now(UTC)
-
-
-@contextmanager
-def working(place: CoordinatorWorkspace) -> Iterator[Opened]:
-    with opened(place, load(place)) as open_:
-        open_.roles.check()
-        yield open_
 
 
 def publish(place: CoordinatorWorkspace) -> int:
