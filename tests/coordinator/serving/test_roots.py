@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
+import grpc
 import pytest
 from tuf.api.metadata import Metadata, Root
 
@@ -12,8 +13,9 @@ from coordinator.workspace.paths import CoordinatorWorkspace
 from coordinator.workspace.role_keys import Change, draft_root
 from protocol.documents import Duty, Pool
 from protocol.errors import Code, Refused
+from protocol.roles import chain
 from protocol.roles.chain import keep_up, with_duties
-from protocol.roles.metadata import Keys, make_root, read, sign
+from protocol.roles.metadata import Keys, make_root, operators_of, read, sign
 from protocol.signing import Identity
 from protocol.v1.catalog_pb2_grpc import CatalogStub
 from protocol.wire.grpc_client import connect
@@ -53,6 +55,33 @@ def test_roots_are_followed_and_kept(served: Served, catalog: CatalogStub, tmp_p
     with pytest.raises(Refused) as other:
         keep_up(pool, tmp_path / "other", catalog, now=now, first="0" * 64)
     assert other.value.code is Code.UNTRUSTED
+
+
+def test_so_many_roots_are_read_and_no_more(
+    served: Served, catalog: CatalogStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chain, "MOST_ROOTS", 1)
+    served.roles.publish(draft(served, Change(frozenset({"log"}))).to_bytes(), now=served.clock())
+    for _ in range(2):
+        assert told(keep_up(served.pool, tmp_path, catalog, now=served.clock())) == [served.pool.spec.coordinator] * 3
+    assert [path.name for path in tmp_path.glob("*.json")] == ["1.json"]
+
+
+def test_a_coordinator_that_is_gone_is_no_end_of_the_roots(served: Served, tmp_path: Path) -> None:
+    with served.running() as address:
+        pass
+    with connect(address) as channel, pytest.raises(grpc.RpcError):
+        keep_up(served.pool, tmp_path / "roots", CatalogStub(channel), now=served.clock())
+    assert not (tmp_path / "roots").exists()
+
+
+def test_operators_of_whom_too_many_must_sign_are_refused(served: Served) -> None:
+    root = served.roles.root()
+    assert root is not None
+    root.signed.unrecognized_fields["x-greylag-operators"] = {"keys": [served.pool.spec.coordinator], "threshold": 2}
+    with pytest.raises(Refused, match="1 keys, of which 2 must sign") as refused:
+        operators_of(root.signed)
+    assert refused.value.code is Code.SPEC_INVALID
 
 
 @pytest.mark.parametrize(

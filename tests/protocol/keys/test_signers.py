@@ -3,15 +3,18 @@
 import secrets
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from securesystemslib.signer import SIGNER_FOR_URI_SCHEME, CryptoSigner, SSlibKey
 
-from protocol.errors import Code, GreylagError
+from protocol.errors import Code, GreylagError, Refused
 from protocol.keys.passphrase import PASSPHRASE_VARIABLE
+from protocol.keys.pkcs11 import MODULE_VARIABLE, TokenSigner
 from protocol.keys.signers import open_signer
 from protocol.log.note import NoteKey, SignatureType, sign_note
 from protocol.signing import Identity, PublicKey, Signed
@@ -80,6 +83,22 @@ def test_another_key_and_an_absent_signer_are_told_apart(monkeypatch: pytest.Mon
     assert code("fickle:", Identity.generate().public) is Code.KEY_TYPE
     monkeypatch.setattr(Fickle, "away", True)
     assert code("fickle:", Identity.generate().public) is Code.BUSY
+    refusal = Refused(Code.PASSPHRASE, "Nobody tells the PIN.")
+    monkeypatch.setattr(Fickle, "sign", lambda *_: (_ for _ in ()).throw(refusal))
+    assert code("fickle:", Identity.generate().public) is Code.PASSPHRASE, "what is a refusal already stays one"
+
+
+def test_a_token_without_its_library_or_module_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    public = Identity.generate().public
+    assert TokenSigner.from_priv_key_uri("pkcs11:object=log", public.sslib).public_key == public.sslib
+    monkeypatch.delenv(MODULE_VARIABLE, raising=False)
+    monkeypatch.setitem(sys.modules, "pkcs11", SimpleNamespace(
+        KeyType=None, Mechanism=None, ObjectClass=None,
+        exceptions=SimpleNamespace(PinIncorrect=KeyError, PinLocked=KeyError, PinInvalid=KeyError),
+    ))  # fmt: skip
+    assert code("pkcs11:object=log", public) is Code.BUSY
+    monkeypatch.setitem(sys.modules, "pkcs11", None)
+    assert code("pkcs11:object=log", public) is Code.SETTINGS_INVALID
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +143,12 @@ def test_a_token_signs(token: tuple[str, PublicKey], tmp_path: Path, monkeypatch
     assert code(uri.replace("object=log", "object=none"), public) is Code.BUSY
     assert code(uri.replace("token=", "token=no-"), public) is Code.BUSY
     assert code(f"{uri.partition('?')[0]}?module-path=/nowhere.so", public) is Code.BUSY
+
+
+def test_a_token_whose_pin_nobody_tells_signs_nothing(token: tuple[str, PublicKey]) -> None:
+    uri, public = token
+    with pytest.raises(ValueError, match="nobody tells its PIN"):
+        TokenSigner.from_priv_key_uri(uri, public.sslib).sign(b"{}")
 
 
 def test_a_wrong_pin_is_tried_once(token: tuple[str, PublicKey], monkeypatch: pytest.MonkeyPatch) -> None:

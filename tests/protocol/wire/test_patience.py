@@ -124,6 +124,15 @@ def test_whoever_has_most_makes_room_for_who_has_less() -> None:
     asyncio.run(play())
 
 
+def test_a_call_that_comes_too_late_by_itself_is_not_told_of_others() -> None:
+    async def play() -> None:
+        async with Places(4).one("ipv4:192.0.2.1:1"):
+            raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(play())
+
+
 def test_a_reader_whose_place_is_taken_back_is_told_so() -> None:
     """A stream of replies waits inside a generator, whose end is another exception than a call's."""
 
