@@ -8,7 +8,7 @@ from protocol.errors import Code, Unavailable
 
 BUSY_HZ = 100.0
 """So many calls a second, of everybody together, are answered as they come."""
-SHARE_HZ, BURST = 5.0, 50.0
+SHARE_HZ, BURST = 5.0, 100.0
 """Calls a second for one network while there are more in all, and how many it may have saved up."""
 FAULT = 10.0
 """What a refused call counts for: who sends nonsense waits for longer."""

@@ -67,10 +67,11 @@ def test_who_is_refused_waits_for_longer_than_who_is_not() -> None:
     for network in ("careless", "careful"):
         for _ in range(10):
             paced.wait_s(network)
-    for _ in range(6):
+    faults = int(BURST / FAULT) + 1
+    for _ in range(faults):
         paced.blame("careless")
     assert paced.wait_s("careful") == 0
-    owed = 6 * FAULT + 10 - BURST
+    owed = faults * FAULT + 10 - BURST
     assert paced.wait_s("careless") == pytest.approx((owed + 1) / SHARE_HZ)
     clock.now += (owed + 1) / SHARE_HZ
     assert paced.wait_s("careless") == 0
