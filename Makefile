@@ -41,7 +41,7 @@ demo-base: $(STAMP) ## Train the demo's base model again from generated text (15
 	@$(BIN)/python -m deploy.demo.make_base
 
 .PHONY: test
-test: lint $(STAMP) ## Everything that must hold before a change lands (some twelve to twenty minutes on two cores)
+test: lint $(STAMP) ## Everything that must hold before a change lands (eight to fifteen minutes on two cores)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 .PHONY: test-all
@@ -50,7 +50,7 @@ test-all: lint $(STAMP) ## As test, with the slow tests
 
 # The rooms, and what is left out of them, stand in pyproject.toml.
 .PHONY: coverage
-coverage: $(STAMP) ## See that the tests of protocol and admission run every branch of both (two minutes)
+coverage: $(STAMP) ## See that the tests of protocol and admission run every branch of both (a minute)
 	$(BIN)/python -m coverage run -m pytest tests/protocol tests/coordinator/admission tests/coordinator/policy \
 		tests/client/workspace tests/coordinator/cli/test_acts.py tests/coordinator/serving/test_roots.py tests/system/test_keys.py
 	@$(BIN)/python -m coverage report
