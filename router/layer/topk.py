@@ -42,8 +42,6 @@ Decision = list[Choice | CommonChoice | None]
 def choose_topk(group: RouteGroup, u: Tensor, k: int, temperature: float = 1.0) -> Decision:
     """Choose the k best experts for u [..., d] at every module of a group; ties go to who came first.
 
-    Equal gates tie to the last bit where there are several tokens; for one, as far as the machine's BLAS has it so.
-
     In float32 whatever the model computes in: bfloat16 scores would change the chosen pair for 0.5 to 2.8 % of tokens.
     The temperature divides the scores before the softmax.
 

@@ -106,6 +106,8 @@ def _by_likely(group: RouteGroup, u: Tensor, k: int, temperature: float) -> Deci
     return found
 
 
+_TIED = 5e-7
+"""Of a score, by how much equal vectors' products may be apart: some BLAS add up rows in an order of their own."""
 _WAYS = {"all": _by_all, "likely": _by_likely}
 
 
@@ -188,7 +190,8 @@ def topk_of_one(group: RouteGroup, scores: Floats, k: int, units: Sequence[float
         mine = _seen(group, scores, slot)
         best: list[tuple[float, int]] = []
         for _ in range(min(k, count)):
-            row = int(mine.argmax())  # the first of equals
+            top = mine.max()
+            row = int((mine >= top - abs(top) * _TIED).argmax())  # the first of equals
             best.append((-mine.item(row), row))
             mine[row] = -math.inf
         found.append(_weighed(best, units[slot]))
