@@ -32,8 +32,8 @@ ALIKE = 0.9
 """Correlation of scores from which on two experts count as one."""
 _RATES = (1 / 4, 1 / 16, 1 / 64)
 """Parts of the way that are gone at once; finer ones where the coarser miss."""
-_STEP = 0.002
-"""Least by which a set is lowered, in units of the softmax."""
+_LEAST = 0.008
+"""Least excess, as a logarithm, by which a set that takes too much is lowered; with finer steps, by less."""
 _ROUNDS = 1000
 _NEAR = 1.1
 """How far above what nothing can help against is near enough, where too many tokens are alike."""
@@ -65,6 +65,15 @@ class Fitted(NamedTuple):
     """[n], zero or less, in units of the softmax."""
     excess: float
     """The largest share of a set over what it may take: 1 or less, but for text on which no bias helps."""
+
+
+class _Chosen(NamedTuple):
+    """Who is best for each token, among those listed."""
+
+    values: Tensor
+    """[k, t], their scores."""
+    places: Tensor
+    """[k, t], where they stand in the list."""
 
 
 class Leaders:
@@ -113,31 +122,27 @@ class Leaders:
             k: Experts a token.
         """
         k = min(k, len(bias))
-        best, given = self._given(bias, k)
-        while self._scores and bool(((best <= self.rest) & ~self.rest.isneginf()).any()):
-            scores = self._scores()  # somebody who is not listed may be as good
-            _, self.experts, self.rest = listed(scores + bias, 2 * len(self.listed))
+        chosen = self._chosen(bias, k)
+        if self._scores and bool((chosen.values[-1] < self.rest).any()):
+            scores = self._scores()  # somebody who is not listed may be better
+            _, self.experts, self.rest = listed(scores + bias, len(self.listed))
             self.listed = scores.T.gather(0, self.experts)
-            best, given = self._given(bias, k)
-        found = bias.new_zeros(len(bias))
-        return found.index_add_(0, self.experts.flatten(), given.flatten()) / len(best)
+            chosen = self._chosen(bias, k)
+        experts, given = self.experts.gather(0, chosen.places), torch.softmax(chosen.values, dim=0)
+        return bias.new_zeros(len(bias)).index_add_(0, experts.flatten(), given.flatten()) / given.shape[1]
 
-    def _given(self, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The score of the last of the k best, [t], and what each of those listed is given, [l, t]."""
+    def _chosen(self, bias: Tensor, k: int) -> "_Chosen":
+        """Choose the k best of those listed, best first."""
         biased = self.listed + bias.index_select(0, self.experts.flatten()).view_as(self.listed)
-        if k <= _SINGLY:  # maxima are many times quicker than `topk`
-            left, best, chosen = biased, list[Tensor](), list[Tensor]()
-            for _ in range(k):
-                best.append(left.amax(0))
-                chosen.append(left == best[-1])
-                left = left.masked_fill(chosen[-1], -math.inf)
-            if int(torch.stack(chosen).sum()) == k * biased.shape[1]:  # no two are equal
-                weights = torch.softmax(torch.stack(best), dim=0)
-                return best[-1], sum(
-                    (one * weight for one, weight in zip(chosen, weights, strict=True)), torch.zeros_like(biased)
-                )
-        values, places = biased.topk(k, dim=0)
-        return values[-1], torch.zeros_like(biased).scatter_(0, places, torch.softmax(values, dim=0))
+        if k > _SINGLY:
+            return _Chosen(*biased.topk(k, dim=0))
+        values, places = list[Tensor](), list[Tensor]()
+        for _ in range(k):  # maxima are many times quicker than `topk`
+            best, place = biased.max(dim=0)
+            biased.scatter_(0, place[None], -math.inf)
+            values.append(best)
+            places.append(place)
+        return _Chosen(torch.stack(values), torch.stack(places))
 
 
 def fit_biases(scores: Tensor | Leaders, sets: Sets, k: int, most: float) -> Fitted:
@@ -165,7 +170,7 @@ def fit_biases(scores: Tensor | Leaders, sets: Sets, k: int, most: float) -> Fit
                 nearest = Fitted(bias, worst)
             if worst <= 1 + _ROUNDING or bool((bias < 0).all()):
                 break
-            down = torch.where(excess > 1 + _ROUNDING, rate * excess.log() + _STEP, 0)
+            down = torch.where(excess > 1 + _ROUNDING, rate * (excess.log() + _LEAST), 0)
             bias = bias - zeros.scatter_reduce(0, lowered, down[sake], "amax")
         if nearest.excess <= max(1 + _ROUNDING, _NEAR * least):
             break

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from coordinator.cli.output import opened_workspace
+from coordinator.fleet.records.fleet import Fleet
 from coordinator.registry.registry import Registry
 from coordinator.workspace.paths import CoordinatorWorkspace
 from protocol.bundle import Bundle
-from protocol.documents import Pool, read_enrolment, read_pool, read_rotation, sign_rotation
+from protocol.documents import Duty, Pool, read_enrolment, read_pool, read_rotation, sign_rotation, timestamp
 from protocol.errors import Code
+from protocol.release import ReleasedExpert, ReleaseSpec, sign_candidate
 from protocol.roles.acts import OperatorAct, sign_act
 from protocol.signing import Identity
 from tests.coordinator.cli.test_main import SHAPES, Program, bundle, founded, program, refused
@@ -19,6 +22,7 @@ from tests.coordinator.contributor import enrolment
 
 __all__ = ["bundle", "founded", "program"]
 Decide = Callable[..., Path]
+NOW = datetime.now(UTC)
 
 
 @pytest.fixture
@@ -105,6 +109,51 @@ def test_an_operator_who_rotated_the_contributors_key_stays_barred(
     registry.close()
     act = decide("accept", bundle.digest, "ada", "cleo")
     assert program(place, "experts", "accept", bundle.digest, "--act", str(act)) == Code.BAD_SIGNATURE.fate.exit
+
+
+def propose(place: CoordinatorWorkspace, *bundles: Bundle) -> str:
+    """Open a candidate for the first release that lists some bundles of Ada's."""
+    listed = tuple(ReleasedExpert(name=each.spec.name, contributor="ada", bundle=each.digest) for each in bundles)
+    with opened_workspace(place.folder) as open_:
+        spec = ReleaseSpec(
+            pool=open_.pool.digest, number=1, previous=None, experts=listed, routing=open_.pool.spec.routing,
+            created=timestamp(NOW), expires=timestamp(NOW + timedelta(days=1)),
+        )  # fmt: skip
+        candidate = sign_candidate(spec, open_.signer(Duty.RELEASES))
+        Fleet(open_.registry).candidates.propose(candidate, now=NOW)
+    return candidate.digest
+
+
+def test_a_candidate_becomes_a_release_by_two_who_are_not_its_contributor(
+    program: Program, place: CoordinatorWorkspace, decide: Decide, bundle: Bundle
+) -> None:
+    accept = decide("accept", bundle.digest, "bob", "cleo")
+    assert program(place, "experts", "accept", bundle.digest, "--act", str(accept)) == 0
+    candidate = propose(place, bundle)
+    promote = ("candidates", "promote", candidate[:16], "--reason", "Needed now.")
+    assert program(place, *promote) == Code.BAD_SIGNATURE.fate.exit
+    own = decide("promote", candidate, "ada", "bob")
+    assert program(place, *promote, "--act", str(own)) == Code.BAD_SIGNATURE.fate.exit, "Ada's expert is new in it"
+    assert program.json(place, "releases", "ls")["releases"] == []
+    act = decide("promote", candidate, "bob", "cleo")
+    assert program(place, *promote, "--act", str(act)) == 0
+    assert [row["number"] for row in program.json(place, "releases", "ls")["releases"]] == [1]
+    assert program(place, *promote, "--act", str(act)) == Code.STATE_CHANGE.fate.exit
+    assert program(place, "log", "verify") == 0
+
+
+def test_holding_back_takes_no_act_and_what_is_held_back_is_promoted_by_two(
+    program: Program, place: CoordinatorWorkspace, decide: Decide
+) -> None:
+    candidate = propose(place)
+    act = decide("promote", candidate, "ada", "cleo")  # of nobody's experts: all three may sign
+    assert program(place, "candidates", "hold", candidate, "--reason", "Wait.") == 0
+    promote = ("candidates", "promote", candidate, "--reason", "Waited.")
+    assert program(place, *promote) == Code.BAD_SIGNATURE.fate.exit
+    after = program(place, *promote, "--act", str(act))
+    states = [row["state"] for row in program.json(place, "candidates", "ls")["candidates"]]
+    done = [step for _, step in steps(place)]
+    assert (after, states, done) == (0, ["promoted"], ["decided", "done"])
 
 
 def test_keys_are_let_in_and_recovered_by_two(

@@ -17,11 +17,11 @@ from router.base.batching import encode_pairs
 from router.model import score_tables
 from router.model.cap import Allowed
 from router.model.capture import (
+    _LEAST,
     _RATES,
     _ROUNDING,
     _ROUNDS,
     _SAME,
-    _STEP,
     ALIKE,
     Fitted,
     Leaders,
@@ -49,7 +49,7 @@ def slow_fit(scores: Tensor, sets: Sets, k: int, most: float) -> Fitted:
                 nearest = Fitted(bias, excess.max().item())
             if excess.max() <= 1 + _ROUNDING or bool((bias < 0).all()):
                 break
-            down = torch.where(excess > 1 + _ROUNDING, rate * excess.log() + _STEP, 0)
+            down = torch.where(excess > 1 + _ROUNDING, rate * (excess.log() + _LEAST), 0)
             bias = bias - (sets.lowered * down[:, None]).amax(0)
         if nearest.excess <= max(1 + _ROUNDING, 1.1 * least):
             break
