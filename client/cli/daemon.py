@@ -21,6 +21,9 @@ def daemon(
     status: Annotated[bool, typer.Option("--status", help="Show how the daemon stands, and end.")] = False,
     allow: Annotated[int | None, typer.Option(min=1, help="Allow the campaign of this number, and end.")] = None,
     decline: Annotated[int | None, typer.Option(min=1, help="Decline the campaign of this number, and end.")] = None,
+    challenge: Annotated[
+        bool, typer.Option("--challenge", help="Print what a trusted platform is to sign of this daemon, and end.")
+    ] = False,
     as_json: JsonFlag = False,
     workspace: WorkspaceFlag = Path(),
 ) -> None:
@@ -37,9 +40,23 @@ def daemon(
         _show_status(corner, as_json=as_json)
     elif allow or decline:
         _decide(corner, allow or decline or 0, allowed=bool(allow))
+    elif challenge:
+        _show_challenge(corner, as_json=as_json)
     else:
         quiet_libraries(corner.workspace.settings.base, corner.workspace.settings.embedding)
         _run(corner, data)
+
+
+def _show_challenge(corner: "DaemonFolder", *, as_json: bool) -> None:
+    from protocol.fleet.attestation import challenge
+
+    workspace, node = corner.workspace, corner.key()
+    found = challenge(workspace.pool.digest, workspace.identity().public, node.public)
+    if as_json:
+        print_json({"challenge": found})
+    else:
+        put(found)
+        say("Have the platform sign these 32 bytes, and name the file under [attestation] in daemon.toml.")
 
 
 def _decide(corner: "DaemonFolder", number: int, *, allowed: bool) -> None:

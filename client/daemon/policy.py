@@ -23,6 +23,10 @@ max_epsilon = 8.0                 what all trainings in this workspace may come 
 [watch]
 retrain = "never"                 auto: train and submit again when the file has changed
 changed = 0.2                     share of its lines that must be new or gone
+
+[attestation]                     shown to the pool's operator whenever the daemon connects
+kind = "application/x-sev-snp"    by which a verifier knows it
+file = "report.bin"               what the platform signed of `greylag-client daemon --challenge`
 """
 
 import re
@@ -32,13 +36,13 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 import tomli_w
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from client.data.columns import check_file
 from protocol.errors import Code, Refused
 from protocol.files.atomic import write_whole
 from protocol.fleet.campaign import Kind
-from protocol.spec import Promise
+from protocol.spec import Line, Promise
 from protocol.statement import first_invalid
 
 Consent = Literal["auto", "ask", "never"]
@@ -96,6 +100,13 @@ class Watching(_Section):
     changed: Annotated[float, Field(gt=0)] = 0.2
 
 
+class ShownEvidence(_Section):
+    """What the machine says of itself."""
+
+    kind: Annotated[Line, StringConstraints(min_length=1, max_length=200)]
+    file: Path
+
+
 class DaemonPolicy(_Section):
     """The whole file."""
 
@@ -104,6 +115,7 @@ class DaemonPolicy(_Section):
     limits: CampaignLimits = CampaignLimits()
     privacy: PrivacyBudget | None = None
     watch: Watching = Watching()
+    attestation: ShownEvidence | None = None
 
 
 def read_policy(path: Path) -> DaemonPolicy:
@@ -127,7 +139,10 @@ def read_policy(path: Path) -> DaemonPolicy:
         ) from error
     except ValueError as error:
         raise Refused(Code.SETTINGS_INVALID, f"{path} is not TOML: {error}.", "Correct the file.") from error
-    return policy.model_copy(update={"data": path.parent / policy.data})
+    moved: dict[str, object] = {"data": path.parent / policy.data}
+    if shown := policy.attestation:
+        moved["attestation"] = shown.model_copy(update={"file": path.parent / shown.file})
+    return policy.model_copy(update=moved)
 
 
 def check_data(path: Path, data: Path) -> None:

@@ -37,8 +37,13 @@ class DaemonFolder:
 
     def prepare(self) -> NodeKey:
         """Make a secret, and folder and node key where they are missing."""
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        node = self.key()
         renew_secret(self.secret)
+        return node
+
+    def key(self) -> NodeKey:
+        """Read the node's key, or make it, and the folder."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not self.node_key.exists():
             NodeKey.generate().save(self.node_key)
         return NodeKey.load(self.node_key)

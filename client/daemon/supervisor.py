@@ -26,6 +26,7 @@ from client.workspace.paths import ClientWorkspace
 from protocol.documents import timestamp
 from protocol.errors import Code, GreylagError, Refused, from_os_error
 from protocol.files.locks import held
+from protocol.fleet.attestation import read_evidence
 from protocol.fleet.node_key import NodeKey, bind
 from protocol.v1.intake_pb2 import BindRequest, EnrolRequest
 from protocol.v1.intake_pb2_grpc import IntakeStub
@@ -142,7 +143,9 @@ class Daemon:
         workspace = ClientWorkspace(self._place.workspace.root)  # read anew, as the executor does
         identity, pool, now = workspace.identity(), workspace.pool, datetime.now(UTC)
         enrolment = enrolled(workspace, identity.public) or enrol(pool, workspace.settings.name, identity, now)
-        envelope = bind(pool.digest, identity, node, timestamp(now))
+        shown = read_policy(self._place.policy).attestation  # read anew: evidence may be fresh
+        evidence = read_evidence(shown.kind, shown.file) if shown else None
+        envelope = bind(pool.digest, identity, node, timestamp(now), evidence)
         try:
             with connect(workspace.settings.coordinator, workspace.settings.ca) as channel:
                 intake = IntakeStub(channel)

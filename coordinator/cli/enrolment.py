@@ -36,6 +36,32 @@ def contributors_ls(*, as_json: JsonOption = False, workspace: WorkspaceOption =
     show_rows("contributors", shown, rows, as_json=as_json)
 
 
+@contributors.command("nodes")
+def contributors_nodes(*, as_json: JsonOption = False, workspace: WorkspaceOption = Path()) -> None:
+    """List every contributor's daemon, and what its machine says of itself; --json gives the evidence whole.
+
+    Evidence of a trusted platform is only carried here. Whoever appraises it checks that the platform signed the
+    challenge, which is the node's alone.
+
+    Example: greylag-coordinator contributors nodes --json
+    """
+    from coordinator.fleet.records.fleet import Fleet
+    from protocol.fleet.attestation import challenge
+    from protocol.fleet.node_key import read_binding
+    from protocol.signing import PublicKey
+
+    shown = ("contributor", "state", "bound", "fingerprint", "attestation")
+    rows = []
+    with opened_workspace(workspace) as open_:
+        for node, name in Fleet(open_.registry).nodes.all():
+            said = read_binding(node.envelope)
+            row = {"contributor": name, **fields(node, "state", "bound", "fingerprint")}
+            told = said.attestation
+            row |= {"attestation": told.kind if told else "", "evidence": told.evidence if told else ""}
+            rows.append(row | {"challenge": challenge(said.pool, PublicKey.from_hex(said.contributor), said.node)})
+    show_rows("nodes", shown, rows, as_json=as_json)
+
+
 @contributors.command("approve")
 def contributors_approve(who: WhoArgument, *, act: ActOption = None, workspace: WorkspaceOption = Path()) -> None:
     """Let a key, given in full or by its name, submit.

@@ -27,6 +27,7 @@ from protocol import statement
 from protocol.documents import read_timestamp, sign, timestamp
 from protocol.errors import Code, Refused
 from protocol.files.atomic import write_secret
+from protocol.fleet.attestation import Attestation
 from protocol.signing import Identity, PublicKey, Signed
 from protocol.spec import KeyHex, Sha256, Timestamp
 from protocol.statement import Strict
@@ -48,6 +49,8 @@ class Binding(Strict):
     proof: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16,240}$")]
     """The node's signature (ECDSA, SHA-384) over domain, pool and contributor, in hexadecimal."""
     created: Timestamp
+    attestation: Attestation | None = None
+    """What the machine says of itself, for whoever can appraise it."""
 
 
 class NodeKey:
@@ -83,10 +86,13 @@ class NodeKey:
         return self._key.sign(_message(pool, contributor), _ECDSA).hex()
 
 
-def bind(pool: str, identity: Identity, node: NodeKey, created: str) -> bytes:
+def bind(pool: str, identity: Identity, node: NodeKey, created: str, attestation: Attestation | None = None) -> bytes:
     """Tie a node's key and a contributor's key together, for the pool of a digest."""
     key = identity.public
-    document = Binding(pool=pool, contributor=key.hex, node=node.public, proof=node.prove(pool, key), created=created)
+    document = Binding(
+        pool=pool, contributor=key.hex, node=node.public, proof=node.prove(pool, key), created=created,
+        attestation=attestation,
+    )  # fmt: skip
     return sign(BINDING_TYPE, {"pool": pool}, document, identity)
 
 

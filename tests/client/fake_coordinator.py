@@ -11,6 +11,7 @@ import grpc
 from protocol.bundle import Manifest, read_manifest
 from protocol.documents import RECEIPT_TYPE, Pool, Receipt, read_enrolment, read_rotation, sign
 from protocol.errors import Code, GreylagError, Refused
+from protocol.fleet.attestation import Attestation
 from protocol.fleet.node_key import read_binding
 from protocol.signing import Identity
 from protocol.v1 import catalog_pb2, catalog_pb2_grpc, intake_pb2, intake_pb2_grpc
@@ -49,6 +50,7 @@ class FakeCoordinator(intake_pb2_grpc.IntakeServicer, catalog_pb2_grpc.CatalogSe
     fail: dict[str, list[GreylagError]] = field(default_factory=dict)
     """For the next calls of a name: fail with this."""
     nodes: dict[str, str] = field(default_factory=dict)
+    attestations: list[Attestation | None] = field(default_factory=list)
     """Keys of daemons by contributor."""
     key_state: str = "active"
     also_missing: str | None = None
@@ -148,6 +150,7 @@ class FakeCoordinator(intake_pb2_grpc.IntakeServicer, catalog_pb2_grpc.CatalogSe
         binding = read_binding(request.envelope)
         self._check_pool(binding.pool, context)
         self.nodes[binding.contributor] = binding.node
+        self.attestations.append(binding.attestation)
         return intake_pb2.BindReply(fleet="127.0.0.1:1")
 
     def GetRelease(

@@ -62,12 +62,30 @@ KEYS: dict[str, Callable[[], str]] = {
     "pem-of-nothing": lambda: "-----BEGIN PUBLIC KEY-----\n-----END PUBLIC KEY-----\n",
     "pem-of-zeros": lambda: "-----BEGIN PUBLIC KEY-----\n" + "A" * 160 + "\n-----END PUBLIC KEY-----\n",
 }
+
+
+def _attested(kind: str, evidence: str = "AAAA") -> dict[str, Any]:
+    return {"kind": kind, "evidence": evidence}
+
+
 FIELDS: tuple[tuple[str, tuple[Any, ...]], ...] = (
     ("pool", (REMOVED, None, 7, "", "A" * 64)),
     ("contributor", (REMOVED, None, 7, "g" * 64)),
     ("node", (REMOVED, None, 7, "", "x" * 401, [])),
     ("proof", (REMOVED, None, 7, "", "zz", "0" * 15, "a" * 241, "AB" * 20)),
     ("created", (REMOVED, None, 7, "yesterday", "2026-02-30T12:00:00Z", "2026-11-22 12:00:00")),
+    (
+        "attestation",
+        (
+            7,
+            "a report",
+            {},
+            {"kind": "x"},
+            *(_attested(kind) for kind in ("x" * 201, "two\nlines")),
+            *(_attested("x", evidence) for evidence in ("", "AAA", "AAB=", "A" * 10_244)),
+            _attested("x") | {"more": 1},
+        ),
+    ),
     ("extra", (1,)),
 )
 

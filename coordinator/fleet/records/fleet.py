@@ -16,7 +16,7 @@ from coordinator.registry.tables import Contributor, Node
 from coordinator.registry.transactions import Subject
 from protocol.documents import timestamp
 from protocol.errors import Code, Refused
-from protocol.fleet.node_key import Binding
+from protocol.fleet.node_key import Binding, read_binding
 
 
 class Fleet:
@@ -39,6 +39,8 @@ class Nodes(Subject):
     def bind(self, binding: Binding, envelope: bytes, *, now: datetime) -> None:
         """Remember a node's key as its contributor's; an earlier node of the same contributor goes out of use.
 
+        Of a node that is known, newer evidence takes the older's place.
+
         Raises:
             Refused: `KEY_UNKNOWN`, `KEY_PENDING`, `KEY_REVOKED`, `KEY_ROTATED` or `NODE_TAKEN`.
         """
@@ -51,6 +53,8 @@ class Nodes(Subject):
                     raise Refused(Code.NODE_TAKEN, "This node's key belongs to somebody else.", "Make a new node key.")
                 if known.state != "active":
                     raise Refused(Code.KEY_REVOKED, "This node's key was revoked.", "Remove it, then bind a new one.")
+                if binding.attestation and binding.created > read_binding(known.envelope).created:
+                    known.envelope = envelope  # evidence is of its day
                 return
             journal.revoke_nodes(session, contributor, actor="contributor", now=now)
             session.add(

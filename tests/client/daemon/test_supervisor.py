@@ -182,6 +182,7 @@ def test_the_node_is_bound_to_the_pool_as_it_stands_now(tmp_path: Path, site: Si
     with serving(fake) as address:
         here = make_site(tmp_path / "here", site.base, site.pool, site.operator, address)
         place = DaemonFolder(here.workspace)
+        write_policy(place.policy, here.data)
         node, daemon = place.prepare(), Daemon(place, lambda _: None)
         assert daemon._introduced(node)
         fake.pool = factories.make_pool(site.base, site.operator)

@@ -6,12 +6,15 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
+from coordinator.fleet.records.fleet import Fleet
 from coordinator.registry.registry import Registry
 from coordinator.registry.tables import RotationRow
 from coordinator.workspace.paths import CoordinatorWorkspace
 from coordinator.workspace.settings import load
-from protocol.documents import RECOVERY_TYPE, Duty, Recovery, read_enrolment, read_of_pool
+from protocol.documents import RECOVERY_TYPE, Duty, Recovery, read_enrolment, read_of_pool, timestamp
 from protocol.errors import Code
+from protocol.fleet.attestation import Attestation, challenge
+from protocol.fleet.node_key import NodeKey, bind, read_binding
 from protocol.signing import Identity
 from tests.coordinator.cli.test_main import SHAPES, Program, program, refused
 from tests.coordinator.cli.test_processes import make_workspace
@@ -81,6 +84,25 @@ def test_a_lost_key_is_recovered_by_a_signed_decision(program: Program, tmp_path
     assert program(workspace, *recover) == Code.NAME_TAKEN.fate.exit, "a second time there is nothing to recover"
     assert program(workspace, "contributors", "revoke", old.public.hex) == Code.KEY_ROTATED.fate.exit
     refused(program, Code.KEY_ROTATED)
+
+
+def test_nodes_are_listed_with_what_their_machines_say(program: Program, tmp_path: Path) -> None:
+    workspace, pool = make_workspace(tmp_path / "w", SHAPES)
+    assert program.json(workspace, "contributors", "nodes")["nodes"] == []
+    registry, at = Registry.open(load(workspace).database), datetime.now(UTC)
+    ada, nodes = Identity.generate(), [NodeKey.generate() for _ in range(2)]
+    envelope = enrolment(pool.digest, ada, "ada")
+    registry.contributors.enrol(read_enrolment(envelope), envelope, state="active", now=at)
+    for node, shown in zip(nodes, (None, Attestation(kind="report", evidence="AAAA")), strict=True):
+        bound = bind(pool.digest, ada, node, timestamp(at), shown)
+        Fleet(registry).nodes.bind(read_binding(bound), bound, now=at)
+    registry.close()
+    rows = {row["state"]: row for row in program.json(workspace, "contributors", "nodes")["nodes"]}
+    assert [rows["revoked"][name] for name in ("contributor", "attestation", "evidence")] == ["ada", "", ""]
+    assert [rows["active"][name] for name in ("contributor", "attestation", "evidence")] == ["ada", "report", "AAAA"]
+    assert rows["active"]["challenge"] == challenge(pool.digest, ada.public, nodes[1].public)
+    assert program(workspace, "contributors", "nodes") == 0
+    assert "AAAA" not in program.out
 
 
 def test_a_file_that_is_no_enrolment_recovers_nothing(program: Program, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from coordinator.registry.tables import Campaign, Round
 from coordinator.serving.intake import Intake, IntakeLimits
 from protocol.documents import timestamp
 from protocol.errors import Code, GreylagError
-from protocol.fleet.node_key import NodeKey, bind
+from protocol.fleet.attestation import Attestation
+from protocol.fleet.node_key import NodeKey, bind, read_binding
 from protocol.release import ReleasedExpert, ReleaseSpec, read_candidate, sign_candidate, sign_release
 from protocol.signing import Identity
 from protocol.v1 import catalog_pb2, intake_pb2
@@ -98,6 +99,31 @@ def test_what_was_overheard_and_is_said_again_changes_nothing(
     served.registry.contributors.set_state("ada", "revoked", now=served.clock())
     assert refusal(ada, tie(served.pool.digest, new)).code is Code.KEY_REVOKED
     assert {node.state for node, name in fleet.nodes.all() if name == "ada"} == {"revoked"}
+
+
+def test_a_node_shows_newer_evidence_and_older_does_not_come_back(served: Served, ada: Contributor) -> None:
+    node, fleet = NodeKey.generate(), Fleet(served.registry)
+    ada.enrol(served.pool, "ada")
+
+    def show(evidence: str, seconds: int) -> Attestation | None:
+        shown = Attestation(kind="report", evidence=evidence) if evidence else None
+        at = timestamp(served.clock() + timedelta(seconds=seconds))
+        envelope = bind(served.pool.digest, ada.identity, node, at, shown)
+        ada.intake.Bind(intake_pb2.BindRequest(envelope=envelope), timeout=DEADLINE_S)
+        ((row, _),) = fleet.nodes.all()
+        return read_binding(row.envelope).attestation
+
+    first, second = Attestation(kind="report", evidence="AAAA"), Attestation(kind="report", evidence="BBBB")
+    assert show("", 0) is None
+    assert show("AAAA", 1) == first
+    assert show("BBBB", 2) == second
+    assert show("AAAA", 1) == second, "somebody says again what was overheard"
+    assert show("", 3) == second, "a daemon without evidence takes none away"
+    served.registry.contributors.set_state("ada", "revoked", now=served.clock())
+    with pytest.raises(grpc.RpcError):
+        show("CCCC", 4)
+    ((row, _),) = fleet.nodes.all()
+    assert read_binding(row.envelope).attestation == second
 
 
 def test_a_coordinator_without_a_fleet_takes_no_daemons(served: Served, ada: Contributor, identity: Identity) -> None:
