@@ -1,6 +1,7 @@
 """The verbs that show and decide: experts and releases."""
 
 import shutil
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,7 @@ from protocol.programs import print_json, say
 
 if TYPE_CHECKING:
     from coordinator.registry.tables import BundleRow
+    from coordinator.review.asking import Tried
 
 experts = typer.Typer(help="Show and decide what becomes of bundles.", no_args_is_help=True)
 releases = typer.Typer(help="Show signed releases.", no_args_is_help=True)
@@ -55,6 +57,57 @@ def experts_show(digest: DigestArgument, *, as_json: JsonOption = False, workspa
     else:
         table(("field", "value"), facts.items())
         table(("at", "step", "by", "why"), ((e.at, e.step, e.actor, e.message) for e in events))
+
+
+@experts.command("try")
+def experts_try(
+    digest: DigestArgument,
+    text: Annotated[list[str], typer.Argument(help="Inputs; - reads one a line from stdin.")],
+    *,
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=4096, help="Longest answer, in tokens.")] = 64,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = Path(),
+) -> None:
+    """Ask a checked bundle alone, and the release without and with it, before anybody lets it in; nothing is changed.
+
+    Example: greylag-coordinator experts try 3f9a0c21 "Translate to French: good morning"
+    """
+    inputs = [line.rstrip("\n") for line in sys.stdin or ()] if text == ["-"] else text
+    tried = _try_out(workspace, digest, inputs, max_new_tokens)
+    if as_json:
+        print_json({"answers": [each._asdict() for each in tried]})
+        return
+    for each in tried:
+        said = [("base", each.base), ("alone", each.alone), ("release", each.without), ("with it", each.within)]
+        table(("who", "says"), [("asked", each.input), *said, ("its share", f"{each.share:.0%}")])
+
+
+def _try_out(workspace: Path, digest: str, inputs: list[str], max_new_tokens: int) -> "list[Tried]":
+    from tempfile import TemporaryDirectory
+
+    from coordinator.cli.processes import load_model
+    from coordinator.review.asking import check_tried, opener, try_out
+    from coordinator.review.bundle_cache import Cache
+    from coordinator.storage.blobs import Store
+    from protocol.release import ReleasedExpert, read_release
+    from router.base.fingerprint import check_base
+    from router.query.request import check_inputs
+
+    check_inputs(inputs)
+    with opened_workspace(workspace) as open_, TemporaryDirectory() as scratch:
+        bundles = open_.registry.bundles
+        check_tried(row := bundles.by_prefix(digest))
+        names = {entry.key: entry.name for entry in open_.registry.contributors.all()}
+        newest = open_.registry.releases.find()
+        released = read_release(newest.envelope, open_.pool).spec.experts if newest else ()
+        check_base(open_.settings.base, open_.pool.spec.base, open_.workspace.fingerprint)
+        cache = Cache(Path(scratch), Store(open_.settings.store))
+        opened = opener(open_.workspace.bundles, cache)
+        new = ReleasedExpert(name=row.name, contributor=names[row.contributor], bundle=row.digest)
+        return try_out(
+            load_model(open_, cache), released, new, lambda held: opened(bundles.by_prefix(held)), inputs,
+            max_new_tokens=max_new_tokens,
+        )  # fmt: skip
 
 
 @experts.command("accept")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
+    from coordinator.review.bundle_cache import Cache
     from coordinator.review.worker import Worker
     from coordinator.workspace.context import Opened
     from coordinator.workspace.metrics import Metrics
@@ -125,6 +127,15 @@ def _working(folder: Path, process: str, *, json_log: bool, **flags: Any) -> "It
         yield open_, counters
 
 
+def load_model(open_: "Opened", cache: "Cache") -> "RoutedModel":
+    """Load the base, without experts, to route as the pool says."""
+    from router.model.routed_model import RoutedModel
+
+    model = RoutedModel.from_base(open_.settings.base, dtype=open_.settings.dtype, cache=open_.workspace.fingerprint)
+    model.route_as(open_.pool.spec.routing, cache.statistics(open_.pool.spec.statistics))
+    return model
+
+
 def _worker(open_: "Opened", clock: "Callable[[], datetime]" = now) -> "Worker":
     from coordinator.admission.limited_process import ProcessLimits
     from coordinator.review.bundle_cache import Cache
@@ -138,19 +149,11 @@ def _worker(open_: "Opened", clock: "Callable[[], datetime]" = now) -> "Worker":
     from protocol.documents import Duty
     from router.base.fingerprint import check_base
 
-    settings, place, spec = open_.settings, open_.workspace, open_.pool.spec
-    check_base(settings.base, spec.base, place.fingerprint)
-    review = spec.policy.review
+    settings, place, review = open_.settings, open_.workspace, open_.pool.spec.policy.review
+    check_base(settings.base, open_.pool.spec.base, place.fingerprint)
     material = read_material(read_probe(settings.probe), settings.rows, settings.canaries, review.canaries)
     store = Store(settings.store)
     cache = Cache(place.bundles, store)
-
-    def load_model() -> "RoutedModel":
-        from router.model.routed_model import RoutedModel
-
-        model = RoutedModel.from_base(settings.base, dtype=settings.dtype, cache=place.fingerprint)
-        model.route_as(spec.routing, cache.statistics(spec.statistics))
-        return model
 
     return Worker(
         open_.pool, open_.signer(Duty.RELEASES), open_.registry, cache=cache, clock=clock,
@@ -160,7 +163,7 @@ def _worker(open_: "Opened", clock: "Callable[[], datetime]" = now) -> "Worker":
             ProcessLimits(wall_s=settings.review_s),
         ).check,
         reviewer=Reviewer(
-            load_model, open_.registry, cache, material=material, review=review, seconds=settings.review_s,
-            kept=KeptFigures(place.figures, f"{material.digest[:16]}-{settings.dtype}"),
+            partial(load_model, open_, cache), open_.registry, cache, material=material, review=review,
+            seconds=settings.review_s, kept=KeptFigures(place.figures, f"{material.digest[:16]}-{settings.dtype}"),
         ),
     )  # fmt: skip
