@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from router.base.linear import Linear, WrappedLinear
-from router.layer.batch_rows import BatchRows
+from router.layer.batch_rows import BatchRows, inseparable
 from router.layer.choice import Choice, CommonChoice
 from router.layer.dispatch import add_experts
 from router.layer.scaling import add_scaled
@@ -111,12 +111,72 @@ class MixedPlan:
         return y
 
 
+class SegmentPlan:
+    """A row of tokens that several requests share, each some of them, which are routed by several plans.
+
+    Args:
+        parts: Plans, each with the number of tokens that it routes; they follow one another in the row. A plan that
+            comes several times is given all of its tokens at once.
+    """
+
+    def __init__(self, parts: Sequence[tuple[RoutingPlan, int]]) -> None:
+        self._spans: dict[RoutingPlan, list[slice]] = {}
+        self._tokens = 0
+        for plan, tokens in parts:
+            spans, here = self._spans.setdefault(plan, []), slice(self._tokens, self._tokens + tokens)
+            if spans and spans[-1].stop == here.start:
+                here = slice(spans.pop().start, here.stop)
+            spans.append(here)
+            self._tokens = here.stop
+        self._rows: dict[RoutingPlan, Tensor] = {}
+        self._u: Tensor | None = None
+        self._pieces: list[Tensor] = []
+
+    def split(self, path: str, u: Tensor) -> list[Tensor]:
+        """Take u, [1, t, d] or [t, d], apart: for each plan [1, tokens, d], in the order in which plans come first.
+
+        Modules that are given one tensor are given the same pieces, by which a method knows siblings.
+
+        Raises:
+            Refused: `REQUEST_INVALID` if it is not all of the row's tokens.
+        """
+        if u is not self._u:
+            if u.shape[:-1].numel() != self._tokens:
+                raise inseparable(path)
+            row = u.reshape(1, self._tokens, -1)
+            self._u, self._pieces = u, [self._taken(plan, row) for plan in self._spans]
+        return self._pieces
+
+    def route(self, layer: "RoutedLinear", u: Tensor, y: Tensor) -> Tensor:
+        """Route each plan's tokens of u [1, t, d] and of the base's y [1, t, o]."""
+        y = y.contiguous()
+        row = y.view(1, -1, y.shape[-1])
+        for plan, mine in zip(self._spans, self.split(layer.path, u), strict=True):
+            out = self._taken(plan, row)
+            routed = plan.route(layer, mine, out)
+            if plan in self._rows:
+                row[:, self._rows[plan]] = routed
+            elif routed is not out:
+                out.copy_(routed)
+        return y
+
+    def _taken(self, plan: RoutingPlan, row: Tensor) -> Tensor:
+        """Take a plan's tokens out of a row [1, t, d]: a view where they stand together."""
+        spans = self._spans[plan]
+        if len(spans) == 1:
+            return row[:, spans[0]]
+        if plan not in self._rows:
+            places = [place for span in spans for place in range(span.start, span.stop)]
+            self._rows[plan] = torch.tensor(places, device=row.device)
+        return row[:, self._rows[plan]]
+
+
 # A request runs in one thread; another request, in another thread, has another plan.
-_plan: ContextVar[RoutingPlan | MixedPlan | InputWatch | None] = ContextVar("plan", default=None)
+_plan: ContextVar[RoutingPlan | MixedPlan | SegmentPlan | InputWatch | None] = ContextVar("plan", default=None)
 
 
 @contextmanager
-def routing(plan: RoutingPlan | MixedPlan | InputWatch) -> Iterator[None]:
+def routing(plan: RoutingPlan | MixedPlan | SegmentPlan | InputWatch) -> Iterator[None]:
     """Route every forward pass inside by a plan, or only look on; outside there is only the base."""
     token = _plan.set(plan)
     try:

@@ -36,6 +36,8 @@ NEEDS = {
 """What every expert must tell of its data, by method; those with an argument are no pool's method."""
 BY_MIXTURE = ("nnls-request", "nnls-cautious", "nnls-fixed:MASS", "nnls-token", "nnls-gates")
 """Methods that solve a request for the experts it is a mixture of."""
+READ_FIRST = (*BY_MIXTURE, "retrieval")
+"""Methods that read a request before they plan it, so that their plan is of that request alone."""
 BY_ENDING = ("nnls-cautious",)
 """Those of them that solve what it ends in, where that is familiar."""
 OWN_VECTORS = ("average-activation", "arrow", "genknowsub:NAME,...", "lag", "nnls-token", "nnls-gates")

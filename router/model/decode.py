@@ -32,7 +32,7 @@ def write(
     for part in planned.parts:
         for row, at in enumerate(part.inputs):
             ids, mask = (batch[name][len(answers)].tolist() for name in ("input_ids", "attention_mask"))
-            answers[at] = _answer(base, part, row, (ids, mask), written[len(answers)].tolist(), stop)
+            answers[at] = to_answer(base, part, row, (ids, mask), written[len(answers)].tolist(), stop)
     return Answered(planned.names, tuple(answers[at] for at in range(len(inputs))))
 
 
@@ -46,7 +46,7 @@ def _ended(base: Base, read: int, stop: Sequence[str]) -> Callable[..., Tensor]:
     return ended
 
 
-def _answer(
+def to_answer(
     base: Base, part: Part, row: int, read: tuple[list[int], list[int]], written: list[int], stop: Sequence[str]
 ) -> Answer:
     """Turn what the model wrote to one row of a part into an answer, with its routes where they were recorded.
@@ -56,9 +56,7 @@ def _answer(
     tokenizer = base.tokenizer
     ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
     length = next((at + 1 for at, token in enumerate(written) if token in ends), len(written))
-    text = tokenizer.decode(written[:length], skip_special_tokens=True)
-    for end in stop:
-        text = text.split(end, 1)[0]
+    text = before(tokenizer.decode(written[:length], skip_special_tokens=True), stop)
     answer = Answer(text.strip(), part.generation.release, part.method)
     recorder = part.plan.recorder
     if not isinstance(recorder, RouteRecorder):
@@ -71,3 +69,10 @@ def _answer(
         output_tokens=tuple(tokenizer.convert_ids_to_tokens(written[:length])),
         routes=tuple(recorder.routes(row, [bool(kept) for kept in mask], length, causal=causal)),
     )
+
+
+def before(text: str, stop: Sequence[str]) -> str:
+    """Cut a text before what it was to stop at."""
+    for end in stop:
+        text = text.split(end, 1)[0]
+    return text
