@@ -13,6 +13,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -72,6 +74,21 @@ def make_llama(folder: Path, *, hidden_size: int = 32, seed: int = 0) -> Path:
         pad_token_id=0, eos_token_id=1, bos_token_id=3,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def make_qwen2(folder: Path, *, hidden_size: int = 32, seed: int = 0) -> Path:
+    """Write a random Qwen2-like model of two layers, whose checkpoint wants what was written to be said less again."""
+    torch.manual_seed(seed)
+    tokenizer = save_tokenizer(folder, begin=True)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer), hidden_size=hidden_size, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=True,
+        pad_token_id=0, eos_token_id=1, bos_token_id=3,
+    )  # fmt: skip
+    model = Qwen2ForCausalLM(config)
+    model.generation_config.repetition_penalty = 1.3
+    model.save_pretrained(folder)
     return folder
 
 

@@ -3,7 +3,6 @@
 import math
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
-from functools import partial
 from typing import NamedTuple, Protocol
 
 from protocol.errors import Code, Refused
@@ -19,10 +18,6 @@ MAX_STOPS = 4
 MAX_STOP = 200
 """Longest of them, in letters."""
 MAX_TOP_LOGPROBS = 20
-DEFAULT_SEATS = 16
-"""Requests that are answered at a time."""
-DEFAULT_GATHER_S = 0.005
-"""How long the first request of a padded batch waits for others, in seconds."""
 _SEEDS = 1 << 63
 
 
@@ -135,41 +130,6 @@ class Engine(Protocol):
 
     def stop(self, drain_s: float = 0.0) -> None:
         """Take nothing new, wait so many seconds for what runs, and end the rest (`BUSY`)."""
-
-
-def open_engine(
-    model: RoutedModel,
-    *,
-    waiting: int,
-    memory_share: float,
-    seats: int = DEFAULT_SEATS,
-    gather_s: float = DEFAULT_GATHER_S,
-) -> Engine:
-    """Make the engine that a model's base asks for; it is still to be started.
-
-    Args:
-        model: The routed model.
-        waiting: Requests that may wait, beside those that are answered.
-        memory_share: What requests may take for keys and values of the memory that is free now: above 0, up to 1.
-        seats: Requests that are answered at a time.
-        gather_s: How long the first request waits for others where a batch cannot be joined once it runs, in seconds.
-
-    Raises:
-        Unavailable: `MEMORY_FULL` if the share holds no request.
-    """
-    # What runs the model imports from here what it is asked.
-    from router.serving.batches.loop import BatchEngine  # noqa: PLC0415
-    from router.serving.batches.packed import PackedBatch  # noqa: PLC0415
-    from router.serving.batches.padded import PaddedBatch  # noqa: PLC0415
-    from router.serving.batches.paged import can_pack  # noqa: PLC0415
-    from router.serving.batches.room import room  # noqa: PLC0415
-
-    pages, base = room(model.base, memory_share, seats), model.base
-    if can_pack(base):
-        pack = partial(PackedBatch, base, pages=pages, seats=seats)
-        return BatchEngine(model, pack, room=pages, seats=seats, waiting=waiting)
-    pad = partial(PaddedBatch, base)
-    return BatchEngine(model, pad, room=pages, seats=seats, waiting=waiting, gather_s=gather_s)
 
 
 def _check(name: str, found: float, least: float, most: float) -> None:

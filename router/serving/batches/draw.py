@@ -10,7 +10,7 @@ from torch import Tensor
 from router.serving.engine import Sampling
 
 Penalty = Callable[[Tensor, Tensor], Tensor]
-"""What a checkpoint wants done to scores [1, v], given the tokens before them [1, s]: penalties, forced tokens."""
+"""What a checkpoint wants done to scores [1, o], given the tokens before them [1, s]: penalties, forced tokens."""
 _WORD = 1 << 64
 
 
@@ -41,7 +41,7 @@ class Dice:
         return float(self._chance.random())
 
 
-class Turn(NamedTuple):
+class Due(NamedTuple):
     """A request that is to be given a token."""
 
     dice: Dice
@@ -49,24 +49,24 @@ class Turn(NamedTuple):
     """Tokens that a penalty looks at: those that the answer continues, and those written."""
 
 
-def draw(scores: Tensor, turns: Sequence[Turn]) -> list[Drawn]:
-    """Draw a token for each row of scores [b, v]."""
+def draw(scores: Tensor, due: Sequence[Due]) -> list[Drawn]:
+    """Draw a token for each row of scores [b, o], o the vocabulary."""
     scores = scores.float()
-    wanted = _penalised(scores, turns)
+    wanted = _penalised(scores, due)
     tokens = wanted.argmax(-1)
-    rows = [row for row, turn in enumerate(turns) if turn.dice.sampling.temperature > 0]
+    rows = [row for row, each in enumerate(due) if each.dice.sampling.temperature > 0]
     if rows:
-        tokens[rows] = _sampled(wanted[rows], [turns[row].dice for row in rows])
-    told = _logprobs(scores, tokens, turns)
+        tokens[rows] = _sampled(wanted[rows], [due[row].dice for row in rows])
+    told = _logprobs(scores, tokens, due)
     return [Drawn(token, *told.get(row, (None, ()))) for row, token in enumerate(tokens.tolist())]
 
 
-def _penalised(scores: Tensor, turns: Sequence[Turn]) -> Tensor:
-    if all(turn.dice.penalty is None for turn in turns):
+def _penalised(scores: Tensor, due: Sequence[Due]) -> Tensor:
+    if all(each.dice.penalty is None for each in due):
         return scores
     wanted = scores.clone()
-    for row in range(len(turns)):
-        penalty, (read, written) = turns[row].dice.penalty, turns[row].before
+    for row in range(len(due)):
+        penalty, (read, written) = due[row].dice.penalty, due[row].before
         if penalty is not None:
             before = torch.tensor([[*read, *written]], device=scores.device)
             wanted[row : row + 1] = penalty(before, wanted[row : row + 1])
@@ -74,7 +74,7 @@ def _penalised(scores: Tensor, turns: Sequence[Turn]) -> Tensor:
 
 
 def _sampled(scores: Tensor, dice: Sequence[Dice]) -> Tensor:
-    """Draw for each row of scores [b, v] among the likeliest tokens that together reach its top-p; gives [b]."""
+    """Draw for each row of scores [b, o] among the likeliest tokens that together reach its top-p; gives [b]."""
 
     def column(values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=scores.device).unsqueeze(1)
@@ -91,10 +91,10 @@ def _sampled(scores: Tensor, dice: Sequence[Dice]) -> Tensor:
 
 
 def _logprobs(
-    scores: Tensor, tokens: Tensor, turns: Sequence[Turn]
+    scores: Tensor, tokens: Tensor, due: Sequence[Due]
 ) -> dict[int, tuple[float, tuple[tuple[int, float], ...]]]:
     """Compute log-probabilities of the tokens written and of the likeliest, by row, for those who asked."""
-    wishes = [(row, most) for row, turn in enumerate(turns) if (most := turn.dice.sampling.top_logprobs) is not None]
+    wishes = [(row, most) for row, each in enumerate(due) if (most := each.dice.sampling.top_logprobs) is not None]
     if not wishes:
         return {}
     rows = [row for row, _ in wishes]

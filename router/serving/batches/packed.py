@@ -8,7 +8,7 @@ from torch import Tensor
 
 from router.base.loading import Base
 from router.layer.routed_linear import SegmentPlan, routing
-from router.serving.batches.draw import Turn, draw
+from router.serving.batches.draw import Due, draw
 from router.serving.batches.paged import PagedBatch, Segment
 from router.serving.batches.seat import Seat
 
@@ -64,7 +64,7 @@ class PackedBatch:
         with routing(alone or SegmentPlan(parts)):
             found = scores()
         seats = [self._seats[each.name] for each in segments if each.due]
-        drawn = draw(found, [Turn(seat.dice, (seat.asked.prompt.tokens, seat.written)) for seat in seats])
+        drawn = draw(found, [Due(seat.dice, (seat.asked.prompt.tokens, seat.written)) for seat in seats])
         for seat, each in zip(seats, drawn, strict=True):
             seat.take(each)
         return [each.token for each in drawn]

@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from router.base.batching import prompt_batch
 from router.base.loading import Base
 from router.layer.routed_linear import MixedPlan, RoutingPlan, routing
-from router.serving.batches.draw import Turn, draw
+from router.serving.batches.draw import Due, draw
 from router.serving.batches.seat import Seat
 
 COHORTS = 4
@@ -97,7 +97,7 @@ class _Cohort(ABC):
         """Give each request a token."""
         with routing(self._plan):
             scores = self._scores()
-        drawn = draw(scores[:, -1], [Turn(seat.dice, (self._before(seat), seat.written)) for seat in self.seats])
+        drawn = draw(scores[:, -1], [Due(seat.dice, (self._before(seat), seat.written)) for seat in self.seats])
         self._last = torch.tensor([[each.token] for each in drawn], device=self._mask.device)
         for seat, each in zip(self.seats, drawn, strict=True):
             seat.take(each)
@@ -120,7 +120,7 @@ class _Cohort(ABC):
 
     @abstractmethod
     def _scores(self) -> Tensor:
-        """Run the model for a step; returns scores [b, s, v], of which the last count."""
+        """Run the model for a step; returns scores [b, s, o], of which the last count."""
 
 
 class _Encoded(_Cohort):

@@ -39,7 +39,7 @@ class Segment(NamedTuple):
 
 
 Run = Callable[[Sequence[Segment], Callable[[], Tensor]], Sequence[int]]
-"""Given who is in the batch, and what runs the model and returns scores [b, v] of those who are due, their tokens."""
+"""Given who is in the batch, and what runs the model and returns scores [b, o] of those who are due, their tokens."""
 
 
 def can_pack(base: Base) -> bool:

@@ -1,0 +1,272 @@
+"""What an engine does when there is too much to do, when it is stopped, and when it fails."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import aclosing, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from protocol.errors import Code, GreylagError, Refused, Unavailable
+from protocol.signing import Identity
+from router.layer.batch_rows import inseparable
+from router.model.routed_model import RoutedModel
+from router.query.request import RoutingChoice
+from router.serving.batches.loop import BatchEngine
+from router.serving.batches.opening import open_engine
+from router.serving.engine import Asked, Engine, Sampling, Written
+from tests import factories
+from tests.router.serving.asking import LONGEST_S, Heard, ask_all, ask_one, ended, heard, refusals, tokens
+
+SHORT = Sampling(max_new_tokens=3)
+LONG = Sampling(max_new_tokens=100)
+
+
+@pytest.fixture(scope="module")
+def model(llama_base: Path, tmp_path_factory: pytest.TempPathFactory) -> RoutedModel:
+    folder, identity = tmp_path_factory.mktemp("engine"), Identity.generate()
+    pool = factories.make_pool(llama_base, identity)
+    bundles = [factories.make_bundle(folder / f"e{n}", pool, identity, name=f"e{n}", seed=n) for n in range(2)]
+    model = RoutedModel.from_bundles(str(llama_base), bundles, device="cpu")
+    model.base.model.generation_config.min_new_tokens = LONG.max_new_tokens
+    model.base.model.generation_config.suppress_tokens = [0]
+    return model
+
+
+@pytest.fixture
+def opened(model: RoutedModel) -> Iterator[Callable[..., Engine]]:
+    """Makes engines, and stops them."""
+    made: list[Engine] = []
+
+    def make(**limits: Any) -> Engine:
+        engine = open_engine(model, **({"waiting": 8, "memory_share": 0.05} | limits))
+        made.append(engine)
+        engine.start()
+        return engine
+
+    yield make
+    for engine in made:
+        engine.stop()
+
+
+def ask_for(model: RoutedModel, text: str = "say a b", sampling: Sampling = SHORT) -> Asked:
+    (prompt,) = model.read([text])
+    return Asked(prompt, sampling=sampling)
+
+
+class Gate:
+    """Holds up whatever passes through it until it is opened."""
+
+    def __init__(self, passed: Callable[..., Any]) -> None:
+        self._passed, self.entered, self.go = passed, threading.Event(), threading.Event()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.entered.set()
+        assert self.go.wait(LONGEST_S)
+        return self._passed(*args, **kwargs)
+
+
+def fail(*_: object, **__: object) -> None:
+    raise ZeroDivisionError
+
+
+def test_whoever_finds_the_queue_full_is_told_so(
+    model: RoutedModel, opened: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = opened(waiting=2, seats=1)
+    gate = Gate(model.base.model.forward)
+    monkeypatch.setattr(model.base.model, "forward", gate)
+    asked = ask_for(model)
+
+    async def crowd() -> tuple[Heard, Heard]:
+        running = asyncio.create_task(heard(engine, asked))
+        assert await asyncio.to_thread(gate.entered.wait, LONGEST_S)
+        waiting = [asyncio.create_task(heard(engine, asked)) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert (engine.load.running, engine.load.waiting) == (1, 2)
+        with pytest.raises(Unavailable) as refused:
+            await heard(engine, asked)
+        assert refused.value.code is Code.BUSY
+        # One of those who wait goes away, and another takes the place.
+        waiting[0].cancel()
+        with suppress(asyncio.CancelledError):
+            await waiting[0]
+        gate.go.set()
+        return await asyncio.wait_for(asyncio.gather(running, waiting[1]), LONGEST_S)
+
+    first, second = asyncio.run(crowd())
+    assert len(tokens(first)) == 3
+    assert tokens(first) == tokens(second) == tokens(ask_one(engine, asked))
+
+
+def test_memory_that_is_taken_is_waited_for_and_given_back(model: RoutedModel) -> None:
+    # Three pages are 96 tokens: two of these requests never fit at a time.
+    asked = ask_for(model, sampling=Sampling(max_new_tokens=40))
+    whole = open_engine(model, waiting=8, memory_share=0.05)
+    assert isinstance(whole, BatchEngine)
+    tight = BatchEngine(model, whole._open_batch, room=3, seats=8, waiting=8)
+    most = 0
+    tight.start()
+
+    async def watched() -> list[Heard]:
+        nonlocal most
+        asking = [asyncio.create_task(heard(tight, asked)) for _ in range(4)]
+        while not all(each.done() for each in asking):
+            most = max(most, tight.load.running)
+            await asyncio.sleep(0.001)
+        return [each.result() for each in asking]
+
+    told = asyncio.run(asyncio.wait_for(watched(), LONGEST_S))
+    assert [len(tokens(each)) for each in told] == [40] * 4
+    assert most == 1
+    # What never fits is refused, and an answer ends where memory does.
+    long = ask_for(model, " ".join(["a"] * 90), LONG)
+    assert (ended(ask_one(tight, long)).reason, ended(ask_one(tight, long)).output_tokens) == ("length", 5)
+    (refused,) = refusals(tight, [ask_for(model, " ".join(["a"] * 96), LONG)])
+    assert isinstance(refused, Refused)
+    assert refused.code is Code.DATA_TOO_LONG
+    tight.stop()
+    whole.stop()
+
+
+def test_what_was_begun_may_end_before_it_stops_and_nothing_begins(
+    model: RoutedModel, opened: Callable[..., Engine]
+) -> None:
+    engine, asked = opened(), ask_for(model, sampling=LONG)
+
+    async def stopped(drain_s: float) -> tuple[int, GreylagError | None]:
+        found, error = 0, None
+        try:
+            async with aclosing(engine.ask(asked)) as told:
+                async for each in told:
+                    if not found:
+                        stopping = asyncio.create_task(asyncio.to_thread(engine.stop, drain_s))
+                    found += isinstance(each, Written)
+        except GreylagError as refused:
+            error = refused
+        await asyncio.wait_for(stopping, LONGEST_S)
+        return found, error
+
+    assert asyncio.run(stopped(LONGEST_S)) == (100, None)
+    (late,) = refusals(engine, [asked])
+    assert isinstance(late, Unavailable)
+    assert late.code is Code.BUSY
+    engine = opened()
+    found, error = asyncio.run(stopped(0.0))
+    assert found < 100
+    assert isinstance(error, Unavailable)
+    assert error.code is Code.BUSY
+    assert (engine.load.running, engine.load.waiting) == (0, 0)
+    with pytest.raises(ValueError, match="before"):
+        engine.start()
+
+
+def test_an_engine_that_fails_says_so_to_everybody(
+    model: RoutedModel, opened: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = opened(seats=1)
+    monkeypatch.setattr(model.base.model, "forward", fail)
+    told = refusals(engine, [ask_for(model)] * 3)
+    assert [(type(each), each.code) for each in told if isinstance(each, GreylagError)] == [
+        (Unavailable, Code.INTERNAL)
+    ] * 3
+    assert "failed" in engine.load.trouble
+    (late,) = refusals(engine, [ask_for(model)])
+    assert isinstance(late, Unavailable)
+    assert late.code is Code.INTERNAL
+    assert (engine.load.running, engine.load.waiting) == (0, 0)
+
+
+def test_a_step_for_which_memory_lacks_ends_those_in_it_alone(
+    model: RoutedModel, opened: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, asked = opened(), ask_for(model)
+    expected = tokens(ask_one(engine, asked))
+    with monkeypatch.context() as patch:
+
+        def full(**_: object) -> None:
+            raise torch.OutOfMemoryError
+
+        patch.setattr(model.base.model, "forward", full)
+        (refused,) = refusals(engine, [asked])
+    assert isinstance(refused, Unavailable)
+    assert refused.code is Code.MEMORY_FULL
+    assert tokens(ask_one(engine, asked)) == expected
+    assert engine.load.trouble == ""
+
+
+def test_a_base_that_mixes_requests_up_is_asked_one_at_a_time(
+    model: RoutedModel, opened: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, forward = opened(), model.base.model.forward
+    asked = [ask_for(model, text) for text in ("say a b", "say c", "copy it : d")]
+    expected = [tokens(told) for told in ask_all(engine, asked)]
+    rows: list[int] = []
+
+    def mixed_up(**batch: Any) -> Any:
+        rows.append(len(batch["logits_indices"]))
+        if rows[-1] > 1:
+            raise inseparable("a.module")
+        return forward(**batch)
+
+    monkeypatch.setattr(model.base.model, "forward", mixed_up)
+    gate = Gate(model.prepared)
+    monkeypatch.setattr(model, "prepared", gate)
+
+    async def together() -> list[Heard]:
+        asking = [asyncio.create_task(heard(engine, each)) for each in asked]
+        assert await asyncio.to_thread(gate.entered.wait, LONGEST_S)
+        gate.go.set()
+        return await asyncio.wait_for(asyncio.gather(*asking), LONGEST_S)
+
+    assert [tokens(told) for told in asyncio.run(together())] == expected
+    assert max(rows) > 1
+
+
+def test_nobody_waits_for_what_another_one_s_method_works_out_first(
+    model: RoutedModel, opened: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, prepare = opened(), model.prepare
+    gate = Gate(prepare)
+    ask_one(engine, ask_for(model))  # what the release routes by is prepared
+
+    def slow(choice: RoutingChoice) -> None:
+        (gate if choice.method == "arrow" else prepare)(choice)
+
+    monkeypatch.setattr(model, "prepare", slow)
+    (prompt,) = model.read(["say a"])
+    slow_one = Asked(prompt, RoutingChoice("arrow", deny=("e1",)), SHORT)
+
+    async def both() -> list[Heard]:
+        waiting = [asyncio.create_task(heard(engine, slow_one)) for _ in range(2)]
+        assert await asyncio.to_thread(gate.entered.wait, LONGEST_S)
+        await asyncio.wait_for(heard(engine, Asked(prompt, RoutingChoice("base"), SHORT)), LONGEST_S)
+        assert engine.load.waiting == 2
+        gate.go.set()
+        return await asyncio.wait_for(asyncio.gather(*waiting), LONGEST_S)
+
+    first, second = asyncio.run(both())
+    assert tokens(first) == tokens(second)
+    assert model.prepared(slow_one.choice)
+
+
+def test_a_preparation_that_fails_is_told_to_whoever_needed_it(
+    model: RoutedModel, opened: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = opened()
+    ask_one(engine, ask_for(model))
+    monkeypatch.setattr(model, "prepare", fail)
+    (prompt,) = model.read(["say a"])
+    (refused,) = refusals(engine, [Asked(prompt, RoutingChoice("spectr"), SHORT)])
+    assert isinstance(refused, Unavailable)
+    assert refused.code is Code.INTERNAL
+    assert tokens(ask_one(engine, ask_for(model)))
+
+
+def test_a_share_that_holds_no_request_is_refused(model: RoutedModel) -> None:
+    with pytest.raises(Unavailable) as refused:
+        open_engine(model, waiting=1, memory_share=1e-9)
+    assert refused.value.code is Code.MEMORY_FULL
