@@ -169,6 +169,9 @@ class _Forward:
         """Run the model on a packed batch."""
         segments = self._segments()
         due = sum(each.due for each in segments)
+        # Given it, transformers writes it into the model's configuration for as long as the model runs, where whoever
+        # runs the model beside us reads it: a later token would be seen by an earlier one. The mask says it all here.
+        batch.pop("is_causal")
         if not self._keeps:
             batch.pop("logits_to_keep")
         found: list[Tensor] = []

@@ -11,11 +11,12 @@ import torch
 
 from protocol.errors import Code, GreylagError
 from protocol.signing import Identity
+from protocol.spec import Centroid, Means, Statistics
 from router.layer.routed_linear import routing
 from router.model.planner import plan
 from router.model.routed_model import RoutedModel
 from router.query.request import RoutingChoice
-from router.serving.batches import paged
+from router.serving.batches import opening, paged
 from router.serving.batches.opening import open_engine
 from router.serving.engine import Asked, Ended, Engine, Sampling, Written
 from tests import factories
@@ -28,6 +29,9 @@ INPUTS = [
     "a b c d e f g h",
     "say x y",
     "say x y",
+    "rotate it : a b c",
+    "now say it : e f",
+    "cipher it : g",
 ]
 CHOICES = [
     RoutingChoice("phatgoose"),
@@ -36,34 +40,46 @@ CHOICES = [
     RoutingChoice("phatgoose", k=1, deny=("e0",)),
     RoutingChoice("merged", release=7),
     RoutingChoice("phatgoose"),
+    RoutingChoice("nnls-request"),
+    RoutingChoice("nnls-token", k=1),
+    RoutingChoice("retrieval"),
 ]
 LENGTH = 12
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen2", "gpt2", "t5"])
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RoutedModel:
-    folder = tmp_path_factory.mktemp(request.param)
-    base: Path = getattr(factories, f"make_{request.param}")(folder / "base")
+@pytest.fixture(scope="module", params=["llama", "qwen2", "gpt2", "t5", "padded gpt2"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def model(kind: str, tmp_path_factory: pytest.TempPathFactory) -> RoutedModel:
+    name = kind.rsplit(maxsplit=1)[-1]
+    folder = tmp_path_factory.mktemp(name)
+    base: Path = getattr(factories, f"make_{name}")(folder / "base")
     identity = Identity.generate()
-    pool = factories.make_pool(base, identity)
-    made = [factories.make_bundle(folder / f"e{n}", pool, identity, name=f"e{n}", alpha=16.0, seed=n) for n in range(5)]
+    pool, told = factories.make_pool(base, identity), Statistics(means=Means(), centroid=Centroid(width=32))
+    made = [
+        factories.make_bundle(folder / f"e{n}", pool, identity, name=f"e{n}", alpha=16.0, seed=n, statistics=told)
+        for n in range(5)
+    ]
     model = RoutedModel.from_bundles(str(base), made[:4], device="cpu")
     model.generation = replace(model.generation, release=7)
     newest = replace(model.generation, release=8, pool=model.generation.pool.add(model.load(made[4])))
     model.held = model.held.followed_by(newest)
     # Answers of random models are short, and full of what no text shows.
-    told, tokenizer = model.base.model.generation_config, model.base.tokenizer
-    told.min_new_tokens, told.suppress_tokens = (
-        LENGTH,
-        [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id],
-    )
+    wanted, tokenizer = model.base.model.generation_config, model.base.tokenizer
+    wanted.min_new_tokens = LENGTH
+    wanted.suppress_tokens = [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id]
     return model
 
 
 @pytest.fixture(scope="module")
-def engine(model: RoutedModel) -> Iterator[Engine]:
+def engine(model: RoutedModel, kind: str) -> Iterator[Engine]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paged, "CHUNK_TOKENS", 16)
+        if kind.startswith("padded"):
+            patch.setattr(opening, "can_pack", lambda _: False)  # as for a base that attends in a way of its own
         engine = open_engine(model, waiting=20, memory_share=0.1, seats=8)
         engine.start()
         yield engine
@@ -101,6 +117,7 @@ def test_each_is_answered_in_one_batch_as_it_is_alone(model: RoutedModel, engine
         assert (ended(mine).reason, ended(mine).input_tokens) == ("length", len(each.prompt.tokens))
         assert ended(mine).output_tokens == LENGTH
         assert (answer.input_tokens, answer.output_tokens) == (other.input_tokens, other.output_tokens)
+        assert bool(answer.routes) == (each.explain and each.choice.method != "base")
         assert [route.module for route in answer.routes] == [route.module for route in other.routes]
         for route, known in zip(answer.routes, other.routes, strict=True):
             assert (route.experts == known.experts).all()
@@ -170,7 +187,7 @@ def test_log_probabilities_are_those_of_a_plain_forward_pass(model: RoutedModel,
 
 def test_whoever_goes_leaves_the_batch_and_others_go_on(model: RoutedModel, engine: Engine) -> None:
     prompts = model.read(INPUTS)
-    stays, goes = (Asked(prompt, CHOICES[0], Sampling(max_new_tokens=60)) for prompt in prompts[:2])
+    stays, goes = (Asked(prompt, CHOICES[0], Sampling(max_new_tokens=40)) for prompt in prompts[:2])
     expected = tokens(ask_one(engine, stays))
 
     async def both() -> list[int]:
@@ -190,7 +207,7 @@ def test_whoever_goes_leaves_the_batch_and_others_go_on(model: RoutedModel, engi
 
 def test_a_release_that_comes_changes_nothing_of_what_is_being_written(model: RoutedModel, engine: Engine) -> None:
     (prompt,) = model.read(INPUTS[1:2])
-    asked = Asked(prompt, sampling=Sampling(max_new_tokens=60))
+    asked = Asked(prompt, sampling=Sampling(max_new_tokens=40))
     expected, before = ask_one(engine, asked), model.held
     less = before.newest.pool.remove(before.newest.pool.experts[4].digest).remove(before.newest.pool.experts[3].digest)
 
@@ -221,13 +238,13 @@ def test_a_release_that_comes_changes_nothing_of_what_is_being_written(model: Ro
 
 def test_one_refusal_stops_nobody_else(model: RoutedModel, engine: Engine) -> None:
     prompts = model.read(INPUTS[:4])
-    wrong = [RoutingChoice("magic"), RoutingChoice(release=3), RoutingChoice("average-activation"), CHOICES[0]]
+    wrong = [RoutingChoice("magic"), RoutingChoice(release=3), RoutingChoice("expert:e9"), CHOICES[0]]
     asked = [
         Asked(prompt, choice, Sampling(max_new_tokens=LENGTH)) for prompt, choice in zip(prompts, wrong, strict=True)
     ]
     *refused, told = refusals(engine, asked)
     assert [each.code for each in refused if isinstance(each, GreylagError)] == [
-        Code.METHOD_UNKNOWN, Code.RELEASE_UNKNOWN, Code.STATISTICS_MISSING,
+        Code.METHOD_UNKNOWN, Code.RELEASE_UNKNOWN, Code.EXPERT_UNKNOWN,
     ]  # fmt: skip
     assert isinstance(told, list)
     assert tokens(told) == alone(model, asked[3])

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import aclosing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,36 @@ def test_a_base_that_mixes_requests_up_is_asked_one_at_a_time(
 
     assert [tokens(told) for told in asyncio.run(together())] == expected
     assert max(rows) > 1
+
+
+def test_whoever_runs_the_model_beside_a_batch_is_answered_as_ever(
+    model: RoutedModel, opened: Callable[..., Engine]
+) -> None:
+    engine, asked = opened(), ask_for(model, "please reverse it : a b c")
+    read = partial(model.losses, ["please reverse it : a b c"], ["c b a"])
+    expected = read()
+    entered, go = threading.Event(), threading.Event()
+
+    def hold(*_: object) -> None:
+        if threading.current_thread().name == "engine":
+            entered.set()
+            assert go.wait(LONGEST_S)
+
+    async def beside() -> list[float]:
+        asking = asyncio.create_task(heard(engine, asked))
+        assert await asyncio.to_thread(entered.wait, LONGEST_S)
+        found = await asyncio.to_thread(read)
+        go.set()
+        assert len(tokens(await asyncio.wait_for(asking, LONGEST_S))) == 3
+        return found
+
+    handle = model.base.model.get_submodule("model.norm").register_forward_hook(hold)
+    try:
+        assert asyncio.run(beside()) == expected
+    finally:
+        go.set()
+        handle.remove()
+    assert read() == expected
 
 
 def test_nobody_waits_for_what_another_one_s_method_works_out_first(
