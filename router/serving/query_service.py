@@ -3,9 +3,7 @@
 
 import asyncio
 import math
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
-from contextlib import nullcontext
 from functools import partial
 
 import grpc
@@ -18,11 +16,11 @@ from protocol.wire.grpc_server import to_end
 from protocol.wire.peer import Context
 from router.base.batching import Prompt
 from router.base.device_map import is_offloaded
-from router.methods import find_method
 from router.model.routed_model import RoutedModel
 from router.query.client import choice_from_wire, input_from_wire, to_wire
 from router.query.limits import DEFAULT_ALLOWANCE, DEFAULT_NEW_TOKENS, MAX_INPUTS, MAX_SQUARED_TOKENS, Allowance
-from router.query.request import DEFAULT, RoutingChoice, one_each
+from router.query.request import DEFAULT, one_each
+from router.serving.choices import Preparing, check_allowed
 
 SERVICE = "greylag.v1.Query"
 
@@ -42,10 +40,8 @@ class QueryService(QueryServicer):
         self._model, self._allowance, self._trouble = model, allowance, trouble
         # One batch fills the device; the others wait in the order in which they came.
         self._turn = asyncio.Lock()
-        # What a method works out once for all requests takes seconds to minutes, and nobody else waits for it.
-        self._preparing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        # But where weights come when a module runs, and go again, two passes at once would miss some.
-        self._alone = self._turn if is_offloaded(model.base.model) else nullcontext()
+        # Where weights come when a module runs, and go again, two passes at once would miss some.
+        self._preparing = Preparing(model, self._turn if is_offloaded(model.base.model) else None)
 
     async def Ask(self, request: query_pb2.AskRequest, context: Context) -> AsyncIterator[query_pb2.AskPart]:
         """Answer a batch of inputs.
@@ -61,42 +57,17 @@ class QueryService(QueryServicer):
             )
         choices = [choice_from_wire(choice) for choice in request.choices] or [DEFAULT]
         for choice in dict.fromkeys(choices):
-            self._check_allowed(choice)
+            check_allowed(self._model.held, choice, self._allowance)
         each = one_each(choices[0] if len(choices) == 1 else choices, len(request.inputs))
         prompts = await to_end(partial(self._read, request))
         for choice in dict.fromkeys(choices):
-            await self._prepare(choice)
+            await self._preparing.prepare(choice)
         most = request.max_new_tokens or min(DEFAULT_NEW_TOKENS, self._allowance.new_tokens)
         asked = partial(self._model.answer, prompts, each, max_new_tokens=most, explain=request.explain)
         async with self._turn:
             answered = await to_end(asked)
         for part in to_wire(answered):
             yield part
-
-    async def _prepare(self, choice: RoutingChoice) -> None:
-        prepared = partial(self._model.prepared, choice)
-        if await to_end(prepared):
-            return
-        method = choice.method or self._model.held.find(choice.release).settings.method
-        async with self._preparing[find_method(method)]:
-            if not await to_end(prepared):  # somebody who came before may have seen to it
-                async with self._alone:
-                    await to_end(partial(self._model.prepare, choice))
-
-    def _check_allowed(self, choice: RoutingChoice) -> None:
-        most = self._allowance.k
-        if choice.k is not None and choice.k > most:
-            raise Refused(Code.REQUEST_INVALID, f"k is {choice.k}; at most {most} are taken.", "Ask for fewer experts.")
-        own = self._model.held.find(choice.release).settings.method
-        if choice.method is None or choice.method == own:
-            return
-        find_method(choice.method)
-        if choice.method.partition(":")[0] not in self._allowance.methods:
-            raise Refused(
-                Code.METHOD_CLOSED,
-                f"The router takes no requests by {choice.method:.100}; it takes {', '.join(self._allowance.methods)}.",
-                "Ask for one of them, or ask its operator to open more with `methods` in router.toml.",
-            )
 
     def _read(self, request: query_pb2.AskRequest) -> list[Prompt]:
         prompts = self._model.read([input_from_wire(each) for each in request.inputs])
