@@ -33,7 +33,7 @@ def write(
         for row, at in enumerate(part.inputs):
             ids, mask = (batch[name][len(answers)].tolist() for name in ("input_ids", "attention_mask"))
             answers[at] = to_answer(base, part, row, (ids, mask), written[len(answers)].tolist(), stop)
-    return Answered(planned.names, tuple(answers[at] for at in range(len(inputs))))
+    return Answered(planned.names, tuple(answers[at] for at in range(len(inputs))), planned.digests)
 
 
 def _ended(base: Base, read: int, stop: Sequence[str]) -> Callable[..., Tensor]:

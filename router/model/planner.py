@@ -1,6 +1,5 @@
 """From inputs and their routing choices to the plans of one batch."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,6 +10,7 @@ from router.methods.registry import resolve
 from router.model.recorder import RouteRecorder
 from router.model.releases import Generation, Held
 from router.pool.expert import Expert
+from router.query.answer import told_apart
 from router.query.request import RoutingChoice
 
 _Settled = tuple[Generation, str, int, float, tuple[str, ...] | None, tuple[str, ...]]
@@ -60,11 +60,12 @@ class Planned:
     @property
     def names(self) -> tuple[str, ...]:
         """Their names; where releases hold several bundles of one name, the digest tells them apart."""
-        names = Counter(expert.full_name for expert in self.experts)
-        return tuple(
-            expert.full_name if names[expert.full_name] == 1 else f"{expert.full_name}@{expert.digest[:16]}"
-            for expert in self.experts
-        )
+        return told_apart({expert.digest: expert.full_name for expert in self.experts})
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """Their bundles."""
+        return tuple(expert.digest for expert in self.experts)
 
     def recorded(self, *, full: bool = False) -> "Planned":
         """Have every part's choices recorded.

@@ -1,6 +1,7 @@
 """What a routed model says, and which experts said it. Needs no torch."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -44,20 +45,42 @@ class Answered:
     experts: tuple[str, ...]
     """Names, in pool order, of every expert that the batch's releases hold; routes count into it."""
     answers: tuple[Answer, ...]
+    digests: tuple[str, ...] = ()
+    """Their bundles; empty where only names are known."""
 
 
 def merge_answers(batches: Sequence[Answered]) -> Answered:
-    """Put batches into one, by the names of their experts: between two of them a router may go over to a release."""
-    names = tuple(dict.fromkeys(name for batch in batches for name in batch.experts))
-    positions = {name: at for at, name in enumerate(names)}
+    """Put batches into one, by their experts: between two of them a router may go over to a release.
+
+    Experts are told apart by their bundles, or by their names where a batch knows only these.
+    """
+    known = all(len(batch.digests) == len(batch.experts) for batch in batches)
+    keys = [batch.digests if known else batch.experts for batch in batches]
+    found: dict[str, str] = {}
+    for mine, batch in zip(keys, batches, strict=True):
+        found |= zip(mine, batch.experts, strict=True)
+    positions = {key: at for at, key in enumerate(found)}
     answers = []
-    for batch in batches:
-        moved = np.array([positions[name] for name in batch.experts], dtype=np.int64)
+    for mine, batch in zip(keys, batches, strict=True):
+        moved = np.array([positions[key] for key in mine], dtype=np.int64)
         answers += [
-            replace(answer, routes=tuple(_moved(route, moved, len(names)) for route in answer.routes))
+            replace(answer, routes=tuple(_moved(route, moved, len(found)) for route in answer.routes))
             for answer in batch.answers
         ]
-    return Answered(names, tuple(answers))
+    if not known:
+        return Answered(tuple(found.values()), tuple(answers))
+    return Answered(told_apart(found), tuple(answers), tuple(found))
+
+
+def told_apart(names: Mapping[str, str]) -> tuple[str, ...]:
+    """Name experts, given by digest: those that share a name with the beginning of their digests."""
+    bare = {digest: name.removesuffix(_suffix(digest)) for digest, name in names.items()}
+    often = Counter(bare.values())
+    return tuple(name if often[name] == 1 else name + _suffix(digest) for digest, name in bare.items())
+
+
+def _suffix(digest: str) -> str:
+    return f"@{digest[:16]}"
 
 
 def _moved(route: ModuleRoute, positions: NDArray[np.int64], count: int) -> ModuleRoute:

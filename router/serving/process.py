@@ -16,6 +16,7 @@ from router.follow.source import PULL_DEADLINE_S
 from router.follow.workspace import FINGERPRINT, POOL, RELEASE, RELEASES, Mirror, open_mirror
 from router.model.releases import Held
 from router.model.routed_model import RoutedModel
+from router.serving.batches.opening import open_engine
 from router.serving.follower import Follower
 from router.serving.query_service import QueryService
 from router.settings import RouterSettings
@@ -38,6 +39,7 @@ def run(workspace: Path, settings: RouterSettings, on_ready: Callable[[int], Non
 
     Raises:
         Refused: `WORKSPACE_BUSY`, `BASE_MISMATCH`, `BASE_UNREADABLE` or `SETTINGS_INVALID`.
+        Unavailable: `MEMORY_FULL` where no memory is left for requests.
     """
     workspace.mkdir(parents=True, exist_ok=True)
     busy = f"Another router serves from {workspace.resolve()}."
@@ -58,12 +60,16 @@ def _run(workspace: Path, settings: RouterSettings, on_ready: Callable[[int], No
     model.held = Held(answers_expired=settings.answer_expired)
     taken = _start(model, fetch, workspace)
     follower = Follower(model, fetch, interval_s=settings.follow_interval_s, held=taken)
+    engine = open_engine(model, waiting=settings.max_waiting, memory_share=settings.memory_share, seats=settings.seats)
     follower.start()
+    engine.start()
     try:
         listen = Listen(settings.listen, settings.tls_cert, settings.tls_key)
-        service = QueryService(model, settings.allowance, lambda: follower.trouble)
-        asyncio.run(serve(listen, service.register, on_ready=on_ready, healthy=lambda: model.held.answering))
+        service = QueryService(engine, settings.allowance, lambda: engine.load.trouble or follower.trouble)
+        healthy = lambda: model.held.answering and not engine.load.trouble  # noqa: E731
+        asyncio.run(serve(listen, service.register, on_ready=on_ready, healthy=healthy))
     finally:
+        engine.stop()
         follower.stop()
 
 

@@ -3,8 +3,10 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from functools import partial
+from typing import cast
 
 import grpc
 
@@ -15,39 +17,38 @@ from protocol.v1.query_pb2_grpc import QueryServicer, add_QueryServicer_to_serve
 from protocol.wire.grpc_server import to_end
 from protocol.wire.peer import Context
 from router.base.batching import Prompt
-from router.base.device_map import is_offloaded
-from router.model.routed_model import RoutedModel
+from router.query.answer import Answered, merge_answers
 from router.query.client import choice_from_wire, input_from_wire, to_wire
 from router.query.limits import DEFAULT_ALLOWANCE, DEFAULT_NEW_TOKENS, MAX_INPUTS, MAX_SQUARED_TOKENS, Allowance
 from router.query.request import DEFAULT, one_each
-from router.serving.choices import Preparing, check_allowed
+from router.serving.choices import check_allowed
+from router.serving.engine import Asked, Ended, Engine, Sampling
 
 SERVICE = "greylag.v1.Query"
+_AT_ONCE = 16
+"""Inputs of one call that are asked at a time, so that many of them keep nobody else out."""
 
 
 class QueryService(QueryServicer):
-    """Answers one batch at a time.
+    """Answers batches, each input as a request of its own beside whatever else is asked.
 
     Args:
-        model: The routed model; someone else keeps it at the newest release.
+        engine: Runs the routed model.
         allowance: What a caller may ask for.
         trouble: Says why the model is not at the newest release; empty where it is.
     """
 
     def __init__(
-        self, model: RoutedModel, allowance: Allowance = DEFAULT_ALLOWANCE, trouble: Callable[[], str] = str
+        self, engine: Engine, allowance: Allowance = DEFAULT_ALLOWANCE, trouble: Callable[[], str] = str
     ) -> None:
-        self._model, self._allowance, self._trouble = model, allowance, trouble
-        # One batch fills the device; the others wait in the order in which they came.
-        self._turn = asyncio.Lock()
-        # Where weights come when a module runs, and go again, two passes at once would miss some.
-        self._preparing = Preparing(model, self._turn if is_offloaded(model.base.model) else None)
+        self._engine, self._model, self._allowance, self._trouble = engine, engine.model, allowance, trouble
 
     async def Ask(self, request: query_pb2.AskRequest, context: Context) -> AsyncIterator[query_pb2.AskPart]:
         """Answer a batch of inputs.
 
         Raises:
-            Refused: `REQUEST_INVALID`, `METHOD_CLOSED`, or as `router.model.planner.plan`.
+            Refused: `REQUEST_INVALID`, `METHOD_CLOSED`, or as `router.serving.engine.Engine.ask`.
+            Unavailable: As there.
         """
         if len(request.inputs) > MAX_INPUTS or request.max_new_tokens > self._allowance.new_tokens:
             raise Refused(
@@ -60,14 +61,27 @@ class QueryService(QueryServicer):
             check_allowed(self._model.held, choice, self._allowance)
         each = one_each(choices[0] if len(choices) == 1 else choices, len(request.inputs))
         prompts = await to_end(partial(self._read, request))
-        for choice in dict.fromkeys(choices):
-            await self._preparing.prepare(choice)
-        most = request.max_new_tokens or min(DEFAULT_NEW_TOKENS, self._allowance.new_tokens)
-        asked = partial(self._model.answer, prompts, each, max_new_tokens=most, explain=request.explain)
-        async with self._turn:
-            answered = await to_end(asked)
-        for part in to_wire(answered):
+        most = Sampling(request.max_new_tokens or min(DEFAULT_NEW_TOKENS, self._allowance.new_tokens))
+        asked = [Asked(*both, most, request.explain) for both in zip(prompts, each, strict=True)]
+        for part in to_wire(merge_answers(await self._answers(asked))):
             yield part
+
+    async def _answers(self, asked: Sequence[Asked]) -> list[Answered]:
+        """Ask side by side; once one is refused, the others need not be answered."""
+        places = asyncio.Semaphore(_AT_ONCE)
+
+        async def answer(each: Asked) -> Answered:
+            async with places, aclosing(self._engine.ask(each)) as told:
+                *_, last = [what async for what in told]
+            return cast("Ended", last).answered
+
+        asking = [asyncio.create_task(answer(each)) for each in asked]
+        try:
+            return await asyncio.gather(*asking)
+        finally:
+            for each in asking:
+                each.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
 
     def _read(self, request: query_pb2.AskRequest) -> list[Prompt]:
         prompts = self._model.read([input_from_wire(each) for each in request.inputs])

@@ -48,6 +48,7 @@ def can_pack(base: Base) -> bool:
     layers = getattr(config, "layer_types", None) or ["full_attention"]
     return (
         base.architecture == "decoder-only"
+        and len({parameter.device for parameter in base.model.parameters()}) == 1
         and config._attn_implementation in _ATTENTION  # noqa: SLF001 - transformers names it so
         and all(layer in _LAYERS for layer in layers)
     )

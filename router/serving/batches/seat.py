@@ -90,7 +90,7 @@ class Seat:
             Ended(
                 reason,
                 self._text.rest(answer.text),
-                Answered(self._planned.names, (answer,)),
+                Answered(self._planned.names, (answer,), self._planned.digests),
                 len(self.asked.prompt.tokens),
                 len(self.written),
             )

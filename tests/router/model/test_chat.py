@@ -14,6 +14,7 @@ from protocol.v1.query_pb2 import AskRequest
 from router.model.routed_model import RoutedModel
 from router.query.client import choice_to_wire, input_to_wire
 from router.query.request import Input, RoutingChoice, Turn
+from router.serving.batches.opening import open_engine
 from router.serving.query_service import QueryService
 from tests import factories
 from tests.router.verbs import call, pulled_node
@@ -112,11 +113,14 @@ def test_an_input_is_tokenised_once_on_its_way_to_an_answer(
     monkeypatch.setattr(type(tokenizer), "__call__", counted)
     model.answer(INPUTS, RoutingChoice("nnls-token"), max_new_tokens=2, explain=True)
     assert read == INPUTS
-    service, asked = QueryService(model), [input_to_wire(text) for text in INPUTS]
+    engine, asked = open_engine(model, waiting=8, memory_share=0.02), [input_to_wire(text) for text in INPUTS]
+    service = QueryService(engine)
+    engine.start()
     request = AskRequest(inputs=asked, choices=[choice_to_wire(RoutingChoice("nnls-token"))], max_new_tokens=2)
 
     async def ask() -> None:
         assert [part async for part in service.Ask(request, None)]  # type: ignore[arg-type] # it needs no context
 
     asyncio.run(ask())
+    engine.stop()
     assert read == INPUTS * 2

@@ -120,6 +120,22 @@ def test_batches_are_joined_by_the_names_of_their_experts() -> None:
         assert [each.experts.tolist() for each in answer.routes] == [[[1]]]
 
 
+def test_batches_are_joined_by_bundles_where_these_are_known() -> None:
+    def batch(names: tuple[str, ...], digests: tuple[str, ...]) -> Answered:
+        return Answered(names, (Answer("y", routes=(route("q", [[0]], [[1.0]]),)),), digests)
+
+    old, new, other = "a" * 64, "b" * 64, "c" * 64
+    found = merge_answers([batch(("ada", "bob"), (old, other)), batch(("ada",), (new,))])
+    assert found.experts == (f"ada@{old[:16]}", "bob", f"ada@{new[:16]}")
+    assert found.digests == (old, other, new)
+    assert [answer.routes[0].experts.tolist() for answer in found.answers] == [[[0]], [[2]]]
+    # Joined once more, with what knows only one of them, names stay what they say.
+    assert merge_answers([found, batch(("ada",), (new,))]).experts == found.experts
+    assert merge_answers([batch(("ada",), (new,)), batch(("bob",), (other,))]).experts == ("ada", "bob")
+    # By names, where a batch came over the wire.
+    assert merge_answers([batch(("ada",), (old,)), batch(("ada",), ())]).experts == ("ada",)
+
+
 def test_the_document_has_no_infinity() -> None:
     document = panels_document([Panel("a", [route("q", [[0]], [[1.0]])], 1, 0.5)], EXPERTS)
     assert document == {

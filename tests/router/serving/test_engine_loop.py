@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from protocol.signing import Identity
 from router.layer.batch_rows import inseparable
 from router.model.routed_model import RoutedModel
 from router.query.request import RoutingChoice
+from router.serving.batches import loop
 from router.serving.batches.loop import BatchEngine
 from router.serving.batches.opening import open_engine
 from router.serving.engine import Asked, Engine, Sampling, Written
@@ -282,6 +284,48 @@ def test_nobody_waits_for_what_another_one_s_method_works_out_first(
     first, second = asyncio.run(both())
     assert tokens(first) == tokens(second)
     assert model.prepared(slow_one.choice)
+
+
+def test_methods_are_prepared_side_by_side_and_each_once(
+    model: RoutedModel, opened: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, gate, asked = opened(), Gate(model.prepare), ask_for(model)
+    prepared: list[str | None] = []
+
+    def noted(choice: RoutingChoice) -> None:
+        prepared.append(choice.method)
+        gate(choice)
+
+    monkeypatch.setattr(model, "prepare", noted)
+    methods = ["lag", "spectr"]
+
+    async def several() -> None:
+        choices = [RoutingChoice(method, allow=("e0",)) for method in methods for _ in range(2)]
+        asking = [asyncio.create_task(heard(engine, replace(asked, choice=choice))) for choice in choices]
+        for _ in range(500):
+            if len(prepared) == len(methods):
+                break
+            await asyncio.sleep(0.01)
+        gate.go.set()
+        await asyncio.wait_for(asyncio.gather(*asking), LONGEST_S)
+
+    asyncio.run(several())
+    assert sorted(filter(None, prepared)) == methods
+
+
+def test_nothing_runs_beside_a_base_whose_weights_come_and_go(
+    model: RoutedModel, opened: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "is_offloaded", lambda _: True)
+    engine, prepare, threads = opened(), model.prepare, list[str]()
+
+    def noted(choice: RoutingChoice) -> None:
+        threads.append(threading.current_thread().name)
+        prepare(choice)
+
+    monkeypatch.setattr(model, "prepare", noted)
+    assert tokens(ask_one(engine, replace(ask_for(model), choice=RoutingChoice("arrow", allow=("e1",)))))
+    assert threads == ["engine"]
 
 
 def test_a_preparation_that_fails_is_told_to_whoever_needed_it(

@@ -2,17 +2,14 @@
 
 import asyncio
 import json
-import threading
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Protocol
 
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from torch import nn
 
 from protocol.errors import Code, Refused
 from protocol.signing import Identity
@@ -21,16 +18,14 @@ from protocol.v1 import query_pb2
 from protocol.v1.query_pb2_grpc import QueryStub
 from protocol.wire.grpc_client import connect
 from protocol.wire.grpc_server import Listen, serve
-from router.base.batching import Prompt
 from router.base.loading import load_base
-from router.model.releases import Held
 from router.model.routed_model import RoutedModel
-from router.pool import prototypes
-from router.query.answer import Answered
-from router.query.client import choice_to_wire, input_to_wire
-from router.query.limits import Allowance
+from router.query.client import choice_to_wire, from_wire, input_to_wire
+from router.query.limits import DEFAULT_ALLOWANCE, Allowance
 from router.query.request import DEFAULT, RoutingChoice
 from router.serving import query_service
+from router.serving.batches.opening import open_engine
+from router.serving.engine import Engine
 from router.serving.query_service import QueryService
 from tests import factories
 
@@ -42,110 +37,24 @@ async def ask(service: QueryService, *inputs: str, choice: RoutingChoice = DEFAU
     return len([part async for part in service.Ask(request, None)])  # type: ignore[arg-type] # it needs no context
 
 
-class Slow:
-    """Answers, or prepares, when it is told to, and counts how many pass through it at once."""
-
-    def __init__(self, *, offloaded: bool = False) -> None:
-        self.base = SimpleNamespace(model=nn.Linear(1, 1, device="meta" if offloaded else "cpu"))
-        self.held, self.entered, self.go = Held(), threading.Event(), threading.Event()
-        self.now = self.most = self.calls = 0
-        self.prepares: list[str | None] = []
-        self.ready: set[str | None] = {None}
-
-    def read(self, inputs: list[str]) -> list[Prompt]:
-        return [Prompt(text, [1]) for text in inputs]
-
-    def prepared(self, choice: RoutingChoice) -> bool:
-        return choice.method in self.ready
-
-    def prepare(self, choice: RoutingChoice) -> None:
-        self.prepares.append(choice.method)
-        self.pass_through()
-        self.ready.add(choice.method)
-
-    def answer(self, *_: object, **__: object) -> Answered:
-        self.calls += 1
-        self.pass_through()
-        return Answered((), ())
-
-    def pass_through(self) -> None:
-        self.now += 1
-        self.most = max(self.most, self.now)
-        self.entered.set()
-        assert self.go.wait(10)
-        self.now -= 1
+class Serve(Protocol):
+    def __call__(self, model: RoutedModel, allowance: Allowance = ...) -> QueryService: ...
 
 
-def test_who_gives_up_lets_nobody_in_before_the_turn_is_over() -> None:
-    slow = Slow()
-    service = QueryService(slow)  # type: ignore[arg-type] # all that it needs of a model
+@pytest.fixture
+def serve_by() -> Iterator[Serve]:
+    """Makes services, each with an engine of its own, and stops these."""
+    engines: list[Engine] = []
 
-    async def impatient() -> None:
-        first = asyncio.create_task(ask(service, "a"))
-        assert await asyncio.to_thread(slow.entered.wait, 10)
-        second = asyncio.create_task(ask(service, "a"))
-        first.cancel()
-        await asyncio.sleep(0.1)
-        assert slow.calls == 1
-        slow.go.set()
-        with pytest.raises(asyncio.CancelledError):
-            await first
-        await second
+    def make(model: RoutedModel, allowance: Allowance = DEFAULT_ALLOWANCE) -> QueryService:
+        engine = open_engine(model, waiting=64, memory_share=0.02)
+        engines.append(engine)
+        engine.start()
+        return QueryService(engine, allowance)
 
-    asyncio.run(impatient())
-    assert (slow.calls, slow.most) == (2, 1)
-
-
-def test_nobody_waits_for_what_another_ones_method_works_out_first() -> None:
-    slow = Slow()
-    service = QueryService(slow)  # type: ignore[arg-type] # all that it needs of a model
-
-    async def both() -> None:
-        first = asyncio.create_task(ask(service, "a", choice=RoutingChoice("average-activation")))
-        assert await asyncio.to_thread(slow.entered.wait, 10)
-        slow.entered.clear()
-        second = asyncio.create_task(ask(service, "a"))
-        assert await asyncio.to_thread(slow.entered.wait, 10)  # it is being answered
-        assert (slow.calls, first.done()) == (1, False)
-        slow.go.set()
-        await asyncio.gather(first, second)
-
-    asyncio.run(both())
-    assert (slow.calls, slow.most) == (2, 2)
-
-
-def test_one_pass_at_a_time_where_weights_come_and_go() -> None:
-    slow = Slow(offloaded=True)
-    service = QueryService(slow)  # type: ignore[arg-type] # all that it needs of a model
-
-    async def both() -> None:
-        first = asyncio.create_task(ask(service, "a"))
-        assert await asyncio.to_thread(slow.entered.wait, 10)
-        slow.entered.clear()
-        second = asyncio.create_task(ask(service, "a", choice=RoutingChoice("average-activation")))
-        assert not await asyncio.to_thread(slow.entered.wait, 0.2)
-        slow.go.set()
-        await asyncio.gather(first, second)
-
-    asyncio.run(both())
-    assert (slow.calls, slow.most, len(slow.prepares)) == (2, 1, 1)
-
-
-def test_methods_are_prepared_side_by_side_and_each_once() -> None:
-    slow = Slow()
-    service = QueryService(slow)  # type: ignore[arg-type] # all that it needs of a model
-
-    async def several() -> None:
-        asking = []
-        for method in ("average-activation", "nnls-request"):
-            asking += [asyncio.create_task(ask(service, "a", choice=RoutingChoice(method))) for _ in range(2)]
-            assert await asyncio.to_thread(slow.entered.wait, 10)
-            slow.entered.clear()
-        slow.go.set()
-        await asyncio.gather(*asking)
-
-    asyncio.run(several())
-    assert (slow.prepares, slow.calls) == (["average-activation", "nnls-request"], 4)
+    yield make
+    for engine in engines:
+        engine.stop()
 
 
 @pytest.fixture
@@ -157,32 +66,59 @@ def model(t5_base: Path, tmp_path: Path, identity: Identity) -> RoutedModel:
     return RoutedModel.from_bundles(str(t5_base), bundles, device="cpu")
 
 
-def test_vectors_are_worked_out_before_the_turn(model: RoutedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    service = QueryService(model, Allowance(methods=("arrow",)))
-    places: list[str] = []
-    direction, answer = prototypes.first_direction, model.answer
+def test_a_batch_is_answered_as_the_model_answers_it(model: RoutedModel, serve_by: Serve) -> None:
+    inputs = ["a b", "say c", "please copy it : d", "a b"]
+    choices = [RoutingChoice("expert:a"), RoutingChoice(), RoutingChoice("base"), RoutingChoice(k=1)]
+    request = query_pb2.AskRequest(
+        inputs=map(input_to_wire, inputs), max_new_tokens=5, choices=map(choice_to_wire, choices), explain=True
+    )
+    service = serve_by(model)
 
-    def noted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def note(*arguments: object, **options: object) -> object:
-            places.append(name)
-            return call(*arguments, **options)
+    async def parts() -> list[query_pb2.AskPart]:
+        return [part async for part in service.Ask(request, None)]  # type: ignore[arg-type] # it needs no context
 
-        return note
+    found, expected = from_wire(asyncio.run(parts())), model.answer(inputs, choices, max_new_tokens=5, explain=True)
+    assert found.experts == expected.experts
+    for mine, other in zip(found.answers, expected.answers, strict=True):
+        assert (mine.text, mine.method, mine.output_tokens) == (other.text, other.method, other.output_tokens)
+        assert [each.module for each in mine.routes] == [each.module for each in other.routes]
+        assert all((a.experts == b.experts).all() for a, b in zip(mine.routes, other.routes, strict=True))
 
-    monkeypatch.setattr(prototypes, "first_direction", noted("vector", direction))
-    monkeypatch.setattr(model, "answer", noted("answer", answer))
-    for _ in range(2):
-        asyncio.run(ask(service, "a b", choice=RoutingChoice("arrow")))
-    assert places.count("answer") == 2
-    assert places.index("answer") == places.count("vector") > 0
+
+def test_one_refusal_ends_the_call_and_whoever_gives_up_leaves_nothing_behind(
+    model: RoutedModel, serve_by: Serve
+) -> None:
+    service = serve_by(model)
+
+    async def becomes(busy: bool) -> bool:  # noqa: FBT001 - as it reads
+        for _ in range(500):
+            load = service._engine.load
+            if bool(load.running or load.waiting) == busy:
+                return True
+            await asyncio.sleep(0.01)
+        return False
+
+    async def both() -> None:
+        with pytest.raises(Refused) as refused:
+            await ask(service, *["a b"] * 20, choice=RoutingChoice("expert:nobody"), new_tokens=500)
+        assert refused.value.code is Code.EXPERT_UNKNOWN
+        assert await becomes(busy=False)
+        impatient = asyncio.create_task(ask(service, *["a b"] * 20, new_tokens=500))
+        assert await becomes(busy=True)
+        impatient.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await impatient
+        assert await becomes(busy=False)
+
+    asyncio.run(asyncio.wait_for(both(), 60))
 
 
 def test_who_denies_the_experts_that_a_method_cannot_take_is_answered(
-    model: RoutedModel, t5_base: Path, tmp_path: Path, identity: Identity
+    model: RoutedModel, t5_base: Path, tmp_path: Path, identity: Identity, serve_by: Serve
 ) -> None:
     pool = factories.make_pool(t5_base, identity)
     model.append(factories.make_bundle(tmp_path / "scales", pool, identity, name="scales", kind="ia3"))
-    service, choice = QueryService(model, Allowance(methods=("arrow",))), RoutingChoice("arrow", deny=("scales",))
+    service, choice = serve_by(model, Allowance(methods=("arrow",))), RoutingChoice("arrow", deny=("scales",))
     assert model.generate("a b", choice, max_new_tokens=2)
     for _ in range(2):
         assert asyncio.run(ask(service, "a b", choice=choice))
@@ -191,14 +127,16 @@ def test_who_denies_the_experts_that_a_method_cannot_take_is_answered(
         assert refused.value.code is Code.KIND_UNSUPPORTED
 
 
-def test_retrieval_is_served_where_the_tokenizer_adds_no_special_tokens(tmp_path: Path, identity: Identity) -> None:
+def test_retrieval_is_served_where_the_tokenizer_adds_no_special_tokens(
+    tmp_path: Path, identity: Identity, serve_by: Serve
+) -> None:
     base = factories.make_gpt2(tmp_path / "base")
     tokenizer = json.loads((base / "tokenizer.json").read_text())
     (base / "tokenizer.json").write_text(json.dumps(tokenizer | {"post_processor": None}))
     pool, told = factories.make_pool(base, identity), Statistics(centroid=Centroid(width=32))
     bundle = factories.make_bundle(tmp_path / "a", pool, identity, name="a", statistics=told)
     model = RoutedModel.from_bundles(str(base), [bundle], device="cpu")
-    service = QueryService(model, Allowance(methods=("retrieval",)))
+    service = serve_by(model, Allowance(methods=("retrieval",)))
     assert asyncio.run(ask(service, "a b", choice=RoutingChoice("retrieval")))
 
 
@@ -210,37 +148,32 @@ def test_arguments_that_change_nothing_are_not_prepared_for_again(model: RoutedM
     assert not model.prepared(RoutingChoice("genknowsub:bb"))
 
 
-def test_choices_are_counted_before_anything_is_worked_out() -> None:
-    slow = Slow()
-    slow.go.set()
+def test_choices_are_counted_before_anything_is_worked_out(model: RoutedModel, serve_by: Serve) -> None:
     choices = [choice_to_wire(RoutingChoice(method)) for method in ("average-activation", "nnls-request")]
     request = query_pb2.AskRequest(inputs=[input_to_wire("a")] * 3, choices=choices)
 
     async def asked() -> None:
-        async for _ in QueryService(slow).Ask(request, None):  # type: ignore[arg-type] # as above
+        async for _ in serve_by(model).Ask(request, None):  # type: ignore[arg-type] # as above
             pass
 
     with pytest.raises(Refused, match="3 inputs and 2 routing choices"):
         asyncio.run(asked())
-    assert slow.prepares == []
 
 
 @pytest.mark.parametrize("method", ["merged", "uniform", "spectr", "genknowsub:a"])
-def test_methods_that_cost_much_are_the_operators_to_open(model: RoutedModel, method: str) -> None:
+def test_methods_that_cost_much_are_the_operators_to_open(model: RoutedModel, method: str, serve_by: Serve) -> None:
     with pytest.raises(Refused) as refused:
-        asyncio.run(ask(QueryService(model), "a", choice=RoutingChoice(method)))
+        asyncio.run(ask(serve_by(model), "a", choice=RoutingChoice(method)))
     assert refused.value.code is Code.METHOD_CLOSED
-    assert asyncio.run(
-        ask(QueryService(model, Allowance((method.partition(":")[0],))), "a", choice=RoutingChoice(method))
-    )
+    assert asyncio.run(ask(serve_by(model, Allowance((method.partition(":")[0],))), "a", choice=RoutingChoice(method)))
     model.generation = replace(model.generation, settings=Routing(method=method.partition(":")[0]))
     if ":" not in method:  # the release's own
-        assert asyncio.run(ask(QueryService(model), "a"))
-        assert asyncio.run(ask(QueryService(model), "a", choice=RoutingChoice(method)))
+        assert asyncio.run(ask(serve_by(model), "a"))
+        assert asyncio.run(ask(serve_by(model), "a", choice=RoutingChoice(method)))
 
 
-def test_how_much_work_a_caller_may_ask_for_is_the_operators(model: RoutedModel) -> None:
-    service = QueryService(model, Allowance(k=1, new_tokens=3))
+def test_how_much_work_a_caller_may_ask_for_is_the_operators(model: RoutedModel, serve_by: Serve) -> None:
+    service = serve_by(model, Allowance(k=1, new_tokens=3))
     assert asyncio.run(ask(service, "a", choice=RoutingChoice("expert:bb", k=1), new_tokens=3))
     assert asyncio.run(ask(service, "a", new_tokens=0))
     for choice, new_tokens in ((RoutingChoice(k=2), 3), (DEFAULT, 4)):
@@ -252,9 +185,9 @@ def test_how_much_work_a_caller_may_ask_for_is_the_operators(model: RoutedModel)
     assert refused.value.code is Code.METHOD_UNKNOWN
 
 
-def test_an_expired_release_is_said_and_stops_where_the_operator_wants_it(model: RoutedModel) -> None:
+def test_an_expired_release_is_said_and_stops_where_the_operator_wants_it(model: RoutedModel, serve_by: Serve) -> None:
     model.generation = replace(model.generation, release=7, expires=datetime(2020, 1, 1, tzinfo=UTC))
-    service = QueryService(model)
+    service = serve_by(model)
 
     def look(port: int) -> tuple[query_pb2.InfoReply, int]:
         with connect(f"127.0.0.1:{port}") as channel:
@@ -290,8 +223,10 @@ def test_an_expired_release_is_said_and_stops_where_the_operator_wants_it(model:
     assert asyncio.run(ask(service, "a"))
 
 
-def test_a_request_that_would_take_too_much_memory(t5_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    service = QueryService(RoutedModel(load_base(str(t5_base), device="cpu")))
+def test_a_request_that_would_take_too_much_memory(
+    t5_base: Path, monkeypatch: pytest.MonkeyPatch, serve_by: Serve
+) -> None:
+    service = serve_by(RoutedModel(load_base(str(t5_base), device="cpu")))
     monkeypatch.setattr(query_service, "MAX_SQUARED_TOKENS", 2 * 4**2)
     assert asyncio.run(ask(service, "a b c", "a"))  # the end mark is the fourth
     with pytest.raises(Refused, match="3 inputs of up to 4 tokens") as error:
