@@ -126,7 +126,7 @@ class Engine(Protocol):
         """
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Begin to answer, once (`ValueError`); `MEMORY_FULL` where there is too little memory to."""
 
     def stop(self, drain_s: float = 0.0) -> None:
         """Take nothing new, wait so many seconds for what runs, and end the rest (`BUSY`)."""

@@ -61,8 +61,8 @@ def _run(workspace: Path, settings: RouterSettings, on_ready: Callable[[int], No
     taken = _start(model, fetch, workspace)
     follower = Follower(model, fetch, interval_s=settings.follow_interval_s, held=taken)
     engine = open_engine(model, waiting=settings.max_waiting, memory_share=settings.memory_share, seats=settings.seats)
-    follower.start()
     engine.start()
+    follower.start()
     try:
         listen = Listen(settings.listen, settings.tls_cert, settings.tls_key)
         service = QueryService(engine, settings.allowance, lambda: engine.load.trouble or follower.trouble)

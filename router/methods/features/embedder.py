@@ -4,6 +4,7 @@ The mean of the last layer's states over the text's tokens, scaled to length 1, 
 all-MiniLM-L6-v2; needs transformers alone.
 """
 
+import copy
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -36,7 +37,7 @@ class Embedder:
     def __init__(
         self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", ref: BaseModelRef | None = None
     ) -> None:
-        self._model, self._tokenizer, self.ref = model, tokenizer, ref
+        self._model, self._shared, self.ref = model, tokenizer, ref
 
     @classmethod
     def of_base(cls, base: Base) -> "Embedder":
@@ -63,6 +64,12 @@ class Embedder:
     def width(self) -> int:
         """Numbers in an embedding; tried out, since configurations name it in many ways."""
         return self.embed(["a"]).shape[1]
+
+    @cached_property
+    def _tokenizer(self) -> "PreTrainedTokenizerBase":
+        # A tokenizer remembers how it is to cut and pad, for whoever uses it next, be it in another thread: one of
+        # one's own, since a request that somebody else reads meanwhile is not to be cut.
+        return copy.deepcopy(self._shared)
 
     def embed(self, texts: Sequence[str]) -> Tensor:
         """Embed texts; returns [b, d] float32 on the CPU, each of length 1."""

@@ -81,6 +81,8 @@ class BatchEngine:
         self._preparation = Preparation(model, self._back)
         self._alone = is_offloaded(model.base.model)
         self._thread: threading.Thread | None = None
+        self._open = threading.Event()
+        self._error: GreylagError | None = None
         self._closed = self._ending = False
         self._trouble = ""
 
@@ -95,11 +97,15 @@ class BatchEngine:
 
         Raises:
             ValueError: It has begun before.
+            Unavailable: `MEMORY_FULL`, or `INTERNAL`.
         """
         if self._thread is not None:
             raise ValueError("the engine was started before")
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
+        self._open.wait()
+        if self._error is not None:
+            raise self._error
 
     def stop(self, drain_s: float = 0.0) -> None:
         """Take nothing new, wait so many seconds for whoever was let in or waits, and end the rest (`BUSY`)."""
@@ -153,6 +159,8 @@ class BatchEngine:
     def _leave(self, seat: Seat) -> None:
         with self._changed:
             seat.gone = True
+            with suppress(ValueError):
+                self._queue.remove(seat)
             self._changed.notify_all()
 
     def _back(self, seats: list[Seat]) -> None:
@@ -170,6 +178,7 @@ class BatchEngine:
     def _run(self) -> None:
         try:
             batch = self._open_batch()
+            self._open.set()
             while self._wait():
                 self._let_out(batch)
                 self._let_in(batch)
@@ -178,9 +187,12 @@ class BatchEngine:
             _log.exception("the engine failed")
             with self._changed:
                 self._trouble = "The router failed, and answers nothing until it is started anew; its log says why."
-            self._end_all(error if isinstance(error, GreylagError) else failed())
+            self._error = error if isinstance(error, GreylagError) else failed()
+            self._end_all(self._error)
         else:
             self._end_all(_stopping())
+        finally:
+            self._open.set()
 
     def _wait(self) -> bool:
         """Wait for something to do; returns whether to go on."""
@@ -211,32 +223,43 @@ class BatchEngine:
 
     def _admit(self, seat: Seat, needed: int, batch: Batch) -> None:
         """Plan a request and let it in, or have its method prepared first."""
-        choice, model = seat.asked.choice, self.model
         try:
-            if self._limit(seat) < 1:
-                raise self._too_long(seat)
-            if not model.prepared(choice) and seat.prepared_for is not model.held.find(choice.release):
-                if not self._alone:
-                    self._preparation.begin(seat)
-                    return
-                prepare(model, seat)
-                if seat.over:
-                    return
-            planned = plan(model.features, model.held, [seat.asked.prompt], [choice])
-            planned = planned.recorded() if seat.asked.explain else planned
-            wanted = penalty(model.base, seat.asked.prompt.tokens, batch.starts or len(seat.asked.prompt.tokens))
+            if not self._prepared(seat):
+                return
+            self._plan(seat, batch.starts or len(seat.asked.prompt.tokens))
         except GreylagError as error:
             seat.fail(error)
-            return
         except torch.OutOfMemoryError:
             seat.fail(_no_memory())
-            return
-        seat.begin(model.base, planned, self._limit(seat), self._ends, wanted)
+        except Exception:  # noqa: BLE001 - nobody else's answer depends on it
+            _log.exception("a request could not be planned", method=seat.asked.choice.method)
+            seat.fail(failed())
+        else:
+            self._running[seat] = needed
+            batch.add(seat)
+
+    def _prepared(self, seat: Seat) -> bool:
+        """Tell whether a request can be planned at once; if not, it is over, or comes back."""
+        choice, model = seat.asked.choice, self.model
+        if self._limit(seat) < 1:
+            seat.fail(self._too_long(seat))
+        elif not model.prepared(choice) and seat.prepared_for is not model.held.find(choice.release):
+            if not self._alone:
+                self._preparation.begin(seat)
+                return False
+            prepare(model, seat)
+        return not seat.over
+
+    def _plan(self, seat: Seat, started: int) -> None:
+        """Plan a request of which so many tokens stand before those that are written."""
+        model, asked, limit = self.model, seat.asked, self._limit(seat)
+        planned = plan(model.features, model.held, [asked.prompt], [asked.choice])
+        planned = planned.recorded() if asked.explain else planned
+        wanted = penalty(model.base, asked.prompt.tokens, started, limit)
+        seat.begin(model.base, planned, limit, self._ends, wanted)
         if (alike := seat.alike) is not None:
             # One plan, so that a module routes them together.
             seat.plan = self._plans.setdefault(alike, seat.plan)
-        self._running[seat] = needed
-        batch.add(seat)
 
     def _limit(self, seat: Seat) -> int:
         """Tell how many tokens a request may be given."""

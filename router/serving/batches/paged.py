@@ -63,17 +63,19 @@ def ends(base: Base) -> frozenset[int]:
     )
 
 
-def penalty(base: Base, prompt: Sequence[int], started: int) -> Penalty | None:
+def penalty(base: Base, prompt: Sequence[int], started: int, limit: int) -> Penalty | None:
     """Make what a checkpoint wants done to scores wherever it writes, as `generate` does it; None where nothing.
 
     Args:
         base: The base model.
         prompt: The request's tokens.
         started: Tokens that stand before the first one that is written.
+        limit: Most tokens that are written.
     """
     model: Any = base.model
     config = copy.deepcopy(model.generation_config)
     config.do_sample = False  # a request says itself how it draws
+    config.max_length = started + limit  # some have a token that is to be the last
     model._prepare_special_tokens(config, device=model.device)  # noqa: SLF001 - see above
     read = torch.tensor([list(prompt)], device=model.device)
     found = model._get_logits_processor(  # noqa: SLF001 - see above

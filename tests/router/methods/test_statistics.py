@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -164,6 +165,15 @@ def encoder_of(base: Base, text: str) -> Tensor:
             states = base.model.model(input_ids=ids).last_hidden_state[0]
     mean = states.double().mean(0)
     return mean / mean.norm()
+
+
+def test_who_embeds_leaves_the_base_s_tokenizer_as_it_was(llama_base: Path) -> None:
+    base = load_base(str(llama_base), device="cpu")
+    told, padding = cast("Any", base.tokenizer), base.tokenizer.pad_token
+    Embedder.of_base(base).embed(["a b c", "d"])
+    # Whoever reads a long request in another thread would have it cut.
+    assert (told.backend_tokenizer.truncation, told.backend_tokenizer.padding) == (None, None)
+    assert base.tokenizer.pad_token == padding
 
 
 def test_the_base_embeds_texts_alike_alone_and_together(base: Path) -> None:

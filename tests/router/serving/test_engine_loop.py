@@ -183,6 +183,51 @@ def test_an_engine_that_fails_says_so_to_everybody(
     assert (engine.load.running, engine.load.waiting) == (0, 0)
 
 
+def test_an_engine_that_cannot_open_says_so_at_once(model: RoutedModel) -> None:
+    def full() -> None:
+        raise Unavailable(Code.MEMORY_FULL, "full")
+
+    for opening, code in ((full, Code.MEMORY_FULL), (fail, Code.INTERNAL)):
+        engine = BatchEngine(model, opening, room=1, seats=1, waiting=1)  # type: ignore[arg-type] # as told
+        with pytest.raises(Unavailable) as refused:
+            engine.start()
+        assert refused.value.code is code
+        assert engine.load.trouble
+        engine.stop()
+
+
+def test_a_request_that_cannot_be_planned_is_the_only_one_to_fail(
+    model: RoutedModel, opened: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, asked, planned = opened(), ask_for(model), loop.plan
+    wrong = replace(asked, choice=RoutingChoice("expert:e1"))
+
+    def faulty(*arguments: Any) -> Any:
+        return fail() if arguments[-1] == [wrong.choice] else planned(*arguments)
+
+    monkeypatch.setattr(loop, "plan", faulty)
+    first, refused, second = refusals(engine, [asked, wrong, asked])
+    assert isinstance(refused, Unavailable)
+    assert refused.code is Code.INTERNAL
+    assert isinstance(first, list)
+    assert isinstance(second, list)
+    assert tokens(first) == tokens(second)
+    assert engine.load.trouble == ""
+
+
+def test_the_token_that_a_checkpoint_wants_last_is_the_last(
+    model: RoutedModel, opened: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, asked = model.base.model.generation_config, ask_for(model)
+    monkeypatch.setattr(config, "min_new_tokens", 2)
+    monkeypatch.setattr(config, "forced_eos_token_id", 1)
+    told = ask_one(opened(), asked)
+    answer = model.answer([asked.prompt], max_new_tokens=3, explain=True).answers[0]
+    assert answer.output_tokens[2:] == ("</s>",)
+    assert (len(tokens(told)), ended(told).reason, ended(told).output_tokens) == (2, "stop", 3)
+    assert ended(told).answered.answers[0].text == answer.text
+
+
 def test_a_step_for_which_memory_lacks_ends_those_in_it_alone(
     model: RoutedModel, opened: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
