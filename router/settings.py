@@ -64,7 +64,7 @@ class RouterSettings(BaseSettings):
     """Requests that `serve` answers at a time."""
     max_waiting: int = Field(default=1024, ge=1)
     """Requests that may wait beside them; whoever comes then is told that the router is busy."""
-    memory_share: float = Field(default=0.3, gt=0, le=0.9)
+    memory_share: float = Field(default=0.2, gt=0, le=0.9)
     """What requests may take, for keys and values, of the memory that is free once the model is loaded."""
     follow_interval_s: float = Field(default=10.0, gt=0)
     """Seconds between two looks for a new release."""

@@ -9,6 +9,9 @@ PAGE_TOKENS = 32
 CHUNK_TOKENS = 512
 """Tokens that a packed batch holds at most; a longer prompt is read in several steps, between which others go on."""
 
+USUAL_TOKENS = 4096
+"""More than requests have as a rule, all at a time; memory for still more is not taken, even where it is free."""
+
 
 def pages(tokens: int) -> int:
     """Count the pages that tokens take."""
@@ -25,7 +28,7 @@ def room(base: Base, share: float, seats: int) -> int:
     if base.positions is not None:
         # An encoder's tokens are read beside those that are written.
         longest = base.positions if base.architecture == "decoder-only" else 2 * base.positions
-        found = min(found, seats * pages(longest))
+        found = min(found, max(pages(longest), seats * pages(min(longest, USUAL_TOKENS))))
     if found < 1:
         raise Unavailable(
             Code.MEMORY_FULL,

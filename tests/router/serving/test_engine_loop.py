@@ -20,6 +20,7 @@ from router.query.request import RoutingChoice
 from router.serving.batches import loop
 from router.serving.batches.loop import BatchEngine
 from router.serving.batches.opening import open_engine
+from router.serving.batches.packed import PackedBatch
 from router.serving.engine import Asked, Engine, Sampling, Written
 from tests import factories
 from tests.router.serving.asking import LONGEST_S, Heard, ask_all, ask_one, ended, heard, refusals, tokens
@@ -108,9 +109,8 @@ def test_whoever_finds_the_queue_full_is_told_so(
 def test_memory_that_is_taken_is_waited_for_and_given_back(model: RoutedModel) -> None:
     # Three pages are 96 tokens: two of these requests never fit at a time.
     asked = ask_for(model, sampling=Sampling(max_new_tokens=40))
-    whole = open_engine(model, waiting=8, memory_share=0.05)
-    assert isinstance(whole, BatchEngine)
-    tight = BatchEngine(model, whole._open_batch, room=3, seats=8, waiting=8)
+    pack = partial(PackedBatch, model.base, pages=3, seats=8)
+    tight = BatchEngine(model, pack, room=3, seats=8, waiting=8)
     most = 0
     tight.start()
 
@@ -132,7 +132,6 @@ def test_memory_that_is_taken_is_waited_for_and_given_back(model: RoutedModel) -
     assert isinstance(refused, Refused)
     assert refused.code is Code.DATA_TOO_LONG
     tight.stop()
-    whole.stop()
 
 
 def test_what_was_begun_may_end_before_it_stops_and_nothing_begins(
