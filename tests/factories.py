@@ -78,13 +78,16 @@ def make_llama(folder: Path, *, hidden_size: int = 32, seed: int = 0) -> Path:
 
 
 def make_qwen2(folder: Path, *, hidden_size: int = 32, seed: int = 0) -> Path:
-    """Write a random Qwen2-like model of two layers, whose checkpoint wants what was written to be said less again."""
+    """Write a random Qwen2-like model of two layers, of which the second sees eight tokens back.
+
+    Its checkpoint wants what was written to be said less again.
+    """
     torch.manual_seed(seed)
     tokenizer = save_tokenizer(folder, begin=True)
     config = Qwen2Config(
         vocab_size=len(tokenizer), hidden_size=hidden_size, intermediate_size=48, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=True,
-        pad_token_id=0, eos_token_id=1, bos_token_id=3,
+        use_sliding_window=True, sliding_window=8, max_window_layers=1, pad_token_id=0, eos_token_id=1, bos_token_id=3,
     )  # fmt: skip
     model = Qwen2ForCausalLM(config)
     model.generation_config.repetition_penalty = 1.3

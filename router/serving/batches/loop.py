@@ -176,7 +176,10 @@ class BatchEngine:
     # What follows runs in the engine's own thread.
 
     def _run(self) -> None:
+        device = self.model.base.model.device
         try:
+            if device.type == "cuda":
+                torch.cuda.set_device(device)  # a thread begins with the first one
             batch = self._open_batch()
             self._open.set()
             while self._wait():

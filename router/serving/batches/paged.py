@@ -3,8 +3,8 @@
 Public there: `init_continuous_batching`, `ContinuousBatchingConfig`, and of the manager `add_request`, `cancel_request`
 and `get_result`. Not public, and used here, since the manager's own thread can neither plan a request nor draw as that
 request asks: the manager's `_create_batch_processor`; the processor's `prepare_next_batch`, `_generation_step`,
-`update_batch`, `fail_all_requests` and `inputs_and_outputs.requests_in_batch`; of a model `_supports_logits_to_keep`,
-`_prepare_special_tokens` and `_get_logits_processor`.
+`update_batch`, `fail_all_requests`, `inputs_and_outputs.requests_in_batch` and `.compute_stream`; of a model
+`_supports_logits_to_keep`, `_prepare_special_tokens` and `_get_logits_processor`.
 """
 
 import copy
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _ATTENTION = ("sdpa", "flash_attention_2", "flash_attention_3")
 """Ways to attend that serve a packed batch and, at the same time, whoever else runs the model."""
 _LAYERS = ("full_attention", "sliding_attention")
+_SPARE_PAGES = 8
+"""Pages that one kind of layers may hold and leave unused while another needs them."""
 
 
 class Segment(NamedTuple):
@@ -102,9 +104,10 @@ class PagedBatch:
     """
 
     def __init__(self, model: "PreTrainedModel", run: Run, *, pages: int, seats: int) -> None:
+        kinds = len(set(getattr(model.config.get_text_config(), "layer_types", None) or ()))
         config = ContinuousBatchingConfig(
             page_size=PAGE_TOKENS,
-            num_blocks=pages,
+            num_blocks=pages + max(kinds - 1, 0) * _SPARE_PAGES,
             max_batch_tokens=max(CHUNK_TOKENS, seats),
             max_requests_per_batch=seats,
             max_memory_percent=1.0,  # how much, was settled by whoever counted the pages
@@ -120,6 +123,8 @@ class PagedBatch:
         try:
             self._manager = model.init_continuous_batching(sampling, config)
             self._processor = self._manager._create_batch_processor()  # noqa: SLF001 - see above
+            # No stream of its own: what others have begun, a release that is loaded or a plan, is done before a step.
+            self._processor.inputs_and_outputs.compute_stream = None
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise Unavailable(
                 Code.MEMORY_FULL,
