@@ -82,9 +82,8 @@ def _sampled(scores: Tensor, dice: Sequence[Dice]) -> Tensor:
     temperatures = column([each.sampling.temperature for each in dice])
     # Equals in the order of the vocabulary, so that a number means the same token each time.
     shares, order = torch.softmax(scores / temperatures, -1).sort(dim=-1, descending=True, stable=True)
-    # A token is in as long as those before it do not reach top-p; the first always is.
+    # A token is in as long as those before it do not reach top-p, and the first has none before it.
     kept = shares.cumsum(-1) - shares < column([each.sampling.top_p for each in dice])
-    kept[:, 0] = True
     reached = (shares * kept).cumsum(-1)
     at = torch.searchsorted(reached, column([each.throw() for each in dice]) * reached[:, -1:], right=True)
     return order.gather(1, at.minimum(kept.sum(-1, keepdim=True) - 1)).squeeze(1)

@@ -18,6 +18,7 @@ from router.model.routed_model import RoutedModel
 from router.query.request import RoutingChoice
 from router.serving.batches import opening, paged
 from router.serving.batches.opening import open_engine
+from router.serving.batches.room import PAGE_TOKENS
 from router.serving.engine import Asked, Ended, Engine, Sampling, Written
 from tests import factories
 from tests.router.serving.asking import LONGEST_S, ask_all, ask_one, ended, heard, refusals, text, tokens
@@ -102,10 +103,13 @@ def alone(model: RoutedModel, asked: Asked) -> list[int]:
 def test_each_is_answered_in_one_batch_as_it_is_alone(model: RoutedModel, engine: Engine) -> None:
     prompts = model.read(INPUTS)
     asked = [
-        Asked(prompt, choice, Sampling(max_new_tokens=LENGTH), explain=at % 2 == 0)
+        Asked(prompt, choice, Sampling(max_new_tokens=LENGTH + at % 4), explain=at % 2 == 0)
         for at, (prompt, choice) in enumerate(zip(prompts, CHOICES, strict=True))
     ]
-    expected = [model.answer([each.prompt], each.choice, max_new_tokens=LENGTH, explain=each.explain) for each in asked]
+    expected = [
+        model.answer([each.prompt], each.choice, max_new_tokens=each.sampling.max_new_tokens, explain=each.explain)
+        for each in asked
+    ]
     told = ask_all(engine, asked)
     assert len({tuple(tokens(each)) for each in told}) == len(CHOICES)  # the choices matter
     for each, alike, mine in zip(asked, expected, told, strict=True):
@@ -114,8 +118,9 @@ def test_each_is_answered_in_one_batch_as_it_is_alone(model: RoutedModel, engine
         assert answer.text == other.text == text(mine)
         assert (answer.release, answer.method) == (other.release, other.method)
         assert ended(mine).answered.experts == alike.experts
-        assert (ended(mine).reason, ended(mine).input_tokens) == ("length", len(each.prompt.tokens))
-        assert ended(mine).output_tokens == LENGTH
+        assert (ended(mine).reason == "length") == (len(tokens(mine)) == each.sampling.max_new_tokens)
+        assert ended(mine).input_tokens == len(each.prompt.tokens)
+        assert ended(mine).output_tokens == len(tokens(mine)) + (ended(mine).reason == "stop")
         assert (answer.input_tokens, answer.output_tokens) == (other.input_tokens, other.output_tokens)
         assert bool(answer.routes) == (each.explain and each.choice.method != "base")
         assert [route.module for route in answer.routes] == [route.module for route in other.routes]
@@ -125,7 +130,8 @@ def test_each_is_answered_in_one_batch_as_it_is_alone(model: RoutedModel, engine
 
 
 def test_what_one_choice_read_never_answers_for_another(model: RoutedModel, engine: Engine) -> None:
-    (prompt,) = model.read(INPUTS[:1])
+    (prompt,) = model.read([" ".join(2 * INPUTS[:1])])  # longer than a page, which might be shared
+    assert len(prompt.tokens) > PAGE_TOKENS + 8
     choices = [
         RoutingChoice("phatgoose"),
         RoutingChoice("expert:e3"),

@@ -245,6 +245,32 @@ def test_a_step_for_which_memory_lacks_ends_those_in_it_alone(
     assert engine.load.trouble == ""
 
 
+def test_whoever_goes_is_in_no_step_that_begins_later(
+    model: RoutedModel, opened: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, asked, rows = opened(), ask_for(model, sampling=LONG), list[int]()
+    gate = Gate(model.base.model.forward)
+
+    def counted(**batch: Any) -> Any:
+        rows.append(len(batch["logits_indices"]))
+        return (gate if rows[-1] > 1 else gate._passed)(**batch)
+
+    monkeypatch.setattr(model.base.model, "forward", counted)
+
+    async def both() -> Heard:
+        staying, going = (asyncio.create_task(heard(engine, asked)) for _ in range(2))
+        assert await asyncio.to_thread(gate.entered.wait, LONGEST_S)
+        going.cancel()
+        with suppress(asyncio.CancelledError):
+            await going
+        gate.go.set()
+        return await asyncio.wait_for(staying, LONGEST_S)
+
+    assert len(tokens(asyncio.run(both()))) == 100
+    assert rows.count(2) == 1
+    assert rows[-50:] == [1] * 50
+
+
 def test_a_base_that_mixes_requests_up_is_asked_one_at_a_time(
     model: RoutedModel, opened: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
