@@ -7,7 +7,7 @@ from contextlib import aclosing
 from protocol.errors import GreylagError
 from router.serving.engine import Asked, Ended, Engine, Written
 
-LONGEST_S = 60.0
+LONGEST_S = 30.0
 Heard = list[Written | Ended]
 
 
