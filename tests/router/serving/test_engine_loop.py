@@ -15,6 +15,7 @@ import torch
 from protocol.errors import Code, GreylagError, Refused, Unavailable
 from protocol.signing import Identity
 from router.layer.batch_rows import inseparable
+from router.model.planner import plan
 from router.model.routed_model import RoutedModel
 from router.query.request import RoutingChoice
 from router.serving.batches import loop
@@ -198,7 +199,7 @@ def test_an_engine_that_cannot_open_says_so_at_once(model: RoutedModel) -> None:
 def test_a_request_that_cannot_be_planned_is_the_only_one_to_fail(
     model: RoutedModel, opened: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, asked, planned = opened(), ask_for(model), loop.plan
+    engine, asked, planned = opened(), ask_for(model), plan
     wrong = replace(asked, choice=RoutingChoice("expert:e1"))
 
     def faulty(*arguments: Any) -> Any:
