@@ -1,14 +1,19 @@
 """Ask an engine, several at a time."""
 
 import asyncio
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
+from typing import Any
 
 from protocol.errors import GreylagError
-from router.serving.engine import Asked, Ended, Engine, Written
+from router.model.routed_model import RoutedModel
+from router.serving.engine import Asked, Ended, Engine, Sampling, Written
 
 LONGEST_S = 30.0
 Heard = list[Written | Ended]
+SHORT = Sampling(max_new_tokens=3)
+LONG = Sampling(max_new_tokens=100)
 
 
 async def heard(engine: Engine, asked: Asked) -> Heard:
@@ -56,3 +61,24 @@ def text(told: Heard) -> str:
 def ended(told: Heard) -> Ended:
     assert isinstance(told[-1], Ended)
     return told[-1]
+
+
+def ask_for(model: RoutedModel, text: str = "say a b", sampling: Sampling = SHORT) -> Asked:
+    (prompt,) = model.read([text])
+    return Asked(prompt, sampling=sampling)
+
+
+class Gate:
+    """Holds up whatever passes through it until it is opened."""
+
+    def __init__(self, passed: Callable[..., Any]) -> None:
+        self._passed, self.entered, self.go = passed, threading.Event(), threading.Event()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.entered.set()
+        assert self.go.wait(LONGEST_S)
+        return self._passed(*args, **kwargs)
+
+
+def fail(*_: object, **__: object) -> None:
+    raise ZeroDivisionError
