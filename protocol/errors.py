@@ -137,6 +137,10 @@ class Code(Enum):
     STATE_CHANGE = Fate("FAILED_PRECONDITION", 409, EX_USAGE, "What it is about is in no state for that step.")
     REQUEST_INVALID = Fate("INVALID_ARGUMENT", 400, EX_USAGE, "The request cannot be answered as it is.")
 
+    POOL_UNKNOWN = Fate("NOT_FOUND", 404, EX_NOINPUT, "The router serves no such pool.")
+    USER_KEY = Fate("UNAUTHENTICATED", 401, EX_NOPERM, "A request needs the key of one of the router's users.")
+    USER_UNKNOWN = Fate("NOT_FOUND", 404, EX_NOINPUT, "The router has no such user.")
+
     # On the user's own machine.
     DATA_UNREADABLE = Fate("INVALID_ARGUMENT", 400, EX_NOINPUT, "The data file is missing or cannot be read.")
     DATA_COLUMNS = Fate("INVALID_ARGUMENT", 400, EX_DATAERR, "The data lack the columns that training needs.")
@@ -165,6 +169,9 @@ class Code(Enum):
     LOG_UNWITNESSED = Fate("UNAVAILABLE", 503, EX_TEMPFAIL, "Too few witnesses have signed for the log.", again=True)
     INTERRUPTED = Fate("UNAVAILABLE", 503, EX_TEMPFAIL, "A person stopped it; it goes on where it was.", again=True)
     CLOSED = Fate("UNAVAILABLE", 503, EX_TEMPFAIL, "The operator has closed the pool or its door.", again=True)
+    LIMIT_REACHED = Fate(
+        "RESOURCE_EXHAUSTED", 429, EX_TEMPFAIL, "The user has asked for as much as its limits allow.", again=True
+    )
     BUSY = Fate("UNAVAILABLE", 503, EX_TEMPFAIL, "The other side is busy or shutting down.", again=True)
     INTERNAL = Fate("INTERNAL", 500, EX_SOFTWARE, "The other side failed; its log says why.", again=True)
 

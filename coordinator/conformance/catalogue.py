@@ -54,7 +54,8 @@ UNCAUSED: dict[Code, str] = {
          Code.LOG_ROLLBACK, Code.LOG_UNWITNESSED, Code.UNTRUSTED, Code.UNREACHABLE), _READER,
     ),
     **dict.fromkeys(
-        (Code.METHOD_UNKNOWN, Code.METHOD_CLOSED, Code.EXPERT_UNKNOWN, Code.EXPERTS_EXHAUSTED, Code.MEMORY_FULL),
+        (Code.METHOD_UNKNOWN, Code.METHOD_CLOSED, Code.EXPERT_UNKNOWN, Code.EXPERTS_EXHAUSTED, Code.MEMORY_FULL,
+         Code.POOL_UNKNOWN, Code.USER_KEY, Code.USER_UNKNOWN, Code.LIMIT_REACHED),
         _ROUTER,
     ),
     **dict.fromkeys(
