@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -26,12 +27,16 @@ PromptLike = str | Prompt | Sequence[Mapping[str, object]]
 
 
 def read_prompts(base: Base, inputs: Iterable[PromptLike]) -> list[Prompt]:
-    """Turn inputs into what the model reads, as training does."""
+    """Turn inputs into what the model reads, as training does (`REQUEST_INVALID` for a chat that no template takes)."""
     return [asked if isinstance(asked, Prompt) else _read(base, asked) for asked in inputs]
 
 
 def _read(base: Base, asked: str | Sequence[Mapping[str, object]]) -> Prompt:
-    text = asked if isinstance(asked, str) else write_prompt(base.tokenizer, asked)
+    try:
+        text = asked if isinstance(asked, str) else write_prompt(base.tokenizer, asked)
+    except TemplateError as error:
+        what = f"The base's chat template takes no such chat: {error}."
+        raise Refused(Code.REQUEST_INVALID, what, "Change whose turns there are, and in which order.") from error
     return Prompt(text, encode_input(base.tokenizer, text, base.architecture))
 
 

@@ -125,25 +125,27 @@ class Users:
         self.needed = False
         self._look()
 
-    def find(self, key: str) -> User:
-        """Tell whose a key is.
+    def admit(self, authorization: str | None) -> User | None:
+        """Tell who asks; None for anybody, where no keys are needed.
+
+        Args:
+            authorization: What the request says: `Bearer KEY`.
 
         Raises:
-            Refused: `USER_KEY`, which does not say what is wrong with it.
+            Refused: `USER_KEY`, which does not say what is wrong with a key.
             Unavailable: `CLOSED` where the file cannot be read.
         """
         self._look()
+        if not self.needed:
+            return None
+        scheme, _, key = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer":
+            raise Refused(Code.USER_KEY, "The router takes no requests without a key.", _ASK)
         user = self._users.get(key.partition("-")[2].partition("-")[0])
         right = hmac.compare_digest(user.digest if user else _NOBODY, _digest(key))
         if user is None or not right or user.revoked is not None:
             raise Refused(Code.USER_KEY, "The router knows no such key.", _ASK)
         return user
-
-    def check_needed(self) -> None:
-        """Refuse a request without a key, where it needs one (`USER_KEY`)."""
-        self._look()
-        if self.needed:
-            raise Refused(Code.USER_KEY, "The router takes no requests without a key.", _ASK)
 
     def _look(self) -> None:
         try:
