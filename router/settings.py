@@ -52,6 +52,12 @@ class RouterSettings(BaseSettings):
     Without it, random tokens."""
     listen: str = "127.0.0.1:50052"
     """Where `serve` answers, `host:port`."""
+    http: str | None = None
+    """Where `serve` answers over HTTP, too, `host:port`."""
+    http_without_keys: bool = False
+    """Whether it answers anybody there, also beyond loopback, while the workspace has no users."""
+    http_without_tls: bool = False
+    """Whether it answers there in plain text, also beyond loopback, as behind a proxy that speaks TLS."""
     answer_expired: bool = True
     """Whether `serve` still answers once the newest release it could get has expired; where not, its health says so."""
     methods: tuple[str, ...] = CHEAP

@@ -165,6 +165,7 @@ async def serve(
     count: Callable[[Code], None] = lambda _: None,
     on_ready: Callable[[int], None] = lambda _: None,
     healthy: Callable[[], bool] = lambda: True,
+    stopped: asyncio.Event | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain.
 
@@ -174,12 +175,13 @@ async def serve(
         count: Called with the code of every refusal.
         on_ready: Called once with the port, when calls are being taken.
         healthy: What the health service says.
+        stopped: Set by the signal; whoever sets it ends the server, too.
 
     Raises:
         Refused: `SETTINGS_INVALID` if the address cannot be listened on, or the certificate and its key cannot be used.
     """
     server = grpc.aio.server(interceptors=[CallInterceptor(listen, count)], options=_OPTIONS)
-    stopped = asyncio.Event()
+    stopped = stopped or asyncio.Event()
     add_HealthServicer_to_server(Health(register(server), healthy, stopped), server)
     port = _bind(server, listen)
     loop = asyncio.get_running_loop()

@@ -21,7 +21,8 @@ from router.model.routed_model import RoutedModel
 from router.serving.batches.opening import open_engine
 from router.serving.engine import Engine
 from router.serving.http import listening, server
-from router.serving.http.server import Connection, Openness, check_door
+from router.serving.http.server import Connection
+from router.serving.users.openness import Openness, check_door
 from router.serving.users.user_file import FILE, add_user, revoke_user
 from tests.router.serving.http.conftest import asking, opened
 
