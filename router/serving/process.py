@@ -1,4 +1,4 @@
-"""A router process: model, follower and service together."""
+"""A router process: model, follower and doors together."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,7 +9,6 @@ import structlog
 
 from protocol.documents import read_pool
 from protocol.files.locks import held
-from protocol.wire.grpc_server import Listen, serve
 from router.base.fingerprint import check_base
 from router.follow.pull import pull
 from router.follow.source import PULL_DEADLINE_S
@@ -17,8 +16,8 @@ from router.follow.workspace import FINGERPRINT, POOL, RELEASE, RELEASES, Mirror
 from router.model.releases import Held
 from router.model.routed_model import RoutedModel
 from router.serving.batches.opening import open_engine
+from router.serving.doors import serve_doors
 from router.serving.follower import Follower
-from router.serving.query_service import QueryService
 from router.settings import RouterSettings
 
 START_S = 60.0
@@ -26,7 +25,7 @@ START_S = 60.0
 _log = structlog.get_logger(__name__)
 
 
-def run(workspace: Path, settings: RouterSettings, on_ready: Callable[[int], None]) -> None:
+def run(workspace: Path, settings: RouterSettings, on_ready: Callable[[int, int | None], None]) -> None:
     """Serve a workspace until SIGTERM or SIGINT.
 
     Starts with the newest release; where that does not come, not within `START_S`, or cannot be loaded, with the newest
@@ -35,7 +34,7 @@ def run(workspace: Path, settings: RouterSettings, on_ready: Callable[[int], Non
     Args:
         workspace: Folder with the pulled releases; made if it is missing.
         settings: Where releases come from and where to listen.
-        on_ready: Called with the port once questions are answered.
+        on_ready: Called with the ports of gRPC and, if it is asked for, HTTP once questions are answered.
 
     Raises:
         Refused: `WORKSPACE_BUSY`, `BASE_MISMATCH`, `BASE_UNREADABLE` or `SETTINGS_INVALID`.
@@ -47,7 +46,7 @@ def run(workspace: Path, settings: RouterSettings, on_ready: Callable[[int], Non
         _run(workspace, settings, on_ready)
 
 
-def _run(workspace: Path, settings: RouterSettings, on_ready: Callable[[int], None]) -> None:
+def _run(workspace: Path, settings: RouterSettings, on_ready: Callable[[int, int | None], None]) -> None:
     cache = workspace / FINGERPRINT
     fetch = partial(
         pull, workspace, settings.coordinator, base=settings.base, say=_log.warning, **settings.contact
@@ -64,10 +63,7 @@ def _run(workspace: Path, settings: RouterSettings, on_ready: Callable[[int], No
     engine.start()
     follower.start()
     try:
-        listen = Listen(settings.listen, settings.tls_cert, settings.tls_key)
-        service = QueryService(engine, settings.allowance, lambda: engine.load.trouble or follower.trouble)
-        healthy = lambda: model.held.answering and not engine.load.trouble  # noqa: E731
-        asyncio.run(serve(listen, service.register, on_ready=on_ready, healthy=healthy))
+        asyncio.run(serve_doors(workspace, settings, engine, lambda: follower.trouble, on_ready))
     finally:
         engine.stop()
         follower.stop()

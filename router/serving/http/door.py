@@ -18,7 +18,7 @@ from router.serving.http.listening import read_whole, unless_gone
 from router.serving.http.metrics import DoorMetrics
 from router.serving.http.question import Question, read_inputs, understand
 from router.serving.http.replies import Dialect, Envelope, Usage
-from router.serving.http.reply import EventStream, Reply
+from router.serving.http.reply import EventStream, HttpReply
 from router.serving.http.requests import Wanted, read_body
 from router.serving.http.spelling import Speller
 from router.serving.users.rates import Rates
@@ -125,6 +125,6 @@ class Door:
         counted = bool(wanted.stream_options and wanted.stream_options.include_usage)
         return EventStream(reply, reply.events(usage=counted, failed=self.fail))
 
-    def _reply(self, envelope: Envelope, question: Question, prompts: list[Prompt], usage: Usage) -> Reply:
+    def _reply(self, envelope: Envelope, question: Question, prompts: list[Prompt], usage: Usage) -> HttpReply:
         answers = Answers(self.serving.engine, question.asked(prompts))
-        return Reply(envelope, question, answers, usage=usage, speller=self._speller, metrics=self.metrics)
+        return HttpReply(envelope, question, answers, usage=usage, speller=self._speller, metrics=self.metrics)

@@ -14,14 +14,14 @@ _EXPERT, _METHOD = "expert:", "method:"
 _NAME = re.compile(r"(?P<pool>[^/@]+)(?:@(?P<release>[0-9]{1,9}))?(?:/(?P<how>.+))?")
 
 
-class Named(NamedTuple):
+class ModelName(NamedTuple):
     """What is left open is the newest release's to say."""
 
     release: int | None = None
     method: str | None = None
 
 
-def read_model(name: str, pool: str) -> Named:
+def read_model(name: str, pool: str) -> ModelName:
     """Read a model's name.
 
     Raises:
@@ -37,7 +37,7 @@ def read_model(name: str, pool: str) -> Named:
             "/v1/models lists them.",
         )
     release = int(found["release"]) if found["release"] else None
-    return Named(release, how.removeprefix(_METHOD) or None)
+    return ModelName(release, how.removeprefix(_METHOD) or None)
 
 
 def list_models(held: Held, pool: str, allowance: Allowance) -> list[str]:

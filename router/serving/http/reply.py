@@ -32,7 +32,7 @@ class _Transcript:
         self.letters += len(text)
 
 
-class Reply:
+class HttpReply:
     """Puts a request's answers together as they come.
 
     Args:
@@ -150,7 +150,7 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, reply: Reply, events: AsyncIterator[str]) -> None:
+    def __init__(self, reply: HttpReply, events: AsyncIterator[str]) -> None:
         super().__init__(events, headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         self._reply = reply
 

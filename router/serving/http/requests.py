@@ -68,7 +68,7 @@ class Wanted(_Passing):
     greylag: Extras = Extras()
 
 
-class Part(_Passing):
+class MessagePart(_Passing):
     """A piece of a message."""
 
     type: Literal["text"]
@@ -79,7 +79,7 @@ class Message(_Passing):
     """One turn of a chat."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | tuple[Part, ...]
+    content: str | tuple[MessagePart, ...]
 
 
 class ChatRequest(Wanted):
