@@ -1,8 +1,8 @@
 """The answers to one request, as they are written: several at once, in one stream of parts."""
 
 import asyncio
-from collections.abc import Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing
 
 from router.serving.engine import Asked, Ended, Engine, Written
 
@@ -19,12 +19,16 @@ class Answers:
     Args:
         engine: Who answers.
         asked: What is asked.
+        place: Keeps a place for an answer, or refuses one.
     """
 
-    def __init__(self, engine: Engine, asked: Sequence[Asked]) -> None:
+    def __init__(
+        self, engine: Engine, asked: Sequence[Asked], place: Callable[[], AbstractAsyncContextManager[None]]
+    ) -> None:
+        self._engine, self._place = engine, place
         self._parts: asyncio.Queue[Told | Exception] = asyncio.Queue()  # bounded by the answers' length
         self._open = len(asked)
-        self._tasks = [asyncio.create_task(self._pump(engine, at, each)) for at, each in enumerate(asked)]
+        self._tasks = [asyncio.create_task(self._pump(at, each)) for at, each in enumerate(asked)]
 
     def stop(self) -> None:
         """Take what is not answered yet out of the engine; for whatever reason nobody wants it any more."""
@@ -53,9 +57,9 @@ class Answers:
             self._open -= 1
         return part
 
-    async def _pump(self, engine: Engine, at: int, asked: Asked) -> None:
+    async def _pump(self, at: int, asked: Asked) -> None:
         try:
-            async with aclosing(engine.ask(asked)) as parts:
+            async with self._place(), aclosing(self._engine.ask(asked)) as parts:
                 async for part in parts:
                     self._parts.put_nowait((at, part))
         except Exception as error:  # noqa: BLE001 - whoever iterates is told

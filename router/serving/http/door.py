@@ -2,12 +2,16 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from protocol.errors import Code, Refused
+from protocol.wire.places import Places
 from router.base.batching import Prompt
 from router.query.limits import DEFAULT_ALLOWANCE, Allowance
 from router.serving.choices import check_allowed
@@ -24,6 +28,8 @@ from router.serving.http.spelling import Speller
 from router.serving.users.rates import Rates
 from router.serving.users.user_file import User, Users
 
+_ANSWERED = 16
+"""About how many are answered while others wait; of all these, one user may have half."""
 _LOCAL = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -63,6 +69,7 @@ class Door:
         self.serving, self.leaving = serving, False
         self.metrics = DoorMetrics(serving.engine)
         self._rates, self._speller = Rates(), Speller(serving.engine.model.base.tokenizer)
+        self._places, self._numbers = Places(serving.engine.load.most_waiting + _ANSWERED), count()
 
     def admit(self, request: Request) -> User | None:
         """Tell who asks; None for anybody, where no keys are needed.
@@ -95,7 +102,9 @@ class Door:
             ClientDisconnect: The client hung up.
         """
         user, raw = self.admit(request), await read_whole(request)
-        return await unless_gone(request, self._answer(user, raw, kind, dialect))
+        who = user.name if user else request.client.host if request.client else ""
+        reply = partial(self._reply, partial(self._place, who))
+        return await unless_gone(request, self._answer(user, raw, kind, dialect, reply))
 
     def fail(self, error: Exception) -> Failure:
         """Say what a client may know of an error, and count it."""
@@ -103,7 +112,9 @@ class Door:
         self.metrics.refused(failure.code)
         return failure
 
-    async def _answer(self, user: User | None, raw: bytes, kind: type[Wanted], dialect: Dialect) -> Response:
+    async def _answer(
+        self, user: User | None, raw: bytes, kind: type[Wanted], dialect: Dialect, begin: Callable[..., HttpReply]
+    ) -> Response:
         model, allowance = self.serving.engine.model, self.serving.allowance
         wanted = await asyncio.to_thread(read_body, kind, raw)
         question = understand(wanted, self.serving.pool(), allowance)
@@ -114,7 +125,7 @@ class Door:
             answers = len(prompts) * question.each
             tokens = usage.prompt_tokens + answers * question.sampling.max_new_tokens
             self._rates.charge(user, answers=answers, tokens=tokens)
-        reply = self._reply(Envelope(dialect, wanted.model), question, prompts, usage)
+        reply = begin(Envelope(dialect, wanted.model), question, prompts, usage)
         try:
             await reply.begin()
             if not wanted.stream:
@@ -125,6 +136,13 @@ class Door:
         counted = bool(wanted.stream_options and wanted.stream_options.include_usage)
         return EventStream(reply, reply.events(usage=counted, failed=self.fail))
 
-    def _reply(self, envelope: Envelope, question: Question, prompts: list[Prompt], usage: Usage) -> HttpReply:
-        answers = Answers(self.serving.engine, question.asked(prompts))
+    def _place(self, who: str) -> AbstractAsyncContextManager[None]:
+        # One connection has one request at a time, so only what is one user's, or one address's, is counted together.
+        return self._places.one(f"http:{who}:{next(self._numbers)}")
+
+    def _reply(
+        self, place: Callable[[], AbstractAsyncContextManager[None]], envelope: Envelope, question: Question,
+        prompts: list[Prompt], usage: Usage,
+    ) -> HttpReply:  # fmt: skip
+        answers = Answers(self.serving.engine, question.asked(prompts), place)
         return HttpReply(envelope, question, answers, usage=usage, speller=self._speller, metrics=self.metrics)

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from router.serving.http import listening, server
 from router.serving.http.server import Connection
 from router.serving.users.openness import Openness, check_door
 from router.serving.users.user_file import FILE, add_user, revoke_user
+from tests.protocol.serving import make_authority
 from tests.router.serving.http.conftest import asking, opened
 
 LONG: dict[str, Any] = {"model": "notes", "prompt": "a b", "max_tokens": 100}
@@ -140,6 +142,34 @@ def test_who_comes_when_many_wait_is_told_when_to_come_back(slow: RoutedModel, t
         waiting.join(20)
         assert not waiting.is_alive()
         assert ask(url)
+
+
+def test_one_user_leaves_half_of_the_places_to_others(slow: RoutedModel, tmp_path: Path) -> None:
+    _, ada = add_user(tmp_path, "ada")
+    _, bob = add_user(tmp_path, "bob")
+    engine = open_engine(slow, waiting=16, memory_share=0.01, seats=32)
+    engine.start()
+    with opened(engine, tmp_path) as url, asking(url, ada) as client:
+        many = client.completions.create(**LONG, n=16, stream=True)
+        next(many)
+        with pytest.raises(RateLimitError) as refused:
+            ask(url, ada)
+        assert refused.value.code == "BUSY"
+        assert ask(url, bob)
+        many.close()
+        eventually(lambda: engine.load.running == 0)
+        assert ask(url, ada)
+    engine.stop()
+
+
+def test_keys_and_answers_go_over_tls(engine: Engine, tmp_path: Path) -> None:
+    authority = make_authority(tmp_path / "tls")
+    with opened(engine, tmp_path, listen=authority.listen()) as url:
+        trusting = ssl.create_default_context(cafile=authority.ca)
+        secure = url.replace("http", "https", 1)
+        assert httpx.get(f"{secure}/ready", verify=trusting).status_code == 200
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"{url}/ready")
 
 
 @pytest.mark.parametrize("streaming", [True, False])
