@@ -43,15 +43,13 @@ class Answers:
         """Wait for the next part of any answer.
 
         Raises:
-            Refused: As `Engine.ask`, for any of the answers; there is no use then in the others.
+            Refused: As `Engine.ask`, for any of the answers; there is no use then in the others, so stop them.
             Unavailable: Likewise.
         """
         if not self._open:
             raise StopAsyncIteration
         part = await self._parts.get()
         if isinstance(part, Exception):
-            self._open = 0
-            self.stop()
             raise part
         if isinstance(part[1], Ended):
             self._open -= 1

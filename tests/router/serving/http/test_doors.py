@@ -22,6 +22,7 @@ from router.model.routed_model import RoutedModel
 from router.serving.batches.opening import open_engine
 from router.serving.engine import Engine
 from router.serving.http import listening, server
+from router.serving.http.requests import MAX_BODY
 from router.serving.http.server import Connection
 from router.serving.users.openness import Openness, check_door
 from router.serving.users.user_file import FILE, add_user, revoke_user
@@ -112,12 +113,19 @@ def stream(client: OpenAI) -> Any:
 
 
 @pytest.fixture
-def slow(model: RoutedModel, monkeypatch: pytest.MonkeyPatch) -> RoutedModel:
-    """A model that takes its time, and does not end by itself."""
+def steps() -> list[float]:
+    """When `slow` was run."""
+    return []
+
+
+@pytest.fixture
+def slow(model: RoutedModel, steps: list[float], monkeypatch: pytest.MonkeyPatch) -> RoutedModel:
+    """A model that takes its time, and ends by itself after hundred steps."""
     forward = model.base.model.forward
 
     def slowly(*given: Any, **more: Any) -> Any:
-        time.sleep(0.03)
+        steps.append(time.monotonic())
+        time.sleep(0.05)
         return forward(*given, **more)
 
     monkeypatch.setattr(model.base.model, "forward", slowly)
@@ -129,6 +137,10 @@ def test_who_comes_when_many_wait_is_told_when_to_come_back(slow: RoutedModel, t
     with narrow(slow, tmp_path) as (engine, url), asking(url) as client:
         first = stream(client)
         next(first)
+        with pytest.raises(RateLimitError):  # of three answers one might wait, and is not left to
+            client.completions.create(**LONG, n=3)
+        eventually(lambda: engine.load.waiting == 0)
+        assert engine.load.running == 1
         waiting = threading.Thread(target=ask, args=(url,))
         waiting.start()
         eventually(lambda: engine.load.waiting == 1)
@@ -136,8 +148,6 @@ def test_who_comes_when_many_wait_is_told_when_to_come_back(slow: RoutedModel, t
             ask(url)
         assert busy.value.code == "BUSY"
         assert busy.value.response.headers["retry-after"] == "2"
-        with pytest.raises(RateLimitError):  # of several answers none is begun where one finds no place
-            client.completions.create(**LONG, n=3)
         first.close()
         waiting.join(20)
         assert not waiting.is_alive()
@@ -174,7 +184,7 @@ def test_keys_and_answers_go_over_tls(engine: Engine, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("streaming", [True, False])
 def test_the_requests_of_clients_that_are_gone_leave_the_batch(
-    slow: RoutedModel, tmp_path: Path, *, streaming: bool
+    slow: RoutedModel, steps: list[float], tmp_path: Path, *, streaming: bool
 ) -> None:
     with narrow(slow, tmp_path) as (engine, url):
         with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as line:
@@ -183,6 +193,7 @@ def test_the_requests_of_clients_that_are_gone_leave_the_batch(
             if streaming:
                 assert b"data: " in line.recv(1 << 16) + line.recv(1 << 16)
         eventually(lambda: engine.load.running == 0)
+        assert len(steps) < 80  # so it did not come to its end
         assert ask(url)
         page = httpx.get(f"{url}/metrics").text
         assert f'path="/v1/completions",status="{200 if streaming else 499}"' in page
@@ -191,6 +202,11 @@ def test_the_requests_of_clients_that_are_gone_leave_the_batch(
 def post(fields: dict[str, Any]) -> bytes:
     """Write a request as it goes over the line."""
     return httpx_bytes(httpx.Request("POST", "http://localhost/v1/completions", json=fields))
+
+
+def closing(request: bytes) -> bytes:
+    """Have the other side hang up after its answer."""
+    return request.replace(b"\r\n", b"\r\nconnection: close\r\n", 1)
 
 
 def httpx_bytes(request: httpx.Request) -> bytes:
@@ -229,12 +245,12 @@ def test_a_door_that_closes_lets_answers_come_to_their_end(slow: RoutedModel, tm
     with opened(engine, tmp_path) as url:
         client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
         told: list[str] = []
-        parts = client.completions.create(**LONG | {"max_tokens": 20}, stream=True)
+        parts = client.completions.create(**LONG | {"max_tokens": 12}, stream=True)
         listener = threading.Thread(target=lambda: told.extend(part.choices[0].text for part in parts))
         listener.start()
         eventually(lambda: bool(told))
     listener.join(20)
-    assert len(told) >= 20
+    assert len(told) >= 12
     client.close()
     engine.stop()
 
@@ -265,7 +281,7 @@ def test_nobody_is_waited_for_without_end(engine: Engine, tmp_path: Path, monkey
     with opened(engine, tmp_path) as url:
         assert raw(url) == b""  # who says nothing
         assert raw(url, b"GET / HT") == b""  # nor goes on
-        late = raw(url, whole.replace(b"\r\n", b"\r\nconnection: close\r\n", 1)[:-10])  # nor ends its body
+        late = raw(url, closing(whole)[:-10])  # nor ends its body
         assert late.startswith(b"HTTP/1.1 400")
         assert b"took longer than" in late
         after = raw(url, whole, b"GET / HT", wait_s=0.2)  # nor what follows an answer
@@ -274,6 +290,13 @@ def test_nobody_is_waited_for_without_end(engine: Engine, tmp_path: Path, monkey
         assert raw(url, b"GET / HTTP/1.1\r\n" + b"a: " + b"b" * (17 << 10)).startswith(b"HTTP/1.1 400")
         assert raw(url, b"\x16\x03\x01 no http\r\n\r\n").startswith(b"HTTP/1.1 400")
         assert ask(url)
+
+
+def test_a_body_that_is_too_long_is_refused_and_not_hung_up_on(engine: Engine, tmp_path: Path) -> None:
+    with opened(engine, tmp_path) as url:
+        told = raw(url, closing(post(LONG | {"prompt": "a " * 3 * MAX_BODY})))  # who reads only once all is sent
+        assert told.startswith(b"HTTP/1.1 413")
+        assert b"MESSAGE_TOO_LARGE" in told
 
 
 def test_a_client_that_takes_nothing_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
