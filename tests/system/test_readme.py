@@ -41,6 +41,7 @@ def script(blocks: list[str], base: Path, pool_port: int, router_port: int, flee
         flags=re.MULTILINE,
     )
     text = text.replace("coordinator init", f"coordinator init {SHORT}").replace(":7444", f":{router_port}")
+    text = text.replace(":8080", f":{free_port()}").replace("curl http:", "curl -fsS http:")
     text = re.sub(r"^(greylag-coordinator serve .*&)$", rf"\1\nwait_for {pool_port}", text, flags=re.MULTILINE)
     text = re.sub(r"^(greylag-router serve .*&)$", rf"\1\nwait_for {router_port}", text, flags=re.MULTILINE)
     text = re.sub(r"^(greylag-coordinator fleet .*&)$", rf"\1\nwait_for {fleet_port}", text, flags=re.MULTILINE)
