@@ -22,6 +22,7 @@ from router.serving.http.requests import ChatRequest, CompletionRequest
 from router.serving.users.rates import LimitReached
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_LOOKS = ("/health", "/ready", "/metrics")
 _HUNG_UP, _UNREADY = 499, 503
 _log = structlog.get_logger(__name__)
 
@@ -126,7 +127,7 @@ class _Noted:
                 message["headers"] = [*message["headers"], (b"x-request-id", request.encode())]
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(request=request):
+        with structlog.contextvars.bound_contextvars(request=request, user=None):
             try:
                 await self._app(scope, receive, told)
             except Exception:  # noqa: BLE001, S110 - it was logged and answered, and is raised again for a server's log
@@ -134,5 +135,6 @@ class _Noted:
             finally:
                 path = getattr(scope.get("route"), "path", "other")
                 self._door.metrics.answered(path, status)
-                seconds = round(time.monotonic() - since, 3)
-                _log.info("answered over HTTP", method=scope["method"], path=path, status=status, seconds=seconds)
+                if path not in _LOOKS:
+                    seconds = round(time.monotonic() - since, 3)
+                    _log.info("answered over HTTP", method=scope["method"], path=path, status=status, seconds=seconds)

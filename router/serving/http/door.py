@@ -1,12 +1,14 @@
 """What happens to a request: who asks, what, whether it is open to callers, and the answer."""
 
 import asyncio
+import re
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
 
+import structlog
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -30,7 +32,7 @@ from router.serving.users.user_file import User, Users
 
 _ANSWERED = 16
 """About how many are answered while others wait; of all these, one user may have half."""
-_LOCAL = ("localhost", "127.0.0.1", "[::1]")
+_LOCAL = re.compile(r"(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]+)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,8 @@ class Door:
             Unavailable: `CLOSED`.
         """
         user = self.serving.users.admit(request.headers.get("authorization"))
-        host = request.headers.get("host", "").rpartition(":")
-        if user is None and self.serving.local and (host[0] or host[2]) not in _LOCAL:
+        structlog.contextvars.bind_contextvars(user=user and user.name)
+        if user is None and self.serving.local and not _LOCAL.fullmatch(request.headers.get("host", "")):
             # A page in a browser can give its own name this machine's address, and then read what is answered.
             what = "Without keys, this router answers to its own machine alone, under the name localhost."
             raise Refused(Code.REQUEST_INVALID, what, "Ask http://localhost, or give your users keys.")

@@ -21,6 +21,8 @@ TAKE_S = 60.0
 """How long a client may leave what it is sent where it is, in seconds."""
 MAX_HEAD = 16 << 10
 """Longest head of a request, in bytes."""
+_KEEP_S = 30
+"""How long a connection is kept between two requests, in seconds: longer than clients do, or both end it at once."""
 _MOST_CONNECTIONS = 512
 _BACKLOG = 128
 
@@ -45,7 +47,7 @@ class HttpServer:
         config = Config(
             build_app(self._door), http=Connection, ws="none", lifespan="off", log_config=None, log_level="critical",
             access_log=False, server_header=False, proxy_headers=False, h11_max_incomplete_event_size=MAX_HEAD,
-            limit_concurrency=_MOST_CONNECTIONS, timeout_graceful_shutdown=int(DRAIN_S),
+            limit_concurrency=_MOST_CONNECTIONS, timeout_keep_alive=_KEEP_S, timeout_graceful_shutdown=int(DRAIN_S),
             ssl_certfile=listen.certificate, ssl_keyfile=listen.key,
         )  # fmt: skip
         self._server = _Server(config)

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from openai import APIError, AuthenticationError, OpenAI, RateLimitError
+from structlog.testing import capture_logs
 from uvicorn import Config
 from uvicorn.server import ServerState
 
@@ -64,6 +65,11 @@ def test_keys_open_and_close_the_door_while_it_stands(engine: Engine, tmp_path: 
         revoke_user(tmp_path, "bob")
         with pytest.raises(AuthenticationError):
             ask(url, bob)
+        with capture_logs() as logs:
+            assert httpx.get(f"{url}/v1/models", headers={"authorization": f"Bearer {ada}"}).status_code == 200
+            eventually(lambda: bool(logs))
+        assert [entry.get("status") for entry in logs] == [200]
+        assert ada not in str(logs)
         for path, status in (("/metrics", 401), ("/v1/models", 401), ("/health", 200), ("/ready", 200)):
             assert httpx.get(url + path).status_code == status
         whoever = {"authorization": f"Bearer {ada}", "host": "router.example"}  # a key is worth more than a name
