@@ -21,12 +21,17 @@ from protocol.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_manifest
 from protocol.documents import RECEIPT_TYPE, Receipt, read_enrolment, read_pool, read_receipt, read_rotation, sign
 from protocol.documents import sign_rotation as rotate
 from protocol.errors import Refused
+from protocol.files import strict_json
 from protocol.log.checkpoint import read_checkpoint, sign_checkpoint
 from protocol.log.leaf import LogLeaf, read_leaf
 from protocol.log.note import Note, sign_note
 from protocol.roles import metadata
 from protocol.roles.metadata import Keys
 from protocol.signing import Identity, Signed
+from router.query.limits import DEFAULT_ALLOWANCE
+from router.serving.http.failures import Misplaced
+from router.serving.http.question import understand
+from router.serving.http.requests import ChatRequest, CompletionRequest, Wanted, read_body
 from tests.conformance.corpus import FOLDER, Entry
 from tests.conformance.samples import CONTRIBUTOR, POOL, draft
 from tests.protocol.samples import COORDINATOR, CREATED, STRANGER
@@ -131,6 +136,30 @@ def _log() -> list[bytes]:
     return [note.encode(), note.text.encode(), leaf.encode()]
 
 
+def _question(kind: type[Wanted]) -> Reader:
+    """Read the body of a request over HTTP, and understand it."""
+
+    def read(raw: bytes) -> object:
+        try:
+            return understand(read_body(kind, raw), "notes", DEFAULT_ALLOWANCE)
+        except Misplaced as misplaced:
+            raise misplaced.error from misplaced
+
+    return read
+
+
+def _bodies() -> list[bytes]:
+    shared = {
+        "model": "notes@7/expert:ada/notes", "n": 2, "max_tokens": 9, "temperature": 1.5, "top_p": 0.5, "seed": -3,
+        "stop": ["a", "b"], "stream": True, "stream_options": {"include_usage": True}, "tools": [],
+        "greylag": {"k": 1, "temperature": 2, "allow": ["a"], "deny": [], "explain": "shares"},
+    }  # fmt: skip
+    chat = {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}], "logprobs": True}
+    prompts: tuple[object, ...] = ("a", ["a", "b"], [1, 2], [[1], [2, 3]])
+    kinds = [chat, *({"prompt": prompt, "logprobs": 3} for prompt in prompts)]
+    return [strict_json.dumps(shared | kind) for kind in kinds]
+
+
 PARSERS = {
     "envelope": Parser(
         {"envelope": Signed.parse, "bundle": read_manifest, "enrolment": read_enrolment},
@@ -164,6 +193,7 @@ PARSERS = {
         },
         _metadata,
     ),
+    "http": Parser({"chat": _question(ChatRequest), "text": _question(CompletionRequest)}, _bodies),
     "log": Parser(
         {"note": Note.parse, "checkpoint": lambda raw: read_checkpoint(raw, POOL), "text": _note, "leaf": read_leaf},
         _log,
