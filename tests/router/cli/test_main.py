@@ -178,6 +178,9 @@ def test_what_can_be_refused_at_once_is_refused_before_torch_wakes(tmp_path: Pat
             "serve", "-w", tmp_path, "--coordinator", "127.0.0.1:1", "--base", "x", "--listen", listen
         )
     assert ("Cannot listen" in said, woke) == (True, False)
+    open_ = ("--listen", "127.0.0.1:0", "--http", "0.0.0.0:0")
+    said, woke = torch_woke("serve", "-w", tmp_path, "--coordinator", "127.0.0.1:1", "--base", "x", *open_)
+    assert ("would answer anybody" in said, woke) == (True, False)
     (tmp_path / "router.toml").write_text('coordinator = "127.0.0.1:1"\nbase = "x"\nmethods = ["nope"]\n')
     said, woke = torch_woke("serve", "-w", tmp_path)
     assert ("METHOD_UNKNOWN" in said, woke) == (True, False)
