@@ -19,6 +19,7 @@ from router.serving.http.failures import Misplaced, failure_of_address
 from router.serving.http.model_name import check_there, list_models
 from router.serving.http.replies import ChatDialect, TextDialect
 from router.serving.http.requests import ChatRequest, CompletionRequest
+from router.serving.page.page import add_page
 from router.serving.users.rates import LimitReached
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -32,6 +33,7 @@ def build_app(door: Door) -> ASGIApp:
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     _add_questions(app, door)
     _add_looks(app, door)
+    add_page(app, door)
     _add_failures(app, door)
     return _Noted(app, door)
 

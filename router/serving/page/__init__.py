@@ -1,0 +1,1 @@
+"""The page at a router's door, which people ask in a browser."""
