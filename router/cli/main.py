@@ -11,7 +11,7 @@ from protocol.errors import Refused
 from protocol.printable import printable
 from protocol.programs import configure_logs, needs, print_json, put, run, say, with_flags_of
 from router.base.progress import show_bars
-from router.cli import evaluate, look, options, witness
+from router.cli import chat, evaluate, look, options, witness
 from router.cli.options import Device, Json, NewTokens, Quantise, Requests, Texts, Workspace
 from router.cli.users import users
 from router.query.limits import DEFAULT_NEW_TOKENS
@@ -29,6 +29,7 @@ app = typer.Typer(
 for verb in (evaluate.evaluate, look.trace, look.save, look.export, look.verify):
     app.command()(verb)
 app.command()(witness.witness)
+app.command()(chat.chat)
 app.add_typer(users, name="users")
 app.command("lm-eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(evaluate.lm_eval)
 

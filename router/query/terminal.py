@@ -14,6 +14,8 @@ from router.query.answer import Answer, Answered
 from router.query.attribution import best_experts, expert_shares, module_shares, token_weights
 
 _COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red", "bright_cyan", "bright_magenta")
+_LISTED = 8
+"""Experts of an answer that are named."""
 _SHOWN = 3
 """Experts of a token or a module that are named."""
 
@@ -92,3 +94,27 @@ def _module_table(answer: Answer, experts: Sequence[str], colours: dict[str, str
 def _ranking(shares: NDArray[np.float64], experts: Sequence[str], colours: dict[str, str]) -> Text:
     best = best_experts(shares, _SHOWN)
     return Text().join(Text(f"{printable(experts[at])} {share:.0%}  ", colours[experts[at]]) for at, share in best)
+
+
+def explain_talk(
+    pieces: Sequence[tuple[str, int]],
+    shares: Sequence[tuple[str, float]],
+    tokens: Sequence[Sequence[tuple[str, float]]],
+) -> None:
+    """Print who gave an answer of a chat, and the answer once more, each token coloured by who gave most of it.
+
+    Args:
+        pieces: The answer's texts, each with the number of its token.
+        shares: Experts with their shares of all routing, largest first.
+        tokens: Experts of each token, most first; empty where nobody asked for them, and nothing is coloured then.
+    """
+    console = Console(stderr=True, highlight=False)
+    colours = {name: _COLOURS[at % len(_COLOURS)] for at, (name, _) in enumerate(shares)}
+    if tokens:
+        best = [each[0][0] if each else "" for each in tokens]
+        whole = Text()
+        for text, at in pieces:
+            whole.append(printable(text), colours.get(best[at], "") if at < len(best) else "")
+        console.print(whole)
+    named = (Text(f"{printable(name)} {share:.0%}", colours[name]) for name, share in shares[:_LISTED])
+    console.print(Text("  ").join(named) if shares else Text("No expert answered: the base alone did."))
