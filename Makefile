@@ -94,6 +94,10 @@ bench-train: $(STAMP) ## Training throughput beside a plain Trainer and PEFT scr
 bench-growth: $(STAMP) ## Cost of adding an expert while requests run (a minute)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.growth
 
+.PHONY: bench-serve
+bench-serve: $(STAMP) ## Cost of routing to people who ask over HTTP, many at once (ten minutes); ARGS="--help" tells options
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.serve $(ARGS)
+
 .PHONY: bench-log
 bench-log: $(STAMP) ## Cost of the transparency log at 1,000 to 100,000 entries (a minute)
 	@$(BIN)/python -m tests.bench.log
