@@ -184,9 +184,7 @@ async def serve(
     stopped = stopped or asyncio.Event()
     add_HealthServicer_to_server(Health(register(server), healthy, stopped), server)
     port = _bind(server, listen)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped.set)
+    stop_by_signals(stopped)
     await server.start()
     try:
         on_ready(port)
@@ -194,6 +192,13 @@ async def serve(
     finally:
         stopped.set()
         await server.stop(DRAIN_S)
+
+
+def stop_by_signals(stopped: asyncio.Event) -> None:
+    """Have SIGTERM and SIGINT set an event of the loop that runs."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
 
 
 def check_listen(listen: Listen) -> None:

@@ -28,7 +28,7 @@ def chat(
     *,
     url: Annotated[str, typer.Option(help="Where `greylag-router serve --http` answers.")] = "http://127.0.0.1:8080",
     key: Annotated[
-        str, typer.Option(envvar="GREYLAG_ROUTER_KEY", show_default=False, help="Your key, if the router wants one.")
+        str, typer.Option(envvar="GREYLAG_USER_KEY", show_default=False, help="Your key, if the router wants one.")
     ] = "",
     ca: Ca = None,
     method: Annotated[str, typer.Option(help="Routing method; default: the release's.")] = "",

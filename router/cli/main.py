@@ -9,15 +9,15 @@ import typer
 
 from protocol.errors import Refused
 from protocol.printable import printable
-from protocol.programs import configure_logs, needs, print_json, put, run, say, with_flags_of
+from protocol.programs import print_json, put, run, say, with_flags_of
 from router.base.progress import show_bars
-from router.cli import chat, evaluate, look, options, witness
-from router.cli.options import Device, Json, NewTokens, Quantise, Requests, Texts, Workspace
+from router.cli import chat, evaluate, look, options, serve, witness
+from router.cli.options import Json, NewTokens, Requests, Texts, Workspace
 from router.cli.users import users
 from router.query.limits import DEFAULT_NEW_TOKENS
 
 if TYPE_CHECKING:
-    from router.settings import RouterSettings
+    pass
 
 app = typer.Typer(
     help="Fetch the releases of a pool, ask its routed model, keep one running.",
@@ -30,6 +30,8 @@ for verb in (evaluate.evaluate, look.trace, look.save, look.export, look.verify)
     app.command()(verb)
 app.command()(witness.witness)
 app.command()(chat.chat)
+app.command()(serve.serve)
+app.command()(serve.up)
 app.add_typer(users, name="users")
 app.command("lm-eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(evaluate.lm_eval)
 
@@ -133,83 +135,6 @@ def ask(
         sys.stdout.write((printable(answer.text) if sys.stdout.isatty() else answer.text) + "\n")
         if explain:
             terminal.explain(Console(stderr=True), answered, answer)
-
-
-@app.command()
-@with_flags_of(options.following)
-def serve(
-    *,
-    workspace: Workspace = Path(),
-    listen: Annotated[
-        str | None, typer.Option(help="host:port; port 0 takes a free one; default: that of router.toml.")
-    ] = None,
-    follow_interval_s: Annotated[float | None, typer.Option(help="Seconds between two looks for a release.")] = None,
-    http: Annotated[
-        str | None,
-        typer.Option(help="host:port to answer over HTTP at, too, as OpenAI's API does; default: that of router.toml."),
-    ] = None,
-    http_without_keys: Annotated[
-        bool | None,
-        typer.Option("--http-without-keys", help="LET ANYBODY ASK over HTTP beyond loopback while there are no users."),
-    ] = None,
-    http_without_tls: Annotated[
-        bool | None,
-        typer.Option("--http-without-tls", help="SEND KEYS, QUESTIONS AND ANSWERS IN PLAIN TEXT beyond loopback."),
-    ] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM; needed beyond loopback.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
-    device: Device = None,
-    quantise: Quantise = None,
-    json_: Json = False,
-    **flags: Any,
-) -> None:
-    """Keep a routed model running at the newest release, and answer over gRPC, and HTTP if asked to, until SIGTERM.
-
-    Example: greylag-router serve -w node --listen 127.0.0.1:7444 --http 127.0.0.1:8080
-    """
-    from protocol.wire.grpc_server import Listen, check_listen
-    from router.methods import find_allowed
-    from router.settings import FILE, load, save
-
-    def on_ready(port: int, http_port: int | None) -> None:
-        if not (workspace / FILE).exists():
-            save(workspace, settings)
-        address, web = _with_port(settings.listen, port), _with_port(settings.http or "", http_port)
-        if json_:
-            print_json({"address": address} | ({"http": web} if web else {}))
-        say(f"Answering at {address}{f' and {web}' if web else ''}; stop with Ctrl-C.")
-
-    settings = load(
-        workspace, listen=listen, http=http, http_without_keys=http_without_keys, http_without_tls=http_without_tls,
-        follow_interval_s=follow_interval_s, tls_cert=tls_cert, tls_key=tls_key, device=device, quantise=quantise,
-        **flags,
-    )  # fmt: skip
-    # Before the model, and torch, wake.
-    find_allowed(settings.methods)
-    check_listen(Listen(settings.listen, settings.tls_cert, settings.tls_key))
-    configure_logs()
-    if settings.http:
-        _check_http(workspace, settings)
-    show_bars()
-    from router.serving.process import run
-
-    run(workspace, settings, on_ready)
-
-
-def _check_http(workspace: Path, settings: "RouterSettings") -> None:
-    needs("uvicorn", "serve", "Answering over HTTP")
-    from protocol.wire.grpc_server import Listen
-    from router.serving.users.openness import Openness, check_door
-    from router.serving.users.user_file import FILE
-
-    listen = Listen(settings.http or "", settings.tls_cert, settings.tls_key)
-    openness = Openness(settings.http_without_tls, settings.http_without_keys)
-    check_door(listen, openness, keys=(workspace / FILE).exists())
-
-
-def _with_port(address: str, port: int | None) -> str:
-    """Put the port that was taken into an address; nothing where there is none."""
-    return f"{address.rpartition(':')[0]}:{port}" if port else ""
 
 
 @app.command()
