@@ -110,12 +110,7 @@ def up(
 ) -> None:
     """Fetch the newest release, or take bundles, and answer over HTTP, with a page at /; opens no other door.
 
-    Examples:
-    greylag-router up --coordinator pool.example.org:7443 --base google/t5-v1_1-small -w node
-
-    greylag-router up --base google/t5-v1_1-small --bundle runs/notes/bundle
-
-    Then: curl http://127.0.0.1:8080/v1/models
+    Example: greylag-router up -w node --coordinator pool.example.org:7443 --base google/t5-v1_1-small
     """
     from router.settings import FILE, RouterSettings, load, load_serving, save
 
