@@ -1,7 +1,8 @@
 """Texts to padded batches."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from jinja2 import TemplateError
@@ -11,6 +12,9 @@ from torch.nn.utils.rnn import pad_sequence
 from protocol.errors import Code, Refused
 from router.base.loading import Base
 from router.base.tokens import IGNORED, encode_input, encode_target, write_prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Side = Literal["left", "right"]
 
@@ -38,6 +42,26 @@ def _read(base: Base, asked: str | Sequence[Mapping[str, object]]) -> Prompt:
         what = f"The base's chat template takes no such chat: {error}."
         raise Refused(Code.REQUEST_INVALID, what, "Change whose turns there are, and in which order.") from error
     return Prompt(text, encode_input(base.tokenizer, text, base.architecture))
+
+
+def check_letters(base: Base, texts: Iterable[str], most: int) -> None:
+    """Refuse, before it is tokenised, what has more letters than so many of the base's tokens can spell.
+
+    To tokenise a long text takes a hundred times its size in memory, only to refuse it.
+
+    Raises:
+        Refused: `DATA_TOO_LONG`.
+    """
+    letters = most * _longest(base.tokenizer)
+    for number, text in enumerate(texts, 1):
+        if len(text) > letters:
+            what = f"Input {number} is {len(text)} letters long; {most} tokens hold at most {letters}."
+            raise Refused(Code.DATA_TOO_LONG, what, "Shorten it.")
+
+
+@lru_cache(maxsize=4)
+def _longest(tokenizer: "PreTrainedTokenizerBase") -> int:
+    return max(map(len, tokenizer.get_vocab()))
 
 
 def check_lengths(base: Base, prompts: Sequence[Prompt]) -> None:

@@ -12,7 +12,15 @@ from protocol.bundle import Bundle
 from protocol.errors import Code, Refused
 from protocol.openssf.model_signature import ModelSigner
 from protocol.signing import PublicKey
-from router.base.batching import Prompt, PromptLike, TokenPair, check_lengths, encode_pairs, read_prompts
+from router.base.batching import (
+    Prompt,
+    PromptLike,
+    TokenPair,
+    check_lengths,
+    check_letters,
+    encode_pairs,
+    read_prompts,
+)
 from router.base.fingerprint import check_base, first_line
 from router.base.likelihood import Likelihood, likelihoods
 from router.base.loading import Loading, load_base
@@ -247,14 +255,22 @@ class RoutedModel(ExpertSet):
             planned = planned.recorded(full=full)
         return write(self.base, planned, prompts, max_new_tokens, [text for text in stop if text])
 
-    def read(self, inputs: Asking) -> list[Prompt]:
+    def read(self, inputs: Asking, most: int | None = None) -> list[Prompt]:
         """Write chats down and tokenise, once, what is going to be asked; what was read before stays as it is.
+
+        Args:
+            inputs: What is asked.
+            most: Tokens that an input may have where the base sets no bound; what is far longer is not tokenised.
 
         Raises:
             Refused: `REQUEST_INVALID`, or `DATA_TOO_LONG`.
         """
         found: list[Input | Prompt] = [*one_by_one(cast("Inputs", inputs))]
         check_inputs([each.text if isinstance(each, Prompt) else each for each in found])
+        if bound := self.base.positions or most:
+            written = [each for each in found if not isinstance(each, Prompt)]
+            texts = (each if isinstance(each, str) else "".join(turn["content"] for turn in each) for each in written)
+            check_letters(self.base, texts, bound)
         prompts = read_prompts(self.base, found)
         check_lengths(self.base, prompts)
         return prompts

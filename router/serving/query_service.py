@@ -84,7 +84,8 @@ class QueryService(QueryServicer):
             await asyncio.gather(*asking, return_exceptions=True)
 
     def _read(self, request: query_pb2.AskRequest) -> list[Prompt]:
-        prompts = self._model.read([input_from_wire(each) for each in request.inputs])
+        inputs = [input_from_wire(each) for each in request.inputs]
+        prompts = self._model.read(inputs, math.isqrt(MAX_SQUARED_TOKENS))
         longest = max(len(prompt.tokens) for prompt in prompts)
         if len(prompts) * longest**2 > MAX_SQUARED_TOKENS:
             raise Refused(

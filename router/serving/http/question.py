@@ -1,5 +1,6 @@
 """From a request's body to what the engine is asked."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, cast
@@ -74,11 +75,11 @@ def read_inputs(model: RoutedModel, inputs: Sequence[Given]) -> list[Prompt]:
         what = "The pool's base has no chat template, so nobody can chat with it."
         raise Refused(Code.REQUEST_INVALID, what, "Ask /v1/completions.")
     read = [_prompt(model, each) if isinstance(each, tuple) else each for each in inputs]
-    prompts = model.read(cast("Asking", read))
+    prompts = model.read(cast("Asking", read), math.isqrt(MAX_SQUARED_TOKENS))
     for prompt in prompts:
         if len(prompt.tokens) ** 2 > MAX_SQUARED_TOKENS:
             what = f"An input is {len(prompt.tokens)} tokens long."
-            raise Refused(Code.REQUEST_INVALID, what, f"Send at most {int(MAX_SQUARED_TOKENS**0.5)} tokens.")
+            raise Refused(Code.REQUEST_INVALID, what, f"Send at most {math.isqrt(MAX_SQUARED_TOKENS)} tokens.")
     return prompts
 
 

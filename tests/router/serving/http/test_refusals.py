@@ -119,7 +119,7 @@ def test_the_official_client_raises_its_own_errors(client: OpenAI) -> None:
 
 def test_what_is_no_question(http: httpx.Client) -> None:
     assert refused(http.get(TEXT)) == (405, "REQUEST_INVALID")
-    assert refused(http.get("/")) == (404, "REQUEST_INVALID")
+    assert refused(http.get("/nothing")) == (404, "REQUEST_INVALID")
     assert refused(http.get("/openapi.json")) == (404, "REQUEST_INVALID")
     assert refused(http.get("/v1/models/none")) == (404, "POOL_UNKNOWN")
     assert refused(http.get("/v1/models/notes/expert:none")) == (404, "EXPERT_UNKNOWN")
