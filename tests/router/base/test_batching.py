@@ -7,6 +7,7 @@ import pytest
 from protocol.errors import Code, Refused
 from router.base import batching
 from router.model.routed_model import RoutedModel
+from router.query.request import Inputs, Turn
 from tests import factories
 
 
@@ -23,7 +24,8 @@ def test_what_is_far_too_long_is_not_tokenised(model: RoutedModel, monkeypatch: 
         model.read("a " * (longest // 2))  # only the tokenizer knows
     assert refused.value.code is Code.DATA_TOO_LONG
     monkeypatch.setattr(batching, "_read", lambda *_: pytest.fail("it was tokenised"))
-    for inputs in ("a" * (longest + 1), ["a", "b " * longest], [{"role": "user", "content": "a " * longest}]):
+    asked: list[Inputs] = ["a" * (longest + 1), ["a", "b " * longest], [Turn(role="user", content="a " * longest)]]
+    for inputs in asked:
         with pytest.raises(Refused, match="letters long") as refused:
             model.read(inputs)
         assert refused.value.code is Code.DATA_TOO_LONG

@@ -37,7 +37,21 @@ def broken_json(draw: random.Random, line: socket.socket) -> None:
 
 
 def wrong_types(draw: random.Random, line: socket.socket) -> None:
-    odd: tuple[object, ...] = (None, True, -1, 1e308, 1 << 70, "", "x" * 5000, [], [[]], {}, {"$ref": "#"}, "\ud800", [None] * 50)
+    odd: tuple[object, ...] = (
+        None,
+        True,
+        -1,
+        1e308,
+        1 << 70,
+        "",
+        "x" * 5000,
+        [],
+        [[]],
+        {},
+        {"$ref": "#"},
+        "\ud800",
+        [None] * 50,
+    )
     names = (
         "model",
         "prompt",
