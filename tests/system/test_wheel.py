@@ -45,7 +45,16 @@ def test_a_wheel_goes_up_and_answers(installed: Path, tmp_path: Path) -> None:
         cwd=place, env=environment, check=True, capture_output=True, text=True,
     )  # fmt: skip
     assert Path(found.stdout.strip()).is_relative_to(installed.parent)
-    command = [installed / "greylag-router", "up", "--base", base, "--bundle", bundle.folder, "--http", "127.0.0.1:0"]
+    command: list[Path | str] = [
+        installed / "greylag-router",
+        "up",
+        "--base",
+        base,
+        "--bundle",
+        bundle.folder,
+        "--http",
+        "127.0.0.1:0",
+    ]
     with subprocess.Popen(
         [*command, "--json"], cwd=place, env=environment, stdout=subprocess.PIPE, text=True
     ) as process:
