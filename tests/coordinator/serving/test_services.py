@@ -224,6 +224,13 @@ def test_a_silent_stream_is_ended_and_keeps_its_bytes(
         assert CARD not in {missing.name for missing in ada.begin(bundle).missing}
 
 
+def test_who_starts_a_stream_twice_is_told_so(join: Join, identity: Identity, bundle: Bundle) -> None:
+    ada = join(identity)
+    first, *_ = put_requests(bundle.folder / CARD, ada.begin(bundle), CARD, 0)
+    error = refusal(lambda: put(ada, iter([first, first])))
+    assert (error.code, error.message) == (Code.BAD_WIRE, "A stream of chunks has one start.")
+
+
 def test_streams_without_a_token_take_no_place(served: Served, pool: Pool, identity: Identity, bundle: Bundle) -> None:
     served.streams = 1
     with served.running() as address, rude(int(address.rpartition(":")[2])) as silent:
