@@ -109,7 +109,7 @@ class ChatClient:
 
         Raises:
             Refused: Whatever the router refuses.
-            Unavailable: `UNREACHABLE`, `BAD_WIRE` if the answer breaks off, or what the router lacks.
+            Unavailable: `UNREACHABLE`, also if the answer breaks off, or what the router lacks.
         """
         shared = {
             "model": wish.model(facts["pool"]), "stream": True, "max_tokens": wish.max_tokens,
@@ -159,7 +159,7 @@ def _events(reply: httpx.Response) -> Iterator[dict[str, Any]]:
             if "error" in event:
                 raise _said(event["error"])
             yield event
-    raise Unavailable(Code.BAD_WIRE, "The answer broke off.", "Ask again.")
+    raise Unavailable(Code.UNREACHABLE, "The answer broke off.", "Ask again.")
 
 
 def _take(told: Told, choice: dict[str, Any]) -> None:
