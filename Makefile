@@ -98,6 +98,10 @@ bench-growth: $(STAMP) ## Cost of adding an expert while requests run (a minute)
 bench-serve: $(STAMP) ## Cost of routing to people who ask over HTTP, many at once (ten minutes); ARGS="--help" tells options
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.serve $(ARGS)
 
+.PHONY: bench-arrivals
+bench-arrivals: $(STAMP) ## Whether people who ask notice a hundred releases that arrive (eight minutes); ARGS="--help" tells options
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.arrivals $(ARGS)
+
 .PHONY: bench-log
 bench-log: $(STAMP) ## Cost of the transparency log at 1,000 to 100,000 entries (a minute)
 	@$(BIN)/python -m tests.bench.log

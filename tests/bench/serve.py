@@ -72,6 +72,12 @@ def served(dtype: str) -> Iterator[tuple[str, Connection]]:
             process.join(LONGEST_S)
 
 
+def tell(pipe: Connection, what: object) -> Any:
+    """Tell the router's process something, and wait for what it says."""
+    pipe.send(what)
+    return pipe.recv()
+
+
 def prompts(count: int, seed: int) -> list[str]:
     """Make inputs of one length that begin differently."""
     draw = random.Random(seed)
@@ -141,13 +147,12 @@ def main() -> None:
     rows = []
     with served(flags.dtype) as (url, pipe):
         for experts in sorted(flags.experts):
-            pipe.send(experts)
-            facts = pipe.recv()
+            tell(pipe, experts)
+            facts = tell(pipe, "facts")
             for users in flags.users:
                 rows.append(row(url, experts, users, flags.rounds, facts))
                 sys.stderr.write(f"{rows[-1]}\n")
-        pipe.send(prompts(SEQUENTIAL, 0))
-        alone = pipe.recv()
+        alone = tell(pipe, prompts(SEQUENTIAL, 0))
     most = max((each for each in rows if each["experts"] == max(flags.experts)), key=lambda each: each["users"])
     document = {
         "schema": 1,

@@ -8,6 +8,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import psutil
 import structlog
 import torch
 from torch import Tensor
@@ -36,8 +37,9 @@ def be_served(folder: Path, dtype: str, new_tokens: int, pipe: Connection) -> No
         folder: Where the base and the users' file go.
         dtype: Of the base.
         new_tokens: Length of every answer.
-        pipe: Sends the port; then answers each number of experts that comes with facts, and a list of prompts with how
-            many tokens a second `generate` writes to them one after the other; None ends it.
+        pipe: Sends the port. Then a number of experts that comes is put on the base, in a release of that number, while
+            whoever asked is answered; a list of prompts is answered with how many tokens a second `generate` writes
+            to them one after the other, and `facts` with what a step reads; None ends it.
     """
     torch.set_num_threads(1)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
@@ -55,7 +57,13 @@ def be_served(folder: Path, dtype: str, new_tokens: int, pipe: Connection) -> No
     pipe.send(server.port)
     try:
         while (asked := pipe.recv()) is not None:
-            pipe.send(_grow(model, asked) if isinstance(asked, int) else _one_by_one(model, asked, new_tokens))
+            match asked:
+                case int(experts):
+                    pipe.send(_grow(model, experts))
+                case "facts":
+                    pipe.send(_facts(model))
+                case prompts:
+                    pipe.send(_one_by_one(model, prompts, new_tokens))
     finally:
         loop.call_soon_threadsafe(stopped.set)
         answering.join()
@@ -74,21 +82,31 @@ def _make_base(folder: Path) -> Path:
     return folder
 
 
-def _grow(model: RoutedModel, experts: int) -> dict[str, float]:
-    """Put random experts on the base until there are so many; tells what a step reads, in bytes, and how fast."""
+def _shapes(model: RoutedModel) -> dict[str, tuple[int, int]]:
     linears = {path: model.base.model.get_submodule(path) for path in model.places}
-    shapes = {path: (linear.in_features, linear.out_features) for path, linear in linears.items()}
-    pool = model.generation.pool
+    return {path: (linear.in_features, linear.out_features) for path, linear in linears.items()}
+
+
+def _grow(model: RoutedModel, experts: int) -> int:
+    """Put random experts on the base until there are so many, the same ones in every process."""
+    pool, shapes = model.generation.pool, _shapes(model)
     for number in range(len(pool.experts), experts):
+        torch.manual_seed(number)
         pool = pool.add(make_expert(number, shapes, RANK, dtype=model.base.model.dtype))
-    model.generation = replace(model.generation, release=experts + 1, pool=pool)
-    weights: list[Tensor] = list(model.base.model.parameters())
+    model.held = model.held.followed_by(replace(model.generation, release=experts, pool=pool))
+    return experts
+
+
+def _facts(model: RoutedModel) -> dict[str, float]:
+    """Tell what a step reads, in bytes, how fast that can be, and how much memory the process has."""
+    shapes, weights = _shapes(model), list[Tensor](model.base.model.parameters())
     size = weights[0].element_size()
     return {
         "base_bytes": sum(each.numel() for each in weights) * size,
         "expert_bytes": sum(RANK * (d + o) for d, o in shapes.values()) * size,
         "gate_bytes": sum(4 * d for d, _ in shapes.values()),
         "bytes_s": _bandwidth(),
+        "resident_bytes": psutil.Process().memory_info().rss,
     }
 
 
