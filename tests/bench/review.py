@@ -38,6 +38,7 @@ from coordinator.cli.output import now, opened_workspace
 from coordinator.cli.processes import _worker
 from coordinator.policy.lifecycle import State
 from coordinator.policy.next_release import next_release
+from coordinator.policy.review_rule import Figures
 from coordinator.review.copies import PURPOSE
 from coordinator.review.worker import Worker
 from coordinator.storage.blobs import Store
@@ -74,6 +75,7 @@ class Bench:
         self.opened, self._folder, self._rank = opened, folder, rank
         self._store, self._secret = Store(opened.settings.store), opened.identity.secret(PURPOSE)
         self._begun = now()
+        self._figures: Figures | None = None
         self.took: defaultdict[str, float] = defaultdict(float)
         self.worker = self._timed(_worker(opened, self.clock))
 
@@ -82,7 +84,11 @@ class Bench:
         return self._begun + timedelta(days=self.opened.pool.spec.policy.settle_days + 1)
 
     def fill(self, size: int) -> None:
-        """Release experts until there are so many, without a review."""
+        """Release experts until there are so many, without a review.
+
+        The first is measured as any newcomer is. The others, made like it, are given its figures, since the worker has
+        measured each of those that it released when they came.
+        """
         row, held = self.opened.registry.releases.find(), self.opened.registry.bundles
         newest = read_release(row.envelope, self.opened.pool) if row else None
         listed = []
@@ -94,9 +100,17 @@ class Bench:
             content = sketch(bundle.folder, bundle.spec, modules, self._secret).tobytes()
             self.opened.registry.sketches.keep(bundle.digest, content)
             listed.append(ReleasedExpert(name=bundle.spec.name, contributor=f"c{number}", bundle=bundle.digest))
+            self._measure(listed[-1])
         spec = next_release(self.opened.pool, newest, accepted=listed, held=held.held(), now=self._begun)
         if spec is not None:
             self.opened.registry.releases.publish(sign_release(spec, self.opened.identity), now=self._begun)
+
+    def _measure(self, expert: ReleasedExpert) -> None:
+        reviewer: Any = self.worker._reviewer
+        if self._figures is None:
+            reviewer.examine(expert)
+            self._figures = reviewer._kept.find(expert.bundle)
+        reviewer._kept.keep(expert.bundle, self._figures)
 
     def receive(self, number: int) -> Bundle:
         """Have a contributor's bundle wait for the worker."""

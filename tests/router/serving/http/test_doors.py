@@ -67,8 +67,8 @@ def test_keys_open_and_close_the_door_while_it_stands(engine: Engine, tmp_path: 
             ask(url, bob)
         with capture_logs() as logs:
             assert httpx.get(f"{url}/v1/models", headers={"authorization": f"Bearer {ada}"}).status_code == 200
-            eventually(lambda: bool(logs))
-        assert [entry.get("status") for entry in logs] == [200]
+            # That of the request before may come late.
+            eventually(lambda: 200 in [entry.get("status") for entry in logs])
         assert ada not in str(logs)
         for path, status in (("/metrics", 401), ("/v1/models", 401), ("/health", 200), ("/ready", 200)):
             assert httpx.get(url + path).status_code == status
