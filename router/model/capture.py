@@ -163,12 +163,14 @@ def fit_biases(scores: Tensor | Leaders, sets: Sets, k: int, most: float) -> Fit
     for rate in _RATES:
         bias, leaders = zeros, copy(first)
         for _ in range(_ROUNDS):
+            if bool((bias < 0).all()):  # one was lowered for another's sake, round about: finer steps, or no more
+                break
             shares = leaders.shares(bias, k)
             excess = shares.new_zeros(len(sets.members)).index_add_(0, within, shares[member]) / limit
             worst = excess.max().item()
             if worst < nearest.excess * (1 - _ROUNDING):
                 nearest = Fitted(bias, worst)
-            if worst <= 1 + _ROUNDING or bool((bias < 0).all()):
+            if worst <= 1 + _ROUNDING:
                 break
             down = torch.where(excess > 1 + _ROUNDING, rate * (excess.log() + _LEAST), 0)
             bias = bias - zeros.scatter_reduce(0, lowered, down[sake], "amax")

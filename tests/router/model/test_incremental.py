@@ -44,10 +44,12 @@ def slow_fit(scores: Tensor, sets: Sets, k: int, most: float) -> Fitted:
     for rate in _RATES:
         bias = scores.new_zeros(scores.shape[1])
         for _ in range(_ROUNDS):
+            if bool((bias < 0).all()):
+                break
             excess = members @ shares(scores + bias, k) / limit
             if excess.max().item() < nearest.excess * (1 - _ROUNDING):
                 nearest = Fitted(bias, excess.max().item())
-            if excess.max() <= 1 + _ROUNDING or bool((bias < 0).all()):
+            if excess.max() <= 1 + _ROUNDING:
                 break
             down = torch.where(excess > 1 + _ROUNDING, rate * (excess.log() + _LEAST), 0)
             bias = bias - (sets.lowered * down[:, None]).amax(0)
