@@ -121,7 +121,7 @@ def up(
     def on_ready(_: int, port: int | None) -> None:
         if isinstance(settings, RouterSettings) and not (workspace / FILE).exists():
             save(workspace, settings)
-        url = f"http://{_with_port(http, port)}"
+        url = f"http{'s' if settings.tls_cert else ''}://{_with_port(http, port)}"
         if json_:
             print_json({"http": url})
         else:
